@@ -1,0 +1,14 @@
+"""lamjax: large atomic models in JAX, fine-tuned through their own relaxation."""
+
+from lamjax.potential import Params as Params
+from lamjax.potential import Potential as Potential
+from lamjax.potential import PotentialConfig as PotentialConfig
+from lamjax.potential import Prediction as Prediction
+from lamjax.potential import allocate as allocate
+from lamjax.potential import build as build
+from lamjax.potential import predict as predict
+from lamjax.potential import stress as stress
+from lamjax.system import Labels as Labels
+from lamjax.system import System as System
+from lamjax.system import from_ase as from_ase
+from lamjax.system import to_ase as to_ase

@@ -1,0 +1,70 @@
+"""Analytic pair potentials behind the same interface as the learned ones: for tests, benchmarks and teaching."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+
+from lamjax import neighbors as neighbor_lists
+from lamjax import numerics
+from lamjax.neighbors import Shell
+from lamjax.potential import Potential
+
+
+@dataclass(frozen=True)
+class PairConfig:
+    """What a pair potential was made from."""
+
+    type: str
+    initial: tuple[tuple[str, float], ...]
+    cutoff: float  # Å
+    switch_start: float  # Å
+
+
+def lennard_jones(
+    sigma: float = 1.0, epsilon: float = 1.0, cutoff: float = 2.5, switch_start: float | None = None
+) -> Potential:
+    """E = Σ_pairs 4ε((σ/r)¹² - (σ/r)⁶) w(r), w the C² switch from `switch_start` (0.8 cutoff) to `cutoff` (Å, eV).
+
+    Parameters {"sigma", "epsilon"} are trainable.
+    """
+
+    def pair_energy(params, r):
+        x = (params["sigma"] / r) ** 6
+        return 4 * params["epsilon"] * (x * x - x)
+
+    return pair_potential(pair_energy, {"sigma": sigma, "epsilon": epsilon}, cutoff, switch_start)
+
+
+def morse(
+    depth: float = 1.0,
+    width: float = 5.0,
+    distance: float = 1.0,
+    cutoff: float = 2.5,
+    switch_start: float | None = None,
+) -> Potential:
+    """E = Σ_pairs D (exp(-2a(r - r0)) - 2 exp(-a(r - r0))) w(r). Parameters {"depth", "width", "distance"}: D eV, a 1/Å, r0 Å."""
+
+    def pair_energy(params, r):
+        x = jnp.exp(-params["width"] * (r - params["distance"]))
+        return params["depth"] * (x * x - 2 * x)
+
+    return pair_potential(pair_energy, {"depth": depth, "width": width, "distance": distance}, cutoff, switch_start)
+
+
+def pair_potential(
+    pair_energy: Callable, initial: dict[str, float], cutoff: float, switch_start: float | None = None
+) -> Potential:
+    """A potential from `pair_energy(params, r)` (eV, r in Å), switched off smoothly before the cutoff."""
+    start = 0.8 * cutoff if switch_start is None else switch_start
+
+    def init(key=None, dtype=None):
+        return {name: jnp.asarray(value, dtype or float) for name, value in initial.items()}
+
+    def atomic_energies(params, system, neighbors):
+        r = numerics.safe_norm(neighbor_lists.displacements(system, neighbors))
+        e = pair_energy(params, r) * numerics.switch(r, start, cutoff)
+        return jnp.sum(jnp.where(neighbors.mask, e, 0), axis=1) / 2
+
+    config = PairConfig(pair_energy.__qualname__.partition(".")[0], tuple(initial.items()), cutoff, start)
+    return Potential(config, (Shell(cutoff),), init, atomic_energies)

@@ -1,0 +1,8 @@
+"""Descriptors: what an atom sees, as numbers."""
+
+from lamjax.descriptors.base import Descriptor as Descriptor
+from lamjax.descriptors.dpa2 import DPA2Config as DPA2Config
+from lamjax.descriptors.dpa2 import RepformerConfig as RepformerConfig
+from lamjax.descriptors.dpa2 import RepinitConfig as RepinitConfig
+from lamjax.descriptors.dpa2 import ThreeBodyConfig as ThreeBodyConfig
+from lamjax.descriptors.dpa2 import dpa2 as dpa2

@@ -1,0 +1,57 @@
+"""What a descriptor is: a function from neighbours to one feature vector per atom, and how to begin its parameters."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from lamjax import nn
+from lamjax.neighbors import Neighbors, Shell
+
+
+class Descriptor(NamedTuple):
+    """Pure functions of a descriptor; made by a factory from a frozen config."""
+
+    config: Any
+    shells: tuple[Shell, ...]  # the cutoffs it looks at, widest first
+    width: int  # features per atom
+    init: Callable  # (key, dtype) -> params
+    apply: Callable  # (params, types (n_atoms,), neighbors, displacements (n_atoms, capacity, 3)) -> (n_atoms, width)
+
+
+def type_embedding_init(key, n_types: int, dim: int, bias: bool, dtype=None):
+    """Parameters of the table that gives every element a vector of `dim` numbers."""
+    return nn.linear_init(key, n_types, dim, bias=bias, dtype=dtype)
+
+
+def type_embedding(params) -> Float[Array, "n_types_and_padding dim"]:
+    """T = X W (+ b) with DeePMD-kit's residual, X = one-hot; the last row, of the padding type, is zero."""
+    w = params["w"]
+    table = nn.dense(params, jnp.eye(w.shape[0], dtype=w.dtype), lambda x: x)
+    return jnp.pad(table, ((0, 1), (0, 0)))
+
+
+def allowed_pairs(exclude_types: tuple[tuple[int, int], ...], n_types: int) -> np.ndarray | None:
+    """(n_types + 1, n_types + 1) table, False for excluded pairs of types; None if nothing is excluded."""
+    if not exclude_types:
+        return None
+    allowed = np.ones((n_types + 1, n_types + 1), bool)
+    for a, b in exclude_types:
+        allowed[a, b] = allowed[b, a] = False
+    return allowed
+
+
+def mask_excluded(mask, types, indices, allowed: np.ndarray | None):
+    """The mask without the slots whose pair of types is excluded."""
+    if allowed is None:
+        return mask
+    return mask & jnp.asarray(allowed)[types[:, None], types[indices[:, : mask.shape[1]]]]
+
+
+def split_neighbors(neighbors: Neighbors, types: Int[Array, " n_atoms"], shell: int):
+    """indices, types and mask of the prefix of the list that belongs to one shell."""
+    mask = neighbors.masks[shell]
+    indices = neighbors.indices[:, : mask.shape[1]]
+    return indices, types[indices], mask

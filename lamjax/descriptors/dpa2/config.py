@@ -1,0 +1,122 @@
+"""Configuration of DPA-2. Keys, defaults and meanings are DeePMD-kit's."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from lamjax.neighbors import Shell
+
+_STRICT = {"extra": "forbid"}
+
+
+@dataclass(frozen=True)
+class RepinitConfig:
+    """First block: radial embedding of the neighbours (DPA-1 without attention)."""
+
+    rcut: float = 6.0  # Å
+    rcut_smth: float = 0.5  # Å, start of the switch
+    nsel: int = 120  # neighbours kept, and the divisor of sums
+    neuron: tuple[int, ...] = (25, 50, 100)
+    axis_neuron: int = 16
+    tebd_dim: int = 8
+    tebd_input_mode: Literal["concat", "strip"] = "concat"
+    type_one_side: bool = False
+    set_davg_zero: bool = True
+    activation_function: str = "tanh"
+    resnet_dt: bool = False
+    __pydantic_config__: ClassVar = _STRICT
+
+
+@dataclass(frozen=True)
+class ThreeBodyConfig:
+    """Optional block over pairs of neighbours; type embedding, activation and resnet_dt are repinit's."""
+
+    rcut: float = 4.0  # Å
+    rcut_smth: float = 0.5  # Å
+    sel: int = 40
+    neuron: tuple[int, ...] = (2, 4, 8)
+    __pydantic_config__: ClassVar = _STRICT
+
+
+@dataclass(frozen=True)
+class RepformerConfig:
+    """The message-passing layers."""
+
+    rcut: float = 4.0  # Å
+    rcut_smth: float = 0.5  # Å
+    nsel: int = 48
+    nlayers: int = 3
+    g1_dim: int = 128
+    g2_dim: int = 16
+    axis_neuron: int = 4
+    direct_dist: bool = False
+    update_g1_has_conv: bool = True
+    update_g1_has_drrd: bool = True
+    update_g1_has_grrg: bool = True
+    update_g1_has_attn: bool = True
+    update_g2_has_g1g1: bool = True
+    update_g2_has_attn: bool = True
+    update_h2: bool = False
+    attn1_hidden: int = 64
+    attn1_nhead: int = 4
+    attn2_hidden: int = 16
+    attn2_nhead: int = 4
+    attn2_has_gate: bool = False
+    activation_function: str = "tanh"
+    update_style: Literal["res_avg", "res_incr", "res_residual"] = "res_avg"
+    update_residual: float = 0.001
+    update_residual_init: Literal["norm", "const"] = "norm"
+    set_davg_zero: bool = True
+    use_sqrt_nnei: bool = True
+    g1_out_conv: bool = True
+    g1_out_mlp: bool = True
+    ln_eps: float = 1e-5
+    __pydantic_config__: ClassVar = _STRICT
+
+
+@dataclass(frozen=True)
+class DPA2Config:
+    """The DPA-2 descriptor (Zhang et al., npj Comput. Mater. 2024, 10.1038/s41524-024-01493-2)."""
+
+    type: Literal["dpa2"] = "dpa2"
+    repinit: RepinitConfig = field(default_factory=RepinitConfig)
+    three_body: ThreeBodyConfig | None = None
+    repformer: RepformerConfig = field(default_factory=RepformerConfig)
+    concat_output_tebd: bool = True
+    smooth: bool = True
+    exclude_types: tuple[tuple[int, int], ...] = ()
+    env_protection: float = 0.0
+    use_tebd_bias: bool = False
+    add_tebd_to_repinit_out: bool = False
+    __pydantic_config__: ClassVar = _STRICT
+
+    def __post_init__(self):
+        if not (self.repformer.update_g1_has_grrg or self.repformer.update_g1_has_drrd):
+            if self.repformer.g1_out_conv and self.repformer.g1_out_mlp:
+                raise ValueError(
+                    "update_g1_has_grrg and update_g1_has_drrd are both off while g1_out_conv and g1_out_mlp are on: "
+                    "linear1 has no input. Switch one of them on (DeePMD-kit cannot evaluate this either)."
+                )
+        outer = self.repinit
+        for name, block in (("repformer", self.repformer), ("three_body", self.three_body)):
+            if block and (block.rcut > outer.rcut or _sel(block) > outer.nsel):
+                raise ValueError(
+                    f"{name} has rcut {block.rcut:g} Å and sel {_sel(block)}, repinit {outer.rcut:g} Å and {outer.nsel}: "
+                    "repinit must have the larger of both. Raise repinit.rcut or repinit.nsel."
+                )
+
+    @property
+    def shells(self) -> tuple[Shell, ...]:
+        """repinit's cutoff, the repformer's, and that of the three-body block where there is one."""
+        inner = [Shell(self.repformer.rcut, self.repformer.nsel)]
+        if self.three_body:
+            inner.append(Shell(self.three_body.rcut, self.three_body.sel))
+        return (Shell(self.repinit.rcut, self.repinit.nsel), *inner)
+
+    @property
+    def width(self) -> int:
+        """Features per atom."""
+        return self.repformer.g1_dim + (self.repinit.tebd_dim if self.concat_output_tebd else 0)
+
+
+def _sel(block) -> int:
+    return block.sel if isinstance(block, ThreeBodyConfig) else block.nsel

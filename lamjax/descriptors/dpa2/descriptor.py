@@ -1,0 +1,80 @@
+"""DPA-2: repinit and three-body features, transformed to g1, refined by the repformer.
+
+Zhang et al., npj Comput. Mater. 2024, 10.1038/s41524-024-01493-2; numbers equal DeePMD-kit's.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from lamjax import nn, numerics
+from lamjax.descriptors.base import (
+    Descriptor,
+    allowed_pairs,
+    mask_excluded,
+    split_neighbors,
+    type_embedding,
+    type_embedding_init,
+)
+from lamjax.descriptors.dpa2 import repformer, repinit, three_body
+from lamjax.descriptors.dpa2.config import DPA2Config
+from lamjax.descriptors.environment import environment
+
+
+def dpa2(config: DPA2Config, n_types: int) -> Descriptor:
+    """The descriptor of a config for `n_types` elements."""
+
+    def init(key, dtype=None):
+        return _init(key, config, n_types, dtype)
+
+    def apply(params, types, neighbors, displacements):
+        return _apply(params, config, n_types, types, neighbors, displacements)
+
+    return Descriptor(config, config.shells, config.width, init, apply)
+
+
+def _init(key, config: DPA2Config, n_types: int, dtype):
+    keys = jax.random.split(key, 6)
+    c = config.repinit
+    width = c.neuron[-1] * c.axis_neuron + (config.three_body.neuron[-1] if config.three_body else 0)
+    params = {
+        "type_embedding": type_embedding_init(keys[0], n_types, c.tebd_dim, config.use_tebd_bias, dtype),
+        "repinit": repinit.init(keys[1], c, n_types, dtype),
+        "repformer": repformer.init(keys[2], config.repformer, n_types, dtype),
+    }
+    if config.three_body:
+        params["three_body"] = three_body.init(keys[3], config.three_body, c, n_types, dtype)
+    if width != config.repformer.g1_dim:  # else the transform is the identity
+        params["g1_transform"] = nn.glorot_init(keys[4], width, config.repformer.g1_dim, dtype)
+    if config.add_tebd_to_repinit_out:
+        params["tebd_transform"] = nn.linear_init(keys[5], c.tebd_dim, config.repformer.g1_dim, bias=False, dtype=dtype)
+    return params
+
+
+def _apply(params, config: DPA2Config, n_types: int, types, neighbors, displacements):
+    table = type_embedding(params["type_embedding"])
+    allowed = allowed_pairs(config.exclude_types, n_types)
+
+    def view(shell: int, block, statistics):
+        indices, neighbor_types, mask = split_neighbors(neighbors, types, shell)
+        mask = mask_excluded(mask, types, indices, allowed)
+        d = displacements[:, : mask.shape[1]]
+        env = environment(d, mask, types, statistics, block.rcut, block.rcut_smth, config.env_protection)
+        return indices, neighbor_types, d, env
+
+    _, neighbor_types, _, env = view(0, config.repinit, params["repinit"]["statistics"])
+    leaks = not config.repinit.set_davg_zero and allowed is None
+    features = repinit.apply(params["repinit"], config.repinit, config.smooth, leaks, table, types, neighbor_types, env)
+    if config.three_body:
+        _, neighbor_types, _, env = view(2, config.three_body, params["three_body"]["statistics"])
+        triples = three_body.apply(
+            params["three_body"], config.three_body, config.repinit, config.smooth, table, neighbor_types, env
+        )
+        features = jnp.concatenate([features, triples], axis=-1)
+    g1 = nn.linear(params["g1_transform"], features) if "g1_transform" in params else features
+    if "tebd_transform" in params:
+        g1 = g1 + nn.linear(params["tebd_transform"], table)[types]
+    indices, _, d, env = view(1, config.repformer, params["repformer"]["statistics"])
+    g1 = repformer.apply(
+        params["repformer"], config.repformer, config.smooth, g1, indices, env, d, numerics.safe_norm(d)
+    )
+    return jnp.concatenate([g1, table[types]], axis=-1) if config.concat_output_tebd else g1

@@ -1,0 +1,272 @@
+"""Repformer: layers that update atoms (g1), pairs (g2) and, optionally, directions (h2).
+
+A layer reads only its input values. Numbers such as 7.3 refer to the terms in the order in which the residual
+vectors multiply them. `ns` is the configured nsel: what empty slots add to a softmax is written in closed form, so the
+arrays are only as wide as the structures need.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lamjax import nn
+from lamjax.descriptors.environment import Environment, statistics_init
+
+SHIFT = 20.0  # of the attention logits, so that a vanishing switch means weight exp(-20)
+
+
+class Pairs(NamedTuple):
+    """What all layers share: the neighbour slots of the repformer's shell."""
+
+    indices: jax.Array  # (n_atoms, ns)
+    mask: jax.Array  # (n_atoms, ns)
+    switch: jax.Array  # (n_atoms, ns)
+    weight: jax.Array  # (n_atoms, ns) the switch, or the mask where not smooth
+    symmetry_scale: jax.Array  # (n_atoms, 1, 1) 1/sqrt(ns) or 1/ns of Q
+    mean_scale: jax.Array  # (n_atoms, 1) 1/ns of the convolution
+    n_sel: int
+    smooth: bool
+
+
+def init(key, config, n_types: int, dtype=None):
+    keys = jax.random.split(key, config.nlayers + 1)
+    return {
+        "g2_embedding": nn.linear_init(keys[0], 1, config.g2_dim, dtype=dtype),
+        "layers": [
+            _layer_init(k, config, last=layer == config.nlayers - 1, dtype=dtype) for layer, k in enumerate(keys[1:])
+        ],
+        "statistics": statistics_init(n_types, dtype),
+    }
+
+
+def apply(params, config, smooth: bool, g1, indices, env: Environment, displacements, distance):
+    """g1 (n_atoms, g1_dim) after all layers."""
+    act = nn.activation(config.activation_function)
+    if config.direct_dist:
+        radial = jnp.where(env.mask, distance / config.rcut, 0)
+        h2 = jnp.where(env.mask[..., None], displacements / config.rcut, 0)
+    else:
+        radial, h2 = env.matrix[..., 0], env.matrix[..., 1:]
+    pairs = _pairs(config, smooth, indices, env, h2.dtype)
+    g1 = act(g1)
+    g2 = act(nn.linear(params["g2_embedding"], radial[..., None]))
+    for layer in params["layers"]:
+        g1, g2, h2 = _layer(layer, config, act, pairs, g1, g2, h2)
+    return g1
+
+
+def _pairs(config, smooth, indices, env, dtype) -> Pairs:
+    mask = env.mask.astype(dtype)
+    if smooth:
+        ones = jnp.ones((len(indices), 1), dtype)
+        mean = ones / config.nsel
+        symmetry = ones / (config.nsel**0.5 if config.use_sqrt_nnei else config.nsel)
+        weight = env.switch
+    else:
+        n_real = jnp.sum(mask, axis=1, keepdims=True)
+        mean = 1 / (1e-4 + n_real)
+        has_any = n_real > 0
+        root = jnp.where(has_any, jnp.sqrt(jnp.where(has_any, n_real, 1)), 0)
+        symmetry = 1 / (1e-4 + root) if config.use_sqrt_nnei else mean
+        weight = mask
+    return Pairs(indices, env.mask, env.switch, weight, symmetry[..., None], mean, config.nsel, smooth)
+
+
+def _layer_init(key, config, last: bool, dtype=None):
+    c = config
+    k = iter(jax.random.split(key, 24))
+    ax, n1, n2 = c.axis_neuron, c.g1_dim, c.g2_dim
+    width = (
+        n1 * (not c.g1_out_mlp)
+        + n2 * (c.update_g1_has_conv and not c.g1_out_conv)
+        + ax * n2 * c.update_g1_has_grrg
+        + ax * n1 * c.update_g1_has_drrd
+    )
+    p = {"linear1": nn.linear_init(next(k), width, n1, dtype=dtype)}
+    if c.g1_out_mlp:
+        p["g1_self_mlp"] = nn.linear_init(next(k), n1, n1, dtype=dtype)
+    if c.update_g1_has_conv:
+        shape = (n2, n1) if c.g1_out_conv else (n1, n2)
+        p["proj_g1g2"] = nn.linear_init(next(k), *shape, bias=False, dtype=dtype)
+    if c.update_g1_has_attn:
+        p["loc_attn"] = {
+            "mapq": nn.linear_init(next(k), n1, c.attn1_hidden * c.attn1_nhead, bias=False, dtype=dtype),
+            "mapkv": nn.linear_init(next(k), n1, (c.attn1_hidden + n1) * c.attn1_nhead, bias=False, dtype=dtype),
+            "head_map": nn.linear_init(next(k), n1 * c.attn1_nhead, n1, dtype=dtype),
+        }
+    if not last:
+        p |= _pair_update_init(next(k), c, dtype)
+    if c.update_style == "res_residual":
+        p |= _residual_init(next(k), c, last, dtype)
+    return p
+
+
+def _pair_update_init(key, c, dtype):
+    k = iter(jax.random.split(key, 8))
+    n1, n2 = c.g1_dim, c.g2_dim
+    p = {"linear2": nn.linear_init(next(k), n2, n2, dtype=dtype)}
+    if c.update_g2_has_g1g1:
+        p["proj_g1g1g2"] = nn.linear_init(next(k), n1, n2, bias=False, dtype=dtype)
+    if c.update_g2_has_attn or c.update_h2:
+        p["attn2g_map"] = {
+            "mapqk": nn.linear_init(next(k), n2, 2 * c.attn2_hidden * c.attn2_nhead, bias=False, dtype=dtype)
+        }
+    if c.update_g2_has_attn:
+        p["attn2_mh_apply"] = {
+            "mapv": nn.linear_init(next(k), n2, n2 * c.attn2_nhead, bias=False, dtype=dtype),
+            "head_map": nn.linear_init(next(k), n2 * c.attn2_nhead, n2, dtype=dtype),
+        }
+        p["attn2_lm"] = nn.layer_norm_init(n2, dtype)
+    if c.update_h2:
+        p["attn2_ev_apply"] = {"head_map": nn.linear_init(next(k), c.attn2_nhead, 1, bias=False, dtype=dtype)}
+    return p
+
+
+def _residual_init(key, c, last: bool, dtype):
+    n_g1 = c.g1_out_mlp + (c.update_g1_has_conv and c.g1_out_conv) + 1 + c.update_g1_has_attn
+    n_g2 = 0 if last else 1 + c.update_g2_has_g1g1 + c.update_g2_has_attn
+    n_h2 = 0 if last else int(c.update_h2)
+
+    def vectors(key, number, width):
+        if c.update_residual_init == "const":
+            return [jnp.full(width, c.update_residual, dtype) for _ in range(number)]
+        return [c.update_residual * jax.random.normal(k, (width,), dtype) for k in jax.random.split(key, number)]
+
+    keys = jax.random.split(key, 3)
+    sizes = {"g1_residual": (n_g1, c.g1_dim), "g2_residual": (n_g2, c.g2_dim), "h2_residual": (n_h2, 1)}
+    return {name: vectors(k, *size) for k, (name, size) in zip(keys, sizes.items(), strict=True)}
+
+
+def _layer(p, c, act, pairs: Pairs, g1, g2, h2):
+    """One layer; without `linear2` it is the last and leaves g2 and h2 alone."""
+    g1_j = g1[pairs.indices]
+    new_g1 = _combine(c.update_style, p.get("g1_residual"), _g1_terms(p, c, act, pairs, g1, g1_j, g2, h2))
+    if "linear2" not in p:
+        return new_g1, g2, h2
+    attention = _pair_attention(p["attn2g_map"], c, pairs, g2, h2) if "attn2g_map" in p else None
+    new_g2 = _combine(c.update_style, p.get("g2_residual"), _g2_terms(p, c, act, pairs, g1, g1_j, g2, attention))
+    h2_terms = [h2]
+    if c.update_h2:
+        h2_terms.append(_equivariant_apply(p["attn2_ev_apply"], attention, h2))
+    return new_g1, new_g2, _combine(c.update_style, p.get("h2_residual"), h2_terms)
+
+
+def _g1_terms(p, c, act, pairs: Pairs, g1, g1_j, g2, h2):
+    """g1 itself and its updates: self, convolution, symmetrisation, attention (7.3 a-e)."""
+    terms = [g1]
+    mixed = []
+    if c.g1_out_mlp:
+        terms.append(act(nn.linear(p["g1_self_mlp"], g1)))
+    else:
+        mixed.append(g1)
+    if c.update_g1_has_conv and c.g1_out_conv:
+        filters = nn.linear(p["proj_g1g2"], g2)
+        terms.append(jnp.einsum("nwc,nwc,nw->nc", filters, g1_j, pairs.weight) * pairs.mean_scale)
+    elif c.update_g1_has_conv:
+        projected = nn.linear(p["proj_g1g2"], g1)[pairs.indices]
+        mixed.append(jnp.einsum("nwc,nwc,nw->nc", g2, projected, pairs.weight) * pairs.mean_scale)
+    if c.update_g1_has_grrg:
+        mixed.append(_symmetrise(g2, h2, pairs, c.axis_neuron))
+    if c.update_g1_has_drrd:
+        mixed.append(_symmetrise(g1_j, h2, pairs, c.axis_neuron))
+    terms.append(act(nn.linear(p["linear1"], jnp.concatenate(mixed, axis=-1))))
+    if c.update_g1_has_attn:
+        terms.append(_local_attention(p["loc_attn"], c, pairs, g1))
+    return terms
+
+
+def _g2_terms(p, c, act, pairs: Pairs, g1, g1_j, g2, attention):
+    """g2 itself and its updates: linear, g1 g1, pair attention (7.4)."""
+    terms = [g2, act(nn.linear(p["linear2"], g2))]
+    if c.update_g2_has_g1g1:
+        terms.append(nn.linear(p["proj_g1g1g2"], g1[:, None, :] * g1_j * pairs.weight[..., None]))
+    if c.update_g2_has_attn:
+        update = _multi_head_apply(p["attn2_mh_apply"], attention, g2)
+        terms.append(nn.layer_norm(p["attn2_lm"], update, c.ln_eps))
+    return terms
+
+
+def _combine(style: str, residuals, terms):
+    """u0 with its updates: their average, increments over sqrt, or residual vectors matched by position (7.6)."""
+    base, *updates = terms
+    if not updates:
+        return base
+    if style == "res_avg":
+        return sum(updates, base) / len(terms) ** 0.5
+    if style == "res_incr":
+        return base + sum(updates) / len(updates) ** 0.5
+    return base + sum(v * u for v, u in zip(residuals, updates, strict=True))
+
+
+def _symmetrise(g, h2, pairs: Pairs, axis_neuron: int):
+    """Qᵀ[:ax] Q / 3 with Q = scale Σ_j h2_j ⊗ g_j weight_j (7.2), flattened with the channel fastest."""
+    q = jnp.einsum("nwx,nwc->nxc", h2 * pairs.weight[..., None], g) * pairs.symmetry_scale
+    return (jnp.einsum("nxa,nxc->nac", q[..., :axis_neuron], q) / 3).reshape(len(g), -1)
+
+
+def _softmax(logits, weight, mask, pairs: Pairs):
+    """Softmax over the last axis (7.5). Smooth: of (logit + 20) weight - 20 over all ns slots, absent ones included;
+    else over real neighbours only."""
+    if not pairs.smooth:
+        logits = jnp.where(mask, logits, -1e30)
+        top = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+        e = jnp.where(mask, jnp.exp(logits - top), 0)
+        total = jnp.sum(e, axis=-1, keepdims=True)
+        return e / jnp.where(total > 0, total, 1)
+    z = (logits + SHIFT) * weight - SHIFT
+    top = jax.lax.stop_gradient(jnp.maximum(jnp.max(z, axis=-1, keepdims=True), -SHIFT))
+    e = jnp.exp(z - top)
+    absent = pairs.n_sel - logits.shape[-1]
+    return e / (jnp.sum(e, axis=-1, keepdims=True) + absent * jnp.exp(-SHIFT - top))
+
+
+def _pair_attention(p, c, pairs: Pairs, g2, h2):
+    """The map a_h[j, k] between neighbours j and k of one atom, gated by h2_j · h2_k: (n_atoms, j, head, k)."""
+    n, width, n2 = g2.shape
+    w_qk = p["mapqk"]["w"].reshape(n2, c.attn2_hidden, 2, c.attn2_nhead)
+    # q·k = g2 (Wq Wkᵀ) g2ᵀ: one product instead of two where the hidden width is not smaller than g2's
+    kernel = jnp.einsum("cdh,edh->che", w_qk[:, :, 0], w_qk[:, :, 1]) / c.attn2_hidden**0.5
+    query = (g2 @ kernel.reshape(n2, -1)).reshape(n, width * c.attn2_nhead, n2)
+    logits = jnp.einsum("nqc,nkc->nqk", query, g2).reshape(n, width, c.attn2_nhead, width)
+    gate = jnp.einsum("njx,nkx->njk", h2, h2)[:, :, None, :]
+    if c.attn2_has_gate:
+        logits = logits * gate
+    both = (pairs.mask[:, :, None] & pairs.mask[:, None, :])[:, :, None, :]
+    weight = (pairs.switch[:, :, None] * pairs.switch[:, None, :])[:, :, None, :]
+    attention = _softmax(logits, weight, both, pairs)
+    if pairs.smooth:
+        attention = attention * weight
+    return attention * jnp.where(both, gate / 3**0.5, 0)
+
+
+def _multi_head_apply(p, attention, g2):
+    """Σ_h Σ_k a_h[j, k] g2_k Wv_h Wo_h + b; value and output maps of a head are one n2 × n2 matrix."""
+    n, width, n2 = g2.shape
+    n_head = attention.shape[2]
+    w_v = p["mapv"]["w"].reshape(n2, n2, n_head)
+    w_o = p["head_map"]["w"].reshape(n2, n_head, n2)
+    kernel = jnp.einsum("cdh,dhe->che", w_v, w_o)
+    value = (g2 @ kernel.reshape(n2, -1)).reshape(n, width, n_head, n2)
+    value = value.swapaxes(1, 2).reshape(n, n_head * width, n2)
+    return attention.reshape(n, width, n_head * width) @ value + p["head_map"]["b"]
+
+
+def _equivariant_apply(p, attention, h2):
+    """Σ_h head_map_h Σ_k a_h[j, k] h2_k."""
+    mixed = jnp.einsum("njhk,h->njk", attention, p["head_map"]["w"][:, 0])
+    return mixed @ h2
+
+
+def _local_attention(p, c, pairs: Pairs, g1):
+    """Attention of an atom to its neighbours (7.5); keys and values are projected once per atom, then gathered."""
+    n, n1 = g1.shape
+    query = nn.linear(p["mapq"], g1).reshape(n, c.attn1_hidden, c.attn1_nhead)
+    key_value = nn.linear(p["mapkv"], g1).reshape(n, c.attn1_hidden + n1, c.attn1_nhead)[pairs.indices]
+    keys, values = key_value[:, :, : c.attn1_hidden], key_value[:, :, c.attn1_hidden :]
+    logits = jnp.einsum("ndh,nwdh->nhw", query, keys) / c.attn1_hidden**0.5
+    weight = pairs.switch[:, None, :]
+    attention = _softmax(logits, weight, pairs.mask[:, None, :], pairs)
+    attention = jnp.where(pairs.mask[:, None, :], attention * weight if pairs.smooth else attention, 0)
+    mixed = jnp.einsum("nhw,nwch->nhc", attention, values).reshape(n, -1)
+    return nn.linear(p["head_map"], mixed)

@@ -1,0 +1,28 @@
+"""Three-body block: an embedding of R_ij · R_ik and the two types, summed over ordered pairs of neighbours."""
+
+import jax
+import jax.numpy as jnp
+
+from lamjax import nn
+from lamjax.descriptors.dpa2.embedding import concat_embedding, embedding_init, strip_embedding
+from lamjax.descriptors.environment import Environment, statistics_init
+
+
+def init(key, config, repinit, n_types: int, dtype=None):
+    keys = jax.random.split(key)
+    nets = embedding_init(*keys, repinit.tebd_input_mode, 2, repinit.tebd_dim, config.neuron, repinit.resnet_dt, dtype)
+    return {**nets, "statistics": statistics_init(n_types, dtype)}
+
+
+def apply(params, config, repinit, smooth: bool, table, neighbor_types, env: Environment):
+    """D3_i = (1/sel²) Σ_jk θ_jk G(θ_jk, t_j, t_k), θ_jk = R_ij[1:4] · R_ik[1:4]: (n_atoms, neuron[-1])."""
+    activation = nn.activation(repinit.activation_function)
+    angular = env.matrix[..., 1:]
+    theta = jnp.einsum("njx,nkx->njk", angular, angular)
+    inputs = (neighbor_types[:, :, None], neighbor_types[:, None, :])
+    if repinit.tebd_input_mode == "concat":
+        g = concat_embedding(params, theta, table, inputs, activation)
+    else:
+        weight = env.switch[:, :, None] * env.switch[:, None, :] if smooth else None
+        g = strip_embedding(params, theta, table, inputs, weight, activation)
+    return jnp.einsum("njk,njkg->ng", theta, g) / config.sel**2

@@ -1,0 +1,58 @@
+"""The switch and the environment matrix, DeePMD's local frame-free coordinates of the neighbours."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from lamjax import numerics
+
+
+class Environment(NamedTuple):
+    """One block's view of the neighbours."""
+
+    matrix: Float[Array, "n_atoms capacity 4"]  # normalised R_ij, 0 on padding
+    switch: Float[Array, "n_atoms capacity"]  # w(r_ij), 0 on padding
+    mask: Bool[Array, "n_atoms capacity"]
+
+
+def raw_rows(displacements, rcut: float, rcut_smth: float, protection: float = 0.0):
+    """e_ij = (w/(r+p), w d/(r+p)²) and w(r_ij), not masked. Zhang et al. 2024, eq. 3; `dpa1`'s rows."""
+    r = numerics.safe_norm(displacements)
+    w = numerics.switch(r, rcut_smth, rcut)
+    inverse = w / (r + protection)
+    angular = displacements * (inverse / (r + protection))[..., None]
+    return jnp.concatenate([inverse[..., None], angular], axis=-1), w
+
+
+def environment(
+    displacements: Float[Array, "n_atoms capacity 3"],
+    mask: Bool[Array, "n_atoms capacity"],
+    types: Int[Array, " n_atoms"],
+    statistics: dict,
+    rcut: float,
+    rcut_smth: float,
+    protection: float = 0.0,
+) -> Environment:
+    """R_ij = (e_ij - mean[t_i]) / stddev[t_i] with the switch; everything 0 where `mask` is False."""
+    rows, w = raw_rows(displacements, rcut, rcut_smth, protection)
+    mean, stddev = per_atom(statistics, types)
+    matrix = jnp.where(mask[..., None], (rows - mean[:, None, :]) / stddev[:, None, :], 0)
+    return Environment(matrix, jnp.where(mask, w, 0), mask)
+
+
+def padding_rows(statistics: dict, types: Int[Array, " n_atoms"]) -> Float[Array, "n_atoms 4"]:
+    """R of an empty slot in DeePMD-kit, -mean/stddev: not zero where the statistics have a mean."""
+    mean, stddev = per_atom(statistics, types)
+    return -mean / stddev
+
+
+def statistics_init(n_types: int, dtype=None) -> dict:
+    """Mean 0 and standard deviation 1 until statistics are taken from data."""
+    return {"mean": jnp.zeros((n_types, 4), dtype), "stddev": jnp.ones((n_types, 4), dtype)}
+
+
+def per_atom(statistics: dict, types):
+    """mean and stddev (n_atoms, 4) of each atom's type; padding atoms borrow the last type's."""
+    index = jnp.minimum(types, statistics["mean"].shape[0] - 1)
+    return statistics["mean"][index], statistics["stddev"][index]

@@ -1,0 +1,127 @@
+"""Neighbour lists on the host (vesin): how wide the arrays must be, and lists for training data."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import vesin
+
+from lamjax.neighbors.search import FAR
+from lamjax.neighbors.types import Neighbors, Shell, round_up
+from lamjax.system import System, complete_cell, face_distances
+
+
+def count(system: System, shells: tuple[Shell, ...]) -> tuple[int, ...]:
+    """Largest number of neighbours of an atom within each shell, before any `sel`."""
+    i, _, _, r = pairs(system, shells[0].cutoff)
+    n = len(np.asarray(system.numbers))
+    return tuple(int(np.bincount(i[r <= s.cutoff], minlength=n).max(initial=0)) for s in shells)
+
+
+def plan_capacities(found: tuple[int, ...], shells: tuple[Shell, ...], multiple: int = 4) -> tuple[int, ...]:
+    """Slots for each shell: what was found, at most `sel`, rounded up; inner shells never wider than outer ones."""
+    wanted = [round_up(f if s.sel is None else min(f, s.sel), multiple) for f, s in zip(found, shells, strict=True)]
+    return tuple(min(w, wanted[0]) for w in wanted)
+
+
+def allocate(
+    system: System, shells: tuple[Shell, ...], capacities: tuple[int, ...] | None = None, dtype=None
+) -> Neighbors:
+    """The neighbours of one structure, in arrays just wide enough (or of the given `capacities`).
+
+    Raises ValueError with the needed number if a given capacity is too small. Warns where a model's own `sel` cuts.
+    """
+    system = jax.tree.map(np.asarray, system)
+    i, j, images, r = pairs(system, shells[0].cutoff)
+    _check_distances(i, j, r)
+    n = system.n_atoms
+    found = tuple(int(np.bincount(i[r <= s.cutoff], minlength=n).max(initial=0)) for s in shells)
+    needed = plan_capacities(found, shells)
+    capacities = needed if capacities is None else tuple(capacities)
+    for shell, f, width in zip(shells, found, capacities, strict=True):
+        least = f if shell.sel is None else min(f, shell.sel)
+        if least > width:
+            raise ValueError(
+                f"An atom has {f} neighbours within {shell.cutoff:g} Å, capacity is {width}. "
+                f"Raise `capacity` to at least {least}."
+            )
+        if shell.sel is not None and f > shell.sel:
+            warnings.warn(
+                f"An atom has {f} neighbours within {shell.cutoff:g} Å; the model keeps the nearest {shell.sel} "
+                "(its `sel`), as DeePMD-kit does.",
+                stacklevel=2,
+            )
+    return jax.tree.map(jnp.asarray, _pack(system, shells, capacities, (i, j, images, r), found))
+
+
+def host_neighbors(
+    system: System, shells: tuple[Shell, ...], capacities: tuple[int, ...], n_offsets: int = 0
+) -> Neighbors:
+    """As `allocate`, with numpy arrays, for data that is stacked into batches; overflow is a flag, not an error.
+
+    `n_offsets` pads the list of images to a common length.
+    """
+    system = jax.tree.map(np.asarray, system)
+    i, j, images, r = pairs(system, shells[0].cutoff)
+    found = tuple(int(np.bincount(i[r <= s.cutoff], minlength=system.n_atoms).max(initial=0)) for s in shells)
+    return _pack(system, shells, capacities, (i, j, images, r), found, n_offsets)
+
+
+def pairs(system: System, cutoff: float):
+    """All pairs within the cutoff, sorted by centre and distance: i, j, images S, distance (Å). Padding is left out."""
+    numbers = np.asarray(system.numbers)
+    real = np.flatnonzero(numbers > 0)
+    pbc = np.asarray(system.pbc)
+    cell = complete_cell(system.cell, pbc)
+    positions = np.asarray(system.positions, np.float64)[real]
+    if len(real) == 0:
+        return np.zeros(0, int), np.zeros(0, int), np.zeros((0, 3), int), np.zeros(0)
+    finder = vesin.NeighborList(cutoff=cutoff, full_list=True)
+    i, j, images, r = finder.compute(points=positions, box=cell, periodic=list(map(bool, pbc)), quantities="ijSd")
+    order = np.lexsort((r, i))
+    return real[i[order].astype(int)], real[j[order].astype(int)], images[order].astype(int), r[order]
+
+
+def image_offsets(cell, pbc, cutoff: float) -> np.ndarray:
+    """All integer images (n_offsets, 3) that wrapped atoms can see within the cutoff, home image first."""
+    reach = np.where(pbc, np.ceil(cutoff / np.maximum(face_distances(cell, pbc), 1e-3) - 1e-6), 0).astype(int)
+    grid = np.stack(np.meshgrid(*(np.arange(-k, k + 1) for k in reach), indexing="ij"), axis=-1).reshape(-1, 3)
+    return grid[np.argsort((grid**2).sum(axis=1), kind="stable")].astype(np.int32)
+
+
+def _pack(system, shells, capacities, found_pairs, found, n_offsets: int = 0) -> Neighbors:
+    i, j, images, r = found_pairs
+    n, capacity = system.n_atoms, capacities[0]
+    starts = np.concatenate([[0], np.cumsum(np.bincount(i, minlength=n))])[:-1]
+    slot = np.arange(len(i)) - starts[i]
+    inside = slot < capacity
+    i, j, images, r, slot = i[inside], j[inside], images[inside], r[inside], slot[inside]
+    distance = np.full((n, capacity), np.inf)
+    distance[i, slot] = r
+    masks = [
+        (distance[:, :width] <= s.cutoff) & (np.arange(width) < (width if s.sel is None else s.sel))
+        for s, width in zip(shells, capacities, strict=True)
+    ]
+    indices = np.broadcast_to(np.arange(n, dtype=np.int32)[:, None], (n, capacity)).copy()
+    shifts = np.zeros((n, capacity, 3), np.int32)
+    indices[i, slot], shifts[i, slot] = j, images
+    kept = [f if s.sel is None else min(f, s.sel) for f, s in zip(found, shells, strict=True)]
+    offsets = image_offsets(system.cell, system.pbc, shells[0].cutoff)
+    padding = np.full((max(0, n_offsets - len(offsets)), 3), FAR, np.int32)
+    return Neighbors(
+        indices=np.where(masks[0], indices, np.arange(n, dtype=np.int32)[:, None]),
+        images=np.where(masks[0][..., None], shifts, 0),
+        mask=masks[0],
+        inner=tuple(masks[1:]),
+        offsets=np.concatenate([offsets, padding]),
+        found=np.asarray(found, np.int32),
+        overflow=np.asarray(any(k > c for k, c in zip(kept, capacities, strict=True))),
+        truncated=np.asarray(any(k < f for k, f in zip(kept, found, strict=True))),
+    )
+
+
+def _check_distances(i, j, r, closest: float = 1e-3) -> None:
+    if len(r) and r.min() < closest:
+        k = int(np.argmin(r))
+        raise ValueError(f"Atoms {i[k]} and {j[k]} are {r[k]:.2g} Å apart: two atoms on one place. Remove one of them.")

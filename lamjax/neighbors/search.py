@@ -1,0 +1,108 @@
+"""The jittable neighbour search over all images: right for every cell, quadratic in atoms."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from lamjax.neighbors.types import Neighbors, Shell
+from lamjax.system import System
+
+FAR = 1 << 14  # an offset beyond this is padding of the offset list
+
+
+def all_images(
+    system: System, shells: tuple[Shell, ...], capacities: tuple[int, ...], offsets: Int[Array, "n_offsets 3"]
+) -> Neighbors:
+    """The nearest neighbours of every atom, searching every image in `offsets`.
+
+    `shells` and `capacities` (slots for each shell) are static. More neighbours than slots set `overflow`, unless the
+    shell's own `sel` drops them (`truncated`); a cell that needs more images than `offsets` sets `overflow` too.
+    """
+    system = jax.lax.stop_gradient(jax.tree.map(jnp.asarray, system))
+    n_atoms, n_offsets = system.n_atoms, offsets.shape[0]
+    shift, fractional_ok = _wrap_shift(system)
+    squared = _squared_distances(system, shift, offsets)  # (n_atoms, n_atoms * n_offsets), inf where no pair
+    found = jnp.stack([jnp.max(jnp.sum(squared <= s.cutoff**2, axis=1), initial=0) for s in shells]).astype(jnp.int32)
+    kept = jnp.array([f if s.sel is None else jnp.minimum(f, s.sel) for f, s in zip(found, shells, strict=True)])
+    capacity = capacities[0]
+    columns = min(capacity, n_atoms * n_offsets)
+    nearest, slot = jax.lax.top_k(-squared, columns)
+    nearest = jnp.pad(-nearest, ((0, 0), (0, capacity - columns)), constant_values=jnp.inf)
+    slot = jnp.pad(slot, ((0, 0), (0, capacity - columns)))
+    masks = [
+        (nearest[:, :width] <= s.cutoff**2) & (jnp.arange(width) < (width if s.sel is None else s.sel))
+        for s, width in zip(shells, capacities, strict=True)
+    ]
+    own = jnp.arange(n_atoms)[:, None]
+    j, o = slot // n_offsets, slot % n_offsets
+    images = offsets[o] + shift[:, None, :] - shift[j]
+    return Neighbors(
+        indices=jnp.where(masks[0], j, own).astype(jnp.int32),
+        images=jnp.where(masks[0][..., None], images, 0).astype(jnp.int32),
+        mask=masks[0],
+        inner=tuple(masks[1:]),
+        offsets=offsets,
+        found=found,
+        overflow=jnp.any(kept > jnp.array(capacities))
+        | ~fractional_ok
+        | _images_missing(system, shells[0].cutoff, offsets),
+        truncated=jnp.any(kept < found),
+    )
+
+
+def update(neighbors: Neighbors, system: System, shells: tuple[Shell, ...]) -> Neighbors:
+    """The list rebuilt for new positions (and cell) in the same shapes; a past `overflow` or `truncated` is kept."""
+    new = all_images(system, shells, neighbors.capacities, neighbors.offsets)
+    return new._replace(
+        overflow=new.overflow | neighbors.overflow,
+        truncated=new.truncated | neighbors.truncated,
+        found=jnp.maximum(new.found, neighbors.found),
+    )
+
+
+def _basis(system: System) -> Float[Array, "3 3"]:
+    """The cell, with rows of non-periodic directions completed to a basis."""
+    cell, pbc = system.cell, system.pbc
+    a, b, c = (jnp.where(pbc[k], cell[k], 0) for k in range(3))
+    n = jnp.sum(pbc)
+    only = a + b + c  # the periodic row where there is one only
+    helper = jnp.eye(3, dtype=cell.dtype)[jnp.argmin(jnp.abs(only))]
+    first = jnp.cross(only, helper)
+    first = first / jnp.maximum(jnp.linalg.norm(first), 1e-12)
+    second = jnp.cross(only, first)
+    second = second / jnp.maximum(jnp.linalg.norm(second), 1e-12)
+    rows = jnp.stack([a, b, c])
+    normal = jnp.stack([jnp.cross(b, c), jnp.cross(c, a), jnp.cross(a, b)])
+    normal = normal / jnp.maximum(jnp.linalg.norm(normal, axis=1, keepdims=True), 1e-12)
+    two = jnp.where(pbc[:, None], rows, normal)
+    order = jnp.cumsum(~pbc)[:, None]  # 1 for the first missing row, 2 for the second
+    one = jnp.where(pbc[:, None], rows, jnp.where(order == 1, first, second))
+    return jnp.select([n == 3, n == 2, n == 1], [rows, two, one], jnp.eye(3, dtype=cell.dtype))
+
+
+def _wrap_shift(system: System):
+    """The integer lattice vector that brings each atom home, and whether all of them fit an int16."""
+    fractional = system.positions @ jnp.linalg.inv(_basis(system))
+    shift = jnp.where(system.pbc, -jnp.floor(fractional), 0)
+    return shift.astype(jnp.int32), jnp.all(jnp.abs(shift) < FAR)
+
+
+def _squared_distances(system: System, shift, offsets):
+    """|x_j + o cell - x_i|² of wrapped atoms, (n_atoms, n_atoms * n_offsets); inf for self, padding, absent images."""
+    home = system.positions + shift.astype(system.cell.dtype) @ system.cell
+    translation = offsets.astype(system.cell.dtype) @ system.cell
+    d = home[None, :, None, :] + translation[None, None, :, :] - home[:, None, None, :]
+    squared = jnp.sum(d * d, axis=-1)
+    is_atom = system.numbers > 0
+    own = jnp.eye(system.n_atoms, dtype=bool)[:, :, None] & jnp.all(offsets == 0, axis=1)
+    absent = jnp.any((jnp.abs(offsets) >= FAR) | ((offsets != 0) & ~system.pbc), axis=1)
+    usable = is_atom[:, None, None] & is_atom[None, :, None] & ~own & ~absent
+    return jnp.where(usable, squared, jnp.inf).reshape(system.n_atoms, -1)
+
+
+def _images_missing(system: System, cutoff: float, offsets):
+    """True if the cell needs images along some periodic axis that `offsets` does not reach."""
+    height = 1 / jnp.linalg.norm(jnp.linalg.inv(_basis(system)), axis=0)
+    needed = jnp.where(system.pbc, jnp.ceil(cutoff / height - 1e-6), 0)
+    reach = jnp.max(jnp.where(jnp.abs(offsets) < FAR, offsets, 0), axis=0)
+    return jnp.any(needed > reach)

@@ -1,0 +1,125 @@
+"""Small networks as init/apply pairs on dicts of arrays. Matrices are (n_in, n_out) and used as `x @ w + b`.
+
+Formulas and initialisation as in DeePMD-kit (dense layers with optional time step and residual).
+"""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+
+
+def linear_init(key, n_in: int, n_out: int, bias: bool = True, timestep: bool = False, dtype=None):
+    """w ~ N(0, 1/sqrt(n_in + n_out)), b ~ N(0, 1), idt ~ N(0.1, 0.001)."""
+    keys = jax.random.split(key, 3)
+    params = {"w": jax.random.normal(keys[0], (n_in, n_out), dtype) / (n_in + n_out) ** 0.5}
+    if bias:
+        params["b"] = jax.random.normal(keys[1], (n_out,), dtype)
+    if timestep:
+        params["idt"] = 0.1 + 0.001 * jax.random.normal(keys[2], (n_out,), dtype)
+    return params
+
+
+def glorot_init(key, n_in: int, n_out: int, dtype=None):
+    """A matrix without bias, uniform in ±sqrt(6/(n_in + n_out))."""
+    bound = (6 / (n_in + n_out)) ** 0.5
+    return {"w": jax.random.uniform(key, (n_in, n_out), dtype, -bound, bound)}
+
+
+def linear(params, x):
+    """x W + b."""
+    y = x @ params["w"]
+    return y + params["b"] if "b" in params else y
+
+
+def dense(params, x, activation, resnet: bool = True):
+    """activation(x W + b) * idt, plus x (or [x, x]) if `resnet` and the width is kept (or doubled)."""
+    return finish_dense(params, linear(params, x), x, activation, resnet)
+
+
+def finish_dense(params, preactivation, x, activation, resnet: bool = True):
+    """What follows the matrix product of `dense`; `x` may be None where no residual can occur."""
+    y = activation(preactivation)
+    if "idt" in params:
+        y = y * params["idt"]
+    if not resnet or x is None:
+        return y
+    if y.shape[-1] == x.shape[-1]:
+        return x + y
+    if y.shape[-1] == 2 * x.shape[-1]:
+        return jnp.concatenate([x, x], axis=-1) + y
+    return y
+
+
+def mlp_init(key, n_in: int, neuron: tuple[int, ...], timestep: bool = False, dtype=None):
+    """A chain of dense layers; a time step exists only where the width is kept or doubled."""
+    widths = (n_in, *neuron)
+    keys = jax.random.split(key, len(neuron))
+    return [
+        linear_init(k, a, b, timestep=timestep and b in (a, 2 * a), dtype=dtype)
+        for k, a, b in zip(keys, widths[:-1], widths[1:], strict=True)
+    ]
+
+
+def mlp(layers, x, activation):
+    """Chain of `dense` with residuals."""
+    for layer in layers:
+        x = dense(layer, x, activation)
+    return x
+
+
+def layer_norm_init(n: int, dtype=None):
+    return {"w": jnp.ones(n, dtype), "b": jnp.zeros(n, dtype)}
+
+
+def layer_norm(params, x, eps: float):
+    """(x - mean)/sqrt(var + eps) * w + b over the last axis, biased variance."""
+    mean = jnp.mean(x, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(x - mean), axis=-1, keepdims=True)
+    return (x - mean) * jax.lax.rsqrt(variance + eps) * params["w"] + params["b"]
+
+
+def activation(name: str):
+    """The function of an activation name of DeePMD-kit (case-insensitive; "silut:T" takes a threshold)."""
+    name = name.lower()
+    if match := re.fullmatch(r"(?:silut|custom_silu)(?::([-+.\de]+))?", name):
+        return _silut(float(match[1] or 3))
+    if name not in _ACTIVATIONS:
+        raise ValueError(f"Unknown activation function {name!r}; known: {', '.join(sorted(_ACTIVATIONS))}, silut:T.")
+    return _ACTIVATIONS[name]
+
+
+def _gelu(x):
+    return jax.nn.gelu(x, approximate=True)
+
+
+def _identity(x):
+    return x
+
+
+def _silut(threshold: float):
+    """silu below the threshold, above it a tanh that continues value and slope."""
+    sigma = 1 / (1 + math.exp(-threshold))
+    slope = sigma * (1 + threshold * (1 - sigma))
+    value = threshold * sigma
+
+    def silut(x):
+        above = x >= threshold
+        return jnp.where(above, jnp.tanh(slope * (x - threshold)) + value, jax.nn.silu(jnp.where(above, 0, x)))
+
+    return silut
+
+
+_ACTIVATIONS = {
+    "tanh": jnp.tanh,
+    "gelu": _gelu,
+    "gelu_tf": _gelu,
+    "relu": jax.nn.relu,
+    "relu6": jax.nn.relu6,
+    "softplus": jax.nn.softplus,
+    "sigmoid": jax.nn.sigmoid,
+    "silu": jax.nn.silu,
+    "linear": _identity,
+    "none": _identity,
+}

@@ -1,0 +1,223 @@
+"""Descriptor and heads become a potential: energy, and from it forces, virial and stress."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import ase.data
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from pydantic import TypeAdapter
+
+from lamjax import neighbors as neighbor_lists
+from lamjax import numerics, units
+from lamjax import system as systems
+from lamjax.descriptors import DPA2Config, dpa2
+from lamjax.heads import EnergyHeadConfig, energy_head
+from lamjax.neighbors import Neighbors, Shell
+from lamjax.system import System
+
+DEFAULT_HEAD = "Default"
+
+
+class Params(NamedTuple):
+    """The numbers of a model: one descriptor shared by any number of heads."""
+
+    descriptor: Any
+    heads: dict[str, Any]
+
+
+class Prediction(NamedTuple):
+    """What a potential says of one structure, or of a batch with a leading axis."""
+
+    energy: Float[Array, "*batch"]  # eV
+    forces: Float[Array, "*batch n_atoms 3"]  # eV/Å
+    virial: Float[Array, "*batch 3 3"]  # eV, -dE/dstrain = -stress * volume
+    atomic_energies: Float[Array, "*batch n_atoms"]  # eV
+
+
+@dataclass(frozen=True)
+class PotentialConfig:
+    """What `build` needs: the elements in the order of the type map, a descriptor, and heads by name."""
+
+    elements: tuple[str, ...]
+    descriptor: DPA2Config
+    heads: tuple[tuple[str, EnergyHeadConfig], ...] = ((DEFAULT_HEAD, EnergyHeadConfig()),)
+    pair_exclude_types: tuple[tuple[int, int], ...] = ()  # pairs that do not see each other at all
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    def __post_init__(self):
+        unknown = [e for e in self.elements if e not in ase.data.atomic_numbers or e == "X"]
+        if unknown or len(set(self.elements)) != len(self.elements):
+            raise ValueError(
+                f"elements must be distinct chemical symbols, got {list(self.elements)} (wrong: {unknown})."
+            )
+
+    @property
+    def head_names(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self.heads)
+
+
+class Potential(NamedTuple):
+    """Behaviour of a potential. Anything with these functions can be relaxed, simulated and trained.
+
+    A potential of your own needs `atomic_energies` and `shells`; see `classical.lennard_jones`.
+    """
+
+    config: Any
+    shells: tuple[Shell, ...]  # the cutoffs it looks at, widest first
+    init: Callable  # (key, dtype=None) -> params
+    atomic_energies: Callable  # (params, system, neighbors) -> (n_atoms,) eV, 0 for padding
+    elements: tuple[str, ...] | None = None  # what it knows; None: everything
+    head: str | None = None  # the head that `energy` uses
+
+    def energy(self, params, system: System, neighbors: Neighbors) -> Float[Array, ""]:
+        """Potential energy of one structure (eV), summed in float64 where x64 is on."""
+        return jnp.sum(self.atomic_energies(params, system, neighbors).astype(numerics.widest_float()))
+
+    @property
+    def cutoff(self) -> float:
+        """The widest cutoff (Å)."""
+        return self.shells[0].cutoff
+
+    @property
+    def capacity(self) -> int | None:
+        """The most neighbours that the model looks at within `cutoff`; None: as many as there are."""
+        return self.shells[0].sel
+
+
+@functools.lru_cache(maxsize=128)  # the same config gives the same functions, so jit does not compile twice
+def build(config: PotentialConfig, head: str | None = None) -> Potential:
+    """The potential of a config. With several heads, name the one whose energy is meant (or use `select`)."""
+    n_types = len(config.elements)
+    descriptor = _descriptor(config.descriptor, n_types)
+    heads = {name: energy_head(c, descriptor.width, n_types) for name, c in config.heads}
+    if head is None and len(heads) == 1:
+        head = next(iter(heads))
+    if head is not None:
+        _require_head(head, config.head_names)
+    table = type_table(config.elements)
+    allowed = _pair_table(config.pair_exclude_types, n_types)
+
+    def init(key, dtype=None) -> Params:
+        keys = jax.random.split(key, 1 + len(heads))
+        return Params(
+            descriptor.init(keys[0], dtype),
+            {name: h.init(k, dtype) for (name, h), k in zip(heads.items(), keys[1:], strict=True)},
+        )
+
+    def atomic_energies(params: Params, system: System, neighbors: Neighbors):
+        _require_head(head, config.head_names)
+        types = jnp.asarray(table)[system.numbers]
+        if allowed is not None:
+            neighbors = _without_pairs(neighbors, types, allowed)
+        dtype = params.descriptor["type_embedding"]["w"].dtype
+        d = neighbor_lists.displacements(system, neighbors).astype(dtype)
+        features = descriptor.apply(params.descriptor, types, neighbors, d)
+        energies = heads[head].apply(params.heads[head], features, types)
+        return jnp.where(types < 0, jnp.nan, energies)  # an element that the model does not know
+
+    return Potential(config, descriptor.shells, init, atomic_energies, config.elements, head)
+
+
+def select(potential: Potential, head: str) -> Potential:
+    """The same model with the energy of another head."""
+    return build(potential.config, head)
+
+
+def predict(potential: Potential, params, system: System, neighbors: Neighbors) -> Prediction:
+    """Energy, forces -dE/dx, virial -dE/dε (ε symmetric strain) and atomic energies of one structure."""
+
+    def energy(positions, epsilon):
+        strained = systems.strain(system._replace(positions=positions), epsilon)
+        atomic = potential.atomic_energies(params, strained, neighbors)
+        return jnp.sum(atomic.astype(numerics.widest_float())), atomic
+
+    positions = jnp.asarray(system.positions)
+    zero = jnp.zeros((3, 3), positions.dtype)
+    (total, atomic), (dx, de) = jax.value_and_grad(energy, argnums=(0, 1), has_aux=True)(positions, zero)
+    return Prediction(total, -dx, -de, atomic)
+
+
+def stress(prediction: Prediction, system: System) -> Float[Array, "*batch 6"]:
+    """σ = (1/V) dE/dε in eV/Å³, Voigt xx yy zz yz xz xy, positive in tension (ASE). Meaningful for a 3-D cell."""
+    return units.to_voigt(units.virial_to_stress(prediction.virial, systems.volume(system)[..., None, None]))
+
+
+def allocate(potential: Potential, system: System, capacity: int | None = None) -> Neighbors:
+    """The neighbours of one structure in arrays just wide enough for it. On the host; not for use inside jit.
+
+    Raises ValueError for an element that the potential does not know, for two atoms on one place, and, where
+    `capacity` (slots within the widest cutoff) is given, if it is too small. Warns if the model's own `sel` drops
+    neighbours, as DeePMD-kit does silently.
+    """
+    check_elements(potential, system)
+    if capacity is None:
+        return neighbor_lists.allocate(system, potential.shells)
+    widths = neighbor_lists.plan_capacities(neighbor_lists.count(system, potential.shells), potential.shells)
+    widths = (capacity, *(min(w, capacity) for w in widths[1:]))
+    return neighbor_lists.allocate(system, potential.shells, widths)
+
+
+def check_elements(potential: Potential, system: System) -> None:
+    """Raise ValueError that lists what the potential knows if the structure holds another element."""
+    if potential.elements is None:
+        return
+    present = {ase.data.chemical_symbols[z] for z in np.unique(np.asarray(system.numbers)) if z > 0}
+    if unknown := sorted(present - set(potential.elements)):
+        raise ValueError(
+            f"Element {', '.join(unknown)} is not in the model's type map [{', '.join(potential.elements)}]. "
+            "Use a model that knows it, or extend this one."
+        )
+
+
+def to_json(config: PotentialConfig) -> str:
+    """The config as JSON text."""
+    return TypeAdapter(PotentialConfig).dump_json(config, indent=1).decode()
+
+
+def from_json(text: str | bytes) -> PotentialConfig:
+    """The config of JSON text; pydantic's ValidationError names every key that is unknown or of a wrong type."""
+    return TypeAdapter(PotentialConfig).validate_json(text)
+
+
+def type_table(elements: tuple[str, ...]) -> np.ndarray:
+    """Index into `elements` for every atomic number; len(elements) for padding (0), -1 for what is not there."""
+    table = np.full(119, -1, np.int32)
+    table[0] = len(elements)
+    for index, symbol in enumerate(elements):
+        table[ase.data.atomic_numbers[symbol]] = index
+    return table
+
+
+def _descriptor(config, n_types: int):
+    match config:
+        case DPA2Config():
+            return dpa2(config, n_types)
+    raise ValueError(f"Unknown descriptor config {type(config).__name__}; supported: DPA2Config.")
+
+
+def _require_head(head: str | None, names: tuple[str, ...]) -> None:
+    if head not in names:
+        said = "The model has several heads and none was chosen" if head is None else f"Head {head!r} is unknown"
+        raise ValueError(f"{said}; available: {', '.join(names)}.")
+
+
+def _pair_table(pairs, n_types: int) -> np.ndarray | None:
+    if not pairs:
+        return None
+    allowed = np.ones((n_types + 1, n_types + 1), bool)
+    for a, b in pairs:
+        allowed[a, b] = allowed[b, a] = False
+    return allowed
+
+
+def _without_pairs(neighbors: Neighbors, types, allowed) -> Neighbors:
+    """The list without the excluded pairs of types; their slots become empty."""
+    keep = jnp.asarray(allowed)[types[:, None], types[neighbors.indices]]
+    return neighbors._replace(
+        mask=neighbors.mask & keep, inner=tuple(m & keep[:, : m.shape[1]] for m in neighbors.inner)
+    )

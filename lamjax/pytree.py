@@ -1,0 +1,55 @@
+"""Operations on whole pytrees: stacking, choosing, norms, names of leaves."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def stack(trees):
+    """One pytree with a new leading axis out of many of equal structure and shapes (numpy stays numpy)."""
+    return jax.tree.map(lambda *leaves: _module(leaves[0]).stack(leaves), *trees)
+
+
+def take(tree, index):
+    """`leaf[index]` for every leaf: one element (or a slice) of a batch."""
+    return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+def where(condition, on_true, on_false):
+    """Leafwise `jnp.where`; `condition` is broadcast from the left, so one flag a structure chooses whole structures."""
+
+    def select(a, b):
+        a = jnp.asarray(a)
+        return jnp.where(jnp.reshape(condition, jnp.shape(condition) + (1,) * (a.ndim - jnp.ndim(condition))), a, b)
+
+    return jax.tree.map(select, on_true, on_false)
+
+
+def global_norm(tree):
+    """sqrt of the sum of squares over all leaves."""
+    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
+
+
+def all_finite(tree):
+    """True if no inexact leaf holds a NaN or an infinity."""
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(jnp.asarray(x).dtype, jnp.inexact)]
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+
+
+def cast(tree, dtype):
+    """Every floating leaf as `dtype`; integers and booleans untouched."""
+    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
+
+def n_parameters(tree) -> int:
+    """Number of scalars in all leaves."""
+    return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(tree))
+
+
+def path_name(path) -> str:
+    """`repformer/layers/0/linear1/w` for a key path of `jax.tree_util`."""
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+
+
+def _module(leaf):
+    return jnp if isinstance(leaf, jax.Array) else np

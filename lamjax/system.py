@@ -1,0 +1,140 @@
+"""Atoms in a cell, their labels, and the way from and to ASE."""
+
+from typing import NamedTuple
+
+import ase
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+
+class System(NamedTuple):
+    """One structure, or a batch with a leading axis. Padded atoms come last and have number 0."""
+
+    positions: Float[Array, "*batch n_atoms 3"]  # Å, Cartesian, unwrapped
+    numbers: Int[Array, "*batch n_atoms"]  # atomic number, 0 = padding
+    cell: Float[Array, "*batch 3 3"]  # Å, rows are lattice vectors; zero rows allowed where not periodic
+    pbc: Bool[Array, "*batch 3"]
+
+    @property
+    def n_atoms(self) -> int:
+        """Width of the atom axis, padding included."""
+        return self.numbers.shape[-1]
+
+
+class Labels(NamedTuple):
+    """What quantum chemistry says of a structure. A missing label is 0 with weight 0."""
+
+    energy: Float[Array, "*batch"]  # eV
+    forces: Float[Array, "*batch n_atoms 3"]  # eV/Å
+    virial: Float[Array, "*batch 3 3"]  # eV, -dE/dstrain
+    weights: Float[Array, "*batch 3"]  # of energy, forces, virial; 0 = label missing
+
+
+def from_ase(atoms: ase.Atoms, dtype=None) -> System:
+    """The System of an ASE structure, positions and cell in `dtype` (default: jax's default float).
+
+    Raises ValueError for NaN or infinite positions, a site without an element, a periodic direction without a
+    lattice vector, and two atoms on one place.
+    """
+    dtype = jnp.zeros((), float).dtype if dtype is None else dtype
+    return jax.tree.map(jnp.asarray, host_system(atoms, dtype))
+
+
+def host_system(atoms: ase.Atoms, dtype=np.float64) -> System:
+    """As `from_ase`, with numpy arrays that stay on the host."""
+    check_atoms(atoms)
+    return System(
+        positions=np.asarray(atoms.get_positions(), dtype),
+        numbers=np.asarray(atoms.get_atomic_numbers(), np.int32),
+        cell=np.asarray(atoms.cell.array, dtype),
+        pbc=np.asarray(atoms.pbc, bool),
+    )
+
+
+def to_ase(system: System) -> ase.Atoms:
+    """The ASE structure of one System; padded atoms are left out."""
+    numbers = np.asarray(system.numbers)
+    if numbers.ndim != 1:
+        raise ValueError(f"to_ase takes one structure, got a batch of shape {numbers.shape[:-1]}. Use pytree.take.")
+    real = numbers > 0
+    return ase.Atoms(
+        numbers=numbers[real],
+        positions=np.asarray(system.positions, np.float64)[real],
+        cell=np.asarray(system.cell, np.float64),
+        pbc=np.asarray(system.pbc),
+    )
+
+
+def check_atoms(atoms: ase.Atoms) -> None:
+    """Raise ValueError, saying which atom, for anything that no potential can evaluate."""
+    positions, numbers, cell = atoms.get_positions(), atoms.get_atomic_numbers(), atoms.cell.array
+    if len(atoms) == 0:
+        raise ValueError("The structure has no atoms.")
+    if bad := np.flatnonzero(~np.isfinite(positions).all(axis=1)).tolist():
+        raise ValueError(f"Position of atom {bad[0]} is {positions[bad[0]]}: not finite. Remove or repair the frame.")
+    if not np.isfinite(cell).all():
+        raise ValueError(f"The cell holds a value that is not finite: {cell.tolist()}.")
+    if bad := np.flatnonzero((numbers <= 0) | (numbers > 118)).tolist():
+        raise ValueError(f"Atom {bad[0]} has atomic number {numbers[bad[0]]}; expected an element, 1 to 118.")
+    for axis in np.flatnonzero(atoms.pbc):
+        if np.linalg.norm(cell[axis]) < 1e-8:
+            raise ValueError(
+                f"The structure is periodic along axis {axis} but lattice vector {axis} is zero. Set pbc or cell."
+            )
+    if atoms.pbc.any() and face_distances(cell, atoms.pbc)[atoms.pbc].min() < 1e-3:
+        raise ValueError(f"The lattice vectors of the periodic directions are linearly dependent: {cell.tolist()}.")
+
+
+def complete_cell(cell, pbc):
+    """The cell with the rows of the non-periodic directions replaced by unit vectors that complete a basis (numpy)."""
+    cell = np.where(np.asarray(pbc)[:, None], np.asarray(cell, np.float64), 0)
+    periodic = cell[np.asarray(pbc)]
+    if len(periodic) < 3:
+        _, _, basis = np.linalg.svd(np.concatenate([periodic, np.zeros((1, 3))]))
+        cell[~np.asarray(pbc)] = basis[len(periodic) :]
+    return cell
+
+
+def face_distances(cell, pbc):
+    """Distance between opposite faces of the cell along each axis (Å, numpy); meaningful where periodic."""
+    cell = complete_cell(cell, pbc)
+    return 1 / np.linalg.norm(np.linalg.inv(cell), axis=0) if abs(np.linalg.det(cell)) > 1e-10 else np.zeros(3)
+
+
+def pad(system: System, n_atoms: int) -> System:
+    """The system with atoms of number 0 appended up to `n_atoms` (numpy stays numpy)."""
+    missing = n_atoms - system.n_atoms
+    if missing < 0:
+        raise ValueError(
+            f"The structure has {system.n_atoms} atoms, the bucket {n_atoms}. Choose n_atoms >= {system.n_atoms}."
+        )
+    xp = np if isinstance(system.positions, np.ndarray) else jnp
+    return system._replace(
+        positions=xp.pad(system.positions, ((0, missing), (0, 0))),
+        numbers=xp.pad(system.numbers, (0, missing)),
+    )
+
+
+def pad_labels(labels: Labels, n_atoms: int) -> Labels:
+    """The labels with zero forces appended up to `n_atoms` (numpy)."""
+    return labels._replace(forces=np.pad(labels.forces, ((0, n_atoms - labels.forces.shape[-2]), (0, 0))))
+
+
+def strain(system: System, epsilon: Float[Array, "3 3"]) -> System:
+    """The structure after the homogeneous deformation x -> x (1 + ε_sym) of positions and cell."""
+    symmetric = (epsilon + epsilon.T) / 2
+    return system._replace(
+        positions=system.positions + system.positions @ symmetric, cell=system.cell + system.cell @ symmetric
+    )
+
+
+def real(system: System) -> Bool[Array, "*batch n_atoms"]:
+    """True for atoms, False for padding."""
+    return system.numbers > 0
+
+
+def volume(system: System) -> Float[Array, "*batch"]:
+    """|det cell| in Å³; 0 for a structure without a three-dimensional cell."""
+    return jnp.abs(jnp.linalg.det(system.cell))
