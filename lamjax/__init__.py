@@ -1,5 +1,7 @@
 """lamjax: large atomic models in JAX, fine-tuned through their own relaxation."""
 
+from lamjax.checkpoints import load as load
+from lamjax.checkpoints import save as save
 from lamjax.potential import Params as Params
 from lamjax.potential import Potential as Potential
 from lamjax.potential import PotentialConfig as PotentialConfig

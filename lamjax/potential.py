@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from pydantic import TypeAdapter
 
 from lamjax import neighbors as neighbor_lists
-from lamjax import numerics, units
+from lamjax import numerics, pytree, units
 from lamjax import system as systems
 from lamjax.descriptors import DPA2Config, dpa2
 from lamjax.heads import EnergyHeadConfig, energy_head
@@ -21,6 +21,10 @@ from lamjax.neighbors import Neighbors, Shell
 from lamjax.system import System
 
 DEFAULT_HEAD = "Default"
+
+
+class CheckpointError(ValueError):
+    """A file is not a model that lamjax can open, or does not fit its config; the message says what was found."""
 
 
 class Params(NamedTuple):
@@ -182,6 +186,36 @@ def to_json(config: PotentialConfig) -> str:
 def from_json(text: str | bytes) -> PotentialConfig:
     """The config of JSON text; pydantic's ValidationError names every key that is unknown or of a wrong type."""
     return TypeAdapter(PotentialConfig).validate_json(text)
+
+
+def cast_params(params: Params, dtype=None) -> Params:
+    """Parameters as jax arrays of `dtype` (default: jax's default float); output biases stay in the widest float."""
+    dtype = jnp.zeros((), float).dtype if dtype is None else dtype
+
+    def cast(path, leaf):
+        wide = pytree.path_name(path).endswith(("out_bias", "out_std"))
+        return jnp.asarray(leaf, numerics.widest_float() if wide else dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+
+def check_structure(config: PotentialConfig, params: Params) -> None:
+    """Raise CheckpointError naming every missing, unused or misshapen parameter for this config."""
+    expected = _shapes(jax.eval_shape(build(config).init, jax.random.key(0)))
+    got = _shapes(params)
+    faults = [f"missing {name} {expected[name]}" for name in expected.keys() - got.keys()]
+    faults += [f"unused {name} {got[name]}" for name in got.keys() - expected.keys()]
+    faults += [
+        f"{name} has shape {got[name]}, expected {expected[name]}"
+        for name in expected.keys() & got.keys()
+        if got[name] != expected[name]
+    ]
+    if faults:
+        raise CheckpointError("parameters do not fit the model's config: " + "; ".join(sorted(faults)) + ".")
+
+
+def _shapes(tree) -> dict[str, tuple]:
+    return {pytree.path_name(path): np.shape(x) for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
 def type_table(elements: tuple[str, ...]) -> np.ndarray:

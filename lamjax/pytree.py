@@ -16,7 +16,7 @@ def take(tree, index):
 
 
 def where(condition, on_true, on_false):
-    """Leafwise `jnp.where`; `condition` is broadcast from the left, so one flag a structure chooses whole structures."""
+    """Leafwise `jnp.where`; `condition` is broadcast from the left: one flag a structure chooses structures."""
 
     def select(a, b):
         a = jnp.asarray(a)

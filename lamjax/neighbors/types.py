@@ -44,7 +44,7 @@ class Neighbors(NamedTuple):
 
 
 def displacements(system: System, neighbors: Neighbors) -> Float[Array, "n_atoms capacity 3"]:
-    """r_ij = x_j + S_ij cell - x_i in Å. A padding slot is a constant vector beyond zero, so that norms differentiate."""
+    """r_ij = x_j + S_ij cell - x_i in Å. A padding slot is a constant, not zero, so that norms differentiate."""
     positions, cell = jnp.asarray(system.positions), jnp.asarray(system.cell)
     shift = neighbors.images.astype(cell.dtype) @ cell
     d = positions[neighbors.indices] + shift - positions[:, None, :]

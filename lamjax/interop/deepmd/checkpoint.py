@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from lamjax import numerics, pytree
 from lamjax.descriptors import DPA2Config, RepformerConfig, RepinitConfig, ThreeBodyConfig
 from lamjax.heads import EnergyHeadConfig
-from lamjax.potential import DEFAULT_HEAD, Params, PotentialConfig, build
+from lamjax.potential import (
+    DEFAULT_HEAD,
+    CheckpointError,
+    Params,
+    PotentialConfig,
+    cast_params,
+    check_structure,
+)
 
 _SUPPORTED = "a DPA-2 (`dpa2`) energy model"
-
-
-class CheckpointError(ValueError):
-    """The file is not a model that lamjax can open; the message says what was found and what is supported."""
 
 
 def is_dp(path: str | Path) -> bool:
@@ -55,7 +55,7 @@ def load_dp(path: str | Path, dtype=None, head: str | None = None) -> tuple[Pote
 
 
 def from_tree(tree: dict, dtype=None, head: str = DEFAULT_HEAD) -> tuple[PotentialConfig, Params]:
-    """Config and parameters of DeePMD-kit's serialised tree; every entry must be known, present and of the right shape."""
+    """Config and parameters of DeePMD-kit's serialised tree; nothing unknown, missing or misshapen."""
     model = tree.get("model", {})
     kind = (model.get("type"), model.get("descriptor", {}).get("type"), model.get("fitting", {}).get("type"))
     if kind != ("standard", "dpa2", "ener"):
@@ -70,36 +70,6 @@ def from_tree(tree: dict, dtype=None, head: str = DEFAULT_HEAD) -> tuple[Potenti
     params = Params(_descriptor_params(model["descriptor"]), {head: _head_params(model)})
     check_structure(config, params)
     return config, cast_params(params, dtype)
-
-
-def cast_params(params: Params, dtype=None) -> Params:
-    """Parameters as jax arrays of `dtype` (default: jax's default float); output biases stay in the widest float."""
-    dtype = jnp.zeros((), float).dtype if dtype is None else dtype
-
-    def cast(path, leaf):
-        wide = pytree.path_name(path).endswith(("out_bias", "out_std"))
-        return jnp.asarray(leaf, numerics.widest_float() if wide else dtype)
-
-    return jax.tree_util.tree_map_with_path(cast, params)
-
-
-def check_structure(config: PotentialConfig, params: Params) -> None:
-    """Raise CheckpointError naming every missing, unused or misshapen parameter for this config."""
-    expected = _shapes(jax.eval_shape(build(config).init, jax.random.key(0)))
-    got = _shapes(params)
-    faults = [f"missing {name} {expected[name]}" for name in expected.keys() - got.keys()]
-    faults += [f"unused {name} {got[name]}" for name in got.keys() - expected.keys()]
-    faults += [
-        f"{name} has shape {got[name]}, expected {expected[name]}"
-        for name in expected.keys() & got.keys()
-        if got[name] != expected[name]
-    ]
-    if faults:
-        raise CheckpointError("parameters do not fit the model's config: " + "; ".join(sorted(faults)) + ".")
-
-
-def _shapes(tree) -> dict[str, tuple]:
-    return {pytree.path_name(path): np.shape(x) for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
 def _resolve(node: Any, file, inside: bool):

@@ -1,0 +1,127 @@
+"""Models in and out of files: lamjax's one-file bundle, and whatever else `load` can open, told apart by content."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import flax.serialization
+import jax
+import numpy as np
+from pydantic import ValidationError
+
+from lamjax import potential as potentials
+from lamjax import pytree
+from lamjax.interop.deepmd import checkpoint as deepmd
+from lamjax.potential import CheckpointError, Params, Potential, PotentialConfig
+
+MAGIC = b"lamjax bundle 1\n"
+
+
+def save(path: str | Path, potential: Potential, params: Params, card: dict[str, Any] | None = None) -> None:
+    """Write a bundle: config, parameters in their own precision, and a card (JSON-able facts: data, errors, licence).
+
+    The file appears whole or not at all; an older file of that name stays until the new one is complete.
+    """
+    if not isinstance(potential.config, PotentialConfig):
+        raise CheckpointError(
+            f"A {type(potential.config).__name__} potential has no bundle; only models of `build` do."
+        )
+    potentials.check_structure(potential.config, params)
+    state = flax.serialization.to_state_dict(jax.tree.map(np.asarray, params._asdict()))
+    content = {"config": potentials.to_json(potential.config), "params": state, "card": card or {}}
+    write_atomically(path, MAGIC + flax.serialization.msgpack_serialize(content))
+
+
+def load(path: str | Path, head: str | None = None, dtype=None) -> tuple[Potential, Params]:
+    """The potential and parameters of a lamjax bundle or a DeePMD-kit `.dp` file.
+
+    `head` chooses whose energy is meant where there are several; `dtype` defaults to jax's default float.
+    Raises FileNotFoundError, or CheckpointError that says what was found; ValueError listing the heads for a wrong one.
+    Nothing of the file is executed.
+    """
+    path = _existing(path)
+    if _starts_with(path, MAGIC):
+        config, params, _ = read_bundle(path)
+    elif deepmd.is_dp(path):
+        config, params = deepmd.load_dp(path, dtype)
+    else:
+        raise CheckpointError(
+            f"{path}: {_describe(path)}. lamjax opens its own bundles (lamjax.save) and DeePMD-kit `.dp` files."
+        )
+    return potentials.build(config, head), potentials.cast_params(params, dtype)
+
+
+def read_bundle(path: str | Path) -> tuple[PotentialConfig, Params, dict]:
+    """Config, parameters (numpy, as stored) and card of a bundle."""
+    path = _existing(path)
+    if not _starts_with(path, MAGIC):
+        raise CheckpointError(f"{path}: {_describe(path)}, not a lamjax bundle.")
+    try:
+        content = flax.serialization.msgpack_restore(path.read_bytes()[len(MAGIC) :])
+        config = potentials.from_json(content["config"])
+        params = _restore(config, content["params"])
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: the config is not one that this version of lamjax knows:\n{error}") from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except Exception as error:  # msgpack and flax raise many kinds for a damaged file
+        raise CheckpointError(
+            f"{path}: the bundle is damaged or truncated ({type(error).__name__}: {error})."
+        ) from error
+    return config, params, content["card"]
+
+
+def write_atomically(path: str | Path, content: bytes) -> None:
+    """Write to a temporary file beside `path`, flush it to disk, then rename."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _restore(config: PotentialConfig, state: dict) -> Params:
+    """Dicts with numbered keys become the lists that the model's own structure has; shapes are checked."""
+    template = jax.eval_shape(potentials.build(config).init, jax.random.key(0))
+    flat = {pytree.path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]}
+    names = [pytree.path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(template)[0]]
+    if missing := sorted(set(names) - flat.keys()):
+        raise CheckpointError(f"parameters are missing: {', '.join(missing)}.")
+    if unused := sorted(flat.keys() - set(names)):
+        raise CheckpointError(f"parameters are unused: {', '.join(unused)}.")
+    params = jax.tree.unflatten(jax.tree.structure(template), [flat[name] for name in names])
+    potentials.check_structure(config, params)
+    return params
+
+
+def _existing(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such model file.")
+    return path
+
+
+def _starts_with(path: Path, magic: bytes) -> bool:
+    with open(path, "rb") as file:
+        return file.read(len(magic)) == magic
+
+
+def _describe(path: Path) -> str:
+    with open(path, "rb") as file:
+        head = file.read(16)
+    if not head:
+        return "the file is empty"
+    if head.startswith(b"PK"):
+        return "a zip archive (a torch checkpoint?)"
+    if head.startswith(b"\x89HDF"):
+        return "an HDF5 file that is not a DeePMD-kit model, or a truncated one"
+    return f"an unknown kind of file (begins with {head!r})"
