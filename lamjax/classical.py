@@ -43,7 +43,10 @@ def morse(
     cutoff: float = 2.5,
     switch_start: float | None = None,
 ) -> Potential:
-    """E = Σ_pairs D (exp(-2a(r - r0)) - 2 exp(-a(r - r0))) w(r). Parameters {"depth", "width", "distance"}: D eV, a 1/Å, r0 Å."""
+    """E = Σ_pairs D (exp(-2a(r - r0)) - 2 exp(-a(r - r0))) w(r).
+
+    Parameters {"depth", "width", "distance"}: D eV, a 1/Å, r0 Å.
+    """
 
     def pair_energy(params, r):
         x = jnp.exp(-params["width"] * (r - params["distance"]))

@@ -1,4 +1,4 @@
-"""DeePMD-kit's native model files (`.dp`, HDF5), read with h5py alone: the serialised tree becomes a config and parameters."""
+"""DeePMD-kit's native model files (`.dp`, HDF5), read with h5py alone into a config and parameters."""
 
 import json
 from dataclasses import replace
