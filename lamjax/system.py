@@ -35,8 +35,8 @@ class Labels(NamedTuple):
 def from_ase(atoms: ase.Atoms, dtype=None) -> System:
     """The System of an ASE structure, positions and cell in `dtype` (default: jax's default float).
 
-    Raises ValueError for NaN or infinite positions, a site without an element, a periodic direction without a
-    lattice vector, and two atoms on one place.
+    Raises ValueError for NaN or infinite positions, a site without an element, and a periodic direction without a
+    lattice vector; `allocate` raises for two atoms on one place.
     """
     dtype = jnp.zeros((), float).dtype if dtype is None else dtype
     return jax.tree.map(jnp.asarray, host_system(atoms, dtype))

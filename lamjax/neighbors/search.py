@@ -16,11 +16,12 @@ def all_images(
     """The nearest neighbours of every atom, searching every image in `offsets`.
 
     `shells` and `capacities` (slots for each shell) are static. More neighbours than slots set `overflow`, unless the
-    shell's own `sel` drops them (`truncated`); a cell that needs more images than `offsets` sets `overflow` too.
+    shell's own `sel` drops them (`truncated`); so do a cell that needs more images than `offsets` and positions that
+    are not finite.
     """
     system = jax.lax.stop_gradient(jax.tree.map(jnp.asarray, system))
     n_atoms, n_offsets = system.n_atoms, offsets.shape[0]
-    shift, fractional_ok = _wrap_shift(system)
+    shift, wrapped = _wrap_shift(system)
     squared = _squared_distances(system, shift, offsets)  # (n_atoms, n_atoms * n_offsets), inf where no pair
     found = jnp.stack([jnp.max(jnp.sum(squared <= s.cutoff**2, axis=1), initial=0) for s in shells]).astype(jnp.int32)
     kept = jnp.array([f if s.sel is None else jnp.minimum(f, s.sel) for f, s in zip(found, shells, strict=True)])
@@ -35,7 +36,7 @@ def all_images(
     ]
     own = jnp.arange(n_atoms)[:, None]
     j, o = slot // n_offsets, slot % n_offsets
-    images = offsets[o] + shift[:, None, :] - shift[j]
+    images = offsets[o] + shift[j] - shift[:, None, :]
     return Neighbors(
         indices=jnp.where(masks[0], j, own).astype(jnp.int32),
         images=jnp.where(masks[0][..., None], images, 0).astype(jnp.int32),
@@ -44,7 +45,7 @@ def all_images(
         offsets=offsets,
         found=found,
         overflow=jnp.any(kept > jnp.array(capacities))
-        | ~fractional_ok
+        | ~wrapped
         | _images_missing(system, shells[0].cutoff, offsets),
         truncated=jnp.any(kept < found),
     )
@@ -81,10 +82,10 @@ def _basis(system: System) -> Float[Array, "3 3"]:
 
 
 def _wrap_shift(system: System):
-    """The integer lattice vector that brings each atom home, and whether all of them fit an int16."""
+    """The integer lattice vector that brings each atom home, and whether all are finite and of a sane size."""
     fractional = system.positions @ jnp.linalg.inv(_basis(system))
     shift = jnp.where(system.pbc, -jnp.floor(fractional), 0)
-    return shift.astype(jnp.int32), jnp.all(jnp.abs(shift) < FAR)
+    return shift.astype(jnp.int32), jnp.all(jnp.isfinite(fractional) & (jnp.abs(shift) < FAR))
 
 
 def _squared_distances(system: System, shift, offsets):

@@ -100,8 +100,8 @@ class DPA2Config:
         for name, block in (("repformer", self.repformer), ("three_body", self.three_body)):
             if block and (block.rcut > outer.rcut or _sel(block) > outer.nsel):
                 raise ValueError(
-                    f"{name} has rcut {block.rcut:g} Å and sel {_sel(block)}, "
-                    f"repinit {outer.rcut:g} Å and {outer.nsel}: repinit must have the larger of both. Raise repinit.rcut or repinit.nsel."
+                    f"{name} has rcut {block.rcut:g} Å and sel {_sel(block)}, repinit {outer.rcut:g} Å and "
+                    f"{outer.nsel}: repinit must have the larger of both. Raise repinit.rcut or repinit.nsel."
                 )
 
     @property
