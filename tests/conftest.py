@@ -1,0 +1,26 @@
+"""Tests run with float64 available; a test that takes `dtype` runs in both precisions."""
+
+import jax
+import numpy as np
+import pytest
+import structures
+
+jax.config.update("jax_enable_x64", True)
+
+
+@pytest.fixture(params=["float32", "float64"])
+def dtype(request) -> np.dtype:
+    """The test runs once in single and once in double precision."""
+    return np.dtype(request.param)
+
+
+@pytest.fixture(params=list(structures.ALL))
+def atoms(request):
+    """The test runs for every structure of `structures.ALL`."""
+    return structures.ALL[request.param]()
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Random numbers that are the same in every run."""
+    return np.random.default_rng(20240607)
