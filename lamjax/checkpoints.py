@@ -41,7 +41,7 @@ def load(path: str | Path, head: str | None = None, dtype=None) -> tuple[Potenti
     Nothing of the file is executed.
     """
     path = _existing(path)
-    if _starts_with(path, MAGIC):
+    if is_bundle(path):
         config, params, _ = read_bundle(path)
     elif deepmd.is_dp(path):
         config, params = deepmd.load_dp(path, dtype)
@@ -52,10 +52,16 @@ def load(path: str | Path, head: str | None = None, dtype=None) -> tuple[Potenti
     return potentials.build(config, head), potentials.cast_params(params, dtype)
 
 
+def is_bundle(path: str | Path) -> bool:
+    """True if the file begins as a lamjax bundle does."""
+    with open(path, "rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
 def read_bundle(path: str | Path) -> tuple[PotentialConfig, Params, dict]:
     """Config, parameters (numpy, as stored) and card of a bundle."""
     path = _existing(path)
-    if not _starts_with(path, MAGIC):
+    if not is_bundle(path):
         raise CheckpointError(f"{path}: {_describe(path)}, not a lamjax bundle.")
     try:
         content = flax.serialization.msgpack_restore(path.read_bytes()[len(MAGIC) :])
@@ -108,11 +114,6 @@ def _existing(path: str | Path) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such model file.")
     return path
-
-
-def _starts_with(path: Path, magic: bytes) -> bool:
-    with open(path, "rb") as file:
-        return file.read(len(magic)) == magic
 
 
 def _describe(path: Path) -> str:

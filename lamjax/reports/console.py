@@ -1,0 +1,43 @@
+"""What people see in a terminal: tables with units and progress that falls back to plain lines."""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+console = Console(highlight=False)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
+    """A rich table; the first column is left-aligned, numbers to the right, floats with four digits."""
+    result = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        result.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        result.add_row(*(_cell(value) for value in row))
+    return result
+
+
+def progress(items: Iterable, description: str, total: int, interval: float = 10.0) -> Iterator:
+    """The items one by one under a progress bar; without a terminal a plain line each `interval` seconds."""
+    if console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+            yield from bar.track(items, total=total, description=description)
+        return
+    last = time.monotonic()
+    console.print(f"{description}: {total} to do")
+    for done, item in enumerate(items, start=1):
+        yield item
+        if time.monotonic() - last > interval or done == total:
+            last = time.monotonic()
+            console.print(f"{description}: {done}/{total}")
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)

@@ -1,0 +1,89 @@
+"""One plot a result, PNG, readable without the text around it. matplotlib without a display."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+BEFORE, AFTER = "#9a9a9a", "#c0392b"
+STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25}
+
+
+def before_after(
+    path: str | Path,
+    names: Sequence[str],
+    before: Sequence[float],
+    after: Sequence[float],
+    quantity: str,
+    title: str,
+    curve: Sequence[float] | None = None,
+    curve_label: str = "",
+) -> None:
+    """Per structure, how a quantity moved (grey: before, red: after), sorted by the value before.
+
+    With `curve` (a value for each training step) a second panel shows how training went.
+    """
+    with matplotlib.rc_context(STYLE):
+        panels = 1 if curve is None else 2
+        figure = Figure(figsize=(6.5 * panels, max(3.5, 0.32 * len(names) + 1.6)), layout="constrained")
+        axes = figure.subplots(1, panels, squeeze=False)[0]
+        _dumbbells(axes[0], names, np.asarray(before), np.asarray(after), quantity)
+        if curve is not None:
+            _curve(axes[1], np.asarray(curve), curve_label)
+        figure.suptitle(title, fontsize=13)
+        figure.savefig(path, dpi=130)
+
+
+def learning_curve(path: str | Path, steps: Sequence[int], series: Mapping[str, Sequence[float]], ylabel: str) -> None:
+    """Errors against training steps on logarithmic axes, one line a series."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.5, 4.2), layout="constrained")
+        axes = figure.subplots()
+        for name, values in series.items():
+            axes.loglog(steps, values, label=name)
+        axes.set(xlabel="training step", ylabel=ylabel)
+        axes.legend(frameon=False)
+        figure.savefig(path, dpi=130)
+
+
+def parity(path: str | Path, reference: Sequence[float], predicted: Sequence[float], quantity: str) -> None:
+    """Predicted against reference values with the line of equality and the RMSE in the title."""
+    x, y = np.asarray(reference), np.asarray(predicted)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.8, 4.8), layout="constrained")
+        axes = figure.subplots()
+        ends = [min(x.min(), y.min()), max(x.max(), y.max())]
+        axes.plot(ends, ends, color=BEFORE, linewidth=1)
+        axes.scatter(x, y, s=6, alpha=0.4, color=AFTER, edgecolors="none")
+        axes.set(xlabel=f"reference {quantity}", ylabel=f"predicted {quantity}", aspect="equal")
+        axes.set_title(f"RMSE {np.sqrt(np.mean((x - y) ** 2)):.3g}, {len(x)} values", fontsize=11)
+        figure.savefig(path, dpi=130)
+
+
+def _dumbbells(axes, names, before, after, quantity):
+    order = np.argsort(before)
+    rows = np.arange(len(order))
+    better = after[order] < before[order]
+    axes.hlines(rows, before[order], after[order], color=np.where(better, "#7fb77e", "#e0a458"), linewidth=3, zorder=1)
+    axes.scatter(before[order], rows, color=BEFORE, s=42, label="before", zorder=2)
+    axes.scatter(after[order], rows, color=AFTER, s=42, label="after", zorder=3)
+    axes.axvline(np.median(before), color=BEFORE, linestyle="--", linewidth=1)
+    axes.axvline(np.median(after), color=AFTER, linestyle="--", linewidth=1)
+    axes.set_yticks(rows, [names[k] for k in order], fontsize=9)
+    axes.set_xlim(left=0)
+    axes.set(xlabel=f"{quantity}  (dashed: medians)")
+    axes.legend(frameon=False, loc="lower right")
+
+
+def _curve(axes, values, label):
+    steps = np.arange(1, len(values) + 1)
+    axes.plot(steps, values, color=BEFORE, linewidth=0.8, alpha=0.7)
+    window = max(1, len(values) // 12)
+    if window > 1:
+        smooth = np.convolve(values, np.ones(window) / window, mode="valid")
+        axes.plot(steps[window - 1 :], smooth, color=AFTER, linewidth=2, label=f"mean of {window} steps")
+        axes.legend(frameon=False)
+    axes.set(xlabel="gradient step", ylabel=label)
+    axes.set_ylim(bottom=0)
