@@ -1,8 +1,13 @@
 """The `lamjax` command: each subcommand is a thin shell over functions of the library."""
 
+import os
+import sys
+
 import typer
+from rich.markup import escape
 
 from lamjax.cli.info import info, show
+from lamjax.reports import console
 
 app = typer.Typer(
     help="Large atomic models in JAX: DPA-2, fine-tuned through its own relaxation.",
@@ -12,3 +17,15 @@ app = typer.Typer(
 )
 for command in (show, info):
     app.command()(command)
+
+
+def main() -> None:
+    """Run the command; what the user can mend is one message, not a traceback."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        if os.environ.get("LAMJAX_TRACEBACK"):
+            raise
+        console.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
+        console.print("(LAMJAX_TRACEBACK=1 shows where it came from.)", style="dim")
+        sys.exit(2)
