@@ -162,10 +162,10 @@ def _g1_terms(p, c, act, pairs: Pairs, g1, g1_j, g2, h2):
         mixed.append(g1)
     if c.update_g1_has_conv and c.g1_out_conv:
         filters = nn.linear(p["proj_g1g2"], g2)
-        terms.append(jnp.einsum("nwc,nwc,nw->nc", filters, g1_j, pairs.weight) * pairs.mean_scale)
+        terms.append(_weighted_sum(filters * g1_j, pairs))
     elif c.update_g1_has_conv:
         projected = nn.linear(p["proj_g1g2"], g1)[pairs.indices]
-        mixed.append(jnp.einsum("nwc,nwc,nw->nc", g2, projected, pairs.weight) * pairs.mean_scale)
+        mixed.append(_weighted_sum(g2 * projected, pairs))
     if c.update_g1_has_grrg:
         mixed.append(_symmetrise(g2, h2, pairs, c.axis_neuron))
     if c.update_g1_has_drrd:
@@ -197,6 +197,11 @@ def _combine(style: str, residuals, terms):
     if style == "res_incr":
         return base + sum(updates) / len(updates) ** 0.5
     return base + sum(v * u for v, u in zip(residuals, updates, strict=True))
+
+
+def _weighted_sum(edges, pairs: Pairs):
+    """(1/ns) Σ_j edges_j weight_j."""
+    return jnp.sum(edges * pairs.weight[..., None], axis=1) * pairs.mean_scale
 
 
 def _symmetrise(g, h2, pairs: Pairs, axis_neuron: int):
@@ -241,15 +246,14 @@ def _pair_attention(p, c, pairs: Pairs, g2, h2):
 
 
 def _multi_head_apply(p, attention, g2):
-    """Σ_h Σ_k a_h[j, k] g2_k Wv_h Wo_h + b; value and output maps of a head are one n2 × n2 matrix."""
+    """Σ_h (Σ_k a_h[j, k] g2_k) Wv_h Wo_h + b; value and output maps of a head are one n2 × n2 matrix."""
     n, width, n2 = g2.shape
     n_head = attention.shape[2]
     w_v = p["mapv"]["w"].reshape(n2, n2, n_head)
     w_o = p["head_map"]["w"].reshape(n2, n_head, n2)
-    kernel = jnp.einsum("cdh,dhe->che", w_v, w_o)
-    value = (g2 @ kernel.reshape(n2, -1)).reshape(n, width, n_head, n2)
-    value = value.swapaxes(1, 2).reshape(n, n_head * width, n2)
-    return attention.reshape(n, width, n_head * width) @ value + p["head_map"]["b"]
+    kernel = jnp.einsum("cdh,dhe->hce", w_v, w_o).reshape(n_head * n2, n2)
+    mixed = (attention.reshape(n, width * n_head, width) @ g2).reshape(n, width, n_head * n2)
+    return mixed @ kernel + p["head_map"]["b"]
 
 
 def _equivariant_apply(p, attention, h2):
