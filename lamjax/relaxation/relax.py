@@ -1,0 +1,162 @@
+"""One relaxation at fixed cell: neighbours rebuilt at every step, FIRE, and the gradient that the config asks for."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from lamjax import neighbors as neighbor_lists
+from lamjax import pytree
+from lamjax.neighbors import Neighbors
+from lamjax.relaxation.adjoints import Unrolled, UntilConverged, energy_and_forces, iterate, usable
+from lamjax.relaxation.fire import FireConfig, fire
+from lamjax.system import System
+
+
+@dataclass(frozen=True)
+class RelaxConfig:
+    """When a relaxation ends, how it steps, and how it is differentiated."""
+
+    fmax: float = 0.02  # eV/Å: converged when no atom feels a larger force
+    max_steps: int = 500  # of UntilConverged; Unrolled has its own number
+    fire: FireConfig = field(default_factory=FireConfig)
+    adjoint: UntilConverged | Unrolled = field(default_factory=UntilConverged)
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    def __post_init__(self):
+        if self.fmax < 0 or self.max_steps < 0:
+            raise ValueError(f"fmax and max_steps must not be negative, got {self.fmax} eV/Å and {self.max_steps}.")
+
+
+class Relaxation(NamedTuple):
+    """Where a relaxation ended; with a leading axis for a batch."""
+
+    system: System
+    energy: Float[Array, "*batch"]  # eV
+    forces: Float[Array, "*batch n_atoms 3"]  # eV/Å
+    fmax: Float[Array, "*batch"]  # eV/Å, the largest force on an atom
+    n_steps: Int[Array, "*batch"]  # steps taken until it converged, failed, or the steps ran out
+    converged: Bool[Array, "*batch"]  # fmax <= config.fmax with a complete neighbour list
+    finite: Bool[Array, "*batch"]  # False: energy or forces became infinite or NaN; this is the last state before
+    overflow: Bool[Array, "*batch"]  # neighbours were missing on the way: grow the list and relax again
+    truncated: Bool[Array, "*batch"]  # the model's own `sel` dropped neighbours on the way
+    found: Int[Array, "*batch n_shells"]  # the most neighbours that an atom had on the way, within each shell
+
+
+class _Progress(NamedTuple):
+    """What one step hands to the next."""
+
+    fire: Any
+    energy: Float[Array, ""]
+    fmax: Float[Array, ""]
+    n_steps: Int[Array, ""]
+    finite: Bool[Array, ""]
+    overflow: Bool[Array, ""]
+    truncated: Bool[Array, ""]
+    found: Int[Array, " n_shells"]
+
+
+def relax(potential, params, system: System, neighbors: Neighbors, config: RelaxConfig | None = None) -> Relaxation:
+    """The structure moved downhill by FIRE at fixed cell until no force exceeds `config.fmax`. Pure: jit it outside.
+
+    A batch (leading axis) is relaxed side by side, each structure with its own time step and stopping. `neighbors` is
+    rebuilt at every step in its own shapes; `overflow` tells that they were too small (`relax_structures` then grows
+    them). With `Unrolled` the result is differentiable with respect to params, positions and cell.
+    """
+    config = RelaxConfig() if config is None else config
+    system = jax.tree.map(jnp.asarray, system)
+    if system.positions.ndim == 3:
+        return jax.vmap(lambda s, n: _relax(potential, params, s, n, config))(system, neighbors)
+    return _relax(potential, params, system, neighbors, config)
+
+
+def _relax(potential, params, system, neighbors, config: RelaxConfig) -> Relaxation:
+    minimiser = fire(config.fire)
+    threshold = _threshold(config.fmax, system.positions.dtype)
+
+    def evaluate(positions):
+        moved = system._replace(positions=positions)
+        there = neighbor_lists.update(neighbors, moved, potential.shells)
+        return *energy_and_forces(potential, params, moved, there), there
+
+    def active(state: _Progress):
+        return state.finite & (state.fmax > threshold)
+
+    def step(state: _Progress) -> _Progress:
+        go = active(state)
+        # a structure that stands still takes a harmless step from a made-up state, which is then thrown away
+        safe = pytree.where(go, state.fire, _harmless(state.fire))
+        positions = minimiser.propose(safe)
+        energy, forces, there = evaluate(jnp.where(go, positions, state.fire.position))
+        good = usable(energy, forces)
+        moved = minimiser.step(safe, jnp.where(go & good, forces, 1))
+        return _accept(state, moved, energy, there, go, good)
+
+    state = iterate(
+        config.adjoint, step, _begin(minimiser, system, *evaluate(system.positions)), active, config.max_steps
+    )
+    return Relaxation(
+        system=system._replace(positions=state.fire.position),
+        energy=state.energy,
+        forces=state.fire.force,
+        fmax=state.fmax,
+        n_steps=state.n_steps,
+        converged=state.finite & (state.fmax <= threshold) & ~state.overflow,
+        finite=state.finite,
+        overflow=state.overflow,
+        truncated=state.truncated,
+        found=state.found,
+    )
+
+
+def _begin(minimiser, system, energy, forces, there: Neighbors) -> _Progress:
+    good = usable(energy, forces)
+    forces = jnp.where(good, forces, 0)
+    energy = jnp.where(good, energy, 0)
+    return _Progress(
+        fire=minimiser.init(system.positions, forces),
+        energy=energy,
+        fmax=_largest(forces),
+        n_steps=jnp.zeros((), jnp.int32),
+        finite=good,
+        overflow=there.overflow,
+        truncated=there.truncated,
+        found=there.found,
+    )
+
+
+def _accept(state: _Progress, moved, energy, there: Neighbors, go, good) -> _Progress:
+    """The new state where the step was wanted and its evaluation usable, else the old one."""
+    accepted = go & good
+    new = state._replace(
+        fire=moved,
+        energy=energy,
+        fmax=_largest(jnp.where(accepted, moved.force, 0)),
+        n_steps=state.n_steps + 1,
+    )
+    kept = pytree.where(accepted, new, state)
+    return kept._replace(
+        finite=state.finite & (good | ~go),
+        overflow=state.overflow | (there.overflow & go),
+        truncated=state.truncated | (there.truncated & go),
+        found=jnp.maximum(state.found, jnp.where(go, there.found, 0)),
+    )
+
+
+def _harmless(state):
+    """A state of the same shapes in which nothing is zero, so that every norm in a step has a derivative."""
+    one = jnp.ones_like(state.force)
+    return state.set(momentum=one, force=one)
+
+
+def _largest(forces):
+    """The largest force on an atom (eV/Å); no gradient, it only decides when to stop."""
+    forces = jax.lax.stop_gradient(forces)
+    return jnp.sqrt(jnp.max(jnp.sum(forces * forces, axis=-1), initial=0))
+
+
+def _threshold(fmax: float, dtype) -> float:
+    """`fmax`, but at least where the square of a force still is a number."""
+    return max(fmax, 1e3 * float(jnp.finfo(dtype).tiny) ** 0.5)
