@@ -1,0 +1,132 @@
+"""From frames to stacked arrays of the planned shapes, in an order that a seed and a step number determine."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Int
+
+from lamjax import pytree
+from lamjax.data.plan import Plan, choose, shape
+from lamjax.data.read import Frame
+from lamjax.neighbors import Neighbors
+from lamjax.neighbors.host import host_neighbors
+from lamjax.system import Labels, System, pad, pad_labels
+
+
+class Batch(NamedTuple):
+    """Structures of one bucket with a leading axis; an empty row has numbers 0, weights 0 and frame -1."""
+
+    system: System
+    neighbors: Neighbors
+    labels: Labels
+    frame: Int[Array, " batch"]  # index of the frame in the list that was packed
+
+
+class Packed(NamedTuple):
+    """All frames as stacked numpy arrays, one Batch a bucket (empty buckets left out), neighbours included."""
+
+    plan: Plan
+    buckets: tuple[Batch, ...]
+    sources: tuple[str, ...]  # of every frame, for messages
+
+
+def pack(frames: Sequence[Frame], plan: Plan, dtype=None) -> Packed:
+    """The frames in their buckets, neighbours found once; positions, cells, forces and virials in `dtype`.
+
+    `dtype` is jax's default float unless given; energies stay float64. Raises ValueError for a frame that fits no
+    bucket of the plan.
+    """
+    dtype = np.dtype(jax.dtypes.canonicalize_dtype(float) if dtype is None else dtype)
+    places = choose(np.array([shape(frame, plan.shells) for frame in frames]), plan)
+    if (places < 0).any():
+        frame = frames[int(np.argmin(places))]
+        raise ValueError(
+            f"{frame.source}: {shape(frame, plan.shells)} (atoms, neighbour slots) fits none of the planned shapes "
+            f"{[(b.n_atoms, *b.capacities) for b in plan.buckets]}. Plan with all frames, validation included."
+        )
+    buckets = [
+        pytree.stack([_row(k, frames[k], plan, bucket, dtype) for k in np.flatnonzero(places == b)])
+        for b, bucket in enumerate(plan.buckets)
+        if (places == b).any()
+    ]
+    return Packed(plan, tuple(buckets), tuple(frame.source for frame in frames))
+
+
+def batches(
+    packed: Packed,
+    batch_size: int | str = "auto",
+    *,
+    seed: int | None = 0,
+    epochs: int | None = None,
+    start: int = 0,
+) -> Iterator[Batch]:
+    """Batches of one bucket each; every epoch shows every frame once.
+
+    `batch_size` is a number of structures, or "auto:N": as many as hold N atoms (ceil(N / n_atoms); "auto" is
+    "auto:32"), as in DeePMD-kit. A short batch is filled with empty rows, so that no new shape appears.
+    The order is a function of `seed` alone (None: as in the file), so `start`, a number of batches, resumes exactly.
+    """
+    length = n_batches(packed, batch_size)
+    epoch, first = divmod(start, length)
+    while epochs is None or epoch < epochs:
+        for bucket, rows in _order(packed, batch_size, seed, epoch)[first:]:
+            yield _batch(packed.buckets[bucket], rows, _size(packed.buckets[bucket], batch_size))
+        epoch, first = epoch + 1, 0
+
+
+def n_batches(packed: Packed, batch_size: int | str = "auto") -> int:
+    """Batches in one epoch."""
+    return sum(math.ceil(len(bucket.frame) / _size(bucket, batch_size)) for bucket in packed.buckets)
+
+
+def _order(packed: Packed, batch_size, seed: int | None, epoch: int) -> list[tuple[int, np.ndarray]]:
+    """The batches of an epoch: bucket, and rows in it."""
+    rng = None if seed is None else np.random.default_rng((seed, epoch))
+    chosen = []
+    for k, bucket in enumerate(packed.buckets):
+        n, size = len(bucket.frame), _size(bucket, batch_size)
+        rows = np.arange(n) if rng is None else rng.permutation(n)
+        chosen += [(k, rows[a : a + size]) for a in range(0, n, size)]
+    return chosen if rng is None else [chosen[k] for k in rng.permutation(len(chosen))]
+
+
+def _size(bucket: Batch, batch_size: int | str) -> int:
+    if isinstance(batch_size, str):
+        kind, _, atoms = batch_size.partition(":")
+        if kind != "auto" or not (atoms or "32").isdigit() or int(atoms or 32) < 1:
+            raise ValueError(f'batch_size must be a number, "auto" or "auto:N", got {batch_size!r}.')
+        return math.ceil(int(atoms or 32) / bucket.system.n_atoms)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    return batch_size
+
+
+def _batch(bucket: Batch, rows: np.ndarray, size: int) -> Batch:
+    batch = pytree.take(bucket, rows)
+    missing = size - len(rows)
+    if missing == 0:
+        return batch
+    return jax.tree.map(lambda *parts: np.concatenate(parts), batch, _empty(batch, missing))
+
+
+def _row(index: int, frame: Frame, plan: Plan, bucket, dtype) -> Batch:
+    system = pad(frame.system, bucket.n_atoms)
+    neighbors = host_neighbors(system, plan.shells, bucket.capacities)
+    neighbors = neighbors._replace(offsets=np.zeros((0, 3), np.int32))  # only a rebuild needs them
+    system = system._replace(positions=system.positions.astype(dtype), cell=system.cell.astype(dtype))
+    labels = pad_labels(frame.labels, bucket.n_atoms)
+    labels = labels._replace(
+        forces=labels.forces.astype(dtype), virial=labels.virial.astype(dtype), weights=labels.weights.astype(dtype)
+    )
+    return Batch(system, neighbors, labels, np.int32(index))
+
+
+def _empty(batch: Batch, n: int) -> Batch:
+    """n rows without a structure, in the shapes of the batch."""
+    empty = jax.tree.map(lambda x: np.zeros((n, *x.shape[1:]), x.dtype), batch)
+    own = np.arange(batch.system.n_atoms, dtype=batch.neighbors.indices.dtype)[:, None]
+    indices = np.broadcast_to(own, empty.neighbors.indices.shape)
+    return empty._replace(neighbors=empty.neighbors._replace(indices=indices), frame=np.full(n, -1, np.int32))

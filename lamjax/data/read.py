@@ -1,0 +1,209 @@
+"""Structures and their labels from files: whatever ASE reads, checked once, with errors that name file and frame."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ase
+import ase.data
+import ase.io
+import numpy as np
+
+from lamjax import units
+from lamjax.system import Labels, System, complete_cell, host_system
+
+LABELS = ("energy", "forces", "virial")  # in the order of Labels.weights
+CLOSEST = 1e-3  # Å; atoms nearer than this are two atoms on one place
+_OWN_ARRAYS = {"positions", "numbers", "forces", "force", "REF_forces"}
+
+
+class Frame(NamedTuple):
+    """One structure of a file, on the host (numpy)."""
+
+    system: System
+    labels: Labels
+    source: str  # "train.extxyz frame 12"
+    keys: tuple[str, ...]  # where energy, forces and virial were found, "" where they were not
+    info: dict[str, Any]  # what else the file says of the frame: `atoms.info` and further per-atom arrays
+
+
+class Summary(NamedTuple):
+    """What a list of frames holds, as plain data for a table."""
+
+    n_frames: int
+    labelled: dict[str, int]  # frames that carry energy, forces, virial
+    keys: dict[str, int]  # "energy: REF_energy" -> frames
+    elements: dict[str, int]  # frames in which each element occurs
+    n_atoms: tuple[int, float, int]  # smallest, median, largest structure
+    periodic: int  # frames periodic in all three directions
+
+
+def read(
+    paths: str | Path | Iterable[str | Path],
+    dtype=np.float64,
+    elements: Iterable[str] | None = None,
+    require: Iterable[str] = (),
+) -> list[Frame]:
+    """All frames of one or more files: extxyz (plain or .gz) and whatever else `ase.io.read` knows.
+
+    Labels are looked for as REF_energy / REF_forces / REF_stress / REF_virial first, then among ASE's results (forces
+    without constraints), then in `info` and `arrays`. A virial (-V stress, eV) counts only in a fully periodic cell.
+    `elements` is the model's type map, `require` names labels that every frame must have.
+    Raises FileNotFoundError and ValueError that name file, frame and remedy.
+    """
+    paths = [paths] if isinstance(paths, str | Path) else list(paths)
+    known = None if elements is None else tuple(elements)
+    require = tuple(require)
+    if unknown := set(require) - set(LABELS):
+        raise ValueError(f"Unknown label {', '.join(sorted(unknown))} required; labels are {', '.join(LABELS)}.")
+    return [frame for path in paths for frame in _frames(Path(path), dtype, known, require)]
+
+
+def summarize(frames: Iterable[Frame]) -> Summary:
+    """Counts of labels, keys, elements and sizes over the frames."""
+    frames = list(frames)
+    sizes = [frame.system.n_atoms for frame in frames] or [0]
+    present = Counter(z for frame in frames for z in np.unique(frame.system.numbers).tolist() if z > 0)
+    keys = Counter(f"{name}: {key}" for frame in frames for name, key in zip(LABELS, frame.keys, strict=True) if key)
+    return Summary(
+        n_frames=len(frames),
+        labelled={name: sum(bool(f.labels.weights[k] > 0) for f in frames) for k, name in enumerate(LABELS)},
+        keys=dict(keys),
+        elements={ase.data.chemical_symbols[z]: n for z, n in sorted(present.items())},
+        n_atoms=(min(sizes), float(np.median(sizes)), max(sizes)),
+        periodic=sum(bool(f.system.pbc.all()) for f in frames),
+    )
+
+
+def from_atoms(atoms: ase.Atoms, dtype=np.float64, source: str = "structure") -> Frame:
+    """The frame of one ASE structure with whatever labels it carries; ValueError if it cannot be used."""
+    system = host_system(atoms, dtype)
+    _check_distances(system)
+    found = (_find(atoms, "energy"), _find(atoms, "forces"), _find_virial(atoms))
+    energy, forces, virial = (value for value, _ in found)
+    weights = np.array([value is not None for value, _ in found], dtype)
+    labels = Labels(
+        energy=np.asarray(_checked(energy, (), "energy"), np.float64),
+        forces=np.asarray(_checked(forces, (len(atoms), 3), "forces"), dtype),
+        virial=np.asarray(_checked(virial, (3, 3), "virial"), dtype),
+        weights=weights,
+    )
+    info = {**atoms.info, **{k: v for k, v in atoms.arrays.items() if k not in _OWN_ARRAYS}}
+    return Frame(system, labels, source, tuple(key for _, key in found), info)
+
+
+def _frames(path: Path, dtype, known, require) -> Iterator[Frame]:
+    for number, atoms in enumerate(_atoms(path)):
+        source = f"{path.name} frame {number}"
+        try:
+            frame = from_atoms(atoms, dtype, source)
+            _check_known(atoms, known)
+            _check_labels(atoms, frame, require)
+        except ValueError as error:
+            raise ValueError(f"{path}, frame {number}: {error}") from error
+        yield frame
+
+
+def _atoms(path: Path) -> Iterator[ase.Atoms]:
+    """The structures of a file, one after another, with one kind of error for everything that can be wrong with it."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file. Give the path of a structure file, for example extxyz.")
+    number = 0
+    try:
+        for number, atoms in enumerate(ase.io.iread(path, ":"), start=1):  # noqa: B007 (used after the loop)
+            yield atoms
+    except GeneratorExit:
+        raise
+    except Exception as error:  # every reader of ASE has its own exceptions
+        if path.stat().st_size == 0:
+            raise ValueError(f"{path}: the file is empty. Was the copy cut short?") from error
+        raise ValueError(
+            f"{path}, frame {number}: not readable as a structure file ({type(error).__name__}: {error}). "
+            "Expected extxyz, plain or .gz, or another format that ase.io.read knows."
+        ) from error
+    if number == 0:
+        raise ValueError(f"{path}: the file is empty: no structure in it. Was the copy cut short?")
+
+
+def _find(atoms: ase.Atoms, name: str):
+    """A label and the key it was found under: (None, "") if nowhere."""
+    stored = {**atoms.arrays, **atoms.info}
+    if (key := f"REF_{name}") in stored:
+        return stored[key], key
+    results = getattr(atoms.calc, "results", {})  # what is stored; never a new calculation
+    if results.get(name) is not None:
+        return (atoms.get_forces(apply_constraint=False) if name == "forces" else results[name]), name
+    return (stored[name], name) if name in stored else (None, "")
+
+
+def _find_virial(atoms: ase.Atoms):
+    """The virial in eV, given as such or as a stress; only in a fully periodic cell."""
+    if not atoms.pbc.all():
+        return None, ""
+    found = {name: _find(atoms, name) for name in ("virial", "stress")}
+    for name in sorted(found, key=lambda name: not found[name][1].startswith("REF_")):
+        value, key = found[name]
+        if value is not None:
+            tensor = _tensor(value, key)
+            return (tensor if name == "virial" else units.stress_to_virial(tensor, atoms.cell.volume)), key
+    return None, ""
+
+
+def _tensor(value, key: str) -> np.ndarray:
+    """A (3, 3) tensor from (3, 3), nine or six (Voigt xx yy zz yz xz xy) numbers."""
+    value = np.asarray(value, np.float64)
+    if value.shape == (6,):
+        return units.from_voigt(value)
+    if value.shape in ((9,), (3, 3)):
+        return value.reshape(3, 3)
+    raise ValueError(f"{key} has shape {value.shape}; expected (3, 3), 9 numbers, or 6 (xx yy zz yz xz xy).")
+
+
+def _checked(value, shape: tuple[int, ...], name: str):
+    """The label as a finite array of its shape; zeros where it is missing."""
+    if value is None:
+        return np.zeros(shape)
+    try:
+        value = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"The {name} label is not a number: {value!r}. Repair or remove the frame.") from None
+    if value.shape != shape:
+        raise ValueError(f"The {name} label has shape {value.shape}, expected {shape}. Repair or remove the frame.")
+    if not np.isfinite(value).all():
+        raise ValueError(f"The {name} label holds a value that is not finite (NaN or infinity). Remove the frame.")
+    return value
+
+
+def _check_distances(system: System) -> None:
+    """ValueError if two atoms (of different index; a cell cannot be that short) share a place."""
+    cell = complete_cell(system.cell, system.pbc)
+    fractional = np.asarray(system.positions, np.float64) @ np.linalg.inv(cell)
+    d = fractional[:, None, :] - fractional[None, :, :]
+    d = np.where(system.pbc, d - np.round(d), d) @ cell  # the nearest image, exact for such short distances
+    squared = np.einsum("ijk,ijk->ij", d, d) + np.eye(system.n_atoms)
+    i, j = np.unravel_index(np.argmin(squared), squared.shape)
+    if squared[i, j] < CLOSEST**2:
+        raise ValueError(
+            f"Atoms {i} and {j} are {squared[i, j] ** 0.5:.2g} Å apart: two atoms on one place. "
+            "Remove one of them or the frame."
+        )
+
+
+def _check_known(atoms: ase.Atoms, known: tuple[str, ...] | None) -> None:
+    if known is not None and (foreign := sorted(set(atoms.symbols) - set(known))):
+        raise ValueError(
+            f"element {', '.join(foreign)} is not in the model's type map [{', '.join(known)}]. "
+            "Use a model that knows it, extend the type map, or remove the frame."
+        )
+
+
+def _check_labels(atoms: ase.Atoms, frame: Frame, require: tuple[str, ...]) -> None:
+    missing = [name for name in require if frame.labels.weights[LABELS.index(name)] == 0]
+    if missing:
+        stored = sorted({*atoms.info, *atoms.arrays, *getattr(atoms.calc, "results", {})} - {"numbers", "positions"})
+        hint = "" if "virial" not in missing or atoms.pbc.all() else " (a virial needs pbc in all three directions)"
+        raise ValueError(
+            f"the frame has no {', no '.join(missing)} label{hint}. Looked for REF_<label>, ASE's results and <label>; "
+            f"the frame holds: {', '.join(stored) or 'nothing'}. Rename the key or remove the frame."
+        )

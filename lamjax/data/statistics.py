@@ -1,0 +1,224 @@
+"""What a model takes from its data before training: the scale of its environment matrices and the energy of an element.
+
+The rules are DeePMD-kit's (environment statistics over all slots, empty ones too; minimum-norm least squares).
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lamjax.data.read import Frame
+from lamjax.descriptors import DPA2Config
+from lamjax.descriptors.environment import raw_rows
+from lamjax.neighbors.host import pairs
+from lamjax.potential import Params, Potential, type_table
+
+_CHUNK = 1 << 16  # pairs per call of the jitted rows: one shape for all data
+ABSENT = 0.1  # standard deviation for an element without data
+FLOOR = 1e-2  # smallest standard deviation
+
+
+class Block(NamedTuple):
+    """A part of a descriptor that normalises its environment matrix."""
+
+    name: str
+    rcut: float  # Å
+    rcut_smth: float  # Å
+    sel: int
+    zero_mean: bool  # the mean is not subtracted, only the scale is used
+
+
+class Bias(NamedTuple):
+    """Energy per element from least squares."""
+
+    energies: np.ndarray  # (n_types,) eV
+    residual: float  # eV, population standard deviation of what is left of the total energies
+
+
+def blocks(descriptor: Any) -> tuple[Block, ...]:
+    """The normalising blocks of a descriptor's config."""
+    match descriptor:
+        case DPA2Config():
+            a, b, c = descriptor.repinit, descriptor.repformer, descriptor.three_body
+            three = (Block("three_body", c.rcut, c.rcut_smth, c.sel, a.set_davg_zero),) if c else ()
+            return (
+                Block("repinit", a.rcut, a.rcut_smth, a.nsel, a.set_davg_zero),
+                Block("repformer", b.rcut, b.rcut_smth, b.nsel, b.set_davg_zero),
+                *three,
+            )
+    raise ValueError(f"No statistics are known for {type(descriptor).__name__}; supported: DPA2Config.")
+
+
+def environment_statistics(potential: Potential, frames: Iterable[Frame]) -> dict[str, dict[str, np.ndarray]]:
+    """mean and stddev (n_types, 4) of the raw environment rows of each block, per type of the centre.
+
+    All `sel` slots count, empty ones as zeros; the three angular columns are pooled and have mean 0; deviations are at
+    least 0.01, and 0.1 for an element without data. The mean is returned even where the model leaves it at zero.
+    """
+    config = potential.config
+    table = type_table(config.elements)
+    parts = blocks(config.descriptor)
+    sums = {part.name: _Sums(len(config.elements)) for part in parts}
+    rows = {part.name: _rows_function(part, config.descriptor.env_protection) for part in parts}
+    excluded = {tuple(pair) for pair in (*config.descriptor.exclude_types, *config.pair_exclude_types)}
+    for group in _groups(frames, parts[0].rcut, table):
+        for part in parts:
+            centre, d = _block_pairs(group, part, excluded)
+            sums[part.name].add(group.counts * part.sel, centre, rows[part.name](d))
+    return {name: total.result() for name, total in sums.items()}
+
+
+def energy_bias(potential: Potential, frames: Sequence[Frame], predicted: np.ndarray | None = None) -> Bias:
+    """Minimum-norm least-squares energy per element of the labels, or of label minus `predicted` (n_frames,) eV.
+
+    Raises ValueError if no frame carries an energy.
+    """
+    use = [k for k, frame in enumerate(frames) if frame.labels.weights[0] > 0]
+    if not use:
+        raise ValueError("No frame carries an energy: the energy per element cannot be fitted. Add energy labels.")
+    target = np.array([float(frames[k].labels.energy) for k in use])
+    if predicted is not None:
+        target = target - np.asarray(predicted, np.float64)[use]
+    counts = compositions(potential, [frames[k] for k in use])
+    energies = np.linalg.lstsq(counts, target, rcond=None)[0]
+    return Bias(energies, float(np.std(target - counts @ energies)))
+
+
+def compositions(potential: Potential, frames: Sequence[Frame]) -> np.ndarray:
+    """Number of atoms of each of the model's elements, (n_frames, n_types)."""
+    table, n = type_table(potential.config.elements), len(potential.config.elements)
+    return np.array([np.bincount(table[f.system.numbers], minlength=n + 1)[:n] for f in frames], np.float64)
+
+
+def set_environment(potential: Potential, params: Params, frames: Iterable[Frame]) -> Params:
+    """The parameters with environment statistics of the frames; the mean stays 0 where the config says so."""
+    found = environment_statistics(potential, frames)
+    descriptor = dict(params.descriptor)
+    for part in blocks(potential.config.descriptor):
+        old, new = descriptor[part.name]["statistics"], found[part.name]
+        mean = np.zeros_like(new["mean"]) if part.zero_mean else new["mean"]
+        statistics = {
+            "mean": jnp.asarray(mean, old["mean"].dtype),
+            "stddev": jnp.asarray(new["stddev"], old["stddev"].dtype),
+        }
+        descriptor[part.name] = {**descriptor[part.name], "statistics": statistics}
+    return params._replace(descriptor=descriptor)
+
+
+def set_bias(
+    potential: Potential, params: Params, frames: Sequence[Frame], predicted: np.ndarray | None = None
+) -> Params:
+    """The parameters with the head's energy per element fitted to the frames.
+
+    With `predicted` (n_frames,) total energies, the present bias is shifted by the fit of label minus prediction.
+    """
+    if potential.head is None:
+        raise ValueError(f"Choose the head whose bias is meant: {', '.join(potential.config.head_names)}.")
+    bias = energy_bias(potential, frames, predicted)
+    head = params.heads[potential.head]
+    old = head["statistics"]
+    energies = bias.energies if predicted is None else np.asarray(old["out_bias"], np.float64) + bias.energies
+    statistics = {
+        **old,
+        "out_bias": jnp.asarray(energies, old["out_bias"].dtype),
+        "out_std": jnp.full_like(old["out_std"], bias.residual),
+    }
+    return params._replace(heads={**params.heads, potential.head: {**head, "statistics": statistics}})
+
+
+def set_statistics(potential: Potential, params: Params, frames: Sequence[Frame]) -> Params:
+    """The parameters of a fresh model with environment statistics and energy per element taken from the frames."""
+    return set_bias(potential, set_environment(potential, params, frames), frames)
+
+
+class _Group(NamedTuple):
+    """All pairs of some frames, with the types at both ends."""
+
+    centre: np.ndarray  # type of the centre
+    neighbour: np.ndarray
+    slot: np.ndarray  # how many neighbours are nearer
+    d: np.ndarray  # (n_pairs, 3) Å
+    r: np.ndarray
+    counts: np.ndarray  # (n_types,) atoms
+
+
+def _groups(frames: Iterable[Frame], cutoff: float, table: np.ndarray):
+    """The frames' pairs in groups of at least `_CHUNK`, so that few calls are made."""
+    pending, size = [], 0
+    for frame in frames:
+        pending.append(_pairs(frame, cutoff, table))
+        size += len(pending[-1].r)
+        if size >= _CHUNK:
+            yield _join(pending)
+            pending, size = [], 0
+    if pending:
+        yield _join(pending)
+
+
+def _join(groups) -> _Group:
+    joined = [np.concatenate(column) for column in list(zip(*groups, strict=True))[:-1]]
+    return _Group(*joined, counts=sum(g.counts for g in groups))
+
+
+def _pairs(frame: Frame, cutoff: float, table: np.ndarray) -> _Group:
+    system = frame.system
+    types = table[system.numbers]
+    n_types = int(table[0])
+    i, j, images, r = pairs(system, cutoff)
+    positions, cell = np.asarray(system.positions, np.float64), np.asarray(system.cell, np.float64)
+    starts = np.searchsorted(i, np.arange(system.n_atoms))
+    counts = np.bincount(types, minlength=n_types + 1)[:n_types]
+    d = positions[j] + images @ cell - positions[i]
+    return _Group(types[i], types[j], np.arange(len(i)) - starts[i], d, r, counts)
+
+
+def _block_pairs(group: _Group, part: Block, excluded: set):
+    """Type of the centre and displacement of the pairs that one block sees."""
+    keep = (group.r <= part.rcut) & (group.slot < part.sel)
+    for a, b in excluded:
+        keep &= ~((group.centre == a) & (group.neighbour == b)) & ~((group.centre == b) & (group.neighbour == a))
+    return group.centre[keep], group.d[keep]
+
+
+def _rows_function(part: Block, protection: float):
+    @jax.jit
+    def rows(d):
+        return raw_rows(d, part.rcut, part.rcut_smth, protection)[0]
+
+    def apply(d: np.ndarray) -> np.ndarray:
+        """Raw rows of any number of displacements, in chunks of one shape."""
+        n_chunks = max(1, -(-len(d) // _CHUNK))
+        padded = np.concatenate([d, np.full((n_chunks * _CHUNK - len(d), 3), part.rcut)])
+        chunks = [np.asarray(rows(c), np.float64) for c in np.split(padded, n_chunks)]
+        return np.concatenate(chunks)[: len(d)]
+
+    return apply
+
+
+class _Sums:
+    """Running counts and moments per type."""
+
+    def __init__(self, n_types: int):
+        self.n_types = n_types
+        self.slots = np.zeros(n_types)
+        self.moments = np.zeros((4, n_types))  # q, q², a, a²; a pools three columns
+
+    def add(self, slots, centre, rows) -> None:
+        self.slots += slots
+        q, a = rows[:, 0], rows[:, 1:]
+        columns = (q, q * q, a.sum(axis=1), (a * a).sum(axis=1))
+        for moment, column in zip(self.moments, columns, strict=True):
+            moment += np.bincount(centre, column, minlength=self.n_types)
+
+    def result(self) -> dict[str, np.ndarray]:
+        n = np.maximum(self.slots, 1)
+        q, q2, a, a2 = self.moments / np.array([n, n, 3 * n, 3 * n])
+        std = [np.sqrt(np.maximum(square - mean**2, 0)) for square, mean in ((q2, q), (a2, a))]
+        radial, angular = (np.where(self.slots > 0, np.maximum(s, FLOOR), ABSENT) for s in std)
+        return {
+            "mean": np.stack([q, 0 * q, 0 * q, 0 * q], axis=1),
+            "stddev": np.stack([radial, angular, angular, angular], axis=1),
+        }

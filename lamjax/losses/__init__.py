@@ -1,0 +1,7 @@
+"""Losses: (params, batch) -> (scalar, metrics)."""
+
+from lamjax.losses.combine import weighted_sum as weighted_sum
+from lamjax.losses.labels import LabelLossConfig as LabelLossConfig
+from lamjax.losses.labels import Loss as Loss
+from lamjax.losses.labels import errors as errors
+from lamjax.losses.labels import label_loss as label_loss

@@ -1,0 +1,15 @@
+"""Training: states, steps, loops over losses, schedules, checkpoints."""
+
+from lamjax.training.checkpoints import restore_state as restore_state
+from lamjax.training.checkpoints import save_state as save_state
+from lamjax.training.checkpoints import saved_steps as saved_steps
+from lamjax.training.fit import NonFiniteError as NonFiniteError
+from lamjax.training.fit import evaluate as evaluate
+from lamjax.training.fit import fit as fit
+from lamjax.training.schedules import ScheduleConfig as ScheduleConfig
+from lamjax.training.schedules import schedule as schedule
+from lamjax.training.state import OptimizerConfig as OptimizerConfig
+from lamjax.training.state import TrainState as TrainState
+from lamjax.training.state import init as init
+from lamjax.training.state import optimizer as optimizer
+from lamjax.training.step import make_step as make_step

@@ -1,0 +1,76 @@
+"""Loops over batches: the `for` loop belongs to the script, this is what it iterates."""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from lamjax.losses import Loss, errors
+from lamjax.training.state import TrainState
+from lamjax.training.step import make_step
+
+
+class NonFiniteError(FloatingPointError):
+    """Loss or gradient became NaN or infinite. The state that was yielded last is the last good one."""
+
+
+def fit(
+    loss: Loss,
+    state: TrainState,
+    optimizer: optax.GradientTransformation,
+    batches: Iterable,
+    *,
+    lr_ratio: Callable | None = None,
+    freeze: tuple[str, ...] = (),
+    ema_decay: float | None = None,
+    sources: Sequence[str] = (),
+) -> Iterator[tuple[TrainState, dict[str, Any]]]:
+    """Yields (state, metrics) after every batch; both stay on the device until they are looked at.
+
+    Save or copy what is to be kept of a state before asking for the next one: its memory is reused.
+    `sources[k]` names the frame k of a batch. Raises NonFiniteError that names the frames of the batch.
+    """
+    step = make_step(loss, optimizer, lr_ratio=lr_ratio, freeze=freeze, ema_decay=ema_decay)
+    pending = None
+    for batch in batches:  # the host prepares the next batch while the device works on the last
+        _check(pending, sources)
+        state, metrics = step(state, batch)
+        pending = (batch, metrics["finite"], metrics["loss"])
+        yield state, metrics
+    _check(pending, sources)
+
+
+def evaluate(loss: Loss, params: Any, batches: Iterable) -> dict[str, float]:
+    """rmse_e, mae_e (eV/atom), rmse_f, mae_f (eV/Å), rmse_v, mae_v (eV/atom) over all batches, however cut."""
+    run = _jitted(loss)
+    sums = [run(params, batch) for batch in batches]
+    if not sums:
+        raise ValueError("There is no batch to evaluate.")
+    return errors(add(sums))
+
+
+def add(sums: Iterable[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Metrics of several batches added up, on the host."""
+    return functools.reduce(
+        lambda a, b: {key: a[key] + b[key] for key in a}, [jax.tree.map(np.asarray, s) for s in jax.device_get(sums)]
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _jitted(loss: Loss):
+    return jax.jit(lambda params, batch: loss(params, batch)[1])
+
+
+def _check(pending, sources: Sequence[str]) -> None:
+    if pending is None or bool(pending[1]):
+        return
+    batch, _, value = pending
+    frames = [int(k) for k in np.ravel(getattr(batch, "frame", ())) if k >= 0]
+    names = [sources[k] if k < len(sources) else f"frame {k}" for k in frames]
+    raise NonFiniteError(
+        f"Loss {float(value)} or its gradient is not finite for the batch [{', '.join(names)}]. "
+        "Remove or repair these frames, lower the learning rate, or set max_norm. The parameters before are kept."
+    )

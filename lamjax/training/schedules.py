@@ -1,0 +1,102 @@
+"""Learning rates as functions of the step, with DeePMD-kit's definitions; optax takes them as they are."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import jax.numpy as jnp
+
+Schedule = Callable  # step -> learning rate; jittable
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Learning rate from `start_lr` to `stop_lr` over the run, after a linear warmup.
+
+    exp: start r^⌊t/decay_steps⌋ with r such that the end is stop_lr, or r = decay_rate with stop_lr as the floor.
+    cosine: half a period. wsd: constant, then a decay over the last `decay_phase_ratio` of the run. constant: start_lr.
+    """
+
+    type: Literal["exp", "cosine", "wsd", "constant"] = "exp"
+    start_lr: float = 1e-3
+    stop_lr: float = 1e-6
+    decay_steps: int = 5000  # exp
+    decay_rate: float | None = None  # exp
+    smooth: bool = False  # exp: no steps
+    warmup_steps: int = 0
+    warmup_start_factor: float = 0.0  # of start_lr at step 0
+    decay_phase_ratio: float = 0.1  # wsd
+    decay_type: Literal["inverse_linear", "cosine", "linear"] = "inverse_linear"  # wsd
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    def __post_init__(self):
+        if not 0 < self.stop_lr <= self.start_lr:
+            raise ValueError(f"Needs 0 < stop_lr <= start_lr, got stop_lr {self.stop_lr}, start_lr {self.start_lr}.")
+
+
+def schedule(config: ScheduleConfig, n_steps: int) -> Schedule:
+    """The learning rate as a function of the step, for a run of `n_steps`."""
+    length = n_steps - config.warmup_steps
+    if length <= 0:
+        raise ValueError(f"warmup_steps {config.warmup_steps} must be less than the {n_steps} steps of the run.")
+    shape = {"exp": _exponential, "cosine": _cosine, "wsd": _wsd, "constant": _constant}[config.type]
+    main = shape(config, length, n_steps)
+    first = config.warmup_start_factor * config.start_lr
+
+    def learning_rate(step):
+        t = jnp.asarray(step, float)
+        if config.warmup_steps == 0:
+            return main(t)
+        warm = first + (config.start_lr - first) * t / config.warmup_steps
+        return jnp.where(t < config.warmup_steps, warm, main(jnp.maximum(t - config.warmup_steps, 0)))
+
+    return learning_rate
+
+
+def _exponential(config: ScheduleConfig, length: int, n_steps: int) -> Schedule:
+    decay_steps = config.decay_steps
+    if decay_steps >= length:  # else the rate would never change
+        decay_steps = 100 if length // 10 > 100 else length // 100 + 1
+    rate = config.decay_rate
+    if rate is None:
+        rate = (config.stop_lr / config.start_lr) ** (decay_steps / length)
+
+    def learning_rate(t):
+        power = t / decay_steps if config.smooth else jnp.floor(t / decay_steps)
+        return jnp.maximum(config.start_lr * rate**power, config.stop_lr)
+
+    return learning_rate
+
+
+def _cosine(config: ScheduleConfig, length: int, n_steps: int) -> Schedule:
+    def learning_rate(t):
+        return _cosine_fall(config, jnp.minimum(t / length, 1))
+
+    return learning_rate
+
+
+def _wsd(config: ScheduleConfig, length: int, n_steps: int) -> Schedule:
+    fall = max(1, int(config.decay_phase_ratio * n_steps))
+    if fall > length:
+        raise ValueError(f"decay_phase_ratio {config.decay_phase_ratio} and warmup_steps together exceed the run.")
+    start, stop = config.start_lr, config.stop_lr
+
+    def learning_rate(t):
+        tau = jnp.clip((t - (length - fall)) / fall, 0, 1)
+        match config.decay_type:
+            case "inverse_linear":
+                return 1 / (tau / stop + (1 - tau) / start)
+            case "cosine":
+                return _cosine_fall(config, tau)
+            case _:
+                return start + (stop - start) * tau
+
+    return learning_rate
+
+
+def _constant(config: ScheduleConfig, length: int, n_steps: int) -> Schedule:
+    return lambda t: jnp.full_like(t, config.start_lr)
+
+
+def _cosine_fall(config: ScheduleConfig, tau):
+    return config.stop_lr + (config.start_lr - config.stop_lr) * (1 + jnp.cos(jnp.pi * tau)) / 2
