@@ -1,5 +1,6 @@
 """Analytic pair potentials behind the same interface as the learned ones: for tests, benchmarks and teaching."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -28,12 +29,7 @@ def lennard_jones(
 
     Parameters {"sigma", "epsilon"} are trainable.
     """
-
-    def pair_energy(params, r):
-        x = (params["sigma"] / r) ** 6
-        return 4 * params["epsilon"] * (x * x - x)
-
-    return pair_potential(pair_energy, {"sigma": sigma, "epsilon": epsilon}, cutoff, switch_start)
+    return pair_potential(_lennard_jones, {"sigma": sigma, "epsilon": epsilon}, cutoff, switch_start)
 
 
 def morse(
@@ -43,16 +39,11 @@ def morse(
     cutoff: float = 2.5,
     switch_start: float | None = None,
 ) -> Potential:
-    """E = Σ_pairs D (exp(-2a(r - r0)) - 2 exp(-a(r - r0))) w(r).
+    """E = Σ_pairs D (exp(-2a(r - r0)) - 2 exp(-a(r - r0))) w(r), w as in `lennard_jones`.
 
-    Parameters {"depth", "width", "distance"}: D eV, a 1/Å, r0 Å.
+    Trainable parameters {"depth", "width", "distance"}: D eV, a 1/Å, r0 Å.
     """
-
-    def pair_energy(params, r):
-        x = jnp.exp(-params["width"] * (r - params["distance"]))
-        return params["depth"] * (x * x - 2 * x)
-
-    return pair_potential(pair_energy, {"depth": depth, "width": width, "distance": distance}, cutoff, switch_start)
+    return pair_potential(_morse, {"depth": depth, "width": width, "distance": distance}, cutoff, switch_start)
 
 
 def pair_potential(
@@ -60,14 +51,27 @@ def pair_potential(
 ) -> Potential:
     """A potential from `pair_energy(params, r)` (eV, r in Å), switched off smoothly before the cutoff."""
     start = 0.8 * cutoff if switch_start is None else switch_start
+    return _build(pair_energy, PairConfig(pair_energy.__name__.strip("_"), tuple(initial.items()), cutoff, start))
 
+
+@functools.lru_cache(maxsize=128)  # the same config gives the same functions, so jit does not compile twice
+def _build(pair_energy: Callable, config: PairConfig) -> Potential:
     def init(key=None, dtype=None):
-        return {name: jnp.asarray(value, dtype or float) for name, value in initial.items()}
+        return {name: jnp.asarray(value, dtype or float) for name, value in config.initial}
 
     def atomic_energies(params, system, neighbors):
         r = numerics.safe_norm(neighbor_lists.displacements(system, neighbors))
-        e = pair_energy(params, r) * numerics.switch(r, start, cutoff)
+        e = pair_energy(params, r) * numerics.switch(r, config.switch_start, config.cutoff)
         return jnp.sum(jnp.where(neighbors.mask, e, 0), axis=1) / 2
 
-    config = PairConfig(pair_energy.__qualname__.partition(".")[0], tuple(initial.items()), cutoff, start)
-    return Potential(config, (Shell(cutoff),), init, atomic_energies)
+    return Potential(config, (Shell(config.cutoff),), init, atomic_energies)
+
+
+def _lennard_jones(params, r):
+    x = (params["sigma"] / r) ** 6
+    return 4 * params["epsilon"] * (x * x - x)
+
+
+def _morse(params, r):
+    x = jnp.exp(-params["width"] * (r - params["distance"]))
+    return params["depth"] * (x * x - 2 * x)

@@ -62,8 +62,10 @@ def _apply(params, config: DPA2Config, n_types: int, types, neighbors, displacem
         return indices, neighbor_types, d, env
 
     _, neighbor_types, _, env = view(0, config.repinit, params["repinit"]["statistics"])
-    leaks = not config.repinit.set_davg_zero and allowed is None
-    features = repinit.apply(params["repinit"], config.repinit, config.smooth, leaks, table, types, neighbor_types, env)
+    n_empty = None if config.repinit.set_davg_zero else config.repinit.nsel - jnp.sum(neighbors.mask, axis=1)
+    features = repinit.apply(
+        params["repinit"], config.repinit, config.smooth, n_empty, table, types, neighbor_types, env
+    )
     if config.three_body:
         _, neighbor_types, _, env = view(2, config.three_body, params["three_body"]["statistics"])
         triples = three_body.apply(

@@ -17,10 +17,11 @@ def init(key, config, n_types: int, dtype=None):
     return {**nets, "statistics": statistics_init(n_types, dtype)}
 
 
-def apply(params, config, smooth: bool, leaks: bool, table, types, neighbor_types, env: Environment):
+def apply(params, config, smooth: bool, n_empty, table, types, neighbor_types, env: Environment):
     """D (n_atoms, neuron[-1] * axis_neuron): A_i = (1/nsel) Σ_j G_ij ⊗ R_ij, D_i = A_i A_i[:M]ᵀ.
 
-    `leaks`: empty slots contribute -mean/stddev, as they do in DeePMD-kit when the mean is not zero.
+    `n_empty` (n_atoms,): slots without a neighbour, which contribute -mean/stddev as they do in DeePMD-kit when the
+    mean is not zero; None: nothing. The slots of excluded pairs are neither neighbours nor empty.
     """
     activation = nn.activation(config.activation_function)
 
@@ -33,12 +34,11 @@ def apply(params, config, smooth: bool, leaks: bool, table, types, neighbor_type
 
     g = embed(env.matrix[..., 0], neighbor_types, env.switch)
     a = jnp.einsum("nwk,nwg->nkg", env.matrix, g)
-    if leaks:
+    if n_empty is not None:
         row = padding_rows(params["statistics"], types)
-        empty = config.nsel - jnp.sum(env.mask, axis=1)
         # an empty slot has the type of the frame's first atom and, in smooth strip mode, a switch of zero
         first_type = jnp.broadcast_to(types[0], (len(types), 1))
         g_empty = embed(row[:, :1], first_type, jnp.zeros_like(row[:, :1]))[:, 0]
-        a = a + empty[:, None, None] * row[:, :, None] * g_empty[:, None, :]
+        a = a + n_empty[:, None, None] * row[:, :, None] * g_empty[:, None, :]
     a = a / config.nsel
     return jnp.einsum("nkg,nkm->ngm", a, a[..., : config.axis_neuron]).reshape(len(types), -1)

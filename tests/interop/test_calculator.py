@@ -1,0 +1,184 @@
+"""The ASE calculator: numbers, units, errors, and how often it compiles."""
+
+import subprocess
+import sys
+
+import ase
+import ase.build
+import numpy as np
+import potentials
+import pytest
+import structures
+from ase import units
+from ase.calculators.calculator import PropertyNotImplementedError
+from ase.calculators.fd import calculate_numerical_stress
+from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+from ase.md.verlet import VelocityVerlet
+from ase.optimize import BFGS
+
+from lamjax import classical
+from lamjax.interop.calculator import Calculator, grow
+from lamjax.neighbors import Shell
+
+
+def argon() -> ase.Atoms:
+    """Two atoms of argon in a skewed cell, away from equilibrium."""
+    scaled = [(0, 0, 0), (0.48, 0.53, 0.46)]
+    return ase.Atoms("Ar2", scaled_positions=scaled, cell=[5.2, 5.4, 5.6, 80, 95, 104], pbc=True)
+
+
+@pytest.fixture
+def lennard_jones() -> Calculator:
+    potential = classical.lennard_jones(sigma=3.4, epsilon=0.0104, cutoff=8.0)
+    return Calculator(potential, potential.init())
+
+
+@pytest.mark.parametrize("name", ["dpa2_preset", "morse"])
+def test_numbers_are_those_of_predict(name):
+    case, atoms = potentials.cases()[name], structures.triclinic()
+    atoms.calc = Calculator(case.potential, case.params)
+    expected = potentials.evaluate(case, atoms)
+    assert atoms.get_potential_energy() == pytest.approx(expected.energy, rel=1e-12)
+    assert atoms.get_potential_energy(force_consistent=True) == atoms.get_potential_energy()
+    np.testing.assert_allclose(atoms.get_potential_energies(), expected.atomic_energies, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(atoms.get_forces(), expected.forces, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(atoms.get_stress(voigt=False), -expected.virial / atoms.get_volume(), rtol=0, atol=1e-13)
+
+
+def test_stress_is_the_numerical_stress_of_ase(lennard_jones):
+    atoms = argon()
+    atoms.calc = lennard_jones
+    expected = calculate_numerical_stress(atoms, eps=1e-5)
+    np.testing.assert_allclose(atoms.get_stress(), expected, rtol=0, atol=1e-7 * np.abs(expected).max())
+
+
+def test_relaxation_by_ase(lennard_jones):
+    atoms = argon()
+    atoms.calc = lennard_jones
+    before = atoms.get_potential_energy()
+    assert BFGS(atoms, logfile=None).run(fmax=1e-6, steps=100)
+    assert atoms.get_potential_energy() < before and np.abs(atoms.get_forces()).max() < 1e-6
+
+
+def test_a_changed_structure_is_computed_anew(lennard_jones):
+    atoms = argon()
+    atoms.calc = lennard_jones
+    first = atoms.get_forces().copy()
+    atoms.positions[1] += (0.3, -0.2, 0.1)
+    second = atoms.get_forces().copy()
+    atoms.positions[1] -= (0.3, -0.2, 0.1)
+    assert np.abs(second - first).max() > 1e-3
+    np.testing.assert_allclose(atoms.get_forces(), first, rtol=0, atol=1e-13)
+    larger = ase.build.bulk("Ar", "fcc", a=5.3, cubic=True)
+    larger.calc = lennard_jones
+    assert larger.get_potential_energies() == pytest.approx([larger.get_potential_energy() / 4] * 4)
+
+
+def traced(calculator) -> list:
+    """A list that gets one entry each time the calculator's potential is traced."""
+    traces, inner = [], calculator.potential.atomic_energies
+
+    def atomic_energies(*args):
+        traces.append(1)
+        return inner(*args)
+
+    potential = calculator.potential._replace(atomic_energies=atomic_energies)
+    calculator.__init__(potential, calculator.params)
+    return traces
+
+
+def test_twenty_steps_of_dynamics_compile_at_most_twice(lennard_jones):
+    atoms = ase.build.bulk("Ar", "fcc", a=5.3, cubic=True)
+    traces = traced(lennard_jones)
+    atoms.calc = lennard_jones
+    MaxwellBoltzmannDistribution(atoms, temperature_K=300, rng=np.random.default_rng(0))
+    start = atoms.get_total_energy()
+    VelocityVerlet(atoms, timestep=2 * units.fs).run(20)
+    assert len(traces) <= 2
+    assert abs(atoms.get_total_energy() - start) < 1e-3
+    for factor in np.linspace(1.0, 0.9, 11):  # a shrinking cell has more neighbours and other images
+        atoms.set_cell(5.3 * factor * np.eye(3), scale_atoms=True)
+        atoms.get_stress()
+    assert len(traces) <= 4
+
+
+def test_widths_grow_in_steps_up_to_sel():
+    shells = (Shell(6.0, 60), Shell(4.0, 20))
+    assert grow((0, 0), (10, 3), shells) == (16, 8)
+    assert grow((16, 8), (17, 3), shells) == (24, 8)
+    assert grow((24, 8), (500, 300), shells) == (60, 20)
+    assert grow((0,), (100,), (Shell(6.0),)) == (120,)
+
+
+@pytest.mark.parametrize("pbc", [(True, True, False), (False, False, False)])
+def test_no_stress_without_a_volume(lennard_jones, pbc):
+    atoms = argon()
+    atoms.pbc = pbc
+    atoms.calc = lennard_jones
+    assert np.isfinite(atoms.get_forces()).all()
+    with pytest.raises(PropertyNotImplementedError, match="pbc"):
+        atoms.get_stress()
+
+
+def test_unknown_elements_are_named():
+    case = potentials.cases()["dpa2_preset"]
+    atoms = ase.Atoms("OAu", positions=[(0, 0, 0), (2, 0, 0)])
+    atoms.calc = Calculator(case.potential, case.params)
+    with pytest.raises(ValueError, match=r"Au .*\[O, H, Cu\]"):
+        atoms.get_potential_energy()
+
+
+def test_coinciding_atoms_are_named(lennard_jones):
+    atoms = ase.Atoms("Ar2", positions=np.zeros((2, 3)))
+    atoms.calc = lennard_jones
+    with pytest.raises(FloatingPointError, match="closest atoms are 0 Å apart"):
+        atoms.get_potential_energy()
+
+
+def test_parameters_that_are_not_finite_are_named(lennard_jones):
+    atoms = argon()
+    atoms.calc = Calculator(lennard_jones.potential, {"sigma": float("nan"), "epsilon": 1.0})
+    with pytest.raises(FloatingPointError, match="parameters are not all finite"):
+        atoms.get_potential_energy()
+
+
+def test_cut_neighbours_are_reported_once(lennard_jones):
+    potential = lennard_jones.potential._replace(shells=(Shell(8.0, 12),))
+    atoms = argon()
+    atoms.calc = Calculator(potential, lennard_jones.params)
+    with pytest.warns(UserWarning, match="keeps the nearest"):
+        atoms.get_potential_energy()
+    atoms.positions[0] += 0.1
+    atoms.get_potential_energy()
+
+
+def test_single_precision(lennard_jones):
+    atoms, single = argon(), argon()
+    atoms.calc = lennard_jones
+    single.calc = Calculator(lennard_jones.potential, lennard_jones.params, dtype="float32")
+    assert single.calc.params["sigma"].dtype == np.float32
+    got, expected = single.get_forces(), atoms.get_forces()
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    assert np.any(got != expected)
+
+
+SINGLE_PRECISION_SCRIPT = """
+import ase, jax
+from lamjax import classical
+from lamjax.interop.calculator import Calculator
+assert not jax.config.jax_enable_x64
+potential = classical.lennard_jones(sigma=3.4, epsilon=0.0104, cutoff=8.0)
+params = {"sigma": 3.4, "epsilon": 0.0104}
+atoms = ase.Atoms("Ar3", positions=[(0, 0, 0), (3.7, 0.1, 0), (0.2, 3.9, 0.3)])
+atoms.calc = Calculator(potential, params)
+print(repr(atoms.get_potential_energy()), jax.config.jax_enable_x64, jax.numpy.zeros(1).dtype)
+"""
+
+
+def test_float64_where_x64_is_off(lennard_jones):
+    """The numbers are those of float64, and jax stays as it was."""
+    command = [sys.executable, "-W", "error", "-c", SINGLE_PRECISION_SCRIPT]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    atoms = ase.Atoms("Ar3", positions=[(0, 0, 0), (3.7, 0.1, 0), (0.2, 3.9, 0.3)], calculator=lennard_jones)
+    assert float(out[0]) == pytest.approx(atoms.get_potential_energy(), rel=1e-13)
+    assert out[1:] == ["False", "float32"]

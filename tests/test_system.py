@@ -1,0 +1,89 @@
+"""Structures: to and from ASE, padding, strain, and what is refused."""
+
+import ase
+import jax
+import numpy as np
+import pytest
+import structures
+
+import lamjax
+from lamjax import system as systems
+
+
+def test_ase_and_back(atoms, dtype):
+    system = lamjax.from_ase(atoms, dtype)
+    assert system.positions.dtype == dtype and system.cell.dtype == dtype
+    assert isinstance(system.positions, jax.Array)
+    back = lamjax.to_ase(system)
+    np.testing.assert_array_equal(back.numbers, atoms.numbers)
+    np.testing.assert_array_equal(back.pbc, atoms.pbc)
+    tolerance = 0 if dtype == np.float64 else 1e-6
+    np.testing.assert_allclose(back.positions, atoms.positions, atol=tolerance, rtol=tolerance)
+    np.testing.assert_allclose(back.cell.array, atoms.cell.array, atol=tolerance, rtol=tolerance)
+
+
+def test_padding_comes_last_and_goes_away(atoms):
+    for system in (systems.host_system(atoms), lamjax.from_ase(atoms)):
+        padded = systems.pad(system, structures.N_ATOMS + 2)
+        assert padded.n_atoms == structures.N_ATOMS + 2 and type(padded.positions) is type(system.positions)
+        assert list(np.asarray(systems.real(padded))) == [True] * len(atoms) + [False] * (padded.n_atoms - len(atoms))
+        np.testing.assert_array_equal(lamjax.to_ase(padded).positions, atoms.positions)
+
+
+def test_padding_labels():
+    labels = systems.Labels(np.float64(1), np.ones((3, 3)), np.zeros((3, 3)), np.ones(3))
+    assert systems.pad_labels(labels, 5).forces.shape == (5, 3)
+
+
+def test_a_bucket_that_is_too_small_is_refused():
+    with pytest.raises(ValueError, match=r"4 atoms, the bucket 3\. Choose n_atoms >= 4"):
+        systems.pad(systems.host_system(structures.molecule()), 3)
+
+
+def test_strain_is_that_of_ase(rng):
+    atoms, epsilon = structures.triclinic(), 0.01 * rng.normal(size=(3, 3))
+    strained = systems.strain(lamjax.from_ase(atoms), epsilon)
+    atoms.set_cell(atoms.cell.array @ (np.eye(3) + (epsilon + epsilon.T) / 2), scale_atoms=True)
+    np.testing.assert_allclose(strained.cell, atoms.cell.array, rtol=1e-13)
+    np.testing.assert_allclose(strained.positions, atoms.positions, rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(systems.volume(strained), atoms.get_volume(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("pbc", [(0, 0, 0), (1, 0, 0), (0, 1, 0), (1, 0, 1), (1, 1, 1)])
+def test_a_completed_cell_is_a_basis(pbc):
+    cell = structures.triclinic().cell.array
+    complete = systems.complete_cell(cell, np.array(pbc, bool))
+    np.testing.assert_array_equal(complete[np.array(pbc, bool)], cell[np.array(pbc, bool)])
+    assert abs(np.linalg.det(complete)) > 0.1
+    missing = complete[~np.array(pbc, bool)]
+    np.testing.assert_allclose(missing @ missing.T, np.eye(len(missing)), atol=1e-14)
+
+
+def test_face_distances_of_a_skewed_cell():
+    cell = structures.triclinic().cell.array
+    expected = [abs(np.linalg.det(cell)) / np.linalg.norm(np.cross(cell[k - 2], cell[k - 1])) for k in range(3)]
+    np.testing.assert_allclose(systems.face_distances(cell, np.ones(3, bool)), expected, rtol=1e-13)
+
+
+def refused():
+    flat = np.array([[1.0, 0, 0], [2.0, 0, 0], [0, 0, 1.0]])
+    return {
+        "no atoms": ase.Atoms(),
+        "Position of atom 1": ase.Atoms("HH", positions=[(0, 0, 0), (np.nan, 0, 0)]),
+        "cell holds": ase.Atoms("H", cell=[np.inf, 1, 1]),
+        "Atom 0 has atomic number 0": ase.Atoms("X"),
+        "lattice vector 2 is zero": ase.Atoms("H", cell=[3, 3, 0], pbc=True),
+        "linearly dependent": ase.Atoms("H", cell=flat, pbc=True),
+    }
+
+
+@pytest.mark.parametrize("message", refused())
+def test_what_cannot_be_computed_is_refused(message):
+    with pytest.raises(ValueError, match=message):
+        lamjax.from_ase(refused()[message])
+
+
+def test_a_batch_is_no_single_structure():
+    batch = jax.tree.map(lambda x: x[None], lamjax.from_ase(structures.copper()))
+    with pytest.raises(ValueError, match="one structure"):
+        lamjax.to_ase(batch)
