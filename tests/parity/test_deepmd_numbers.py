@@ -50,6 +50,7 @@ def system_of(stored: dict, frame: str) -> System:
     return System(stored[f"{frame}__positions"], numbers, cell, np.full(3, pbc))
 
 
+@functools.cache
 def predictions(name: str, dtype: str, extra_atoms: int = 0, extra_slots: int = 0) -> dict[str, lamjax.Prediction]:
     """All frames, padded to one shape so that a model compiles once."""
     potential, params = load(name, dtype)
