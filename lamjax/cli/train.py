@@ -1,0 +1,113 @@
+"""`lamjax train`: training on energies, forces and virials, from scratch or from a stored model."""
+
+import contextlib
+import platform
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from lamjax import pytree
+from lamjax.cli.data import data_table
+from lamjax.data import n_batches
+from lamjax.reports import console, table
+from lamjax.training import run as runs
+from lamjax.training.config import TEMPLATE, parse
+
+
+def train(
+    config: Annotated[Path | None, typer.Argument(help="YAML file; see --template.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Change a key: --set schedule.start_lr=1e-4.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last state in the output folder.")] = False,
+    template: Annotated[bool, typer.Option("--template", help="Print a config file with all keys and stop.")] = False,
+) -> None:
+    """Train on labels: from scratch (`model:` in the config) or from a stored model (`base:`).
+
+    Writes states, lcurve.csv, config.json and model.lamjax to the output folder. A killed run goes on with --resume,
+    bit for bit.
+    """
+    if template:
+        print(TEMPLATE, end="")
+        return
+    if config is None:
+        raise ValueError("Name a config file: lamjax train config.yaml. `lamjax train --template` prints one.")
+    jax.config.update("jax_enable_x64", True)  # sums of energies; the network runs in the config's precision
+    settings = parse(config, set_ or ())
+    console.print(_banner(settings.precision))
+    run = runs.prepare(settings, resume)
+    _describe(run)
+    with _bar(settings.steps, int(run.state.step)) as advance:
+        for event in runs.events(run):
+            match event:
+                case runs.Record():
+                    advance(event.step)
+            console.print(line(event, settings.steps), soft_wrap=True)
+
+
+def line(event, steps: int) -> str:
+    """One event as one line of text."""
+    match event:
+        case runs.Compiled(n, n_atoms, capacities, batch_size, seconds):
+            slots = "/".join(map(str, capacities))
+            return f"program {n}: {batch_size} x {n_atoms} atoms, {slots} neighbours, first step {seconds:.1f} s"
+        case runs.Saved(path):
+            return f"saved {path}"
+    text = (
+        f"step {event.step}/{steps}  lr {event.learning_rate:.2e}  loss {event.loss:.3e}  train {_errors(event.train)}"
+    )
+    if event.validation:
+        text += f"  validation {_errors(event.validation)}"
+    return f"{text}  left {_duration(event.remaining)}"
+
+
+def _errors(errors: dict[str, float]) -> str:
+    """RMSE of energy and virial in meV/atom, of forces in meV/Å."""
+    terms = (("rmse_e", "E", "meV/atom"), ("rmse_f", "F", "meV/Å"), ("rmse_v", "V", "meV/atom"))
+    return " ".join(f"{name} {1000 * errors[key]:.4g} {unit}" for key, name, unit in terms if key in errors)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+def _banner(precision: str) -> str:
+    devices = ", ".join(sorted({f"{d.platform} ({d.device_kind})" for d in jax.devices()}))
+    return (
+        f"lamjax {version('lamjax')}, jax {version('jax')}, Python {platform.python_version()}; "
+        f"{jax.device_count()} x {devices}; {precision}, energies summed in float64"
+    )
+
+
+def _describe(run: runs.Run) -> None:
+    """Data, model, shapes."""
+    sets = {"train": run.frames, "validation": run.held_out}
+    console.print(data_table({name: frames for name, frames in sets.items() if frames}))
+    sizes = [f"{b.n_atoms} atoms x {'/'.join(map(str, b.capacities))} neighbours" for b in run.plan.buckets]
+    rows = [
+        ("parameters", f"{pytree.n_parameters(run.state.params):,}"),
+        ("elements", " ".join(run.potential.elements)),
+        ("head", run.potential.head),
+        ("programs", f"{run.plan.n_programs}: {'; '.join(sizes)}"),
+        ("work spent on padding", f"{100 * run.plan.waste:.1f} %"),
+        ("batches per epoch", n_batches(run.train, run.config.batch_size)),
+        ("steps", f"{int(run.state.step)} of {run.config.steps} done"),
+    ]
+    console.print(table("Run", ["", ""], rows))
+
+
+@contextlib.contextmanager
+def _bar(total: int, done: int) -> Iterator[Callable[[int], None]]:
+    """A function that moves the progress bar to a step; there is a bar only in a terminal."""
+    if not console.is_terminal:
+        yield lambda step: None
+        return
+    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("training", total=total, completed=done)
+        yield lambda step: bar.update(task, completed=step)

@@ -1,0 +1,73 @@
+"""What a model says of labelled frames, and how far it is off."""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from lamjax.data import Frame, Packed, batches
+from lamjax.data.statistics import compositions
+from lamjax.potential import Potential, Prediction, predict
+
+
+class ErrorRow(NamedTuple):
+    """One line of an error table."""
+
+    quantity: str
+    unit: str
+    n: int  # frames
+    mae: float
+    rmse: float
+    largest: float
+
+
+def predictions(potential: Potential, params, packed: Packed, batch_size: int | str = "auto") -> list[Prediction]:
+    """The prediction for every packed frame, in order, without padding (numpy)."""
+    run = _jitted(potential)
+    found: dict[int, Prediction] = {}
+    for batch in batches(packed, batch_size, seed=None, epochs=1):
+        result = jax.device_get(run(params, batch.system, batch.neighbors))
+        for row, frame in enumerate(batch.frame):
+            if frame >= 0:
+                n = int(np.sum(batch.system.numbers[row] > 0))
+                one = jax.tree.map(lambda x, row=row: x[row], result)
+                found[int(frame)] = one._replace(forces=one.forces[:n], atomic_energies=one.atomic_energies[:n])
+    return [found[k] for k in range(len(packed.sources))]
+
+
+def error_table(potential: Potential, frames: Sequence[Frame], predicted: Sequence[Prediction]) -> list[ErrorRow]:
+    """Errors of energy (meV/atom; also after the best shift per element), forces (meV/Å) and virial (meV/atom).
+
+    Quantities without a label in any frame are left out.
+    """
+    rows = []
+    labelled = [k for k, f in enumerate(frames) if f.labels.weights[0] > 0]
+    if labelled:
+        n = np.array([frames[k].system.n_atoms for k in labelled])
+        d = np.array([float(predicted[k].energy) - float(frames[k].labels.energy) for k in labelled])
+        rows.append(_row("energy", "meV/atom", len(n), d / n))
+        if potential.elements is not None:
+            counts = compositions(potential, [frames[k] for k in labelled])
+            shifted = d - counts @ np.linalg.lstsq(counts, d, rcond=None)[0]
+            rows.append(_row("energy, shifted per element", "meV/atom", len(n), shifted / n))
+    pairs = [(f, p) for f, p in zip(frames, predicted, strict=True) if f.labels.weights[1] > 0]
+    if pairs:
+        d = np.concatenate([np.ravel(p.forces - f.labels.forces) for f, p in pairs])
+        rows.append(_row("force component", "meV/Å", len(pairs), d))
+    pairs = [(f, p) for f, p in zip(frames, predicted, strict=True) if f.labels.weights[2] > 0]
+    if pairs:
+        d = np.concatenate([np.ravel(p.virial - f.labels.virial) / f.system.n_atoms for f, p in pairs])
+        rows.append(_row("virial component", "meV/atom", len(pairs), d))
+    return rows
+
+
+def _row(quantity: str, unit: str, n: int, d: np.ndarray) -> ErrorRow:
+    size = 1000 * np.abs(d.astype(np.float64))
+    return ErrorRow(quantity, unit, n, float(size.mean()), float(np.sqrt(np.mean(size**2))), float(size.max()))
+
+
+@functools.lru_cache(maxsize=16)
+def _jitted(potential: Potential):
+    return jax.jit(jax.vmap(functools.partial(predict, potential), in_axes=(None, 0, 0)))
