@@ -44,9 +44,7 @@ def all_images(
         inner=tuple(masks[1:]),
         offsets=offsets,
         found=found,
-        overflow=jnp.any(kept > jnp.array(capacities))
-        | ~wrapped
-        | _images_missing(system, shells[0].cutoff, offsets),
+        overflow=jnp.any(kept > jnp.array(capacities)) | ~wrapped | _images_missing(system, shells[0].cutoff, offsets),
         truncated=jnp.any(kept < found),
     )
 
