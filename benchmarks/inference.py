@@ -1,0 +1,163 @@
+"""Energy, forces and virial, and one training step, of DPA-2 small and medium on 192-atom water, float32.
+
+lamjax against DeePMD-kit's `pt` and `jax` backends with the same weights, in one run. See README.md beside this file.
+"""
+
+import argparse
+import datetime
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from common import PRESETS, RESULTS, ROOT, Timing, Worker, hardware, interleave, usable_cores, write_results
+
+from lamjax.reports import console, table
+
+FRAME = "water192"
+TASKS = {
+    "efv": "energy, forces, virial; neighbour list included",
+    "model": "energy, forces, virial; neighbour list given",
+    "train": "one training step (E, F, V loss, Adam); neighbour list included",
+}
+TOLERANCE = 1e-4  # float32: relative to the largest component of the reference
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["small", "medium"], choices=["small", "medium"])
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--repetitions", type=int, default=9)
+    parser.add_argument("--cores", type=int, default=usable_cores(), help="cores that every worker may use")
+    parser.add_argument("--backends", nargs="+", default=["lamjax", "pt", "jax"], choices=["lamjax", "pt", "jax"])
+    parser.add_argument(
+        "--deepmd-python", default=sys.executable, help="interpreter that has DeePMD-kit, if it is not this one"
+    )
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for inference.json")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = arguments()
+    machine = hardware(options.cores)
+    if machine["load_before"] > 0.3:
+        console.print(f"[yellow]The machine is busy (load {machine['load_before']}): trust `cpu` more than `median`.")
+    names = ["lamjax", *(deepmd_backends(options))]
+    results = {"hardware": machine, "precision": "float32", "frame": FRAME, "tasks": TASKS, "models": {}}
+    results["date"] = datetime.date.today().isoformat()
+    for model in options.models:
+        results["models"][model] = measure(model, names, options)
+        show(model, results["models"][model])
+    console.print(f"Written: {write_results('inference', results, options.output)}")
+
+
+def deepmd_backends(options) -> list[str]:
+    """pt with one thread and with all, and jax, if the interpreter has DeePMD-kit; a note if it has not."""
+    wanted = [name for name in options.backends if name != "lamjax"]
+    found = subprocess.run([options.deepmd_python, "-c", "import deepmd"], capture_output=True).returncode == 0
+    if wanted and not found:
+        console.print(
+            "DeePMD-kit is not installed here: lamjax is measured alone. README.md says how to install it; "
+            "--deepmd-python names an interpreter that has it."
+        )
+    if not found:
+        return []
+    threads = sorted({1, options.cores})
+    return [f"pt, {n} thread{'s' * (n > 1)}" for n in threads if "pt" in wanted] + ["jax"] * ("jax" in wanted)
+
+
+def measure(model: str, names: list[str], options) -> dict:
+    """Timings of every task and backend, the agreement with the stored reference, versions."""
+    workers = {name: start(name, model, options) for name in names}
+    try:
+        console.print(f"{model}: {', '.join(workers)} loaded")
+        timings = {}
+        for task in options.tasks:
+            timings[task] = {k: t._asdict() for k, t in interleave(workers, task, options.repetitions).items()}
+            console.print(f"{model}: {task} measured")
+        return {
+            "timings": timings,
+            "ratio": {task: ratio(rows) for task, rows in timings.items()},
+            "deviation": deviations(model, workers, options.tasks),
+            "versions": {name: worker.facts["versions"] for name, worker in workers.items()},
+        }
+    finally:
+        for worker in workers.values():
+            worker.close()
+
+
+def start(name: str, model: str, options) -> Worker:
+    """The worker of a backend; `pt, 2 threads` is backend pt with two threads."""
+    backend, _, threads = name.partition(", ")
+    python = sys.executable if backend == "lamjax" else options.deepmd_python
+    files = (PRESETS / f"dpa2_{model}_f32.dp", PRESETS / f"dpa2_{model}_reference.npz")
+    words = (backend, *files, FRAME, threads.split()[0] if threads else 0)
+    return Worker(f"{name} ({model})", ROOT / "backends.py", words, python, options.cores)
+
+
+def ratio(rows: dict[str, dict]) -> dict[str, float | str]:
+    """How many times faster lamjax is than the best other backend, by medians of wall and of processor time."""
+    others = {name: row for name, row in rows.items() if name != "lamjax"}
+    if not others:
+        return {}
+    best = min(others, key=lambda name: others[name]["median"])
+    return {
+        "against": best,
+        "wall": others[best]["median"] / rows["lamjax"]["median"],
+        "best_wall": min(row["best"] for row in others.values()) / rows["lamjax"]["best"],
+        "cpu": min(row["cpu"] for row in others.values()) / rows["lamjax"]["cpu"],
+    }
+
+
+def deviations(model: str, workers: dict[str, Worker], tasks: list[str]) -> dict:
+    """Largest deviation of E, F, V from the float64 reference and spread of the first loss, relative; checked."""
+    reference = np.load(PRESETS / f"dpa2_{model}_reference.npz")
+    expected = [reference[f"{FRAME}__{key}"].reshape(-1) for key in ("energy", "forces", "virial")]
+    found = {}
+    for task in set(tasks) - {"train"}:
+        for name, worker in workers.items():
+            got = [np.array(x) for x in worker.ask("result", task)["result"]]
+            relative = [float(abs(g - e).max() / abs(e).max()) for g, e in zip(got, expected, strict=True)]
+            found[f"{name}: {task}"] = dict(zip(("energy", "forces", "virial"), relative, strict=True))
+    if "train" in tasks:
+        loss = {name: worker.ask("result", "train")["result"][0][0] for name, worker in workers.items()}
+        middle = float(np.median(list(loss.values())))
+        found |= {f"{name}: first loss": {"loss": abs(x / middle - 1)} for name, x in loss.items()}
+    wrong = {where: d for where, d in found.items() if max(d.values()) > TOLERANCE}
+    if wrong:
+        raise SystemExit(
+            f"{model}: the backends disagree by more than {TOLERANCE:g}, no timing is worth anything: {wrong}"
+        )
+    return found
+
+
+def show(model: str, measured: dict) -> None:
+    """One table a task."""
+    columns = ["", "median ms", "best ms", "cpu ms", "first call s", "peak MB", "above idle MB"]
+    for task, rows in measured["timings"].items():
+        body = [
+            (
+                name,
+                *(f"{1e3 * x:.0f}" for x in (t.median, t.best, t.cpu)),
+                f"{t.first:.1f}",
+                f"{t.peak_mb:.0f}",
+                f"{t.above_idle_mb:.0f}",
+            )
+            for name, t in ((name, Timing(**row)) for name, row in rows.items())
+        ]
+        console.print(table(f"DPA-2 {model}, 192 atoms of water, float32: {TASKS[task]}", columns, body))
+        if r := measured["ratio"][task]:
+            console.print(
+                f"lamjax is {r['wall']:.2f} times as fast as {r['against']} (medians; best calls {r['best_wall']:.2f}, "
+                f"processor time {r['cpu']:.2f})\n"
+            )
+    worst = {
+        k: max(d[k] for d in measured["deviation"].values() if k in d)
+        for d in measured["deviation"].values()
+        for k in d
+    }
+    console.print("Agreement, relative: " + ", ".join(f"{k} {v:.1e}" for k, v in worst.items()) + "\n")
+
+
+if __name__ == "__main__":
+    main()
