@@ -47,7 +47,7 @@ def main() -> None:
     results["date"] = datetime.date.today().isoformat()
     for model in options.models:
         results["models"][model] = measure(model, names, options)
-        show(model, results["models"][model])
+        show_agreement(results["models"][model]["deviation"])
     console.print(f"Written: {write_results('inference', results, options.output)}")
 
 
@@ -74,7 +74,7 @@ def measure(model: str, names: list[str], options) -> dict:
         timings = {}
         for task in options.tasks:
             timings[task] = {k: t._asdict() for k, t in interleave(workers, task, options.repetitions).items()}
-            console.print(f"{model}: {task} measured")
+            show(model, task, timings[task])
         return {
             "timings": timings,
             "ratio": {task: ratio(rows) for task, rows in timings.items()},
@@ -131,32 +131,27 @@ def deviations(model: str, workers: dict[str, Worker], tasks: list[str]) -> dict
     return found
 
 
-def show(model: str, measured: dict) -> None:
-    """One table a task."""
+def show(model: str, task: str, rows: dict[str, dict]) -> None:
+    """The table of one task and how lamjax compares."""
     columns = ["", "median ms", "best ms", "cpu ms", "first call s", "peak MB", "above idle MB"]
-    for task, rows in measured["timings"].items():
-        body = [
-            (
-                name,
-                *(f"{1e3 * x:.0f}" for x in (t.median, t.best, t.cpu)),
-                f"{t.first:.1f}",
-                f"{t.peak_mb:.0f}",
-                f"{t.above_idle_mb:.0f}",
-            )
-            for name, t in ((name, Timing(**row)) for name, row in rows.items())
-        ]
-        console.print(table(f"DPA-2 {model}, 192 atoms of water, float32: {TASKS[task]}", columns, body))
-        if r := measured["ratio"][task]:
-            console.print(
-                f"lamjax is {r['wall']:.2f} times as fast as {r['against']} (medians; best calls {r['best_wall']:.2f}, "
-                f"processor time {r['cpu']:.2f})\n"
-            )
-    worst = {
-        k: max(d[k] for d in measured["deviation"].values() if k in d)
-        for d in measured["deviation"].values()
-        for k in d
-    }
-    console.print("Agreement, relative: " + ", ".join(f"{k} {v:.1e}" for k, v in worst.items()) + "\n")
+    body = []
+    for name, t in ((name, Timing(**row)) for name, row in rows.items()):
+        milliseconds = [f"{1e3 * x:.0f}" for x in (t.median, t.best, t.cpu)]
+        body.append((name, *milliseconds, f"{t.first:.1f}", f"{t.peak_mb:.0f}", f"{t.above_idle_mb:.0f}"))
+    console.print(table(f"DPA-2 {model}, 192 atoms of water, float32: {TASKS[task]}", columns, body))
+    if r := ratio(rows):
+        console.print(
+            f"lamjax is {r['wall']:.2f} times as fast as {r['against']} (medians; best calls {r['best_wall']:.2f}, "
+            f"processor time {r['cpu']:.2f})\n"
+        )
+
+
+def show_agreement(found: dict[str, dict]) -> None:
+    """The worst relative deviation of each quantity over all backends and tasks."""
+    worst: dict[str, float] = {}
+    for row in found.values():
+        worst |= {name: max(value, worst.get(name, 0.0)) for name, value in row.items()}
+    console.print("Agreement, relative: " + ", ".join(f"{name} {value:.1e}" for name, value in worst.items()) + "\n")
 
 
 if __name__ == "__main__":
