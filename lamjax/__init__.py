@@ -10,6 +10,9 @@ from lamjax.potential import allocate as allocate
 from lamjax.potential import build as build
 from lamjax.potential import predict as predict
 from lamjax.potential import stress as stress
+from lamjax.relaxation import Relaxation as Relaxation
+from lamjax.relaxation import RelaxConfig as RelaxConfig
+from lamjax.relaxation import relax as relax
 from lamjax.system import Labels as Labels
 from lamjax.system import System as System
 from lamjax.system import from_ase as from_ase

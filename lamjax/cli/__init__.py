@@ -6,7 +6,12 @@ import sys
 import typer
 from rich.markup import escape
 
+from lamjax.cli.data import check
+from lamjax.cli.demo import demo
+from lamjax.cli.evaluate import evaluate
 from lamjax.cli.info import info, show
+from lamjax.cli.relax import relax
+from lamjax.cli.train import train
 from lamjax.reports import console
 
 app = typer.Typer(
@@ -15,8 +20,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (show, info):
+data_app = typer.Typer(help="Look at data sets.", no_args_is_help=True)
+data_app.command()(check)
+for command in (demo, train, relax, show, info):
     app.command()(command)
+app.command("eval")(evaluate)
+app.add_typer(data_app, name="data")
 
 
 def main() -> None:

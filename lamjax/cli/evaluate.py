@@ -72,5 +72,5 @@ def _atoms(frame: Frame, prediction: Prediction):
     if forces:
         atoms.arrays["REF_forces"] = np.asarray(frame.labels.forces, np.float64)
     if virial:
-        atoms.info["REF_virial"] = np.asarray(frame.labels.virial, np.float64)
+        atoms.info["REF_virial"] = np.asarray(frame.labels.virial, np.float64).ravel()
     return atoms

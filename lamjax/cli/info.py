@@ -25,7 +25,8 @@ def info() -> None:
     """Print versions, devices and precision: what to put into a bug report."""
     rows = list(versions().items())
     rows += [("devices", ", ".join(map(str, jax.devices())))]
-    rows += [("default float", str(jnp.zeros((), float).dtype) + ("" if jax.config.jax_enable_x64 else " (x64 is off)"))]
+    x64 = "" if jax.config.jax_enable_x64 else " (x64 is off)"
+    rows += [("default float", f"{jnp.zeros((), float).dtype}{x64}")]
     rows += [("matmul precision", str(jax.config.jax_default_matmul_precision or "backend default"))]
     console.print(table("lamjax", ("what", "value"), rows))
 

@@ -5,6 +5,11 @@ from lamjax.data.batches import Packed as Packed
 from lamjax.data.batches import batches as batches
 from lamjax.data.batches import n_batches as n_batches
 from lamjax.data.batches import pack as pack
+from lamjax.data.pairs import Pair as Pair
+from lamjax.data.pairs import StructureBatch as StructureBatch
+from lamjax.data.pairs import pair_batches as pair_batches
+from lamjax.data.pairs import pairs_from_frames as pairs_from_frames
+from lamjax.data.pairs import read_pairs as read_pairs
 from lamjax.data.plan import Bucket as Bucket
 from lamjax.data.plan import Plan as Plan
 from lamjax.data.plan import plan as plan

@@ -4,6 +4,7 @@ from lamjax.training.checkpoints import restore_state as restore_state
 from lamjax.training.checkpoints import save_state as save_state
 from lamjax.training.checkpoints import saved_steps as saved_steps
 from lamjax.training.fit import NonFiniteError as NonFiniteError
+from lamjax.training.fit import add as add
 from lamjax.training.fit import evaluate as evaluate
 from lamjax.training.fit import fit as fit
 from lamjax.training.schedules import ScheduleConfig as ScheduleConfig
