@@ -14,7 +14,7 @@ from lamjax.data import Frame, pack, plan, read
 from lamjax.potential import Prediction
 from lamjax.reports import console, table
 from lamjax.system import to_ase
-from lamjax.training.evaluate import error_table, predictions
+from lamjax.training.errors import error_table, predictions
 
 
 def evaluate(

@@ -17,7 +17,7 @@ from lamjax.losses import Loss, errors, label_loss
 from lamjax.potential import Potential, build
 from lamjax.training.checkpoints import restore_state, save_state, saved_steps
 from lamjax.training.config import TrainConfig, to_json
-from lamjax.training.evaluate import predictions
+from lamjax.training.errors import predictions
 from lamjax.training.fit import NonFiniteError, add, evaluate, fit
 from lamjax.training.schedules import Schedule, schedule
 from lamjax.training.state import TrainState, init, optimizer
