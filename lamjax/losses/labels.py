@@ -1,5 +1,6 @@
 """The loss on energies, forces and virials, with DeePMD-kit's forms and prefactors that follow the learning rate."""
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -11,7 +12,7 @@ from jaxtyping import Array, Float
 
 from lamjax import numerics
 from lamjax import system as systems
-from lamjax.potential import Potential, predict
+from lamjax.potential import Potential, Prediction, predict
 
 TERMS = ("energy", "forces", "virial")
 # (params, batch, lr_ratio=1.0) -> (scalar, metrics): sums over the batch that may be added up over batches
@@ -72,28 +73,29 @@ def label_loss(potential: Potential, config: LabelLossConfig = LabelLossConfig()
     """
 
     def loss(params, batch, lr_ratio=1.0):
-        differences, forms = jax.vmap(lambda system, neighbors, labels: _frame(params, system, neighbors, labels))(
-            batch.system, batch.neighbors, batch.labels
+        predictions = jax.vmap(lambda system, neighbors: predict(potential, params, system, neighbors))(
+            batch.system, batch.neighbors
         )
-        weights = batch.labels.weights
-        n_atoms = jnp.sum(systems.real(batch.system), axis=-1)
-        means = jnp.stack([_mean(term, w) for term, w in zip(forms, weights.T, strict=True)])
-        start, limit = np.array(config.prefactors).T
-        total = jnp.sum((limit + (start - limit) * lr_ratio) * means)
-        return total, _sums(differences, weights, n_atoms)
-
-    def _frame(params, system, neighbors, labels):
-        prediction = predict(potential, params, system, neighbors)
-        real = systems.real(system)
-        differences = Differences(
-            prediction.energy - labels.energy,
-            jnp.where(real[:, None], prediction.forces - labels.forces, 0),
-            prediction.virial - labels.virial,
-        )
-        n = jnp.maximum(jnp.sum(real), 1).astype(differences.energy.dtype)
-        return differences, _terms(config, differences, labels.forces, real, n)
+        return compare(config, predictions, batch, lr_ratio)
 
     return loss
+
+
+def compare(config: LabelLossConfig, predictions: Prediction, batch, lr_ratio=1.0) -> tuple[Array, dict[str, Array]]:
+    """The loss and metrics of predictions that are already there, for a batch with a leading axis."""
+    real = systems.real(batch.system)
+    differences = Differences(
+        predictions.energy - batch.labels.energy,
+        jnp.where(real[..., None], predictions.forces - batch.labels.forces, 0),
+        predictions.virial - batch.labels.virial,
+    )
+    n_atoms = jnp.maximum(jnp.sum(real, axis=-1), 1).astype(differences.energy.dtype)
+    terms = jax.vmap(functools.partial(_terms, config))(differences, batch.labels.forces, real, n_atoms)
+    weights = batch.labels.weights
+    means = jnp.stack([_mean(term, w) for term, w in zip(terms, weights.T, strict=True)])
+    start, limit = np.array(config.prefactors).T
+    total = jnp.sum((limit + (start - limit) * lr_ratio) * means)
+    return total, _sums(differences, weights, jnp.sum(real, axis=-1))
 
 
 def errors(sums: Mapping[str, Any]) -> dict[str, float]:

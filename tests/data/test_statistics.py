@@ -1,0 +1,112 @@
+"""Statistics of the data equal DeePMD-kit's numbers."""
+
+import json
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import label_frames as make
+import numpy as np
+import pytest
+
+from lamjax import data
+from lamjax.data.statistics import compositions
+from lamjax.descriptors import DPA2Config, RepformerConfig, RepinitConfig, ThreeBodyConfig
+from lamjax.heads import EnergyHeadConfig
+from lamjax.potential import PotentialConfig, build
+
+BLOCKS = {"repinit": "repinit", "three_body": "repinit_three_body", "repformer": "repformers"}
+
+
+def potential_of(name: str, davg_zero: bool = False):
+    """The potential of a stored config; only cutoffs and sel matter for the statistics."""
+    model = json.loads((make.FIXTURES / f"stat_{name}_config.json").read_text())["model"]
+    a, b = model["descriptor"]["repinit"], model["descriptor"]["repformer"]
+    return build(
+        PotentialConfig(
+            tuple(model["type_map"]),
+            DPA2Config(
+                repinit=RepinitConfig(
+                    rcut=a["rcut"], rcut_smth=a["rcut_smth"], nsel=a["nsel"], neuron=(4, 8), set_davg_zero=davg_zero
+                ),
+                three_body=ThreeBodyConfig(
+                    rcut=a["three_body_rcut"], rcut_smth=a["three_body_rcut_smth"], sel=a["three_body_sel"]
+                ),
+                repformer=RepformerConfig(
+                    rcut=b["rcut"], rcut_smth=b["rcut_smth"], nsel=b["nsel"], nlayers=1, set_davg_zero=davg_zero
+                ),
+            ),
+            (("Default", EnergyHeadConfig(neuron=(4, 4))),),
+        )
+    )
+
+
+def start(potential):
+    """Parameters that are all zero: statistics do not depend on them."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(potential.init, jax.random.key(0)))
+
+
+def frames_of(name: str):
+    return [f for folder in sorted((make.FIXTURES / "data" / name).iterdir()) for f in make.deepmd_frames(folder)]
+
+
+@pytest.mark.parametrize("name", ["water", "oxide"])
+def test_environment_statistics_equal_deepmd(name):
+    reference = np.load(make.FIXTURES / f"stat_{name}.npz")
+    found = data.environment_statistics(potential_of(name), frames_of(name))
+    for block, stored in BLOCKS.items():
+        np.testing.assert_allclose(found[block]["mean"], reference[f"{stored}__davg"][:, 0], rtol=0, atol=1e-12)
+        np.testing.assert_allclose(found[block]["stddev"], reference[f"{stored}__dstd"][:, 0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["water", "oxide"])
+def test_energy_bias_equals_deepmd_for_absent_elements_too(name):
+    reference = np.load(make.FIXTURES / f"stat_{name}.npz")
+    bias = data.energy_bias(potential_of(name), frames_of(name))
+    np.testing.assert_allclose(bias.energies, reference["out_bias"].ravel(), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(np.full(7, bias.residual), reference["out_std"].ravel(), rtol=1e-9)
+
+
+@pytest.mark.parametrize("davg_zero", [True, False])
+def test_set_statistics_puts_them_into_the_parameters(davg_zero):
+    potential, frames = potential_of("oxide", davg_zero), frames_of("oxide")
+    reference = np.load(make.FIXTURES / "stat_oxide.npz")
+    params = start(potential)
+    changed = data.set_statistics(potential, params, frames)
+    assert jax.tree.structure(changed) == jax.tree.structure(params)
+    for block, stored in BLOCKS.items():
+        statistics = changed.descriptor[block]["statistics"]
+        mean = 0 if davg_zero else reference[f"{stored}__davg"][:, 0]
+        np.testing.assert_allclose(statistics["mean"] - mean, 0, atol=1e-12)
+        np.testing.assert_allclose(statistics["stddev"], reference[f"{stored}__dstd"][:, 0], rtol=0, atol=1e-12)
+    bias = changed.heads["Default"]["statistics"]["out_bias"]
+    np.testing.assert_allclose(bias, reference["out_bias"].ravel(), rtol=1e-12, atol=1e-12)
+
+
+def test_bias_change_adds_the_fit_of_label_minus_prediction():
+    potential, frames = potential_of("oxide"), frames_of("oxide")
+    params = data.set_bias(potential, start(potential), frames)
+    old = params.heads["Default"]["statistics"]["out_bias"]
+    counts = compositions(potential, frames)
+    shift = np.array([0.3, -0.2, 0.0, 0.1, 0.5, -0.4, 0.2])
+    labels = np.array([f.labels.energy for f in frames])
+    changed = data.set_bias(potential, params, frames, predicted=labels - counts @ shift)
+    found = changed.heads["Default"]["statistics"]["out_bias"] - old
+    np.testing.assert_allclose(counts @ found, counts @ shift, atol=1e-9)  # compositions are collinear: one of many
+    np.testing.assert_allclose(found, np.linalg.pinv(counts) @ counts @ shift, atol=1e-9)
+
+
+def test_excluded_pairs_count_as_empty_slots():
+    potential = potential_of("oxide")
+    config = potential.config
+    without = build(replace(config, pair_exclude_types=tuple((a, b) for a in range(7) for b in range(a, 7))))
+    found = data.environment_statistics(without, frames_of("oxide")[:3])
+    np.testing.assert_array_equal(found["repinit"]["mean"], 0)
+    present = np.unique(np.concatenate([f.system.numbers for f in frames_of("oxide")[:3]]))
+    assert np.sum(found["repinit"]["stddev"][:, 0] == 0.01) == len(present)  # the floor; 0.1 for absent elements
+
+
+def test_frames_without_energy_cannot_give_a_bias():
+    frames = [f._replace(labels=f.labels._replace(weights=np.zeros(3))) for f in frames_of("oxide")[:2]]
+    with pytest.raises(ValueError, match="No frame carries an energy"):
+        data.energy_bias(potential_of("oxide"), frames)
