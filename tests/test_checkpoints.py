@@ -1,0 +1,128 @@
+"""Bundles hold a model whole; what is not a model says what it is."""
+
+import os
+import pickle
+from pathlib import Path
+
+import h5py
+import jax
+import numpy as np
+import potentials
+import pytest
+
+import lamjax
+from lamjax import checkpoints, classical
+from lamjax.potential import CheckpointError
+
+WATER = Path(__file__).parent / "fixtures" / "multitask" / "single_water.dp"
+
+
+@pytest.fixture(scope="module")
+def model():
+    potential = lamjax.build(potentials.preset_config())
+    return potential, potential.init(jax.random.key(0))
+
+
+@pytest.fixture
+def bundle(model, tmp_path) -> Path:
+    lamjax.save(tmp_path / "model.lamjax", *model, {"data": "none"})
+    return tmp_path / "model.lamjax"
+
+
+def test_bundle_gives_back_config_card_and_every_bit(model, bundle):
+    potential, params = lamjax.load(bundle)
+    assert potential is model[0]  # the same config builds the same functions: nothing compiles twice
+    assert jax.tree.structure(params) == jax.tree.structure(model[1])
+    assert jax.tree.all(jax.tree.map(lambda a, b: a.dtype == b.dtype and bool((a == b).all()), params, model[1]))
+    assert checkpoints.read_bundle(bundle)[2] == {"data": "none"}
+
+
+def test_parameters_come_in_the_dtype_that_is_asked_for(bundle):
+    _, params = lamjax.load(bundle, dtype=np.float32)
+    assert params.descriptor["repformer"]["layers"][0]["linear1"]["w"].dtype == np.float32
+    assert params.heads["Default"]["statistics"]["out_bias"].dtype == np.float64  # biases are summed in float64
+
+
+def test_a_dp_file_survives_a_bundle(tmp_path):
+    potential, params = lamjax.load(WATER)
+    lamjax.save(tmp_path / "water.lamjax", potential, params)
+    again, same = lamjax.load(tmp_path / "water.lamjax")
+    assert again is potential
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), params, same))
+
+
+def test_every_truncation_is_noticed(bundle, tmp_path):
+    content = bundle.read_bytes()
+    for length in (0, 7, len(checkpoints.MAGIC), 400, len(content) // 2, len(content) - 1):
+        (tmp_path / "cut").write_bytes(content[:length])
+        with pytest.raises(CheckpointError, match="cut"):
+            lamjax.load(tmp_path / "cut")
+
+
+def test_truncated_dp_file_is_noticed(tmp_path):
+    (tmp_path / "cut.dp").write_bytes(WATER.read_bytes()[:30000])
+    with pytest.raises(CheckpointError, match="cut.dp"):
+        lamjax.load(tmp_path / "cut.dp")
+
+
+def test_foreign_files_are_described(tmp_path):
+    class Malice:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    (tmp_path / "pickle").write_bytes(pickle.dumps(Malice()))
+    (tmp_path / "zip").write_bytes(b"PK\x03\x04" + bytes(20))
+    with h5py.File(tmp_path / "hdf5", "w") as file:
+        file["x"] = 1.0
+    for name, said in (("pickle", "unknown kind"), ("zip", "zip archive"), ("hdf5", "HDF5")):
+        with pytest.raises(CheckpointError, match=said):
+            lamjax.load(tmp_path / name)
+    assert not (tmp_path / "executed").exists()
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        lamjax.load(tmp_path / "nowhere")
+
+
+def test_wrong_head_lists_those_that_exist(bundle):
+    with pytest.raises(ValueError, match="'Oxide' is unknown; available: Default"):
+        lamjax.load(bundle, head="Oxide")
+
+
+def test_parameters_of_another_model_are_refused_by_name(model, tmp_path):
+    potential, params = model
+    params = params._replace(descriptor={**params.descriptor, "g1_transform": {"w": np.zeros((3, 3))}})
+    with pytest.raises(CheckpointError, match=r"descriptor/g1_transform/w has shape \(3, 3\), expected"):
+        lamjax.save(tmp_path / "wrong.lamjax", potential, params)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_write_leaves_the_old_bundle_and_no_litter(bundle, monkeypatch):
+    before = bundle.read_bytes()
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        checkpoints.write_atomically(bundle, b"new")
+    assert bundle.read_bytes() == before
+    assert [p.name for p in bundle.parent.iterdir()] == [bundle.name]
+
+
+def test_only_built_models_have_bundles(tmp_path):
+    potential = classical.morse()
+    with pytest.raises(CheckpointError, match="PairConfig"):
+        lamjax.save(tmp_path / "morse", potential, potential.init())
+
+
+def test_several_heads_need_a_choice_only_for_energies(tmp_path):
+    config = potentials.preset_config()
+    _, head = config.heads[0]
+    potential = lamjax.build(lamjax.PotentialConfig(config.elements, config.descriptor, (("A", head), ("B", head))))
+    lamjax.save(tmp_path / "two.lamjax", potential, potential.init(jax.random.key(1)))
+    loaded, params = lamjax.load(tmp_path / "two.lamjax")
+    assert sorted(params.heads) == ["A", "B"]
+    system = lamjax.System(np.zeros((1, 3)), np.array([8]), np.zeros((3, 3)), np.zeros(3, bool))
+    with pytest.raises(ValueError, match="available: A, B"):
+        loaded.energy(params, system, lamjax.allocate(loaded, system))
+    chosen, _ = lamjax.load(tmp_path / "two.lamjax", head="B")
+    assert np.isfinite(chosen.energy(params, system, lamjax.allocate(chosen, system)))
