@@ -78,6 +78,7 @@ def structure_error(system: System, target: Float[Array, "*batch n_atoms 3"]) ->
     mass-weighted mean displacement, is removed in all three directions; rotations are not (in a crystal they are no
     freedom; two molecules must be aligned beforehand). Padded atoms do not count. Dramko et al., arXiv 2512.01067.
     """
+    system, target = jax.tree.map(jnp.asarray, (system, target))
     if system.positions.ndim == 3:
         return jax.vmap(structure_error)(system, target)
     mass = jnp.asarray(MASSES, system.positions.dtype)[system.numbers]

@@ -44,12 +44,15 @@ Adjoint = UntilConverged | Unrolled
 
 
 def iterate(adjoint: Adjoint, step: Callable, carry, active: Callable, max_steps: int):
-    """`carry` after repeating `step` as the adjoint says; `active(carry)` is False where no step is wanted any more."""
+    """`carry` after repeating `step` as the adjoint says; `active(carry)` is False where no step is wanted any more.
+
+    The first round only evaluates the start: `carry.n_steps` goes from -1 to 0.
+    """
     match adjoint:
         case UntilConverged():
             return jax.lax.while_loop(lambda c: active(c) & (c.n_steps < max_steps), step, carry)
         case Unrolled(steps, segment):
-            return _unrolled(step, carry, steps, segment)
+            return _unrolled(step, carry, steps + 1, segment)
     raise TypeError(f"Unknown adjoint {adjoint!r}; known: UntilConverged, Unrolled.")
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lamjax import neighbors as neighbor_lists
-from lamjax import pytree
+from lamjax import numerics, pytree
 from lamjax.neighbors import Neighbors
 from lamjax.relaxation.adjoints import Unrolled, UntilConverged, energy_and_forces, iterate, usable
 from lamjax.relaxation.fire import FireConfig, fire
@@ -51,7 +51,7 @@ class _Progress(NamedTuple):
     fire: Any
     energy: Float[Array, ""]
     fmax: Float[Array, ""]
-    n_steps: Int[Array, ""]
+    n_steps: Int[Array, ""]  # -1 before the start has been evaluated
     finite: Bool[Array, ""]
     overflow: Bool[Array, ""]
     truncated: Bool[Array, ""]
@@ -66,7 +66,7 @@ def relax(potential, params, system: System, neighbors: Neighbors, config: Relax
     them). With `Unrolled` the result is differentiable with respect to params, positions and cell.
     """
     config = RelaxConfig() if config is None else config
-    system = jax.tree.map(jnp.asarray, system)
+    system, neighbors = jax.tree.map(jnp.asarray, (system, neighbors))
     if system.positions.ndim == 3:
         return jax.vmap(lambda s, n: _relax(potential, params, s, n, config))(system, neighbors)
     return _relax(potential, params, system, neighbors, config)
@@ -76,33 +76,29 @@ def _relax(potential, params, system, neighbors, config: RelaxConfig) -> Relaxat
     minimiser = fire(config.fire)
     threshold = _threshold(config.fmax, system.positions.dtype)
 
-    def evaluate(positions):
-        moved = system._replace(positions=positions)
-        there = neighbor_lists.update(neighbors, moved, potential.shells)
-        return *energy_and_forces(potential, params, moved, there), there
-
     def active(state: _Progress):
         return state.finite & (state.fmax > threshold)
 
     def step(state: _Progress) -> _Progress:
-        go = active(state)
+        go, first = active(state), state.n_steps < 0
         # a structure that stands still takes a harmless step from a made-up state, which is then thrown away
-        safe = pytree.where(go, state.fire, _harmless(state.fire))
-        positions = minimiser.propose(safe)
-        energy, forces, there = evaluate(jnp.where(go, positions, state.fire.position))
+        walks = go & ~first
+        safe = pytree.where(walks, state.fire, _harmless(state.fire))
+        positions = jnp.where(walks, minimiser.propose(safe), state.fire.position)
+        moved = system._replace(positions=positions)
+        there = neighbor_lists.update(neighbors, moved, potential.shells)
+        energy, forces = energy_and_forces(potential, params, moved, there)
         good = usable(energy, forces)
-        moved = minimiser.step(safe, jnp.where(go & good, forces, 1))
-        return _accept(state, moved, energy, there, go, good)
+        walked = minimiser.step(safe, jnp.where(walks & good, forces, 1))
+        return _accept(state, pytree.where(first, minimiser.init(positions, forces), walked), energy, there, go, good)
 
-    state = iterate(
-        config.adjoint, step, _begin(minimiser, system, *evaluate(system.positions)), active, config.max_steps
-    )
+    state = iterate(config.adjoint, step, _begin(minimiser, potential, system), active, config.max_steps)
     return Relaxation(
         system=system._replace(positions=state.fire.position),
         energy=state.energy,
         forces=state.fire.force,
         fmax=state.fmax,
-        n_steps=state.n_steps,
+        n_steps=jnp.maximum(state.n_steps, 0),
         converged=state.finite & (state.fmax <= threshold) & ~state.overflow,
         finite=state.finite,
         overflow=state.overflow,
@@ -111,33 +107,30 @@ def _relax(potential, params, system, neighbors, config: RelaxConfig) -> Relaxat
     )
 
 
-def _begin(minimiser, system, energy, forces, there: Neighbors) -> _Progress:
-    good = usable(energy, forces)
-    forces = jnp.where(good, forces, 0)
-    energy = jnp.where(good, energy, 0)
+def _begin(minimiser, potential, system) -> _Progress:
+    """At the start with nothing evaluated; the first round does that, so that the potential is compiled once."""
     return _Progress(
-        fire=minimiser.init(system.positions, forces),
-        energy=energy,
-        fmax=_largest(forces),
-        n_steps=jnp.zeros((), jnp.int32),
-        finite=good,
-        overflow=there.overflow,
-        truncated=there.truncated,
-        found=there.found,
+        fire=minimiser.init(system.positions, jnp.zeros_like(system.positions)),
+        energy=jnp.zeros((), numerics.widest_float()),
+        fmax=jnp.full((), jnp.inf, system.positions.dtype),
+        n_steps=jnp.full((), -1, jnp.int32),
+        finite=jnp.ones((), bool),
+        overflow=jnp.zeros((), bool),
+        truncated=jnp.zeros((), bool),
+        found=jnp.zeros(len(potential.shells), jnp.int32),
     )
 
 
 def _accept(state: _Progress, moved, energy, there: Neighbors, go, good) -> _Progress:
-    """The new state where the step was wanted and its evaluation usable, else the old one."""
+    """The new state where a step was wanted and its evaluation is usable, else the old one."""
     accepted = go & good
     new = state._replace(
         fire=moved,
-        energy=energy,
+        energy=energy.astype(state.energy.dtype),
         fmax=_largest(jnp.where(accepted, moved.force, 0)),
         n_steps=state.n_steps + 1,
     )
-    kept = pytree.where(accepted, new, state)
-    return kept._replace(
+    return pytree.where(accepted, new, state)._replace(
         finite=state.finite & (good | ~go),
         overflow=state.overflow | (there.overflow & go),
         truncated=state.truncated | (there.truncated & go),

@@ -68,8 +68,8 @@ def _groups(systems, members, batch_size: int):
 
 
 def _ladder(n: int) -> int:
-    """The next of a few sizes, at most a quarter larger: multiples of an eighth of the next power of two."""
-    return round_up(n, max(1, 2 ** math.ceil(math.log2(max(n, 1))) // 8))
+    """The next of a few sizes: multiples of 4, for larger structures of an eighth of the next power of two."""
+    return round_up(n, max(4, 2 ** math.ceil(math.log2(max(n, 1))) // 8))
 
 
 def _capacities(shells, found) -> tuple[int, ...]:

@@ -4,10 +4,10 @@ import ase
 import ase.build
 import ase.calculators.calculator
 import ase.optimize
+import bound_models as models
 import chex
 import jax
 import jax.numpy as jnp
-import bound_models as models
 import numpy as np
 import pytest
 from jax_md import minimize, space
@@ -19,6 +19,7 @@ from lamjax.relaxation import FireConfig, RelaxConfig, Unrolled, UntilConverged,
 from lamjax.system import System, pad
 
 TIGHT = RelaxConfig(fmax=1e-4, max_steps=4000)
+FCC = np.array([(0, 0, 0), (0, 0.5, 0.5), (0.5, 0, 0.5), (0.5, 0.5, 0)])
 
 
 class Calculator(ase.calculators.calculator.Calculator):
@@ -59,8 +60,9 @@ def skewed(seed: int = 0) -> ase.Atoms:
     return rattled(ase.Atoms("Cu2", positions=[(0, 0, 0), (1.8, 1.9, 0.3)], cell=cell, pbc=True), seed)
 
 
-def silicon(seed: int = 0) -> ase.Atoms:
-    return rattled(ase.build.bulk("Si", "diamond", a=5.4, cubic=True), seed, 0.08)
+def boride(seed: int = 0) -> ase.Atoms:
+    """Close-packed silicon with every fourth atom boron, near the bond length of `bound_dpa2`."""
+    return rattled(ase.Atoms("Si3B", positions=FCC * 3.4, cell=[3.4] * 3, pbc=True), seed, 0.05)
 
 
 def batch(systems, shells, capacity: int, n_offsets: int):
@@ -75,18 +77,17 @@ LJ = classical.lennard_jones(sigma=2.3, epsilon=0.3, cutoff=5.0, switch_start=3.
 
 @pytest.mark.parametrize(
     ("potential", "makers"),
-    [(LJ, (crystal, cluster)), (models.morse(), (crystal, cluster, skewed)), (models.bound_dpa2(), (silicon,))],
+    [(LJ, (crystal, cluster)), (models.morse(), (crystal, skewed)), (models.bound_dpa2(), (boride,))],
     ids=["lennard-jones", "morse", "dpa2"],
 )
 def test_minimum_is_that_of_ase(potential, makers):
     params = models.params_of(potential)
-    starts = [make(seed) for make in makers for seed in ((0, 1) if potential.elements is None else (0,))]
+    starts = [make(seed) for make in makers for seed in (0, 1)]
     found = relax_structures(potential, params, [lamjax.from_ase(a) for a in starts], TIGHT, batch_size=6)
     calculator = Calculator(potential, params)
     for atoms, result in zip(starts, found, strict=True):
         atoms.calc = calculator
-        optimiser = ase.optimize.FIRE if len(atoms) < 7 else ase.optimize.BFGS
-        assert optimiser(atoms, logfile=None).run(fmax=1e-4, steps=4000)
+        assert ase.optimize.FIRE(atoms, logfile=None).run(fmax=1e-4, steps=4000)
         assert result.converged and result.finite and not result.overflow
         assert result.energy == pytest.approx(atoms.get_potential_energy(), abs=1e-6)
         assert result.fmax == pytest.approx(np.linalg.norm(result.forces, axis=1).max())
@@ -102,7 +103,8 @@ def test_steps_are_those_of_jax_md():
     )
 
     def plain(x):
-        return jax.lax.fori_loop(0, 30, lambda _, state: step(state), init(x)).position
+        start = init(x).set(dt=jnp.float64(0.1), alpha=jnp.float64(0.1))  # jax-md's own are rounded to float16
+        return jax.lax.fori_loop(0, 30, lambda _, state: step(state), start).position
 
     config = RelaxConfig(fmax=0.0, fire=FireConfig(max_step=None), adjoint=Unrolled(30))
     ours = jax.jit(lambda s, n: relax(potential, params, s, n, config))(system, lists)
@@ -188,7 +190,7 @@ def test_what_is_not_finite_is_kept_out_and_named():
 
 def test_sizes_are_mixed_and_order_is_kept():
     potential = models.morse()
-    systems = [lamjax.from_ase(a) for a in (crystal(), cluster(n=3), cluster(n=9), skewed(), cluster(2, n=3))]
+    systems = [lamjax.from_ase(a) for a in (crystal(), cluster(n=3), cluster(n=9), cluster(2, n=3))]
     results = relax_structures(potential, models.params_of(potential), systems, RelaxConfig(fmax=0.05), batch_size=2)
     for system, result in zip(systems, results, strict=True):
         np.testing.assert_array_equal(system.numbers, result.system.numbers)
@@ -204,7 +206,8 @@ def test_unknown_element_is_an_error():
 def test_precision_is_that_of_the_system():
     potential = models.morse()
     system = lamjax.from_ase(cluster(), np.float32)
-    result = relax(potential, potential.init(dtype=np.float32), system, lamjax.allocate(potential, system))
+    run = jax.jit(lambda params, s, n: relax(potential, params, s, n))
+    result = run(potential.init(dtype=np.float32), system, lamjax.allocate(potential, system))
     assert result.system.positions.dtype == np.float32 and result.forces.dtype == np.float32
     assert result.converged
 
@@ -214,7 +217,8 @@ def test_longest_step_is_limited():
     system = lamjax.from_ase(ase.Atoms("Cu2", positions=[(0, 0, 0), (1.2, 0, 0)]))
     lists = lamjax.allocate(potential, system)
     config = RelaxConfig(fmax=0.0, fire=FireConfig(dt_start=0.4, max_step=0.01), adjoint=Unrolled(1))
-    moved = relax(potential, models.params_of(potential), system, lists, config).system.positions - system.positions
+    result = jax.jit(lambda s, n: relax(potential, models.params_of(potential), s, n, config))(system, lists)
+    moved = result.system.positions - system.positions
     np.testing.assert_allclose(np.linalg.norm(moved, axis=1), 0.01, rtol=1e-12)
 
 
