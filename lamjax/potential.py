@@ -93,16 +93,24 @@ class Potential(NamedTuple):
         return self.shells[0].sel
 
 
-@functools.lru_cache(maxsize=128)  # the same config gives the same functions, so jit does not compile twice
 def build(config: PotentialConfig, head: str | None = None) -> Potential:
-    """The potential of a config. With several heads, name the one whose energy is meant (or use `select`)."""
+    """The potential of a config. With several heads, name the one whose energy is meant (or use `select`).
+
+    Equal configs give the same object, so that jit does not compile twice.
+    """
+    names = config.head_names
+    if head is None and len(names) == 1:
+        head = names[0]
+    if head is not None:
+        _require_head(head, names)
+    return _build(config, head)
+
+
+@functools.lru_cache(maxsize=128)
+def _build(config: PotentialConfig, head: str | None) -> Potential:
     n_types = len(config.elements)
     descriptor = _descriptor(config.descriptor, n_types)
     heads = {name: energy_head(c, descriptor.width, n_types) for name, c in config.heads}
-    if head is None and len(heads) == 1:
-        head = next(iter(heads))
-    if head is not None:
-        _require_head(head, config.head_names)
     table = type_table(config.elements)
     allowed = _pair_table(config.pair_exclude_types, n_types)
 

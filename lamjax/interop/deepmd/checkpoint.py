@@ -23,11 +23,12 @@ _SUPPORTED = "a DPA-2 (`dpa2`) energy model"
 
 
 def is_dp(path: str | Path) -> bool:
-    """True if the file is HDF5 with DeePMD-kit's model attribute; told by content, not by name."""
-    if not h5py.is_hdf5(path):
+    """True if the file is (readable) HDF5 with DeePMD-kit's model attribute; told by content, not by name."""
+    try:
+        with h5py.File(path) as file:
+            return "json" in file.attrs
+    except OSError:
         return False
-    with h5py.File(path) as file:
-        return "json" in file.attrs
 
 
 def read_dp(path: str | Path) -> dict:
