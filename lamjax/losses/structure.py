@@ -145,8 +145,8 @@ def _shorten_row(transform, cell, pbc, k: int):
     """Row k replaced by the shortest of row + s i + t j, s and t being -1, 0, 1 or the rounded projections."""
     i, j = [axis for axis in range(3) if axis != k]
     rows = transform.astype(cell.dtype) @ cell
-    square = jnp.maximum(jnp.sum(rows * rows, axis=1), 1e-12)
-    s, t = (-jnp.round(rows[k] @ rows[axis] / square[axis]).astype(jnp.int32) for axis in (i, j))
+    square = jnp.sum(rows * rows, axis=1)
+    s, t = (-jnp.round(rows[k] @ rows[axis] / jnp.maximum(square[axis], 1e-12)).astype(jnp.int32) for axis in (i, j))
     zero = jnp.zeros_like(s)
     steps = jnp.concatenate([jnp.asarray(_STEPS, jnp.int32), jnp.stack([jnp.stack([s, zero]), jnp.stack([zero, t])])])
     steps = jnp.where(pbc[jnp.array([i, j])] & pbc[k], steps, 0)
