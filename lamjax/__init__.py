@@ -1,5 +1,7 @@
 """lamjax: large atomic models in JAX, fine-tuned through their own relaxation."""
 
+from importlib.metadata import version as _version
+
 from lamjax.checkpoints import load as load
 from lamjax.checkpoints import save as save
 from lamjax.potential import Params as Params
@@ -17,3 +19,5 @@ from lamjax.system import Labels as Labels
 from lamjax.system import System as System
 from lamjax.system import from_ase as from_ase
 from lamjax.system import to_ase as to_ase
+
+__version__ = _version("lamjax")
