@@ -2,6 +2,7 @@
 
 from importlib.metadata import version as _version
 
+from lamjax.calculator import Calculator as Calculator
 from lamjax.checkpoints import load as load
 from lamjax.checkpoints import save as save
 from lamjax.potential import Params as Params

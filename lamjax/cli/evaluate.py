@@ -31,7 +31,11 @@ def evaluate(
         raise ValueError(f"precision must be float32 or float64, got {precision!r}.")
     if out is not None and not out.name.endswith((".npz", ".extxyz", ".extxyz.gz")):
         raise ValueError(f"{out}: predictions are written as .npz, .extxyz or .extxyz.gz.")
-    jax.config.update("jax_enable_x64", True)  # sums of energies; the network runs in `precision`
+    with jax.enable_x64(True):  # for sums of energies; the network runs in `precision`
+        _evaluate(model, files, head, precision, batch_size, max_programs, out)
+
+
+def _evaluate(model, files, head, precision, batch_size, max_programs, out) -> None:
     potential, params = checkpoints.load(model, head, np.dtype(precision))
     frames = read(files, elements=potential.elements)
     shapes = plan(frames, potential.shells, max_programs)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import ase
 import ase.io
+import jax
 import numpy as np
 import typer
 from ase.calculators.singlepoint import SinglePointCalculator
@@ -25,9 +26,15 @@ def relax(
     head: Annotated[str | None, typer.Option(help="Head of a model that has several.")] = None,
 ) -> None:
     """Relax every structure at fixed cell; writes energy, forces, converged and n_steps with each."""
-    potential, params = checkpoints.load(model, head)
-    frames = data.read(structures, elements=potential.elements)
-    config = RelaxConfig(fmax=fmax, max_steps=max_steps)
+    with jax.enable_x64(True):  # for positions and sums of energies; the network runs in float32
+        potential, params = checkpoints.load(model, head, np.float32)
+        frames = data.read(structures, elements=potential.elements)
+        results = _relax(potential, params, frames, RelaxConfig(fmax=fmax, max_steps=max_steps), batch_size, out)
+    console.print(_report(results, frames, out))
+
+
+def _relax(potential, params, frames, config: RelaxConfig, batch_size: int, out: Path) -> list[Relaxation]:
+    """Smallest structures first, each batch written as soon as it is done; results in the order of the frames."""
     order = np.argsort([frame.system.n_atoms for frame in frames], kind="stable")
     results: list[Relaxation | None] = [None] * len(frames)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +49,7 @@ def relax(
         for k, result in zip(chosen, done, strict=True):
             results[k] = result
             ase.io.write(out, labelled(result, frames[k].info | {"source": frames[k].source}), append=True)
-    console.print(_report(results, frames, out))
+    return results
 
 
 def labelled(relaxed: Relaxation, info: dict) -> ase.Atoms:

@@ -35,8 +35,11 @@ def train(
         return
     if config is None:
         raise ValueError("Name a config file: lamjax train config.yaml. `lamjax train --template` prints one.")
-    jax.config.update("jax_enable_x64", True)  # sums of energies; the network runs in the config's precision
-    settings = parse(config, set_ or ())
+    with jax.enable_x64(True):  # for sums of energies; the network runs in the config's precision
+        _run(parse(config, set_ or ()), resume)
+
+
+def _run(settings, resume: bool) -> None:
     console.print(_banner(settings.precision))
     run = runs.prepare(settings, resume)
     _describe(run)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import ase
 import ase.build
@@ -15,8 +16,9 @@ from ase.calculators.fd import calculate_numerical_stress
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
 
+import lamjax
 from lamjax import classical
-from lamjax.interop.calculator import Calculator, grow
+from lamjax.calculator import Calculator, grow
 from lamjax.neighbors import Shell
 
 
@@ -29,13 +31,13 @@ def argon() -> ase.Atoms:
 @pytest.fixture
 def lennard_jones() -> Calculator:
     potential = classical.lennard_jones(sigma=3.4, epsilon=0.0104, cutoff=8.0)
-    return Calculator(potential, potential.init())
+    return Calculator((potential, potential.init()))
 
 
 @pytest.mark.parametrize("name", ["dpa2_preset", "morse"])
 def test_numbers_are_those_of_predict(name):
     case, atoms = potentials.cases()[name], structures.triclinic()
-    atoms.calc = Calculator(case.potential, case.params)
+    atoms.calc = Calculator((case.potential, case.params))
     expected = potentials.evaluate(case, atoms)
     assert atoms.get_potential_energy() == pytest.approx(expected.energy, rel=1e-12)
     assert atoms.get_potential_energy(force_consistent=True) == atoms.get_potential_energy()
@@ -82,7 +84,7 @@ def traced(calculator) -> list:
         return inner(*args)
 
     potential = calculator.potential._replace(atomic_energies=atomic_energies)
-    calculator.__init__(potential, calculator.params)
+    calculator.__init__((potential, calculator.params))
     return traces
 
 
@@ -122,7 +124,7 @@ def test_no_stress_without_a_volume(lennard_jones, pbc):
 def test_unknown_elements_are_named():
     case = potentials.cases()["dpa2_preset"]
     atoms = ase.Atoms("OAu", positions=[(0, 0, 0), (2, 0, 0)])
-    atoms.calc = Calculator(case.potential, case.params)
+    atoms.calc = Calculator((case.potential, case.params))
     with pytest.raises(ValueError, match=r"Au .*\[O, H, Cu\]"):
         atoms.get_potential_energy()
 
@@ -136,7 +138,7 @@ def test_coinciding_atoms_are_named(lennard_jones):
 
 def test_parameters_that_are_not_finite_are_named(lennard_jones):
     atoms = argon()
-    atoms.calc = Calculator(lennard_jones.potential, {"sigma": float("nan"), "epsilon": 1.0})
+    atoms.calc = Calculator((lennard_jones.potential, {"sigma": float("nan"), "epsilon": 1.0}))
     with pytest.raises(FloatingPointError, match="parameters are not all finite"):
         atoms.get_potential_energy()
 
@@ -144,7 +146,7 @@ def test_parameters_that_are_not_finite_are_named(lennard_jones):
 def test_cut_neighbours_are_reported_once(lennard_jones):
     potential = lennard_jones.potential._replace(shells=(Shell(8.0, 12),))
     atoms = argon()
-    atoms.calc = Calculator(potential, lennard_jones.params)
+    atoms.calc = Calculator((potential, lennard_jones.params))
     with pytest.warns(UserWarning, match="keeps the nearest"):
         atoms.get_potential_energy()
     atoms.positions[0] += 0.1
@@ -154,7 +156,7 @@ def test_cut_neighbours_are_reported_once(lennard_jones):
 def test_single_precision(lennard_jones):
     atoms, single = argon(), argon()
     atoms.calc = lennard_jones
-    single.calc = Calculator(lennard_jones.potential, lennard_jones.params, dtype="float32")
+    single.calc = Calculator((lennard_jones.potential, lennard_jones.params), dtype="float32")
     assert single.calc.params["sigma"].dtype == np.float32
     got, expected = single.get_forces(), atoms.get_forces()
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
@@ -163,13 +165,14 @@ def test_single_precision(lennard_jones):
 
 SINGLE_PRECISION_SCRIPT = """
 import ase, jax
+import lamjax
 from lamjax import classical
-from lamjax.interop.calculator import Calculator
+from lamjax.calculator import Calculator
 assert not jax.config.jax_enable_x64
 potential = classical.lennard_jones(sigma=3.4, epsilon=0.0104, cutoff=8.0)
 params = {"sigma": 3.4, "epsilon": 0.0104}
 atoms = ase.Atoms("Ar3", positions=[(0, 0, 0), (3.7, 0.1, 0), (0.2, 3.9, 0.3)])
-atoms.calc = Calculator(potential, params)
+atoms.calc = Calculator((potential, params))
 print(repr(atoms.get_potential_energy()), jax.config.jax_enable_x64, jax.numpy.zeros(1).dtype)
 """
 
@@ -181,3 +184,16 @@ def test_float64_where_x64_is_off(lennard_jones):
     atoms = ase.Atoms("Ar3", positions=[(0, 0, 0), (3.7, 0.1, 0), (0.2, 3.9, 0.3)], calculator=lennard_jones)
     assert float(out[0]) == pytest.approx(atoms.get_potential_energy(), rel=1e-13)
     assert out[1:] == ["False", "float32"]
+
+
+def test_a_file_is_a_model_and_a_wrong_head_lists_those_that_exist():
+    water = Path(__file__).parent / "fixtures" / "multitask" / "single_water.dp"
+    atoms = ase.build.molecule("H2O")
+    atoms.calc = Calculator(water)
+    potential, params = lamjax.load(water)
+    system = lamjax.from_ase(atoms)
+    expected = lamjax.predict(potential, params, system, lamjax.allocate(potential, system))
+    np.testing.assert_allclose(atoms.get_potential_energy(), expected.energy, rtol=1e-13)
+    np.testing.assert_allclose(atoms.get_forces(), expected.forces, atol=1e-12)
+    with pytest.raises(ValueError, match="available: Default"):
+        Calculator(water, head="Oxide")

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import math
 import warnings
+from pathlib import Path
 
 import ase.calculators.calculator as base
 import jax
@@ -11,16 +12,18 @@ import numpy as np
 
 from lamjax import neighbors as neighbor_lists
 from lamjax import units
+from lamjax.checkpoints import load
 from lamjax.neighbors import Neighbors
 from lamjax.neighbors.host import pairs
 from lamjax.neighbors.types import round_up
-from lamjax.potential import Potential, cast_params, check_elements, predict
+from lamjax.potential import cast_params, check_elements, predict, select
 from lamjax.system import System, host_system
 
 
 class Calculator(base.Calculator):
-    """Energy (eV), forces (eV/Å) and stress (eV/Å³, Voigt, positive in tension) of a potential and its parameters.
+    """Energy (eV), forces (eV/Å) and stress (eV/Å³, Voigt, positive in tension) of a model.
 
+    `model` is a file that `lamjax.load` opens (`head` chooses among several heads), or a pair (potential, parameters).
     `dtype` is the precision of positions and parameters. "float64" works whether or not x64 is on: it is switched on
     by `jax.enable_x64` around the calculator's own computations, nowhere else. Neighbour lists are made on the host;
     their widths grow in steps and never shrink, so that a simulation compiles few programs.
@@ -31,15 +34,17 @@ class Calculator(base.Calculator):
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]
 
-    def __init__(self, potential: Potential, params, dtype="float64", **kwargs):
+    def __init__(self, model: str | Path | tuple, head: str | None = None, dtype="float64", **kwargs):
         super().__init__(**kwargs)
-        self.potential = potential
         self.dtype = np.dtype(dtype)
         with self._precision():
-            self.params = cast_params(params, self.dtype)
+            potential, params = load(model, head, self.dtype) if isinstance(model, str | Path) else model
+            if head is not None and potential.head != head:
+                potential = select(potential, head)
+            self.potential, self.params = potential, cast_params(params, self.dtype)
         self._truncated = False
-        self._capacities = tuple(0 for _ in potential.shells)
-        self._predict = jax.jit(functools.partial(predict, potential))
+        self._capacities = tuple(0 for _ in self.potential.shells)
+        self._predict = jax.jit(functools.partial(predict, self.potential))
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=base.all_changes):
         """Compute everything that the structure allows; called by ASE."""
