@@ -2,12 +2,13 @@
 
     python experiments/base_pbe/run.py --steps 16000 --seed 0
 
-Writes log.csv, base.lamjax and results.json beside this file; the table of the README is printed at the end.
+Writes log.csv, base.lamjax and results.json beside this file, and the table into the README.
 """
 
 import argparse
 import csv
 import json
+import os
 import platform
 import time
 from dataclasses import asdict
@@ -69,7 +70,9 @@ def main(steps: int, seed: int) -> None:
     packed = {name: data.pack(f, plan) for name, f in (("train", train), ("validation", validation), ("test", test))}
 
     loss = losses.label_loss(potential, LOSS)
-    rate = training.schedule(training.ScheduleConfig(start_lr=2e-3, stop_lr=1e-5, decay_steps=200, warmup_steps=200), steps)
+    rate = training.schedule(
+        training.ScheduleConfig(start_lr=2e-3, stop_lr=1e-5, decay_steps=200, warmup_steps=200), steps
+    )
     optimizer = training.optimizer(training.OptimizerConfig("adam", max_norm=5.0), rate)
     state = training.init(params, optimizer, ema=True)
     batches = data.batches(packed["train"], BATCH, seed=seed)
@@ -90,7 +93,9 @@ def main(steps: int, seed: int) -> None:
     recent = []
     with open(HERE / "log.csv", "w", newline="") as file:
         log = csv.writer(file)
-        log.writerow(["step", "lr", "train_e_meV", "train_f_meV_A", "validation_e_meV", "validation_f_meV_A", "seconds"])
+        log.writerow(
+            ["step", "lr", "train_e_meV", "train_f_meV_A", "validation_e_meV", "validation_f_meV_A", "seconds"]
+        )
         for step, (state, metrics) in enumerate(run, start=1):
             recent.append({k: v for k, v in metrics.items() if k.endswith(("_sq", "_abs", "_n"))})
             if step % 500 and step != steps:
@@ -100,7 +105,10 @@ def main(steps: int, seed: int) -> None:
             row = [1e3 * x for x in (now["rmse_e"], now["rmse_f"], held["rmse_e"], held["rmse_f"])]
             log.writerow([step, float(rate(step)), *(round(x, 2) for x in row), round(time.time() - began)])
             file.flush()
-            print(f"{step:6d}  train E {row[0]:6.1f} F {row[1]:6.0f}   validation E {row[2]:6.1f} F {row[3]:6.0f}", flush=True)
+            print(
+                f"{step:6d}  train E {row[0]:6.1f} F {row[1]:6.0f}   validation E {row[2]:6.1f} F {row[3]:6.0f}",
+                flush=True,
+            )
             if step % 2000 == 0:
                 lamjax.save(HERE / "base.lamjax", potential, state.ema, {"unfinished": f"step {step} of {steps}"})
 
@@ -120,19 +128,24 @@ def main(steps: int, seed: int) -> None:
         "seconds": round(time.time() - began),
         "loss": asdict(LOSS),
         "versions": {"lamjax": "0.1.0", "jax": jax.__version__, "python": platform.python_version()},
-        "hardware": f"{platform.machine()}, {jax.devices()[0].device_kind}",
+        "hardware": f"{os.cpu_count()} cores {platform.machine()}, {jax.devices()[0].device_kind}",
     }
     (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    print(table(results))
+    write_table(results)
 
 
-def table(results: dict) -> str:
-    """The table of the README."""
+def write_table(results: dict) -> None:
+    """Put the errors between the two marks in the README, and print them."""
     lines = ["| frames | energy RMSE (meV/atom) | force RMSE (meV/Å) | virial RMSE (meV/atom) |", "|---|---|---|---|"]
     for name in ("validation", "test"):
         e = results[name]
         lines.append(f"| {name} | {1e3 * e['rmse_e']:.1f} | {1e3 * e['rmse_f']:.0f} | {1e3 * e['rmse_v']:.0f} |")
-    return "\n".join(lines)
+    table = "\n".join(lines)
+    readme = HERE / "README.md"
+    before, _, rest = readme.read_text().partition("<!-- table of run.py -->\n")
+    after = rest.partition("<!-- end of table -->")[2]
+    readme.write_text(f"{before}<!-- table of run.py -->\n{table}\n<!-- end of table -->{after}")
+    print(table)
 
 
 if __name__ == "__main__":
