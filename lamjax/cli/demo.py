@@ -52,12 +52,12 @@ def demo(
     )
     before = judge(potential, params, pairs["heldout"], frames["heldout"], "relaxing held-out defects, before")
     params, history = tune(potential, params, pairs["train"], epochs, seed)
-    after = judge(potential, params, pairs["heldout"], frames["heldout"], "relaxing held-out defects, after")
     out.mkdir(parents=True, exist_ok=True)
     card = {"what": "the demo's base model, fine-tuned through relaxation on silicon defects", "made by": "lamjax demo"}
     checkpoints.save(out / "tuned.lamjax", potential, params, card)
+    after = judge(potential, params, pairs["heldout"], frames["heldout"], "relaxing held-out defects, after")
     names = [f"{pair.info['family']} {pair.info['relax_id'][:3]}" for pair in pairs["heldout"]]
-    write(out, names, pairs["heldout"], before, after, history)
+    write(out, names, before, after, history, epochs)
     console.print(summary(before, after))
     console.print(f"{time.monotonic() - began:.0f} s. {out}/ holds tuned.lamjax, relaxed.extxyz, errors.csv, demo.png")
 
@@ -113,7 +113,7 @@ def summary(before: Judgement, after: Judgement):
     return table("Held-out silicon defects, relaxed to convergence", ("", "before", "after"), rows)
 
 
-def write(out: Path, names, pairs, before: Judgement, after: Judgement, history) -> None:
+def write(out: Path, names, before: Judgement, after: Judgement, history, epochs: int) -> None:
     """Relaxed structures, the errors one by one, and the plot."""
     images = [
         labelled(r, {"name": name, "potential": which})
@@ -138,4 +138,5 @@ def write(out: Path, names, pairs, before: Judgement, after: Judgement, history)
         f"Silicon defects never trained on: median structure error {-gain:+.0f} %",
         history,
         "mean Dq of the training batch (amu$^{1/2}$ Å)",
+        window=len(history) // epochs,
     )

@@ -20,10 +20,12 @@ def before_after(
     title: str,
     curve: Sequence[float] | None = None,
     curve_label: str = "",
+    window: int = 1,
 ) -> None:
     """Per structure, how a quantity moved (grey: before, red: after), sorted by the value before.
 
-    With `curve` (a value for each training step) a second panel shows how training went.
+    With `curve` (a value for each training step) a second panel shows how training went, with its mean over `window`
+    steps (an epoch, say).
     """
     with matplotlib.rc_context(STYLE):
         panels = 1 if curve is None else 2
@@ -31,7 +33,7 @@ def before_after(
         axes = figure.subplots(1, panels, squeeze=False)[0]
         _dumbbells(axes[0], names, np.asarray(before), np.asarray(after), quantity)
         if curve is not None:
-            _curve(axes[1], np.asarray(curve), curve_label)
+            _curve(axes[1], np.asarray(curve), curve_label, window)
         figure.suptitle(title, fontsize=13)
         figure.savefig(path, dpi=130)
 
@@ -77,11 +79,10 @@ def _dumbbells(axes, names, before, after, quantity):
     axes.legend(frameon=False, loc="lower right")
 
 
-def _curve(axes, values, label):
+def _curve(axes, values, label, window):
     steps = np.arange(1, len(values) + 1)
     axes.plot(steps, values, color=BEFORE, linewidth=0.8, alpha=0.7)
-    window = max(1, len(values) // 12)
-    if window > 1:
+    if 1 < window <= len(values):
         smooth = np.convolve(values, np.ones(window) / window, mode="valid")
         axes.plot(steps[window - 1 :], smooth, color=AFTER, linewidth=2, label=f"mean of {window} steps")
         axes.legend(frameon=False)
