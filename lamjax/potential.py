@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from lamjax import neighbors as neighbor_lists
 from lamjax import numerics, pytree, units
 from lamjax import system as systems
-from lamjax.descriptors import DPA2Config, dpa2
+from lamjax.descriptors import DPA2Config, allowed_pairs, dpa2, mask_excluded
 from lamjax.heads import EnergyHeadConfig, energy_head
 from lamjax.neighbors import Neighbors, Shell
 from lamjax.system import System
@@ -112,7 +112,7 @@ def _build(config: PotentialConfig, head: str | None) -> Potential:
     descriptor = _descriptor(config.descriptor, n_types)
     heads = {name: energy_head(c, descriptor.width, n_types) for name, c in config.heads}
     table = type_table(config.elements)
-    allowed = _pair_table(config.pair_exclude_types, n_types)
+    allowed = allowed_pairs(config.pair_exclude_types, n_types)
 
     def init(key, dtype=None) -> Params:
         keys = jax.random.split(key, 1 + len(heads))
@@ -248,18 +248,7 @@ def _require_head(head: str | None, names: tuple[str, ...]) -> None:
         raise ValueError(f"{said}; available: {', '.join(names)}.")
 
 
-def _pair_table(pairs, n_types: int) -> np.ndarray | None:
-    if not pairs:
-        return None
-    allowed = np.ones((n_types + 1, n_types + 1), bool)
-    for a, b in pairs:
-        allowed[a, b] = allowed[b, a] = False
-    return allowed
-
-
 def _without_pairs(neighbors: Neighbors, types, allowed) -> Neighbors:
     """The list without the excluded pairs of types; their slots become empty."""
-    keep = jnp.asarray(allowed)[types[:, None], types[neighbors.indices]]
-    return neighbors._replace(
-        mask=neighbors.mask & keep, inner=tuple(m & keep[:, : m.shape[1]] for m in neighbors.inner)
-    )
+    mask, *inner = (mask_excluded(m, types, neighbors.indices, allowed) for m in neighbors.masks)
+    return neighbors._replace(mask=mask, inner=tuple(inner))

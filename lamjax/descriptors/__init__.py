@@ -1,6 +1,8 @@
 """Descriptors: what an atom sees, as numbers."""
 
 from lamjax.descriptors.base import Descriptor as Descriptor
+from lamjax.descriptors.base import allowed_pairs as allowed_pairs
+from lamjax.descriptors.base import mask_excluded as mask_excluded
 from lamjax.descriptors.dpa2 import DPA2Config as DPA2Config
 from lamjax.descriptors.dpa2 import RepformerConfig as RepformerConfig
 from lamjax.descriptors.dpa2 import RepinitConfig as RepinitConfig
