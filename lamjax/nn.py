@@ -48,7 +48,7 @@ def finish_dense(params, preactivation, x, activation, resnet: bool = True):
     if y.shape[-1] == x.shape[-1]:
         return x + y
     if y.shape[-1] == 2 * x.shape[-1]:
-        return jnp.concatenate([x, x], axis=-1) + y
+        return (x[..., None, :] + y.reshape(*y.shape[:-1], 2, x.shape[-1])).reshape(y.shape)
     return y
 
 

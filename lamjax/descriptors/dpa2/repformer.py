@@ -29,6 +29,15 @@ class Pairs(NamedTuple):
     smooth: bool
 
 
+class Gates(NamedTuple):
+    """What the maps between neighbours j and k of an atom share: (n_atoms, j, 1, k), the same for all heads."""
+
+    gate: jax.Array  # h2_j · h2_k
+    weight: jax.Array  # w_j w_k
+    gain: jax.Array  # what multiplies the softmax: h2_j · h2_k / sqrt(3), times w_j w_k where smooth; 0 on padding
+    mask: jax.Array  # both are neighbours
+
+
 def init(key, config, n_types: int, dtype=None):
     keys = jax.random.split(key, config.nlayers + 1)
     return {
@@ -51,9 +60,21 @@ def apply(params, config, smooth: bool, g1, indices, env: Environment, displacem
     pairs = _pairs(config, smooth, indices, env, h2.dtype)
     g1 = act(g1)
     g2 = act(nn.linear(params["g2_embedding"], radial[..., None]))
+    gates = _gates(pairs, h2)
     for layer in params["layers"]:
-        g1, g2, h2 = _layer(layer, config, act, pairs, g1, g2, h2)
+        g1, g2, new_h2 = _layer(layer, config, act, pairs, gates, g1, g2, h2)
+        if new_h2 is not h2:
+            h2, gates = new_h2, _gates(pairs, new_h2)
     return g1
+
+
+def _gates(pairs: Pairs, h2) -> Gates:
+    gate = jnp.einsum("njx,nkx->njk", h2, h2)[:, :, None, :]
+    weight = (pairs.switch[:, :, None] * pairs.switch[:, None, :])[:, :, None, :]
+    mask = (pairs.mask[:, :, None] & pairs.mask[:, None, :])[:, :, None, :]
+    gain = jnp.where(mask, gate / 3**0.5, 0) * (weight if pairs.smooth else 1)
+    # the barrier keeps XLA from computing these anew for every head and layer
+    return Gates(*jax.lax.optimization_barrier((gate, weight, gain)), mask)
 
 
 def _pairs(config, smooth, indices, env, dtype) -> Pairs:
@@ -138,18 +159,18 @@ def _residual_init(key, c, last: bool, dtype):
     return {name: vectors(k, *size) for k, (name, size) in zip(keys, sizes.items(), strict=True)}
 
 
-def _layer(p, c, act, pairs: Pairs, g1, g2, h2):
+def _layer(p, c, act, pairs: Pairs, gates: Gates, g1, g2, h2):
     """One layer; without `linear2` it is the last and leaves g2 and h2 alone."""
     g1_j = g1[pairs.indices]
     new_g1 = _combine(c.update_style, p.get("g1_residual"), _g1_terms(p, c, act, pairs, g1, g1_j, g2, h2))
     if "linear2" not in p:
         return new_g1, g2, h2
-    attention = _pair_attention(p["attn2g_map"], c, pairs, g2, h2) if "attn2g_map" in p else None
+    attention = _pair_attention(p["attn2g_map"], c, pairs, gates, g2) if "attn2g_map" in p else None
     new_g2 = _combine(c.update_style, p.get("g2_residual"), _g2_terms(p, c, act, pairs, g1, g1_j, g2, attention))
-    h2_terms = [h2]
     if c.update_h2:
-        h2_terms.append(_equivariant_apply(p["attn2_ev_apply"], attention, h2))
-    return new_g1, new_g2, _combine(c.update_style, p.get("h2_residual"), h2_terms)
+        h2_update = _equivariant_apply(p["attn2_ev_apply"], attention, h2)
+        h2 = _combine(c.update_style, p.get("h2_residual"), [h2, h2_update])
+    return new_g1, new_g2, h2
 
 
 def _g1_terms(p, c, act, pairs: Pairs, g1, g1_j, g2, h2):
@@ -226,7 +247,7 @@ def _softmax(logits, weight, mask, pairs: Pairs):
     return e / (jnp.sum(e, axis=-1, keepdims=True) + absent * jnp.exp(-SHIFT - top))
 
 
-def _pair_attention(p, c, pairs: Pairs, g2, h2):
+def _pair_attention(p, c, pairs: Pairs, gates: Gates, g2):
     """The map a_h[j, k] between neighbours j and k of one atom, gated by h2_j · h2_k: (n_atoms, j, head, k)."""
     n, width, n2 = g2.shape
     w_qk = p["mapqk"]["w"].reshape(n2, c.attn2_hidden, 2, c.attn2_nhead)
@@ -234,15 +255,9 @@ def _pair_attention(p, c, pairs: Pairs, g2, h2):
     kernel = jnp.einsum("cdh,edh->che", w_qk[:, :, 0], w_qk[:, :, 1]) / c.attn2_hidden**0.5
     query = (g2 @ kernel.reshape(n2, -1)).reshape(n, width * c.attn2_nhead, n2)
     logits = jnp.einsum("nqc,nkc->nqk", query, g2).reshape(n, width, c.attn2_nhead, width)
-    gate = jnp.einsum("njx,nkx->njk", h2, h2)[:, :, None, :]
     if c.attn2_has_gate:
-        logits = logits * gate
-    both = (pairs.mask[:, :, None] & pairs.mask[:, None, :])[:, :, None, :]
-    weight = (pairs.switch[:, :, None] * pairs.switch[:, None, :])[:, :, None, :]
-    attention = _softmax(logits, weight, both, pairs)
-    if pairs.smooth:
-        attention = attention * weight
-    return attention * jnp.where(both, gate / 3**0.5, 0)
+        logits = logits * gates.gate
+    return _softmax(logits, gates.weight, gates.mask, pairs) * gates.gain
 
 
 def _multi_head_apply(p, attention, g2):
