@@ -130,15 +130,16 @@ def reduced_lattice(cell, pbc) -> Int[Array, "3 3"]:
     cell = jnp.where(pbc[:, None], jax.lax.stop_gradient(cell), 0)
 
     def shorten(state):
-        transform, _ = state
+        transform, _, n = state
         changed = jnp.zeros((), bool)
         for k in range(3):
             transform, better = _shorten_row(transform, cell, pbc, k)
             changed = changed | better
-        return transform, changed
+        return transform, changed, n + 1
 
-    start = (jnp.eye(3, dtype=jnp.int32), jnp.ones((), bool))
-    return jax.lax.while_loop(lambda state: state[1], shorten, start)[0]
+    start = (jnp.eye(3, dtype=jnp.int32), jnp.ones((), bool), 0)
+    # a lattice takes a few rounds; the limit is for vectors that span none
+    return jax.lax.while_loop(lambda state: state[1] & (state[2] < 100), shorten, start)[0]
 
 
 def _shorten_row(transform, cell, pbc, k: int):
