@@ -1,0 +1,253 @@
+"""A run from a config file: what it prints, writes, resumes and refuses."""
+
+import csv
+import dataclasses
+import json
+
+import ase.build
+import ase.io
+import jax
+import numpy as np
+import pytest
+import typer
+from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
+from pydantic import TypeAdapter
+from typer.testing import CliRunner
+
+from lamjax import checkpoints
+from lamjax.cli.data import check
+from lamjax.cli.evaluate import evaluate
+from lamjax.cli.train import line, train
+from lamjax.training import run as runs
+from lamjax.training import saved_steps
+from lamjax.training.config import TEMPLATE, TrainConfig, parse
+
+CONFIG = """
+model:
+  elements: [Cu, No]     # No is an element, not false
+  descriptor:
+    repinit: {rcut: 3.0, nsel: 16, neuron: [2, 4], axis_neuron: 2, tebd_dim: 2}
+    repformer: {rcut: 2.8, nsel: 16, nlayers: 1, g1_dim: 4, g2_dim: 2, axis_neuron: 2, update_g1_has_attn: false,
+                update_g2_has_attn: false, update_g2_has_g1g1: false}
+  heads: [[Default, {neuron: [4, 4]}]]
+loss: {start_pref_v: 0.1, limit_pref_v: 0.1}
+schedule: {start_lr: 1e-2, stop_lr: 1e-3, decay_steps: 2}
+steps: 8
+batch_size: 3
+max_programs: 1
+print_every: 2
+validate_every: 4
+save_every: 4
+precision: float64
+"""
+
+
+def app() -> typer.Typer:
+    result = typer.Typer()
+    for name, command in (("train", train), ("eval", evaluate), ("check", check)):
+        result.command(name)(command)
+    return result
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app(), [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Copper frames labelled by EMT, and a config."""
+    folder = tmp_path_factory.mktemp("run")
+    frames = []
+    for seed in range(9):
+        atoms = ase.build.bulk("Cu", "fcc", a=3.6, cubic=True)
+        atoms.rattle(0.1, seed=seed)
+        atoms.calc = EMT()
+        results = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces(), "stress": atoms.get_stress()}
+        atoms.calc = SinglePointCalculator(atoms, **results)
+        frames.append(atoms)
+    ase.io.write(folder / "train.extxyz", frames[:7])
+    ase.io.write(folder / "held_out.extxyz", frames[7:])
+    paths = f"train: [{folder / 'train.extxyz'}]\nvalidation: [{folder / 'held_out.extxyz'}]\n"
+    (folder / "config.yaml").write_text(CONFIG + paths + f"output: {folder / 'whole'}\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    """An uninterrupted run."""
+    result = invoke("train", folder / "config.yaml")
+    assert result.exit_code == 0, result.output
+    return folder / "whole"
+
+
+def rows(output):
+    with (output / "lcurve.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_writes_curve_states_config_and_model(whole):
+    assert saved_steps(whole / "states") == [4, 8]
+    curve = rows(whole)
+    assert [int(row["step"]) for row in curve] == [2, 4, 6, 8]
+    assert [bool(row["rmse_f_validation"]) for row in curve] == [False, True, False, True]
+    assert all(float(row[f"rmse_{k}_train"]) > 0 for row in curve for k in "efv")
+    config = TypeAdapter(TrainConfig).validate_json((whole / "config.json").read_text())
+    assert config.schedule.start_lr == 1e-2 and config.model.elements == ("Cu", "No") and config.seed == 0
+    potential, params = checkpoints.load(whole / "model.lamjax")
+    assert potential.elements == ("Cu", "No")
+    statistics = params.descriptor["repinit"]["statistics"]
+    assert float(statistics["stddev"][0, 0]) != 1 and float(statistics["stddev"][1, 0]) == 0.1
+
+
+def test_an_interrupted_run_goes_on_bit_for_bit(folder, whole, tmp_path):
+    config = parse(folder / "config.yaml", [f"output={tmp_path / 'part'}"])
+    for event in runs.events(runs.prepare(config)):
+        if isinstance(event, runs.Saved):
+            break
+    assert saved_steps(tmp_path / "part" / "states") == [4]
+    with pytest.raises(ValueError, match=r"holds the states of a run \(up to step 4\). Add --resume"):
+        runs.prepare(config)
+    events = list(runs.events(runs.prepare(config, resume=True)))
+    assert [e.step for e in events if isinstance(e, runs.Record)] == [6, 8]
+    one, other = (checkpoints.read_bundle(path / "model.lamjax")[1] for path in (whole, tmp_path / "part"))
+    assert jax.tree.all(jax.tree.map(np.array_equal, one, other))
+    drop = ("seconds",)
+    a, b = ([{k: v for k, v in row.items() if k not in drop} for row in rows(p)] for p in (whole, tmp_path / "part"))
+    assert [row["step"] for row in b] == ["2", "4", "6", "8"]
+    assert a == b
+
+
+def test_a_run_says_what_it_does(folder, whole, tmp_path):
+    # a finished run that is resumed has nothing left to do but say so
+    result = invoke("train", folder / "config.yaml", "--resume")
+    assert result.exit_code == 0, result.output
+    for text in ("jax ", "float64", "parameters", "programs", "padding", "8 of 8 done", "saved"):
+        assert text in result.output
+
+
+def test_progress_lines():
+    errors = {"rmse_e": 0.0123, "rmse_f": 0.25, "mae_e": 0.0}
+    record = runs.Record(10, 1e-3, 2.0, 3.0, errors, {"rmse_f": 0.5}, 60.0, 3725.0)
+    text = line(record, 100)
+    assert text == (
+        "step 10/100  lr 1.00e-03  loss 2.000e+00  train E 12.3 meV/atom F 250 meV/Å  validation F 500 meV/Å  "
+        "left 1:02:05"
+    )
+    assert "program 1: 3 x 4 atoms, 16/8 neighbours" in line(runs.Compiled(1, 4, (16, 8), 3, 2.5), 100)
+
+
+def test_eval_measures_and_writes_predictions(folder, whole, tmp_path):
+    model, frames = whole / "model.lamjax", folder / "held_out.extxyz"
+    out = tmp_path / "predicted.extxyz"
+    result = invoke("eval", model, frames, "--precision", "float64", "--out", out)
+    assert result.exit_code == 0, result.output
+    for text in ("energy", "shifted", "force", "virial", "MAE", "RMSE"):
+        assert text in result.output
+    predicted, labels = ase.io.read(out, ":"), ase.io.read(frames, ":")
+    found = np.concatenate([np.ravel(a.get_forces() - a.arrays["REF_forces"]) for a in predicted])
+    last = float(rows(whole)[-1]["rmse_f_validation"])
+    np.testing.assert_allclose(np.sqrt(np.mean(found**2)), last, rtol=1e-5)
+    for a, b in zip(predicted, labels, strict=True):
+        np.testing.assert_allclose(a.info["REF_energy"], b.get_potential_energy(), rtol=1e-9)
+        virial = np.reshape(a.info["REF_virial"], (3, 3))
+        np.testing.assert_allclose(virial, -b.get_volume() * b.get_stress(voigt=False), atol=1e-6)
+    result = invoke("eval", model, frames, "--precision", "float64", "--out", tmp_path / "predicted.npz")
+    assert result.exit_code == 0
+    stored = np.load(tmp_path / "predicted.npz")
+    np.testing.assert_allclose(stored["energy_1"], predicted[1].get_potential_energy(), rtol=1e-9)
+    assert "must be float32 or float64" in str(invoke("eval", model, frames, "--precision", "half").exception)
+    assert "predictions are written as" in str(invoke("eval", model, frames, "--out", "a.pdf").exception)
+
+
+def test_fine_tuning_keeps_the_weights_and_refits_the_bias(folder, whole, tmp_path):
+    base = f"base={whole / 'model.lamjax'}"
+    config = parse(folder / "config.yaml", ["model=null", base, f"output={tmp_path}", "bias=change"])
+    run = runs.prepare(config)
+    _, params = checkpoints.load(whole / "model.lamjax")
+    for ours, theirs in ((run.state.params.descriptor, params.descriptor),):
+        assert jax.tree.all(jax.tree.map(np.array_equal, ours, theirs))
+    predicted = runs.predictions(run.potential, run.state.params, run.train, 3)
+    left = [float(p.energy) - float(f.labels.energy) for p, f in zip(predicted, run.frames, strict=True)]
+    np.testing.assert_allclose(np.mean(left), 0, atol=1e-9)  # one composition: the mean is what a bias can mend
+    kept = runs.prepare(parse(folder / "config.yaml", ["model=null", base, f"output={tmp_path}", "bias=keep"]))
+    bias, old = (p.heads["Default"]["statistics"]["out_bias"] for p in (kept.state.params, params))
+    np.testing.assert_array_equal(bias, old)
+
+
+def test_the_template_is_a_config_with_the_defaults(tmp_path):
+    result = invoke("train", "--template")
+    assert result.output == TEMPLATE
+    (tmp_path / "template.yaml").write_text(TEMPLATE)
+    config = parse(tmp_path / "template.yaml")
+    plain = TrainConfig(train=config.train, model=config.model)
+    assert config == plain
+    assert {field.name for field in dataclasses.fields(TrainConfig)} <= set(
+        TEMPLATE.replace("# ", "").replace(":", " ").split()
+    )
+
+
+def test_set_changes_nested_keys(folder):
+    changed = parse(folder / "config.yaml", ["schedule.start_lr=5e-3", "optimizer.name=adamw", "train=[a, b]"])
+    assert changed.schedule.start_lr == 5e-3 and changed.optimizer.name == "adamw" and changed.train == ("a", "b")
+    assert json.loads(runs.to_json(changed))["schedule"]["start_lr"] == 5e-3
+
+
+WRONG = {
+    "stepps: 3": "stepps: .*",
+    "loss: {start_pref_x: 1}": "loss.start_pref_x",
+    "steps: many": "steps: ",
+    "steps: 0": "steps must be at least 1",
+    "base: model.dp": "either `model` .* or `base`",
+    "model: {elements: [Cu, Xx], descriptor: {}}": "distinct chemical symbols",
+    "schedule: {stop_lr: 1.0}": "0 < stop_lr <= start_lr",
+}
+
+
+@pytest.mark.parametrize("wrong", list(WRONG))
+def test_wrong_configs_name_the_key(folder, tmp_path, wrong):
+    key = wrong.partition(":")[0]
+    lines = (folder / "config.yaml").read_text()
+    start = lines.find(f"\n{key}:") + 1
+    if start:  # replace what is there, up to the next key
+        ends = (lines.find(f"\n{k}", start) for k in ("loss:", "steps:", "schedule:", "batch"))
+        end = min(i for i in ends if i > 0)
+        lines = lines[:start] + lines[end + 1 :]
+    (tmp_path / "wrong.yaml").write_text(lines + wrong + "\n")
+    with pytest.raises(ValueError, match=f"(?s)wrong.yaml: the config is not valid.*{WRONG[wrong]}"):
+        parse(tmp_path / "wrong.yaml")
+
+
+def test_files_that_are_no_configs(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="--template"):
+        parse(tmp_path / "nowhere.yaml")
+    (tmp_path / "list.yaml").write_text("- a\n- b\n")
+    with pytest.raises(ValueError, match="expected keys and values"):
+        parse(tmp_path / "list.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1, 2\n")
+    with pytest.raises(ValueError, match="not a YAML file"):
+        parse(tmp_path / "broken.yaml")
+    with pytest.raises(ValueError, match="--set takes key=value"):
+        parse(folder / "config.yaml", ["steps"])
+    with pytest.raises(ValueError, match="steps is not a group of keys"):
+        parse(folder / "config.yaml", ["steps.many=3"])
+
+
+def test_prepare_names_what_is_wrong(folder, tmp_path):
+    def prepare(*changes):
+        return runs.prepare(parse(folder / "config.yaml", [f"output={tmp_path}", *changes]))
+
+    with pytest.raises(ValueError, match="freeze: no parameter is called descripto. Known: .*descriptor/repinit"):
+        prepare("freeze=[descripto]")
+    ase.io.write(tmp_path / "bare.extxyz", ase.build.bulk("Cu"))
+    with pytest.raises(ValueError, match="bare.extxyz frame 0: the frame has no energy, forces or stress label"):
+        prepare(f"train=[{tmp_path / 'bare.extxyz'}]")
+    with pytest.raises(ValueError, match="element Cu is not in the model's type map"):
+        prepare("model.elements=[Ag]")
+
+
+def test_check_prints_a_table(folder, whole):
+    result = invoke("check", folder / "train.extxyz", "--model", whole / "model.lamjax")
+    assert result.exit_code == 0, result.output
+    for text in ("frames", "7", "energy, forces, stress", "Cu(7)"):
+        assert text in result.output
