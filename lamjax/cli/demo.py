@@ -101,12 +101,13 @@ def tune(potential, params, pairs: Sequence[data.Pair], epochs: int, seed: int):
 
 def summary(before: Judgement, after: Judgement):
     """The one table: structure error and force error, before and after."""
+    better = after.dq < before.dq
     rows = [
         ("mean Dq (amu^½ Å)", before.dq.mean(), after.dq.mean()),
         ("median Dq (amu^½ Å)", np.median(before.dq), np.median(after.dq)),
         ("median RMSD (Å)", np.median(before.rmsd), np.median(after.rmsd)),
         ("converged", *(f"{sum(bool(r.converged) for r in j.relaxed)} of {len(j.dq)}" for j in (before, after))),
-        ("structures improved", "", f"{np.sum(after.dq < before.dq)} of {len(after.dq)}"),
+        ("structures improved", "", f"{np.sum(better)} of {len(better)} ({np.mean(better):.0%})"),
         ("force RMSE on their DFT paths (eV/Å)", before.force_rmse, after.force_rmse),
     ]
     rows = [tuple(float(x) if isinstance(x, np.floating) else x for x in row) for row in rows]
