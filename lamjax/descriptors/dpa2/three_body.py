@@ -25,4 +25,4 @@ def apply(params, config, repinit, smooth: bool, table, neighbor_types, env: Env
     else:
         weight = env.switch[:, :, None] * env.switch[:, None, :] if smooth else None
         g = strip_embedding(params, theta, table, inputs, weight, activation)
-    return jnp.einsum("njk,njkg->ng", theta, g) / config.sel**2
+    return jnp.sum(theta[..., None] * g, axis=(1, 2)) / config.sel**2
