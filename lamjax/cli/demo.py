@@ -35,7 +35,7 @@ class Judgement(NamedTuple):
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the tuned model, structures, CSV and plot.")] = Path("demo"),
-    epochs: Annotated[int, typer.Option(help="Passes over the training relaxations.", min=1)] = 12,
+    epochs: Annotated[int, typer.Option(help="Passes over the training relaxations.", min=1)] = 6,
     seed: Annotated[int, typer.Option(help="Seed of the order of the structures.")] = 0,
 ) -> None:
     """Fine-tune a small pre-trained DPA-2 through its own relaxation, on real silicon defects; a few minutes on a CPU.

@@ -1,5 +1,7 @@
 """Structures and their labels from files: whatever ASE reads, checked once, with errors that name file and frame."""
 
+import gzip
+import io
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -111,7 +113,7 @@ def _atoms(path: Path) -> Iterator[ase.Atoms]:
         raise FileNotFoundError(f"{path}: no such file. Give the path of a structure file, for example extxyz.")
     number = 0
     try:
-        for number, atoms in enumerate(ase.io.iread(path, ":"), start=1):  # noqa: B007 (used after the loop)
+        for number, atoms in enumerate(_parse(path), start=1):  # noqa: B007 (used after the loop)
             yield atoms
     except GeneratorExit:
         raise
@@ -124,6 +126,16 @@ def _atoms(path: Path) -> Iterator[ase.Atoms]:
         ) from error
     if number == 0:
         raise ValueError(f"{path}: the file is empty: no structure in it. Was the copy cut short?")
+
+
+def _parse(path: Path) -> Iterator[ase.Atoms]:
+    """ASE's reader; compressed extxyz is unpacked first, because ASE seeks to every frame, which unpacks it again."""
+    if not path.name.endswith((".extxyz.gz", ".xyz.gz")):
+        yield from ase.io.iread(path, ":")
+        return
+    with gzip.open(path, "rt") as file:
+        content = io.StringIO(file.read())
+    yield from ase.io.iread(content, ":", format="extxyz")
 
 
 def _find(atoms: ase.Atoms, name: str):

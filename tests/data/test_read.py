@@ -185,6 +185,13 @@ def test_missing_empty_and_foreign_files(tmp_path):
         data.read(tmp_path / "model.bin")
 
 
+def test_a_damaged_archive_is_named(tmp_path):
+    path = written(tmp_path, [crystal()] * 20, "frames.extxyz.gz")
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(ValueError, match="frames.extxyz.gz, frame 0: not readable as a structure file .EOFError"):
+        data.read(path)
+
+
 def test_a_file_that_was_cut_short_names_the_frame(tmp_path):
     path = written(tmp_path, [crystal(), crystal()])
     path.write_text("\n".join(path.read_text().splitlines()[:-2]) + "\n")
