@@ -8,7 +8,7 @@ import numpy as np
 from lamjax.data.read import Frame
 from lamjax.neighbors import Shell, count, plan_capacities
 
-FREE = 0.01  # two buckets are merged for the asking if this adds less than 1 % to the work
+FREE = 0.01  # a further shape is worth a compilation if it saves more than this share of the work
 
 
 class Bucket(NamedTuple):
@@ -35,8 +35,8 @@ class Plan(NamedTuple):
 def plan(frames: Sequence[Frame], shells: Sequence[Shell], max_programs: int = 6) -> Plan:
     """At most `max_programs` shapes that hold every frame with little work on padding.
 
-    Starts from the exact shapes and keeps merging the two whose union costs least. Neighbour slots are multiples of
-    four, and never more than a model's `sel`.
+    A further shape is used only if it saves at least 1 % of the work. Neighbour slots are multiples of four, and never
+    more than a model's `sel`.
     """
     if max_programs < 1 or not frames:
         raise ValueError(f"Needs at least one frame and one program; got {len(frames)} and {max_programs}.")
@@ -73,24 +73,59 @@ def choose(exact: np.ndarray, plan: Plan) -> np.ndarray:
 
 
 def _merge(shapes: np.ndarray, members: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
-    """Shapes and their numbers of members after merging the cheapest pair again and again."""
-    shapes, members = shapes.copy(), members.copy()
-    total = np.sum(members * work(shapes))
-    added = np.array([_added(k, shapes, members) for k in range(len(shapes))])  # extra work of a union
-    while len(shapes) > 1:
-        a, b = sorted(np.unravel_index(np.argmin(added), added.shape))
-        if len(shapes) <= limit and added[a, b] > FREE * total:
+    """At most `limit` shapes that hold the given ones, and their numbers of members.
+
+    Shapes are added one by one, always the one of a grid that saves most, then each is exchanged for a better one as
+    long as there is any; last, every shape shrinks to the largest of its members.
+    """
+    candidates = _candidates(shapes)
+    fits = np.all(shapes[:, None, :] <= candidates, axis=-1)
+    costs = members[:, None] * np.where(fits, work(candidates), np.inf)  # of each shape in each candidate
+    everything = int(np.argmin(np.where(fits.all(axis=0), work(candidates), np.inf)))
+    chosen = [everything]
+    least = FREE * np.sum(members * work(shapes))
+    while len(chosen) < limit:
+        now = costs[:, chosen].min(axis=1)
+        totals = np.minimum(costs, now[:, None]).sum(axis=0)
+        if totals.min() > now.sum() - least:
             break
-        shapes[a], members[a] = np.maximum(shapes[a], shapes[b]), members[a] + members[b]
-        keep = np.arange(len(shapes)) != b
-        shapes, members, added = shapes[keep], members[keep], added[keep][:, keep]
-        added[a] = added[:, a] = _added(a, shapes, members)
-    return shapes, members
+        chosen.append(int(np.argmin(totals)))
+    buckets = _shrink(shapes, candidates[_exchange(costs, chosen)])
+    return buckets, np.bincount(_cheapest(shapes, buckets), members, len(buckets)).astype(int)
 
 
-def _added(k: int, shapes: np.ndarray, members: np.ndarray) -> np.ndarray:
-    """Extra work if shape k is united with each of the others; infinite for itself."""
-    union = work(np.maximum(shapes, shapes[k])) * (members + members[k])
-    extra = union - members * work(shapes) - members[k] * work(shapes[k])
-    extra[k] = np.inf
-    return extra
+def _candidates(shapes: np.ndarray, most: int = 1500) -> np.ndarray:
+    """A grid of shapes between the smallest and the largest, and some of the shapes themselves."""
+    per_axis = max(2, round(most ** (1 / shapes.shape[1])))
+    axes = [np.unique(np.quantile(x, np.linspace(0, 1, per_axis), method="higher")) for x in shapes.T]
+    grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, shapes.shape[1])
+    return np.concatenate([grid, shapes[:: 1 + len(shapes) // most]])
+
+
+def _exchange(costs: np.ndarray, chosen: list[int]) -> list[int]:
+    """The chosen columns after exchanging single ones as long as the sum of the rows' least costs falls."""
+    chosen, total = list(chosen), costs[:, chosen].min(axis=1).sum()
+    improved = True
+    while improved:
+        improved = False
+        for place in range(len(chosen)):
+            others = costs[:, [c for k, c in enumerate(chosen) if k != place]].min(axis=1, initial=np.inf)
+            totals = np.minimum(costs, others[:, None]).sum(axis=0)
+            if totals.min() < total * (1 - 1e-9):
+                chosen[place], total, improved = int(np.argmin(totals)), totals.min(), True
+    return chosen
+
+
+def _shrink(shapes: np.ndarray, buckets: np.ndarray) -> np.ndarray:
+    """Buckets no larger than their members need, those without members left out."""
+    cost = np.inf
+    while (now := np.sum(work(buckets)[_cheapest(shapes, buckets)])) < cost:
+        cost, chosen = now, _cheapest(shapes, buckets)
+        buckets = np.array([shapes[chosen == k].max(axis=0) for k in np.unique(chosen)])
+    return buckets
+
+
+def _cheapest(shapes: np.ndarray, buckets: np.ndarray) -> np.ndarray:
+    """For every shape the cheapest bucket that holds it."""
+    fits = np.all(shapes[:, None, :] <= buckets, axis=-1)
+    return np.argmin(np.where(fits, work(buckets), np.inf), axis=1)
