@@ -170,12 +170,15 @@ def show(rows: list[dict]) -> None:
                 f"{plain['temporary_mb']:.1f}",
                 f"{gradient['temporary_mb']:.1f}",
                 f"{row['peak_rss_mb']:.0f}",
-                f"{plain['compile']:.0f} + {gradient['compile']:.0f}",
+                f"{plain['compile']:.0f}+{gradient['compile']:.0f}",
             )
         )
     console.print(table("Gradient through a relaxation, DPA-2 small, 33 atoms, float32", columns, body))
     first, last = rows[0], rows[-1]
     growth = last["gradient"]["temporary_mb"] / first["gradient"]["temporary_mb"]
+    console.print(
+        "ratio: gradient over relaxation, best wall times; cpu: the same of processor time; MB: XLA's temporary memory"
+    )
     console.print(f"Memory of the gradient from {first['steps']} to {last['steps']} steps: {growth:.2f} times (XLA).")
 
 

@@ -74,9 +74,9 @@ def _unrolled(step, carry, steps: int, segment: int | None):
 def energy_and_forces(potential, params, system, neighbors):
     """Energy (eV) and forces -dE/dx (eV/Å, 0 on padding), with a gradient made for backpropagation through time.
 
-    The pullback of a force cotangent v is -∇(v·∇E), taken as the reverse derivative of one forward derivative along v
-    instead of reverse over reverse: the Hessian is symmetric, so it is exact, cheaper, and it keeps only its inputs.
-    An evaluation that is not finite has gradient zero; whoever calls must discard its value.
+    The pullback of a force cotangent v is -∇(v·∇E), the reverse derivative of a forward one along v: exact, for the
+    Hessian is symmetric. It keeps only its inputs and the forces, so no force is evaluated twice. An evaluation
+    that is not finite has gradient zero; whoever calls must discard its value.
     """
     return _energy_and_forces(potential, params, system, neighbors)
 
