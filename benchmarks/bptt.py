@@ -149,11 +149,11 @@ def show(rows: list[dict]) -> None:
     columns = [
         "steps",
         "relax ms",
-        "gradient ms",
+        "grad ms",
         "ratio",
-        "cpu ratio",
+        "cpu",
         "relax MB",
-        "gradient MB",
+        "grad MB",
         "peak MB",
         "compile s",
     ]
