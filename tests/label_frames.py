@@ -45,6 +45,22 @@ def deepmd_frames(folder: Path) -> list[Frame]:
     ]
 
 
+def reference_frames() -> list[Frame]:
+    """The batch of three oxides of `loss_reference.npz`, fully labelled."""
+    stored = np.load(FIXTURES / "loss_reference.npz")
+    numbers = atomic_numbers(stored["type_map"])[stored["atype"]]
+    return [
+        Frame(
+            System(stored["coord"][k], numbers[k], stored["box"][k].reshape(3, 3), np.ones(3, bool)),
+            Labels(stored["label_energy"][k], stored["label_force"][k], stored["label_virial"][k], np.ones(3)),
+            f"frame {k}",
+            ("", "", ""),
+            {},
+        )
+        for k in range(3)
+    ]
+
+
 MORSE = classical.morse(depth=1.0, width=1.2, distance=2.6, cutoff=4.0)
 
 

@@ -13,7 +13,7 @@ from lamjax import data, losses, pytree
 from lamjax.interop.deepmd.checkpoint import load_dp
 from lamjax.losses.labels import compare
 from lamjax.potential import build, predict
-from lamjax.system import Labels, System
+from lamjax.system import Labels
 
 REFERENCE = json.loads((make.FIXTURES / "loss_reference.json").read_text())
 CASES = REFERENCE["cases"]
@@ -30,18 +30,7 @@ NAMES = {  # DeePMD's name -> path in our parameters
 def model():
     """The reference's potential, parameters and batch."""
     config, params = load_dp(make.FIXTURES / "loss_model.dp")
-    stored = np.load(make.FIXTURES / "loss_reference.npz")
-    numbers = make.atomic_numbers(stored["type_map"])[stored["atype"]]
-    frames = [
-        data.Frame(
-            System(stored["coord"][k], numbers[k], stored["box"][k].reshape(3, 3), np.ones(3, bool)),
-            Labels(stored["label_energy"][k], stored["label_force"][k], stored["label_virial"][k], np.ones(3)),
-            f"frame {k}",
-            ("", "", ""),
-            {},
-        )  # fmt: skip
-        for k in range(3)
-    ]
+    frames = make.reference_frames()
     potential = build(config)
     packed = data.pack(frames, data.plan(frames, potential.shells, 1))
     return potential, params, next(data.batches(packed, 3, seed=None))

@@ -19,7 +19,6 @@ import pytest
 from lamjax import data, losses, pytree, training
 from lamjax.interop.deepmd.checkpoint import load_dp
 from lamjax.potential import build
-from lamjax.system import Labels, System
 
 SCRIPT = Path(__file__).parent / "killed_run.py"
 
@@ -40,17 +39,7 @@ def test_six_adam_steps_equal_deepmd():
     prefactors = json.loads((make.FIXTURES / "loss_reference.json").read_text())["prefactors"]
     config, params = load_dp(make.FIXTURES / "loss_model.dp")
     potential = build(config)
-    numbers = make.atomic_numbers(stored["type_map"])[stored["atype"]]
-    frames = [
-        data.Frame(
-            System(stored["coord"][k], numbers[k], stored["box"][k].reshape(3, 3), np.ones(3, bool)),
-            Labels(stored["label_energy"][k], stored["label_force"][k], stored["label_virial"][k], np.ones(3)),
-            f"frame {k}",
-            ("", "", ""),
-            {},
-        )  # fmt: skip
-        for k in range(3)
-    ]
+    frames = make.reference_frames()
     batch = next(data.batches(data.pack(frames, data.plan(frames, potential.shells, 1)), 3, seed=None))
     settings = {k: v for k, v in reference["learning_rate"].items() if k != "num_steps"}
     rate = training.schedule(training.ScheduleConfig(**settings), reference["learning_rate"]["num_steps"])
