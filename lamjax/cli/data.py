@@ -1,4 +1,4 @@
-"""`lamjax data ...`: what is in a file of structures."""
+"""`lamjax data ...`: what is in a data set."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,13 +12,13 @@ from lamjax.reports import console, table
 
 
 def check(
-    files: Annotated[list[Path], typer.Argument(help="Structure files: extxyz, plain or .gz, or anything ASE reads.")],
+    files: Annotated[list[Path], typer.Argument(help="extxyz, plain or .gz, anything ASE reads, or DeePMD folders.")],
     model: Annotated[Path | None, typer.Option(help="A model file: its elements must cover the data.")] = None,
     require: Annotated[list[str] | None, typer.Option(help="A label that every frame must have.")] = None,
 ) -> None:
     """Read every frame, check it, and say which labels, elements and sizes there are. Errors name file and frame."""
     elements = checkpoints.load(model)[0].elements if model else None
-    found = {path.name: read(path, elements=elements, require=require or ()) for path in files}
+    found = {str(path): read(path, elements=elements, require=require or ()) for path in files}
     console.print(data_table(found))
 
 

@@ -19,7 +19,7 @@ from lamjax.training.errors import error_table, predictions
 
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A lamjax bundle or a DeePMD-kit .dp file.")],
-    files: Annotated[list[Path], typer.Argument(help="Labelled structures: extxyz, plain or .gz, or what ASE reads.")],
+    files: Annotated[list[Path], typer.Argument(help="Labelled structures: extxyz, what ASE reads, DeePMD folders.")],
     head: Annotated[str | None, typer.Option(help="The head, where the model has several.")] = None,
     precision: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
     batch_size: Annotated[str, typer.Option(help="Structures at a time, or auto:N for about N atoms.")] = "auto:256",

@@ -5,6 +5,7 @@ from lamjax.data.batches import Packed as Packed
 from lamjax.data.batches import batches as batches
 from lamjax.data.batches import n_batches as n_batches
 from lamjax.data.batches import pack as pack
+from lamjax.data.deepmd import DeepmdSystem as DeepmdSystem
 from lamjax.data.pairs import Pair as Pair
 from lamjax.data.pairs import StructureBatch as StructureBatch
 from lamjax.data.pairs import pair_batches as pair_batches
@@ -16,6 +17,7 @@ from lamjax.data.plan import plan as plan
 from lamjax.data.read import Frame as Frame
 from lamjax.data.read import Summary as Summary
 from lamjax.data.read import from_atoms as from_atoms
+from lamjax.data.read import iterate as iterate
 from lamjax.data.read import read as read
 from lamjax.data.read import summarize as summarize
 from lamjax.data.statistics import energy_bias as energy_bias

@@ -37,8 +37,9 @@ def pack(frames: Sequence[Frame], plan: Plan, dtype=None) -> Packed:
     """The frames in their buckets, neighbours found once; positions, cells, forces and virials in `dtype`.
 
     `dtype` is jax's default float unless given; energies stay float64. Raises ValueError for a frame that fits no
-    bucket of the plan.
+    bucket of the plan, and for frame or atomic parameters that only some frames carry.
     """
+    _require_alike(frames)
     dtype = np.dtype(jax.dtypes.canonicalize_dtype(float) if dtype is None else dtype)
     places = choose(np.array([shape(frame, plan.shells) for frame in frames]), plan)
     if (places < 0).any():
@@ -116,12 +117,26 @@ def _row(index: int, frame: Frame, plan: Plan, bucket, dtype) -> Batch:
     system = pad(frame.system, bucket.n_atoms)
     neighbors = host_neighbors(system, plan.shells, bucket.capacities)
     neighbors = neighbors._replace(offsets=np.zeros((0, 3), np.int32))  # only a rebuild needs them
-    system = system._replace(positions=system.positions.astype(dtype), cell=system.cell.astype(dtype))
+    system = jax.tree.map(lambda x: x.astype(dtype) if x.dtype.kind == "f" else x, system)
     labels = pad_labels(frame.labels, bucket.n_atoms)
     labels = labels._replace(
         forces=labels.forces.astype(dtype), virial=labels.virial.astype(dtype), weights=labels.weights.astype(dtype)
     )
     return Batch(system, neighbors, labels, np.int32(index))
+
+
+def _require_alike(frames: Sequence[Frame]) -> None:
+    """ValueError naming two frames if fparam or aparam is there in one and not, or of another width, in the other."""
+    for name in ("fparam", "aparam"):
+        found: dict[str, str] = {}  # width -> source of the first frame with it
+        for frame in frames:
+            value = getattr(frame.system, name)
+            found.setdefault("no" if value is None else f"{value.shape[-1]} numbers", frame.source)
+        if len(found) > 1:
+            said = "; ".join(f"{width} {name} in {source}" for width, source in found.items())
+            raise ValueError(
+                f"Either all frames carry the same {name} or none does: {said}. Add it or read them apart."
+            )
 
 
 def _empty(batch: Batch, n: int) -> Batch:

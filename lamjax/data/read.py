@@ -1,4 +1,4 @@
-"""Structures and their labels from files: whatever ASE reads, checked once, with errors that name file and frame."""
+"""Structures and labels from files that ASE reads and DeePMD folders, checked once; errors name file and frame."""
 
 import gzip
 import io
@@ -13,6 +13,7 @@ import ase.io
 import numpy as np
 
 from lamjax import units
+from lamjax.data import deepmd
 from lamjax.system import Labels, System, complete_cell, host_system
 
 LABELS = ("energy", "forces", "virial")  # in the order of Labels.weights
@@ -47,19 +48,40 @@ def read(
     elements: Iterable[str] | None = None,
     require: Iterable[str] = (),
 ) -> list[Frame]:
-    """All frames of one or more files: extxyz (plain or .gz) and whatever else `ase.io.read` knows.
+    """All frames of one or more files: extxyz (plain or .gz), whatever else `ase.io.read` knows, DeePMD's npy folders.
 
+    A directory is a DeePMD system (type.raw, set.*/coord.npy) or holds such systems at any depth.
     Labels are looked for as REF_energy / REF_forces / REF_stress / REF_virial first, then among ASE's results (forces
     without constraints), then in `info` and `arrays`. A virial (-V stress, eV) counts only in a fully periodic cell.
     `elements` is the model's type map, `require` names labels that every frame must have.
     Raises FileNotFoundError and ValueError that name file, frame and remedy.
     """
+    return list(iterate(paths, dtype, elements, require))
+
+
+def iterate(
+    paths: str | Path | Iterable[str | Path],
+    dtype=np.float64,
+    elements: Iterable[str] | None = None,
+    require: Iterable[str] = (),
+) -> Iterator[Frame]:
+    """As `read`, one frame after another: nothing but the present frame is held in memory."""
     paths = [paths] if isinstance(paths, str | Path) else list(paths)
     known = None if elements is None else tuple(elements)
     require = tuple(require)
     if unknown := set(require) - set(LABELS):
         raise ValueError(f"Unknown label {', '.join(sorted(unknown))} required; labels are {', '.join(LABELS)}.")
-    return [frame for path in paths for frame in _frames(Path(path), dtype, known, require)]
+    for path in map(Path, paths):
+        found = deepmd.structures(path, known) if path.is_dir() else _file(path)
+        for place, number, atoms in found:
+            source = f"{place.relative_to(path.parent)} frame {number}"
+            try:
+                frame = from_atoms(atoms, dtype, source)
+                _check_known(atoms, known)
+                _check_labels(atoms, frame, require)
+            except ValueError as error:
+                raise ValueError(f"{place}, frame {number}: {error}") from error
+            yield frame
 
 
 def summarize(frames: Iterable[Frame]) -> Summary:
@@ -95,26 +117,15 @@ def from_atoms(atoms: ase.Atoms, dtype=np.float64, source: str = "structure") ->
     return Frame(system, labels, source, tuple(key for _, key in found), info)
 
 
-def _frames(path: Path, dtype, known, require) -> Iterator[Frame]:
-    for number, atoms in enumerate(_atoms(path)):
-        source = f"{path.name} frame {number}"
-        try:
-            frame = from_atoms(atoms, dtype, source)
-            _check_known(atoms, known)
-            _check_labels(atoms, frame, require)
-        except ValueError as error:
-            raise ValueError(f"{path}, frame {number}: {error}") from error
-        yield frame
-
-
-def _atoms(path: Path) -> Iterator[ase.Atoms]:
-    """The structures of a file, one after another, with one kind of error for everything that can be wrong with it."""
+def _file(path: Path) -> Iterator[tuple[Path, int, ase.Atoms]]:
+    """(file, number, structure) of all its structures, with one kind of error for everything that can be wrong."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file. Give the path of a structure file, for example extxyz.")
+        raise FileNotFoundError(f"{path}: no such file. Give a structure file, for example extxyz, or a DeePMD folder.")
     number = 0
     try:
-        for number, atoms in enumerate(_parse(path), start=1):  # noqa: B007 (used after the loop)
-            yield atoms
+        for atoms in _parse(path):
+            yield path, number, atoms
+            number += 1
     except GeneratorExit:
         raise
     except Exception as error:  # every reader of ASE has its own exceptions
