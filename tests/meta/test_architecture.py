@@ -19,7 +19,7 @@ LAYERS = [
     {"neighbors"},
     {"descriptors", "heads"},
     {"potential"},
-    {"relaxation", "dynamics", "data", "classical"},
+    {"relaxation", "dynamics", "data", "classical", "edit"},
     {"losses", "interop"},
     {"checkpoints"},
     {"training", "calculator"},

@@ -1,0 +1,233 @@
+"""Heads and elements of a model as data: added, copied, averaged, removed, renamed, reordered.
+
+Every function takes (potential, params) and returns a new pair; nothing is changed in place.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lamjax.heads import EnergyHeadConfig, energy_head
+from lamjax.potential import Params, Potential, PotentialConfig, build
+
+# What an element that the model has never seen gets, as in DeePMD-kit; all other parameters do not depend on types.
+_UNSEEN = {"mean": 0.0, "stddev": 0.1, "bias_atom_e": 0.0, "out_bias": 0.0, "out_std": 1.0}
+
+
+def add_head(
+    potential: Potential,
+    params: Params,
+    name: str,
+    source: str | Sequence[str] | None = None,
+    key=None,
+    config: EnergyHeadConfig | None = None,
+) -> tuple[Potential, Params]:
+    """The model with one more head, last in the list: a copy of `source`, the mean of several, or (None) a random one.
+
+    A mean is taken leaf by leaf over weights and statistics, output biases included. A random head needs a `key`; it
+    has the `config` of the first head unless another is given, output bias 0 and case embedding 0 (a vector that tells
+    data sets apart has no place for a new one; copies keep that of their source).
+    Raises ValueError for a name that exists, an unknown source, or a mean over heads of different configs.
+    """
+    old = _config_of(potential)
+    _require_new(old, name)
+    if source is None:
+        config = config or old.heads[0][1]
+        head = _random_head(old, params, config, key)
+    elif config is not None:
+        raise ValueError(f"Head {name!r} takes its config from its source {source!r}: leave out config, or source.")
+    else:
+        names = _known(old, source)
+        config = _common_config(old, names)
+        head = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *[params.heads[n] for n in names])
+    new = replace(old, heads=(*old.heads, (name, config)))
+    return build(new, potential.head), params._replace(heads={**params.heads, name: head})
+
+
+def select_heads(potential: Potential, params: Params, names: str | Sequence[str]) -> tuple[Potential, Params]:
+    """The model with these heads alone, in this order.
+
+    The chosen head stays chosen if it is among them; else none is, or the only one.
+    """
+    old = _config_of(potential)
+    names = _known(old, names)
+    configs = dict(old.heads)
+    new = replace(old, heads=tuple((name, configs[name]) for name in names))
+    chosen = potential.head if potential.head in names else None
+    return build(new, chosen), params._replace(heads={name: params.heads[name] for name in names})
+
+
+def remove_heads(potential: Potential, params: Params, names: str | Sequence[str]) -> tuple[Potential, Params]:
+    """The model without these heads; at least one must remain. The chosen head as in `select_heads`."""
+    old = _config_of(potential)
+    removed = _known(old, names)
+    left = [name for name in old.head_names if name not in removed]
+    if not left:
+        raise ValueError(f"A model needs a head: {', '.join(removed)} are all that there are. Leave one of them.")
+    return select_heads(potential, params, left)
+
+
+def rename_head(potential: Potential, params: Params, old: str, new: str) -> tuple[Potential, Params]:
+    """The model with head `old` called `new`; if it was the chosen one it still is."""
+    config = _config_of(potential)
+    _known(config, old)
+    _require_new(config, new)
+    names = {name: new if name == old else name for name in config.head_names}
+    renamed = replace(config, heads=tuple((names[name], c) for name, c in config.heads))
+    heads = {names[name]: head for name, head in params.heads.items()}
+    return build(renamed, names.get(potential.head)), params._replace(heads=heads)
+
+
+def restrict_elements(potential: Potential, params: Params, elements: Sequence[str]) -> tuple[Potential, Params]:
+    """The model that knows these elements alone, in this order: smaller arrays, the same energies, forces and virials.
+
+    Exclusions of pairs and types follow their elements. Raises ValueError for an element that the model does not know.
+    """
+    config = _config_of(potential)
+    elements = _symbols(elements)
+    if unknown := [e for e in elements if e not in config.elements]:
+        raise ValueError(
+            f"Element {', '.join(unknown)} is not in the model's type map [{', '.join(config.elements)}]. "
+            "Name some of these, or add the element with extend_elements."
+        )
+    if not elements:
+        raise ValueError(f"A model needs an element: name some of [{', '.join(config.elements)}].")
+    return _with_types(potential, params, elements, [config.elements.index(e) for e in elements], None)
+
+
+def extend_elements(
+    potential: Potential, params: Params, new: Sequence[str], like: Mapping[str, str] | None = None, key=None
+) -> tuple[Potential, Params]:
+    """The model with further elements at the end of its type map; what it says of the others stays the same.
+
+    `like={"Ge": "Si"}` makes Ge behave as Si does: type embedding, statistics, biases, exclusions. An element without a
+    model gets what DeePMD-kit gives it: a type embedding drawn from U(0, 1), for which `key` is needed, mean 0 and
+    standard deviation 0.1 of the environment, bias 0. With embeddings of electronic configurations the vectors follow
+    from the elements, and only statistics, biases and exclusions are new.
+    Raises ValueError for an element that is known already, or a model element that is not.
+    """
+    config = _config_of(potential)
+    new, like = _symbols(new), dict(like or {})
+    if known := [e for e in new if e in config.elements]:
+        raise ValueError(f"Element {', '.join(known)} is already in the type map [{', '.join(config.elements)}].")
+    if foreign := [e for e in like.values() if e not in config.elements]:
+        raise ValueError(f"No element {', '.join(foreign)} to copy in the type map [{', '.join(config.elements)}].")
+    if unused := [e for e in like if e not in new]:
+        raise ValueError(f"like names {', '.join(unused)}, but the new elements are [{', '.join(new)}].")
+    origins = [*range(len(config.elements)), *(config.elements.index(like[e]) if e in like else None for e in new)]
+    return _with_types(potential, params, (*config.elements, *new), origins, key)
+
+
+def _with_types(potential, params, elements, origins: list[int | None], key) -> tuple[Potential, Params]:
+    """The model of other elements, of which number k takes the place that `origins[k]` had; None: one never seen."""
+    old = potential.config
+    descriptor = replace(old.descriptor, exclude_types=_moved_pairs(old.descriptor.exclude_types, origins))
+    heads = tuple(
+        (name, replace(c, exclude_types=tuple(k for k, origin in enumerate(origins) if origin in c.exclude_types)))
+        for name, c in old.heads
+    )
+    pairs = _moved_pairs(old.pair_exclude_types, origins)
+    new = replace(old, elements=tuple(elements), descriptor=descriptor, heads=heads, pair_exclude_types=pairs)
+    moved = jax.tree_util.tree_map_with_path(lambda path, leaf: _moved_leaf(path, leaf, origins), params)
+    if not getattr(old.descriptor, "use_econf_tebd", False):  # else its rows belong to orbitals, not to types
+        embedding = _moved_embedding(params.descriptor["type_embedding"], origins, key)
+        moved = moved._replace(descriptor={**moved.descriptor, "type_embedding": embedding})
+    return build(new, potential.head), moved
+
+
+def _moved_leaf(path, leaf, origins):
+    """A leaf of a `statistics` dict with a row for each type, re-indexed; any other leaf as it is."""
+    *_, parent, name = (getattr(k, "key", None) for k in path)
+    if parent != "statistics" or name not in _UNSEEN:
+        return leaf
+    return _moved_rows(leaf, origins, _UNSEEN[name])
+
+
+def _moved_rows(leaf, origins, unseen):
+    """leaf[origins], and `unseen` where the origin is None; the dtype stays, numpy stays numpy."""
+    xp = jnp if isinstance(leaf, jax.Array) else np
+    is_new = np.array([origin is None for origin in origins]).reshape(-1, *[1] * (leaf.ndim - 1))
+    rows = leaf[np.array([origin or 0 for origin in origins])]
+    return xp.where(is_new, xp.asarray(unseen, leaf.dtype), rows)
+
+
+def _moved_embedding(params: dict, origins, key) -> dict:
+    """The type embedding T = X W (+ b) + R with the rows of T re-indexed and new ones drawn from U(0, 1).
+
+    R, the residual of a dense layer, is there only if the width of T is the number of types or twice that. Where it
+    comes, goes or moves, W makes up for it.
+    """
+    w = params["w"]
+    n_old, dim = w.shape
+    drawn = 0.0
+    if None in origins:
+        if key is None:
+            raise ValueError("A new element without a like has a random embedding: give a key, or like={new: known}.")
+        drawn = jax.random.uniform(key, (len(origins), dim)) - params.get("b", 0)
+    correction = _moved_rows(_residual(n_old, dim), origins, 0.0) - _residual(len(origins), dim)
+    return {**params, "w": _moved_rows(w, origins, drawn) + correction.astype(w.dtype)}
+
+
+def _residual(n_types: int, dim: int) -> np.ndarray:
+    """R of `nn.dense` for one-hot input: I, [I, I], or nothing."""
+    return np.tile(np.eye(n_types), dim // n_types) if dim in (n_types, 2 * n_types) else np.zeros((n_types, dim))
+
+
+def _moved_pairs(pairs, origins) -> tuple[tuple[int, int], ...]:
+    """The excluded pairs in the numbers of the new types, each once."""
+    excluded = {frozenset(pair) for pair in pairs}
+    n = range(len(origins))
+    return tuple((a, b) for a in n for b in n if a <= b and frozenset((origins[a], origins[b])) in excluded)
+
+
+def _random_head(config: PotentialConfig, params: Params, head: EnergyHeadConfig, key):
+    if key is None:
+        raise ValueError(
+            f"A random head needs a key, for example jax.random.key(0); or copy one of: {', '.join(config.head_names)}."
+        )
+    dtype = jax.tree.leaves(params.descriptor)[0].dtype
+    return energy_head(head, config.descriptor.width, len(config.elements)).init(key, dtype)
+
+
+def _common_config(config: PotentialConfig, names: Sequence[str]) -> EnergyHeadConfig:
+    """The config that all these heads have, or a ValueError that names where they differ."""
+    configs = dict(config.heads)
+    first = configs[names[0]]
+    for name in names[1:]:
+        differ = [f.name for f in fields(first) if getattr(first, f.name) != getattr(configs[name], f.name)]
+        if differ:
+            said = "; ".join(f"{k}: {getattr(first, k)} and {getattr(configs[name], k)}" for k in differ)
+            raise ValueError(f"Heads {names[0]!r} and {name!r} have no mean, they differ in {said}.")
+    return first
+
+
+def _config_of(potential: Potential) -> PotentialConfig:
+    if not isinstance(potential.config, PotentialConfig):
+        kind = type(potential.config).__name__
+        raise ValueError(f"A potential of {kind} has no heads and elements to edit; only models of `build` do.")
+    return potential.config
+
+
+def _known(config: PotentialConfig, names: str | Iterable[str]) -> tuple[str, ...]:
+    """The names, each once, all of them heads of the model; at least one."""
+    names = tuple(dict.fromkeys([names] if isinstance(names, str) else names))
+    if unknown := [name for name in names if name not in config.head_names]:
+        raise ValueError(f"Head {', '.join(map(repr, unknown))} is unknown; available: {', '.join(config.head_names)}.")
+    if not names:
+        raise ValueError(f"No head was named; available: {', '.join(config.head_names)}.")
+    return names
+
+
+def _require_new(config: PotentialConfig, name: str) -> None:
+    if not name or name in config.head_names:
+        said = "A head needs a name" if not name else f"Head {name!r} exists already"
+        raise ValueError(f"{said}; the model has: {', '.join(config.head_names)}. Choose another name.")
+
+
+def _symbols(elements: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(elements, str):
+        raise ValueError(f"elements is a list of chemical symbols, got the text {elements!r}: write [{elements!r}].")
+    return tuple(elements)
