@@ -9,12 +9,13 @@ import numpy as np
 import typer
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from lamjax import checkpoints, units
+from lamjax import checkpoints, pytree, units
 from lamjax.data import Frame, pack, plan, read
 from lamjax.potential import Prediction
 from lamjax.reports import console, table
 from lamjax.system import to_ase
-from lamjax.training.errors import error_table, predictions
+from lamjax.training.errors import ErrorRow, error_table, predictions
+from lamjax.training.parity import Differences, missing, parity_table, read_reference, write_predictions
 
 
 def evaluate(
@@ -24,47 +25,83 @@ def evaluate(
     precision: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
     batch_size: Annotated[str, typer.Option(help="Structures at a time, or auto:N for about N atoms.")] = "auto:256",
     max_programs: Annotated[int, typer.Option(help="Shapes that are compiled.")] = 4,
-    out: Annotated[Path | None, typer.Option(help="Write the predictions: .npz, .extxyz or .extxyz.gz.")] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Predictions to compare with: .npz as --out writes it, or labelled structures.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write predictions: .npz (every digit), .extxyz or .extxyz.gz (8 decimals).")
+    ] = None,
 ) -> None:
-    """Mean absolute and root mean square errors of energy, forces and virial."""
+    """Mean absolute and root mean square errors of energy, forces and virial against the labels of the structures.
+
+    With --reference: the differences from the predictions of another code or model for the same frames, the largest one
+    with its frame and atom. Use --precision float64 for that.
+
+    --out FILE.npz holds energy (n_frames,), virial (n_frames, 3, 3), forces (n, 3) and atomic_energies (n,) of the
+    atoms of all frames one after another, n_atoms (n_frames,) and sources, in eV and Å.
+    """
     if precision not in ("float32", "float64"):
         raise ValueError(f"precision must be float32 or float64, got {precision!r}.")
     if out is not None and not out.name.endswith((".npz", ".extxyz", ".extxyz.gz")):
         raise ValueError(f"{out}: predictions are written as .npz, .extxyz or .extxyz.gz.")
     with jax.enable_x64(True):  # for sums of energies; the network runs in `precision`
-        _evaluate(model, files, head, precision, batch_size, max_programs, out)
-
-
-def _evaluate(model, files, head, precision, batch_size, max_programs, out) -> None:
-    potential, params = checkpoints.load(model, head, np.dtype(precision))
-    frames = read(files, elements=potential.elements)
-    shapes = plan(frames, potential.shells, max_programs)
-    size = int(batch_size) if batch_size.isdigit() else batch_size
-    predicted = predictions(potential, params, pack(frames, shapes, precision), size)
-    rows = error_table(potential, frames, predicted)
-    title = f"{model.name}: {len(frames)} frames of {', '.join(path.name for path in files)}"
-    console.print(table(title, ["", "unit", "frames", "MAE", "RMSE", "largest"], rows))
-    if not rows:
-        console.print("No frame carries a label; nothing to compare with.")
+        potential, params = checkpoints.load(model, head, np.dtype(precision))
+        frames = read(files, elements=potential.elements)
+        expected = None if reference is None else read_reference(reference, frames)
+        shapes = plan(frames, potential.shells, max_programs)
+        size = int(batch_size) if batch_size.isdigit() else batch_size
+        predicted = predictions(potential, params, pack(frames, shapes, precision), size)
+    title = f"{model.name} ({precision}): {len(frames)} frames of {', '.join(path.name for path in files)}"
+    _report_errors(title, error_table(potential, frames, predicted), reference is None)
+    if expected is not None:
+        title = f"{model.name} ({precision}): {len(frames)} frames against {reference.name}"
+        _report_parity(title, parity_table(frames, predicted, expected), missing(expected))
+        if precision == "float64" and _single(params):
+            console.print("The file's parameters are float32 numbers: a reference run in float32 has its own rounding.")
     if out is not None:
         write(out, frames, predicted)
         console.print(f"Predictions: {out}")
 
 
+def _report_errors(title: str, rows: list[ErrorRow], alone: bool) -> None:
+    if rows:
+        console.print(table(title, ["", "unit", "frames", "MAE", "RMSE", "largest"], rows))
+    elif alone:
+        console.print("No frame carries a label; nothing to compare with.")
+
+
+def _report_parity(title: str, rows: list[Differences], lacking: list[str]) -> None:
+    columns = ["difference", "unit", "frames", "largest", "RMS", "relative"]
+    console.print(table(title, columns, [(*row[:5], "-" if row.relative is None else row.relative) for row in rows]))
+    console.print("Relative: largest ratio to the largest reference component of the same frame. Atoms count from 0.")
+    for row in rows:
+        console.print(f"largest in {row.quantity}: {row.where}", soft_wrap=True)
+    if lacking:
+        console.print(f"Not in the reference, not compared: {', '.join(lacking)}.")
+
+
+def _single(params) -> bool:
+    """True if every weight (statistics aside) is a float32 number, as in a file that was stored in float32."""
+    named = jax.tree_util.tree_flatten_with_path(params)[0]
+    weights = [np.asarray(leaf) for path, leaf in named if "statistics" not in pytree.path_name(path)]
+    return all(np.array_equal(w, w.astype(np.float32)) for w in weights)
+
+
 def write(path: Path, frames: list[Frame], predicted: list[Prediction]) -> None:
-    """Predictions as .npz (arrays numbered by frame) or as extxyz with the labels as REF_*."""
+    """Predictions as .npz (see `parity.write_predictions`), or as extxyz with the labels as REF_*."""
     if path.suffix == ".npz":
-        arrays = {
-            f"{name}_{k}": getattr(p, name) for k, p in enumerate(predicted) for name in ("energy", "forces", "virial")
-        }
-        np.savez_compressed(path, sources=np.array([frame.source for frame in frames]), **arrays)
-        return
-    ase.io.write(path, [_atoms(f, p) for f, p in zip(frames, predicted, strict=True)], format="extxyz")
+        write_predictions(path, frames, predicted)
+    else:
+        ase.io.write(path, [_atoms(f, p) for f, p in zip(frames, predicted, strict=True)], format="extxyz")
 
 
 def _atoms(frame: Frame, prediction: Prediction):
     atoms = to_ase(frame.system)
-    results = {"energy": float(prediction.energy), "forces": np.asarray(prediction.forces, np.float64)}
+    results = {
+        "energy": float(prediction.energy),
+        "forces": np.asarray(prediction.forces, np.float64),
+        "energies": np.asarray(prediction.atomic_energies, np.float64),
+    }
     if atoms.pbc.all():
         stress = units.virial_to_stress(np.asarray(prediction.virial, np.float64), atoms.cell.volume)
         results["stress"] = units.to_voigt(stress)
