@@ -34,7 +34,7 @@ def save(path: str | Path, potential: Potential, params: Params, card: dict[str,
 
 
 def load(path: str | Path, head: str | None = None, dtype=None) -> tuple[Potential, Params]:
-    """The potential and parameters of a lamjax bundle or a DeePMD-kit `.dp` file.
+    """The potential and parameters of a lamjax bundle or a DeePMD-kit model: `.dp`, `.yaml`, torch checkpoint `.pt`.
 
     `head` chooses whose energy is meant where there are several; `dtype` defaults to jax's default float.
     Raises FileNotFoundError, or CheckpointError that says what was found; ValueError listing the heads for a wrong one.
@@ -43,11 +43,12 @@ def load(path: str | Path, head: str | None = None, dtype=None) -> tuple[Potenti
     path = _existing(path)
     if is_bundle(path):
         config, params, _ = read_bundle(path)
-    elif deepmd.is_dp(path):
-        config, params = deepmd.load_dp(path, dtype)
+    elif deepmd.kind(path):
+        config, params = deepmd.load(path, dtype, head)
     else:
         raise CheckpointError(
-            f"{path}: {_describe(path)}. lamjax opens its own bundles (lamjax.save) and DeePMD-kit `.dp` files."
+            f"{path}: {_describe(path)}. lamjax opens its own bundles (lamjax.save) and DeePMD-kit's models: `.dp`, "
+            "`.yaml`, and torch checkpoints `.pt`."
         )
     return potentials.build(config, head), potentials.cast_params(params, dtype)
 
@@ -122,7 +123,7 @@ def _describe(path: Path) -> str:
     if not head:
         return "the file is empty"
     if head.startswith(b"PK"):
-        return "a zip archive (a torch checkpoint?)"
+        return "a zip archive that is not a torch checkpoint, or a truncated one"
     if head.startswith(b"\x89HDF"):
         return "an HDF5 file that is not a DeePMD-kit model, or a truncated one"
     return f"an unknown kind of file (begins with {head!r})"

@@ -3,19 +3,19 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import ase.data
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from pydantic import TypeAdapter
+from pydantic import Discriminator, Tag, TypeAdapter
 
 from lamjax import neighbors as neighbor_lists
 from lamjax import numerics, pytree, units
 from lamjax import system as systems
-from lamjax.descriptors import DPA2Config, allowed_pairs, dpa2, mask_excluded
+from lamjax.descriptors import DPA1Config, DPA2Config, allowed_pairs, dpa1, dpa2, mask_excluded
 from lamjax.heads import EnergyHeadConfig, energy_head
 from lamjax.neighbors import Neighbors, Shell
 from lamjax.system import System
@@ -43,12 +43,22 @@ class Prediction(NamedTuple):
     atomic_energies: Float[Array, "*batch n_atoms"]  # eV
 
 
+def _kind(descriptor) -> str | None:
+    """Which config is meant; a file may leave out `type: dpa2`."""
+    return descriptor.get("type", "dpa2") if isinstance(descriptor, dict) else getattr(descriptor, "type", None)
+
+
+DescriptorConfig = Annotated[
+    Annotated[DPA2Config, Tag("dpa2")] | Annotated[DPA1Config, Tag("dpa1")], Discriminator(_kind)
+]
+
+
 @dataclass(frozen=True)
 class PotentialConfig:
     """What `build` needs: the elements in the order of the type map, a descriptor, and heads by name."""
 
     elements: tuple[str, ...]
-    descriptor: DPA2Config
+    descriptor: DescriptorConfig
     heads: tuple[tuple[str, EnergyHeadConfig], ...] = ((DEFAULT_HEAD, EnergyHeadConfig()),)
     pair_exclude_types: tuple[tuple[int, int], ...] = ()  # pairs that do not see each other at all
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -109,7 +119,7 @@ def build(config: PotentialConfig, head: str | None = None) -> Potential:
 @functools.lru_cache(maxsize=128)
 def _build(config: PotentialConfig, head: str | None) -> Potential:
     n_types = len(config.elements)
-    descriptor = _descriptor(config.descriptor, n_types)
+    descriptor = _descriptor(config.descriptor, config.elements)
     heads = {name: energy_head(c, descriptor.width, n_types) for name, c in config.heads}
     table = type_table(config.elements)
     allowed = allowed_pairs(config.pair_exclude_types, n_types)
@@ -129,7 +139,7 @@ def _build(config: PotentialConfig, head: str | None) -> Potential:
         dtype = params.descriptor["type_embedding"]["w"].dtype
         d = neighbor_lists.displacements(system, neighbors).astype(dtype)
         features = descriptor.apply(params.descriptor, types, neighbors, d)
-        energies = heads[head].apply(params.heads[head], features, types)
+        energies = heads[head].apply(params.heads[head], features, types, system.fparam, system.aparam)
         return jnp.where(types < 0, jnp.nan, energies)  # an element that the model does not know
 
     return Potential(config, descriptor.shells, init, atomic_energies, config.elements, head)
@@ -235,11 +245,13 @@ def type_table(elements: tuple[str, ...]) -> np.ndarray:
     return table
 
 
-def _descriptor(config, n_types: int):
+def _descriptor(config, elements: tuple[str, ...]):
     match config:
         case DPA2Config():
-            return dpa2(config, n_types)
-    raise ValueError(f"Unknown descriptor config {type(config).__name__}; supported: DPA2Config.")
+            return dpa2(config, elements)
+        case DPA1Config():
+            return dpa1(config, elements)
+    raise ValueError(f"Unknown descriptor config {type(config).__name__}; supported: DPA2Config, DPA1Config.")
 
 
 def _require_head(head: str | None, names: tuple[str, ...]) -> None:

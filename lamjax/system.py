@@ -16,6 +16,8 @@ class System(NamedTuple):
     numbers: Int[Array, "*batch n_atoms"]  # atomic number, 0 = padding
     cell: Float[Array, "*batch 3 3"]  # Å, rows are lattice vectors; zero rows allowed where not periodic
     pbc: Bool[Array, "*batch 3"]
+    fparam: Float[Array, "*batch n_fparam"] | None = None  # frame parameters, for heads that take them
+    aparam: Float[Array, "*batch n_atoms n_aparam"] | None = None  # atomic parameters, likewise
 
     @property
     def n_atoms(self) -> int:
@@ -35,6 +37,7 @@ class Labels(NamedTuple):
 def from_ase(atoms: ase.Atoms, dtype=None) -> System:
     """The System of an ASE structure, positions and cell in `dtype` (default: jax's default float).
 
+    Frame and atomic parameters (DeePMD-kit's fparam, aparam) are taken from `info["fparam"]` and `arrays["aparam"]`.
     Raises ValueError for NaN or infinite positions, a site without an element, and a periodic direction without a
     lattice vector; `allocate` raises for two atoms on one place.
     """
@@ -50,6 +53,8 @@ def host_system(atoms: ase.Atoms, dtype=np.float64) -> System:
         numbers=np.asarray(atoms.get_atomic_numbers(), np.int32),
         cell=np.asarray(atoms.cell.array, dtype),
         pbc=np.asarray(atoms.pbc, bool),
+        fparam=_parameters(atoms.info.get("fparam"), (-1,), "fparam", dtype),
+        aparam=_parameters(atoms.arrays.get("aparam"), (len(atoms), -1), "aparam", dtype),
     )
 
 
@@ -59,12 +64,17 @@ def to_ase(system: System) -> ase.Atoms:
     if numbers.ndim != 1:
         raise ValueError(f"to_ase takes one structure, got a batch of shape {numbers.shape[:-1]}. Use pytree.take.")
     real = numbers > 0
-    return ase.Atoms(
+    atoms = ase.Atoms(
         numbers=numbers[real],
         positions=np.asarray(system.positions, np.float64)[real],
         cell=np.asarray(system.cell, np.float64),
         pbc=np.asarray(system.pbc),
     )
+    if system.fparam is not None:
+        atoms.info["fparam"] = np.asarray(system.fparam, np.float64)
+    if system.aparam is not None:
+        atoms.arrays["aparam"] = np.asarray(system.aparam, np.float64)[real]
+    return atoms
 
 
 def check_atoms(atoms: ase.Atoms) -> None:
@@ -85,6 +95,16 @@ def check_atoms(atoms: ase.Atoms) -> None:
             )
     if atoms.pbc.any() and face_distances(cell, atoms.pbc)[atoms.pbc].min() < 1e-3:
         raise ValueError(f"The lattice vectors of the periodic directions are linearly dependent: {cell.tolist()}.")
+
+
+def _parameters(value, shape: tuple[int, ...], name: str, dtype):
+    """Frame or atomic parameters as a finite array of `shape`; None stays None."""
+    if value is None:
+        return None
+    value = np.asarray(value, dtype).reshape(shape)
+    if not np.isfinite(value).all():
+        raise ValueError(f"{name} holds a value that is not finite: {value.tolist()}.")
+    return value
 
 
 def complete_cell(cell, pbc):
@@ -114,6 +134,7 @@ def pad(system: System, n_atoms: int) -> System:
     return system._replace(
         positions=xp.pad(system.positions, ((0, missing), (0, 0))),
         numbers=xp.pad(system.numbers, (0, missing)),
+        aparam=None if system.aparam is None else xp.pad(system.aparam, ((0, missing), (0, 0))),
     )
 
 

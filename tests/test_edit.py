@@ -16,7 +16,7 @@ import structures
 import lamjax
 from lamjax import classical, edit, neighbors
 from lamjax import potential as models
-from lamjax.descriptors import RepformerConfig, RepinitConfig
+from lamjax.descriptors import DPA1Config, RepformerConfig, RepinitConfig
 from lamjax.interop.deepmd import checkpoint
 from lamjax.system import host_system, pad
 
@@ -70,7 +70,7 @@ def compiled(potential):
 def energies(potential, params, atoms):
     """Atomic energies in the one shape that all these tests share."""
     system = pad(host_system(atoms), structures.N_ATOMS)
-    lists = neighbors.host_neighbors(system, potential.shells, (48, 32))
+    lists = neighbors.host_neighbors(system, potential.shells, (48, 32)[: len(potential.shells)])
     assert not lists.overflow and not lists.truncated
     return compiled(potential)(params, system, lists._replace(offsets=np.zeros((0, 3), np.int32)))[: len(atoms)]
 
@@ -107,7 +107,7 @@ def fixture_prediction(potential, params, stored, frame):
     ],
 )
 def test_restricted_models_give_the_numbers_of_deepmd(name, frame, elements):
-    config, params = checkpoint.load_dp(FIXTURES / name / "model.dp", np.float64)
+    config, params = checkpoint.load(FIXTURES / name / "model.dp", np.float64)
     potential, small = edit.restrict_elements(lamjax.build(config), params, elements)
     assert potential.elements == elements
     assert_whole(potential, small, like=params)
@@ -165,6 +165,31 @@ def test_energies_survive_a_residual_that_comes_and_goes():
     assert_same(energies(*fewer, atoms), expected)
     more = edit.extend_elements(*fewer, ["Ge", "Au"], key=KEY)
     assert_same(energies(*more, atoms), expected)
+
+
+def dpa1(base):
+    return DPA1Config(
+        rcut=4.0, rcut_smth=1.0, sel=48, neuron=(2, 4), axis_neuron=2, tebd_dim=4, set_davg_zero=False,
+        exclude_types=base.exclude_types,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("electronic", [False, True])
+@pytest.mark.parametrize("descriptor", [dpa1, lambda base: base], ids=["dpa1", "dpa2"])
+def test_every_descriptor_and_embedding_of_elements(descriptor, electronic):
+    """With electronic configurations the rows of the embedding belong to orbitals: they stay as they are."""
+    config = tiny(exclude=True)[0].config
+    config = replace(config, descriptor=replace(descriptor(config.descriptor), use_econf_tebd=electronic))
+    potential, params = lamjax.build(config, "A"), random_params(config)
+    expected = energies(potential, params, structures.triclinic())
+    fewer = edit.restrict_elements(potential, params, ["Cu", "O", "H"])
+    assert_same(energies(*fewer, structures.triclinic()), expected)
+    more = edit.extend_elements(*fewer, ["Ge"], key=None if electronic else KEY)
+    assert_same(energies(*more, structures.triclinic()), expected)
+    assert_whole(*edit.add_head(*more, "C", key=KEY))
+    if electronic:
+        before, after = (p.descriptor["type_embedding"]["w"] for p in (params, more[1]))
+        assert before.shape[0] == 118 and np.array_equal(before, after)
 
 
 def test_exclusions_move_with_their_elements():

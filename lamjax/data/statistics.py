@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lamjax.data.read import Frame
-from lamjax.descriptors import DPA2Config
+from lamjax.descriptors import DPA1Config, DPA2Config
 from lamjax.descriptors.environment import raw_rows
 from lamjax.neighbors.host import pairs
 from lamjax.potential import Params, Potential, type_table
@@ -49,7 +49,10 @@ def blocks(descriptor: Any) -> tuple[Block, ...]:
                 Block("repformer", b.rcut, b.rcut_smth, b.nsel, b.set_davg_zero),
                 *three,
             )
-    raise ValueError(f"No statistics are known for {type(descriptor).__name__}; supported: DPA2Config.")
+        case DPA1Config():
+            c = descriptor
+            return (Block("repinit", c.rcut, c.rcut_smth, c.sel, c.set_davg_zero),)
+    raise ValueError(f"No statistics are known for {type(descriptor).__name__}; supported: DPA2Config, DPA1Config.")
 
 
 def environment_statistics(potential: Potential, frames: Iterable[Frame]) -> dict[str, dict[str, np.ndarray]]:

@@ -3,8 +3,10 @@
 from lamjax.descriptors.base import Descriptor as Descriptor
 from lamjax.descriptors.base import allowed_pairs as allowed_pairs
 from lamjax.descriptors.base import mask_excluded as mask_excluded
+from lamjax.descriptors.dpa1 import DPA1Config as DPA1Config
+from lamjax.descriptors.dpa1 import dpa1 as dpa1
 from lamjax.descriptors.dpa2 import DPA2Config as DPA2Config
 from lamjax.descriptors.dpa2 import RepformerConfig as RepformerConfig
-from lamjax.descriptors.dpa2 import RepinitConfig as RepinitConfig
 from lamjax.descriptors.dpa2 import ThreeBodyConfig as ThreeBodyConfig
 from lamjax.descriptors.dpa2 import dpa2 as dpa2
+from lamjax.descriptors.repinit import RepinitConfig as RepinitConfig

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from lamjax import nn
+from lamjax.descriptors.electrons import spin_orbitals
 from lamjax.neighbors import Neighbors, Shell
 
 
@@ -21,15 +22,19 @@ class Descriptor(NamedTuple):
     apply: Callable  # (params, types (n_atoms,), neighbors, displacements (n_atoms, capacity, 3)) -> (n_atoms, width)
 
 
-def type_embedding_init(key, n_types: int, dim: int, bias: bool, dtype=None):
+def type_inputs(elements: tuple[str, ...], use_econf_tebd: bool) -> np.ndarray:
+    """What the type embedding knows of the elements (n_types, n_inputs): one-hot, or their electronic configuration."""
+    return spin_orbitals(elements) if use_econf_tebd else np.eye(len(elements))
+
+
+def type_embedding_init(key, inputs: np.ndarray, dim: int, bias: bool, dtype=None):
     """Parameters of the table that gives every element a vector of `dim` numbers."""
-    return nn.linear_init(key, n_types, dim, bias=bias, dtype=dtype)
+    return nn.linear_init(key, inputs.shape[1], dim, bias=bias, dtype=dtype)
 
 
-def type_embedding(params) -> Float[Array, "n_types_and_padding dim"]:
-    """T = X W (+ b) with DeePMD-kit's residual, X = one-hot; the last row, of the padding type, is zero."""
-    w = params["w"]
-    table = nn.dense(params, jnp.eye(w.shape[0], dtype=w.dtype), lambda x: x)
+def type_embedding(params, inputs: np.ndarray) -> Float[Array, "n_types_and_padding dim"]:
+    """T = X W (+ b) with DeePMD-kit's residual; the last row, of the padding type, is zero."""
+    table = nn.dense(params, jnp.asarray(inputs, params["w"].dtype), lambda x: x)
     return jnp.pad(table, ((0, 1), (0, 0)))
 
 

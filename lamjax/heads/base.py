@@ -9,4 +9,5 @@ class Head(NamedTuple):
 
     config: Any
     init: Callable  # (key, dtype) -> params
-    apply: Callable  # (params, features (n_atoms, width), types (n_atoms,)) -> (n_atoms,) eV
+    # (params, features (n_atoms, width), types (n_atoms,), fparam=None, aparam=None) -> (n_atoms,) eV
+    apply: Callable

@@ -18,46 +18,85 @@ class EnergyHeadConfig:
     neuron: tuple[int, ...] = (120, 120, 120)
     activation_function: str = "tanh"
     resnet_dt: bool = True
+    numb_fparam: int = 0  # frame parameters (for example an electronic temperature), `System.fparam`
+    numb_aparam: int = 0  # atomic parameters, `System.aparam`
+    default_fparam: tuple[float, ...] | None = None  # for structures without fparam
     dim_case_embd: int = 0  # width of the constant vector that tells data sets apart in a shared net
     exclude_types: tuple[int, ...] = ()  # types whose atoms have energy zero
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
+    def __post_init__(self):
+        if self.default_fparam is not None and len(self.default_fparam) != self.numb_fparam:
+            raise ValueError(
+                f"default_fparam has {len(self.default_fparam)} numbers and numb_fparam is {self.numb_fparam}: "
+                "make them equal."
+            )
+
 
 def energy_head(config: EnergyHeadConfig, n_features: int, n_types: int) -> Head:
-    """E_i = net(x_i) + bias_atom_e[t_i] + out_bias[t_i] (eV); 0 for padding and for excluded types."""
+    """E_i = net(x_i) + bias_atom_e[t_i] + out_bias[t_i] (eV); 0 for padding and for excluded types.
+
+    x_i = [descriptor, (fparam - avg) inv_std, (aparam - avg) inv_std, case_embd].
+    """
 
     def init(key, dtype=None):
-        wide = numerics.widest_float()
-        keys = jax.random.split(key)
-        neuron = config.neuron
-        params = {
-            "layers": [
-                *nn.mlp_init(keys[0], n_features + config.dim_case_embd, neuron, config.resnet_dt, dtype),
-                nn.linear_init(keys[1], neuron[-1], 1, dtype=dtype),
-            ],
-            "statistics": {
-                "bias_atom_e": jnp.zeros(n_types, dtype),
-                "out_bias": jnp.zeros(n_types, wide),
-                "out_std": jnp.ones(n_types, wide),
-            },
-        }
-        if config.dim_case_embd:
-            params["statistics"]["case_embd"] = jnp.zeros(config.dim_case_embd, dtype)
-        return params
+        return _init(key, config, n_features, n_types, dtype)
 
-    def apply(params, features, types):
-        return _apply(params, config, n_types, features, types)
+    def apply(params, features, types, fparam=None, aparam=None):
+        x = jnp.concatenate([features, *_further_inputs(params, config, features, fparam, aparam)], axis=-1)
+        return _apply(params, config, n_types, x, types)
 
     return Head(config, init, apply)
 
 
-def _apply(params, config, n_types, features, types):
-    statistics = params["statistics"]
+def _init(key, config: EnergyHeadConfig, n_features: int, n_types: int, dtype):
+    wide = numerics.widest_float()
+    keys = jax.random.split(key)
+    n_inputs = n_features + config.numb_fparam + config.numb_aparam + config.dim_case_embd
+    statistics = {
+        "bias_atom_e": jnp.zeros(n_types, dtype),
+        "out_bias": jnp.zeros(n_types, wide),
+        "out_std": jnp.ones(n_types, wide),
+    }
+    for name, width in (("fparam", config.numb_fparam), ("aparam", config.numb_aparam)):
+        if width:
+            statistics |= {f"{name}_avg": jnp.zeros(width, dtype), f"{name}_inv_std": jnp.ones(width, dtype)}
     if config.dim_case_embd:
-        case = jnp.broadcast_to(statistics["case_embd"], (len(features), config.dim_case_embd))
-        features = jnp.concatenate([features, case.astype(features.dtype)], axis=-1)
+        statistics["case_embd"] = jnp.zeros(config.dim_case_embd, dtype)
+    hidden = nn.mlp_init(keys[0], n_inputs, config.neuron, config.resnet_dt, dtype)
+    last = nn.linear_init(keys[1], config.neuron[-1], 1, dtype=dtype)
+    return {"layers": [*hidden, last], "statistics": statistics}
+
+
+def _further_inputs(params, config: EnergyHeadConfig, features, fparam, aparam) -> list:
+    """What enters the net beside the descriptor, each (n_atoms, width)."""
+    n, statistics = len(features), params["statistics"]
+    if fparam is None and config.default_fparam is not None:
+        fparam = jnp.asarray(config.default_fparam)
+    columns = []
+    for name, value, width in (("fparam", fparam, config.numb_fparam), ("aparam", aparam, config.numb_aparam)):
+        if width:
+            _check_width(name, value, width)
+            scaled = (value.astype(features.dtype) - statistics[f"{name}_avg"]) * statistics[f"{name}_inv_std"]
+            columns.append(jnp.broadcast_to(scaled, (n, width)))
+    if config.dim_case_embd:
+        columns.append(jnp.broadcast_to(statistics["case_embd"], (n, config.dim_case_embd)))
+    return [column.astype(features.dtype) for column in columns]
+
+
+def _check_width(name: str, value, width: int) -> None:
+    where = {"fparam": 'info["fparam"]', "aparam": 'arrays["aparam"]'}[name]
+    if value is None or value.shape[-1] != width:
+        got = "none" if value is None else value.shape[-1]
+        raise ValueError(
+            f"The head takes {width} numbers {name}, the structure has {got}. Set System.{name} (ASE: atoms.{where})."
+        )
+
+
+def _apply(params, config: EnergyHeadConfig, n_types: int, x, types):
+    statistics = params["statistics"]
     *hidden, last = params["layers"]
-    net = nn.linear(last, nn.mlp(hidden, features, nn.activation(config.activation_function)))[:, 0]
+    net = nn.linear(last, nn.mlp(hidden, x, nn.activation(config.activation_function)))[:, 0]
     counted = types < n_types
     for excluded in config.exclude_types:
         counted = counted & (types != excluded)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lamjax import data, losses, pytree
-from lamjax.interop.deepmd.checkpoint import load_dp
+from lamjax.interop.deepmd.checkpoint import load as load_deepmd
 from lamjax.losses.labels import compare
 from lamjax.potential import build, predict
 from lamjax.system import Labels
@@ -29,7 +29,7 @@ NAMES = {  # DeePMD's name -> path in our parameters
 @pytest.fixture(scope="module")
 def model():
     """The reference's potential, parameters and batch."""
-    config, params = load_dp(make.FIXTURES / "loss_model.dp")
+    config, params = load_deepmd(make.FIXTURES / "loss_model.dp")
     frames = make.reference_frames()
     potential = build(config)
     packed = data.pack(frames, data.plan(frames, potential.shells, 1))

@@ -29,7 +29,7 @@ PARTS = {"energy": "energy", "atomic_energies": "atom_energy", "forces": "forces
 @functools.cache
 def load(name: str, dtype: str):
     """Potential and parameters of a stored model."""
-    config, params = checkpoint.load_dp(FIXTURES / MODELS[name][0], np.dtype(dtype))
+    config, params = checkpoint.load(FIXTURES / MODELS[name][0], np.dtype(dtype))
     return lamjax.build(config), params
 
 

@@ -17,7 +17,7 @@ import optax
 import pytest
 
 from lamjax import data, losses, pytree, training
-from lamjax.interop.deepmd.checkpoint import load_dp
+from lamjax.interop.deepmd.checkpoint import load as load_deepmd
 from lamjax.potential import build
 
 SCRIPT = Path(__file__).parent / "killed_run.py"
@@ -37,7 +37,7 @@ def test_six_adam_steps_equal_deepmd():
     reference = json.loads((make.FIXTURES / "adam_reference.json").read_text())
     stored = np.load(make.FIXTURES / "loss_reference.npz")
     prefactors = json.loads((make.FIXTURES / "loss_reference.json").read_text())["prefactors"]
-    config, params = load_dp(make.FIXTURES / "loss_model.dp")
+    config, params = load_deepmd(make.FIXTURES / "loss_model.dp")
     potential = build(config)
     frames = make.reference_frames()
     batch = next(data.batches(data.pack(frames, data.plan(frames, potential.shells, 1)), 3, seed=None))

@@ -3,27 +3,10 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from lamjax.descriptors.repinit import RepinitConfig
 from lamjax.neighbors import Shell
 
 _STRICT = {"extra": "forbid"}
-
-
-@dataclass(frozen=True)
-class RepinitConfig:
-    """First block: radial embedding of the neighbours (DPA-1 without attention)."""
-
-    rcut: float = 6.0  # Å
-    rcut_smth: float = 0.5  # Å, start of the switch
-    nsel: int = 120  # neighbours kept, and the divisor of sums
-    neuron: tuple[int, ...] = (25, 50, 100)
-    axis_neuron: int = 16
-    tebd_dim: int = 8
-    tebd_input_mode: Literal["concat", "strip"] = "concat"
-    type_one_side: bool = False
-    set_davg_zero: bool = True
-    activation_function: str = "tanh"
-    resnet_dt: bool = False
-    __pydantic_config__: ClassVar = _STRICT
 
 
 @dataclass(frozen=True)
@@ -85,6 +68,7 @@ class DPA2Config:
     smooth: bool = True
     exclude_types: tuple[tuple[int, int], ...] = ()
     env_protection: float = 0.0
+    use_econf_tebd: bool = False  # types are embedded by their electronic configuration
     use_tebd_bias: bool = False
     add_tebd_to_repinit_out: bool = False
     __pydantic_config__: ClassVar = _STRICT

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from lamjax import nn, numerics
+from lamjax.descriptors import repinit
 from lamjax.descriptors.base import (
     Descriptor,
     allowed_pairs,
@@ -14,30 +15,33 @@ from lamjax.descriptors.base import (
     split_neighbors,
     type_embedding,
     type_embedding_init,
+    type_inputs,
 )
-from lamjax.descriptors.dpa2 import repformer, repinit, three_body
+from lamjax.descriptors.dpa2 import repformer, three_body
 from lamjax.descriptors.dpa2.config import DPA2Config
 from lamjax.descriptors.environment import environment
 
 
-def dpa2(config: DPA2Config, n_types: int) -> Descriptor:
-    """The descriptor of a config for `n_types` elements."""
+def dpa2(config: DPA2Config, elements: tuple[str, ...]) -> Descriptor:
+    """The descriptor of a config for these elements."""
+    inputs = type_inputs(elements, config.use_econf_tebd)
 
     def init(key, dtype=None):
-        return _init(key, config, n_types, dtype)
+        return _init(key, config, inputs, dtype)
 
     def apply(params, types, neighbors, displacements):
-        return _apply(params, config, n_types, types, neighbors, displacements)
+        return _apply(params, config, inputs, types, neighbors, displacements)
 
     return Descriptor(config, config.shells, config.width, init, apply)
 
 
-def _init(key, config: DPA2Config, n_types: int, dtype):
+def _init(key, config: DPA2Config, inputs, dtype):
+    n_types = len(inputs)
     keys = jax.random.split(key, 6)
     c = config.repinit
     width = c.neuron[-1] * c.axis_neuron + (config.three_body.neuron[-1] if config.three_body else 0)
     params = {
-        "type_embedding": type_embedding_init(keys[0], n_types, c.tebd_dim, config.use_tebd_bias, dtype),
+        "type_embedding": type_embedding_init(keys[0], inputs, c.tebd_dim, config.use_tebd_bias, dtype),
         "repinit": repinit.init(keys[1], c, n_types, dtype),
         "repformer": repformer.init(keys[2], config.repformer, n_types, dtype),
     }
@@ -50,9 +54,9 @@ def _init(key, config: DPA2Config, n_types: int, dtype):
     return params
 
 
-def _apply(params, config: DPA2Config, n_types: int, types, neighbors, displacements):
-    table = type_embedding(params["type_embedding"])
-    allowed = allowed_pairs(config.exclude_types, n_types)
+def _apply(params, config: DPA2Config, inputs, types, neighbors, displacements):
+    table = type_embedding(params["type_embedding"], inputs)
+    allowed = allowed_pairs(config.exclude_types, len(inputs))
 
     def view(shell: int, block, statistics):
         indices, neighbor_types, mask = split_neighbors(neighbors, types, shell)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from lamjax import nn
-from lamjax.descriptors.dpa2.embedding import concat_embedding, embedding_init, strip_embedding
+from lamjax.descriptors.embedding import concat_embedding, embedding_init, strip_embedding
 from lamjax.descriptors.environment import Environment, statistics_init
 
 

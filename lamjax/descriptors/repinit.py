@@ -1,11 +1,32 @@
 """Repinit: the radial embedding of DPA-1, contracted to rotation-invariant features D = A A[:M]ᵀ."""
 
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
 import jax
 import jax.numpy as jnp
 
 from lamjax import nn
-from lamjax.descriptors.dpa2.embedding import concat_embedding, embedding_init, strip_embedding
+from lamjax.descriptors.embedding import concat_embedding, embedding_init, strip_embedding
 from lamjax.descriptors.environment import Environment, padding_rows, statistics_init
+
+
+@dataclass(frozen=True)
+class RepinitConfig:
+    """First block: radial embedding of the neighbours (DPA-1 without attention)."""
+
+    rcut: float = 6.0  # Å
+    rcut_smth: float = 0.5  # Å, start of the switch
+    nsel: int = 120  # neighbours kept, and the divisor of sums
+    neuron: tuple[int, ...] = (25, 50, 100)
+    axis_neuron: int = 16
+    tebd_dim: int = 8
+    tebd_input_mode: Literal["concat", "strip"] = "concat"
+    type_one_side: bool = False
+    set_davg_zero: bool = True
+    activation_function: str = "tanh"
+    resnet_dt: bool = False
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
 
 def init(key, config, n_types: int, dtype=None):

@@ -1,0 +1,94 @@
+"""DPA-1 without attention: the radial block alone, the form into which DPA-2 is distilled.
+
+Zhang et al., npj Comput. Mater. 2024, 10.1038/s41524-024-01278-7; numbers equal DeePMD-kit's `dpa1`/`se_atten`.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+
+from lamjax.descriptors import repinit
+from lamjax.descriptors.base import (
+    Descriptor,
+    allowed_pairs,
+    mask_excluded,
+    split_neighbors,
+    type_embedding,
+    type_embedding_init,
+    type_inputs,
+)
+from lamjax.descriptors.environment import environment
+from lamjax.neighbors import Shell
+
+
+@dataclass(frozen=True)
+class DPA1Config:
+    """DPA-1 with `attn_layer` 0. Keys, defaults and meanings are otherwise DeePMD-kit's."""
+
+    type: Literal["dpa1"] = "dpa1"
+    rcut: float = 6.0  # Å
+    rcut_smth: float = 0.5  # Å, start of the switch
+    sel: int = 120  # neighbours kept, and the divisor of sums
+    neuron: tuple[int, ...] = (25, 50, 100)
+    axis_neuron: int = 16
+    tebd_dim: int = 8
+    tebd_input_mode: Literal["concat", "strip"] = "concat"
+    type_one_side: bool = False
+    set_davg_zero: bool = True
+    activation_function: str = "tanh"
+    resnet_dt: bool = False
+    smooth_type_embedding: bool = True  # strip: the part of the types goes to zero with the switch
+    concat_output_tebd: bool = True
+    exclude_types: tuple[tuple[int, int], ...] = ()
+    env_protection: float = 0.0
+    use_econf_tebd: bool = False  # types are embedded by their electronic configuration
+    use_tebd_bias: bool = False
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    @property
+    def shells(self) -> tuple[Shell, ...]:
+        """The one cutoff."""
+        return (Shell(self.rcut, self.sel),)
+
+    @property
+    def width(self) -> int:
+        """Features per atom."""
+        return self.neuron[-1] * self.axis_neuron + (self.tebd_dim if self.concat_output_tebd else 0)
+
+    @property
+    def repinit(self) -> repinit.RepinitConfig:
+        """The same settings as those of DPA-2's first block."""
+        shared = repinit.RepinitConfig.__dataclass_fields__.keys() & vars(self).keys()
+        return repinit.RepinitConfig(nsel=self.sel, **{name: getattr(self, name) for name in shared})
+
+
+def dpa1(config: DPA1Config, elements: tuple[str, ...]) -> Descriptor:
+    """The descriptor of a config for these elements."""
+    inputs = type_inputs(elements, config.use_econf_tebd)
+
+    def init(key, dtype=None):
+        keys = jax.random.split(key)
+        return {
+            "type_embedding": type_embedding_init(keys[0], inputs, config.tebd_dim, config.use_tebd_bias, dtype),
+            "repinit": repinit.init(keys[1], config.repinit, len(inputs), dtype),
+        }
+
+    def apply(params, types, neighbors, displacements):
+        return _apply(params, config, inputs, types, neighbors, displacements)
+
+    return Descriptor(config, config.shells, config.width, init, apply)
+
+
+def _apply(params, config: DPA1Config, inputs, types, neighbors, displacements):
+    table = type_embedding(params["type_embedding"], inputs)
+    indices, neighbor_types, mask = split_neighbors(neighbors, types, 0)
+    mask = mask_excluded(mask, types, indices, allowed_pairs(config.exclude_types, len(inputs)))
+    statistics = params["repinit"]["statistics"]
+    env = environment(displacements, mask, types, statistics, config.rcut, config.rcut_smth, config.env_protection)
+    n_empty = None if config.set_davg_zero else config.sel - jnp.sum(neighbors.mask, axis=1)
+    features = repinit.apply(
+        params["repinit"], config.repinit, config.smooth_type_embedding, n_empty, table, types, neighbor_types, env
+    )
+    return jnp.concatenate([features, table[types]], axis=-1) if config.concat_output_tebd else features

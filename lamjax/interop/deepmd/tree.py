@@ -1,0 +1,152 @@
+"""DeePMD-kit's serialised model tree, as `.dp` and `.yaml` files hold it, and lamjax's config and parameters."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from lamjax.descriptors import DPA1Config
+from lamjax.interop.deepmd import options
+from lamjax.potential import (
+    DEFAULT_HEAD,
+    CheckpointError,
+    Params,
+    PotentialConfig,
+    cast_params,
+    check_structure,
+)
+
+# what a descriptor's entry holds beside its options
+_STRUCTURE = {
+    *("@class", "@version", "@variables", "type_embedding", "env_mat", "embeddings", "embeddings_strip"),
+    *("attention_layers", "repinit_args", "repformer_args", "g1_shape_tranform", "tebd_transform"),
+    *("repinit_variable", "repinit_three_body_variable", "repformers_variable"),
+}
+_FITTING_STRUCTURE = {"@class", "@version", "@variables", "nets"}
+
+
+def from_tree(tree: dict, dtype=None, head: str = DEFAULT_HEAD) -> tuple[PotentialConfig, Params]:
+    """Config and parameters of a tree; nothing unknown, missing or misshapen. A tree holds one head."""
+    model = tree.get("model", {})
+    kind = (model.get("type"), model.get("descriptor", {}).get("type"), model.get("fitting", {}).get("type"))
+    if kind[0] != "standard" or None in kind:
+        raise CheckpointError(f"model, descriptor and fitting are of type {kind}; supported: {options.SUPPORTED}.")
+    descriptor = model["descriptor"]
+    config = PotentialConfig(
+        elements=tuple(model["type_map"]),
+        descriptor=options.descriptor_config(_descriptor_options(descriptor)),
+        heads=((head, _head_config(model)),),
+        pair_exclude_types=tuple(tuple(pair) for pair in model.get("pair_exclude_types") or ()),
+    )
+    params = Params(_descriptor_params(config.descriptor, descriptor), {head: _head_params(model)})
+    config = with_actual_means(config, params)
+    check_structure(config, params)
+    return config, cast_params(params, dtype)
+
+
+def with_actual_means(config: PotentialConfig, params: Params) -> PotentialConfig:
+    """`set_davg_zero` as the statistics say it: only then may the empty slots of the radial block be left out."""
+    zero = not np.any(params.descriptor["repinit"]["statistics"]["mean"])
+    descriptor = config.descriptor
+    if isinstance(descriptor, DPA1Config):
+        descriptor = replace(descriptor, set_davg_zero=zero)
+    else:
+        descriptor = replace(descriptor, repinit=replace(descriptor.repinit, set_davg_zero=zero))
+    return replace(config, descriptor=descriptor)
+
+
+def statistics(mean: np.ndarray, stddev: np.ndarray, name: str) -> dict:
+    """mean and stddev per type; files hold one row a slot, all alike."""
+    rows = {"mean": mean, "stddev": stddev}
+    for key, values in rows.items():
+        if np.any(values != values[:, :1]):
+            raise CheckpointError(f"the {key} of {name} differs from neighbour slot to slot, which is not supported.")
+    if np.any(mean[..., 1:]):
+        raise CheckpointError(f"the angular mean of {name} is not zero, which is not supported.")
+    return {key: values[:, 0] for key, values in rows.items()}
+
+
+def _descriptor_options(d: dict) -> dict:
+    """The options among a descriptor's entries, older versions completed."""
+    found = {key: value for key, value in d.items() if key not in _STRUCTURE}
+    for block in (d, *(d.get(name, {}) for name in _STRUCTURE if name.endswith("_variable"))):
+        if block.get("env_mat", {}).get("use_exp_switch"):
+            raise CheckpointError("use_exp_switch = True is not supported (supported: False).")
+    found.setdefault("use_tebd_bias", d["@version"] < 2)
+    if d["type"] == "dpa2":
+        repformer = dict(d["repformer_args"])
+        if d["@version"] < 3:  # older models know no such switches: what they do not say was off
+            repformer |= {"use_sqrt_nnei": False, "g1_out_conv": False, "g1_out_mlp": False}
+        found |= {"repinit": d["repinit_args"], "repformer": repformer}
+    return found
+
+
+def _head_config(model: dict):
+    fitting = {key: value for key, value in model["fitting"].items() if key not in _FITTING_STRUCTURE}
+    return options.head_config(fitting, model.get("atom_exclude_types") or ())
+
+
+def _descriptor_params(config, d: dict) -> dict:
+    embedding = _layer(d["type_embedding"]["embedding"]["layers"][0])
+    if isinstance(config, DPA1Config):
+        return {"type_embedding": embedding, "repinit": _embedding(d, "the environment")}
+    repformers = d["repformers_variable"]
+    params = {
+        "type_embedding": embedding,
+        "repinit": _embedding(d["repinit_variable"], "repinit"),
+        "repformer": {
+            "g2_embedding": _layer(repformers["g2_embd"]),
+            "layers": [_repformer_layer(layer) for layer in repformers["repformer_layers"]],
+            "statistics": _block_statistics(repformers, "repformer"),
+        },
+    }
+    if "repinit_three_body_variable" in d:
+        params["three_body"] = _embedding(d["repinit_three_body_variable"], "three_body")
+    if d["g1_shape_tranform"]["@class"] != "Identity":
+        params["g1_transform"] = _layer(d["g1_shape_tranform"])
+    if d["add_tebd_to_repinit_out"]:
+        params["tebd_transform"] = _layer(d["tebd_transform"])
+    return params
+
+
+def _embedding(block: dict, name: str) -> dict:
+    params = {"net": _net(block["embeddings"]), "statistics": _block_statistics(block, name)}
+    if "embeddings_strip" in block:
+        params["net_strip"] = _net(block["embeddings_strip"])
+    return params
+
+
+def _repformer_layer(layer: dict) -> dict:
+    params = {}
+    for name, value in layer.items():
+        if isinstance(value, dict) and "@class" in value:
+            inner = {k: _layer(v) for k, v in value.items() if isinstance(v, dict) and "@class" in v}
+            params[name] = inner or _layer(value)
+    for name, vectors in layer.get("@variables", {}).items():
+        if vectors is not None and (vectors or layer["update_style"] == "res_residual"):
+            params[name] = list(vectors)
+    return params
+
+
+def _head_params(model: dict) -> dict:
+    variables = model["fitting"]["@variables"]
+    statistics = {
+        "bias_atom_e": np.reshape(variables["bias_atom_e"], -1),
+        "out_bias": np.reshape(model["@variables"]["out_bias"], -1),
+        "out_std": np.reshape(model["@variables"]["out_std"], -1),
+    }
+    for name in ("fparam_avg", "fparam_inv_std", "aparam_avg", "aparam_inv_std", "case_embd"):
+        if variables.get(name) is not None:
+            statistics[name] = np.reshape(variables[name], -1)
+    return {"layers": _net(model["fitting"]["nets"]), "statistics": statistics}
+
+
+def _net(collection: dict) -> list:
+    return [_layer(layer) for layer in collection["networks"][0]["layers"]]
+
+
+def _layer(layer: dict) -> dict:
+    return {name: value for name, value in layer["@variables"].items() if value is not None}
+
+
+def _block_statistics(block: dict, name: str) -> dict:
+    return statistics(block["@variables"]["davg"], block["@variables"]["dstd"], name)
