@@ -132,7 +132,7 @@ def _with_types(potential, params, elements, origins: list[int | None], key) -> 
     pairs = _moved_pairs(old.pair_exclude_types, origins)
     new = replace(old, elements=tuple(elements), descriptor=descriptor, heads=heads, pair_exclude_types=pairs)
     moved = jax.tree_util.tree_map_with_path(lambda path, leaf: _moved_leaf(path, leaf, origins), params)
-    if not getattr(old.descriptor, "use_econf_tebd", False):  # else its rows belong to orbitals, not to types
+    if not old.descriptor.use_econf_tebd:  # else its rows belong to orbitals, not to types
         embedding = _moved_embedding(params.descriptor["type_embedding"], origins, key)
         moved = moved._replace(descriptor={**moved.descriptor, "type_embedding": embedding})
     return build(new, potential.head), moved
