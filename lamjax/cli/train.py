@@ -54,9 +54,9 @@ def _run(settings, resume: bool) -> None:
 def line(event, steps: int) -> str:
     """One event as one line of text."""
     match event:
-        case runs.Compiled(n, n_atoms, capacities, batch_size, seconds):
-            slots = "/".join(map(str, capacities))
-            return f"program {n}: {batch_size} x {n_atoms} atoms, {slots} neighbours, first step {seconds:.1f} s"
+        case runs.Compiled(n, n_atoms, capacities, batch_size, seconds, task):
+            slots, of = "/".join(map(str, capacities)), f" ({task})" if task else ""
+            return f"program {n}{of}: {batch_size} x {n_atoms} atoms, {slots} neighbours, first step {seconds:.1f} s"
         case runs.Saved(path):
             return f"saved {path}"
     text = (
@@ -68,9 +68,15 @@ def line(event, steps: int) -> str:
 
 
 def _errors(errors: dict[str, float]) -> str:
-    """RMSE of energy and virial in meV/atom, of forces in meV/Å."""
-    terms = (("rmse_e", "E", "meV/atom"), ("rmse_f", "F", "meV/Å"), ("rmse_v", "V", "meV/atom"))
-    return " ".join(f"{name} {1000 * errors[key]:.4g} {unit}" for key, name, unit in terms if key in errors)
+    """RMSE of energy and virial in meV/atom, of forces in meV/Å, task by task."""
+    terms = {"rmse_e": ("E", "meV/atom"), "rmse_f": ("F", "meV/Å"), "rmse_v": ("V", "meV/atom")}
+    found: dict[str, list[str]] = {}
+    for key, value in errors.items():
+        kind, _, task = key.partition(":")
+        if kind in terms:
+            name, unit = terms[kind]
+            found.setdefault(task, []).append(f"{name} {1000 * value:.4g} {unit}")
+    return "; ".join(" ".join([*([task] if task else []), *said]) for task, said in found.items())
 
 
 def _duration(seconds: float) -> str:
@@ -89,19 +95,24 @@ def _banner(precision: str) -> str:
 
 def _describe(run: runs.Run) -> None:
     """Data, model, shapes."""
-    sets = {"train": run.frames, "validation": run.held_out}
-    console.print(data_table({name: frames for name, frames in sets.items() if frames}))
+    sets = {f"{task.name} train".strip(): task.frames for task in run.tasks}
+    sets |= {f"{task.name} validation".strip(): task.held_out for task in run.tasks if task.held_out}
+    console.print(data_table(sets))
     sizes = [f"{b.n_atoms} atoms x {'/'.join(map(str, b.capacities))} neighbours" for b in run.plan.buckets]
     rows = [
         ("parameters", f"{pytree.n_parameters(run.state.params):,}"),
         ("elements", " ".join(run.potential.elements)),
-        ("head", run.potential.head),
-        ("programs", f"{run.plan.n_programs}: {'; '.join(sizes)}"),
+        ("head", ", ".join(_head(task) for task in run.tasks)),
+        ("programs", f"{sum(len(task.train.buckets) for task in run.tasks)}: {'; '.join(sizes)}"),
         ("work spent on padding", f"{100 * run.plan.waste:.1f} %"),
-        ("batches per epoch", n_batches(run.train, run.config.batch_size)),
+        ("batches per epoch", ", ".join(str(n_batches(task.train, task.batch_size)) for task in run.tasks)),
         ("steps", f"{int(run.state.step)} of {run.config.steps} done"),
     ]
     console.print(table("Run", ["", ""], rows))
+
+
+def _head(task: runs.Task) -> str:
+    return f"{task.potential.head} ({100 * task.probability:.3g} % of the steps)" if task.name else task.potential.head
 
 
 @contextlib.contextmanager

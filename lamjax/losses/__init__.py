@@ -1,5 +1,6 @@
 """Losses: (params, batch) -> (scalar, metrics)."""
 
+from lamjax.losses.combine import multitask_loss as multitask_loss
 from lamjax.losses.combine import weighted_sum as weighted_sum
 from lamjax.losses.labels import LabelLossConfig as LabelLossConfig
 from lamjax.losses.labels import Loss as Loss

@@ -17,8 +17,11 @@ from lamjax.training.state import OptimizerConfig
 TEMPLATE = """\
 # lamjax train: only `train` and one of `model` and `base` are needed, the rest are defaults.
 # Paths are relative to the folder where the command runs.
-train: [data/train.extxyz]         # extxyz (also .gz) or anything that ASE reads
+train: [data/train.extxyz]         # extxyz (also .gz), anything that ASE reads, folders of DeePMD data
 validation: []                     # frames that are measured, never trained on
+# tasks:                           # ... or several data sets, each with a head of the model, instead of train
+#   oxides: {train: [data/oxides], validation: [], head: oxides, probability: 0.7, loss: {}, batch_size: auto}
+#   water: {train: [data/water]}   # head: its name; probability of a step: by frames; loss, batch_size: those below
 model:                             # a fresh model ...
   elements: [O, H]
   descriptor:                      # keys and defaults are those of DeePMD-kit's dpa2
@@ -50,11 +53,28 @@ keep: 3                            # states
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """A run of training on labels. `model` begins a fresh model, `base` fine-tunes a stored one."""
+class TaskConfig:
+    """One data set of a run with several, and the head that learns it."""
 
     train: tuple[str, ...]
     validation: tuple[str, ...] = ()
+    head: str | None = None  # the task's name
+    probability: float | None = None  # of a step, relative to the other tasks'; None for all: the number of frames
+    loss: LabelLossConfig | None = None  # that of the run
+    batch_size: int | str | None = None  # that of the run
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A run of training on labels, of one data set (`train`) or several (`tasks`).
+
+    `model` begins a fresh model, `base` fine-tunes a stored one.
+    """
+
+    train: tuple[str, ...] = ()
+    validation: tuple[str, ...] = ()
+    tasks: dict[str, TaskConfig] = field(default_factory=dict)
     model: PotentialConfig | None = None
     base: str | None = None
     head: str | None = None
@@ -79,11 +99,20 @@ class TrainConfig:
     def __post_init__(self):
         if (self.model is None) == (self.base is None):
             raise ValueError("Give either `model` (a fresh model) or `base` (a model file to fine-tune), not both.")
-        if not self.train:
-            raise ValueError("`train` names no file. List at least one, for example [train.extxyz].")
+        self._check_data()
         for name in ("steps", "max_programs", "print_every", "validate_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+
+    def _check_data(self) -> None:
+        if self.tasks and (self.train or self.validation or self.head):
+            raise ValueError("With `tasks`, give train, validation and head in each task, not for the run.")
+        files = {f"tasks.{name}.train": task.train for name, task in self.tasks.items()} or {"train": self.train}
+        if empty := [name for name, paths in files.items() if not paths]:
+            raise ValueError(f"`{empty[0]}` names no file. List at least one, for example [train.extxyz].")
+        probabilities = [task.probability for task in self.tasks.values()]
+        if None in probabilities and any(probabilities) or any(p is not None and p <= 0 for p in probabilities):
+            raise ValueError(f"Give a probability above 0 to all tasks or to none, got {probabilities}.")
 
 
 def parse(path: str | Path, changes: Iterable[str] = ()) -> TrainConfig:

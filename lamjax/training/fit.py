@@ -1,7 +1,7 @@
 """Loops over batches: the `for` loop belongs to the script, this is what it iterates."""
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,12 +26,13 @@ def fit(
     lr_ratio: Callable | None = None,
     freeze: tuple[str, ...] = (),
     ema_decay: float | None = None,
-    sources: Sequence[str] = (),
+    sources: Sequence[str] | Mapping[str, Sequence[str]] = (),
 ) -> Iterator[tuple[TrainState, dict[str, Any]]]:
     """Yields (state, metrics) after every batch; both stay on the device until they are looked at.
 
     Save or copy what is to be kept of a state before asking for the next one: its memory is reused.
-    `sources[k]` names the frame k of a batch. Raises NonFiniteError that names the frames of the batch.
+    `sources[k]` names the frame k of a batch, `sources[task][k]` that of a batch {task: batch}.
+    Raises NonFiniteError that names the frames of the batch.
     """
     step = make_step(loss, optimizer, lr_ratio=lr_ratio, freeze=freeze, ema_decay=ema_decay)
     pending = None
@@ -64,13 +65,20 @@ def _jitted(loss: Loss):
     return jax.jit(lambda params, batch: loss(params, batch)[1])
 
 
-def _check(pending, sources: Sequence[str]) -> None:
+def _check(pending, sources) -> None:
     if pending is None or bool(pending[1]):
         return
     batch, _, value = pending
-    frames = [int(k) for k in np.ravel(getattr(batch, "frame", ())) if k >= 0]
-    names = [sources[k] if k < len(sources) else f"frame {k}" for k in frames]
     raise NonFiniteError(
-        f"Loss {float(value)} or its gradient is not finite for the batch [{', '.join(names)}]. "
+        f"Loss {float(value)} or its gradient is not finite for the batch [{', '.join(_frames(batch, sources))}]. "
         "Remove or repair these frames, lower the learning rate, or set max_norm. The parameters before are kept."
     )
+
+
+def _frames(batch, sources) -> list[str]:
+    """The names of the frames of a batch, or of a dict of batches."""
+    if isinstance(batch, dict):
+        known = {name: sources.get(name, ()) if isinstance(sources, Mapping) else sources for name in batch}
+        return [frame for name, part in batch.items() for frame in _frames(part, known[name])]
+    frames = [int(k) for k in np.ravel(getattr(batch, "frame", ())) if k >= 0]
+    return [sources[k] if k < len(sources) else f"frame {k}" for k in frames]

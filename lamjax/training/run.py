@@ -12,54 +12,54 @@ import numpy as np
 import optax
 
 from lamjax import checkpoints, pytree
-from lamjax.data import Frame, Packed, Plan, batches, pack, plan, read, set_bias, set_statistics
-from lamjax.losses import Loss, errors, label_loss
+from lamjax.data import Plan, batches
+from lamjax.losses import Loss, errors, multitask_loss
 from lamjax.potential import Potential, build
 from lamjax.training.checkpoints import restore_state, save_state, saved_steps
 from lamjax.training.config import TrainConfig, to_json
-from lamjax.training.errors import predictions
 from lamjax.training.fit import NonFiniteError, add, evaluate, fit
 from lamjax.training.schedules import Schedule, schedule
 from lamjax.training.state import TrainState, init, optimizer
 from lamjax.training.step import unknown_names
+from lamjax.training.tasks import Task, read_tasks, task_batches, with_statistics
 
 STATES, MODEL, CURVE, CONFIG = "states", "model.lamjax", "lcurve.csv", "config.json"
 _ERRORS = ("rmse_e", "rmse_f", "rmse_v", "mae_e", "mae_f", "mae_v")
-COLUMNS = (
-    *("step", "lr", "seconds", "loss", "grad_norm"),
-    *(f"{name}_train" for name in _ERRORS),
-    *(f"{name}_validation" for name in _ERRORS),
-)
 
 
 class Run(NamedTuple):
     """Everything a run needs before its first step."""
 
     config: TrainConfig
-    potential: Potential
+    potential: Potential  # with the head that is trained, where it is only one
     state: TrainState
-    loss: Loss
+    loss: Loss  # of a batch {task: batch}
     optimizer: optax.GradientTransformation
     learning_rate: Schedule
-    frames: list[Frame]
-    held_out: list[Frame]
-    plan: Plan
-    train: Packed
-    validation: Packed | None
+    tasks: tuple[Task, ...]  # one of name "" unless the config has `tasks`
+
+    @property
+    def plan(self) -> Plan:
+        """The shapes that all tasks share."""
+        return self.tasks[0].train.plan
 
 
 class Compiled(NamedTuple):
-    """A shape was seen for the first time."""
+    """A shape was seen for the first time (by this task)."""
 
     n: int
     n_atoms: int
     capacities: tuple[int, ...]
     batch_size: int
     seconds: float  # compilation and the first step
+    task: str = ""
 
 
 class Record(NamedTuple):
-    """Where the run stands. Errors as from `losses.errors`; those of training are means since the last record."""
+    """Where the run stands. Errors as from `losses.errors`; those of training are means since the last record.
+
+    In a run with several tasks the names of errors are "rmse_e:task".
+    """
 
     step: int
     learning_rate: float
@@ -92,19 +92,16 @@ def prepare(config: TrainConfig, resume: bool = False) -> Run:
     potential, params = _model(config)
     if unknown := unknown_names(params, config.freeze):
         raise ValueError(f"freeze: no parameter is called {', '.join(unknown)}. Known: {', '.join(_groups(params))}.")
-    frames, held_out = (_labelled(paths, potential) for paths in (config.train, config.validation))
-    shapes = plan([*frames, *held_out], potential.shells, config.max_programs)
-    packed = pack(frames, shapes, config.precision)
-    validation = pack(held_out, shapes, config.precision) if held_out else None
+    tasks = read_tasks(config, potential)
     learning_rate = schedule(config.schedule, config.steps)
-    updates = optimizer(config.optimizer, learning_rate)
+    updates = optimizer(config.optimizer, learning_rate, by_head=bool(config.tasks))
     if not done:
-        params = _with_statistics(config, potential, params, frames, packed)
+        params = with_statistics(config, potential, params, tasks)
     state = init(params, updates, ema=config.ema_decay is not None)
     if done:
         state = restore_state(output / STATES, state)
-    loss = label_loss(potential, config.loss)
-    return Run(config, potential, state, loss, updates, learning_rate, frames, held_out, shapes, packed, validation)
+    loss = multitask_loss({task.name: task.loss for task in tasks})
+    return Run(config, potential, state, loss, updates, learning_rate, tasks)
 
 
 def events(run: Run) -> Iterator[Compiled | Record | Saved]:
@@ -117,19 +114,20 @@ def events(run: Run) -> Iterator[Compiled | Record | Saved]:
     checkpoints.write_atomically(output / CONFIG, to_json(config).encode())
     state = run.state
     done = int(state.step)
-    _begin_curve(output / CURVE, done)
+    columns = curve_columns([task.name for task in run.tasks])
+    _begin_curve(output / CURVE, done, columns)
     begin = time.monotonic()
     pending, last = [], (begin, done)
     try:
-        for state, metrics, news in _steps(run, done):
+        for state, metrics, task, news in _steps(run, done):
             done += 1
             if news is not None:
                 yield news
                 last = (time.monotonic(), done)  # compilation says nothing about the time that is left
-            pending.append(metrics)
+            pending.append((task, metrics))
             if done % config.print_every == 0 or done == config.steps:
                 record = _record(run, state, done, pending, begin, last)
-                _append(output / CURVE, record)
+                _append(output / CURVE, record, columns)
                 yield record
                 pending, last = [], (time.monotonic(), done)
             if done % config.save_every == 0 or done == config.steps:
@@ -137,7 +135,8 @@ def events(run: Run) -> Iterator[Compiled | Record | Saved]:
     except NonFiniteError:
         save_state(output / STATES, state, config.keep)
         raise
-    card = {"trained_on": list(config.train), "steps": done, "seed": config.seed, "precision": config.precision}
+    files = {name: list(task.train) for name, task in config.tasks.items()} or list(config.train)
+    card = {"trained_on": files, "steps": done, "seed": config.seed, "precision": config.precision}
     checkpoints.save(output / MODEL, run.potential, result(state), card)
     yield Saved(output / MODEL)
 
@@ -148,15 +147,16 @@ def result(state: TrainState) -> Any:
 
 
 def _steps(run: Run, done: int):
-    """(state, metrics, Compiled or None) for every step that is left."""
+    """(state, metrics, task, Compiled or None) for every step that is left."""
     config = run.config
-    stream = batches(run.train, config.batch_size, seed=config.seed, start=done)
+    stream = task_batches(run.tasks, config.seed, done)
     shapes: list[tuple] = []
 
     def limited():
-        for _, batch in zip(range(config.steps - done), stream, strict=False):
-            shapes.append((batch.system.n_atoms, batch.neighbors.capacities, len(batch.frame)))
-            yield batch
+        for _, tagged in zip(range(config.steps - done), stream, strict=False):
+            ((task, batch),) = tagged.items()
+            shapes.append((batch.system.n_atoms, batch.neighbors.capacities, len(batch.frame), task))
+            yield tagged
 
     seen: set[tuple] = set()
     start = config.schedule.start_lr
@@ -168,7 +168,7 @@ def _steps(run: Run, done: int):
         lr_ratio=lambda step: run.learning_rate(step) / start,
         freeze=config.freeze,
         ema_decay=config.ema_decay,
-        sources=run.train.sources,
+        sources={task.name: task.train.sources for task in run.tasks},
     )
     before = time.monotonic()
     for state, metrics in stepping:
@@ -176,66 +176,54 @@ def _steps(run: Run, done: int):
         if shape not in seen:
             seen.add(shape)
             jax.block_until_ready(metrics["loss"])
-            news = Compiled(len(seen), *shape, time.monotonic() - before)
-        yield state, metrics, news
+            news = Compiled(len(seen), *shape[:3], time.monotonic() - before, shape[3])
+        yield state, metrics, shape[3], news
         before = time.monotonic()
 
 
 def _record(run: Run, state: TrainState, done: int, pending: list, begin: float, last: tuple[float, int]) -> Record:
-    sums = add(pending)
+    sums = {name: add([m for task, m in pending if task == name]) for name in dict.fromkeys(t for t, _ in pending)}
     now = time.monotonic()  # after the device is done with the steps
     pace = (now - last[0]) / max(done - last[1], 1)
     validation = {}
-    if run.validation and (done % run.config.validate_every == 0 or done == run.config.steps):
-        held_out = batches(run.validation, run.config.batch_size, seed=None, epochs=1)
-        validation = evaluate(run.loss, result(state), held_out)
+    if done % run.config.validate_every == 0 or done == run.config.steps:
+        validation = {task.name: _validate(run, task, state) for task in run.tasks if task.validation}
     return Record(
         step=done,
         learning_rate=float(run.learning_rate(done - 1)),
-        loss=float(sums["loss"]) / len(pending),
-        grad_norm=float(sums["grad_norm"]) / len(pending),
-        train=errors(sums),
-        validation=validation,
+        loss=sum(float(s["loss"]) for s in sums.values()) / len(pending),
+        grad_norm=sum(float(s["grad_norm"]) for s in sums.values()) / len(pending),
+        train=_named({name: errors(s) for name, s in sums.items()}),
+        validation=_named(validation),
         seconds=time.monotonic() - begin,
         remaining=pace * (run.config.steps - done),
     )
 
 
+def _validate(run: Run, task: Task, state: TrainState) -> dict[str, float]:
+    held_out = batches(task.validation, task.batch_size, seed=None, epochs=1)
+    return evaluate(run.loss, result(state), ({task.name: batch} for batch in held_out))
+
+
+def _named(found: dict[str, dict[str, float]]) -> dict[str, float]:
+    """The errors of all tasks as one dict: "rmse_e:task", or "rmse_e" for the only one."""
+    return {f"{key}:{task}" if task else key: x for task, values in found.items() for key, x in values.items()}
+
+
 def _model(config: TrainConfig):
-    """The potential and its first parameters."""
+    """The potential and its first parameters. The head is chosen here unless tasks choose theirs."""
     dtype = np.dtype(config.precision)
     if config.base is not None:
         potential, params = checkpoints.load(config.base, config.head, dtype)
-        if potential.head is None:
-            raise ValueError(f"{config.base} has several heads; set `head` to one of {potential.config.head_names}.")
-        return potential, params
-    potential = build(config.model, config.head)
-    if potential.head is None:
-        raise ValueError(f"The model has several heads; set `head` to one of {', '.join(config.model.head_names)}.")
-    return potential, potential.init(jax.random.key(config.seed), dtype)
-
-
-def _labelled(paths, potential: Potential) -> list[Frame]:
-    """The frames of the files; ValueError for one without any label."""
-    frames = read(paths, elements=potential.elements)
-    for frame in frames:
-        if not frame.labels.weights.any():
-            raise ValueError(
-                f"{frame.source}: the frame has no energy, forces or stress label to train on. Looked for "
-                "REF_<label> and ASE's results. Rename the keys or remove the frame."
-            )
-    return frames
-
-
-def _with_statistics(config: TrainConfig, potential: Potential, params, frames, packed: Packed):
-    if config.base is None:
-        return set_statistics(potential, params, frames)
-    if config.bias == "keep":
-        return params
-    if config.bias == "set":
-        return set_bias(potential, params, frames)
-    found = predictions(potential, params, packed, config.batch_size)
-    return set_bias(potential, params, frames, np.array([float(p.energy) for p in found]))
+    else:
+        potential = build(config.model, config.head)
+        params = potential.init(jax.random.key(config.seed), dtype)
+    if potential.head is None and not config.tasks:
+        raise ValueError(
+            f"{config.base or 'The model'} has several heads; set `head` to one of "
+            f"{', '.join(potential.config.head_names)}, or give `tasks` to train several."
+        )
+    return potential, params
 
 
 def _groups(params) -> list[str]:
@@ -244,7 +232,14 @@ def _groups(params) -> list[str]:
     return sorted({"/".join(name[:2]) for name in names})
 
 
-def _begin_curve(path: Path, done: int) -> None:
+def curve_columns(tasks: list[str]) -> list[str]:
+    """The header of the curve: errors of training and validation, "rmse_e_train:task" for the tasks of a run."""
+    names = [f"{name}_{of}" for of in ("train", "validation") for name in _ERRORS]
+    ends = [f":{task}" if task else "" for task in tasks]
+    return ["step", "lr", "seconds", "loss", "grad_norm", *(name + end for end in ends for name in names)]
+
+
+def _begin_curve(path: Path, done: int, columns: list[str]) -> None:
     """A header, and of an earlier curve the rows up to the step from which the run goes on."""
     rows = []
     if done and path.is_file():
@@ -252,16 +247,18 @@ def _begin_curve(path: Path, done: int) -> None:
             rows = [row for row in csv.DictReader(file) if int(row["step"]) <= done]
     temporary = path.with_suffix(".tmp")
     with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="", extrasaction="ignore")
+        writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
     os.replace(temporary, path)
 
 
-def _append(path: Path, record: Record) -> None:
+def _append(path: Path, record: Record, columns: list[str]) -> None:
     row = {"step": record.step, "lr": record.learning_rate, "seconds": round(record.seconds, 3)}
     row |= {"loss": record.loss, "grad_norm": record.grad_norm}
-    row |= {f"{name}_train": value for name, value in record.train.items()}
-    row |= {f"{name}_validation": value for name, value in record.validation.items()}
+    for of, found in (("train", record.train), ("validation", record.validation)):
+        for name, value in found.items():
+            kind, colon, task = name.partition(":")
+            row[f"{kind}_{of}{colon}{task}"] = value
     with path.open("a", newline="") as file:
-        csv.DictWriter(file, COLUMNS, restval="").writerow(row)
+        csv.DictWriter(file, columns, restval="").writerow(row)

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
+from lamjax import pytree
+from lamjax.potential import Params
 from lamjax.training.schedules import Schedule
 
 
@@ -30,18 +32,49 @@ class OptimizerConfig:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
 
-def optimizer(config: OptimizerConfig, learning_rate: Schedule | float) -> optax.GradientTransformation:
-    """The optax optimiser of a config; ValueError for a name or an option that optax does not have."""
+def optimizer(
+    config: OptimizerConfig, learning_rate: Schedule | float, *, by_head: bool = False
+) -> optax.GradientTransformation:
+    """The optax optimiser of a config; ValueError for a name or an option that optax does not have.
+
+    With `by_head`, for parameters of type Params, a head moves only in steps whose gradient reaches it (see
+    `per_head`), while the learning rate follows the steps of the run.
+    """
     factory = getattr(optax, config.name, None)
     if not callable(factory) or config.name.startswith("_"):
         raise ValueError(f"optax has no optimiser {config.name!r}. Examples: adam, adamw, lion, sgd, adabelief.")
     try:
-        update = factory(learning_rate=learning_rate, **config.options)
+        update = factory(learning_rate=1.0 if by_head else learning_rate, **config.options)
     except TypeError as error:
         raise ValueError(f"optax.{config.name} does not take these options: {config.options} ({error}).") from error
+    if by_head:
+        update = optax.chain(per_head(update), optax.scale_by_learning_rate(learning_rate, flip_sign=False))
     if config.max_norm is None:
         return update
     return optax.chain(optax.clip_by_global_norm(config.max_norm), update)
+
+
+def per_head(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`inner` for the descriptor and, with a state of its own, for every head that has a gradient; others stay as is.
+
+    A step trains one task: the other heads must not move by momentum or weight decay, nor must their moments and their
+    number of steps change, as if they had never been part of the step.
+    """
+
+    def start(params: Params) -> Params:
+        return Params(inner.init(params.descriptor), {name: inner.init(head) for name, head in params.heads.items()})
+
+    def update(gradient: Params, state: Params, params: Params) -> tuple[Params, Params]:
+        descriptor, descriptor_state = inner.update(gradient.descriptor, state.descriptor, params.descriptor)
+        heads, head_states = {}, {}
+        for name, g in gradient.heads.items():
+            moved, new = inner.update(g, state.heads[name], params.heads[name])
+            used = jnp.any(jnp.array([jnp.any(x != 0) for x in jax.tree.leaves(g)]))
+            heads[name] = pytree.where(used, moved, jax.tree.map(jnp.zeros_like, moved))
+            head_states[name] = pytree.where(used, new, state.heads[name])
+        return Params(descriptor, heads), Params(descriptor_state, head_states)
+
+    return optax.GradientTransformation(start, update)
 
 
 def init(params: Any, optimizer: optax.GradientTransformation, ema: bool = False) -> TrainState:

@@ -22,6 +22,7 @@ from lamjax.cli.train import line, train
 from lamjax.training import run as runs
 from lamjax.training import saved_steps
 from lamjax.training.config import TEMPLATE, TrainConfig, parse
+from lamjax.training.errors import predictions
 
 CONFIG = """
 model:
@@ -155,7 +156,7 @@ def test_eval_measures_and_writes_predictions(folder, whole, tmp_path):
     result = invoke("eval", model, frames, "--precision", "float64", "--out", tmp_path / "predicted.npz")
     assert result.exit_code == 0
     stored = np.load(tmp_path / "predicted.npz")
-    np.testing.assert_allclose(stored["energy_1"], predicted[1].get_potential_energy(), rtol=1e-9)
+    np.testing.assert_allclose(stored["energy"][1], predicted[1].get_potential_energy(), rtol=1e-9)
     assert "must be float32 or float64" in str(invoke("eval", model, frames, "--precision", "half").exception)
     assert "predictions are written as" in str(invoke("eval", model, frames, "--out", "a.pdf").exception)
 
@@ -167,8 +168,9 @@ def test_fine_tuning_keeps_the_weights_and_refits_the_bias(folder, whole, tmp_pa
     _, params = checkpoints.load(whole / "model.lamjax")
     for ours, theirs in ((run.state.params.descriptor, params.descriptor),):
         assert jax.tree.all(jax.tree.map(np.array_equal, ours, theirs))
-    predicted = runs.predictions(run.potential, run.state.params, run.train, 3)
-    left = [float(p.energy) - float(f.labels.energy) for p, f in zip(predicted, run.frames, strict=True)]
+    (task,) = run.tasks
+    predicted = predictions(run.potential, run.state.params, task.train, 3)
+    left = [float(p.energy) - float(f.labels.energy) for p, f in zip(predicted, task.frames, strict=True)]
     np.testing.assert_allclose(np.mean(left), 0, atol=1e-9)  # one composition: the mean is what a bias can mend
     kept = runs.prepare(parse(folder / "config.yaml", ["model=null", base, f"output={tmp_path}", "bias=keep"]))
     bias, old = (p.heads["Default"]["statistics"]["out_bias"] for p in (kept.state.params, params))
