@@ -2,6 +2,7 @@
 
 import functools
 from pathlib import Path
+from typing import NamedTuple
 
 import ase.data
 import jax
@@ -9,35 +10,60 @@ import numpy as np
 import pytest
 
 import lamjax
-from lamjax import neighbors
-from lamjax.interop.deepmd import checkpoint
+from lamjax import neighbors, pytree
 from lamjax.system import System, pad
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
+MATRIX = sorted(path.name for path in (FIXTURES / "option_matrix").iterdir() if path.is_dir())
+STUDENTS = sorted(path.name for path in (FIXTURES / "student").iterdir() if path.is_dir())
+HEADS = ("water", "oxide", "alloy")
+PARTS = {"energy": "energy", "atomic_energies": "atom_energy", "forces": "forces", "virial": "virial"}
+
+
+class Stored(NamedTuple):
+    """A model file, its reference, and the head that both are about."""
+
+    model: str
+    reference: str
+    head: str | None = None
+
+
+def _tiny(folder: str, name: str) -> Stored:
+    """The torch checkpoint where there is one, else the `.dp`."""
+    kind = "pt" if (FIXTURES / folder / name / "model.pt").exists() else "dp"
+    return Stored(f"{folder}/{name}/model.{kind}", f"{folder}/{name}/reference.npz")
+
+
 MODELS = {
-    "preset_small": ("presets/dpa2_small_f32.dp", "presets/dpa2_small_reference.npz"),
-    "preset_medium": ("presets/dpa2_medium_f32.dp", "presets/dpa2_medium_reference.npz"),
-    "trained_water": ("multitask/single_water.dp", "multitask/single_water_reference.npz"),
+    "preset_small": Stored("presets/dpa2_small_f32.dp", "presets/dpa2_small_reference.npz"),
+    "preset_medium": Stored("presets/dpa2_medium_f32.dp", "presets/dpa2_medium_reference.npz"),
+    "trained_water": Stored("multitask/single_water.dp", "multitask/single_water_reference.npz"),
+    **{name: _tiny("option_matrix", name) for name in MATRIX},
+    **{name: _tiny("student", name) for name in STUDENTS},
     **{
-        name: (f"option_matrix/{name}/model.dp", f"option_matrix/{name}/reference.npz")
-        for name in ("m01_defaults", "m02_preset_like", "m03_everything_on", "m11_exclude_protect")
+        f"{name}:{head}": Stored(f"multitask/{name}.pt", f"multitask/{name}_reference.npz", head)
+        for name in ("mt_separate_fitting", "mt_shared_fitting_case")
+        for head in HEADS
     },
 }
-PARTS = {"energy": "energy", "atomic_energies": "atom_energy", "forces": "forces", "virial": "virial"}
+# every block, both forms of the type input, sel that cuts, further inputs, the student
+SINGLE = ("preset_small", "preset_medium", "trained_water", "m01_defaults", "m02_preset_like", "m03_everything_on")
+SINGLE += ("m09_nosmooth_strip_nosqrt", "m11_exclude_protect", "m17_fparam_aparam", "m19_sel_overflow", "s01_strip")
 
 
 @functools.cache
 def load(name: str, dtype: str):
     """Potential and parameters of a stored model."""
-    config, params = checkpoint.load(FIXTURES / MODELS[name][0], np.dtype(dtype))
-    return lamjax.build(config), params
+    return lamjax.load(FIXTURES / MODELS[name].model, MODELS[name].head, np.dtype(dtype))
 
 
 @functools.cache
 def frames(name: str) -> dict[str, tuple[System, dict]]:
     """System and reference numbers of every stored frame of a model, by the frame's name."""
-    with np.load(FIXTURES / MODELS[name][1]) as file:
-        stored = {key: file[key] for key in file.files}
+    head = MODELS[name].head
+    prefix = f"{head}__" if head else ""
+    with np.load(FIXTURES / MODELS[name].reference) as file:
+        stored = {key.removeprefix(prefix): file[key] for key in file.files if key.startswith(prefix)}
     return {
         str(f): (system_of(stored, f), {k: stored[f"{f}__{v}"] for k, v in PARTS.items()}) for f in stored["frames"]
     }
@@ -47,7 +73,8 @@ def system_of(stored: dict, frame: str) -> System:
     pbc = bool(np.all(stored[f"{frame}__pbc"]))
     numbers = np.array([ase.data.atomic_numbers[str(s)] for s in stored[f"{frame}__species"]], np.int32)
     cell = stored[f"{frame}__cell"] if pbc else np.zeros((3, 3))
-    return System(stored[f"{frame}__positions"], numbers, cell, np.full(3, pbc))
+    parameters = (stored.get(f"{frame}__{name}") for name in ("fparam", "aparam"))
+    return System(stored[f"{frame}__positions"], numbers, cell, np.full(3, pbc), *parameters)
 
 
 @functools.cache
@@ -65,7 +92,7 @@ def predictions(name: str, dtype: str, extra_atoms: int = 0, extra_slots: int = 
         lists = neighbors.host_neighbors(pad(system, n_atoms), potential.shells, widths)
         assert not lists.overflow
         system = pad(system, n_atoms)
-        system = system._replace(positions=system.positions.astype(dtype), cell=system.cell.astype(dtype))
+        system = pytree.cast(system, dtype)
         result = jax.tree.map(np.asarray, predict(params, system, lists._replace(offsets=np.zeros((0, 3), np.int32))))
         n = systems[frame].n_atoms
         results[frame] = result._replace(forces=result.forces[:n], atomic_energies=result.atomic_energies[:n])
@@ -90,7 +117,7 @@ def test_float64_is_deepmd(name):
     compare(name, "float64", 1e-11)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", SINGLE)
 def test_float32_is_near_deepmd(name):
     compare(name, "float32", 2e-4)
 
@@ -108,3 +135,23 @@ def test_wider_arrays_change_nothing(name):
 def test_the_mean_of_m01_is_not_zero():
     _, params = load("m01_defaults", "float64")
     assert np.any(params.descriptor["repinit"]["statistics"]["mean"])
+
+
+def test_default_frame_parameters_stand_in_for_missing_ones():
+    """m17 has a default: without fparam the stored `energy_default_fparam` comes out."""
+    potential, params = load("m17_fparam_aparam", "float64")
+    predict = jax.jit(functools.partial(lamjax.predict, potential))
+    with np.load(FIXTURES / MODELS["m17_fparam_aparam"].reference) as stored:
+        for frame in ("water", "molecule"):
+            system = frames("m17_fparam_aparam")[frame][0]._replace(fparam=None)
+            prediction = predict(params, system, lamjax.allocate(potential, system))
+            np.testing.assert_allclose(prediction.energy, stored[f"{frame}__energy_default_fparam"], rtol=1e-13)
+            expected = stored[f"{frame}__forces_default_fparam"]
+            assert np.abs(prediction.forces - expected).max() < 1e-11 * scale(expected)
+
+
+def test_missing_atomic_parameters_are_an_error():
+    potential, params = load("m17_fparam_aparam", "float64")
+    system = frames("m17_fparam_aparam")["molecule"][0]._replace(aparam=None)
+    with pytest.raises(ValueError, match=r"takes 1 numbers aparam, the structure has none.*arrays\[\"aparam\"\]"):
+        lamjax.predict(potential, params, system, lamjax.allocate(potential, system))

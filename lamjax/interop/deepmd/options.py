@@ -23,7 +23,7 @@ _ATTENTION = {"attn", "attn_dotr", "attn_mask", "scaling_factor", "normalize", "
 
 
 def model_config(section: dict, head: str) -> PotentialConfig:
-    """The config of a branch's `model` section, with the head called `head`; CheckpointError names what is not known."""
+    """The config of a branch's `model` section, its head called `head`; CheckpointError names what is not known."""
     kind = section.get("type", "standard")
     if kind != "standard" or "descriptor" not in section or "fitting_net" not in section:
         raise CheckpointError(f"the model is of type {kind!r} with keys {sorted(section)}; supported: {SUPPORTED}.")
