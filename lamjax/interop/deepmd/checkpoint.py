@@ -41,6 +41,10 @@ def load(path: str | Path, dtype=None, head: str | None = None) -> tuple[Potenti
     except CheckpointError as error:
         said = str(error)
         raise CheckpointError(said if said.startswith(str(path)) else f"{path}: {said}") from error
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: an entry of the model is missing or of a wrong form ({type(error).__name__}: {error})."
+        ) from error
     raise CheckpointError(f"{path}: not a model file of DeePMD-kit (.dp, .yaml or a torch checkpoint .pt).")
 
 
@@ -59,12 +63,14 @@ def read_dp(path: str | Path) -> dict:
 def read_yaml(path: str | Path) -> dict:
     """The serialised tree of a `.yaml` file with its arrays in place."""
     try:
-        tree = yaml.load(Path(path).read_text(), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        tree = _arrays(yaml.load(Path(path).read_text(), _Loader))
+    except (yaml.YAMLError, ValueError) as error:
         raise CheckpointError(f"{path}: not a complete YAML file ({error}). Was the copy truncated?") from error
-    if not isinstance(tree, dict) or "model" not in tree:
-        raise CheckpointError(f"{path}: a YAML file without the key 'model'; DeePMD-kit's models have one.")
-    return _arrays(tree)
+    if missing := [key for key in ("model", "version") if not isinstance(tree, dict) or key not in tree]:
+        raise CheckpointError(
+            f"{path}: not a complete model of DeePMD-kit: it has no {' and no '.join(missing)}. Was the copy truncated?"
+        )
+    return tree
 
 
 def _is_dp(path: str | Path) -> bool:

@@ -1,0 +1,174 @@
+"""Torch's format read without torch; nothing in a file is ever run."""
+
+import collections
+import io
+import os
+import pickle
+import struct
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+
+import lamjax
+from lamjax.interop.deepmd import torch_file
+from lamjax.potential import CheckpointError
+
+
+def archive(path, data: bytes, storages: dict[str, bytes] = {}, extra: dict[str, bytes] = {}):  # noqa: B006
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("model/data.pkl", data)
+        for key, values in storages.items():
+            file.writestr(f"model/data/{key}", values)
+        for key, values in extra.items():
+            file.writestr(f"model/{key}", values)
+    return path
+
+
+class _Global:
+    """Pickles as the global of that name, whether or not it can be imported here."""
+
+    def __init__(self, module, name):
+        self.module, self.name = module, name
+
+
+class _Storage:
+    def __init__(self, kind, key, size):
+        self.pid = ("storage", _Global("torch", kind), key, "cpu", size)
+
+
+class _Pickler(pickle._Pickler):  # the Python one, whose `save` can be replaced
+    def save(self, obj, save_persistent_id=True):
+        if isinstance(obj, _Global):
+            self.write(pickle.GLOBAL + f"{obj.module}\n{obj.name}\n".encode())
+        else:
+            super().save(obj, save_persistent_id)
+
+    def persistent_id(self, obj):
+        return obj.pid if isinstance(obj, _Storage) else None
+
+
+def pickled(obj) -> bytes:
+    buffer = io.BytesIO()
+    _Pickler(buffer, 2).dump(obj)
+    return buffer.getvalue()
+
+
+class Tensor:
+    """As torch pickles one."""
+
+    def __init__(self, storage, offset, size, stride):
+        self.arguments = (storage, offset, size, stride, False, collections.OrderedDict())
+
+    def __reduce__(self):
+        return _rebuild, self.arguments
+
+
+def _rebuild(*_):
+    raise AssertionError("this stands for torch's function and is never called")
+
+
+@pytest.fixture(autouse=True)
+def _rebuild_is_torchs(monkeypatch):
+    original = _Pickler.save
+
+    def save(self, obj, save_persistent_id=True):
+        original(self, _Global("torch._utils", "_rebuild_tensor_v2") if obj is _rebuild else obj, save_persistent_id)
+
+    monkeypatch.setattr(_Pickler, "save", save)
+
+
+def test_tensors_of_every_kind_with_strides_and_offsets(tmp_path):
+    numbers = np.arange(12, dtype=np.float32)
+    halves = np.array([1.5, -2.0], np.float16)
+    brains = struct.pack("<2H", 0x3FC0, 0xC000)  # bfloat16 1.5 and -2
+    content = {
+        "plain": Tensor(_Storage("FloatStorage", "0", 12), 0, (3, 4), (4, 1)),
+        "transposed": Tensor(_Storage("FloatStorage", "0", 12), 0, (4, 3), (1, 4)),
+        "part": Tensor(_Storage("FloatStorage", "0", 12), 5, (2,), (3,)),
+        "scalar": Tensor(_Storage("FloatStorage", "0", 12), 7, (), ()),
+        "empty": Tensor(_Storage("FloatStorage", "0", 12), 0, (0, 3), (3, 1)),
+        "half": Tensor(_Storage("HalfStorage", "1", 2), 0, (2,), (1,)),
+        "brain": Tensor(_Storage("BFloat16Storage", "2", 2), 0, (2,), (1,)),
+        "others": [1, 2.5, "text", None, True, (3,), collections.OrderedDict(a=1)],
+    }
+    storages = {"0": numbers.tobytes(), "1": halves.tobytes(), "2": brains}
+    read = torch_file.read(archive(tmp_path / "x.pt", pickled(content), storages))
+    np.testing.assert_array_equal(read["plain"], numbers.reshape(3, 4))
+    np.testing.assert_array_equal(read["transposed"], numbers.reshape(3, 4).T)
+    np.testing.assert_array_equal(read["part"], [5, 8])
+    assert read["scalar"] == 7 and read["scalar"].shape == () and read["empty"].shape == (0, 3)
+    np.testing.assert_array_equal(read["half"], halves)
+    np.testing.assert_array_equal(read["brain"].astype(float), [1.5, -2])
+    assert read["others"] == content["others"]
+
+
+class Malicious:
+    def __init__(self, function, *arguments):
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self):
+        return self.function, self.arguments
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+@pytest.mark.parametrize("load", [torch_file.read, lamjax.load], ids=["read", "load"])
+def test_a_malicious_pickle_is_not_run(tmp_path, protocol, load):
+    victim = tmp_path / "victim"
+    data = pickle.dumps({"model": Malicious(os.mkdir, str(victim))}, protocol)
+    with pytest.raises(CheckpointError, match=rf"{os.mkdir.__module__}\.mkdir.*nothing was run"):
+        load(archive(tmp_path / "evil.pt", data))
+    assert not victim.exists()
+    os.mkdir(victim)  # the test could have failed
+    assert victim.exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("builtins", "eval"),
+        ("builtins", "getattr"),
+        ("torch", "load"),
+        ("torch.serialization", "FloatStorage"),
+        ("collections", "namedtuple"),
+        ("numpy.core.multiarray", "scalar"),
+        ("collections.OrderedDict", "fromkeys"),
+        ("torch._utils", "_rebuild_tensor_v2.__globals__"),
+    ],
+)
+def test_only_tensors_and_plain_containers_are_admitted(tmp_path, module, name):
+    with pytest.raises(CheckpointError, match=f"{module}.{name}"):
+        torch_file.read(archive(tmp_path / "x.pt", pickled([_Global(module, name)])))
+
+
+def test_extension_codes_are_refused(tmp_path):
+    """The opcodes EXT1 and so on name classes of a registry in the process."""
+    with pytest.raises(CheckpointError):
+        torch_file.read(archive(tmp_path / "x.pt", b"\x80\x02\x82\x01."))
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        Tensor(_Storage("FloatStorage", "0", 4), 2, (3,), (1,)),
+        Tensor(_Storage("FloatStorage", "0", 4), -1, (2,), (1,)),
+        Tensor(_Storage("FloatStorage", "0", 4), 3, (2,), (-2,)),
+        Tensor(_Storage("FloatStorage", "0", 4), 0, (2, 2), (1,)),
+        Tensor(_Storage("FloatStorage", "0", 400), 0, (2,), (1,)),
+        Tensor(_Storage("FloatStorage", "1", 4), 0, (2,), (1,)),
+    ],
+    ids=["beyond", "offset", "stride", "rank", "short", "absent"],
+)
+def test_tensors_stay_inside_their_storage(tmp_path, tensor):
+    with pytest.raises(CheckpointError):
+        torch_file.read(archive(tmp_path / "x.pt", pickled(tensor), {"0": np.ones(4, np.float32).tobytes()}))
+
+
+def test_other_archives_are_told_apart(tmp_path):
+    data = pickled({})
+    with pytest.raises(CheckpointError, match="TorchScript"):
+        torch_file.read(archive(tmp_path / "a.pth", data, extra={"code/x.py": b"", "constants.pkl": b""}))
+    with pytest.raises(CheckpointError, match="big-endian"):
+        torch_file.read(archive(tmp_path / "b.pt", data, extra={"byteorder": b"big"}))
+    assert "torch" not in sys.modules
