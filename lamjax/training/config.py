@@ -131,11 +131,16 @@ def parse(path: str | Path, changes: Iterable[str] = ()) -> TrainConfig:
         raise ValueError(f"{path}: expected keys and values, see `lamjax train --template`.")
     for change in changes:
         _apply(content, change)
+    return validate(content, str(path))
+
+
+def validate(content: dict[str, Any], source: str = "config") -> TrainConfig:
+    """The config of plain data; ValueError that begins with `source` and names every key that is wrong."""
     try:
         return TypeAdapter(TrainConfig).validate_python(content)
     except ValidationError as error:
         faults = [f"  {'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}" for e in error.errors()]
-        raise ValueError(f"{path}: the config is not valid:\n" + "\n".join(faults)) from error
+        raise ValueError(f"{source}: the config is not valid:\n" + "\n".join(faults)) from error
 
 
 def to_json(config: TrainConfig) -> str:

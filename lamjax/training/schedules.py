@@ -54,11 +54,10 @@ def schedule(config: ScheduleConfig, n_steps: int) -> Schedule:
 
 
 def _exponential(config: ScheduleConfig, length: int, n_steps: int) -> Schedule:
-    decay_steps = config.decay_steps
-    if decay_steps >= length:  # else the rate would never change
-        decay_steps = 100 if length // 10 > 100 else length // 100 + 1
-    rate = config.decay_rate
+    decay_steps, rate = config.decay_steps, config.decay_rate
     if rate is None:
+        if decay_steps >= length:  # else the rate would never change
+            decay_steps = 100 if length // 10 > 100 else length // 100 + 1
         rate = (config.stop_lr / config.start_lr) ** (decay_steps / length)
 
     def learning_rate(t):

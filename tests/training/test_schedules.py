@@ -25,6 +25,11 @@ def test_a_short_run_decays_all_the_same():
     np.testing.assert_allclose([rate(t) for t in range(5)], 1e-2 * 0.01 ** (np.arange(5) / 4), rtol=1e-12)
 
 
+def test_a_given_decay_rate_keeps_its_interval_in_a_short_run():
+    rate = schedule(ScheduleConfig(start_lr=1e-2, stop_lr=1e-4, decay_steps=5000, decay_rate=0.9), 4)
+    np.testing.assert_allclose([rate(t) for t in range(5)], 1e-2, rtol=1e-12)
+
+
 @pytest.mark.parametrize("decay", ["inverse_linear", "cosine", "linear"])
 def test_wsd_is_constant_then_falls_to_the_end(decay):
     config = ScheduleConfig(type="wsd", start_lr=1.0, stop_lr=0.1, decay_phase_ratio=0.5, decay_type=decay)

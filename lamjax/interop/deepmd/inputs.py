@@ -116,10 +116,10 @@ def _tasks(top: Section, training: Section, names: list[str], locate) -> dict[st
     probabilities = training.take("model_prob", {})
     if not probabilities:
         training.note("model_prob", "absent: tasks are drawn by their number of frames, not of systems")
+    elif wrong := sorted(set(names) ^ probabilities.keys()):
+        raise ValueError(f"training.model_prob.{wrong[0]}: give the probability of every branch: {', '.join(names)}.")
     tasks = {}
     for name in names:
-        if probabilities and name not in probabilities:
-            raise ValueError(f"training.model_prob.{name} is missing. Give the probability of every branch.")
         task = {**_data(data.section(name), locate), "loss": _loss(losses.section(name))}
         tasks[name] = {**task, "head": name, "probability": probabilities.get(name)}
     return tasks
@@ -148,7 +148,7 @@ def _shared_descriptor(branches: dict[str, Section], shared: Section) -> Section
             return Section(value, f"model.model_dict.{name}.descriptor", shared.dropped)
         raise ValueError(
             f"model.model_dict: the branches' descriptors are {found}. All heads of a lamjax model share one "
-            f"descriptor as a whole: refer to the same entry of model.shared_dict ({', '.join(shared.left)}) in every branch."
+            f"descriptor as a whole: name one entry of model.shared_dict ({', '.join(shared.left)}) in every branch."
         )
     descriptor = shared.section(whole.pop())
     if descriptor.left.get("add_tebd_to_repinit_out"):
@@ -328,10 +328,21 @@ def _modern(content: dict[str, Any]) -> dict[str, Any]:
     """The input with settings at their present places, where DeePMD-kit too looks for them."""
     content = copy.deepcopy(content)
     training = content["training"]
-    if "systems" in training:
+    if "systems" in training:  # version 1
         training["training_data"] = {key: training.pop(key) for key in _LEGACY_DATA if key in training}
+        _end_of_decay(content)
     for section, names in (("optimizer", _LEGACY_OPTIMIZER), ("learning_rate", {key: key for key in _WARMUP})):
         moved = {new: training.pop(old) for old, new in names.items() if old in training}
         if moved:
             content[section] = {**content.get(section, {}), **moved}
     return content
+
+
+def _end_of_decay(content: dict[str, Any]) -> None:
+    """Version 1 gave a decay rate; since then it is the last learning rate that counts."""
+    names = ("numb_steps", *_ALIASES["training"]["numb_steps"])
+    n_steps = next((content["training"][name] for name in names if name in content["training"]), None)
+    rate = content.get("learning_rate", {})
+    if "decay_rate" in rate and n_steps is not None:
+        decay = rate.pop("decay_rate")
+        rate["stop_lr"] = rate["start_lr"] * decay ** (n_steps / rate.get("decay_steps", 5000))
