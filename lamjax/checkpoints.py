@@ -3,7 +3,7 @@
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.serialization
 import jax
@@ -16,6 +16,15 @@ from lamjax.interop.deepmd import checkpoint as deepmd
 from lamjax.potential import CheckpointError, Params, Potential, PotentialConfig
 
 MAGIC = b"lamjax bundle 1\n"
+
+
+class Stored(NamedTuple):
+    """What a model file holds."""
+
+    config: PotentialConfig
+    params: Params  # numpy, in the file's precision
+    card: dict[str, Any]  # facts that were saved with a bundle
+    kind: str  # "lamjax bundle", "DeePMD-kit .pt"
 
 
 def save(path: str | Path, potential: Potential, params: Params, card: dict[str, Any] | None = None) -> None:
@@ -40,17 +49,21 @@ def load(path: str | Path, head: str | None = None, dtype=None) -> tuple[Potenti
     Raises FileNotFoundError, or CheckpointError that says what was found; ValueError listing the heads for a wrong one.
     Nothing of the file is executed.
     """
+    stored = read(path, head)
+    return potentials.build(stored.config, head), potentials.cast_params(stored.params, dtype)
+
+
+def read(path: str | Path, head: str | None = None) -> Stored:
+    """What a model file holds, in the precision of the file; the files and errors are those of `load`."""
     path = _existing(path)
     if is_bundle(path):
-        config, params, _ = read_bundle(path)
-    elif deepmd.kind(path):
-        config, params = deepmd.load(path, dtype, head)
-    else:
-        raise CheckpointError(
-            f"{path}: {_describe(path)}. lamjax opens its own bundles (lamjax.save) and DeePMD-kit's models: `.dp`, "
-            "`.yaml`, and torch checkpoints `.pt`."
-        )
-    return potentials.build(config, head), potentials.cast_params(params, dtype)
+        return _read_bundle(path)
+    if kind := deepmd.kind(path):
+        return Stored(*deepmd.load(path, head), {}, f"DeePMD-kit .{kind}")
+    raise CheckpointError(
+        f"{path}: {_describe(path)}. lamjax opens its own bundles (lamjax.save) and DeePMD-kit's models: `.dp`, "
+        "`.yaml`, and torch checkpoints `.pt`."
+    )
 
 
 def is_bundle(path: str | Path) -> bool:
@@ -59,11 +72,7 @@ def is_bundle(path: str | Path) -> bool:
         return file.read(len(MAGIC)) == MAGIC
 
 
-def read_bundle(path: str | Path) -> tuple[PotentialConfig, Params, dict]:
-    """Config, parameters (numpy, as stored) and card of a bundle."""
-    path = _existing(path)
-    if not is_bundle(path):
-        raise CheckpointError(f"{path}: {_describe(path)}, not a lamjax bundle.")
+def _read_bundle(path: Path) -> Stored:
     try:
         content = flax.serialization.msgpack_restore(path.read_bytes()[len(MAGIC) :])
         config = potentials.from_json(content["config"])
@@ -76,7 +85,7 @@ def read_bundle(path: str | Path) -> tuple[PotentialConfig, Params, dict]:
         raise CheckpointError(
             f"{path}: the bundle is damaged or truncated ({type(error).__name__}: {error})."
         ) from error
-    return config, params, content["card"]
+    return Stored(config, params, content["card"], "lamjax bundle")
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:

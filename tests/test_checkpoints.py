@@ -34,7 +34,7 @@ def test_bundle_gives_back_config_card_and_every_bit(model, bundle):
     assert potential is model[0]  # the same config builds the same functions: nothing compiles twice
     assert jax.tree.structure(params) == jax.tree.structure(model[1])
     assert jax.tree.all(jax.tree.map(lambda a, b: a.dtype == b.dtype and bool((a == b).all()), params, model[1]))
-    assert checkpoints.read_bundle(bundle)[2] == {"data": "none"}
+    assert checkpoints.read(bundle).card == {"data": "none"}
 
 
 def test_parameters_come_in_the_dtype_that_is_asked_for(bundle):

@@ -107,7 +107,7 @@ def fixture_prediction(potential, params, stored, frame):
     ],
 )
 def test_restricted_models_give_the_numbers_of_deepmd(name, frame, elements):
-    config, params = checkpoint.load(FIXTURES / name / "model.dp", np.float64)
+    config, params = checkpoint.load(FIXTURES / name / "model.dp")
     potential, small = edit.restrict_elements(lamjax.build(config), params, elements)
     assert potential.elements == elements
     assert_whole(potential, small, like=params)

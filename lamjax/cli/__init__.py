@@ -6,11 +6,13 @@ import sys
 import typer
 from rich.markup import escape
 
+from lamjax.cli.convert import convert
 from lamjax.cli.data import check
 from lamjax.cli.demo import demo
 from lamjax.cli.evaluate import evaluate
-from lamjax.cli.info import info, show
+from lamjax.cli.info import info
 from lamjax.cli.relax import relax
+from lamjax.cli.show import show
 from lamjax.cli.train import train
 from lamjax.reports import console
 
@@ -22,7 +24,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Look at data sets.", no_args_is_help=True)
 data_app.command()(check)
-for command in (demo, train, relax, show, info):
+for command in (demo, train, relax, show, convert, info):
     app.command()(command)
 app.command("eval")(evaluate)
 app.add_typer(data_app, name="data")

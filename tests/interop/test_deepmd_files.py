@@ -12,7 +12,7 @@ import pytest
 
 import lamjax
 from lamjax.interop.deepmd import checkpoint, state_dict, torch_file, tree, write
-from lamjax.potential import CheckpointError
+from lamjax.potential import CheckpointError, cast_params
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 MATRIX = FIXTURES / "option_matrix"
@@ -92,10 +92,11 @@ def test_written_tree_is_deepmds_own(path):
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_written_file_is_read_back(tmp_path, dtype):
-    config, params = checkpoint.load(FIXTURES / "multitask/mt_shared_fitting_case.pt", np.dtype(dtype))
+    config, params = checkpoint.load(FIXTURES / "multitask/mt_shared_fitting_case.pt")
+    params = cast_params(params, np.dtype(dtype))
     path = tmp_path / "oxide.dp"
     path.write_bytes(write.dp_bytes(config, params, "oxide"))
-    again, restored = checkpoint.load(path, np.dtype(dtype))
+    again, restored = checkpoint.load(path)
     assert again.heads[0][1] == dict(config.heads)["oxide"]
     wanted = lamjax.Params(params.descriptor, {"Default": params.heads["oxide"]})
     assert same((again, wanted), (again, restored))

@@ -24,8 +24,8 @@ def kind(path: str | Path) -> str | None:
     return "yaml" if _looks_like_yaml(head) else None
 
 
-def load(path: str | Path, dtype=None, head: str | None = None) -> tuple[PotentialConfig, Params]:
-    """Config and parameters with all heads of a file, arrays in `dtype` (default: jax's default float).
+def load(path: str | Path, head: str | None = None) -> tuple[PotentialConfig, Params]:
+    """Config and parameters (numpy, as stored) with all heads of a file.
 
     A `.dp` or `.yaml` holds one head, called "Default". Of a multi-task checkpoint whose heads do not share one
     descriptor only `head` is loaded. Nothing of the file is executed.
@@ -33,11 +33,11 @@ def load(path: str | Path, dtype=None, head: str | None = None) -> tuple[Potenti
     try:
         match kind(path):
             case "dp":
-                return from_tree(read_dp(path), dtype)
+                return from_tree(read_dp(path))
             case "yaml":
-                return from_tree(read_yaml(path), dtype)
+                return from_tree(read_yaml(path))
             case "pt":
-                return state_dict.from_checkpoint(torch_file.read(path), dtype, head)
+                return state_dict.from_checkpoint(torch_file.read(path), head)
     except CheckpointError as error:
         said = str(error)
         raise CheckpointError(said if said.startswith(str(path)) else f"{path}: {said}") from error

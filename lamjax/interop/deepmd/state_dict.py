@@ -10,7 +10,7 @@ from lamjax import pytree
 from lamjax.descriptors import DPA1Config
 from lamjax.interop.deepmd import options
 from lamjax.interop.deepmd.tree import statistics, with_actual_means
-from lamjax.potential import CheckpointError, Params, PotentialConfig, build, cast_params
+from lamjax.potential import CheckpointError, Params, PotentialConfig, build
 
 _LEAVES = {"w": "matrix", "b": "bias"}
 # tensors that hold no parameter: nets under a second name, and what is also an option or belongs to a compressed model
@@ -20,8 +20,8 @@ _SWITCHES = ("use_sqrt_nnei", "g1_out_conv", "g1_out_mlp")
 _MOST = 12  # names listed of each kind of fault
 
 
-def from_checkpoint(content: Any, dtype=None, head: str | None = None) -> tuple[PotentialConfig, Params]:
-    """Config and parameters of all heads of a checkpoint's content, tensors as numpy arrays.
+def from_checkpoint(content: Any, head: str | None = None) -> tuple[PotentialConfig, Params]:
+    """Config and parameters (numpy, as stored) of all heads of a checkpoint's content.
 
     Every tensor must be used, present and of the shape that the options say; CheckpointError lists what is not.
     With `head`, only this one is read where the branches do not share their descriptor.
@@ -48,7 +48,7 @@ def from_checkpoint(content: Any, dtype=None, head: str | None = None) -> tuple[
         first.pair_exclude_types,
     )
     heads = {name: p.heads[name] for name, (_, p) in branches.items()}
-    return config, cast_params(Params(params.descriptor, heads), dtype)
+    return config, Params(params.descriptor, heads)
 
 
 def _sections(content: Any) -> tuple[dict[str, np.ndarray], dict[str, dict]]:

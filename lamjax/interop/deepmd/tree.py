@@ -11,7 +11,6 @@ from lamjax.potential import (
     CheckpointError,
     Params,
     PotentialConfig,
-    cast_params,
     check_structure,
 )
 
@@ -24,8 +23,8 @@ _STRUCTURE = {
 _FITTING_STRUCTURE = {"@class", "@version", "@variables", "nets"}
 
 
-def from_tree(tree: dict, dtype=None, head: str = DEFAULT_HEAD) -> tuple[PotentialConfig, Params]:
-    """Config and parameters of a tree; nothing unknown, missing or misshapen. A tree holds one head."""
+def from_tree(tree: dict) -> tuple[PotentialConfig, Params]:
+    """Config and parameters (numpy, as stored) of a tree; nothing unknown, missing or misshapen. It holds one head."""
     model = tree.get("model", {})
     kind = (model.get("type"), model.get("descriptor", {}).get("type"), model.get("fitting", {}).get("type"))
     if kind[0] != "standard" or None in kind:
@@ -34,13 +33,13 @@ def from_tree(tree: dict, dtype=None, head: str = DEFAULT_HEAD) -> tuple[Potenti
     config = PotentialConfig(
         elements=tuple(model["type_map"]),
         descriptor=options.descriptor_config(_descriptor_options(descriptor)),
-        heads=((head, _head_config(model)),),
+        heads=((DEFAULT_HEAD, _head_config(model)),),
         pair_exclude_types=tuple(tuple(pair) for pair in model.get("pair_exclude_types") or ()),
     )
-    params = Params(_descriptor_params(config.descriptor, descriptor), {head: _head_params(model)})
+    params = Params(_descriptor_params(config.descriptor, descriptor), {DEFAULT_HEAD: _head_params(model)})
     config = with_actual_means(config, params)
     check_structure(config, params)
-    return config, cast_params(params, dtype)
+    return config, params
 
 
 def with_actual_means(config: PotentialConfig, params: Params) -> PotentialConfig:

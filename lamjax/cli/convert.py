@@ -1,0 +1,63 @@
+"""`lamjax convert`: models between lamjax and DeePMD-kit, with the heads and elements that are wanted; input files."""
+
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import typer
+
+from lamjax import checkpoints, edit, pytree
+from lamjax.cli.convert_input import convert_input, is_input
+from lamjax.interop.deepmd.write import dp_bytes
+from lamjax.potential import build
+from lamjax.reports import console
+
+BUNDLE, NATIVE = ".lamjax", ".dp"
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(help="A model (lamjax bundle; DeePMD-kit .pt, .dp, .yaml) or input.json.")],
+    target: Annotated[Path, typer.Argument(help="model.lamjax, model.dp (DeePMD-kit, one head), or config.yaml.")],
+    heads: Annotated[str | None, typer.Option(help="Keep these heads, as in water,alloy. A .dp takes one.")] = None,
+    elements: Annotated[str | None, typer.Option(help="Keep these elements, as in O,H: smaller, same numbers.")] = None,
+) -> None:
+    """Write a model in another format, or turn a DeePMD-kit training input into a lamjax config.
+
+    A model keeps its precision and, unless told otherwise, all its heads and elements. What of an input is not carried
+    over is listed. The kind of the source is told by its content, that of the target by its ending.
+    """
+    if not source.is_file():
+        raise FileNotFoundError(f"{source}: no such file.")
+    if is_input(source):
+        if heads or elements:
+            raise ValueError("--heads and --elements are for models; a training input is carried over as it is.")
+        if target.suffix not in (".yaml", ".yml"):
+            raise ValueError(f"{target}: a training input becomes a config; its name must end in .yaml.")
+        convert_input(source, target)
+        return
+    if target.suffix not in (BUNDLE, NATIVE):
+        raise ValueError(f"{target}: the name must end in {BUNDLE} (all heads) or {NATIVE} (DeePMD-kit, one head).")
+    with jax.enable_x64(True):  # so that float64 parameters stay float64
+        _convert(source, target, _names(heads), _names(elements))
+
+
+def _convert(source: Path, target: Path, heads: list[str], elements: list[str]) -> None:
+    stored = checkpoints.read(source, heads[0] if len(heads) == 1 else None)
+    potential, params = build(stored.config), stored.params
+    if heads:
+        potential, params = edit.select_heads(potential, params, heads)
+    if elements:
+        potential, params = edit.restrict_elements(potential, params, elements)
+    names = potential.config.head_names
+    if target.suffix == BUNDLE:
+        checkpoints.save(target, potential, params, stored.card or {"converted_from": f"{source.name} ({stored.kind})"})
+    elif len(names) == 1:
+        checkpoints.write_atomically(target, dp_bytes(potential.config, params, names[0]))
+    else:
+        raise ValueError(f"A .dp holds one head. Choose it with --heads, one of {', '.join(names)}.")
+    count = f"{pytree.n_parameters(params):,} parameters, heads {', '.join(names)}"
+    console.print(f"{target}: {count}, {len(potential.elements)} elements", soft_wrap=True)
+
+
+def _names(text: str | None) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()] if text else []

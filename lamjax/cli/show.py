@@ -1,0 +1,84 @@
+"""`lamjax show`: what a model file holds."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import numpy as np
+import typer
+
+from lamjax import checkpoints, pytree
+from lamjax.checkpoints import Stored
+from lamjax.potential import build
+from lamjax.reports import console, table
+
+
+def show(
+    model: Annotated[Path, typer.Argument(help="A lamjax bundle or a DeePMD-kit model (.pt, .dp, .yaml).")],
+    head: Annotated[
+        str | None, typer.Option(help="Read only this head, where heads do not share a descriptor.")
+    ] = None,
+) -> None:
+    """Print what a model file holds: heads, elements, descriptor settings, parameters, precision, card."""
+    stored = checkpoints.read(model, head)
+    console.print(table(str(model), ("what", "value"), _summary(stored)))
+    console.print(table("Heads", ("head", "parameters", "net", "inputs", "elements with an energy"), _heads(stored)))
+    console.print(table("Descriptor", ("option", "value"), _options(stored.config.descriptor)))
+    if stored.card:
+        console.print(table("Card", ("what", "value"), [(k, str(v)) for k, v in stored.card.items()]))
+
+
+def _summary(stored: Stored) -> list[tuple]:
+    config, params = stored.config, stored.params
+    dtypes = sorted({str(np.asarray(leaf).dtype) for leaf in jax.tree.leaves(params)})
+    shells = build(config, config.head_names[0]).shells
+    trained = _observed(params.descriptor["repinit"]["statistics"], config.elements)
+    rows = [
+        ("kind", stored.kind),
+        ("heads", ", ".join(config.head_names)),
+        ("elements", f"{len(config.elements)}: {' '.join(config.elements)}"),
+        ("elements in the statistics", "all" if len(trained) == len(config.elements) else " ".join(trained) or "none"),
+        ("descriptor", config.descriptor.type),
+        ("cutoffs (Å)", ", ".join(f"{shell.cutoff:g} (sel {shell.sel})" for shell in shells)),
+        ("parameters", f"{pytree.n_parameters(params):,}"),
+        ("  of the descriptor", f"{pytree.n_parameters(params.descriptor):,}"),
+        ("stored as", ", ".join(dtypes)),
+    ]
+    if config.pair_exclude_types:
+        rows += [
+            ("excluded pairs", ", ".join("-".join(config.elements[t] for t in p) for p in config.pair_exclude_types))
+        ]
+    return rows
+
+
+def _heads(stored: Stored) -> list[tuple]:
+    rows = []
+    for name, head in stored.config.heads:
+        params = stored.params.heads[name]
+        bias = params["statistics"]["out_bias"] + params["statistics"]["bias_atom_e"]
+        size = np.abs(bias)  # a least-squares fit leaves rounding, not always zero, for an element without data
+        known = [e for e, s in zip(stored.config.elements, size, strict=True) if s > 1e-9 * size.max()]
+        inputs = {"fparam": head.numb_fparam, "aparam": head.numb_aparam, "case": head.dim_case_embd}
+        said = ", ".join(f"{n} {width}" for n, width in inputs.items() if width)
+        net = "-".join(map(str, head.neuron))
+        rows.append((name, f"{pytree.n_parameters(params):,}", net, said or "descriptor", " ".join(known) or "none"))
+    return rows
+
+
+def _options(config, prefix: str = "") -> list[tuple[str, str]]:
+    """Every setting, those of a block under its name."""
+    rows = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            rows += _options(value, f"{prefix}{field.name}.")
+        else:
+            rows.append((f"{prefix}{field.name}", str(value)))
+    return rows
+
+
+def _observed(statistics: dict, elements: tuple[str, ...]) -> list[str]:
+    """Elements whose environment was seen: an element without data has mean 0 and one deviation for all components."""
+    seen = np.any(statistics["mean"], axis=1) | (statistics["stddev"][:, 0] != statistics["stddev"][:, 1])
+    return [e for e, s in zip(elements, seen, strict=True) if s]
