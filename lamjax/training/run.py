@@ -182,7 +182,8 @@ def _steps(run: Run, done: int):
 
 
 def _record(run: Run, state: TrainState, done: int, pending: list, begin: float, last: tuple[float, int]) -> Record:
-    sums = {name: add([m for task, m in pending if task == name]) for name in dict.fromkeys(t for t, _ in pending)}
+    by_task = {task.name: [metrics for name, metrics in pending if name == task.name] for task in run.tasks}
+    sums = {name: add(found) for name, found in by_task.items() if found}
     now = time.monotonic()  # after the device is done with the steps
     pace = (now - last[0]) / max(done - last[1], 1)
     validation = {}

@@ -209,7 +209,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(folder, whole, tmp_path):
         if isinstance(event, runs.Saved):
             break
     list(runs.events(runs.prepare(config, resume=True)))
-    one, other = (checkpoints.read_bundle(path / "model.lamjax")[1] for path in (whole[0], tmp_path / "part"))
+    one, other = (checkpoints.read(path / "model.lamjax").params for path in (whole[0], tmp_path / "part"))
     assert same(one, other)
     a, b = (
         [{k: v for k, v in row.items() if k != "seconds"} for row in rows(p)] for p in (whole[0], tmp_path / "part")

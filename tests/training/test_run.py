@@ -111,7 +111,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(folder, whole, tmp_path):
         runs.prepare(config)
     events = list(runs.events(runs.prepare(config, resume=True)))
     assert [e.step for e in events if isinstance(e, runs.Record)] == [6, 8]
-    one, other = (checkpoints.read_bundle(path / "model.lamjax")[1] for path in (whole, tmp_path / "part"))
+    one, other = (checkpoints.read(path / "model.lamjax").params for path in (whole, tmp_path / "part"))
     assert jax.tree.all(jax.tree.map(np.array_equal, one, other))
     drop = ("seconds",)
     a, b = ([{k: v for k, v in row.items() if k not in drop} for row in rows(p)] for p in (whole, tmp_path / "part"))
