@@ -24,4 +24,5 @@ from lamjax.data.statistics import energy_bias as energy_bias
 from lamjax.data.statistics import environment_statistics as environment_statistics
 from lamjax.data.statistics import set_bias as set_bias
 from lamjax.data.statistics import set_environment as set_environment
+from lamjax.data.statistics import set_parameters as set_parameters
 from lamjax.data.statistics import set_statistics as set_statistics

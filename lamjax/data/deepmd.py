@@ -54,7 +54,7 @@ class DeepmdSystem(Sequence):
 
     def structure(self, part: DeepmdSet, row: int) -> ase.Atoms:
         """The structure of one row of a set."""
-        found = {name: np.asarray(array[row], _dtype(name)) for name, array in part.arrays.items()}
+        found = {name: np.array(array[row], _dtype(name)) for name, array in part.arrays.items()}
         types = found.get("real_atom_types", self.types)
         real = types != -1
         n = len(types)

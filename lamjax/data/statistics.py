@@ -118,8 +118,7 @@ def set_bias(
 
     With `predicted` (n_frames,) total energies, the present bias is shifted by the fit of label minus prediction.
     """
-    if potential.head is None:
-        raise ValueError(f"Choose the head whose bias is meant: {', '.join(potential.config.head_names)}.")
+    _require_head(potential)
     bias = energy_bias(potential, frames, predicted)
     head = params.heads[potential.head]
     old = head["statistics"]
@@ -132,9 +131,44 @@ def set_bias(
     return params._replace(heads={**params.heads, potential.head: {**head, "statistics": statistics}})
 
 
+def set_parameters(potential: Potential, params: Params, frames: Sequence[Frame]) -> Params:
+    """The parameters with mean and inverse standard deviation of the head's frame and atomic parameters, if it has any.
+
+    Deviations are at least 0.01. Raises ValueError for a frame without them.
+    """
+    _require_head(potential)
+    head = params.heads[potential.head]
+    config = dict(potential.config.heads)[potential.head]
+    statistics = dict(head["statistics"])
+    for name, width in (("fparam", config.numb_fparam), ("aparam", config.numb_aparam)):
+        if width:
+            default = config.default_fparam if name == "fparam" else None
+            values = np.concatenate([_parameters(frame, name, width, default) for frame in frames])
+            for key, value in (("avg", values.mean(axis=0)), ("inv_std", 1 / np.maximum(values.std(axis=0), FLOOR))):
+                statistics[f"{name}_{key}"] = jnp.asarray(value, statistics[f"{name}_{key}"].dtype)
+    return params._replace(heads={**params.heads, potential.head: {**head, "statistics": statistics}})
+
+
 def set_statistics(potential: Potential, params: Params, frames: Sequence[Frame]) -> Params:
-    """The parameters of a fresh model with environment statistics and energy per element taken from the frames."""
-    return set_bias(potential, set_environment(potential, params, frames), frames)
+    """The parameters of a fresh model with the statistics of the frames: environment, fparam, aparam, energies."""
+    params = set_parameters(potential, set_environment(potential, params, frames), frames)
+    return set_bias(potential, params, frames)
+
+
+def _require_head(potential: Potential) -> None:
+    if potential.head is None:
+        raise ValueError(f"Choose the head that is meant: {', '.join(potential.config.head_names)}.")
+
+
+def _parameters(frame: Frame, name: str, width: int, default) -> np.ndarray:
+    """fparam or aparam of one frame as rows of `width` numbers."""
+    value = getattr(frame.system, name)
+    value = default if value is None else value
+    if value is None or np.shape(value)[-1] != width:
+        got = "none" if value is None else np.shape(value)[-1]
+        raise ValueError(f"{frame.source}: the head takes {width} numbers {name}, the frame has {got}. Add {name}.npy, "
+                         f"or {name} to `info` or `arrays` of the structure.")  # fmt: skip
+    return np.reshape(np.asarray(value, np.float64), (-1, width))
 
 
 class _Group(NamedTuple):

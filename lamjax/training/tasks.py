@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lamjax.data import Batch, Frame, Packed, batches, pack, plan, read, set_bias, set_environment
+from lamjax.data import Batch, Frame, Packed, batches, pack, plan, read, set_bias, set_environment, set_parameters
 from lamjax.losses import Loss, label_loss
 from lamjax.potential import Params, Potential, select
 from lamjax.training.config import TaskConfig, TrainConfig
@@ -91,6 +91,8 @@ def with_statistics(config: TrainConfig, potential: Potential, params: Params, t
     for head in dict.fromkeys(task.potential.head for task in tasks):
         mine = [task for task in tasks if task.potential.head == head]
         frames = [frame for task in mine for frame in task.frames]
+        if config.base is None:
+            params = set_parameters(mine[0].potential, params, frames)
         predicted = np.concatenate([_energies(task, params) for task in mine]) if shift else None
         params = set_bias(mine[0].potential, params, frames, predicted)
     return params

@@ -110,3 +110,24 @@ def test_frames_without_energy_cannot_give_a_bias():
     frames = [f._replace(labels=f.labels._replace(weights=np.zeros(3))) for f in frames_of("oxide")[:2]]
     with pytest.raises(ValueError, match="No frame carries an energy"):
         data.energy_bias(potential_of("oxide"), frames)
+
+
+def test_parameters_are_scaled_as_in_deepmd():
+    """The numbers are those of DeePMD-kit 3.2.0 (EnergyFittingNet.compute_input_stats) for the atoms that are real."""
+    frames = data.read(make.FIXTURES.parent / "deepmd_data" / "padded")
+    for frame in frames:
+        frame.system.fparam[1] = 0.3
+    head = EnergyHeadConfig(neuron=(4,), numb_fparam=2, numb_aparam=1)
+    potential = build(replace(potential_of("oxide").config, heads=(("Default", head),)))
+    statistics = data.set_parameters(potential, start(potential), frames).heads["Default"]["statistics"]
+    np.testing.assert_allclose(statistics["fparam_avg"], [0.9028818464397226, 0.3], rtol=1e-12)
+    np.testing.assert_allclose(statistics["fparam_inv_std"], [1.0941522652683355, 100.0], rtol=1e-12)
+    np.testing.assert_allclose(statistics["aparam_avg"], [0.05812503342513384], rtol=1e-12)
+    np.testing.assert_allclose(statistics["aparam_inv_std"], [1.9261476185248438], rtol=1e-12)
+    bare = frames[1]._replace(system=frames[1].system._replace(fparam=None))
+    with pytest.raises(ValueError, match="padded/set.000 frame 1: the head takes 2 numbers fparam, the frame has none"):
+        data.set_parameters(potential, start(potential), [frames[0], bare])
+    default = replace(head, default_fparam=(0.1, 0.2))
+    other = build(replace(potential.config, heads=(("Default", default),)))
+    found = data.set_parameters(other, start(other), [bare]).heads["Default"]["statistics"]["fparam_avg"]
+    np.testing.assert_allclose(found, [0.1, 0.2])
