@@ -54,9 +54,9 @@ def random_config(rng: np.random.Generator) -> PotentialConfig:
         descriptor = DPA1Config(rcut=5.0, rcut_smth=1.0, sel=70, smooth_type_embedding=flip(), **shared, **common)
     else:
         descriptor = DPA2Config(
-            RepinitConfig(rcut=5.0, rcut_smth=1.0, nsel=70, **shared),
-            ThreeBodyConfig(rcut=3.2, rcut_smth=2.0, sel=30, neuron=pick((2, 4), (3, 6, 12))) if flip() else None,
-            _repformer(flip, pick),
+            repinit=RepinitConfig(rcut=5.0, rcut_smth=1.0, nsel=70, **shared),
+            three_body=ThreeBodyConfig(rcut=3.2, rcut_smth=2.0, sel=30, neuron=pick((2, 4), (3, 6, 12))) if flip() else None,
+            repformer=_repformer(flip, pick),
             smooth=flip(0.7),
             add_tebd_to_repinit_out=flip(),
             **common,
@@ -129,23 +129,34 @@ def structures() -> list[lamjax.System]:
     return found
 
 
-def evaluate_in_deepmd(path, config: PotentialConfig, system: lamjax.System):
-    """Energy, forces, virial, atomic energies by DeePMD-kit."""
+@functools.cache
+def in_deepmd(path):
+    """DeePMD-kit's own model of a `.dp` file (torch, float64)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from deepmd.infer.deep_pot import DeepPot  # the extra [deepmd]
+        from deepmd.dpmodel.utils.serialization import load_dp_model  # the extra [deepmd]
+        from deepmd.pt.model.model import BaseModel
 
-        model, head = DeepPot(str(path)), config.heads[0][1]
-        types = [config.elements.index(s) for s in lamjax.to_ase(system).symbols]
-        energy, forces, virial, atomic, _ = model.eval(
-            system.positions.reshape(1, -1),
-            system.cell.reshape(1, -1) if system.pbc.all() else None,
-            types,
-            atomic=True,
-            fparam=system.fparam[None] if head.numb_fparam else None,
-            aparam=system.aparam.reshape(1, -1) if head.numb_aparam else None,
+        return BaseModel.deserialize(load_dp_model(str(path))["model"])
+
+
+def evaluate_in_deepmd(path, config: PotentialConfig, system: lamjax.System):
+    """Energy, forces, virial, atomic energies by DeePMD-kit."""
+    import torch
+
+    head = config.heads[0][1]
+    types = [config.elements.index(s) for s in lamjax.to_ase(system).symbols]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = in_deepmd(path)(
+            torch.tensor(system.positions[None], device="cpu"),
+            torch.tensor([types], device="cpu"),
+            box=torch.tensor(system.cell.reshape(1, 9), device="cpu") if system.pbc.all() else None,
+            fparam=torch.tensor(system.fparam[None], device="cpu") if head.numb_fparam else None,
+            aparam=torch.tensor(system.aparam[None], device="cpu") if head.numb_aparam else None,
         )
-    return energy.item(), forces[0], virial.reshape(3, 3), atomic.ravel()
+    parts = [found[name][0].detach().numpy() for name in ("energy", "force", "virial", "atom_energy")]
+    return parts[0].item(), parts[1], parts[2].reshape(3, 3), parts[3].ravel()
 
 
 def assert_equal_numbers(path, potential, params):
