@@ -55,7 +55,7 @@ def random_config(rng: np.random.Generator) -> PotentialConfig:
     else:
         descriptor = DPA2Config(
             repinit=RepinitConfig(rcut=5.0, rcut_smth=1.0, nsel=70, **shared),
-            three_body=ThreeBodyConfig(rcut=3.2, rcut_smth=2.0, sel=30, neuron=pick((2, 4), (3, 6, 12))) if flip() else None,
+            three_body=ThreeBodyConfig(rcut=3.2, sel=30, neuron=pick((2, 4), (3, 6, 12))) if flip() else None,
             repformer=_repformer(flip, pick),
             smooth=flip(0.7),
             add_tebd_to_repinit_out=flip(),
