@@ -1,4 +1,4 @@
-"""Heads and elements of a model as data: added, copied, averaged, removed, renamed, reordered.
+"""A trained model as data: heads and elements added, averaged, removed, renamed; the radial net as a table.
 
 Every function takes (potential, params) and returns a new pair; nothing is changed in place.
 """
@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lamjax.descriptors import DPA1Config, repinit
+from lamjax.descriptors.base import type_embedding, type_inputs
 from lamjax.heads import EnergyHeadConfig, energy_head
 from lamjax.potential import Params, Potential, PotentialConfig, build
 
@@ -121,9 +123,43 @@ def extend_elements(
     return _with_types(potential, params, (*config.elements, *new), origins, key)
 
 
+def tabulate(
+    potential: Potential, params: Params, closest: float = 0.5, tolerance: float = 1e-8
+) -> tuple[Potential, Params]:
+    """The model with its radial net (repinit, or all of DPA-1) as a table: the same numbers to `tolerance`, faster.
+
+    `closest` (Å) is where the table ends: atoms nearer than that give NaN, which calculator and commands report.
+    `tolerance` is relative, of the net and, ten times it, of its slope. For evaluation: the second derivative of a
+    cubic spline jumps, and no net is left to train. The cost grows with the number of elements: restrict them first.
+    Raises ValueError for a model that is a table already, or a tolerance that cannot be reached.
+    """
+    config = _config_of(potential)
+    descriptor = config.descriptor
+    dpa1 = isinstance(descriptor, DPA1Config)
+    block = descriptor.repinit
+    if block.table is not None:
+        raise ValueError("The radial net of this model is a table already.")
+    smooth = descriptor.smooth_type_embedding if dpa1 else descriptor.smooth
+    with jax.enable_x64(True):
+        exact = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params.descriptor)
+        inputs = type_inputs(config.elements, descriptor.use_econf_tebd)
+        embedding = type_embedding(exact["type_embedding"], inputs)
+        table, nets = repinit.tabulate(
+            exact["repinit"], block, smooth, embedding, descriptor.env_protection, closest, tolerance
+        )
+    dtype = params.descriptor["type_embedding"]["w"].dtype
+    new_block = {name: jnp.asarray(x, dtype) for name, x in nets.items()}
+    new_block["statistics"] = params.descriptor["repinit"]["statistics"]
+    new = replace(descriptor, table=table) if dpa1 else replace(descriptor, repinit=replace(block, table=table))
+    new_params = params._replace(descriptor={**params.descriptor, "repinit": new_block})
+    return build(replace(config, descriptor=new), potential.head), new_params
+
+
 def _with_types(potential, params, elements, origins: list[int | None], key) -> tuple[Potential, Params]:
     """The model of other elements, of which number k takes the place that `origins[k]` had; None: one never seen."""
     old = potential.config
+    if old.descriptor.repinit.table is not None:
+        raise ValueError("The radial net is a table for these elements. Change the elements before `tabulate`.")
     descriptor = replace(old.descriptor, exclude_types=_moved_pairs(old.descriptor.exclude_types, origins))
     heads = tuple(
         (name, replace(c, exclude_types=tuple(k for k, origin in enumerate(origins) if origin in c.exclude_types)))

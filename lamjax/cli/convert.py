@@ -20,6 +20,7 @@ def convert(
     target: Annotated[Path, typer.Argument(help="model.lamjax, model.dp (DeePMD-kit, one head), or config.yaml.")],
     heads: Annotated[str | None, typer.Option(help="Keep these heads, as in water,alloy. A .dp takes one.")] = None,
     elements: Annotated[str | None, typer.Option(help="Keep these elements, as in O,H: smaller, same numbers.")] = None,
+    tabulate: Annotated[bool, typer.Option(help="Store the radial net as a table: faster, not for training.")] = False,
 ) -> None:
     """Write a model in another format, or turn a DeePMD-kit training input into a lamjax config.
 
@@ -29,8 +30,8 @@ def convert(
     if not source.is_file():
         raise FileNotFoundError(f"{source}: no such file.")
     if is_input(source):
-        if heads or elements:
-            raise ValueError("--heads and --elements are for models; a training input is carried over as it is.")
+        if heads or elements or tabulate:
+            raise ValueError("--heads, --elements and --tabulate are for models, not for a training input.")
         if target.suffix not in (".yaml", ".yml"):
             raise ValueError(f"{target}: a training input becomes a config; its name must end in .yaml.")
         convert_input(source, target)
@@ -38,16 +39,18 @@ def convert(
     if target.suffix not in (BUNDLE, NATIVE):
         raise ValueError(f"{target}: the name must end in {BUNDLE} (all heads) or {NATIVE} (DeePMD-kit, one head).")
     with jax.enable_x64(True):  # so that float64 parameters stay float64
-        _convert(source, target, _names(heads), _names(elements))
+        _convert(source, target, _names(heads), _names(elements), tabulate)
 
 
-def _convert(source: Path, target: Path, heads: list[str], elements: list[str]) -> None:
+def _convert(source: Path, target: Path, heads: list[str], elements: list[str], tabulate: bool) -> None:
     stored = checkpoints.read(source, heads[0] if len(heads) == 1 else None)
     potential, params = build(stored.config), stored.params
     if heads:
         potential, params = edit.select_heads(potential, params, heads)
     if elements:
         potential, params = edit.restrict_elements(potential, params, elements)
+    if tabulate:
+        potential, params = edit.tabulate(potential, params)
     names = potential.config.head_names
     if target.suffix == BUNDLE:
         checkpoints.save(target, potential, params, stored.card or {"converted_from": f"{source.name} ({stored.kind})"})

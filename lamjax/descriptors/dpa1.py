@@ -20,6 +20,7 @@ from lamjax.descriptors.base import (
     type_inputs,
 )
 from lamjax.descriptors.environment import environment
+from lamjax.descriptors.tabulation import TableConfig
 from lamjax.neighbors import Shell
 
 
@@ -45,6 +46,7 @@ class DPA1Config:
     env_protection: float = 0.0
     use_econf_tebd: bool = False  # types are embedded by their electronic configuration
     use_tebd_bias: bool = False
+    table: TableConfig | None = None  # the radial net as a table, see `edit.tabulate`; not for training
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     @property

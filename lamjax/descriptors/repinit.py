@@ -5,10 +5,13 @@ from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lamjax import nn
+from lamjax.descriptors import tabulation
 from lamjax.descriptors.embedding import concat_embedding, embedding_init, strip_embedding
-from lamjax.descriptors.environment import Environment, padding_rows, statistics_init
+from lamjax.descriptors.environment import Environment, padding_rows, per_atom, raw_rows, statistics_init
+from lamjax.descriptors.tabulation import TableConfig
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,14 @@ class RepinitConfig:
     set_davg_zero: bool = True
     activation_function: str = "tanh"
     resnet_dt: bool = False
+    table: TableConfig | None = None  # the radial net as a table, see `edit.tabulate`; not for training
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
 
 def init(key, config, n_types: int, dtype=None):
+    if config.table:
+        nets = tabulation.init(config.table, n_types, config.neuron[-1], dtype)
+        return {**nets, "statistics": statistics_init(n_types, dtype)}
     keys = jax.random.split(key)
     n_inputs = 1 if config.type_one_side else 2
     nets = embedding_init(
@@ -44,22 +51,54 @@ def apply(params, config, smooth: bool, n_empty, table, types, neighbor_types, e
     `n_empty` (n_atoms,): slots without a neighbour, which contribute -mean/stddev as they do in DeePMD-kit when the
     mean is not zero; None: nothing. The slots of excluded pairs are neither neighbours nor empty.
     """
-    activation = nn.activation(config.activation_function)
-
-    def embed(s, neighbor, w):
-        centre = types[:, None]
-        inputs = (neighbor,) if config.type_one_side else (neighbor, centre)
-        if config.tebd_input_mode == "concat":
-            return concat_embedding(params, s, table, inputs, activation)
-        return strip_embedding(params, s, table, inputs, w if smooth else None, activation)
-
-    g = embed(env.matrix[..., 0], neighbor_types, env.switch)
-    a = jnp.einsum("nwk,nwg->nkg", env.matrix, g)
-    if n_empty is not None:
-        row = padding_rows(params["statistics"], types)
-        # an empty slot has the type of the frame's first atom and, in smooth strip mode, a switch of zero
-        first_type = jnp.broadcast_to(types[0], (len(types), 1))
-        g_empty = embed(row[:, :1], first_type, jnp.zeros_like(row[:, :1]))[:, 0]
-        a = a + n_empty[:, None, None] * row[:, :, None] * g_empty[:, None, :]
+    if config.table:
+        a = tabulation.contract(params, config.table, n_empty, types, neighbor_types, env)
+    else:
+        a = _contract(params, config, smooth, n_empty, table, types, neighbor_types, env)
     a = a / config.nsel
     return jnp.einsum("nkg,nkm->ngm", a, a[..., : config.axis_neuron]).reshape(len(types), -1)
+
+
+def tabulate(params, config: RepinitConfig, smooth: bool, table, protection: float, closest: float, tolerance: float):
+    """TableConfig and parameters that replace the nets; `table` (n_types + 1, tebd_dim) is the type embedding.
+
+    For atoms no closer than `closest` (Å); `tolerance` as in `tabulation.tabulate`. Needs x64.
+    """
+    statistics = params["statistics"]
+    n_types = len(statistics["mean"])
+    centre, neighbor = (jnp.asarray(t) for t in np.indices((n_types, n_types)))
+    mean, stddev = per_atom(statistics, centre)
+    by_switch = smooth and config.tebd_input_mode == "strip"
+
+    def radial(x):
+        s = (x[:, None, None] - mean[..., 0]) / stddev[..., 0]
+        weights = (jnp.zeros_like(s), jnp.ones_like(s)) if by_switch else (jnp.ones_like(s),)
+        first, *rest = (_embed(params, config, smooth, table, s, centre, neighbor, w) for w in weights)
+        return jnp.stack([first, *(g - first for g in rest)], axis=1)
+
+    rows, _ = raw_rows(jnp.array([closest, 0.0, 0.0]), config.rcut, config.rcut_smth, protection)
+    return tabulation.tabulate(radial, float(rows[0]), closest, tolerance)
+
+
+def _contract(params, config, smooth, n_empty, table, types, neighbor_types, env: Environment):
+    """Σ_j R_ij ⊗ G_ij (n_atoms, 4, neuron[-1]), empty slots included where `n_empty` is not None."""
+    centre = types[:, None]
+    g = _embed(params, config, smooth, table, env.matrix[..., 0], centre, neighbor_types, env.switch)
+    a = jnp.einsum("nwk,nwg->nkg", env.matrix, g)
+    if n_empty is None:
+        return a
+    row = padding_rows(params["statistics"], types)
+    # an empty slot has the type of the frame's first atom and, in smooth strip mode, a switch of zero
+    first_type = jnp.broadcast_to(types[0], (len(types), 1))
+    no_switch = jnp.zeros_like(row[:, :1])
+    g_empty = _embed(params, config, smooth, table, row[:, :1], centre, first_type, no_switch)[:, 0]
+    return a + n_empty[:, None, None] * row[:, :, None] * g_empty[:, None, :]
+
+
+def _embed(params, config, smooth, table, s, centre, neighbor, w):
+    """G of normalised radial entries s, types at both ends, and the switch."""
+    activation = nn.activation(config.activation_function)
+    inputs = (neighbor,) if config.type_one_side else (neighbor, centre)
+    if config.tebd_input_mode == "concat":
+        return concat_embedding(params, s, table, inputs, activation)
+    return strip_embedding(params, s, table, inputs, w if smooth else None, activation)

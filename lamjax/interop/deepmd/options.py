@@ -70,9 +70,12 @@ def head_config(options: dict, exclude_types=()) -> EnergyHeadConfig:
 
 def descriptor_options(config: DPA2Config | DPA1Config) -> dict:
     """A config as DeePMD-kit's flat options: the inverse of `descriptor_config`."""
+    block = dict(vars(config if isinstance(config, DPA1Config) else config.repinit))
+    if block.pop("table") is not None:
+        raise CheckpointError("the radial net is a table, which DeePMD-kit does not know. Write the model it is of.")
     if isinstance(config, DPA1Config):
-        return {**_plain(vars(config)), "attn_layer": 0}
-    repinit = {**vars(config.repinit), "use_three_body": config.three_body is not None}
+        return {**_plain(block), "attn_layer": 0}
+    repinit = {**block, "use_three_body": config.three_body is not None}
     three = config.three_body or ThreeBodyConfig()
     repinit |= {f"three_body_{name}": value for name, value in vars(three).items()}
     options = {k: v for k, v in vars(config).items() if k not in ("repinit", "three_body", "repformer")}

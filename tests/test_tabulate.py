@@ -1,0 +1,104 @@
+"""The radial net as a table: the same numbers, and what is out of its range is seen."""
+
+import functools
+from pathlib import Path
+
+import ase.data
+import jax
+import numpy as np
+import pytest
+
+import lamjax
+from lamjax import edit
+from lamjax.interop.deepmd import write
+from lamjax.potential import CheckpointError, cast_params
+
+FIXTURES = Path(__file__).parent / "fixtures"
+MODELS = [
+    "multitask/single_water.dp",  # trained, two elements
+    "option_matrix/m01_defaults/model.dp",  # empty slots count
+    "option_matrix/m04_strip_threebody/model.pt",  # the part of the types goes with the switch
+    "option_matrix/m09_nosmooth_strip_nosqrt/model.pt",
+    "option_matrix/m11_exclude_protect/model.dp",
+    "student/s01_strip/model.pt",
+    "student/s04_se_atten_overflow/model.pt",
+]
+
+
+@functools.cache
+def structure(name: str) -> lamjax.System:
+    reference = FIXTURES / name
+    folder = reference.parent / ("reference.npz" if reference.stem == "model" else f"{reference.stem}_reference.npz")
+    with np.load(folder) as stored:
+        frame = str(stored["frames"][0])
+        species, positions, cell = (stored[f"{frame}__{key}"] for key in ("species", "positions", "cell"))
+    numbers = np.array([ase.data.atomic_numbers[str(s)] for s in species], np.int32)
+    return lamjax.System(positions, numbers, cell, np.full(3, True))
+
+
+def predict(potential, params, system) -> lamjax.Prediction:
+    neighbors = lamjax.allocate(potential, system)
+    return jax.jit(functools.partial(lamjax.predict, potential))(params, system, neighbors)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.filterwarnings("ignore:.*keeps the nearest")
+def test_energies_forces_and_virials_are_the_same(name):
+    potential, params = lamjax.load(FIXTURES / name)
+    system = structure(name)
+    exact, table = predict(potential, params, system), predict(*edit.tabulate(potential, params), system)
+    for part, limit in (("energy", 1e-7), ("forces", 1e-6), ("virial", 1e-5), ("atomic_energies", 1e-7)):
+        assert np.abs(getattr(exact, part) - getattr(table, part)).max() < limit, part
+    assert np.abs(exact.forces).max() > 1e-3
+
+
+def test_float32_is_as_good_as_the_net_in_float32():
+    potential, params = lamjax.load(FIXTURES / MODELS[0])
+    system = structure(MODELS[0])
+    exact = predict(potential, params, system).forces
+    single = jax.tree.map(lambda x: x.astype(np.float32) if x.dtype == np.float64 else x, system)
+    errors = [
+        np.abs(predict(p, cast_params(q, np.float32), single).forces - exact).max()
+        for p, q in ((potential, params), edit.tabulate(potential, params))
+    ]
+    assert errors[1] < max(3 * errors[0], 1e-5)
+
+
+def test_forces_are_the_slope_of_the_energy():
+    """The table's own forces, by finite differences: they belong to its energy, not to the net's."""
+    potential, params = edit.tabulate(*lamjax.load(FIXTURES / MODELS[0]), tolerance=1e-5)
+    system = structure(MODELS[0])
+    neighbors = lamjax.allocate(potential, system)
+    energy = jax.jit(lambda x: potential.energy(params, system._replace(positions=x), neighbors))
+    direction = np.random.default_rng(0).normal(size=system.positions.shape)
+    h = 1e-5
+    slope = (energy(system.positions + h * direction) - energy(system.positions - h * direction)) / (2 * h)
+    forces = predict(potential, params, system).forces
+    np.testing.assert_allclose(-np.sum(forces * direction), slope, rtol=1e-6)
+
+
+def test_atoms_closer_than_the_table_are_not_extrapolated():
+    potential, params = edit.tabulate(*lamjax.load(FIXTURES / MODELS[0]), closest=0.8)
+    water = [[0.0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]]
+    for scale, finite in ((1.0, True), (0.8, False)):
+        system = lamjax.System(scale * np.array(water), np.array([8, 1, 1]), np.zeros((3, 3)), np.zeros(3, bool))
+        assert bool(np.isfinite(predict(potential, params, system).energy)) == finite
+
+
+def test_a_table_is_saved_and_loaded_but_not_edited_or_written_for_deepmd(tmp_path):
+    potential, params = edit.tabulate(*lamjax.load(FIXTURES / MODELS[0]))
+    lamjax.save(tmp_path / "fast.lamjax", potential, params)
+    again, same = lamjax.load(tmp_path / "fast.lamjax")
+    assert again is potential
+    assert all(map(np.array_equal, jax.tree.leaves(params), jax.tree.leaves(same)))
+    with pytest.raises(ValueError, match="table already"):
+        edit.tabulate(potential, params)
+    with pytest.raises(ValueError, match="before `tabulate`"):
+        edit.restrict_elements(potential, params, ["O"])
+    with pytest.raises(CheckpointError, match="table, which DeePMD-kit does not know"):
+        write.to_tree(potential.config, params, "Default")
+
+
+def test_a_tolerance_out_of_reach_is_said():
+    with pytest.raises(ValueError, match="intervals and .* the table is off by"):
+        edit.tabulate(*lamjax.load(FIXTURES / MODELS[0]), tolerance=1e-16)
