@@ -13,9 +13,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 ROOT = Path(__file__).resolve().parent
 PRESETS = ROOT.parent / "tests" / "fixtures" / "presets"
 RESULTS = ROOT / "results"
+PREFACTORS = {"e": 0.02, "f": 1000.0, "v": 0.01}  # of the energy, force and virial terms of a loss, constant
+LEARNING_RATE = 1e-5
+WARM_UP = 3  # calls after the first that do not count: TorchScript and nnx still compile in the second and third
 REST = 0.25  # s between two calls, so that threads that still spin in one process do not slow the next
 
 
@@ -28,6 +33,32 @@ class Timing(NamedTuple):
     first: float
     peak_mb: float  # peak resident memory of the process during warm calls
     above_idle_mb: float  # of that, what the calls added to the loaded model
+
+
+class Frames(NamedTuple):
+    """Structures with equal numbers of atoms, and their energy, forces and virial in float64."""
+
+    positions: np.ndarray  # (n_frames, n_atoms, 3) Å
+    cell: np.ndarray  # (n_frames, 3, 3) Å
+    periodic: bool  # in all three directions, or in none
+    numbers: np.ndarray  # (n_frames, n_atoms) atomic numbers
+    types: np.ndarray  # (n_frames, n_atoms) index into the type map
+    energy: np.ndarray  # (n_frames,) eV
+    forces: np.ndarray  # (n_frames, n_atoms, 3) eV/Å
+    virial: np.ndarray  # (n_frames, 3, 3) eV
+
+    def write(self, path: Path) -> None:
+        np.savez(path, **self._asdict())
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Frames":
+        data = cls(**np.load(path))
+        return data._replace(periodic=bool(data.periodic))
+
+    def labelled(self) -> "Frames":
+        """With labels that differ smoothly from the model's own answer, so that no gradient vanishes."""
+        wave = 0.1 * np.sin(np.arange(self.forces.size)).reshape(self.forces.shape)
+        return self._replace(energy=self.energy + 1.0, forces=self.forces + wave, virial=self.virial + np.eye(3))
 
 
 class WorkerError(RuntimeError):
@@ -80,7 +111,8 @@ def interleave(workers: Mapping[str, Worker], task: str, repetitions: int) -> di
     for name, worker in workers.items():
         idle[name] = worker.ask("memory")["resident_mb"]
         first[name] = worker.ask("call", task)["wall"]
-        worker.ask("call", task)
+        for _ in range(WARM_UP):
+            worker.ask("call", task)
         worker.ask("reset_peak")
     for _ in range(repetitions):
         for name, worker in workers.items():

@@ -1,4 +1,4 @@
-"""Energy, forces and virial, and one training step, of DPA-2 small and medium on 192-atom water, float32.
+"""Energy, forces and virial, and one training step, of DPA-2 small and medium on four systems, float32.
 
 lamjax against DeePMD-kit's `pt` and `jax` backends with the same weights, in one run. See README.md beside this file.
 """
@@ -7,14 +7,17 @@ import argparse
 import datetime
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
-from common import PRESETS, RESULTS, ROOT, Timing, Worker, hardware, interleave, usable_cores, write_results
+from common import RESULTS, ROOT, Frames, Timing, Worker, hardware, interleave, usable_cores, write_results
+from systems import SYSTEMS, prepare
 
 from lamjax.reports import console, table
 
-FRAME = "water192"
+MODELS = ("small", "medium")
+BACKENDS = ("lamjax", "pt", "jax")
 TASKS = {
     "efv": "energy, forces, virial; neighbour list included",
     "model": "energy, forces, virial; neighbour list given",
@@ -25,11 +28,12 @@ TOLERANCE = 1e-4  # float32: relative to the largest component of the reference
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["small", "medium"], choices=["small", "medium"])
+    parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
+    parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=list(SYSTEMS))
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--repetitions", type=int, default=9)
     parser.add_argument("--cores", type=int, default=usable_cores(), help="cores that every worker may use")
-    parser.add_argument("--backends", nargs="+", default=["lamjax", "pt", "jax"], choices=["lamjax", "pt", "jax"])
+    parser.add_argument("--backends", nargs="+", default=BACKENDS, choices=BACKENDS)
     parser.add_argument(
         "--deepmd-python", default=sys.executable, help="interpreter that has DeePMD-kit, if it is not this one"
     )
@@ -43,12 +47,17 @@ def main() -> None:
     if machine["load_before"] > 0.3:
         console.print(f"[yellow]The machine is busy (load {machine['load_before']}): trust `cpu` more than `median`.")
     names = ["lamjax", *(deepmd_backends(options))]
-    results = {"hardware": machine, "precision": "float32", "frame": FRAME, "tasks": TASKS, "models": {}}
+    results = {"hardware": machine, "precision": "float32", "systems": SYSTEMS, "tasks": TASKS, "models": {}}
     results["date"] = datetime.date.today().isoformat()
-    for model in options.models:
-        results["models"][model] = measure(model, names, options)
-        show_agreement(results["models"][model]["deviation"])
-    console.print(f"Written: {write_results('inference', results, options.output)}")
+    with tempfile.TemporaryDirectory() as folder:
+        for model in options.models:
+            found = results["models"][model] = {"systems": {}}
+            for system in options.systems:
+                found["systems"][system] = measure(model, system, names, Path(folder), options)
+                show_agreement(found["systems"][system]["deviation"])
+                path = write_results("inference", results, options.output)  # what is done stays if a later row fails
+    show_summary(results["models"])
+    console.print(f"Written: {path}")
 
 
 def deepmd_backends(options) -> list[str]:
@@ -66,19 +75,21 @@ def deepmd_backends(options) -> list[str]:
     return [f"pt, {n} thread{'s' * (n > 1)}" for n in threads if "pt" in wanted] + ["jax"] * ("jax" in wanted)
 
 
-def measure(model: str, names: list[str], options) -> dict:
-    """Timings of every task and backend, the agreement with the stored reference, versions."""
-    workers = {name: start(name, model, options) for name in names}
+def measure(model: str, system: str, names: list[str], folder: Path, options) -> dict:
+    """Timings of every task and backend, the agreement with the float64 reference, operations, versions."""
+    files = prepare(system, model, folder)
+    workers = {name: start(name, model, files, options) for name in names}
     try:
-        console.print(f"{model}: {', '.join(workers)} loaded")
+        console.print(f"{model}, {system}: {', '.join(workers)} loaded")
         timings = {}
         for task in options.tasks:
             timings[task] = {k: t._asdict() for k, t in interleave(workers, task, options.repetitions).items()}
-            show(model, task, timings[task])
+            show(f"DPA-2 {model}, {SYSTEMS[system]}, float32: {TASKS[task]}", timings[task])
         return {
             "timings": timings,
             "ratio": {task: ratio(rows) for task, rows in timings.items()},
-            "deviation": deviations(model, workers, options.tasks),
+            "deviation": deviations(f"{model}, {system}", Frames.read(files[1]), workers, options.tasks),
+            "operations": operations(workers["lamjax"], timings),
             "versions": {name: worker.facts["versions"] for name, worker in workers.items()},
         }
     finally:
@@ -86,13 +97,22 @@ def measure(model: str, names: list[str], options) -> dict:
             worker.close()
 
 
-def start(name: str, model: str, options) -> Worker:
+def start(name: str, model: str, files: tuple[Path, Path], options) -> Worker:
     """The worker of a backend; `pt, 2 threads` is backend pt with two threads."""
     backend, _, threads = name.partition(", ")
     python = sys.executable if backend == "lamjax" else options.deepmd_python
-    files = (PRESETS / f"dpa2_{model}_f32.dp", PRESETS / f"dpa2_{model}_reference.npz")
-    words = (backend, *files, FRAME, threads.split()[0] if threads else 0)
+    words = (backend, *files, threads.split()[0] if threads else 0)
     return Worker(f"{name} ({model})", ROOT / "backends.py", words, python, options.cores)
+
+
+def operations(worker: Worker, timings: dict[str, dict]) -> dict:
+    """Operations of lamjax's tasks (XLA's count) and their rate as a fraction of a matrix product's on these cores."""
+    peak = worker.ask("matmul")["flops_per_s"]
+    found = {}
+    for task, rows in timings.items():
+        flops = worker.ask("flops", task)["flops"]
+        found[task] = {"gflop": flops / 1e9, "fraction_of_peak": flops / rows["lamjax"]["median"] / peak}
+    return {"peak_gflop_per_s": peak / 1e9, "tasks": found}
 
 
 def ratio(rows: dict[str, dict]) -> dict[str, float | str]:
@@ -109,10 +129,9 @@ def ratio(rows: dict[str, dict]) -> dict[str, float | str]:
     }
 
 
-def deviations(model: str, workers: dict[str, Worker], tasks: list[str]) -> dict:
+def deviations(where: str, frames: Frames, workers: dict[str, Worker], tasks: list[str]) -> dict:
     """Largest deviation of E, F, V from the float64 reference and spread of the first loss, relative; checked."""
-    reference = np.load(PRESETS / f"dpa2_{model}_reference.npz")
-    expected = [reference[f"{FRAME}__{key}"].reshape(-1) for key in ("energy", "forces", "virial")]
+    expected = [x.reshape(-1) for x in (frames.energy, frames.forces, frames.virial)]
     found = {}
     for task in set(tasks) - {"train"}:
         for name, worker in workers.items():
@@ -123,22 +142,22 @@ def deviations(model: str, workers: dict[str, Worker], tasks: list[str]) -> dict
         loss = {name: worker.ask("result", "train")["result"][0][0] for name, worker in workers.items()}
         middle = float(np.median(list(loss.values())))
         found |= {f"{name}: first loss": {"loss": abs(x / middle - 1)} for name, x in loss.items()}
-    wrong = {where: d for where, d in found.items() if max(d.values()) > TOLERANCE}
+    wrong = {name: d for name, d in found.items() if not max(d.values()) <= TOLERANCE}
     if wrong:
         raise SystemExit(
-            f"{model}: the backends disagree by more than {TOLERANCE:g}, no timing is worth anything: {wrong}"
+            f"{where}: the backends disagree by more than {TOLERANCE:g}, no timing is worth anything: {wrong}"
         )
     return found
 
 
-def show(model: str, task: str, rows: dict[str, dict]) -> None:
+def show(title: str, rows: dict[str, dict]) -> None:
     """The table of one task and how lamjax compares."""
     columns = ["", "median ms", "best ms", "cpu ms", "first call s", "peak MB", "above idle MB"]
     body = []
     for name, t in ((name, Timing(**row)) for name, row in rows.items()):
-        milliseconds = [f"{1e3 * x:.0f}" for x in (t.median, t.best, t.cpu)]
+        milliseconds = [f"{1e3 * x:.1f}" for x in (t.median, t.best, t.cpu)]
         body.append((name, *milliseconds, f"{t.first:.1f}", f"{t.peak_mb:.0f}", f"{t.above_idle_mb:.0f}"))
-    console.print(table(f"DPA-2 {model}, 192 atoms of water, float32: {TASKS[task]}", columns, body))
+    console.print(table(title, columns, body))
     if r := ratio(rows):
         console.print(
             f"lamjax is {r['wall']:.2f} times as fast as {r['against']} (medians; best calls {r['best_wall']:.2f}, "
@@ -152,6 +171,32 @@ def show_agreement(found: dict[str, dict]) -> None:
     for row in found.values():
         worst |= {name: max(value, worst.get(name, 0.0)) for name, value in row.items()}
     console.print("Agreement, relative: " + ", ".join(f"{name} {value:.1e}" for name, value in worst.items()) + "\n")
+
+
+def show_summary(models: dict[str, dict]) -> None:
+    """One row for each model, system and task."""
+    columns = ["model", "system", "task", "lamjax ms", "best other ms", "ratio, medians", "ratio, best"]
+    columns += ["peak MB, lamjax / least other", "first call s", "GFLOP", "% of peak"]
+    body = [
+        (model, system, task, *summary_cells(rows, found["ratio"][task], found["operations"]["tasks"][task]))
+        for model, content in models.items()
+        for system, found in content["systems"].items()
+        for task, rows in found["timings"].items()
+    ]
+    console.print(table("DPA-2, float32", columns, body), width=160, crop=False)
+
+
+def summary_cells(rows: dict[str, dict], compared: dict, counted: dict) -> tuple[str, ...]:
+    """The cells of a summary row after its names; a dash where there is no other backend."""
+    own, others = rows["lamjax"], [row for name, row in rows.items() if name != "lamjax"]
+    against, ratios, least = "-", ("-", "-"), "-"
+    if others:
+        against = f"{1e3 * rows[compared['against']]['median']:.1f} ({compared['against']})"
+        ratios = (f"{compared['wall']:.2f}", f"{compared['best_wall']:.2f}")
+        least = f"{min(row['peak_mb'] for row in others):.0f}"
+    memory = f"{own['peak_mb']:.0f} / {least}"
+    speed = (f"{counted['gflop']:.2f}", f"{100 * counted['fraction_of_peak']:.1f}")
+    return f"{1e3 * own['median']:.1f}", against, *ratios, memory, f"{own['first']:.1f}", *speed
 
 
 if __name__ == "__main__":

@@ -1,0 +1,108 @@
+"""lamjax: search and prediction in one jitted function; `training.make_step` for the training step."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from common import LEARNING_RATE, PREFACTORS, Frames
+
+import lamjax
+from lamjax import data, losses, neighbors, pytree, training
+from lamjax.losses import LabelLossConfig
+
+
+class Backend:
+    """One frame is evaluated as it is, several with `jax.vmap`; all are packed by lamjax into one shape."""
+
+    packages = ("lamjax", "jax", "jaxlib", "numpy")
+
+    def __init__(self, model: str, frames: Frames):
+        self.potential, self.params = lamjax.load(model, dtype=jnp.float32)
+        self.batch = _pack(self.potential, frames.labelled())
+        one = len(frames.positions) == 1
+        over_frames = (lambda f: f) if one else jax.vmap
+        self.system, listed = jax.tree.map(lambda x: x[0] if one else x, (self.batch.system, self.batch.neighbors))
+        self.listed = jax.tree.map(jnp.asarray, listed)
+        self.listed_batch = jax.tree.map(jnp.asarray, self.batch.neighbors)
+        self.labels = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), self.batch.labels)
+
+        def predict(params, system, listed):
+            return over_frames(lambda s, n: lamjax.predict(self.potential, params, s, n))(system, listed)
+
+        def search_and_predict(params, system, listed):
+            found = over_frames(self._search)(listed, system)
+            return predict(params, system, found), found.overflow
+
+        self.evaluate, self.evaluate_listed = jax.jit(search_and_predict), jax.jit(predict)
+        self.search = jax.jit(jax.vmap(self._search))
+        optimizer = optax.adam(LEARNING_RATE)
+        self.step = training.make_step(losses.label_loss(self.potential, _loss_config()), optimizer)
+        self.state = training.init(jax.tree.map(jnp.array, self.params), optimizer)  # a copy: steps reuse its memory
+
+    def _search(self, listed, system):
+        return neighbors.update(listed, system, self.potential.shells)
+
+    def efv(self):
+        prediction, overflow = jax.device_get(self.evaluate(self.params, self.system, self.listed))
+        if np.any(overflow):
+            raise RuntimeError("the neighbour list overflowed")
+        return prediction.energy, prediction.forces, prediction.virial
+
+    def model(self):
+        prediction = jax.device_get(self.evaluate_listed(self.params, self.system, self.listed))
+        return prediction.energy, prediction.forces, prediction.virial
+
+    def train(self):
+        systems = jax.tree.map(jnp.asarray, self.batch.system)
+        found = self.search(self.listed_batch, systems)
+        batch = self.batch._replace(system=systems, neighbors=found, labels=self.labels)
+        self.state, metrics = self.step(self.state, batch)
+        jax.block_until_ready(self.state)
+        return (float(metrics["loss"]),)
+
+    def flops(self, task: str) -> float:
+        """Operations of one call, as XLA counts them in the compiled programs."""
+        systems = jax.tree.map(jnp.asarray, self.batch.system)
+        batch = self.batch._replace(system=systems, neighbors=self.listed_batch, labels=self.labels)
+        calls = {
+            "efv": [(self.evaluate, (self.params, self.system, self.listed))],
+            "model": [(self.evaluate_listed, (self.params, self.system, self.listed))],
+            "train": [(self.search, (self.listed_batch, systems)), (self.step, (self.state, batch))],
+        }
+        return sum(f.lower(*given).compile().cost_analysis()["flops"] for f, given in calls[task])
+
+    def matmul(self, n: int = 2048, repetitions: int = 12) -> float:
+        """Operations per second of the best product of two n by n float32 matrices."""
+        product = jax.jit(jnp.matmul)
+        a, b = jax.random.normal(jax.random.key(0), (2, n, n), jnp.float32)
+        product(a, b).block_until_ready()
+        best = np.inf
+        for _ in range(repetitions):
+            begin = time.perf_counter()
+            product(a, b).block_until_ready()
+            best = min(best, time.perf_counter() - begin)
+        return 2 * n**3 / best
+
+
+def _pack(potential, frames: Frames):
+    """All frames as one batch of one shape; its neighbour lists can be rebuilt (they know the images to search)."""
+    pbc, weights = np.full(3, frames.periodic), np.ones(3)
+    labels = zip(frames.energy, frames.forces, frames.virial, strict=True)
+    structures = zip(frames.positions, frames.numbers.astype(np.int32), frames.cell, strict=True)
+    systems = [lamjax.System(*arrays, pbc) for arrays in structures]
+    rows = [
+        data.Frame(system, lamjax.Labels(*found, weights), "benchmark", ("", "", ""), {})
+        for system, found in zip(systems, labels, strict=True)
+    ]
+    shells = potential.shells
+    plan = data.plan(rows, shells, max_programs=1)
+    (batch,) = data.pack(rows, plan, np.float32).buckets
+    n_offsets = max(len(neighbors.image_offsets(s.cell, pbc, shells[0].cutoff)) for s in systems)
+    listed = [neighbors.host_neighbors(s, shells, plan.buckets[0].capacities, n_offsets) for s in systems]
+    return batch._replace(neighbors=pytree.stack(listed))
+
+
+def _loss_config() -> LabelLossConfig:
+    return LabelLossConfig(**{f"{end}_pref_{k}": p for k, p in PREFACTORS.items() for end in ("start", "limit")})
