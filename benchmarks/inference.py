@@ -183,7 +183,8 @@ def show_summary(models: dict[str, dict]) -> None:
         for system, found in content["systems"].items()
         for task, rows in found["timings"].items()
     ]
-    console.print(table("DPA-2, float32", columns, body), width=160, crop=False)
+    console.width = max(console.width, 160)  # a log file counts as 80 columns, too few for this table
+    console.print(table("DPA-2, float32", columns, body))
 
 
 def summary_cells(rows: dict[str, dict], compared: dict, counted: dict) -> tuple[str, ...]:
