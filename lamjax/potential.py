@@ -192,7 +192,7 @@ def check_elements(potential: Potential, system: System) -> None:
     if unknown := sorted(present - set(potential.elements)):
         raise ValueError(
             f"Element {', '.join(unknown)} is not in the model's type map [{', '.join(potential.elements)}]. "
-            "Use a model that knows it, or extend this one."
+            "Use a model that knows it, or extend this one (lamjax.edit.extend_elements)."
         )
 
 

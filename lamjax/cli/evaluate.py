@@ -19,7 +19,7 @@ from lamjax.training.parity import Differences, missing, parity_table, read_refe
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="A lamjax bundle or a DeePMD-kit .dp file.")],
+    model: Annotated[Path, typer.Argument(help="A lamjax bundle or a DeePMD-kit model (.pt, .dp, .yaml).")],
     files: Annotated[list[Path], typer.Argument(help="Labelled structures: extxyz, what ASE reads, DeePMD folders.")],
     head: Annotated[str | None, typer.Option(help="The head, where the model has several.")] = None,
     precision: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",

@@ -17,7 +17,7 @@ from lamjax.reports import console, progress, table
 
 
 def relax(
-    model: Annotated[Path, typer.Argument(help="A lamjax bundle or a DeePMD-kit .dp file.")],
+    model: Annotated[Path, typer.Argument(help="A lamjax bundle or a DeePMD-kit model (.pt, .dp, .yaml).")],
     structures: Annotated[list[Path], typer.Argument(help="Files that ASE reads; every frame is relaxed.")],
     out: Annotated[Path, typer.Option(help="Relaxed structures, extxyz.")] = Path("relaxed.extxyz"),
     fmax: Annotated[float, typer.Option(help="Converged when no atom feels a larger force (eV/Å).")] = 0.02,

@@ -50,7 +50,15 @@ def all_images(
 
 
 def update(neighbors: Neighbors, system: System, shells: tuple[Shell, ...]) -> Neighbors:
-    """The list rebuilt for new positions (and cell) in the same shapes; a past `overflow` or `truncated` is kept."""
+    """The list rebuilt for new positions (and cell) in the same shapes; a past `overflow` or `truncated` is kept.
+
+    Raises ValueError for a list without the images that a search needs (batches of `data.pack` have none).
+    """
+    if neighbors.offsets.shape[-2] == 0:
+        raise ValueError(
+            "This list has no images to search, because it was made to be used once (data.pack, the calculator). "
+            "Begin with lamjax.allocate, or relaxation.relax_structures for many structures."
+        )
     new = all_images(system, shells, neighbors.capacities, neighbors.offsets)
     return new._replace(
         overflow=new.overflow | neighbors.overflow,

@@ -30,7 +30,7 @@ model:                             # a fresh model ...
     repformer: {rcut: 4.0, rcut_smth: 3.5, nsel: 48, g2_dim: 32, update_g1_has_attn: false, update_g2_has_attn: false,
                 update_g2_has_g1g1: false, update_style: res_residual, update_residual: 0.01}
   heads: [[Default, {neuron: [240, 240, 240]}]]
-# base: model.lamjax               # ... or one to fine-tune: a lamjax bundle or a DeePMD-kit .dp
+# base: model.lamjax               # ... or one to fine-tune: a lamjax bundle or a DeePMD-kit .pt, .dp
 # head: Default                    # its head, where there are several
 # bias: change                     # energy per element: change (fit of label - prediction), set (fit of labels), keep
 loss: {start_pref_e: 0.02, limit_pref_e: 1.0, start_pref_f: 1000.0, limit_pref_f: 1.0,

@@ -9,10 +9,10 @@ import label_frames as make
 import numpy as np
 import pytest
 
+import lamjax
 from lamjax import data, losses, pytree
-from lamjax.interop.deepmd.checkpoint import load as load_deepmd
 from lamjax.losses.labels import compare
-from lamjax.potential import build, predict
+from lamjax.potential import predict
 from lamjax.system import Labels
 
 REFERENCE = json.loads((make.FIXTURES / "loss_reference.json").read_text())
@@ -29,9 +29,8 @@ NAMES = {  # DeePMD's name -> path in our parameters
 @pytest.fixture(scope="module")
 def model():
     """The reference's potential, parameters and batch."""
-    config, params = load_deepmd(make.FIXTURES / "loss_model.dp")
+    potential, params = lamjax.load(make.FIXTURES / "loss_model.dp")
     frames = make.reference_frames()
-    potential = build(config)
     packed = data.pack(frames, data.plan(frames, potential.shells, 1))
     return potential, params, next(data.batches(packed, 3, seed=None))
 

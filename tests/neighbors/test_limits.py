@@ -188,3 +188,10 @@ def test_a_structure_of_padding_has_no_neighbours():
     system = System(np.zeros((3, 3)), np.zeros(3, np.int32), np.zeros((3, 3)), np.zeros(3, bool))
     assert neighbors.count(system, SHELLS) == (0,)
     assert not np.any(neighbors.allocate(system, SHELLS).mask)
+
+
+def test_a_list_without_images_cannot_be_searched_anew():
+    system = lamjax.from_ase(ase.Atoms("H2", positions=[[0, 0, 0], [0, 0, 0.8]]))
+    listed = lamjax.allocate(classical.lennard_jones(), system)
+    with pytest.raises(ValueError, match="no images to search.*lamjax.allocate"):
+        neighbors.update(listed._replace(offsets=listed.offsets[:0]), system, SHELLS)

@@ -16,9 +16,8 @@ import numpy as np
 import optax
 import pytest
 
+import lamjax
 from lamjax import data, losses, pytree, training
-from lamjax.interop.deepmd.checkpoint import load as load_deepmd
-from lamjax.potential import build
 
 SCRIPT = Path(__file__).parent / "killed_run.py"
 
@@ -37,8 +36,7 @@ def test_six_adam_steps_equal_deepmd():
     reference = json.loads((make.FIXTURES / "adam_reference.json").read_text())
     stored = np.load(make.FIXTURES / "loss_reference.npz")
     prefactors = json.loads((make.FIXTURES / "loss_reference.json").read_text())["prefactors"]
-    config, params = load_deepmd(make.FIXTURES / "loss_model.dp")
-    potential = build(config)
+    potential, params = lamjax.load(make.FIXTURES / "loss_model.dp")
     frames = make.reference_frames()
     batch = next(data.batches(data.pack(frames, data.plan(frames, potential.shells, 1)), 3, seed=None))
     settings = {k: v for k, v in reference["learning_rate"].items() if k != "num_steps"}
