@@ -4,6 +4,7 @@ from lamjax.data.batches import Batch as Batch
 from lamjax.data.batches import Packed as Packed
 from lamjax.data.batches import batches as batches
 from lamjax.data.batches import n_batches as n_batches
+from lamjax.data.batches import only as only
 from lamjax.data.batches import pack as pack
 from lamjax.data.deepmd import DeepmdSystem as DeepmdSystem
 from lamjax.data.pairs import Pair as Pair

@@ -13,6 +13,7 @@ from lamjax.data.plan import Plan, choose, shape
 from lamjax.data.read import Frame
 from lamjax.neighbors import Neighbors
 from lamjax.neighbors.host import host_neighbors
+from lamjax.neighbors.types import round_up
 from lamjax.system import Labels, System, pad, pad_labels
 
 
@@ -30,6 +31,7 @@ class Packed(NamedTuple):
 
     plan: Plan
     buckets: tuple[Batch, ...]
+    numbers: tuple[int, ...]  # which bucket of the plan each of them is
     sources: tuple[str, ...]  # of every frame, for messages
 
 
@@ -48,12 +50,12 @@ def pack(frames: Sequence[Frame], plan: Plan, dtype=None) -> Packed:
             f"{frame.source}: {shape(frame, plan.shells)} (atoms, neighbour slots) fits none of the planned shapes "
             f"{[(b.n_atoms, *b.capacities) for b in plan.buckets]}. Plan with all frames, validation included."
         )
+    used = np.unique(places).tolist()
     buckets = [
-        pytree.stack([_row(k, frames[k], plan, bucket, dtype) for k in np.flatnonzero(places == b)])
-        for b, bucket in enumerate(plan.buckets)
-        if (places == b).any()
+        pytree.stack([_row(k, frames[k], plan, plan.buckets[b], dtype) for k in np.flatnonzero(places == b)])
+        for b in used
     ]
-    return Packed(plan, tuple(buckets), tuple(frame.source for frame in frames))
+    return Packed(plan, tuple(buckets), tuple(used), tuple(frame.source for frame in frames))
 
 
 def batches(
@@ -63,24 +65,40 @@ def batches(
     seed: int | None = 0,
     epochs: int | None = None,
     start: int = 0,
+    bucket: int | None = None,
+    multiple: int = 1,
+    part: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """Batches of one bucket each; every epoch shows every frame once.
 
     `batch_size` is a number of structures, or "auto:N": as many as hold N atoms (ceil(N / n_atoms); "auto" is
     "auto:32"), as in DeePMD-kit. A short batch is filled with empty rows, so that no new shape appears.
     The order is a function of `seed` alone (None: as in the file), so `start`, a number of batches, resumes exactly.
+    With `bucket`, a number in the plan, only frames of that bucket are shown. Rows are filled up to a multiple of
+    `multiple` (devices); of these, `part` (k, n) yields the k-th of n equal shares (processes).
     """
+    if bucket is not None:
+        packed = only(packed, bucket)
     length = n_batches(packed, batch_size)
     epoch, first = divmod(start, length)
     while epochs is None or epoch < epochs:
-        for bucket, rows in _order(packed, batch_size, seed, epoch)[first:]:
-            yield _batch(packed.buckets[bucket], rows, _size(packed.buckets[bucket], batch_size))
+        for k, rows in _order(packed, batch_size, seed, epoch)[first:]:
+            size = round_up(_size(packed.buckets[k], batch_size), multiple)
+            share = slice(part[0] * size // part[1], (part[0] + 1) * size // part[1])
+            yield _batch(packed.buckets[k], rows[share], size // part[1])
         epoch, first = epoch + 1, 0
 
 
 def n_batches(packed: Packed, batch_size: int | str = "auto") -> int:
     """Batches in one epoch."""
     return sum(math.ceil(len(bucket.frame) / _size(bucket, batch_size)) for bucket in packed.buckets)
+
+
+def only(packed: Packed, bucket: int) -> Packed:
+    """The frames of one bucket of the plan; ValueError if there is none."""
+    if bucket not in packed.numbers:
+        raise ValueError(f"No frame is in bucket {bucket} of the plan; there are frames in {list(packed.numbers)}.")
+    return packed._replace(buckets=(packed.buckets[packed.numbers.index(bucket)],), numbers=(bucket,))
 
 
 def _order(packed: Packed, batch_size, seed: int | None, epoch: int) -> list[tuple[int, np.ndarray]]:
