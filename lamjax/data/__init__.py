@@ -3,6 +3,7 @@
 from lamjax.data.batches import Batch as Batch
 from lamjax.data.batches import Packed as Packed
 from lamjax.data.batches import batches as batches
+from lamjax.data.batches import frames_per_batch as frames_per_batch
 from lamjax.data.batches import n_batches as n_batches
 from lamjax.data.batches import only as only
 from lamjax.data.batches import pack as pack

@@ -83,7 +83,7 @@ def batches(
     epoch, first = divmod(start, length)
     while epochs is None or epoch < epochs:
         for k, rows in _order(packed, batch_size, seed, epoch)[first:]:
-            size = round_up(_size(packed.buckets[k], batch_size), multiple)
+            size = round_up(frames_per_batch(packed.buckets[k].system.n_atoms, batch_size), multiple)
             share = slice(part[0] * size // part[1], (part[0] + 1) * size // part[1])
             yield _batch(packed.buckets[k], rows[share], size // part[1])
         epoch, first = epoch + 1, 0
@@ -91,7 +91,7 @@ def batches(
 
 def n_batches(packed: Packed, batch_size: int | str = "auto") -> int:
     """Batches in one epoch."""
-    return sum(math.ceil(len(bucket.frame) / _size(bucket, batch_size)) for bucket in packed.buckets)
+    return sum(math.ceil(len(bucket.frame) / frames_per_batch(bucket.system.n_atoms, batch_size)) for bucket in packed.buckets)
 
 
 def only(packed: Packed, bucket: int) -> Packed:
@@ -106,18 +106,19 @@ def _order(packed: Packed, batch_size, seed: int | None, epoch: int) -> list[tup
     rng = None if seed is None else np.random.default_rng((seed, epoch))
     chosen = []
     for k, bucket in enumerate(packed.buckets):
-        n, size = len(bucket.frame), _size(bucket, batch_size)
+        n, size = len(bucket.frame), frames_per_batch(bucket.system.n_atoms, batch_size)
         rows = np.arange(n) if rng is None else rng.permutation(n)
         chosen += [(k, rows[a : a + size]) for a in range(0, n, size)]
     return chosen if rng is None else [chosen[k] for k in rng.permutation(len(chosen))]
 
 
-def _size(bucket: Batch, batch_size: int | str) -> int:
+def frames_per_batch(n_atoms: int, batch_size: int | str) -> int:
+    """Structures in a batch of a bucket of `n_atoms`; ValueError for a batch size that is none."""
     if isinstance(batch_size, str):
         kind, _, atoms = batch_size.partition(":")
         if kind != "auto" or not (atoms or "32").isdigit() or int(atoms or 32) < 1:
             raise ValueError(f'batch_size must be a number, "auto" or "auto:N", got {batch_size!r}.')
-        return math.ceil(int(atoms or 32) / bucket.system.n_atoms)
+        return math.ceil(int(atoms or 32) / n_atoms)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     return batch_size
