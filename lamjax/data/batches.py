@@ -89,9 +89,13 @@ def batches(
         epoch, first = epoch + 1, 0
 
 
-def n_batches(packed: Packed, batch_size: int | str = "auto") -> int:
-    """Batches in one epoch."""
-    return sum(math.ceil(len(bucket.frame) / frames_per_batch(bucket.system.n_atoms, batch_size)) for bucket in packed.buckets)
+def n_batches(packed: Packed, batch_size: int | str = "auto", bucket: int | None = None) -> int:
+    """Batches in one epoch, of one bucket of the plan or of all."""
+    if bucket is not None:
+        packed = only(packed, bucket)
+    return sum(
+        math.ceil(len(bucket.frame) / frames_per_batch(bucket.system.n_atoms, batch_size)) for bucket in packed.buckets
+    )
 
 
 def only(packed: Packed, bucket: int) -> Packed:
