@@ -126,10 +126,11 @@ def _build(config: PotentialConfig, head: str | None) -> Potential:
 
     def init(key, dtype=None) -> Params:
         keys = jax.random.split(key, 1 + len(heads))
-        return Params(
-            descriptor.init(keys[0], dtype),
-            {name: h.init(k, dtype) for (name, h), k in zip(heads.items(), keys[1:], strict=True)},
-        )
+        found = {name: h.init(k, dtype) for (name, h), k in zip(heads.items(), keys[1:], strict=True)}
+        for number, head in enumerate(found.values()):  # told apart where they share a net: one-hot vectors
+            if (vector := head["statistics"].get("case_embd")) is not None and number < len(vector):
+                head["statistics"]["case_embd"] = vector.at[number].set(1)
+        return Params(descriptor.init(keys[0], dtype), found)
 
     def atomic_energies(params: Params, system: System, neighbors: Neighbors):
         _require_head(head, config.head_names)

@@ -6,6 +6,7 @@ import sys
 import typer
 from rich.markup import escape
 
+from lamjax.cli import cache
 from lamjax.cli.convert import convert
 from lamjax.cli.data import check
 from lamjax.cli.demo import demo
@@ -32,6 +33,7 @@ app.add_typer(data_app, name="data")
 
 def main() -> None:
     """Run the command; what the user can mend is one message, not a traceback."""
+    cache.enable()
     try:
         app()
     except (ValueError, OSError) as error:

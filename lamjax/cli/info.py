@@ -6,6 +6,7 @@ from importlib.metadata import version
 import jax
 import jax.numpy as jnp
 
+from lamjax.cli import cache
 from lamjax.reports import console, table
 
 PACKAGES = ("lamjax", "jax", "jaxlib", "jax-md", "optax", "orbax-checkpoint", "flax", "ase", "vesin", "numpy")
@@ -23,4 +24,5 @@ def info() -> None:
     x64 = "" if jax.config.jax_enable_x64 else " (x64 is off)"
     rows += [("default float", f"{jnp.zeros((), float).dtype}{x64}")]
     rows += [("matmul precision", str(jax.config.jax_default_matmul_precision or "backend default"))]
+    rows += [("compiled programs", f"{cache.folder()} ({cache.size() / 2**20:.0f} MB)")]
     console.print(table("lamjax", ("what", "value"), rows))

@@ -16,7 +16,10 @@ from lamjax.cli.data import data_table
 from lamjax.data import n_batches
 from lamjax.reports import console, table
 from lamjax.training import run as runs
-from lamjax.training.config import TEMPLATE, parse
+from lamjax.training import sharding
+from lamjax.training.config import TEMPLATE, TrainConfig, parse
+from lamjax.training.config import schema as config_schema
+from lamjax.training.tasks import Task
 
 
 def train(
@@ -24,52 +27,69 @@ def train(
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change a key: --set schedule.start_lr=1e-4.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last state in the output folder.")] = False,
     template: Annotated[bool, typer.Option("--template", help="Print a config file with all keys and stop.")] = False,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the config's JSON schema and stop.")] = False,
+    coordinator: Annotated[str | None, typer.Option(help="HOST:PORT of the first of several processes.")] = None,
+    processes: Annotated[int | None, typer.Option(help="How many processes train together.")] = None,
+    process: Annotated[int | None, typer.Option(help="Which of them this is, from 0.")] = None,
 ) -> None:
     """Train on labels: from scratch (`model:` in the config) or from a stored model (`base:`).
 
-    Writes states, lcurve.csv, config.json and model.lamjax to the output folder. A killed run goes on with --resume,
-    bit for bit.
+    Writes states, lcurve.csv, config.json, facts.json, plots, best.lamjax and model.lamjax to the output folder. A
+    killed run goes on with --resume, bit for bit. All devices that jax sees are used; on several machines start the
+    same command on each with --coordinator, --processes and --process (--coordinator auto under SLURM or MPI).
     """
-    if template:
-        print(TEMPLATE, end="")
+    if template or schema:
+        print(TEMPLATE if template else config_schema(), end="")
         return
     if config is None:
         raise ValueError("Name a config file: lamjax train config.yaml. `lamjax train --template` prints one.")
+    if coordinator is not None:
+        found = () if coordinator == "auto" else (coordinator, processes, process)
+        jax.distributed.initialize(*found)
+    run_config(parse(config, set_ or ()), resume)
+
+
+def run_config(settings: TrainConfig, resume: bool = False) -> runs.Run:
+    """Train to the end, saying in the first process what is done."""
     with jax.enable_x64(True):  # for sums of energies; the network runs in the config's precision
-        _run(parse(config, set_ or ()), resume)
+        return _run(settings, resume)
 
 
-def _run(settings, resume: bool) -> None:
+def _run(settings: TrainConfig, resume: bool) -> runs.Run:
+    console.quiet = not sharding.is_first()
     console.print(_banner(settings.precision))
     run = runs.prepare(settings, resume)
     _describe(run)
-    with _bar(settings.steps, int(run.state.step)) as advance:
+    with _bar(settings.steps, run.done) as advance:
         for event in runs.events(run):
             match event:
                 case runs.Record():
                     advance(event.step)
             console.print(line(event, settings.steps), soft_wrap=True)
+    return run
 
 
 def line(event, steps: int) -> str:
     """One event as one line of text."""
     match event:
-        case runs.Compiled(n, n_atoms, capacities, batch_size, seconds, task):
-            slots, of = "/".join(map(str, capacities)), f" ({task})" if task else ""
+        case runs.Compiled(n, n_atoms, capacities, batch_size, seconds, group):
+            slots, of = "/".join(map(str, capacities)), f" ({group})" if group else ""
             return f"program {n}{of}: {batch_size} x {n_atoms} atoms, {slots} neighbours, first step {seconds:.1f} s"
         case runs.Saved(path):
             return f"saved {path}"
+        case runs.Stopped(step, best_step, best):
+            return f"stopped at step {step}: no better validation than {best:.4g} (eV, Å) of step {best_step}"
     text = (
         f"step {event.step}/{steps}  lr {event.learning_rate:.2e}  loss {event.loss:.3e}  train {_errors(event.train)}"
     )
     if event.validation:
         text += f"  validation {_errors(event.validation)}"
-    return f"{text}  left {_duration(event.remaining)}"
+    return f"{text}  {event.structures:.3g} structures/s {event.atoms:.3g} atoms/s  left {_duration(event.remaining)}"
 
 
 def _errors(errors: dict[str, float]) -> str:
-    """RMSE of energy and virial in meV/atom, of forces in meV/Å, task by task."""
-    terms = {"rmse_e": ("E", "meV/atom"), "rmse_f": ("F", "meV/Å"), "rmse_v": ("V", "meV/atom")}
+    """RMSE of energy (meV/atom), forces (meV/Å) and stress (meV/Å³), task by task."""
+    terms = {"rmse_e": ("E", "meV/atom"), "rmse_f": ("F", "meV/Å"), "rmse_s": ("S", "meV/Å³")}
     found: dict[str, list[str]] = {}
     for key, value in errors.items():
         kind, _, task = key.partition(":")
@@ -103,15 +123,16 @@ def _describe(run: runs.Run) -> None:
         ("parameters", f"{pytree.n_parameters(run.state.params):,}"),
         ("elements", " ".join(run.potential.elements)),
         ("head", ", ".join(_head(task) for task in run.tasks)),
-        ("programs", f"{sum(len(task.train.buckets) for task in run.tasks)}: {'; '.join(sizes)}"),
+        ("programs", f"{run.n_programs}: {'; '.join(sizes)}"),
         ("work spent on padding", f"{100 * run.plan.waste:.1f} %"),
         ("batches per epoch", ", ".join(str(n_batches(task.train, task.batch_size)) for task in run.tasks)),
-        ("steps", f"{int(run.state.step)} of {run.config.steps} done"),
+        ("devices", f"{jax.device_count()}, in {jax.process_count()} processes"),
+        ("steps", f"{run.done} of {run.config.steps} done"),
     ]
     console.print(table("Run", ["", ""], rows))
 
 
-def _head(task: runs.Task) -> str:
+def _head(task: Task) -> str:
     return f"{task.potential.head} ({100 * task.probability:.3g} % of the steps)" if task.name else task.potential.head
 
 

@@ -1,6 +1,9 @@
 """Losses: (params, batch) -> (scalar, metrics)."""
 
+from lamjax.losses.combine import Slots as Slots
+from lamjax.losses.combine import heads_loss as heads_loss
 from lamjax.losses.combine import multitask_loss as multitask_loss
+from lamjax.losses.combine import same_form as same_form
 from lamjax.losses.combine import weighted_sum as weighted_sum
 from lamjax.losses.labels import LabelLossConfig as LabelLossConfig
 from lamjax.losses.labels import Loss as Loss

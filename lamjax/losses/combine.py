@@ -1,19 +1,76 @@
 """Losses made of losses."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-from lamjax.losses.labels import Loss
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from lamjax import pytree
+from lamjax.losses.labels import LabelLossConfig, Loss, compare
+from lamjax.potential import Params, Potential, predict, select
+
+
+class Slots(NamedTuple):
+    """What one step learns from: slots with the frames of one task each, all of one shape.
+
+    Slots of different tasks may lie on different devices.
+    """
+
+    task: Int[Array, " slots"]  # number of the task of each slot
+    batch: Any  # a batch with two leading axes, (slots, frames, ...)
+
+
+def heads_loss(potential: Potential, heads: Sequence[str], configs: Sequence[LabelLossConfig]) -> Loss:
+    """The label loss of several tasks in one program: (params, Slots, lr_ratio) -> (scalar, metrics).
+
+    Task t has the head `heads[t]` and the prefactors of `configs[t]`. The loss is the mean over the slots of the loss
+    of each slot's task; the metrics are those of `label_loss` with a leading axis of slots, and "task". The head is
+    looked up by number when the program runs, so that a further task costs no further compilation.
+    Raises ValueError unless all heads are of one shape and all losses of one form (`same_form`).
+    """
+    if not all(same_form(potential, (head, c), (heads[0], configs[0])) for head, c in zip(heads, configs, strict=True)):
+        raise ValueError("Tasks in one loss need heads of one shape, and losses that differ in prefactors only.")
+    one = select(potential, heads[0])
+    prefactors = np.array([config.prefactors for config in configs])
+
+    def slot(params: Params, stacked, task, batch, lr_ratio):
+        head = jax.tree.map(lambda leaf: leaf[task], stacked)
+        own = Params(params.descriptor, {heads[0]: head})
+        predictions = jax.vmap(lambda s, n: predict(one, own, s, n))(batch.system, batch.neighbors)
+        return compare(configs[0], predictions, batch, lr_ratio, jnp.asarray(prefactors)[task])
+
+    def loss(params: Params, slots: Slots, lr_ratio=1.0):
+        stacked = pytree.stack([params.heads[head] for head in heads])
+        if len(slots.task) == 1:  # the same without a further axis
+            value, metrics = slot(params, stacked, slots.task[0], pytree.take(slots.batch, 0), lr_ratio)
+            metrics = jax.tree.map(lambda x: x[None], metrics)
+        else:
+            values, metrics = jax.vmap(lambda task, batch: slot(params, stacked, task, batch, lr_ratio))(*slots)
+            value = jnp.mean(values)
+        return value, {**metrics, "task": slots.task}
+
+    return loss
+
+
+def same_form(potential: Potential, a: tuple[str, LabelLossConfig], b: tuple[str, LabelLossConfig]) -> bool:
+    """True if two (head, loss) can share a program: equal head configs, losses equal but for the prefactors."""
+    configs = dict(potential.config.heads)
+    return configs[a[0]] == configs[b[0]] and _without_prefactors(a[1]) == _without_prefactors(b[1])
 
 
 def multitask_loss(losses: Mapping[str, Loss]) -> Loss:
-    """The loss of the one task that a batch {task: batch} belongs to, with that task's metrics.
+    """The loss of the one group that a batch {group: batch} belongs to, with that group's metrics.
 
-    The name of the task is in the structure of the batch, so that jit compiles a program for each task and shape.
+    The name of the group is in the structure of the batch, so that jit compiles a program for each group and shape.
     """
 
     def loss(params, batch, lr_ratio=1.0):
-        ((task, part),) = batch.items()
-        return losses[task](params, part, lr_ratio)
+        ((group, part),) = batch.items()
+        return losses[group](params, part, lr_ratio)
 
     return loss
 
@@ -33,3 +90,7 @@ def weighted_sum(losses: Mapping[str, tuple[float, Loss]]) -> Loss:
         return total, metrics
 
     return loss
+
+
+def _without_prefactors(config: LabelLossConfig) -> LabelLossConfig:
+    return dataclasses.replace(config, **{f"{end}_pref_{x}": 0.0 for end in ("start", "limit") for x in "efv"})

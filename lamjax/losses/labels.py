@@ -81,8 +81,13 @@ def label_loss(potential: Potential, config: LabelLossConfig = LabelLossConfig()
     return loss
 
 
-def compare(config: LabelLossConfig, predictions: Prediction, batch, lr_ratio=1.0) -> tuple[Array, dict[str, Array]]:
-    """The loss and metrics of predictions that are already there, for a batch with a leading axis."""
+def compare(
+    config: LabelLossConfig, predictions: Prediction, batch, lr_ratio=1.0, prefactors=None
+) -> tuple[Array, dict[str, Array]]:
+    """The loss and metrics of predictions that are already there, for a batch with a leading axis.
+
+    `prefactors` (3, 2), (start, limit) of energy, forces and virial, stands in for those of the config.
+    """
     real = systems.real(batch.system)
     differences = Differences(
         predictions.energy - batch.labels.energy,
@@ -93,15 +98,18 @@ def compare(config: LabelLossConfig, predictions: Prediction, batch, lr_ratio=1.
     terms = jax.vmap(functools.partial(_terms, config))(differences, batch.labels.forces, real, n_atoms)
     weights = batch.labels.weights
     means = jnp.stack([_mean(term, w) for term, w in zip(terms, weights.T, strict=True)])
-    start, limit = np.array(config.prefactors).T
+    start, limit = (np.array(config.prefactors) if prefactors is None else prefactors).T
     total = jnp.sum((limit + (start - limit) * lr_ratio) * means)
-    return total, _sums(differences, weights, jnp.sum(real, axis=-1))
+    return total, _sums(differences, weights, jnp.sum(real, axis=-1), systems.volume(batch.system))
 
 
 def errors(sums: Mapping[str, Any]) -> dict[str, float]:
-    """rmse_e, mae_e (eV/atom), rmse_f, mae_f (eV/Å), rmse_v, mae_v (eV/atom) of metrics; absent: no label."""
+    """RMSE and MAE of metrics: rmse_e (eV/atom), rmse_f (eV/Å), rmse_v (eV/atom), rmse_s (stress, eV/Å³), mae_...
+
+    What has no label is absent.
+    """
     found = {}
-    for name in TERMS:
+    for name in (*TERMS, "stress"):
         n = float(sums[f"{name}_n"])
         if n > 0:
             found[f"rmse_{name[0]}"] = float((sums[f"{name}_sq"] / n) ** 0.5)
@@ -143,17 +151,20 @@ def _mean(terms: Float[Array, " batch"], weights: Float[Array, " batch"]):
     return total / jnp.maximum(jnp.sum(labelled), 1)
 
 
-def _sums(differences: Differences, weights, n_atoms) -> dict[str, Array]:
+def _sums(differences: Differences, weights, n_atoms, volumes) -> dict[str, Array]:
     """Sums of absolute and squared errors over labelled frames, and how many numbers they hold."""
     n = jnp.maximum(n_atoms, 1).astype(differences.energy.dtype)
     per_atom = (
         (differences.energy / n)[:, None],
         differences.forces.reshape(len(n), -1),
         (differences.virial / n[:, None, None]).reshape(len(n), -1),
+        (differences.virial / jnp.where(volumes > 0, volumes, 1)[:, None, None]).reshape(len(n), -1),
     )
-    widths = (jnp.ones_like(n_atoms), 3 * n_atoms, jnp.full_like(n_atoms, 9))
+    nine = jnp.full_like(n_atoms, 9)
+    widths = (jnp.ones_like(n_atoms), 3 * n_atoms, nine, nine)
+    weights = (*weights.T, jnp.where(volumes > 0, weights[:, 2], 0))
     sums = {}
-    for name, x, width, w in zip(TERMS, jax.lax.stop_gradient(per_atom), widths, weights.T, strict=True):
+    for name, x, width, w in zip((*TERMS, "stress"), jax.lax.stop_gradient(per_atom), widths, weights, strict=True):
         x = jnp.where((w > 0)[:, None], x, 0).astype(numerics.widest_float())
         sums[f"{name}_abs"] = jnp.sum(jnp.abs(x))
         sums[f"{name}_sq"] = jnp.sum(x * x)

@@ -6,7 +6,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax_md import minimize, space
 
 from lamjax import numerics
 
@@ -50,9 +49,10 @@ def fire(config: FireConfig = FireConfig()) -> Fire:
     read from a step with any forces, and the caller evaluates energy, forces and neighbours there.
     """
     settings = {name: value for name, value in vars(config).items() if name != "max_step"}
-    _, apply = minimize.fire_descent(_told, _limited_shift(config.max_step), **settings)
+    minimize, space = _jax_md()
+    _, apply = minimize.fire_descent(_told, _limited_shift(space, config.max_step), **settings)
 
-    def init(positions, forces) -> minimize.FireDescentState:
+    def init(positions, forces):
         scalar = lambda x: jnp.asarray(x, positions.dtype)  # noqa: E731
         return minimize.FireDescentState(
             position=positions,
@@ -74,12 +74,23 @@ def fire(config: FireConfig = FireConfig()) -> Fire:
     return Fire(init, propose, step)
 
 
+def _jax_md():
+    """The modules minimize and space of jax-md, imported on first use.
+
+    Importing jax-md takes seconds (it imports its neural networks) and runs a computation, after which
+    `jax.distributed.initialize` is no longer possible (jax-md 0.2.29).
+    """
+    from jax_md import minimize, space
+
+    return minimize, space
+
+
 def _told(positions, forces, **unused):
     """jax-md's force function: the forces are given."""
     return forces
 
 
-def _limited_shift(max_step: float | None):
+def _limited_shift(space, max_step: float | None):
     """x + dx in free space, dx scaled down so that no atom moves farther than `max_step`."""
     _, shift = space.free()
     if max_step is None:

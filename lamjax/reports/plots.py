@@ -38,30 +38,40 @@ def before_after(
         figure.savefig(path, dpi=130)
 
 
-def learning_curve(path: str | Path, steps: Sequence[int], series: Mapping[str, Sequence[float]], ylabel: str) -> None:
-    """Errors against training steps on logarithmic axes, one line a series."""
+def learning_curve(
+    path: str | Path, panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], title: str
+) -> None:
+    """Errors against training steps on logarithmic axes: {quantity: {line: (steps, errors)}}, a panel a quantity."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.5, 4.2), layout="constrained")
-        axes = figure.subplots()
-        for name, values in series.items():
-            axes.loglog(steps, values, label=name)
-        axes.set(xlabel="training step", ylabel=ylabel)
-        axes.legend(frameon=False)
+        figure, axes = _row(len(panels), 5.2, 4.0)
+        for ax, (quantity, lines) in zip(axes, panels.items(), strict=True):
+            for (name, (steps, values)), color in zip(lines.items(), (BEFORE, AFTER, "#2c6fbb"), strict=False):
+                ax.loglog(steps, values, label=name, color=color, marker="o" if len(steps) < 3 else None, markersize=3)
+            ax.set(xlabel="training step", ylabel=quantity)
+            ax.legend(frameon=False)
+        figure.suptitle(title, fontsize=13)
         figure.savefig(path, dpi=130)
 
 
-def parity(path: str | Path, reference: Sequence[float], predicted: Sequence[float], quantity: str) -> None:
-    """Predicted against reference values with the line of equality and the RMSE in the title."""
-    x, y = np.asarray(reference), np.asarray(predicted)
+def parity(path: str | Path, panels: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str) -> None:
+    """Predicted against reference values, {quantity: (reference, predicted)}, with the line of equality and RMSE."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.8, 4.8), layout="constrained")
-        axes = figure.subplots()
-        ends = [min(x.min(), y.min()), max(x.max(), y.max())]
-        axes.plot(ends, ends, color=BEFORE, linewidth=1)
-        axes.scatter(x, y, s=6, alpha=0.4, color=AFTER, edgecolors="none")
-        axes.set(xlabel=f"reference {quantity}", ylabel=f"predicted {quantity}", aspect="equal")
-        axes.set_title(f"RMSE {np.sqrt(np.mean((x - y) ** 2)):.3g}, {len(x)} values", fontsize=11)
+        figure, axes = _row(len(panels), 4.8, 4.8)
+        for ax, (quantity, (reference, predicted)) in zip(axes, panels.items(), strict=True):
+            x, y = np.asarray(reference), np.asarray(predicted)
+            ends = [min(x.min(), y.min()), max(x.max(), y.max())]
+            ax.plot(ends, ends, color=BEFORE, linewidth=1)
+            ax.scatter(x, y, s=6, alpha=0.4, color=AFTER, edgecolors="none", rasterized=True)
+            ax.set(xlabel=f"reference {quantity}", ylabel=f"predicted {quantity}")
+            ax.set_title(f"RMSE {np.sqrt(np.mean((x - y) ** 2)):.3g}, {len(x)} values", fontsize=11)
+        figure.suptitle(title, fontsize=13)
         figure.savefig(path, dpi=130)
+
+
+def _row(n: int, width: float, height: float):
+    """A figure with n panels side by side."""
+    figure = Figure(figsize=(width * n, height), layout="constrained")
+    return figure, figure.subplots(1, n, squeeze=False)[0]
 
 
 def _dumbbells(axes, names, before, after, quantity):

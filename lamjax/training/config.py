@@ -1,5 +1,7 @@
 """What a training run on labels is made from: a file holds only what differs from these defaults."""
 
+import difflib
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -21,7 +23,9 @@ train: [data/train.extxyz]         # extxyz (also .gz), anything that ASE reads,
 validation: []                     # frames that are measured, never trained on
 # tasks:                           # ... or several data sets, each with a head of the model, instead of train
 #   oxides: {train: [data/oxides], validation: [], head: oxides, probability: 0.7, loss: {}, batch_size: auto}
-#   water: {train: [data/water]}   # head: its name; probability of a step: by frames; loss, batch_size: those below
+#   water: {train: [data/water]}   # head: its name; probability: by frames; loss, batch_size, bias: those below
+tasks_per_step: 1                  # tasks drawn for one step; they may lie on different devices
+share_layers: 0                    # first layers that all heads have in common, or all (see dim_case_embd of a head)
 model:                             # a fresh model ...
   elements: [O, H]
   descriptor:                      # keys and defaults are those of DeePMD-kit's dpa2
@@ -32,6 +36,7 @@ model:                             # a fresh model ...
   heads: [[Default, {neuron: [240, 240, 240]}]]
 # base: model.lamjax               # ... or one to fine-tune: a lamjax bundle or a DeePMD-kit .pt, .dp
 # head: Default                    # its head, where there are several
+# add_heads: {new: mean}           # heads to add to it: a copy of a head, the mean of all, or random
 # bias: change                     # energy per element: change (fit of label - prediction), set (fit of labels), keep
 loss: {start_pref_e: 0.02, limit_pref_e: 1.0, start_pref_f: 1000.0, limit_pref_f: 1.0,
        start_pref_v: 0.0, limit_pref_v: 0.0}           # limit + (start - limit) lr/start_lr
@@ -39,17 +44,39 @@ schedule: {type: exp, start_lr: 0.001, stop_lr: 1.0e-6, decay_steps: 5000, warmu
 optimizer: {name: adam, max_norm: null, options: {}}   # any optax optimiser; options are its keyword arguments
 steps: 100000
 batch_size: auto                   # a number of structures, or auto:N for ceil(N / atoms) of them; auto is auto:32
+accumulate: 1                      # batches whose mean gradient makes one update
 max_programs: 6                    # shapes of arrays, each is compiled once
 precision: float32                 # of the network; energies are summed in float64
+matmul_precision: null             # of products on GPUs: float32, tensorfloat32, bfloat16; null: jax's default
 seed: 0
 freeze: []                         # parameters that stay as they are, for example [descriptor]
+rates: {}                          # factors of the learning rate, for example {descriptor: 0.1, heads/new: 1.0}
 ema_decay: null                    # for example 0.999: validate and save a running mean of the parameters
 output: run                        # folder for states, lcurve.csv, config.json and the model
 print_every: 100
 validate_every: 1000
 save_every: 1000
 keep: 3                            # states
+monitor: rmse_f                    # the validation error that chooses best.lamjax, mean over tasks by probability
+patience: null                     # stop after so many validations without a better one
+plots: true                        # parity and learning curves at the end
+tensorboard: false                 # needs the extra [tensorboard]
 """
+
+
+# what may change when a run goes on
+_HARMLESS = {"output", "print_every", "save_every", "keep", "patience", "plots", "tensorboard", "monitor"}
+_COUNTS = (
+    "steps",
+    "accumulate",
+    "tasks_per_step",
+    "max_programs",
+    "print_every",
+    "validate_every",
+    "save_every",
+    "keep",
+    "patience",
+)
 
 
 @dataclass(frozen=True)
@@ -62,6 +89,7 @@ class TaskConfig:
     probability: float | None = None  # of a step, relative to the other tasks'; None for all: the number of frames
     loss: LabelLossConfig | None = None  # that of the run
     batch_size: int | str | None = None  # that of the run
+    bias: Literal["change", "set", "keep"] | None = None  # that of the run
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
 
@@ -75,34 +103,53 @@ class TrainConfig:
     train: tuple[str, ...] = ()
     validation: tuple[str, ...] = ()
     tasks: dict[str, TaskConfig] = field(default_factory=dict)
+    tasks_per_step: int = 1
+    share_layers: int | Literal["all"] = 0
     model: PotentialConfig | None = None
     base: str | None = None
     head: str | None = None
+    add_heads: dict[str, str] = field(default_factory=dict)  # name -> "random", "mean" or a head of the base
     bias: Literal["change", "set", "keep"] = "change"  # for `base`; a fresh model always gets "set"
     loss: LabelLossConfig = LabelLossConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     steps: int = 100_000
     batch_size: int | str = "auto"
+    accumulate: int = 1
     max_programs: int = 6
     precision: Literal["float32", "float64"] = "float32"
+    matmul_precision: Literal["float32", "tensorfloat32", "bfloat16"] | None = None
     seed: int = 0
     freeze: tuple[str, ...] = ()
+    rates: dict[str, float] = field(default_factory=dict)
     ema_decay: float | None = None
     output: str = "run"
     print_every: int = 100
     validate_every: int = 1000
     save_every: int = 1000
     keep: int = 3
+    monitor: Literal["rmse_e", "rmse_f", "rmse_v", "rmse_s", "mae_e", "mae_f", "mae_v", "mae_s"] = "rmse_f"
+    patience: int | None = None
+    plots: bool = True
+    tensorboard: bool = False
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     def __post_init__(self):
         if (self.model is None) == (self.base is None):
             raise ValueError("Give either `model` (a fresh model) or `base` (a model file to fine-tune), not both.")
         self._check_data()
-        for name in ("steps", "max_programs", "print_every", "validate_every", "save_every", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.add_heads and self.base is None:
+            raise ValueError("`add_heads` adds heads to a `base`; a fresh model has those of `model.heads`.")
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+        if self.share_layers != "all" and self.share_layers < 0:
+            raise ValueError(f'share_layers must be 0 or more, or "all", got {self.share_layers}.')
+        if wrong := {name: rate for name, rate in self.rates.items() if rate < 0}:
+            raise ValueError(f"rates must be 0 or more, got {wrong}.")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay must lie between 0 and 1, got {self.ema_decay}.")
 
     def _check_data(self) -> None:
         if self.tasks and (self.train or self.validation or self.head):
@@ -139,8 +186,66 @@ def validate(content: dict[str, Any], source: str = "config") -> TrainConfig:
     try:
         return TypeAdapter(TrainConfig).validate_python(content)
     except ValidationError as error:
-        faults = [f"  {'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}" for e in error.errors()]
-        raise ValueError(f"{source}: the config is not valid:\n" + "\n".join(faults)) from error
+        faults = "\n".join(f"  {fault}" for fault in map(_fault, error.errors()))
+        raise ValueError(f"{source}: the config is not valid:\n{faults}") from error
+
+
+def schema() -> str:
+    """The JSON schema of a config, with which an editor completes and checks YAML files."""
+    found = TypeAdapter(TrainConfig).json_schema()
+    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "lamjax train", **found})
+
+
+def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
+    """What decides the course of a run and differs between two configs: "loss.limit_pref_f: 1.0 -> 2.0"."""
+    a, b = (_flat(json.loads(to_json(config))) for config in (old, new))
+    return [
+        f"{key}: {a.get(key)} -> {b.get(key)}"
+        for key in sorted(a.keys() | b.keys())
+        if a.get(key) != b.get(key) and key.partition(".")[0] not in _HARMLESS
+    ]
+
+
+def _flat(content: dict, above: str = "") -> dict[str, Any]:
+    """{"a.b": value} of nested dicts."""
+    found = {}
+    for key, value in content.items():
+        nested = isinstance(value, dict) and value
+        found |= _flat(value, f"{above}{key}.") if nested else {f"{above}{key}": value}
+    return found
+
+
+def _fault(error: dict) -> str:
+    """One line of a validation error; for an unknown key the known one that is meant, or all there are."""
+    place = ".".join(str(part) for part in error["loc"])
+    if error["type"] not in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"{place or 'config'}: {error['msg']}"
+    known = _keys(error["loc"][:-1])
+    close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+    hint = f"Did you mean {close[0]}?" if close else f"Known keys: {', '.join(known)}." if known else ""
+    return f"{place}: unknown key. {hint}".rstrip()
+
+
+def _keys(path: tuple) -> list[str]:
+    """The keys that the config knows below a path, looked up in its schema."""
+    root = TypeAdapter(TrainConfig).json_schema()
+    node = root
+    for part in path:
+        options = _options(node, root)
+        node = next((o["properties"][part] for o in options if part in o.get("properties", ())), None) or next(
+            (o[k] for o in options for k in ("additionalProperties",) if isinstance(o.get(k), dict)), options[0]
+        )
+    return sorted({key for option in _options(node, root) for key in option.get("properties", ())})
+
+
+def _options(node: dict, root: dict) -> list[dict]:
+    """A node of a schema and whatever it refers to or chooses among."""
+    found = [node]
+    for other in (*node.get("anyOf", ()), *node.get("oneOf", ()), *node.get("prefixItems", ())):
+        found += _options(other, root)
+    if "$ref" in node:
+        found += _options(root["$defs"][node["$ref"].rpartition("/")[2]], root)
+    return found
 
 
 def to_json(config: TrainConfig) -> str:

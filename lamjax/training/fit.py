@@ -1,7 +1,7 @@
 """Loops over batches: the `for` loop belongs to the script, this is what it iterates."""
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -23,18 +23,16 @@ def fit(
     optimizer: optax.GradientTransformation,
     batches: Iterable,
     *,
-    lr_ratio: Callable | None = None,
-    freeze: tuple[str, ...] = (),
-    ema_decay: float | None = None,
-    sources: Sequence[str] | Mapping[str, Sequence[str]] = (),
+    sources: Sequence[str] | Callable[[Any], list[str]] = (),
+    **options,
 ) -> Iterator[tuple[TrainState, dict[str, Any]]]:
     """Yields (state, metrics) after every batch; both stay on the device until they are looked at.
 
     Save or copy what is to be kept of a state before asking for the next one: its memory is reused.
-    `sources[k]` names the frame k of a batch, `sources[task][k]` that of a batch {task: batch}.
+    `sources[k]` names the frame k, or `sources(batch)` the frames of a batch; `options` are those of `make_step`.
     Raises NonFiniteError that names the frames of the batch.
     """
-    step = make_step(loss, optimizer, lr_ratio=lr_ratio, freeze=freeze, ema_decay=ema_decay)
+    step = make_step(loss, optimizer, **options)
     pending = None
     for batch in batches:  # the host prepares the next batch while the device works on the last
         _check(pending, sources)
@@ -45,12 +43,12 @@ def fit(
 
 
 def evaluate(loss: Loss, params: Any, batches: Iterable) -> dict[str, float]:
-    """rmse_e, mae_e (eV/atom), rmse_f, mae_f (eV/Å), rmse_v, mae_v (eV/atom) over all batches, however cut."""
+    """RMSE and MAE (see `losses.errors`) over all batches, however cut; slots of batches with slots are added up."""
     run = _jitted(loss)
-    sums = [run(params, batch) for batch in batches]
-    if not sums:
+    found = [run(params, batch) for batch in batches]
+    if not found:
         raise ValueError("There is no batch to evaluate.")
-    return errors(add(sums))
+    return errors({key: np.sum(value) for key, value in add(found).items()})
 
 
 def add(sums: Iterable[dict[str, Any]]) -> dict[str, np.ndarray]:
@@ -76,9 +74,8 @@ def _check(pending, sources) -> None:
 
 
 def _frames(batch, sources) -> list[str]:
-    """The names of the frames of a batch, or of a dict of batches."""
-    if isinstance(batch, dict):
-        known = {name: sources.get(name, ()) if isinstance(sources, Mapping) else sources for name in batch}
-        return [frame for name, part in batch.items() for frame in _frames(part, known[name])]
+    """The names of the frames of a batch."""
+    if callable(sources):
+        return sources(batch)
     frames = [int(k) for k in np.ravel(getattr(batch, "frame", ())) if k >= 0]
     return [sources[k] if k < len(sources) else f"frame {k}" for k in frames]

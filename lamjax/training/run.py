@@ -1,209 +1,243 @@
 """A whole run of training on labels as a stream of events; whoever reads it prints, plots or ignores them."""
 
-import csv
-import os
+import itertools
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 
-from lamjax import checkpoints, pytree
-from lamjax.data import Plan, batches
-from lamjax.losses import Loss, errors, multitask_loss
-from lamjax.potential import Potential, build
-from lamjax.training.checkpoints import restore_state, save_state, saved_steps
-from lamjax.training.config import TrainConfig, to_json
+from lamjax import checkpoints
+from lamjax.data import batches
+from lamjax.losses import Slots, errors
+from lamjax.training import curve, sharding
+from lamjax.training.checkpoints import save_state
+from lamjax.training.curve import Record as Record
 from lamjax.training.fit import NonFiniteError, add, evaluate, fit
-from lamjax.training.schedules import Schedule, schedule
-from lamjax.training.state import TrainState, init, optimizer
-from lamjax.training.step import unknown_names
-from lamjax.training.tasks import Task, read_tasks, task_batches, with_statistics
-
-STATES, MODEL, CURVE, CONFIG = "states", "model.lamjax", "lcurve.csv", "config.json"
-_ERRORS = ("rmse_e", "rmse_f", "rmse_v", "mae_e", "mae_f", "mae_v")
-
-
-class Run(NamedTuple):
-    """Everything a run needs before its first step."""
-
-    config: TrainConfig
-    potential: Potential  # with the head that is trained, where it is only one
-    state: TrainState
-    loss: Loss  # of a batch {task: batch}
-    optimizer: optax.GradientTransformation
-    learning_rate: Schedule
-    tasks: tuple[Task, ...]  # one of name "" unless the config has `tasks`
-
-    @property
-    def plan(self) -> Plan:
-        """The shapes that all tasks share."""
-        return self.tasks[0].train.plan
+from lamjax.training.outcome import write_plots
+from lamjax.training.setup import BEST, CURVE, MODEL, STATES, Run, result, write_facts
+from lamjax.training.setup import prepare as prepare
+from lamjax.training.shim import prefetch
+from lamjax.training.slots import Drawn, sources, stream
+from lamjax.training.state import TrainState
+from lamjax.training.tasks import Task
 
 
 class Compiled(NamedTuple):
-    """A shape was seen for the first time (by this task)."""
+    """A shape was seen for the first time."""
 
     n: int
     n_atoms: int
     capacities: tuple[int, ...]
-    batch_size: int
+    batch_size: int  # structures, those of all slots
     seconds: float  # compilation and the first step
-    task: str = ""
-
-
-class Record(NamedTuple):
-    """Where the run stands. Errors as from `losses.errors`; those of training are means since the last record.
-
-    In a run with several tasks the names of errors are "rmse_e:task".
-    """
-
-    step: int
-    learning_rate: float
-    loss: float
-    grad_norm: float
-    train: dict[str, float]
-    validation: dict[str, float]  # empty where it was not measured
-    seconds: float  # since the beginning
-    remaining: float  # seconds, estimated from the steps since the last record
+    group: str = ""  # the tasks that it is for, where not all share programs
 
 
 class Saved(NamedTuple):
-    """A state was written."""
+    """A state, a model or a plot was written."""
 
     path: Path
 
 
-def prepare(config: TrainConfig, resume: bool = False) -> Run:
-    """Read the data, plan the shapes, make the model and its statistics, or take up the last state of the output.
+class Stopped(NamedTuple):
+    """The run ended early: the validation error did not improve any more."""
 
-    Raises ValueError for an output folder that holds states already, unless `resume`.
-    """
-    output = Path(config.output)
-    done = saved_steps(output / STATES)
-    if done and not resume:
-        raise ValueError(
-            f"{output} holds the states of a run (up to step {done[-1]}). Add --resume to go on, or choose another "
-            "output folder."
-        )
-    potential, params = _model(config)
-    if unknown := unknown_names(params, config.freeze):
-        raise ValueError(f"freeze: no parameter is called {', '.join(unknown)}. Known: {', '.join(_groups(params))}.")
-    tasks = read_tasks(config, potential)
-    learning_rate = schedule(config.schedule, config.steps)
-    updates = optimizer(config.optimizer, learning_rate, by_head=bool(config.tasks))
-    if not done:
-        params = with_statistics(config, potential, params, tasks)
-    state = init(params, updates, ema=config.ema_decay is not None)
-    if done:
-        state = restore_state(output / STATES, state)
-    loss = multitask_loss({task.name: task.loss for task in tasks})
-    return Run(config, potential, state, loss, updates, learning_rate, tasks)
+    step: int
+    best_step: int
+    best: float  # the monitored error
 
 
-def events(run: Run) -> Iterator[Compiled | Record | Saved]:
+class Best(NamedTuple):
+    """The least monitored validation error so far, and how many validations there were since."""
+
+    step: int
+    score: float
+    since: int
+
+
+def events(run: Run) -> Iterator[Compiled | Record | Saved | Stopped]:
     """Train to the end of the run; the model bundle is written last.
 
-    A state is saved at intervals, at the end, and before NonFiniteError (the last good one) is raised.
+    A state is saved at intervals, at the end, and before NonFiniteError (the last good one) is raised; the model with
+    the least validation error is best.lamjax. Of several processes the first one writes.
     """
     config, output = run.config, Path(run.config.output)
-    output.mkdir(parents=True, exist_ok=True)
-    checkpoints.write_atomically(output / CONFIG, to_json(config).encode())
-    state = run.state
-    done = int(state.step)
-    columns = curve_columns([task.name for task in run.tasks])
-    _begin_curve(output / CURVE, done, columns)
-    begin = time.monotonic()
-    pending, last = [], (begin, done)
+    first = sharding.is_first()
+    header = curve.columns([task.name for task in run.tasks])
+    if first:
+        write_facts(run)
+        curve.begin(output / CURVE, run.done, header)
+    writer = curve.tensorboard(output / "tensorboard") if config.tensorboard and first else None
+    best = _best_so_far(run)
+    state, done = run.state, run.done
     try:
-        for state, metrics, task, news in _steps(run, done):
-            done += 1
-            if news is not None:
-                yield news
-                last = (time.monotonic(), done)  # compilation says nothing about the time that is left
-            pending.append((task, metrics))
-            if done % config.print_every == 0 or done == config.steps:
-                record = _record(run, state, done, pending, begin, last)
-                _append(output / CURVE, record, columns)
-                yield record
-                pending, last = [], (time.monotonic(), done)
-            if done % config.save_every == 0 or done == config.steps:
+        for state, done, found in _updates(run, best):
+            if found is not None:
+                yield found
+            if isinstance(found, Record):
+                if first:
+                    curve.append(output / CURVE, found, header)
+                if writer is not None:
+                    curve.write_scalars(writer, found)
+                before, best = best, _improved(run, best, found)
+                if best.step == done != before.step and first:
+                    _save_model(run, state, output / BEST, done)
+            if isinstance(found, Compiled):
+                continue
+            over = _is_over(run, best)
+            if done % config.save_every == 0 or done == config.steps or over:
                 yield Saved(save_state(output / STATES, state, config.keep))
+            if over:
+                yield Stopped(done, best.step, best.score)
+                break
     except NonFiniteError:
         save_state(output / STATES, state, config.keep)
         raise
-    files = {name: list(task.train) for name, task in config.tasks.items()} or list(config.train)
-    card = {"trained_on": files, "steps": done, "seed": config.seed, "precision": config.precision}
-    checkpoints.save(output / MODEL, run.potential, result(state), card)
-    yield Saved(output / MODEL)
+    if first:
+        _save_model(run, state, output / MODEL, done)
+        yield Saved(output / MODEL)
+        for path in write_plots(run, result(state), output) if config.plots else ():
+            yield Saved(path)
 
 
-def result(state: TrainState) -> Any:
-    """The parameters that a run is about: the running mean where there is one."""
-    return state.params if state.ema is None else state.ema
-
-
-def _steps(run: Run, done: int):
-    """(state, metrics, task, Compiled or None) for every step that is left."""
-    config = run.config
-    stream = task_batches(run.tasks, config.seed, done)
-    shapes: list[tuple] = []
-
-    def limited():
-        for _, tagged in zip(range(config.steps - done), stream, strict=False):
-            ((task, batch),) = tagged.items()
-            shapes.append((batch.system.n_atoms, batch.neighbors.capacities, len(batch.frame), task))
-            yield tagged
-
-    seen: set[tuple] = set()
-    start = config.schedule.start_lr
-    stepping = fit(
-        run.loss,
-        run.state,
-        run.optimizer,
-        limited(),
-        lr_ratio=lambda step: run.learning_rate(step) / start,
-        freeze=config.freeze,
-        ema_decay=config.ema_decay,
-        sources={task.name: task.train.sources for task in run.tasks},
-    )
-    before = time.monotonic()
-    for state, metrics in stepping:
-        shape, news = shapes.pop(), None
-        if shape not in seen:
-            seen.add(shape)
+def _updates(run: Run, best: Best) -> Iterator[tuple[TrainState, int, Compiled | Record | None]]:
+    """(state, updates done, Compiled) for every new program, (..., Record or None) after every update that is left."""
+    config, done = run.config, run.done
+    if done >= config.steps or _is_over(run, best):
+        return
+    clock, seen, pending = _Clock(), set(), []
+    for state, metrics, drawn, wait in _steps(run):
+        pending.append((drawn, metrics))
+        clock.count(drawn)
+        if drawn.program not in seen:
+            seen.add(drawn.program)
             jax.block_until_ready(metrics["loss"])
-            news = Compiled(len(seen), *shape[:3], time.monotonic() - before, shape[3])
-        yield state, metrics, shape[3], news
-        before = time.monotonic()
+            group = drawn.group if len(run.groups) > 1 else ""
+            shape = (drawn.n_atoms, drawn.capacities, drawn.n_frames)
+            yield state, done, Compiled(len(seen), *shape, clock.lap(), group)
+            clock.restart()  # compilation says nothing about the speed
+        clock.mark()
+        if len(pending) % config.accumulate:
+            continue
+        done += 1
+        measured = done % config.validate_every == 0 or done == config.steps
+        if not measured and done % config.print_every:
+            yield state, done, None
+            continue
+        yield state, done, _record(run, state, done, pending, clock, wait, measured)
+        pending = []
+        clock.restart()
 
 
-def _record(run: Run, state: TrainState, done: int, pending: list, begin: float, last: tuple[float, int]) -> Record:
-    by_task = {task.name: [metrics for name, metrics in pending if name == task.name] for task in run.tasks}
-    sums = {name: add(found) for name, found in by_task.items() if found}
-    now = time.monotonic()  # after the device is done with the steps
-    pace = (now - last[0]) / max(done - last[1], 1)
-    validation = {}
-    if done % run.config.validate_every == 0 or done == run.config.steps:
-        validation = {task.name: _validate(run, task, state) for task in run.tasks if task.validation}
+def _steps(run: Run) -> Iterator[tuple[TrainState, dict[str, Any], Drawn, float]]:
+    """(state, metrics, what was drawn, share of the time waited for batches) of every batch that is left."""
+    config, layout = run.config, run.layout
+    drawn: deque[Drawn] = deque()
+    share = {"multiple": layout.multiple, "part": layout.share}
+    left = (config.steps - run.done) * config.accumulate
+    host = stream(run.tasks, run.groups, config.seed, slots=config.tasks_per_step, start=int(run.state.step), **share)
+
+    def on_devices(item: tuple[Drawn, dict[str, Slots]]):
+        return item[0], {group: sharding.put_batch(slots, layout) for group, slots in item[1].items()}
+
+    with prefetch(itertools.islice(host, left), put=on_devices) as feed:
+
+        def batches_alone():
+            for facts, batch in feed:
+                drawn.append(facts)
+                yield batch
+
+        start = config.schedule.start_lr
+        stepping = fit(
+            run.loss,
+            sharding.put_state(run.state, layout),
+            run.optimizer,
+            batches_alone(),
+            sources=sources(run.tasks, run.groups),
+            lr_ratio=lambda update: run.learning_rate(update) / start,
+            freeze=config.freeze,
+            rates=config.rates,
+            ema_decay=config.ema_decay,
+            accumulate=config.accumulate,
+            share_layers=run.n_shared,
+            matmul_precision=config.matmul_precision,
+            sharding=layout.state,
+        )
+        for state, metrics in stepping:
+            yield state, metrics, drawn.popleft(), feed.wait_fraction
+
+
+class _Clock:
+    """How fast a run goes between two moments at which the device has nothing left to do."""
+
+    def __init__(self):
+        self.begin = time.monotonic()
+        self.restart()
+        self.mark()
+
+    def restart(self) -> None:
+        """Begin to count anew; compilation and validation are left out in this way."""
+        self.since, self.structures, self.atoms, self.batches = time.monotonic(), 0, 0, 0
+
+    def mark(self) -> None:
+        """A step is done."""
+        self.step = time.monotonic()
+
+    def lap(self) -> float:
+        """Seconds since the last step."""
+        return time.monotonic() - self.step
+
+    def count(self, drawn: Drawn) -> None:
+        """One more batch."""
+        n = jax.process_count()
+        self.structures, self.atoms = self.structures + n * drawn.structures, self.atoms + n * drawn.atoms
+        self.batches += 1
+
+    def speeds(self) -> tuple[float, float, float]:
+        """Structures, atoms and batches per second since the last restart."""
+        seconds = max(time.monotonic() - self.since, 1e-9)
+        return self.structures / seconds, self.atoms / seconds, self.batches / seconds
+
+
+def _record(run: Run, state, done: int, pending: list, clock: _Clock, wait: float, measured: bool) -> Record:
+    sums = jax.device_get([metrics for _, metrics in pending])  # from here on the device is done with the steps
+    structures, atoms, speed = clock.speeds()
+    left = (run.config.steps - done) * run.config.accumulate
+    by_task: dict[int, list[dict]] = {}
+    for (drawn, _), metrics in zip(pending, sums, strict=True):
+        for slot, task in enumerate(drawn.tasks):
+            by_task.setdefault(task, []).append({k: v[slot] for k, v in metrics.items() if np.ndim(v) == 1})
+    train = {run.tasks[k].name: errors(add(found)) for k, found in sorted(by_task.items())}
+    validation = {task.name: _validate(run, task, state) for task in run.tasks if task.validation} if measured else {}
     return Record(
         step=done,
         learning_rate=float(run.learning_rate(done - 1)),
-        loss=sum(float(s["loss"]) for s in sums.values()) / len(pending),
-        grad_norm=sum(float(s["grad_norm"]) for s in sums.values()) / len(pending),
-        train=_named({name: errors(s) for name, s in sums.items()}),
+        loss=float(np.mean([s["loss"] for s in sums])),
+        grad_norm=float(np.mean([s["grad_norm"] for s in sums])),
+        train=_named(train),
         validation=_named(validation),
-        seconds=time.monotonic() - begin,
-        remaining=pace * (run.config.steps - done),
+        seconds=time.monotonic() - clock.begin,
+        remaining=left / speed if speed else left * (time.monotonic() - clock.begin) / len(pending),
+        structures=structures,
+        atoms=atoms,
+        wait=wait,
     )
 
 
 def _validate(run: Run, task: Task, state: TrainState) -> dict[str, float]:
-    held_out = batches(task.validation, task.batch_size, seed=None, epochs=1)
-    return evaluate(run.loss, result(state), ({task.name: batch} for batch in held_out))
+    """The errors of the held-out frames, in the programs of the training loss."""
+    number = run.tasks.index(task)
+    group = next(group for group in run.groups if number in group.tasks)
+    layout = sharding.one_slot(run.layout)
+    share = {"multiple": layout.multiple, "part": layout.share}
+    held_out = batches(task.validation, task.batch_size, seed=None, epochs=1, **share)
+    own = np.array([group.tasks.index(number)], np.int32)
+    slots = (Slots(own, jax.tree.map(lambda x: x[None], batch)) for batch in held_out)
+    return evaluate(run.loss, result(state), ({group.name: sharding.put_batch(one, layout)} for one in slots))
 
 
 def _named(found: dict[str, dict[str, float]]) -> dict[str, float]:
@@ -211,55 +245,35 @@ def _named(found: dict[str, dict[str, float]]) -> dict[str, float]:
     return {f"{key}:{task}" if task else key: x for task, values in found.items() for key, x in values.items()}
 
 
-def _model(config: TrainConfig):
-    """The potential and its first parameters. The head is chosen here unless tasks choose theirs."""
-    dtype = np.dtype(config.precision)
-    if config.base is not None:
-        potential, params = checkpoints.load(config.base, config.head, dtype)
-    else:
-        potential = build(config.model, config.head)
-        params = potential.init(jax.random.key(config.seed), dtype)
-    if potential.head is None and not config.tasks:
-        raise ValueError(
-            f"{config.base or 'The model'} has several heads; set `head` to one of "
-            f"{', '.join(potential.config.head_names)}, or give `tasks` to train several."
-        )
-    return potential, params
+def _save_model(run: Run, state: TrainState, path: Path, step: int) -> None:
+    config = run.config
+    files = {name: list(task.train) for name, task in config.tasks.items()} or list(config.train)
+    card = {"trained_on": files, "steps": step, "seed": config.seed, "precision": config.precision}
+    checkpoints.save(path, run.potential, result(state), card)
 
 
-def _groups(params) -> list[str]:
-    """The first names in the paths of the parameters."""
-    names = [pytree.path_name(path).split("/") for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
-    return sorted({"/".join(name[:2]) for name in names})
+def _best_so_far(run: Run) -> Best:
+    """What the curve says of the validations up to the step from which the run goes on."""
+    best = Best(0, np.inf, 0)
+    if run.done:
+        path = Path(run.config.output) / CURVE
+        for step, found in curve.validations(path, [task.name for task in run.tasks]):
+            if step <= run.done:
+                best = _better(run, best, step, found)
+    return best
 
 
-def curve_columns(tasks: list[str]) -> list[str]:
-    """The header of the curve: errors of training and validation, "rmse_e_train:task" for the tasks of a run."""
-    names = [f"{name}_{of}" for of in ("train", "validation") for name in _ERRORS]
-    ends = [f":{task}" if task else "" for task in tasks]
-    return ["step", "lr", "seconds", "loss", "grad_norm", *(name + end for end in ends for name in names)]
+def _improved(run: Run, best: Best, record: Record) -> Best:
+    return _better(run, best, record.step, record.validation) if record.validation else best
 
 
-def _begin_curve(path: Path, done: int, columns: list[str]) -> None:
-    """A header, and of an earlier curve the rows up to the step from which the run goes on."""
-    rows = []
-    if done and path.is_file():
-        with path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["step"]) <= done]
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(temporary, path)
+def _better(run: Run, best: Best, step: int, validation: dict[str, float]) -> Best:
+    probabilities = {task.name: task.probability for task in run.tasks}
+    score = curve.score(run.config.monitor, validation, probabilities)
+    if score is None:
+        return best
+    return Best(step, score, 0) if score < best.score else best._replace(since=best.since + 1)
 
 
-def _append(path: Path, record: Record, columns: list[str]) -> None:
-    row = {"step": record.step, "lr": record.learning_rate, "seconds": round(record.seconds, 3)}
-    row |= {"loss": record.loss, "grad_norm": record.grad_norm}
-    for of, found in (("train", record.train), ("validation", record.validation)):
-        for name, value in found.items():
-            kind, colon, task = name.partition(":")
-            row[f"{kind}_{of}{colon}{task}"] = value
-    with path.open("a", newline="") as file:
-        csv.DictWriter(file, columns, restval="").writerow(row)
+def _is_over(run: Run, best: Best) -> bool:
+    return run.config.patience is not None and best.since >= run.config.patience

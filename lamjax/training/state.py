@@ -16,7 +16,7 @@ from lamjax.training.schedules import Schedule
 class TrainState(NamedTuple):
     """The step is the data cursor too: the order of batches is a function of seed and step (`data.batches(start=)`)."""
 
-    step: Int[Array, ""]  # updates done
+    step: Int[Array, ""]  # batches done
     params: Any
     opt_state: Any
     ema: Any  # running mean of the parameters, or None
@@ -33,12 +33,13 @@ class OptimizerConfig:
 
 
 def optimizer(
-    config: OptimizerConfig, learning_rate: Schedule | float, *, by_head: bool = False
+    config: OptimizerConfig, learning_rate: Schedule | float, *, by_head: bool = False, accumulate: int = 1
 ) -> optax.GradientTransformation:
     """The optax optimiser of a config; ValueError for a name or an option that optax does not have.
 
     With `by_head`, for parameters of type Params, a head moves only in steps whose gradient reaches it (see
-    `per_head`), while the learning rate follows the steps of the run.
+    `per_head`), while the learning rate follows the steps of the run. With `accumulate` k the mean gradient of k
+    batches makes one update (optax.MultiSteps).
     """
     factory = getattr(optax, config.name, None)
     if not callable(factory) or config.name.startswith("_"):
@@ -49,9 +50,9 @@ def optimizer(
         raise ValueError(f"optax.{config.name} does not take these options: {config.options} ({error}).") from error
     if by_head:
         update = optax.chain(per_head(update), optax.scale_by_learning_rate(learning_rate, flip_sign=False))
-    if config.max_norm is None:
-        return update
-    return optax.chain(optax.clip_by_global_norm(config.max_norm), update)
+    if config.max_norm is not None:
+        update = optax.chain(optax.clip_by_global_norm(config.max_norm), update)
+    return update if accumulate == 1 else optax.MultiSteps(update, accumulate).gradient_transformation()
 
 
 def per_head(inner: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -1,19 +1,15 @@
-"""The tasks of a run: data sets with a head each, their statistics, and the order in which steps take them."""
+"""The tasks of a run: data sets with a head each, their statistics, and which of them share a program."""
 
-import itertools
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from lamjax.data import Batch, Frame, Packed, batches, pack, plan, read, set_bias, set_environment, set_parameters
-from lamjax.losses import Loss, label_loss
+from lamjax.data import Frame, Packed, pack, plan, read, set_bias, set_environment, set_parameters
+from lamjax.losses import LabelLossConfig, Loss, heads_loss, multitask_loss, same_form
 from lamjax.potential import Params, Potential, select
 from lamjax.training.config import TaskConfig, TrainConfig
 from lamjax.training.errors import predictions
-
-_BLOCK = 4096  # draws from one random generator: a run that is resumed need not repeat them one by one
 
 
 class Task(NamedTuple):
@@ -21,13 +17,20 @@ class Task(NamedTuple):
 
     name: str  # "" for the only one of a run
     potential: Potential  # with the head of the task
-    loss: Loss
+    loss: LabelLossConfig
     probability: float  # of a step; they add up to 1
     batch_size: int | str
-    frames: list[Frame]
-    held_out: list[Frame]
+    frames: Sequence[Frame]
+    held_out: Sequence[Frame]
     train: Packed
     validation: Packed | None
+
+
+class Group(NamedTuple):
+    """Tasks whose heads and losses are of one form, so that one program serves them all."""
+
+    name: str  # the names of its tasks
+    tasks: tuple[int, ...]  # numbers in the run
 
 
 def read_tasks(config: TrainConfig, potential: Potential) -> tuple[Task, ...]:
@@ -48,7 +51,7 @@ def read_tasks(config: TrainConfig, potential: Potential) -> tuple[Task, ...]:
         Task(
             name,
             selected[name],
-            label_loss(selected[name], task.loss or config.loss),
+            task.loss or config.loss,
             weights[name] / sum(weights.values()),
             config.batch_size if task.batch_size is None else task.batch_size,
             *found[name],
@@ -59,23 +62,29 @@ def read_tasks(config: TrainConfig, potential: Potential) -> tuple[Task, ...]:
     )
 
 
-def order(seed: int, probabilities: Sequence[float], start: int = 0) -> Iterator[int]:
-    """The number of the task of every step from `start` on: drawn by probability from seed and step alone."""
-    for block in itertools.count(start // _BLOCK):
-        drawn = np.random.default_rng((seed, block)).choice(len(probabilities), _BLOCK, p=probabilities)
-        yield from drawn[max(0, start - block * _BLOCK) :].tolist()
+def groups(tasks: Sequence[Task]) -> tuple[Group, ...]:
+    """The tasks put together by the form of their heads and losses."""
+    potential = tasks[0].potential
+    found: list[list[int]] = []
+    for k, task in enumerate(tasks):
+        for members in found:
+            first = tasks[members[0]]
+            if same_form(potential, (task.potential.head, task.loss), (first.potential.head, first.loss)):
+                members.append(k)
+                break
+        else:
+            found.append([k])
+    return tuple(Group("+".join(tasks[k].name for k in members), tuple(members)) for members in found)
 
 
-def task_batches(tasks: Sequence[Task], seed: int, start: int = 0) -> Iterator[dict[str, Batch]]:
-    """{task: batch} for every step from `start` on; every task goes through its frames epoch by epoch."""
-    probabilities = [task.probability for task in tasks]
-    taken = Counter(itertools.islice(order(seed, probabilities), start))
-    streams = [
-        batches(task.train, task.batch_size, seed=seed + k, start=taken[k])  # else sets of one size had one order
-        for k, task in enumerate(tasks)
-    ]
-    for k in order(seed, probabilities, start):
-        yield {tasks[k].name: next(streams[k])}
+def run_loss(tasks: Sequence[Task], found: Sequence[Group]) -> Loss:
+    """The loss of {group: Slots}, in which slots carry the number of their task within the group."""
+
+    def one(group: Group) -> Loss:
+        members = [tasks[k] for k in group.tasks]
+        return heads_loss(members[0].potential, [t.potential.head for t in members], [t.loss for t in members])
+
+    return multitask_loss({group.name: one(group) for group in found})
 
 
 def with_statistics(config: TrainConfig, potential: Potential, params: Params, tasks: Sequence[Task]) -> Params:

@@ -18,9 +18,10 @@ from lamjax.cli import app
 from lamjax.potential import Params, select
 from lamjax.system import to_ase
 from lamjax.training import run as runs
+from lamjax.training import sharding
 from lamjax.training.config import parse
+from lamjax.training.slots import counts, draws, probabilities, sources, stream
 from lamjax.training.state import per_head
-from lamjax.training.tasks import order, task_batches
 
 CONFIG = """
 model:
@@ -77,42 +78,66 @@ def fresh(folder):
     return runs.prepare(parse(folder / "config.yaml", [f"output={folder}/fresh"]))
 
 
-def test_the_order_is_a_function_of_seed_and_step():
-    first = list(itertools.islice(order(3, [0.2, 0.5, 0.3]), 9000))
+JOINT = np.array([[0.2, 0.0, 0.1], [0.3, 0.1, 0.0], [0.0, 0.2, 0.1]])
+GROUP = np.array([0, 0, 1])
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_draws_are_a_function_of_seed_and_step(slots):
+    first = list(itertools.islice(draws(3, JOINT, GROUP, slots), 9000))
     for start in (1, 4095, 4096, 8190):
-        assert list(itertools.islice(order(3, [0.2, 0.5, 0.3], start), 100)) == first[start : start + 100]
-    np.testing.assert_allclose(np.bincount(first) / 9000, [0.2, 0.5, 0.3], atol=0.02)
-    assert first != list(itertools.islice(order(4, [0.2, 0.5, 0.3]), 9000))
+        assert list(itertools.islice(draws(3, JOINT, GROUP, slots, start), 100)) == first[start : start + 100]
+    taken = np.zeros(JOINT.shape, int)
+    for bucket, tasks in first[:8195]:
+        for task in tasks:
+            taken[task, bucket] += 1
+    np.testing.assert_array_equal(counts(3, JOINT, GROUP, slots, 8195), taken)
+    assert first != list(itertools.islice(draws(4, JOINT, GROUP, slots), 9000))
+
+
+def test_a_task_and_a_bucket_are_drawn_by_their_probability_and_slots_by_that_of_their_group():
+    n = 20_000
+    drawn = list(itertools.islice(draws(0, JOINT, GROUP, 2), n))
+    first = np.zeros(JOINT.shape)
+    for bucket, (task, other) in drawn:
+        first[task, bucket] += 1 / n
+        assert GROUP[task] == GROUP[other] and JOINT[other, bucket] > 0
+    np.testing.assert_allclose(first, JOINT, atol=0.015)
+    second = [tasks[1] for bucket, tasks in drawn if bucket == 0]  # of tasks 0 and 1, with 0.2 to 0.3
+    assert np.mean(second) == pytest.approx(0.6, abs=0.02)
 
 
 def test_batches_go_on_at_any_step_and_show_every_frame(fresh):
-    def shown(start, n):
-        return [
-            (name, tuple(batch.frame))
-            for tagged in itertools.islice(task_batches(fresh.tasks, 5, start), n)
-            for name, batch in tagged.items()
-        ]
+    def shown(start, n, **options):
+        found = itertools.islice(stream(fresh.tasks, fresh.groups, 5, start=start, **options), n)
+        return [(facts.tasks, slots[facts.group].batch.frame.tolist()) for facts, slots in found]
 
     seen = shown(0, 60)
     assert shown(23, 37) == seen[23:]
-    counts = Counter(k for name, frames in seen if name == "oxide" for k in frames)
-    assert counts.keys() == set(range(28)) and max(counts.values()) - min(counts.values()) <= 1
+    frames = Counter(k for (task,), ((*rows,),) in seen if task == 1 for k in rows)
+    assert frames.keys() == set(range(28)) and max(frames.values()) - min(frames.values()) <= 1
     assert fresh.tasks[0].probability == 0.4 and fresh.tasks[1].batch_size == 2
+    np.testing.assert_allclose(probabilities(fresh.tasks).sum(axis=1), [0.4, 0.6])
+    whole = shown(0, 9, multiple=4)
+    parts = [shown(0, 9, multiple=4, part=(k, 2)) for k in range(2)]
+    assert whole == [(t, [a + b for a, b in zip(p, q, strict=True)]) for (t, p), (_, q) in zip(*parts, strict=True)]
 
 
 def test_only_the_drawn_head_and_the_descriptor_move(fresh):
-    names = {"copper": "copper", "oxide": "oxides"}
+    names = ("copper", "oxides")
     before, drawn = jax.device_get(fresh.state), Counter()
-    stream = list(itertools.islice(task_batches(fresh.tasks, 0), 8))
+    found = list(itertools.islice(stream(fresh.tasks, fresh.groups, 0), 8))
+    batches = [slots for _, slots in found]
     start = jax.tree.map(jnp.array, fresh.state)
-    for tagged, (state, metrics) in zip(stream, training.fit(fresh.loss, start, fresh.optimizer, stream), strict=True):
-        (task,) = tagged
-        drawn[task] += 1
+    for (facts, _), (state, metrics) in zip(
+        found, training.fit(fresh.loss, start, fresh.optimizer, batches), strict=True
+    ):
+        drawn[facts.tasks] += 1
         after = jax.device_get(state)
         for head in ("copper", "oxides", "unused"):
             moved = not same(before.params.heads[head]["layers"], after.params.heads[head]["layers"])
             stepped = not same(moments(before, head), moments(after, head))
-            assert moved == stepped == (head == names[task])
+            assert moved == stepped == (head == names[facts.tasks[0]])
         assert not same(before.params.descriptor, after.params.descriptor)
         assert float(metrics["grad_norm"]) > 0
         before = after
@@ -177,10 +202,11 @@ def test_statistics_are_pooled_and_biases_each_head_s_own(fresh):
 def test_a_run_measures_every_task(whole):
     output, events = whole
     compiled = [event for event in events if isinstance(event, runs.Compiled)]
-    assert sorted(event.task for event in compiled) == ["copper", "oxide"]
+    assert [event.group for event in compiled] == [""] * len(compiled)  # one form of head: no program is a task's own
     curve = rows(output)
     assert [row["step"] for row in curve] == ["5", "10"]
-    drawn = list(itertools.islice(order(0, [0.4, 0.6]), 10))
+    joint = np.array([[0.4], [0.6]])
+    drawn = [tasks[0] for _, tasks in itertools.islice(draws(0, joint, np.zeros(2, int)), 10)]
     assert set(drawn[5:]) < set(drawn)  # so that one row has a task that was not drawn, and another one
     for k, row in enumerate(curve):
         for name, errors in (("copper", ("rmse_e", "mae_f")), ("oxide", ("rmse_e", "rmse_v"))):
@@ -211,8 +237,9 @@ def test_an_interrupted_run_goes_on_bit_for_bit(folder, whole, tmp_path):
     list(runs.events(runs.prepare(config, resume=True)))
     one, other = (checkpoints.read(path / "model.lamjax").params for path in (whole[0], tmp_path / "part"))
     assert same(one, other)
+    times = ("seconds", "structures_per_s", "atoms_per_s", "wait_fraction")
     a, b = (
-        [{k: v for k, v in row.items() if k != "seconds"} for row in rows(p)] for p in (whole[0], tmp_path / "part")
+        [{k: v for k, v in row.items() if k not in times} for row in rows(p)] for p in (whole[0], tmp_path / "part")
     )
     assert a == b
 
@@ -237,15 +264,17 @@ def test_fine_tuning_refits_the_bias_of_every_head(folder, whole, tmp_path):
 
 def test_a_bad_frame_is_named_with_its_task(fresh):
     def spoiled():
-        for tagged in task_batches(fresh.tasks, 0):
-            ((name, batch),) = tagged.items()
-            labels = batch.labels._replace(energy=batch.labels.energy * (np.nan if name == "oxide" else 1))
-            yield {name: batch._replace(labels=labels)}
+        for facts, tagged in stream(fresh.tasks, fresh.groups, 0):
+            slots = sharding.put_batch(tagged[facts.group], fresh.layout)
+            labels = slots.batch.labels._replace(
+                energy=slots.batch.labels.energy * (np.nan if facts.tasks == (1,) else 1)
+            )
+            yield {facts.group: slots._replace(batch=slots.batch._replace(labels=labels))}
 
-    sources = {task.name: task.train.sources for task in fresh.tasks}
     with pytest.raises(training.NonFiniteError, match=r"mixed_6/set.000 frame \d+, mixed_6/set.000 frame \d+\]"):
         start = jax.tree.map(jnp.array, fresh.state)
-        list(training.fit(fresh.loss, start, fresh.optimizer, spoiled(), sources=sources))
+        named = sources(fresh.tasks, fresh.groups)
+        list(training.fit(fresh.loss, start, fresh.optimizer, spoiled(), sources=named))
 
 
 WRONG = {

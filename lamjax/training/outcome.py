@@ -1,0 +1,67 @@
+"""Pictures at the end of a run: parity and learning curve of every task."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lamjax.reports import plots
+from lamjax.training import curve
+from lamjax.training.errors import predictions
+from lamjax.training.setup import CURVE, Run
+from lamjax.training.tasks import Task
+from lamjax.units import virial_to_stress
+
+_UNITS = {"e": ("energy RMSE (meV/atom)", 1e3), "f": ("force RMSE (meV/Å)", 1e3), "s": ("stress RMSE (meV/Å³)", 1e3)}
+
+
+def write_plots(run: Run, params: Any, output: Path) -> list[Path]:
+    """parity_TASK.png of the held-out frames (of those of training where there are none) and curve_TASK.png."""
+    written = []
+    for task in run.tasks:
+        end = f"_{task.name}" if task.name else ""
+        if panels := _parity(task, params):
+            of = "held-out" if task.validation else "training"
+            written.append(output / f"parity{end}.png")
+            plots.parity(written[-1], panels, f"{task.name or task.potential.head}: {of} frames")
+        if panels := _curves(curve.read(output / CURVE), task.name):
+            written.append(output / f"curve{end}.png")
+            plots.learning_curve(written[-1], panels, task.name or task.potential.head)
+    return written
+
+
+def _parity(task: Task, params: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """(label, prediction) of energy per atom, force components and stress components, where there are labels."""
+    frames, packed = (task.held_out, task.validation) if task.validation else (task.frames, task.train)
+    pairs = list(zip(frames, predictions(task.potential, params, packed, "auto:256"), strict=True))
+
+    def panel(k: int, label, prediction):
+        found = [(np.ravel(label(f)), np.ravel(prediction(f, p))) for f, p in pairs if f.labels.weights[k] > 0]
+        return tuple(np.concatenate(column) for column in zip(*found, strict=True)) if found else None
+
+    def stress(frame, virial):
+        return 1e3 * virial_to_stress(virial, abs(np.linalg.det(frame.system.cell)))
+
+    panels = {
+        "energy (eV/atom)": panel(
+            0, lambda f: f.labels.energy / f.system.n_atoms, lambda f, p: p.energy / f.system.n_atoms
+        ),
+        "force component (eV/Å)": panel(1, lambda f: f.labels.forces, lambda f, p: p.forces),
+        "stress component (meV/Å³)": panel(2, lambda f: stress(f, f.labels.virial), lambda f, p: stress(f, p.virial)),
+    }
+    return {name: values for name, values in panels.items() if values is not None}
+
+
+def _curves(rows: list[dict[str, str]], task: str) -> dict:
+    """{quantity: {"training": (steps, errors), "validation": ...}} of the rows of a curve."""
+    panels = {}
+    for kind, (quantity, unit) in _UNITS.items():
+        lines = {}
+        for name, of in (("training", "train"), ("validation", "validation")):
+            column = f"rmse_{kind}_{of}" + (f":{task}" if task else "")
+            found = [(int(row["step"]), unit * float(row[column])) for row in rows if row.get(column)]
+            if found:
+                lines[name] = tuple(zip(*found, strict=True))
+        if lines:
+            panels[quantity] = lines
+    return panels

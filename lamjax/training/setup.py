@@ -1,0 +1,206 @@
+"""Everything a run needs before its first step: data, model, statistics, or the last state of an interrupted run."""
+
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from lamjax import checkpoints, edit, pytree
+from lamjax.data import Plan
+from lamjax.losses import Loss
+from lamjax.potential import Potential, build
+from lamjax.training import sharding
+from lamjax.training.checkpoints import restore_state, saved_steps
+from lamjax.training.config import TrainConfig, differences, to_json, validate
+from lamjax.training.schedules import Schedule, schedule
+from lamjax.training.sharding import Layout
+from lamjax.training.state import TrainState, init, optimizer
+from lamjax.training.step import shared, unknown_names
+from lamjax.training.tasks import Group, Task, groups, read_tasks, run_loss, with_statistics
+
+STATES, MODEL, BEST, CURVE = "states", "model.lamjax", "best.lamjax", "lcurve.csv"
+CONFIG, FACTS = "config.json", "facts.json"
+
+
+class Run(NamedTuple):
+    """A run that is ready to begin, or to go on."""
+
+    config: TrainConfig
+    potential: Potential  # with the head that is trained, where it is only one
+    state: TrainState
+    loss: Loss  # of a batch {group: Slots}
+    optimizer: optax.GradientTransformation
+    learning_rate: Schedule  # of the number of updates
+    tasks: tuple[Task, ...]  # one of name "" unless the config has `tasks`
+    groups: tuple[Group, ...]  # tasks that share programs
+    layout: Layout
+
+    @property
+    def plan(self) -> Plan:
+        """The shapes that all tasks share."""
+        return self.tasks[0].train.plan
+
+    @property
+    def n_programs(self) -> int:
+        """Compilations of the training step: a shape is one for all tasks of a group."""
+        return sum(len({k for task in group.tasks for k in self.tasks[task].train.numbers}) for group in self.groups)
+
+    @property
+    def done(self) -> int:
+        """Updates done before the first step."""
+        return int(self.state.step) // self.config.accumulate
+
+    @property
+    def n_shared(self) -> int:
+        """First layers that all heads have in common."""
+        return shared_layers(self.config, self.potential)
+
+
+def prepare(config: TrainConfig, resume: bool = False) -> Run:
+    """Read the data, plan the shapes, make the model and its statistics, or take up the last state of the output.
+
+    Raises ValueError for an output folder that holds states already, unless `resume`, and for a state that was made
+    with another config or other data.
+    """
+    output = Path(config.output)
+    saved = saved_steps(output / STATES)
+    if saved and not resume:
+        raise ValueError(
+            f"{output} holds the states of a run (up to step {saved[-1] // config.accumulate}). Add --resume to go on, "
+            "or choose another output folder."
+        )
+    if saved:
+        _check_config(output, config)
+    potential, params = _model(config)
+    _check_names(config, potential, params)
+    tasks = read_tasks(config, potential)
+    if saved:
+        _check_data(output, tasks)
+    else:
+        params = shared(with_statistics(config, potential, params, tasks), shared_layers(config, potential))
+    learning_rate = schedule(config.schedule, config.steps)
+    updates = optimizer(config.optimizer, learning_rate, by_head=bool(config.tasks), accumulate=config.accumulate)
+    state = init(params, updates, ema=config.ema_decay is not None)
+    if saved:
+        state = restore_state(output / STATES, state)
+    found = groups(tasks)
+    where = sharding.layout(config.tasks_per_step)
+    return Run(config, potential, state, run_loss(tasks, found), updates, learning_rate, tasks, found, where)
+
+
+def write_facts(run: Run) -> None:
+    """The resolved config, and versions, devices and data, beside the states."""
+    output = Path(run.config.output)
+    output.mkdir(parents=True, exist_ok=True)
+    checkpoints.write_atomically(output / CONFIG, to_json(run.config).encode())
+    packages = ("lamjax", "jax", "jaxlib", "numpy", "optax", "orbax-checkpoint", "flax", "ase")
+    facts = {
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "devices": sorted(f"{d.platform} {d.device_kind}" for d in jax.devices()),
+        "data": _fingerprint(run.tasks),
+    }
+    checkpoints.write_atomically(output / FACTS, json.dumps(facts, indent=1, ensure_ascii=False).encode())
+
+
+def result(state: TrainState) -> Any:
+    """The parameters that a run is about: the running mean where there is one."""
+    return state.params if state.ema is None else state.ema
+
+
+def shared_layers(config: TrainConfig, potential: Potential) -> int:
+    """How many first layers all heads share; ValueError where heads differ or have fewer."""
+    heads = [head for _, head in potential.config.heads]
+    least = min(len(head.neuron) + 1 for head in heads)
+    n = least if config.share_layers == "all" else config.share_layers
+    if n and any(head != heads[0] for head in heads):
+        raise ValueError("share_layers: heads that share layers must have equal settings in `model.heads`.")
+    if n > least:
+        raise ValueError(f"share_layers is {n}, the heads have {least} layers (the last one included).")
+    return n
+
+
+def _model(config: TrainConfig):
+    """The potential and its first parameters. The head is chosen here unless tasks choose theirs."""
+    dtype = np.dtype(config.precision)
+    if config.base is not None:
+        potential, params = checkpoints.load(config.base, None if config.add_heads else config.head, dtype)
+        for number, (name, source) in enumerate(config.add_heads.items()):
+            key = jax.random.fold_in(jax.random.key(config.seed), number)
+            potential, params = edit.add_head(potential, params, name, _source(potential, source), key)
+        if config.add_heads and config.head:
+            potential = build(potential.config, config.head)
+    else:
+        potential = build(config.model, config.head)
+        params = potential.init(jax.random.key(config.seed), dtype)
+    if potential.head is None and not config.tasks:
+        raise ValueError(
+            f"{config.base or 'The model'} has several heads; set `head` to one of "
+            f"{', '.join(potential.config.head_names)}, or give `tasks` to train several."
+        )
+    return potential, params
+
+
+def _source(potential: Potential, source: str):
+    """What `edit.add_head` makes a head of."""
+    names = potential.config.head_names
+    if source not in (*names, "random", "mean"):
+        raise ValueError(f"add_heads: {source!r} is no head of the base. Take random, mean, or {', '.join(names)}.")
+    return {"random": None, "mean": names}.get(source, source) if source not in names else source
+
+
+def _check_names(config: TrainConfig, potential: Potential, params) -> None:
+    """ValueError for parts to freeze or to scale that the model does not have."""
+    for key, names in (("freeze", config.freeze), ("rates", tuple(config.rates))):
+        if unknown := unknown_names(params, names):
+            raise ValueError(f"{key}: no parameter is called {', '.join(unknown)}. Known: {', '.join(_parts(params))}.")
+
+
+def _parts(params) -> list[str]:
+    """The first names in the paths of the parameters."""
+    names = [pytree.path_name(path).split("/") for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    return sorted({"/".join(name[:2]) for name in names})
+
+
+def _check_config(output: Path, config: TrainConfig) -> None:
+    """ValueError naming what differs from the config that the run began with."""
+    file = output / CONFIG
+    if not file.is_file():
+        return
+    changed = differences(validate(json.loads(file.read_text()), str(file)), config)
+    if changed:
+        raise ValueError(
+            f"{output} was begun with another config: {'; '.join(changed)}. An exact continuation needs the same. "
+            f"Change them back, or begin a new run in another output folder with `base: {output / MODEL}`."
+        )
+
+
+def _check_data(output: Path, tasks: tuple[Task, ...]) -> None:
+    """ValueError naming the task whose frames are not those that the run began with."""
+    file = output / FACTS
+    if not file.is_file():
+        return
+    old, new = json.loads(file.read_text())["data"], _fingerprint(tasks)
+    changed = [
+        f"{name or 'the run'}: {old.get(name)} -> {new.get(name)}" for name in new if old.get(name) != new.get(name)
+    ]
+    if changed:
+        raise ValueError(
+            f"{output} was begun with other data ({'; '.join(changed)}). An exact continuation needs the same files."
+        )
+
+
+def _fingerprint(tasks: tuple[Task, ...]) -> dict[str, dict[str, Any]]:
+    """Numbers of frames and the sum of the energies (eV) of every task."""
+    return {
+        task.name: {
+            "train": len(task.frames),
+            "validation": len(task.held_out),
+            "energy_sum": float(np.sum([float(frame.labels.energy) for frame in task.frames])),
+        }
+        for task in tasks
+    }

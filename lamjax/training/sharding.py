@@ -1,0 +1,66 @@
+"""Data-parallel training with `jax.sharding`: where states and batches lie, on one machine or several."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lamjax.losses import Slots
+
+
+class Layout(NamedTuple):
+    """All devices of all processes, and what lies where."""
+
+    state: NamedSharding  # a copy on every device
+    task: NamedSharding  # of the numbers of the tasks, (slots,)
+    batch: NamedSharding  # of arrays (slots, frames, ...)
+    multiple: int  # the frames of a slot must be a multiple of this
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """(k, n): this process prepares the k-th of n equal shares of every slot's frames."""
+        return jax.process_index(), jax.process_count()
+
+
+def layout(slots: int = 1) -> Layout:
+    """Slots and frames spread over all devices; as many as divide `slots` lie along the slots, within each process."""
+    mesh = _mesh(slots)
+    along = NamedSharding(mesh, PartitionSpec("slot"))
+    batch = NamedSharding(mesh, PartitionSpec("slot", "frame"))
+    return Layout(NamedSharding(mesh, PartitionSpec()), along, batch, mesh.shape["frame"])
+
+
+def one_slot(layout: Layout) -> Layout:
+    """The same devices for batches with a single slot: its frames are spread over all of them."""
+    batch = NamedSharding(layout.batch.mesh, PartitionSpec(None, ("frame", "slot")))
+    return layout._replace(task=layout.state, batch=batch, multiple=layout.batch.mesh.size)
+
+
+def put_state(state: Any, layout: Layout) -> Any:
+    """The state copied to every device; it must be equal in all processes."""
+
+    def put(x):
+        whole = np.asarray(x)
+        return jax.make_array_from_callback(whole.shape, layout.state, lambda index: whole[index])
+
+    return jax.tree.map(put, state)
+
+
+def put_batch(slots: Slots, layout: Layout) -> Slots:
+    """Numpy arrays on the devices; every process gives its share of the frames of each slot."""
+    put = jax.make_array_from_process_local_data
+    return Slots(put(layout.task, slots.task), jax.tree.map(lambda x: put(layout.batch, x), slots.batch))
+
+
+def is_first() -> bool:
+    """True in the process that prints and writes; there is only one on one machine."""
+    return jax.process_index() == 0
+
+
+def _mesh(slots: int) -> Mesh:
+    local = jax.local_device_count()
+    across = math.gcd(slots, local)
+    devices = np.array(jax.devices()).reshape(jax.process_count(), across, local // across)
+    return Mesh(devices.transpose(1, 0, 2).reshape(across, -1), ("slot", "frame"))

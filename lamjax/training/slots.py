@@ -1,0 +1,156 @@
+"""What every step of a run learns from: which tasks are drawn, in which bucket, and their frames as one batch."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from lamjax import pytree
+from lamjax.data import Batch, batches, frames_per_batch, n_batches
+from lamjax.losses import Slots
+from lamjax.training.tasks import Group, Task
+
+BLOCK = 4096  # draws from one random generator: a run that is resumed need not repeat them one by one
+
+
+class Drawn(NamedTuple):
+    """What the host knows of a step."""
+
+    group: str
+    tasks: tuple[int, ...]  # number in the run of the task of each slot
+    n_atoms: int  # of the arrays
+    capacities: tuple[int, ...]  # neighbour slots, widest shell first
+    n_frames: int  # rows of all slots, empty ones included, over all processes
+    structures: int  # of this process's share, real ones
+    atoms: int  # likewise
+
+    @property
+    def program(self) -> tuple:
+        """Equal for steps that run the same compiled program."""
+        return self.group, self.n_atoms, self.capacities, self.n_frames
+
+
+def draws(seed: int, joint: np.ndarray, group: np.ndarray, slots: int = 1, start: int = 0) -> Iterator[tuple]:
+    """(bucket, task of each slot) for every step from `start` on, a function of seed and step alone.
+
+    The first slot is drawn from `joint` (n_tasks, n_buckets), the probability of a task and a bucket; the other slots
+    are tasks of the same group (`group` (n_tasks,)), by their probability in that bucket.
+    """
+    for block in itertools.count(start // BLOCK):
+        buckets, tasks = _block(seed, block, joint, group, slots)
+        for k in range(max(0, start - block * BLOCK), BLOCK):
+            yield int(buckets[k]), tuple(tasks[k].tolist())
+
+
+def counts(seed: int, joint: np.ndarray, group: np.ndarray, slots: int, end: int) -> np.ndarray:
+    """How often each task and bucket (n_tasks, n_buckets) was drawn before step `end`."""
+    found = np.zeros(joint.shape, int)
+    for block in range(-(-end // BLOCK)):
+        buckets, tasks = _block(seed, block, joint, group, slots)
+        use = slice(0, min(BLOCK, end - block * BLOCK))
+        np.add.at(found, (tasks[use], buckets[use, None]), 1)
+    return found
+
+
+def stream(
+    tasks: Sequence[Task],
+    groups: Sequence[Group],
+    seed: int,
+    *,
+    slots: int = 1,
+    start: int = 0,
+    multiple: int = 1,
+    part: tuple[int, int] = (0, 1),
+) -> Iterator[tuple[Drawn, dict[str, Slots]]]:
+    """The batches {group: Slots} of every step from `start` on, as numpy arrays; `multiple`, `part` as in `batches`.
+
+    One task in one slot goes through its frames epoch by epoch; else every task does so in each of its buckets.
+    """
+    share = {"multiple": multiple, "part": part}
+    if len(tasks) == 1 and slots == 1:
+        for batch in batches(tasks[0].train, tasks[0].batch_size, seed=seed, start=start, **share):
+            yield _slots(tasks, groups[0], (0,), [batch], part)
+        return
+    joint = probabilities(tasks)
+    numbers = np.array([next(g for g, one in enumerate(groups) if k in one.tasks) for k in range(len(tasks))])
+    taken = counts(seed, joint, numbers, slots, start)
+    sizes = _sizes(tasks, groups) if slots > 1 else None
+    streams: dict[tuple[int, int], Iterator[Batch]] = {}
+    for bucket, drawn in draws(seed, joint, numbers, slots, start):
+        for k in set(drawn) - {task for task, b in streams if b == bucket}:
+            size = tasks[k].batch_size if sizes is None else sizes[numbers[k]][bucket]
+            # a seed for each task, else sets of one size had one order
+            own = {"seed": seed + k, "start": int(taken[k, bucket]), "bucket": bucket, **share}
+            streams[k, bucket] = batches(tasks[k].train, size, **own)
+        parts = [next(streams[k, bucket]) for k in drawn]
+        yield _slots(tasks, groups[numbers[drawn[0]]], drawn, parts, part)
+
+
+def probabilities(tasks: Sequence[Task]) -> np.ndarray:
+    """(n_tasks, n_buckets) probability of a step: of the task, times the share of its batches in the bucket."""
+    joint = np.zeros((len(tasks), tasks[0].train.plan.n_programs))
+    for k, task in enumerate(tasks):
+        for bucket in task.train.numbers:
+            joint[k, bucket] = n_batches(task.train, task.batch_size, bucket)
+    return joint / joint.sum(axis=1, keepdims=True) * np.array([[task.probability] for task in tasks])
+
+
+def sources(tasks: Sequence[Task], groups: Sequence[Group]):
+    """A function that names the frames of a batch {group: Slots} (those that this process holds)."""
+    members = {group.name: group.tasks for group in groups}
+
+    def names(batch: dict[str, Slots]) -> list[str]:
+        ((group, slots),) = batch.items()
+        found = []
+        for shard in slots.batch.frame.addressable_shards:
+            rows = range(*shard.index[0].indices(len(slots.task)))
+            for row, frames in zip(rows, np.asarray(shard.data), strict=True):
+                task = tasks[members[group][int(np.asarray(slots.task.addressable_data(0))[row])]]
+                found += [task.train.sources[k] for k in frames.tolist() if k >= 0]
+        return found
+
+    return names
+
+
+def _block(seed: int, block: int, joint: np.ndarray, group: np.ndarray, slots: int) -> tuple[np.ndarray, np.ndarray]:
+    """Buckets (BLOCK,) and tasks (BLOCK, slots) of a block of steps."""
+    u = np.random.default_rng((seed, block)).random((BLOCK, slots))
+    first, buckets = np.divmod(_inverse(joint.ravel(), u[:, 0]), joint.shape[1])
+    tasks = np.repeat(first[:, None], slots, axis=1)
+    if slots > 1:
+        for bucket, g in set(zip(buckets.tolist(), group[first].tolist(), strict=True)):
+            rows = (buckets == bucket) & (group[first] == g)
+            tasks[rows, 1:] = _inverse(joint[:, bucket] * (group == g), u[rows, 1:])
+    return buckets, tasks
+
+
+def _inverse(weights: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """Numbers drawn with the given weights from uniform ones in [0, 1)."""
+    total = np.cumsum(weights)
+    return np.searchsorted(total / total[-1], u, side="right")
+
+
+def _sizes(tasks: Sequence[Task], groups: Sequence[Group]) -> list[list[int]]:
+    """Frames of a slot for every group and bucket: the most that one of its tasks wants."""
+    buckets = tasks[0].train.plan.buckets
+    return [
+        [max(frames_per_batch(bucket.n_atoms, tasks[k].batch_size) for k in group.tasks) for bucket in buckets]
+        for group in groups
+    ]
+
+
+def _slots(tasks, group: Group, drawn: tuple[int, ...], parts: list[Batch], part) -> tuple[Drawn, dict[str, Slots]]:
+    batch = pytree.stack(parts)
+    numbers = batch.system.numbers
+    facts = Drawn(
+        group.name,
+        drawn,
+        numbers.shape[-1],
+        batch.neighbors.capacities,
+        numbers.shape[0] * numbers.shape[1] * part[1],
+        int(np.sum(batch.frame >= 0)),
+        int(np.sum(numbers > 0)),
+    )
+    task = np.array([group.tasks.index(k) for k in drawn], np.int32)
+    return facts, {group.name: Slots(task, batch)}
