@@ -11,7 +11,8 @@ from jaxtyping import Array, Float
 
 from lamjax import neighbors as neighbor_lists
 from lamjax import pytree
-from lamjax.data.read import Frame, from_atoms, read
+from lamjax.data.frames import Frame
+from lamjax.data.read import from_atoms, read
 from lamjax.neighbors import Neighbors
 from lamjax.system import System, pad, to_ase
 

@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lamjax.data.read import Frame
-from lamjax.neighbors import Shell, count, plan_capacities
+from lamjax.data.frames import Frame
+from lamjax.data.shapes import exact_shapes
+from lamjax.neighbors import Shell
 
 FREE = 0.01  # a further shape is worth a compilation if it saves more than this share of the work
 
@@ -41,11 +42,11 @@ def plan(frames: Sequence[Frame], shells: Sequence[Shell], max_programs: int = 6
     if max_programs < 1 or not frames:
         raise ValueError(f"Needs at least one frame and one program; got {len(frames)} and {max_programs}.")
     shells = tuple(shells)
-    exact = np.array([shape(frame, shells) for frame in frames])
-    shapes, members = np.unique(exact, axis=0, return_counts=True)
+    shapes, members = histogram(exact_shapes(frames, shells))
+    n_exact = members
     buckets, members = _merge(shapes, members, max_programs)
     order = np.argsort(work(buckets), kind="stable")
-    padded, needed = np.sum(members * work(buckets)), np.sum(work(exact))
+    padded, needed = np.sum(members * work(buckets)), np.sum(n_exact * work(shapes))
     return Plan(
         shells=shells,
         buckets=tuple(Bucket(int(n), tuple(map(int, c))) for n, *c in buckets[order].tolist()),
@@ -54,9 +55,14 @@ def plan(frames: Sequence[Frame], shells: Sequence[Shell], max_programs: int = 6
     )
 
 
-def shape(frame: Frame, shells: tuple[Shell, ...]) -> tuple[int, ...]:
-    """The smallest bucket of one frame: number of atoms, then slots for each shell."""
-    return (frame.system.n_atoms, *plan_capacities(count(frame.system, shells), shells))
+def histogram(exact: np.ndarray, block: int = 1 << 20) -> tuple[np.ndarray, np.ndarray]:
+    """The different shapes (n_shapes, 1 + n_shells), and how many frames have each."""
+    shapes, members = np.zeros((0, exact.shape[1]), exact.dtype), np.zeros(0, np.int64)
+    for start in range(0, len(exact), block):
+        some, counted = np.unique(exact[start : start + block], axis=0, return_counts=True)
+        shapes, inverse = np.unique(np.concatenate([shapes, some]), axis=0, return_inverse=True)
+        members = np.bincount(inverse.ravel(), np.concatenate([members, counted])).astype(np.int64)
+    return shapes, members
 
 
 def work(shapes: np.ndarray) -> np.ndarray:
@@ -65,11 +71,14 @@ def work(shapes: np.ndarray) -> np.ndarray:
     return shapes[..., 0] * (shapes[..., 1] + np.sum(shapes[..., 2:] ** 2, axis=-1) / 2)
 
 
-def choose(exact: np.ndarray, plan: Plan) -> np.ndarray:
+def choose(exact: np.ndarray, plan: Plan, block: int = 1 << 20) -> np.ndarray:
     """For every exact shape (n_frames, 1 + n_shells) the cheapest bucket that holds it; -1 if none does."""
     shapes = np.array([(b.n_atoms, *b.capacities) for b in plan.buckets])
-    fits = np.all(np.asarray(exact)[:, None, :] <= shapes, axis=-1)
-    return np.where(fits.any(axis=1), np.argmax(fits, axis=1), -1)  # buckets are sorted by cost
+    places = np.empty(len(exact), np.int16)
+    for start in range(0, len(exact), block):
+        fits = np.all(exact[start : start + block, None, :] <= shapes, axis=-1)
+        places[start : start + block] = np.where(fits.any(axis=1), np.argmax(fits, axis=1), -1)
+    return places  # the first that fits: buckets are sorted by cost
 
 
 def _merge(shapes: np.ndarray, members: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:

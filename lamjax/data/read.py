@@ -3,9 +3,9 @@
 import gzip
 import io
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ase
 import ase.data
@@ -14,21 +14,14 @@ import numpy as np
 
 from lamjax import units
 from lamjax.data import deepmd
+from lamjax.data.columns import elements as present_elements
+from lamjax.data.columns import facts
+from lamjax.data.frames import LABELS, Frame, Joined, join
+from lamjax.data.store import Store, is_store
 from lamjax.system import Labels, System, complete_cell, host_system
 
-LABELS = ("energy", "forces", "virial")  # in the order of Labels.weights
 CLOSEST = 1e-3  # Å; atoms nearer than this are two atoms on one place
 _OWN_ARRAYS = {"positions", "numbers", "forces", "force", "REF_forces"}
-
-
-class Frame(NamedTuple):
-    """One structure of a file, on the host (numpy)."""
-
-    system: System
-    labels: Labels
-    source: str  # "train.extxyz frame 12"
-    keys: tuple[str, ...]  # where energy, forces and virial were found, "" where they were not
-    info: dict[str, Any]  # what else the file says of the frame: `atoms.info` and further per-atom arrays
 
 
 class Summary(NamedTuple):
@@ -50,6 +43,7 @@ def read(
 ) -> list[Frame]:
     """All frames of one or more files: extxyz (plain or .gz), whatever else `ase.io.read` knows, DeePMD's npy folders.
 
+    Also a store that `write_store` made; `open_frames` opens it without reading it.
     A directory is a DeePMD system (type.raw, set.*/coord.npy) or holds such systems at any depth.
     Labels are looked for as REF_energy / REF_forces / REF_stress / REF_virial first, then among ASE's results (forces
     without constraints), then in `info` and `arrays`. A virial (-V stress, eV) counts only in a fully periodic cell.
@@ -68,36 +62,84 @@ def iterate(
     """As `read`, one frame after another: nothing but the present frame is held in memory."""
     paths = [paths] if isinstance(paths, str | Path) else list(paths)
     known = None if elements is None else tuple(elements)
-    require = tuple(require)
-    if unknown := set(require) - set(LABELS):
-        raise ValueError(f"Unknown label {', '.join(sorted(unknown))} required; labels are {', '.join(LABELS)}.")
+    require = _known_labels(require)
     for path in map(Path, paths):
-        found = deepmd.structures(path, known) if path.is_dir() else _file(path)
-        for place, number, atoms in found:
-            source = f"{place.relative_to(path.parent)} frame {number}"
-            try:
-                frame = from_atoms(atoms, dtype, source)
-                _check_known(atoms, known)
-                _check_labels(atoms, frame, require)
-            except ValueError as error:
-                raise ValueError(f"{place}, frame {number}: {error}") from error
-            yield frame
+        if is_store(path):
+            yield from (_as_type(frame, dtype) for frame in _checked_store(path, known, require))
+        else:
+            yield from _parsed(path, dtype, known, require)
 
 
-def summarize(frames: Iterable[Frame]) -> Summary:
-    """Counts of labels, keys, elements and sizes over the frames."""
-    frames = list(frames)
-    sizes = [frame.system.n_atoms for frame in frames] or [0]
-    present = Counter(z for frame in frames for z in np.unique(frame.system.numbers).tolist() if z > 0)
-    keys = Counter(f"{name}: {key}" for frame in frames for name, key in zip(LABELS, frame.keys, strict=True) if key)
+def open_frames(
+    paths: str | Path | Iterable[str | Path],
+    elements: Iterable[str] | None = None,
+    require: Iterable[str] = (),
+) -> Sequence[Frame]:
+    """As `read`, but stores stay on the disk: their frames are mapped, in the precision in which they were written.
+
+    A list for ordinary files, a `Store` for a single store, a `Joined` sequence for several of either kind.
+    """
+    paths = [paths] if isinstance(paths, str | Path) else list(paths)
+    known = None if elements is None else tuple(elements)
+    require = _known_labels(require)
+    return join(
+        _checked_store(path, known, require) if is_store(path) else read(path, elements=known, require=require)
+        for path in paths
+    )
+
+
+def _parsed(path: Path, dtype, known: tuple[str, ...] | None, require: tuple[str, ...]) -> Iterator[Frame]:
+    """The frames of a file or folder that is not mapped."""
+    found = deepmd.structures(path, known) if path.is_dir() else _file(path)
+    for place, number, atoms in found:
+        source = f"{place.relative_to(path.parent)} frame {number}"
+        try:
+            frame = from_atoms(atoms, dtype, source)
+            _check_known(atoms.symbols, known)
+            _check_labels(atoms, frame, require)
+        except ValueError as error:
+            raise ValueError(f"{place}, frame {number}: {error}") from error
+        yield frame
+
+
+def summarize(frames: Sequence[Frame]) -> Summary:
+    """Counts of labels, keys, elements and sizes over the frames; of a store without reading positions."""
+    frames = frames if isinstance(frames, Sequence) else list(frames)
+    said, present = facts(frames), present_elements(frames)
+    sizes = said.n_atoms if len(frames) else np.zeros(1, int)
+    labelled = np.sum(said.weights > 0, axis=0)
+    keys, periodic = Counter(), 0
+    for part in frames.parts if isinstance(frames, Joined) else [frames]:
+        keys += _keys(part)
+        periodic += _periodic(part)
     return Summary(
         n_frames=len(frames),
-        labelled={name: sum(bool(f.labels.weights[k] > 0) for f in frames) for k, name in enumerate(LABELS)},
+        labelled={name: int(n) for name, n in zip(LABELS, labelled, strict=True)},
         keys=dict(keys),
-        elements={ase.data.chemical_symbols[z]: n for z, n in sorted(present.items())},
-        n_atoms=(min(sizes), float(np.median(sizes)), max(sizes)),
-        periodic=sum(bool(f.system.pbc.all()) for f in frames),
+        elements={ase.data.chemical_symbols[z]: int(present[z]) for z in np.flatnonzero(present) if z > 0},
+        n_atoms=(int(sizes.min()), float(np.median(sizes)), int(sizes.max())),
+        periodic=periodic,
     )
+
+
+def _keys(frames: Sequence[Frame]) -> Counter:
+    """ "energy: REF_energy" -> frames."""
+    if isinstance(frames, Store):
+        numbers = enumerate(np.bincount(frames.arrays["key"], minlength=len(frames.keys)).tolist())
+        triples = Counter({tuple(frames.keys[k]): n for k, n in numbers})
+    else:
+        triples = Counter(frame.keys for frame in frames)
+    found: Counter = Counter()
+    for triple, n in triples.items():
+        found.update({f"{name}: {key}": n for name, key in zip(LABELS, triple, strict=True) if key})
+    return found
+
+
+def _periodic(frames: Sequence[Frame]) -> int:
+    """Frames that are periodic in all three directions."""
+    if isinstance(frames, Store):
+        return int(np.sum(frames.arrays["pbc"].all(axis=1)))
+    return sum(bool(frame.system.pbc.all()) for frame in frames)
 
 
 def from_atoms(atoms: ase.Atoms, dtype=np.float64, source: str = "structure") -> Frame:
@@ -115,6 +157,47 @@ def from_atoms(atoms: ase.Atoms, dtype=np.float64, source: str = "structure") ->
     )
     info = {**atoms.info, **{k: v for k, v in atoms.arrays.items() if k not in _OWN_ARRAYS}}
     return Frame(system, labels, source, tuple(key for _, key in found), info)
+
+
+def _known_labels(names: Iterable[str]) -> tuple[str, ...]:
+    names = tuple(names)
+    if unknown := set(names) - set(LABELS):
+        raise ValueError(f"Unknown label {', '.join(sorted(unknown))} required; labels are {', '.join(LABELS)}.")
+    return names
+
+
+def _checked_store(path: str | Path, known: tuple[str, ...] | None, require: tuple[str, ...]) -> Store:
+    """The store after the checks of `read`, from the arrays of numbers and weights alone."""
+    store = Store(path)
+    if known is not None:
+        numbers = store.arrays["numbers"]
+        allowed = np.isin(np.arange(256), [ase.data.atomic_numbers[name] for name in known])
+        for start in range(0, len(numbers), 1 << 24):
+            if (foreign := np.flatnonzero(~allowed[numbers[start : start + (1 << 24)]])).size:
+                k = store.frame_of_atom(start + int(foreign[0]))
+                try:
+                    _check_known([ase.data.chemical_symbols[z] for z in store[k].system.numbers], known)
+                except ValueError as error:
+                    raise ValueError(f"{path}, frame {k} ({store.source(k)}): {error}") from None
+    for name in require:
+        missing = np.flatnonzero(store.arrays["weights"][:, LABELS.index(name)] == 0)
+        if missing.size:
+            k = int(missing[0])
+            raise ValueError(
+                f"{path}, frame {k} ({store.source(k)}): the frame has no {name} label, nor have "
+                f"{missing.size - 1} others. Convert files that carry it, or leave these frames out."
+            )
+    return store
+
+
+def _as_type(frame: Frame, dtype) -> Frame:
+    """The frame with positions, cell, forces, virial, weights and parameters in `dtype`."""
+
+    def cast(x):
+        return x.astype(dtype) if x is not None and x.dtype.kind == "f" and x.dtype != dtype else x
+
+    labels = frame.labels
+    return frame._replace(system=System(*map(cast, frame.system)), labels=Labels(labels.energy, *map(cast, labels[1:])))
 
 
 def _file(path: Path) -> Iterator[tuple[Path, int, ase.Atoms]]:
@@ -213,8 +296,8 @@ def _check_distances(system: System) -> None:
         )
 
 
-def _check_known(atoms: ase.Atoms, known: tuple[str, ...] | None) -> None:
-    if known is not None and (foreign := sorted(set(atoms.symbols) - set(known))):
+def _check_known(symbols: Iterable[str], known: tuple[str, ...] | None) -> None:
+    if known is not None and (foreign := sorted(set(symbols) - set(known))):
         raise ValueError(
             f"element {', '.join(foreign)} is not in the model's type map [{', '.join(known)}]. "
             "Use a model that knows it, extend the type map, or remove the frame."

@@ -3,6 +3,7 @@
 The rules are DeePMD-kit's (environment statistics over all slots, empty ones too; minimum-norm least squares).
 """
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,12 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lamjax.data.read import Frame
+from lamjax.data.columns import composition_blocks, facts, sample
+from lamjax.data.frames import Frame
 from lamjax.descriptors import DPA1Config, DPA2Config
 from lamjax.descriptors.environment import raw_rows
 from lamjax.neighbors.host import pairs
 from lamjax.potential import Params, Potential, type_table
 
+MOST = 10_000  # frames that the environment statistics look at
+EQUATIONS = 100_000  # of the least squares that are solved as they are
 _CHUNK = 1 << 16  # pairs per call of the jitted rows: one shape for all data
 ABSENT = 0.1  # standard deviation for an element without data
 FLOOR = 1e-2  # smallest standard deviation
@@ -55,12 +59,17 @@ def blocks(descriptor: Any) -> tuple[Block, ...]:
     raise ValueError(f"No statistics are known for {type(descriptor).__name__}; supported: DPA2Config, DPA1Config.")
 
 
-def environment_statistics(potential: Potential, frames: Iterable[Frame]) -> dict[str, dict[str, np.ndarray]]:
+def environment_statistics(
+    potential: Potential, frames: Iterable[Frame], most: int | None = MOST
+) -> dict[str, dict[str, np.ndarray]]:
     """mean and stddev (n_types, 4) of the raw environment rows of each block, per type of the centre.
 
     All `sel` slots count, empty ones as zeros; the three angular columns are pooled and have mean 0; deviations are at
     least 0.01, and 0.1 for an element without data. The mean is returned even where the model leaves it at zero.
+    Of a set of more than `most` frames, so many are taken, evenly spread, and one for each element these would miss.
     """
+    if most is not None and isinstance(frames, Sequence):
+        frames = sample(frames, most)
     config = potential.config
     table = type_table(config.elements)
     parts = blocks(config.descriptor)
@@ -79,21 +88,43 @@ def energy_bias(potential: Potential, frames: Sequence[Frame], predicted: np.nda
 
     Raises ValueError if no frame carries an energy.
     """
-    use = [k for k, frame in enumerate(frames) if frame.labels.weights[0] > 0]
-    if not use:
+    said = facts(frames)
+    use = said.weights[:, 0] > 0
+    if not use.any():
         raise ValueError("No frame carries an energy: the energy per element cannot be fitted. Add energy labels.")
-    target = np.array([float(frames[k].labels.energy) for k in use])
+    target = np.asarray(said.energy, np.float64)
     if predicted is not None:
-        target = target - np.asarray(predicted, np.float64)[use]
-    counts = compositions(potential, [frames[k] for k in use])
-    energies = np.linalg.lstsq(counts, target, rcond=None)[0]
-    return Bias(energies, float(np.std(target - counts @ energies)))
+        target = target - np.asarray(predicted, np.float64)
+    reduced, equations = None, functools.partial(_equations, potential, frames, target, use)
+    for counts, energies in equations():
+        reduced = _reduced(reduced, counts, energies)
+    found = np.linalg.lstsq(reduced[:, :-1], reduced[:, -1], rcond=None)[0]
+    left = np.concatenate(
+        [energies - counts @ found for counts, energies in _equations(potential, frames, target, use)]
+    )
+    return Bias(found, float(np.std(left)))
 
 
 def compositions(potential: Potential, frames: Sequence[Frame]) -> np.ndarray:
     """Number of atoms of each of the model's elements, (n_frames, n_types)."""
-    table, n = type_table(potential.config.elements), len(potential.config.elements)
-    return np.array([np.bincount(table[f.system.numbers], minlength=n + 1)[:n] for f in frames], np.float64)
+    n = len(potential.config.elements)
+    return np.concatenate([np.zeros((0, n)), *composition_blocks(frames, type_table(potential.config.elements), n)])
+
+
+def _equations(potential: Potential, frames: Sequence[Frame], target: np.ndarray, use: np.ndarray):
+    """(counts, energies) of the frames in use, block after block."""
+    start = 0
+    for counts in composition_blocks(frames, type_table(potential.config.elements), len(potential.config.elements)):
+        rows = slice(start, start + len(counts))
+        yield counts[use[rows]], target[rows][use[rows]]
+        start += len(counts)
+
+
+def _reduced(before: np.ndarray | None, counts: np.ndarray, energies: np.ndarray) -> np.ndarray:
+    """Fewer equations with the same least squares: the triangle of a QR decomposition, where there are many."""
+    equations = np.concatenate([counts, energies[:, None]], axis=1)
+    equations = equations if before is None else np.concatenate([before, equations])
+    return np.linalg.qr(equations, mode="r") if len(equations) > EQUATIONS else equations
 
 
 def set_environment(potential: Potential, params: Params, frames: Iterable[Frame]) -> Params:

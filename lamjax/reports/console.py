@@ -21,20 +21,24 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
     return result
 
 
-def progress(items: Iterable, description: str, total: int, interval: float = 10.0) -> Iterator:
-    """The items one by one under a progress bar; without a terminal a plain line each `interval` seconds."""
+def progress(items: Iterable, description: str, total: int | None, interval: float = 10.0) -> Iterator:
+    """The items one by one under a progress bar; without a terminal a plain line each `interval` seconds.
+
+    `total` is None where nobody knows how many there will be.
+    """
     if console.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
             yield from bar.track(items, total=total, description=description)
         return
     last = time.monotonic()
-    console.print(f"{description}: {total} to do")
+    if total is not None:
+        console.print(f"{description}: {total} to do")
     for done, item in enumerate(items, start=1):
         yield item
         if time.monotonic() - last > interval or done == total:
             last = time.monotonic()
-            console.print(f"{description}: {done}/{total}")
+            console.print(f"{description}: {done}" if total is None else f"{description}: {done}/{total}")
 
 
 def _cell(value: Any) -> str:

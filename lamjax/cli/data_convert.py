@@ -1,0 +1,73 @@
+"""`lamjax data convert`: frames from any files into one packed store, and back."""
+
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import ase
+import ase.io
+import typer
+
+from lamjax.data import Frame, iterate, open_frames, write_store
+from lamjax.data.store import SUFFIXES
+from lamjax.reports import console, progress
+from lamjax.system import to_ase
+
+TEXT = (".extxyz", ".xyz")
+
+
+class Precision(StrEnum):
+    """Of the floats in a store; energies are always float64."""
+
+    float32 = "float32"
+    float64 = "float64"
+
+
+def convert(
+    files: Annotated[list[Path], typer.Argument(help="Files or folders to read, then the target: .h5 or .extxyz.")],
+    dtype: Annotated[
+        Precision, typer.Option(help="Of positions, forces and virials in the store.")
+    ] = Precision.float64,
+    overwrite: Annotated[bool, typer.Option(help="Replace a target that exists.")] = False,
+) -> None:
+    """Pack files that `lamjax data check` reads into one store for training on more than fits into memory, or back."""
+    *sources, target = files
+    if not sources:
+        raise ValueError("Give at least one file to read, and the target: `lamjax data convert FILES... TARGET.h5`.")
+    if target.suffix not in (*SUFFIXES, *TEXT):
+        raise ValueError(f"{target}: the name must end in {' or '.join((*SUFFIXES, *TEXT))}.")
+    if target.exists() and not overwrite:
+        raise ValueError(f"{target} exists. Choose another name, or replace it with --overwrite.")
+    if target.suffix in TEXT:
+        n = _write_text(target, open_frames(sources))
+    else:
+        n = write_store(target, progress(iterate(sources), "Frames", None), dtype.value)
+    console.print(f"{target}: {n:,} frames, {target.stat().st_size / 1e6:,.1f} MB", soft_wrap=True)
+
+
+def _write_text(target: Path, frames: Sequence[Frame]) -> int:
+    """Extended xyz, frame by frame, whole or not at all."""
+    temporary = target.with_name(f".{target.name}.part")
+    try:
+        with open(temporary, "w") as file:
+            for frame in progress(frames, "Frames", len(frames)):
+                ase.io.write(file, _atoms(frame), format="extxyz")
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return len(frames)
+
+
+def _atoms(frame: Frame) -> ase.Atoms:
+    """The structure with its labels under the names that are looked for first."""
+    atoms, labels = to_ase(frame.system), frame.labels
+    atoms.info |= {key: value for key, value in frame.info.items() if key not in atoms.info}
+    energy, forces, virial = labels.weights > 0
+    if energy:
+        atoms.info["REF_energy"] = float(labels.energy)
+    if forces:
+        atoms.arrays["REF_forces"] = labels.forces.astype(float)
+    if virial:
+        atoms.info["REF_virial"] = labels.virial.astype(float)
+    return atoms

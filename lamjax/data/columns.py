@@ -1,0 +1,86 @@
+"""What a set of frames says as arrays, frame by frame; of a mapped set the positions are not touched."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from lamjax.data.frames import Frame, Joined, Subset
+from lamjax.data.store import Store
+
+_ATOMS = 1 << 22  # atoms that are looked at together
+
+
+class Facts(NamedTuple):
+    """Numbers of every frame; 24 to 40 bytes each."""
+
+    n_atoms: np.ndarray  # (n_frames,)
+    energy: np.ndarray  # (n_frames,) eV
+    weights: np.ndarray  # (n_frames, 3) of energy, forces, virial
+
+
+def facts(frames: Sequence[Frame]) -> Facts:
+    """Sizes, energies and weights of all frames."""
+    match frames:
+        case Store():
+            return Facts(frames.n_atoms, frames.arrays["energy"], frames.arrays["weights"])
+        case Joined():
+            return Facts(*map(np.concatenate, zip(*map(facts, frames.parts), strict=True)))
+        case Subset():
+            return Facts(*(column[frames.rows] for column in facts(frames.frames)))
+    return Facts(
+        np.array([frame.system.n_atoms for frame in frames], np.int32),
+        np.array([float(frame.labels.energy) for frame in frames]),
+        np.array([frame.labels.weights for frame in frames], np.float64).reshape(-1, 3),
+    )
+
+
+def composition_blocks(frames: Sequence[Frame], table: np.ndarray, n_types: int) -> Iterator[np.ndarray]:
+    """Atoms of each type (n_some_frames, n_types), block after block; `table` maps atomic numbers to types."""
+    match frames:
+        case Store():
+            yield from _store_blocks(frames, np.arange(len(frames)), table, n_types)
+        case Joined():
+            for part in frames.parts:
+                yield from composition_blocks(part, table, n_types)
+        case Subset(frames=Store()):
+            yield from _store_blocks(frames.frames, frames.rows, table, n_types)
+        case _:
+            rows = [np.bincount(table[f.system.numbers], minlength=n_types + 1)[:n_types] for f in frames]
+            yield np.array(rows, np.float64).reshape(-1, n_types)
+
+
+def elements(frames: Sequence[Frame]) -> np.ndarray:
+    """(119,) number of frames in which each atomic number occurs."""
+    table = np.arange(119)
+    return sum((np.sum(block > 0, axis=0) for block in composition_blocks(frames, table, 119)), np.zeros(119, int))
+
+
+def sample(frames: Sequence[Frame], most: int) -> Sequence[Frame]:
+    """At most `most` frames, evenly spread, and one more for each element that these would miss; or all of them.
+
+    The frame that is added for an element is the first that holds it.
+    """
+    if len(frames) <= most:
+        return frames
+    rows = np.linspace(0, len(frames) - 1, most).round().astype(np.int64)
+    seen = elements(Subset(frames, rows)) > 0
+    wanted, start, extra = (elements(frames) > 0) & ~seen, 0, []
+    for block in composition_blocks(frames, np.arange(119), 119) if wanted.any() else ():
+        for z in np.flatnonzero(wanted & (block > 0).any(axis=0)):
+            extra.append(start + int(np.argmax(block[:, z] > 0)))
+            wanted[z] = False
+        start += len(block)
+    return Subset(frames, np.unique(np.concatenate([rows, np.array(extra, np.int64)])))
+
+
+def _store_blocks(store: Store, rows: np.ndarray, table: np.ndarray, n_types: int) -> Iterator[np.ndarray]:
+    offsets, step = store.arrays["offsets"], max(1, _ATOMS // (n_types + 32))
+    for start in range(0, len(rows), step):
+        chosen = rows[start : start + step]
+        first, n = offsets[chosen], offsets[chosen + 1] - offsets[chosen]
+        atoms = np.repeat(first - np.concatenate([[0], np.cumsum(n)[:-1]]), n) + np.arange(n.sum())
+        types = table[store.arrays["numbers"][atoms]]
+        frame = np.repeat(np.arange(len(chosen)), n)
+        counted = np.bincount(frame * (n_types + 1) + types, minlength=len(chosen) * (n_types + 1))
+        yield counted.reshape(len(chosen), -1)[:, :n_types].astype(np.float64)

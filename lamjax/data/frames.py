@@ -1,0 +1,98 @@
+"""One labelled structure, and sets of them: lists, joined sets, parts of a set."""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lamjax.system import Labels, System
+
+LABELS = ("energy", "forces", "virial")  # in the order of Labels.weights
+
+
+class Frame(NamedTuple):
+    """One structure of a file, on the host (numpy)."""
+
+    system: System
+    labels: Labels
+    source: str  # "train.extxyz frame 12"
+    keys: tuple[str, ...]  # where energy, forces and virial were found, "" where they were not
+    info: dict[str, Any]  # what else the file says of the frame: `atoms.info` and further per-atom arrays
+
+
+class Joined(Sequence):
+    """Several sets one after another; nothing is copied."""
+
+    def __init__(self, parts: Iterable[Sequence[Frame]]):
+        flat: list[Sequence[Frame]] = []
+        for part in parts:
+            flat += part.parts if isinstance(part, Joined) else [part]
+        self.parts = tuple(part for part in flat if len(part))
+        self.starts = np.cumsum([0, *map(len, self.parts)]).tolist()
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def __getitem__(self, k):
+        if isinstance(k, slice):
+            return Subset(self, np.arange(len(self))[k])
+        k = _checked(k, len(self))
+        part = bisect_right(self.starts, k) - 1
+        return self.parts[part][k - self.starts[part]]
+
+
+class Subset(Sequence):
+    """The frames of a set with the given numbers, in their order; 4 bytes a frame."""
+
+    def __init__(self, frames: Sequence[Frame], rows):
+        rows = np.asarray(rows)
+        if rows.size and (rows.min() < 0 or rows.max() >= len(frames)):
+            raise IndexError(f"Rows {rows.min()} to {rows.max()} of a set of {len(frames)} frames.")
+        self.frames = frames.frames if isinstance(frames, Subset) else frames
+        self.rows = (frames.rows[rows] if isinstance(frames, Subset) else rows).astype(np.int32)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, k):
+        return Subset(self, np.arange(len(self))[k]) if isinstance(k, slice) else self.frames[int(self.rows[k])]
+
+
+class Names(Sequence):
+    """The sources of a set of frames, made when asked."""
+
+    def __init__(self, frames: Sequence[Frame]):
+        self.frames = frames
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, k):
+        return source(self.frames, k)
+
+
+def join(sets: Iterable[Sequence[Frame]]) -> Sequence[Frame]:
+    """One set out of several: a list if all are lists, else without copies."""
+    sets = list(sets)
+    if all(isinstance(one, list) for one in sets):
+        return [frame for one in sets for frame in one]
+    return sets[0] if len(sets) == 1 else Joined(sets)
+
+
+def source(frames: Sequence[Frame], k: int) -> str:
+    """Where frame k was read; of a mapped set its positions are not touched."""
+    match frames:
+        case Joined():
+            part = bisect_right(frames.starts, _checked(k, len(frames))) - 1
+            return source(frames.parts[part], k - frames.starts[part])
+        case Subset():
+            return source(frames.frames, int(frames.rows[k]))
+    return frames.source(k) if hasattr(frames, "source") else frames[k].source
+
+
+def _checked(k: int, n: int) -> int:
+    k = int(k)
+    if not -n <= k < n:
+        raise IndexError(f"There is no frame {k} in a set of {n}.")
+    return k % n
