@@ -1,0 +1,238 @@
+"""How much less data does a fine-tuned model need than one that is trained from scratch?
+
+    python -m experiments.sample_efficiency.run
+
+from the root of the repository, after experiments.multitask_vs_single (whose multi-task models of the same --work are
+fine-tuned; a missing one is trained first). The same command in several shells shares the runs out among them. When
+all are done, results.json, the tables in the README and the plot are written.
+"""
+
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments import workflow
+from experiments.multitask_vs_single import run as pretraining
+from experiments.workflow import DOWNSTREAM, HEAD, Size
+from lamjax import checkpoints, edit
+from lamjax.reports import plots
+from lamjax.training.config import TrainConfig
+
+HERE = Path(__file__).parent
+SETS = ("tio2", "acac", "mgypo4")
+SIZES = (10, 30, 100, 300)  # training frames
+STEPS = {"finetuned": 1000, "scratch": 4000}
+COLORS = {"finetuned": plots.AFTER, "scratch": "#5a5a5a"}
+LABELS = {"finetuned": "fine-tuned", "scratch": "from scratch"}
+
+
+class Point(NamedTuple):
+    """One run: a set, a start, so many frames, a seed."""
+
+    key: str
+    start: str  # of STEPS
+    n: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return f"{self.key}-{self.start}-{self.n}-{self.seed}"
+
+
+class Factor(NamedTuple):
+    """How many times more frames a model from scratch needs; beyond the measured range only a bound is known."""
+
+    value: float
+    bound: str  # "", "at least", "at most"
+
+
+def main(seeds: list[int], steps: int | None, work: Path, size: Size, report: bool) -> None:
+    full = size is workflow.FULL
+    sets, sizes = (SETS, SIZES) if full else (("acac",), (4, 8))
+    points = [Point(key, start, n, seed) for seed in seeds for key in sets for n in sizes for start in STEPS]
+    for point in () if report else points:
+        file = work / "sample_efficiency" / f"{point.name}.json"
+        n_steps = steps or STEPS[point.start]
+        workflow.once(file, functools.partial(measure, point, n_steps, work, size))
+    results = workflow.collect(work / "sample_efficiency", [point.name for point in points])
+    if results:
+        tell(dict(zip(points, results, strict=True)), HERE if full else work / "sample_efficiency_report")
+
+
+def measure(point: Point, steps: int, work: Path, size: Size) -> dict[str, Any]:
+    """Train on some frames of a downstream set and measure its tests."""
+    chosen = DOWNSTREAM[point.key]
+    folder = work / "downstream" / point.name
+    (train,) = workflow.files(size, work, [chosen.train])
+    tests = {name: workflow.files(size, work, [file]) for name, file in chosen.tests.items()}
+    config, found = beginning(point, train, folder, work, size)
+    config = TrainConfig(
+        train=(workflow.subset(train, rows(train, point), folder / "train.extxyz.gz"),),
+        validation=(spanning(train, tests, work / "data" / f"{point.key}_shape.extxyz.gz", size),),
+        max_programs=1,
+        ema_decay=0.99,
+        **config,
+        **workflow.training_settings(steps, point.seed, folder / "run"),
+    )
+    _, seconds = workflow.train(config)
+    potential, params = checkpoints.load(folder / "run" / "model.lamjax", dtype=np.float32)
+    of = workflow.measured(potential, {"train": (train,), **tests})
+    errors = {name: workflow.errors(potential, params, of[name]) for name in tests}
+    return {**point._asdict(), "steps": steps, "seconds": round(seconds, 1), **found, "tests": errors}
+
+
+def beginning(point: Point, train: str, folder: Path, work: Path, size: Size) -> tuple[dict, dict]:
+    """What the run begins with, as keys of a TrainConfig, and facts for the results.
+
+    A fine-tuned run begins with the multi-task model of its seed and a copy of the head that has the least force errors
+    on the frames it is given; its energies per element are fitted anew.
+    """
+    if point.start == "scratch":
+        return {"model": workflow.model(size, [HEAD])}, {}
+    source = base(point.seed, work, size)
+    potential, params = checkpoints.load(source, dtype=np.float32)
+    of = workflow.measured(potential, {"train": (train,)})["train"]
+    head, heads = workflow.best_head(
+        potential, params, potential.config.head_names, workflow.some(of, rows(train, point))
+    )
+    potential, params = edit.add_head(potential, params, HEAD, source=head)
+    checkpoints.save(folder / "base.lamjax", *workflow.one_head(potential, params, HEAD))
+    return {"base": str(folder / "base.lamjax"), "bias": "change"}, {"head": head, "heads": heads}
+
+
+def base(seed: int, work: Path, size: Size) -> Path:
+    """The multi-task model of a seed; trained here if it is missing."""
+    path = work / "pretraining" / f"{pretraining.MULTI}-{seed}" / "model.lamjax"
+    if not path.is_file():
+        steps = 3 if size is workflow.QUICK else pretraining.STEPS
+        pretraining.pretrain(pretraining.MULTI, seed, steps, work, size)
+    return path
+
+
+def rows(train: str, point: Point) -> list[int]:
+    """The frames of a run: the first n in an order that the seed alone decides, so that smaller sets are nested."""
+    order = np.random.default_rng(point.seed).permutation(len(workflow.frames(train)))
+    return order[: point.n].tolist()
+
+
+def spanning(train: str, tests: dict, path: Path, size: Size) -> str:
+    """The frames that need the largest arrays: as validation set they give all runs one shape, and so one program."""
+    return workflow.largest((train, *(file for group in tests.values() for file in group)), path, size.model.shells)
+
+
+def tell(found: dict[Point, dict], out: Path) -> None:
+    """Tables, plot and results.json."""
+    seeds = sorted({point.seed for point in found})
+    factors = {(key, test): data_factors(found, key, test, seeds) for key, test in tests_of(found)}
+    command = f"python -m experiments.sample_efficiency.run --seeds {' '.join(map(str, seeds))}"
+    facts = workflow.facts(command, sum(one["seconds"] for one in found.values()))
+    tables = f"{error_table(found, factors, seeds)}\n\n{factor_table(factors)}"
+    said = {
+        f"{key}, {test}": {n: [f._asdict() for f in row] for n, row in rows.items()}
+        for (key, test), rows in factors.items()
+    }
+    workflow.write_report(out, {**facts, "data factors": said, "runs": list(found.values())}, tables)
+    plot(out / "sample_efficiency.png", found, seeds)
+
+
+def tests_of(found: dict[Point, dict]) -> list[tuple[str, str]]:
+    """All (set, test)."""
+    return list(dict.fromkeys((point.key, test) for point, one in found.items() for test in one["tests"]))
+
+
+def curve(found: dict[Point, dict], key: str, test: str, start: str, seed: int, error="rmse_f") -> dict[int, float]:
+    """{frames: error} of one seed."""
+    chosen = {p.n: one for p, one in found.items() if (p.key, p.start, p.seed) == (key, start, seed)}
+    return {n: one["tests"][test][error] for n, one in sorted(chosen.items())}
+
+
+def data_factors(found: dict[Point, dict], key: str, test: str, seeds: list[int]) -> dict[int, list[Factor]]:
+    """For every number of frames of fine-tuning the factor in data at equal force error, for every seed."""
+    factors: dict[int, list[Factor]] = {}
+    for seed in seeds:
+        scratch = curve(found, key, test, "scratch", seed)
+        for n, error in curve(found, key, test, "finetuned", seed).items():
+            factors.setdefault(n, []).append(factor(n, error, scratch))
+    return factors
+
+
+def factor(n: int, error: float, scratch: dict[int, float]) -> Factor:
+    """Frames from scratch with that error, divided by n, from straight lines between the logarithms.
+
+    The curve is first made to fall, by the least error up to each number of frames.
+    """
+    sizes = np.array(list(scratch))
+    falling = np.minimum.accumulate(list(scratch.values()))
+    if error > falling[0]:
+        return Factor(sizes[0] / n, "at most")
+    if error < falling[-1]:
+        return Factor(sizes[-1] / n, "at least")
+    return Factor(float(np.exp(np.interp(-np.log(error), -np.log(falling), np.log(sizes)))) / n, "")
+
+
+def error_table(found: dict[Point, dict], factors: dict, seeds: list[int]) -> str:
+    """RMSE on the tests against the number of frames."""
+    columns = ["test", "frames"]
+    columns += [f"{kind} {LABELS[start]}" for kind in ("forces (meV/Å)", "energy (meV/atom)") for start in STEPS]
+    lines = []
+    for (key, test), by_size in factors.items():
+        for n in by_size:
+            cells = [
+                workflow.mean_range([curve(found, key, test, start, seed, error)[n] for seed in seeds], digits)
+                for error, digits in (("rmse_f", 0), ("rmse_e", 1))
+                for start in STEPS
+            ]
+            lines.append([f"{key}, {test}", n, *cells])
+    return workflow.markdown(columns, lines)
+
+
+def factor_table(factors: dict) -> str:
+    """The factor in data, geometric mean and range over the seeds; a bound in any seed makes the mean a bound."""
+    sizes = list(dict.fromkeys(n for by_size in factors.values() for n in by_size))
+    lines = [[f"{key}, {test}", *(said(by_size[n]) for n in sizes)] for (key, test), by_size in factors.items()]
+    lines.append(["DPA-2 paper", *["10 to 100"] * len(sizes)])
+    return workflow.markdown(["factor in data at equal force error", *(f"{n} frames fine-tuned" for n in sizes)], lines)
+
+
+def said(found: list[Factor]) -> str:
+    """ "at least 12 (10-15)"."""
+    values = [one.value for one in found]
+    bounds = {one.bound for one in found} - {""}
+    bound = (
+        "at least " if bounds == {"at least"} else "at most " if bounds == {"at most"} else "about " if bounds else ""
+    )
+    return f"{bound}{np.exp(np.mean(np.log(values))):.1f} ({min(values):.1f}-{max(values):.1f})"
+
+
+def plot(path: Path, found: dict[Point, dict], seeds: list[int]) -> None:
+    """Force RMSE against the number of frames, mean and range over the seeds, a panel a test."""
+    tests = tests_of(found)
+    with matplotlib.rc_context(plots.STYLE):
+        figure = Figure(figsize=(3.6 * len(tests), 3.9), layout="constrained")
+        for axes, (key, test) in zip(figure.subplots(1, len(tests), squeeze=False)[0], tests, strict=True):
+            for start, color in COLORS.items():
+                curves = [curve(found, key, test, start, seed) for seed in seeds]
+                sizes, values = list(curves[0]), np.array([list(one.values()) for one in curves])
+                axes.fill_between(sizes, values.min(axis=0), values.max(axis=0), color=color, alpha=0.2, linewidth=0)
+                axes.plot(sizes, values.mean(axis=0), "o-", color=color, label=LABELS[start])
+            axes.set(xscale="log", yscale="log", xlabel="training frames", title=f"{key}, {test}")
+            axes.set_xticks(sizes, sizes)
+            axes.minorticks_off()
+        figure.axes[0].set_ylabel("force RMSE on test (meV/Å)")
+        figure.axes[0].legend(frameon=False)
+        figure.savefig(path, dpi=130)
+
+
+if __name__ == "__main__":
+    parser = workflow.arguments(__doc__, HERE)
+    parser.add_argument("--steps", type=int, help=f"of every run (default: {STEPS})")
+    given = parser.parse_args()
+    workflow.begin(given.work, given.cache)
+    chosen = workflow.QUICK if given.quick else workflow.FULL
+    n_steps = given.steps or (3 if given.quick else None)
+    main(given.seeds[:1] if given.quick else given.seeds, n_steps, given.work, chosen, given.report)

@@ -1,0 +1,363 @@
+"""What the experiments on many data sets share: data, model, training runs that can be killed, errors, reports."""
+
+import argparse
+import fcntl
+import gzip
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ase.data
+import jax
+import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
+
+from lamjax import PotentialConfig, checkpoints, data, edit, losses, training
+from lamjax.descriptors import DPA2Config, RepformerConfig, RepinitConfig
+from lamjax.heads import EnergyHeadConfig
+from lamjax.neighbors import Shell
+from lamjax.reports import console
+from lamjax.training import run as runs
+from lamjax.training.config import TaskConfig, TrainConfig
+from lamjax.training.errors import predictions
+
+DATA = Path(__file__).parent / "data"
+ELEMENTS = (*ase.data.chemical_symbols[1:84], "Ac", "Th", "Pa", "U", "Np", "Pu")  # those of materials_pbeu
+HEAD = "head"  # what the only head of a model is called: equal names let equal models share their programs
+
+DESCRIPTOR = DPA2Config(
+    repinit=RepinitConfig(rcut=5.0, rcut_smth=0.5, nsel=100, neuron=(16, 32, 64), axis_neuron=8),
+    repformer=RepformerConfig(
+        rcut=4.0,
+        rcut_smth=3.0,
+        nsel=60,
+        nlayers=3,
+        g1_dim=64,
+        g2_dim=16,
+        update_g1_has_attn=False,
+        update_g2_has_g1g1=False,
+        update_g2_has_attn=False,
+        update_style="res_residual",
+        update_residual=0.01,
+    ),
+)
+LOSS = losses.LabelLossConfig(
+    start_pref_e=0.02,
+    limit_pref_e=1.0,
+    start_pref_f=100.0,
+    limit_pref_f=10.0,
+    start_pref_v=0.02,
+    limit_pref_v=0.1,
+)
+
+
+class PretrainingSet(NamedTuple):
+    """A task of pre-training: one level of theory, one head."""
+
+    train: tuple[str, ...]  # files below experiments/data
+    validation: tuple[str, ...]
+    probability: float  # of a step of the multi-task run
+    level: str
+
+
+class DownstreamSet(NamedTuple):
+    """Data that no pre-training run sees."""
+
+    train: str
+    tests: dict[str, str]
+    level: str
+
+
+class Size(NamedTuple):
+    """How large the experiments are: as they are reported, or to see in seconds that they run."""
+
+    name: str
+    model: DPA2Config
+    neuron: tuple[int, ...]  # of the heads
+    max_programs: int  # shapes of a pre-training run
+    most_frames: int | None  # of a file
+
+
+FULL = Size("full", DESCRIPTOR, (64, 64, 64), 6, None)
+QUICK = Size(
+    "quick",
+    replace(
+        DESCRIPTOR,
+        repinit=RepinitConfig(rcut=3.0, rcut_smth=0.5, nsel=20, neuron=(4, 8), axis_neuron=2),
+        repformer=replace(DESCRIPTOR.repformer, rcut=2.5, rcut_smth=1.5, nsel=12, nlayers=1, g1_dim=8, g2_dim=4),
+    ),
+    (8,),
+    1,
+    12,
+)
+
+PRETRAINING = {
+    "materials": PretrainingSet(
+        ("materials_pbeu/train",), ("materials_pbeu/validation",), 0.30, "PBE/PBE+U, VASP, 89 elements"
+    ),
+    "pbe": PretrainingSet(
+        ("pbe_main_group/train", "metals_pbe/train"),
+        ("pbe_main_group/test", "metals_pbe/validation"),
+        0.25,
+        "PBE, VASP, semiconductors, metals, main-group compounds",
+    ),
+    **{
+        f"oxides_{xc}": PretrainingSet(
+            (f"oxides_bo2/{xc}_train",), (f"oxides_bo2/{xc}_validation",), 0.05, f"{said}, VASP, dioxides"
+        )
+        for xc, said in (("pbe", "PBE"), ("pbesol", "PBEsol"), ("lda", "LDA"))
+    },
+    "wb97x": PretrainingSet(
+        ("dimers_wb97x/train",), ("dimers_wb97x/validation",), 0.10, "wB97X/6-31G(d), molecular dimers"
+    ),
+    "gfn2xtb": PretrainingSet(
+        ("dimers_gfn2xtb/train",), ("dimers_gfn2xtb/validation",), 0.20, "GFN2-xTB, molecular dimers"
+    ),
+}
+DOWNSTREAM = {
+    "tio2": DownstreamSet("tio2_pbe_qe/train", {"test": "tio2_pbe_qe/test"}, "PBE, Quantum ESPRESSO"),
+    "acac": DownstreamSet(
+        "acac_pbed3/train",
+        {"300 K": "acac_pbed3/test_300K", "600 K": "acac_pbed3/test_600K"},
+        "UHF PBE+D3, ORCA; trained at 300 K",
+    ),
+    "mgypo4": DownstreamSet("mgypo4_pbe/train", {"held-out runs": "mgypo4_pbe/test"}, "PBE, VASP, relaxations"),
+    "si_defects": DownstreamSet(
+        "../../lamjax/assets/demo/si_defects_train",
+        {"held-out runs": "../../lamjax/assets/demo/si_defects_heldout"},
+        "LDA, Quantum ESPRESSO, relaxations",
+    ),
+}
+
+
+def arguments(description: str, here: Path, seeds: Sequence[int] = (0, 1, 2)) -> argparse.ArgumentParser:
+    """The options that all scripts have."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    work = here.parents[1] / "build" / "experiments"
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
+    parser.add_argument("--work", type=Path, default=work, help="runs, models and one JSON file for each finished run")
+    parser.add_argument("--cache", type=Path, help="compiled programs (default: below --work)")
+    parser.add_argument("--quick", action="store_true", help="a tiny model and few steps: does it run at all?")
+    parser.add_argument("--report", action="store_true", help="train nothing, only report the finished runs")
+    return parser
+
+
+def begin(work: Path, cache: Path | None) -> None:
+    """Energies are summed in float64, and a program is compiled once for all runs."""
+    jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    compilation_cache.set_cache_dir(str(cache or work / "programs"))
+
+
+def model(size: Size, heads: Iterable[str]) -> PotentialConfig:
+    """The model of all runs; only the names of the heads differ."""
+    return PotentialConfig(ELEMENTS, size.model, tuple((name, EnergyHeadConfig(neuron=size.neuron)) for name in heads))
+
+
+def files(size: Size, work: Path, names: Iterable[str]) -> tuple[str, ...]:
+    """The files of the data, cut short for a small size."""
+    paths = [DATA / f"{name}.extxyz.gz" for name in names]
+    if size.most_frames is None:
+        return tuple(map(str, paths))
+    return tuple(
+        subset(path, range(size.most_frames), work / "data" / f"{path.parent.name}_{path.name}") for path in paths
+    )
+
+
+def frames(path: str | Path) -> list[str]:
+    """The frames of a compressed extxyz file as the text that they are."""
+    with gzip.open(path, "rt") as file:
+        lines = file.read().splitlines(keepends=True)
+    found, k = [], 0
+    while k < len(lines):
+        n = int(lines[k]) + 2
+        found.append("".join(lines[k : k + n]))
+        k += n
+    return found
+
+
+def write_frames(to: Path, chosen: Iterable[str]) -> str:
+    """A compressed extxyz file of such frames."""
+    checkpoints.write_atomically(to, gzip.compress("".join(chosen).encode(), mtime=0))
+    return str(to)
+
+
+def subset(path: str | Path, rows: Iterable[int], to: Path) -> str:
+    """Some frames of a file in another one."""
+    text = frames(path)
+    return write_frames(to, [text[row] for row in rows if row < len(text)])
+
+
+def largest(paths: Iterable[str], to: Path, shells: Sequence[Shell]) -> str:
+    """The frames with the most atoms, and the most neighbours in each shell, of all the files in one."""
+    text = [one for path in paths for one in frames(path)]
+    buckets = [data.plan([frame], shells, 1).buckets[0] for path in paths for frame in data.read(path)]
+    shapes = np.array([(bucket.n_atoms, *bucket.capacities) for bucket in buckets])
+    return write_frames(to, [text[row] for row in np.unique(np.argmax(shapes, axis=0))])
+
+
+def tasks(size: Size, work: Path, names: Sequence[str]) -> dict[str, TaskConfig]:
+    """The tasks of a pre-training run."""
+    found = {name: PRETRAINING[name] for name in names}
+    return {name: TaskConfig(files(size, work, one.train), probability=one.probability) for name, one in found.items()}
+
+
+def train(config: TrainConfig) -> tuple[runs.Run, float]:
+    """Train to the end, from where an earlier process stopped; the run and the seconds that this process took."""
+    began = time.monotonic()
+    run = runs.prepare(config, resume=True)
+    for event in runs.events(run):
+        if isinstance(event, runs.Record):
+            error = ", ".join(f"{key} {1000 * value:.0f}" for key, value in event.train.items() if "rmse_f" in key)
+            console.print(f"{config.output}: step {event.step}/{config.steps}, {event.seconds:.0f} s, {error} meV/Å", soft_wrap=True)
+    return run, time.monotonic() - began
+
+
+def one_head(potential, params, name: str):
+    """The model with that head alone, under the name that all such models have in common."""
+    potential, params = edit.select_heads(potential, params, name)
+    return edit.rename_head(potential, params, name, HEAD) if name != HEAD else (potential, params)
+
+
+class Measured(NamedTuple):
+    """Labelled frames with the arrays that a model takes."""
+
+    frames: list[data.Frame]
+    packed: data.Packed
+
+
+def measured(potential, sets: dict[str, Sequence[str]], max_programs: int = 1) -> dict[str, Measured]:
+    """Several lists of files, packed into shapes that they share."""
+    read = {name: data.read(paths) for name, paths in sets.items()}
+    shapes = data.plan([frame for frames in read.values() for frame in frames], potential.shells, max_programs)
+    return {name: Measured(frames, data.pack(frames, shapes, np.float32)) for name, frames in read.items()}
+
+
+def some(of: Measured, rows: Iterable[int]) -> Measured:
+    """Those frames alone, in the same shapes."""
+    frames = [of.frames[row] for row in rows]
+    return Measured(frames, data.pack(frames, of.packed.plan, np.float32))
+
+
+def compositions(of: Measured) -> np.ndarray:
+    """Number of atoms of each atomic number, (n_frames, 119)."""
+    return np.array([np.bincount(frame.system.numbers, minlength=119) for frame in of.frames], float)
+
+
+def differences(potential, params, of: Measured) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Prediction minus label: total energies (n_frames,) eV and forces of every frame (n_atoms, 3) eV/Å."""
+    found = predictions(potential, params, of.packed, "auto:256")
+    energies = np.array([float(p.energy) - float(f.labels.energy) for p, f in zip(found, of.frames, strict=True)])
+    return energies, [p.forces - f.labels.forces for p, f in zip(found, of.frames, strict=True)]
+
+
+def errors(potential, params, of: Measured, shift: np.ndarray | None = None) -> dict[str, float]:
+    """RMSE and MAE of energies (meV/atom) and forces (meV/Å), after an energy per element (119,) is subtracted."""
+    energies, forces = differences(potential, params, of)
+    counts = compositions(of)
+    if shift is not None:
+        energies = energies - counts @ shift
+    energies, forces = 1000 * energies / counts.sum(axis=1), 1000 * np.concatenate([np.ravel(f) for f in forces])
+    found = {"e": energies, "f": forces}
+    rmse = {f"rmse_{key}": float(np.sqrt(np.mean(x**2))) for key, x in found.items()}
+    return rmse | {f"mae_{key}": float(np.mean(np.abs(x))) for key, x in found.items()}
+
+
+def energy_shift(potential, params, of: Measured) -> np.ndarray:
+    """The least-squares energy per element (119,) eV of prediction minus label."""
+    return np.linalg.lstsq(compositions(of), differences(potential, params, of)[0], rcond=None)[0]
+
+
+def best_head(potential, params, names: Sequence[str], of: Measured) -> tuple[str, dict[str, float]]:
+    """The head with the least RMSE of forces, and that of all of them (meV/Å)."""
+    found = {}
+    for name in names:
+        forces = differences(*one_head(potential, params, name), of)[1]
+        found[name] = float(1000 * np.sqrt(np.mean(np.concatenate([np.ravel(f) for f in forces]) ** 2)))
+    return min(found, key=found.get), found
+
+
+def once(path: Path, make: Callable[[], dict[str, Any]]) -> None:
+    """Makes a JSON file unless it is there or another process is about to; what is half done is taken up."""
+    if path.is_file():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_suffix(".lock"), "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the system when the process ends
+        except BlockingIOError:
+            return
+        if not path.is_file():
+            checkpoints.write_atomically(path, json.dumps(make(), indent=1).encode())
+            console.print(f"finished {path}", soft_wrap=True)
+
+
+def collect(folder: Path, names: Iterable[str]) -> list[dict[str, Any]] | None:
+    """The results of all these runs, or None (and a line that says so) as long as some are not finished."""
+    missing = [name for name in names if not (folder / f"{name}.json").is_file()]
+    if missing:
+        console.print(f"{folder}: {len(missing)} runs are not finished, no report yet: {', '.join(missing[:6])} ...")
+        return None
+    return [json.loads((folder / f"{name}.json").read_text()) for name in names]
+
+
+def facts(command: str, seconds: float) -> dict[str, Any]:
+    """What made a result."""
+    packages = ("lamjax", "jax", "jaxlib", "numpy", "optax")
+    return {
+        "command": command,
+        "core_minutes": round(seconds / 60, 1),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "hardware": f"{os.cpu_count()} cores {platform.machine()}, {jax.devices()[0].device_kind}",
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def mean_range(values: Sequence[float], digits: int = 0) -> str:
+    """Mean and range over the seeds: "12 (10-15)"."""
+    low, high = min(values), max(values)
+    return f"{np.mean(values):.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+
+
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table as text."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def write_report(folder: Path, results: dict[str, Any], tables: str) -> None:
+    """results.json, and the tables between the two marks of the README, if the folder has one; they are printed too."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    readme = folder / "README.md"
+    if readme.is_file():
+        before, _, rest = readme.read_text().partition("<!-- table of run.py -->\n")
+        after = rest.partition("<!-- end of table -->")[2]
+        readme.write_text(f"{before}<!-- table of run.py -->\n{tables}\n<!-- end of table -->{after}")
+    print(tables)
+
+
+def training_settings(steps: int, seed: int, output: Path) -> dict[str, Any]:
+    """What all runs of both experiments have in common."""
+    return {
+        "loss": LOSS,
+        "schedule": training.ScheduleConfig(
+            start_lr=2e-3, stop_lr=1e-5, decay_steps=max(1, steps // 80), warmup_steps=min(200, steps // 10)
+        ),
+        "optimizer": training.OptimizerConfig("adam", max_norm=5.0),
+        "steps": steps,
+        "batch_size": "auto:48",
+        "seed": seed,
+        "output": str(output),
+        "plots": False,
+        "validate_every": steps,
+        "print_every": max(1, steps // 20),
+        "save_every": max(1, steps // 10),
+        "keep": 1,
+    }
