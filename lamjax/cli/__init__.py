@@ -9,8 +9,10 @@ from rich.markup import escape
 from lamjax.cli import cache
 from lamjax.cli.convert import convert
 from lamjax.cli.data import check
+from lamjax.cli.data_convert import convert as convert_data
 from lamjax.cli.demo import demo
 from lamjax.cli.evaluate import evaluate
+from lamjax.cli.finetune import finetune
 from lamjax.cli.info import info
 from lamjax.cli.relax import relax
 from lamjax.cli.show import show
@@ -23,9 +25,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-data_app = typer.Typer(help="Look at data sets.", no_args_is_help=True)
+data_app = typer.Typer(help="Look at data sets, and pack them.", no_args_is_help=True)
 data_app.command()(check)
-for command in (demo, train, relax, show, convert, info):
+data_app.command("convert")(convert_data)
+for command in (demo, train, finetune, relax, show, convert, info):
     app.command()(command)
 app.command("eval")(evaluate)
 app.add_typer(data_app, name="data")

@@ -1,11 +1,12 @@
 """Compiled programs on disk, so that the second run of a command does not compile what the first one did."""
 
 import hashlib
+import logging
 import os
 import platform
 from pathlib import Path
 
-from jax.experimental.compilation_cache import compilation_cache
+import jax
 
 
 def folder() -> Path:
@@ -17,13 +18,18 @@ def folder() -> Path:
 
 
 def enable() -> None:
-    """Keep compiled programs of this process on disk. For commands: a library leaves this to the script."""
+    """Keep compiled programs of this process on disk. For the command alone: the library leaves jax's settings be."""
     place = folder()
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError:
         return  # a home that cannot be written to costs compilations, nothing else
-    compilation_cache.set_cache_dir(str(place))
+    jax.config.update("jax_compilation_cache_dir", str(place))
+    # XLA takes two of its own preferences for features of the processor and complains of each program that it loads
+    # (cpu_aot_loader, jaxlib 0.10); the folder is one processor's, so that it is never right. Python's loggers stay.
+    jax.config.update("jax_logging_level", "CRITICAL")
+    for name in ("jax", "jaxlib"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def size() -> int:

@@ -1,6 +1,7 @@
 """`lamjax train`: training on energies, forces and virials, from scratch or from a stored model."""
 
 import contextlib
+import math
 import platform
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -84,6 +85,8 @@ def line(event, steps: int) -> str:
     )
     if event.validation:
         text += f"  validation {_errors(event.validation)}"
+    if math.isnan(event.remaining):
+        return text
     return f"{text}  {event.structures:.3g} structures/s {event.atoms:.3g} atoms/s  left {_duration(event.remaining)}"
 
 

@@ -21,6 +21,7 @@ TEMPLATE = """\
 # Paths are relative to the folder where the command runs.
 train: [data/train.extxyz]         # extxyz (also .gz), anything that ASE reads, folders of DeePMD data
 validation: []                     # frames that are measured, never trained on
+hold_out: 0.0                      # share of `train` that is held out at random where there is no `validation`
 # tasks:                           # ... or several data sets, each with a head of the model, instead of train
 #   oxides: {train: [data/oxides], validation: [], head: oxides, probability: 0.7, loss: {}, batch_size: auto}
 #   water: {train: [data/water]}   # head: its name; probability: by frames; loss, batch_size, bias: those below
@@ -102,6 +103,7 @@ class TrainConfig:
 
     train: tuple[str, ...] = ()
     validation: tuple[str, ...] = ()
+    hold_out: float = 0.0
     tasks: dict[str, TaskConfig] = field(default_factory=dict)
     tasks_per_step: int = 1
     share_layers: int | Literal["all"] = 0
@@ -138,6 +140,8 @@ class TrainConfig:
         if (self.model is None) == (self.base is None):
             raise ValueError("Give either `model` (a fresh model) or `base` (a model file to fine-tune), not both.")
         self._check_data()
+        if not 0 <= self.hold_out < 1:
+            raise ValueError(f"hold_out must be at least 0 and less than 1, got {self.hold_out}.")
         if self.add_heads and self.base is None:
             raise ValueError("`add_heads` adds heads to a `base`; a fresh model has those of `model.heads`.")
         for name in _COUNTS:
@@ -177,7 +181,7 @@ def parse(path: str | Path, changes: Iterable[str] = ()) -> TrainConfig:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected keys and values, see `lamjax train --template`.")
     for change in changes:
-        _apply(content, change)
+        apply(content, change)
     return validate(content, str(path))
 
 
@@ -253,7 +257,7 @@ def to_json(config: TrainConfig) -> str:
     return TypeAdapter(TrainConfig).dump_json(config, indent=1).decode()
 
 
-def _apply(content: dict[str, Any], change: str) -> None:
+def apply(content: dict[str, Any], change: str) -> None:
     """Set one dotted key; the value is read as YAML."""
     key, equals, value = change.partition("=")
     if not equals or not key.strip():

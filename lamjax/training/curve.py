@@ -22,8 +22,8 @@ class Record(NamedTuple):
     train: dict[str, float]
     validation: dict[str, float]  # empty where it was not measured
     seconds: float  # since the beginning
-    remaining: float  # seconds, estimated from the steps since the last record
-    structures: float = 0.0  # per second, since the last record
+    remaining: float  # seconds, estimated from the steps since the last record; NaN while only compilations were seen
+    structures: float = 0.0  # per second, since the last record; 0 while unknown
     atoms: float = 0.0  # per second
     wait: float = 0.0  # share of the time that steps waited for batches
 

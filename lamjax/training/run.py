@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from lamjax import checkpoints
-from lamjax.data import batches
+from lamjax.data import batches, prefetch
 from lamjax.losses import Slots, errors
 from lamjax.training import curve, sharding
 from lamjax.training.checkpoints import save_state
@@ -20,7 +20,6 @@ from lamjax.training.fit import NonFiniteError, add, evaluate, fit
 from lamjax.training.outcome import write_plots
 from lamjax.training.setup import BEST, CURVE, MODEL, STATES, Run, result, write_facts
 from lamjax.training.setup import prepare as prepare
-from lamjax.training.shim import prefetch
 from lamjax.training.slots import Drawn, sources, stream
 from lamjax.training.state import TrainState
 from lamjax.training.tasks import Task
@@ -175,7 +174,7 @@ class _Clock:
     """How fast a run goes between two moments at which the device has nothing left to do."""
 
     def __init__(self):
-        self.begin = time.monotonic()
+        self.begin, self.last = time.monotonic(), (0.0, 0.0, 0.0)
         self.restart()
         self.mark()
 
@@ -198,9 +197,11 @@ class _Clock:
         self.batches += 1
 
     def speeds(self) -> tuple[float, float, float]:
-        """Structures, atoms and batches per second since the last restart."""
-        seconds = max(time.monotonic() - self.since, 1e-9)
-        return self.structures / seconds, self.atoms / seconds, self.batches / seconds
+        """Structures, atoms and batches per second since the last restart; the last ones known if there was no step."""
+        if self.batches:
+            seconds = max(time.monotonic() - self.since, 1e-9)
+            self.last = (self.structures / seconds, self.atoms / seconds, self.batches / seconds)
+        return self.last
 
 
 def _record(run: Run, state, done: int, pending: list, clock: _Clock, wait: float, measured: bool) -> Record:
@@ -221,7 +222,7 @@ def _record(run: Run, state, done: int, pending: list, clock: _Clock, wait: floa
         train=_named(train),
         validation=_named(validation),
         seconds=time.monotonic() - clock.begin,
-        remaining=left / speed if speed else left * (time.monotonic() - clock.begin) / len(pending),
+        remaining=left / speed if speed else np.nan,
         structures=structures,
         atoms=atoms,
         wait=wait,

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from lamjax import checkpoints, edit, pytree
-from lamjax.data import Plan
+from lamjax.data import Plan, facts
 from lamjax.losses import Loss
 from lamjax.potential import Potential, build
 from lamjax.training import sharding
@@ -200,7 +200,7 @@ def _fingerprint(tasks: tuple[Task, ...]) -> dict[str, dict[str, Any]]:
         task.name: {
             "train": len(task.frames),
             "validation": len(task.held_out),
-            "energy_sum": float(np.sum([float(frame.labels.energy) for frame in task.frames])),
+            "energy_sum": float(np.sum(facts(task.frames).energy)),
         }
         for task in tasks
     }

@@ -5,7 +5,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lamjax.data import Frame, Packed, pack, plan, read, set_bias, set_environment, set_parameters
+from lamjax.data import (
+    Frame,
+    Packed,
+    Subset,
+    facts,
+    join,
+    open_frames,
+    pack,
+    plan,
+    sample,
+    set_bias,
+    set_environment,
+    set_parameters,
+    source,
+)
+from lamjax.data.statistics import MOST
 from lamjax.losses import LabelLossConfig, Loss, heads_loss, multitask_loss, same_form
 from lamjax.potential import Params, Potential, select
 from lamjax.training.config import TaskConfig, TrainConfig
@@ -22,6 +37,7 @@ class Task(NamedTuple):
     batch_size: int | str
     frames: Sequence[Frame]
     held_out: Sequence[Frame]
+    bias: str  # what happens to the energy per element of a stored model: change, set, keep
     train: Packed
     validation: Packed | None
 
@@ -40,11 +56,8 @@ def read_tasks(config: TrainConfig, potential: Potential) -> tuple[Task, ...]:
     """
     settings = config.tasks or {"": TaskConfig(config.train, config.validation, potential.head)}
     selected = {name: _select(potential, name, task) for name, task in settings.items()}
-    found = {
-        name: [_labelled(paths, potential) for paths in (task.train, task.validation)]
-        for name, task in settings.items()
-    }
-    everything = [frame for sets in found.values() for frames in sets for frame in frames]
+    found = {name: _frames(config, task, potential) for name, task in settings.items()}
+    everything = join(frames for sets in found.values() for frames in sets)
     shapes = plan(everything, potential.shells, config.max_programs)
     weights = {name: task.probability or len(found[name][0]) for name, task in settings.items()}
     return tuple(
@@ -55,6 +68,7 @@ def read_tasks(config: TrainConfig, potential: Potential) -> tuple[Task, ...]:
             weights[name] / sum(weights.values()),
             config.batch_size if task.batch_size is None else task.batch_size,
             *found[name],
+            task.bias or config.bias,
             pack(found[name][0], shapes, config.precision),
             pack(found[name][1], shapes, config.precision) if found[name][1] else None,
         )
@@ -90,26 +104,25 @@ def run_loss(tasks: Sequence[Task], found: Sequence[Group]) -> Loss:
 def with_statistics(config: TrainConfig, potential: Potential, params: Params, tasks: Sequence[Task]) -> Params:
     """First parameters with what the data say: the environment from all tasks together, each head's bias from its own.
 
-    A stored model keeps its environment; its biases follow `config.bias`.
+    A stored model keeps its environment; its biases follow `Task.bias`.
     """
     if config.base is None:
-        params = set_environment(potential, params, [frame for task in tasks for frame in task.frames])
-    elif config.bias == "keep":
-        return params
-    shift = config.base is not None and config.bias == "change"
+        params = set_environment(potential, params, join(task.frames for task in tasks))
     for head in dict.fromkeys(task.potential.head for task in tasks):
         mine = [task for task in tasks if task.potential.head == head]
-        frames = [frame for task in mine for frame in task.frames]
+        if config.base is not None and mine[0].bias == "keep":
+            continue
+        shift = config.base is not None and mine[0].bias == "change"
+        frames = join(task.frames for task in mine)
         if config.base is None:
             params = set_parameters(mine[0].potential, params, frames)
-        predicted = np.concatenate([_energies(task, params) for task in mine]) if shift else None
-        params = set_bias(mine[0].potential, params, frames, predicted)
+        if shift:
+            frames = sample(frames, MOST)
+            packed = pack(frames, mine[0].train.plan, config.precision)
+            found = predictions(mine[0].potential, params, packed, mine[0].batch_size)
+            predicted = np.array([float(p.energy) for p in found])
+        params = set_bias(mine[0].potential, params, frames, predicted if shift else None)
     return params
-
-
-def _energies(task: Task, params: Params) -> np.ndarray:
-    found = predictions(task.potential, params, task.train, task.batch_size)
-    return np.array([float(p.energy) for p in found])
 
 
 def _select(potential: Potential, name: str, task: TaskConfig) -> Potential:
@@ -122,13 +135,25 @@ def _select(potential: Potential, name: str, task: TaskConfig) -> Potential:
     return select(potential, head)
 
 
-def _labelled(paths, potential: Potential) -> list[Frame]:
+def _frames(config: TrainConfig, task: TaskConfig, potential: Potential) -> tuple[Sequence[Frame], Sequence[Frame]]:
+    """The frames to train on and those held out: of other files, or a random share of the same."""
+    frames = _labelled(task.train, potential)
+    if task.validation or config.hold_out == 0:
+        return frames, _labelled(task.validation, potential)
+    order = np.random.default_rng(config.seed).permutation(len(frames))
+    n = max(1, round(config.hold_out * len(frames)))
+    if n >= len(frames):
+        raise ValueError(f"hold_out {config.hold_out}: nothing would be left of {len(frames)} frames to train on.")
+    return Subset(frames, np.sort(order[n:])), Subset(frames, np.sort(order[:n]))
+
+
+def _labelled(paths, potential: Potential) -> Sequence[Frame]:
     """The frames of the files; ValueError for one without any label."""
-    frames = read(paths, elements=potential.elements)
-    for frame in frames:
-        if not frame.labels.weights.any():
-            raise ValueError(
-                f"{frame.source}: the frame has no energy, forces or stress label to train on. Looked for "
-                "REF_<label> and ASE's results. Rename the keys or remove the frame."
-            )
+    frames = open_frames(paths, elements=potential.elements)
+    unlabelled = ~facts(frames).weights.any(axis=1)
+    if unlabelled.any():
+        raise ValueError(
+            f"{source(frames, int(np.argmax(unlabelled)))}: the frame has no energy, forces or stress label to train "
+            "on. Looked for REF_<label> and ASE's results. Rename the keys or remove the frame."
+        )
     return frames

@@ -122,7 +122,8 @@ def test_jax_config_is_never_touched():
     for guilty in ('jax.config.update("jax_enable_x64", True)', 'os.environ["JAX_PLATFORMS"] = "cpu"'):
         assert calls.search(guilty)
     for path in MODULES:
-        assert not calls.search(path.read_text()), f"{path.name} changes global jax configuration"
+        if module_name(path) != "lamjax.cli.cache":  # settings of the `lamjax` program, made in its main() alone
+            assert not calls.search(path.read_text()), f"{path.name} changes global jax configuration"
 
 
 def test_importing_changes_nothing_in_jax():

@@ -1,0 +1,66 @@
+"""What fine-tuning cost elsewhere: every head's errors before and after, and how far heads without data moved."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from lamjax.data import Frame, pack, plan
+from lamjax.potential import Params, Potential, Prediction, select
+from lamjax.training.errors import error_table, predictions
+
+NAMES = {"energy, shifted per element": "energy", "force component": "forces"}  # lines of an error table
+
+
+class Forgetting(NamedTuple):
+    """One head before and after fine-tuning; RMSE in meV/atom and meV/Å, None without labels.
+
+    With `labelled` False there were no frames of the head: the numbers after are then the RMS change of its predictions
+    for the frames of the fine-tuning, and there are none before.
+    """
+
+    head: str
+    labelled: bool
+    n: int  # frames
+    energy_before: float | None  # after the best shift per element
+    energy_after: float | None
+    forces_before: float | None
+    forces_after: float | None
+
+
+def forgetting(
+    before: tuple[Potential, Params],
+    after: tuple[Potential, Params],
+    sets: Mapping[str, Sequence[Frame]],
+    frames: Sequence[Frame],
+    precision: str = "float32",
+) -> list[Forgetting]:
+    """A line for every head of the model before: on its own frames in `sets` {head: frames}, else on `frames`."""
+    lines = []
+    for head in before[0].config.head_names:
+        own = sets.get(head)
+        used = frames if own is None else own
+        shapes = pack(used, plan(used, before[0].shells, 2), precision)
+        old, new = (predictions(select(p, head), params, shapes, "auto:256") for p, params in (before, after))
+        if own is None:
+            lines.append(Forgetting(head, False, len(used), None, *_moved(old, new)))
+        else:
+            a, b = (_errors(before[0], used, found) for found in (old, new))
+            lines.append(Forgetting(head, True, len(used), a[0], b[0], a[1], b[1]))
+    return lines
+
+
+def _errors(potential: Potential, frames: Sequence[Frame], found: list[Prediction]) -> list[float | None]:
+    rows = {NAMES[row.quantity]: row.rmse for row in error_table(potential, frames, found) if row.quantity in NAMES}
+    return [rows.get("energy"), rows.get("forces")]
+
+
+def _moved(old: list[Prediction], new: list[Prediction]) -> tuple[float, None, float]:
+    """RMS change of energy per atom (meV) and force components (meV/Å), in the places of the errors after."""
+    energies = [float(b.energy - a.energy) / len(a.forces) for a, b in zip(old, new, strict=True)]
+    forces = np.concatenate([np.ravel(b.forces - a.forces) for a, b in zip(old, new, strict=True)])
+    return _rms(energies), None, _rms(forces)
+
+
+def _rms(x) -> float:
+    return float(1e3 * np.sqrt(np.mean(np.square(np.asarray(x, np.float64)))))
