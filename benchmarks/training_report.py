@@ -77,7 +77,10 @@ def cells(one: dict) -> tuple[str, ...]:
 
 def body(cases: Mapping[str, dict]) -> list[tuple[str, ...]]:
     """All rows of the runs on one number of cores."""
-    return [(case, name, *cells(one)) for case in CASES if case in cases for name, one in cases[case]["codes"].items()]
+    rows = [(case, name, one) for case in CASES if case in cases for name, one in cases[case]["codes"].items()]
+    order = {"lamjax": 0, "pt": 1, "jax": 2}
+    rows.sort(key=lambda row: (row[0], order[row[1].partition(",")[0]], row[1]))
+    return [(case, name, *cells(one)) for case, name, one in rows]
 
 
 def verdicts(cases: Mapping[str, dict]) -> list[str]:

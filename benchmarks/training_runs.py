@@ -145,7 +145,8 @@ def curve(folder: Path) -> list[dict[str, str]]:
         with path.open(newline="") as file:
             return list(csv.DictReader(file))
     path = folder / "lcurve.out"
-    if not path.exists():
+    lines = path.read_text().splitlines() if path.exists() else []
+    if not lines:  # stopped before the first
         return []
-    header, *rows = (line.lstrip("# ").split() for line in path.read_text().splitlines() if line.strip())
+    header, *rows = (line.lstrip("# ").split() for line in lines if line.strip())
     return [dict(zip(header, row, strict=False)) for row in rows if row[0].isdigit()]
