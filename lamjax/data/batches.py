@@ -216,8 +216,10 @@ def _require_alike(frames: Sequence[Frame]) -> None:
 def _representatives(frames: Sequence[Frame]) -> Iterator[Frame]:
     """Frames enough to say which parameters there are: one of a store, whose frames are alike."""
     match frames:
-        case Store() | Subset(frames=Store()):
+        case Store():
             yield frames[0]
+        case Subset(frames=Store() | Joined() as whole):
+            yield from _representatives(whole)
         case Joined():
             for part in frames.parts:
                 yield from _representatives(part)

@@ -8,7 +8,7 @@ import numpy as np
 from lamjax.data.frames import Frame, Joined, Subset
 from lamjax.data.store import Store
 
-_ATOMS = 1 << 22  # atoms that are looked at together
+_BLOCK = 1 << 20  # numbers that are held at once
 
 
 class Facts(NamedTuple):
@@ -37,17 +37,29 @@ def facts(frames: Sequence[Frame]) -> Facts:
 
 def composition_blocks(frames: Sequence[Frame], table: np.ndarray, n_types: int) -> Iterator[np.ndarray]:
     """Atoms of each type (n_some_frames, n_types), block after block; `table` maps atomic numbers to types."""
+    if isinstance(frames, list):
+        yield compositions_of(frames, np.arange(len(frames)), table, n_types)
+        return
+    step = max(1, _BLOCK // (n_types + 32))
+    for start in range(0, len(frames), step):
+        yield compositions_of(frames, np.arange(start, min(start + step, len(frames))), table, n_types)
+
+
+def compositions_of(frames: Sequence[Frame], rows: np.ndarray, table: np.ndarray, n_types: int) -> np.ndarray:
+    """Atoms of each type (n_rows, n_types) of the frames with these numbers."""
     match frames:
         case Store():
-            yield from _store_blocks(frames, np.arange(len(frames)), table, n_types)
+            return _of_store(frames, rows, table, n_types)
+        case Subset():
+            return compositions_of(frames.frames, frames.rows[rows], table, n_types)
         case Joined():
-            for part in frames.parts:
-                yield from composition_blocks(part, table, n_types)
-        case Subset(frames=Store()):
-            yield from _store_blocks(frames.frames, frames.rows, table, n_types)
-        case _:
-            rows = [np.bincount(table[f.system.numbers], minlength=n_types + 1)[:n_types] for f in frames]
-            yield np.array(rows, np.float64).reshape(-1, n_types)
+            found, parts = np.zeros((len(rows), n_types)), np.searchsorted(frames.starts, rows, side="right") - 1
+            for k in np.unique(parts):
+                mine = parts == k
+                found[mine] = compositions_of(frames.parts[k], rows[mine] - frames.starts[k], table, n_types)
+            return found
+    counted = [np.bincount(table[frames[k].system.numbers], minlength=n_types + 1)[:n_types] for k in rows]
+    return np.array(counted, np.float64).reshape(-1, n_types)
 
 
 def elements(frames: Sequence[Frame]) -> np.ndarray:
@@ -74,13 +86,11 @@ def sample(frames: Sequence[Frame], most: int) -> Sequence[Frame]:
     return Subset(frames, np.unique(np.concatenate([rows, np.array(extra, np.int64)])))
 
 
-def _store_blocks(store: Store, rows: np.ndarray, table: np.ndarray, n_types: int) -> Iterator[np.ndarray]:
-    offsets, step = store.arrays["offsets"], max(1, _ATOMS // (n_types + 32))
-    for start in range(0, len(rows), step):
-        chosen = rows[start : start + step]
-        first, n = offsets[chosen], offsets[chosen + 1] - offsets[chosen]
-        atoms = np.repeat(first - np.concatenate([[0], np.cumsum(n)[:-1]]), n) + np.arange(n.sum())
-        types = table[store.arrays["numbers"][atoms]]
-        frame = np.repeat(np.arange(len(chosen)), n)
-        counted = np.bincount(frame * (n_types + 1) + types, minlength=len(chosen) * (n_types + 1))
-        yield counted.reshape(len(chosen), -1)[:, :n_types].astype(np.float64)
+def _of_store(store: Store, rows: np.ndarray, table: np.ndarray, n_types: int) -> np.ndarray:
+    offsets, rows = store.arrays["offsets"], rows.astype(np.int64)
+    n = offsets[rows + 1] - offsets[rows]
+    first = np.cumsum(n) - n
+    types = table[store.arrays["numbers"][np.repeat(offsets[rows] - first, n) + np.arange(n.sum())]]
+    places = np.repeat(np.arange(len(rows)), n) * (n_types + 1) + types
+    counted = np.bincount(places, minlength=len(rows) * (n_types + 1))
+    return counted.reshape(len(rows), -1)[:, :n_types].astype(np.float64)

@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+PATIENCE = 30.0  # s that closing waits for an item in the making; the threads never keep the interpreter alive
+
 
 def prefetch(
     items: Iterable, depth: int = 2, workers: int = 1, put: Callable[[Any], Any] = jax.device_put
@@ -145,8 +147,9 @@ def _end(shared: _Shared, threads: list[threading.Thread]) -> None:
         shared.closed = True
         shared.made.clear()
         shared.changed.notify_all()
+    if threading.current_thread() in threads:  # the garbage collector may call from there
+        return
     for thread in threads:
-        if thread is not threading.current_thread():
-            thread.join()
-    if hasattr(shared.source, "close"):
+        thread.join(PATIENCE)
+    if hasattr(shared.source, "close") and not any(thread.is_alive() for thread in threads):
         shared.source.close()
