@@ -167,6 +167,7 @@ def measure_scaling(case: str, files: dict, results: dict, machine: dict, option
     command = [lamjax(), "train", "../config.yaml", "--set", "plots=false", "--set", f"batch_size={SCALING[case]}"]
     for n in DEVICES:
         environment = threads(options.cores) | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={n}"}
+        environment["JAX_COMPILATION_CACHE_DIR"] = str(files["folder"] / f"cache{n}")  # empty
         one = once(f"({case}) {n} virtual devices", command, environment, files, options)
         speed = one["structures_per_step"] / one["seconds_per_step"] if one["seconds_per_step"] else None
         place["devices"][str(n)] = {**one, "structures_per_second": speed}

@@ -69,7 +69,7 @@ def run(command: Sequence[str], folder: Path, environment: dict[str, str], limit
 def summary(output: Output, steps: int, folder: Path) -> dict[str, Any]:
     """Times (s), memory, compilations and errors of one training run; `folder` is where it ran."""
     shown = shown_steps(output.lines)
-    compiled = [(t, match[1], float(match[2])) for t, line in output.lines if (match := COMPILED.search(line))]
+    compiled = compilations(output.lines)
     long = [entry for entry in compiled if entry[2] > LONG]
     reached = steps if output.finished else max([s for _, s in shown] + [sum(n == "train_step" for _, n, _ in long)])
     steady = steady_seconds(shown, [t for t, _, _ in long])
@@ -92,6 +92,15 @@ def summary(output: Output, steps: int, folder: Path) -> dict[str, Any]:
         **said(output.lines),
         **errors(folder),
     }
+
+
+def compilations(lines: Sequence[tuple[float, str]]) -> list[tuple[float, str, float]]:
+    """(seconds since the start, function, seconds of compilation); what two loggers wrote counts once."""
+    found = {}
+    for seconds, line in lines:
+        if match := COMPILED.search(line):
+            found.setdefault(match.groups(), seconds)
+    return [(seconds, name, float(took)) for (name, took), seconds in found.items()]
 
 
 def shown_steps(lines: Sequence[tuple[float, str]]) -> list[tuple[float, int]]:
