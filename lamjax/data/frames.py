@@ -84,7 +84,8 @@ def source(frames: Sequence[Frame], k: int) -> str:
     """Where frame k was read; of a mapped set its positions are not touched."""
     match frames:
         case Joined():
-            part = bisect_right(frames.starts, _checked(k, len(frames))) - 1
+            k = _checked(k, len(frames))
+            part = bisect_right(frames.starts, k) - 1
             return source(frames.parts[part], k - frames.starts[part])
         case Subset():
             return source(frames.frames, int(frames.rows[k]))

@@ -86,11 +86,11 @@ def _count(frames: Sequence[Frame], cutoffs: tuple[float, ...]) -> np.ndarray:
 def _load(path: Path, store: Store) -> dict[float, np.ndarray]:
     """The counts by cutoff; none if there is no such file, or it is damaged or of another set."""
     try:
-        with np.load(path) as file:
+        with open(path, "rb") as raw, np.load(raw) as file:
             if str(file["digest"]) != store.digest:
                 return {}
             found = {float.fromhex(name): file[name] for name in file.files if name != "digest"}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, EOFError, zipfile.BadZipFile):
         return {}
     return {cutoff: column for cutoff, column in found.items() if column.shape == (len(store),)}
 

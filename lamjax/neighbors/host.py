@@ -11,10 +11,13 @@ from lamjax.neighbors.search import FAR
 from lamjax.neighbors.types import Neighbors, Shell, round_up
 from lamjax.system import System, complete_cell, face_distances
 
+FEW = 2000  # atoms that one thread searches
+
 
 def count(system: System, shells: tuple[Shell, ...]) -> tuple[int, ...]:
     """Largest number of neighbours of an atom within each shell, before any `sel`."""
-    i, _, _, r = pairs(system, shells[0].cutoff)
+    real, found = _search(system, shells[0].cutoff, "id")
+    i, r = (real[found[0].astype(int)], found[1]) if found else (np.zeros(0, int), np.zeros(0))
     n = len(np.asarray(system.numbers))
     return tuple(int(np.bincount(i[r <= s.cutoff], minlength=n).max(initial=0)) for s in shells)
 
@@ -70,17 +73,24 @@ def host_neighbors(
 
 def pairs(system: System, cutoff: float):
     """All pairs within the cutoff, sorted by centre and distance: i, j, images S, distance (Å). Padding is left out."""
-    numbers = np.asarray(system.numbers)
-    real = np.flatnonzero(numbers > 0)
-    pbc = np.asarray(system.pbc)
-    cell = complete_cell(system.cell, pbc)
-    positions = np.asarray(system.positions, np.float64)[real]
-    if len(real) == 0:
+    real, found = _search(system, cutoff, "ijSd")
+    if not found:
         return np.zeros(0, int), np.zeros(0, int), np.zeros((0, 3), int), np.zeros(0)
-    finder = vesin.NeighborList(cutoff=cutoff, full_list=True)
-    i, j, images, r = finder.compute(points=positions, box=cell, periodic=list(map(bool, pbc)), quantities="ijSd")
+    i, j, images, r = found
     order = np.lexsort((r, i))
     return real[i[order].astype(int)], real[j[order].astype(int)], images[order].astype(int), r[order]
+
+
+def _search(system: System, cutoff: float, quantities: str):
+    """The real atoms, and what vesin finds among them, unsorted; nothing if there are none."""
+    real = np.flatnonzero(np.asarray(system.numbers) > 0)
+    if len(real) == 0:
+        return real, ()
+    pbc = np.asarray(system.pbc)
+    cell, positions = complete_cell(system.cell, pbc), np.asarray(system.positions, np.float64)[real]
+    threads = 1 if len(real) < FEW else 0  # more would wait for each other longer than they work
+    finder = vesin.NeighborList(cutoff=cutoff, full_list=True, n_threads=threads)
+    return real, finder.compute(points=positions, box=cell, periodic=list(map(bool, pbc)), quantities=quantities)
 
 
 def image_offsets(cell, pbc, cutoff: float) -> np.ndarray:

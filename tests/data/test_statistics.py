@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import ase.data
 import jax
 import jax.numpy as jnp
 import label_frames as make
@@ -14,6 +15,7 @@ from lamjax.data.statistics import compositions
 from lamjax.descriptors import DPA2Config, RepformerConfig, RepinitConfig, ThreeBodyConfig
 from lamjax.heads import EnergyHeadConfig
 from lamjax.potential import PotentialConfig, build
+from lamjax.system import Labels, System
 
 BLOCKS = {"repinit": "repinit", "three_body": "repinit_three_body", "repformer": "repformers"}
 
@@ -131,3 +133,33 @@ def test_parameters_are_scaled_as_in_deepmd():
     other = build(replace(potential.config, heads=(("Default", default),)))
     found = data.set_parameters(other, start(other), [bare]).heads["Default"]["statistics"]["fparam_avg"]
     np.testing.assert_allclose(found, [0.1, 0.2])
+
+
+def test_least_squares_of_many_frames_in_blocks(monkeypatch):
+    potential = potential_of("oxide")
+    rng = np.random.default_rng(2)
+    many = []
+    for k in range(60):
+        numbers = rng.choice([ase.data.atomic_numbers[e] for e in potential.config.elements[:3]], 4)
+        system = System(np.zeros((4, 3)), numbers.astype(np.int32), np.eye(3), np.ones(3, bool))
+        labels = Labels(
+            np.asarray(rng.normal()), np.zeros((4, 3)), np.zeros((3, 3)), np.array([k % 7 > 0, 0, 0], float)
+        )
+        many.append(data.Frame(system, labels, f"frame {k}", ("energy", "", ""), {}))
+    whole = data.energy_bias(potential, many)
+    monkeypatch.setattr("lamjax.data.statistics.EQUATIONS", 5)
+    monkeypatch.setattr("lamjax.data.columns._BLOCK", 300)
+    blocks = data.energy_bias(potential, data.Joined([many[:31], many[31:]]))
+    np.testing.assert_allclose(blocks.energies, whole.energies, atol=1e-12)
+    np.testing.assert_allclose(blocks.residual, whole.residual, rtol=1e-12)
+
+
+def test_a_sample_is_spread_evenly_and_misses_no_element():
+    frames = make.copper_frames(50)
+    rare = frames[13].system.numbers.copy()
+    rare[1] = 92
+    frames[13] = frames[13]._replace(system=frames[13].system._replace(numbers=rare))
+    assert data.sample(frames, 50) is frames
+    chosen = data.sample(frames, 5)
+    assert chosen.rows.tolist() == [0, 12, 13, 24, 37, 49]
+    np.testing.assert_array_equal(data.sample(frames[14:], 3).rows, [0, 18, 35])
