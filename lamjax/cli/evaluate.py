@@ -14,14 +14,16 @@ from lamjax.data import Frame, pack, plan, read
 from lamjax.potential import Prediction
 from lamjax.reports import console, table
 from lamjax.system import to_ase
-from lamjax.training.errors import ErrorRow, error_table, predictions
+from lamjax.training.errors import FORCES, SHIFTED, VIRIAL, ErrorRow, error_table, predictions, zero_shot
 from lamjax.training.parity import Differences, missing, parity_table, read_reference, write_predictions
+
+_SHORT = {SHIFTED: "E", FORCES: "F", VIRIAL: "V"}
 
 
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A lamjax bundle or a DeePMD-kit model (.pt, .dp, .yaml).")],
     files: Annotated[list[Path], typer.Argument(help="Labelled structures: extxyz, what ASE reads, DeePMD folders.")],
-    head: Annotated[str | None, typer.Option(help="The head, where the model has several.")] = None,
+    head: Annotated[str | None, typer.Option(help="The head; of a model with several, all are tried without.")] = None,
     precision: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
     batch_size: Annotated[str, typer.Option(help="Structures at a time, or auto:N for about N atoms.")] = "auto:256",
     max_programs: Annotated[int, typer.Option(help="Shapes that are compiled.")] = 4,
@@ -33,6 +35,9 @@ def evaluate(
     ] = None,
 ) -> None:
     """Mean absolute and root mean square errors of energy, forces and virial against the labels of the structures.
+
+    Of a model with several heads and without --head: one line a head, the best first, which tells whose level of theory
+    suits the data. Energies are compared after a least-squares shift per element.
 
     With --reference: the differences from the predictions of another code or model for the same frames, the largest one
     with its frame and atom. Use --precision float64 for that.
@@ -50,7 +55,14 @@ def evaluate(
         expected = None if reference is None else read_reference(reference, frames)
         shapes = plan(frames, potential.shells, max_programs)
         size = int(batch_size) if batch_size.isdigit() else batch_size
-        predicted = predictions(potential, params, pack(frames, shapes, precision), size)
+        packed = pack(frames, shapes, precision)
+        if potential.head is None:
+            if reference is not None or out is not None:
+                raise ValueError(f"--reference and --out need --head, one of {', '.join(potential.config.head_names)}.")
+            found = zero_shot(potential, params, frames, packed, size)
+            _report_heads(f"{model.name} ({precision}): {len(frames)} frames", found)
+            return
+        predicted = predictions(potential, params, packed, size)
     title = f"{model.name} ({precision}): {len(frames)} frames of {', '.join(path.name for path in files)}"
     _report_errors(title, error_table(potential, frames, predicted), reference is None)
     if expected is not None:
@@ -61,6 +73,27 @@ def evaluate(
     if out is not None:
         write(out, frames, predicted)
         console.print(f"Predictions: {out}")
+
+
+def _report_heads(title: str, found: dict[str, list[ErrorRow]]) -> None:
+    """One line a head: RMSE and MAE of every quantity that has labels."""
+    first = next(iter(found.values()))
+    kept = [row.quantity for row in first if row.quantity != "energy"]
+    if not kept:
+        console.print("No frame carries a label; nothing to compare with.")
+        return
+    columns = ["head"] + [
+        f"{_SHORT[row.quantity]} {kind} ({row.unit})"
+        for row in first
+        if row.quantity in kept
+        for kind in ("RMSE", "MAE")
+    ]
+    rows = [
+        [head, *(x for row in lines if row.quantity in kept for x in (row.rmse, row.mae))]
+        for head, lines in found.items()
+    ]
+    console.print(table(title, columns, rows))
+    console.print(f"Energies after a least-squares shift per element. {next(iter(found))} suits these frames best.")
 
 
 def _report_errors(title: str, rows: list[ErrorRow], alone: bool) -> None:

@@ -41,13 +41,17 @@ def before_after(
 def learning_curve(
     path: str | Path, panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], title: str
 ) -> None:
-    """Errors against training steps on logarithmic axes: {quantity: {line: (steps, errors)}}, a panel a quantity."""
+    """Errors (logarithmic) against training steps: {quantity: {line: (steps, errors)}}, a panel a quantity."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _row(len(panels), 5.2, 4.0)
         for ax, (quantity, lines) in zip(axes, panels.items(), strict=True):
             for (name, (steps, values)), color in zip(lines.items(), (BEFORE, AFTER, "#2c6fbb"), strict=False):
-                ax.loglog(steps, values, label=name, color=color, marker="o" if len(steps) < 3 else None, markersize=3)
+                ax.semilogy(
+                    steps, values, label=name, color=color, marker="o" if len(steps) < 3 else None, markersize=3
+                )
             ax.set(xlabel="training step", ylabel=quantity)
+            ax.yaxis.set_major_formatter("{x:g}")
+            ax.yaxis.set_minor_formatter("{x:g}")
             ax.legend(frameon=False)
         figure.suptitle(title, fontsize=13)
         figure.savefig(path, dpi=130)

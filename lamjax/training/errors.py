@@ -9,7 +9,9 @@ import numpy as np
 
 from lamjax.data import Frame, Packed, batches
 from lamjax.data.statistics import compositions
-from lamjax.potential import Potential, Prediction, predict
+from lamjax.potential import Params, Potential, Prediction, predict, select
+
+SHIFTED, FORCES, VIRIAL = "energy, shifted per element", "force component", "virial component"
 
 
 class ErrorRow(NamedTuple):
@@ -37,6 +39,32 @@ def predictions(potential: Potential, params, packed: Packed, batch_size: int | 
     return [found[k] for k in range(len(packed.sources))]
 
 
+def under_one_name(potential: Potential, params: Params, head: str) -> tuple[Potential, Params]:
+    """The model with one head alone, called as the first head of equal config: such models share their programs."""
+    configs = dict(potential.config.heads)
+    name = next(name for name, config in configs.items() if config == configs[head])
+    return select(potential, name), Params(params.descriptor, {name: params.heads[head]})
+
+
+def zero_shot(
+    potential: Potential, params: Params, frames: Sequence[Frame], packed: Packed, batch_size: int | str = "auto"
+) -> dict[str, list[ErrorRow]]:
+    """The error table of every head for the same frames, the best one first.
+
+    Best is the least RMSE of forces; of energies after the shift per element where no frame has forces.
+    """
+    found = {}
+    for head in potential.config.head_names:
+        one = under_one_name(potential, params, head)
+        found[head] = error_table(one[0], frames, predictions(*one, packed, batch_size))
+    return dict(sorted(found.items(), key=lambda item: _merit(item[1])))
+
+
+def _merit(rows: list[ErrorRow]) -> float:
+    rmse = {row.quantity: row.rmse for row in rows}
+    return next((rmse[name] for name in (FORCES, SHIFTED) if name in rmse), np.inf)
+
+
 def error_table(potential: Potential, frames: Sequence[Frame], predicted: Sequence[Prediction]) -> list[ErrorRow]:
     """Errors of energy (meV/atom; also after the best shift per element), forces (meV/Å) and virial (meV/atom).
 
@@ -51,15 +79,15 @@ def error_table(potential: Potential, frames: Sequence[Frame], predicted: Sequen
         if potential.elements is not None:
             counts = compositions(potential, [frames[k] for k in labelled])
             shifted = d - counts @ np.linalg.lstsq(counts, d, rcond=None)[0]
-            rows.append(_row("energy, shifted per element", "meV/atom", len(n), shifted / n))
+            rows.append(_row(SHIFTED, "meV/atom", len(n), shifted / n))
     pairs = [(f, p) for f, p in zip(frames, predicted, strict=True) if f.labels.weights[1] > 0]
     if pairs:
         d = np.concatenate([np.ravel(p.forces - f.labels.forces) for f, p in pairs])
-        rows.append(_row("force component", "meV/Å", len(pairs), d))
+        rows.append(_row(FORCES, "meV/Å", len(pairs), d))
     pairs = [(f, p) for f, p in zip(frames, predicted, strict=True) if f.labels.weights[2] > 0]
     if pairs:
         d = np.concatenate([np.ravel(p.virial - f.labels.virial) / f.system.n_atoms for f, p in pairs])
-        rows.append(_row("virial component", "meV/atom", len(pairs), d))
+        rows.append(_row(VIRIAL, "meV/atom", len(pairs), d))
     return rows
 
 

@@ -6,10 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from lamjax.data import Frame, pack, plan
-from lamjax.potential import Params, Potential, Prediction, select
-from lamjax.training.errors import error_table, predictions
-
-NAMES = {"energy, shifted per element": "energy", "force component": "forces"}  # lines of an error table
+from lamjax.potential import Params, Potential, Prediction
+from lamjax.training.errors import FORCES, SHIFTED, error_table, predictions, under_one_name
 
 
 class Forgetting(NamedTuple):
@@ -41,7 +39,7 @@ def forgetting(
         own = sets.get(head)
         used = frames if own is None else own
         shapes = pack(used, plan(used, before[0].shells, 2), precision)
-        old, new = (predictions(select(p, head), params, shapes, "auto:256") for p, params in (before, after))
+        old, new = (predictions(*under_one_name(*model, head), shapes, "auto:256") for model in (before, after))
         if own is None:
             lines.append(Forgetting(head, False, len(used), None, *_moved(old, new)))
         else:
@@ -51,8 +49,8 @@ def forgetting(
 
 
 def _errors(potential: Potential, frames: Sequence[Frame], found: list[Prediction]) -> list[float | None]:
-    rows = {NAMES[row.quantity]: row.rmse for row in error_table(potential, frames, found) if row.quantity in NAMES}
-    return [rows.get("energy"), rows.get("forces")]
+    rows = {row.quantity: row.rmse for row in error_table(potential, frames, found)}
+    return [rows.get(SHIFTED), rows.get(FORCES)]
 
 
 def _moved(old: list[Prediction], new: list[Prediction]) -> tuple[float, None, float]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from lamjax.reports import plots
 from lamjax.training import curve
-from lamjax.training.errors import predictions
+from lamjax.training.errors import predictions, under_one_name
 from lamjax.training.setup import CURVE, Run
 from lamjax.training.tasks import Task
 from lamjax.units import virial_to_stress
@@ -33,7 +33,8 @@ def write_plots(run: Run, params: Any, output: Path) -> list[Path]:
 def _parity(task: Task, params: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """(label, prediction) of energy per atom, force components and stress components, where there are labels."""
     frames, packed = (task.held_out, task.validation) if task.validation else (task.frames, task.train)
-    pairs = list(zip(frames, predictions(task.potential, params, packed, "auto:256"), strict=True))
+    model = under_one_name(task.potential, params, task.potential.head)
+    pairs = list(zip(frames, predictions(*model, packed, "auto:256"), strict=True))
 
     def panel(k: int, label, prediction):
         found = [(np.ravel(label(f)), np.ravel(prediction(f, p))) for f, p in pairs if f.labels.weights[k] > 0]

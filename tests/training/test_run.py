@@ -15,7 +15,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from pydantic import TypeAdapter
 from typer.testing import CliRunner
 
-from lamjax import checkpoints
+from lamjax import checkpoints, data
 from lamjax.cli.data import check
 from lamjax.cli.evaluate import evaluate
 from lamjax.cli.train import line, train
@@ -196,7 +196,15 @@ def test_set_changes_nested_keys(folder):
 
 
 WRONG = {
-    "stepps: 3": "stepps: .*",
+    "stepps: 3": r"stepps: unknown key. Did you mean steps\?",
+    "optimizer: {nam: adam}": r"optimizer.nam: unknown key. Did you mean name\?",
+    "schedule: {xyz: 1}": "schedule.xyz: unknown key. Known keys: decay_phase_ratio, .*warmup_steps",
+    "tasks: {a: {train: [x], vlidation: [y]}}": r"tasks.a.vlidation: unknown key. Did you mean validation\?",
+    "accumulate: 0": "accumulate must be at least 1",
+    "hold_out: 1.5": "hold_out must be at least 0 and less than 1",
+    "ema_decay: 1.0": "ema_decay must lie between 0 and 1",
+    "share_layers: most": "share_layers",
+    "add_heads: {a: mean}": "`add_heads` adds heads to a `base`",
     "loss: {start_pref_x: 1}": "loss.start_pref_x",
     "steps: many": "steps: ",
     "steps: 0": "steps must be at least 1",
@@ -218,6 +226,83 @@ def test_wrong_configs_name_the_key(folder, tmp_path, wrong):
     (tmp_path / "wrong.yaml").write_text(lines + wrong + "\n")
     with pytest.raises(ValueError, match=f"(?s)wrong.yaml: the config is not valid.*{WRONG[wrong]}"):
         parse(tmp_path / "wrong.yaml")
+
+
+def test_the_schema_knows_every_key_and_the_template_fits_it():
+    found = json.loads(invoke("train", "--schema").output)
+    assert {field.name for field in dataclasses.fields(TrainConfig)} == found["properties"].keys()
+    assert found["additionalProperties"] is False
+    assert found["$defs"]["ScheduleConfig"]["properties"]["type"]["enum"] == ["exp", "cosine", "wsd", "constant"]
+
+
+def test_a_run_goes_on_only_with_the_same_config_and_data(folder, whole, tmp_path):
+    def resume(*changes):
+        return runs.prepare(parse(folder / "config.yaml", changes), resume=True)
+
+    with pytest.raises(ValueError, match=r"another config: loss.limit_pref_f: 1.0 -> 2.0; steps: 8 -> 9"):
+        resume("loss.limit_pref_f=2.0", "steps=9")
+    assert resume("print_every=1", "keep=7").done == 8
+    frames = ase.io.read(folder / "train.extxyz", ":")
+    ase.io.write(tmp_path / "train.extxyz", frames[1:])
+    (tmp_path / "whole").symlink_to(whole)
+    content = (folder / "config.yaml").read_text().replace(str(folder / "train"), str(tmp_path / "train"))
+    (tmp_path / "config.yaml").write_text(content)
+    stored = json.loads((whole / "config.json").read_text()) | {"train": [str(tmp_path / "train.extxyz")]}
+    kept = (whole / "config.json").read_text()
+    try:
+        (whole / "config.json").write_text(json.dumps(stored))
+        with pytest.raises(ValueError, match="was begun with other data .*'train': 7.*'train': 6"):
+            runs.prepare(parse(tmp_path / "config.yaml"), resume=True)
+    finally:
+        (whole / "config.json").write_text(kept)
+
+
+def test_a_run_leaves_pictures_and_facts(whole):
+    for name in ("parity.png", "curve.png"):
+        assert (whole / name).read_bytes().startswith(b"\x89PNG")
+    facts = json.loads((whole / "facts.json").read_text())
+    assert facts["versions"].keys() >= {"python", "lamjax", "jax"} and facts["data"][""]["train"] == 7
+
+
+def test_the_best_model_is_kept_and_a_run_without_progress_ends(folder, tmp_path):
+    # so high a rate that the validation gets worse
+    changes = [
+        f"output={tmp_path / 'early'}",
+        "schedule.start_lr=1.0",
+        "schedule.stop_lr=1.0",
+        "steps=40",
+        "plots=false",
+    ]
+    config = parse(folder / "config.yaml", [*changes, "validate_every=2", "patience=2", "ema_decay=0.5"])
+    events = list(runs.events(runs.prepare(config)))
+    (stopped,) = [event for event in events if isinstance(event, runs.Stopped)]
+    found = {e.step: e.validation["rmse_f"] for e in events if isinstance(e, runs.Record) and e.validation}
+    assert stopped.step < 40 and stopped.best == min(found.values()) == found[stopped.best_step]
+    assert stopped.step == stopped.best_step + 4
+    assert checkpoints.read(tmp_path / "early" / "best.lamjax").card["steps"] == stopped.best_step
+    assert "no better validation than" in line(stopped, 40)
+    again = list(runs.events(runs.prepare(config, resume=True)))  # it knows that it is over
+    assert [type(event) for event in again] == [runs.Saved]
+
+
+def test_frames_are_held_out_by_seed(folder, tmp_path):
+    def held_out(*changes):
+        config = parse(folder / "config.yaml", ["validation=[]", "hold_out=0.3", f"output={tmp_path}", *changes])
+        (task,) = runs.prepare(config).tasks
+        assert (len(task.frames), len(task.held_out)) == (5, 2)
+        return [frame.source for frame in task.held_out]
+
+    assert held_out() == held_out() != held_out("seed=1")
+
+
+def test_a_run_on_a_packed_set_equals_that_on_its_files(folder, whole, tmp_path):
+    data.write_store(tmp_path / "train.h5", data.read(folder / "train.extxyz"))
+    config = parse(
+        folder / "config.yaml", [f"train=[{tmp_path / 'train.h5'}]", f"output={tmp_path / 'packed'}", "plots=false"]
+    )
+    list(runs.events(runs.prepare(config)))
+    one, other = (checkpoints.read(path / "model.lamjax").params for path in (whole, tmp_path / "packed"))
+    assert jax.tree.all(jax.tree.map(np.array_equal, one, other))
 
 
 def test_files_that_are_no_configs(folder, tmp_path):

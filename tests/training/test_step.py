@@ -1,0 +1,165 @@
+"""What one step can be told: accumulate, scale parts, share layers, average the parameters."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import label_frames as make
+import numpy as np
+import optax
+import pytest
+
+from lamjax import PotentialConfig, build, data, losses, pytree, training
+from lamjax.descriptors import DPA1Config
+from lamjax.heads import EnergyHeadConfig
+from lamjax.losses import LabelLossConfig, Slots
+from lamjax.potential import select
+
+LOSS = losses.label_loss(make.MORSE)
+SMALL = DPA1Config(rcut=3.0, sel=16, neuron=(2, 4), axis_neuron=2, tebd_dim=2)
+
+
+@pytest.fixture(scope="module")
+def packed():
+    """Frames of one shape."""
+    frames = make.copper_frames(8, sizes=(1,))
+    return data.pack(frames, data.plan(frames, make.MORSE.shells, 1), np.float64)
+
+
+@pytest.fixture(scope="module")
+def wrong():
+    """Parameters that have something to learn."""
+    return jax.tree.map(lambda x: 1.1 * x, make.MORSE.init())
+
+
+def last(loss, params, optimizer, batches, **options):
+    state = training.init(params, optimizer, ema=options.get("ema_decay") is not None)
+    return [state for state, _ in training.fit(loss, state, optimizer, batches, **options)][-1]
+
+
+def test_accumulated_batches_are_one_large_batch(packed, wrong):
+    # every batch has the same number of atoms and labels: the mean of the gradients is the gradient of the whole
+    config = training.OptimizerConfig("adam", 0.5)
+    small = list(data.batches(packed, 2, seed=None, epochs=3))
+    large = list(data.batches(packed, 8, seed=None, epochs=3))
+    one = last(LOSS, wrong, training.optimizer(config, 1e-2), large)
+    four = last(LOSS, wrong, training.optimizer(config, 1e-2, accumulate=4), small, accumulate=4)
+    assert int(four.step) == 12 and int(one.step) == 3
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), one.params, four.params)
+
+
+def test_rates_and_running_means_follow_updates_not_batches(packed, wrong):
+    def rate(update):
+        return 1e-2 / (1 + update)
+
+    small, seen = list(data.batches(packed, 2, seed=None, epochs=1)), []
+
+    def loss(params, batch, ratio=1.0):
+        value, metrics = LOSS(params, batch)
+        return value, {**metrics, "ratio": ratio}
+
+    optimizer = training.optimizer(training.OptimizerConfig("sgd", 0.1), rate, accumulate=2)
+    state = training.init(wrong, optimizer, ema=True)
+    options = {"accumulate": 2, "lr_ratio": lambda t: rate(t) / 1e-2, "ema_decay": 0.75}
+    for state, metrics in training.fit(loss, state, optimizer, small, **options):
+        seen.append((float(metrics["ratio"]), jax.device_get(state)))
+    assert [ratio for ratio, _ in seen] == [1, 1, 0.5, 0.5]
+    states = [state for _, state in seen]
+    assert same(states[0].params, wrong) and same(states[0].ema, wrong) and not same(states[1].params, wrong)
+    for key in states[1].params:
+        mean = 0.75 * wrong[key] + 0.25 * states[1].params[key]
+        np.testing.assert_allclose(states[1].ema[key], mean, rtol=1e-12)
+        np.testing.assert_array_equal(states[2].ema[key], states[1].ema[key])
+
+
+def test_parts_have_their_own_rates(packed, wrong):
+    params = {"near": wrong, "far": wrong}
+
+    def loss(params, batch, ratio=1.0):
+        (a, metrics), (b, _) = (LOSS(params[name], batch) for name in ("near", "far"))
+        return a + b, metrics
+
+    batches = list(data.batches(packed, 4, seed=None, epochs=1))[:1]
+    optimizer = optax.adam(1e-2)
+    plain = last(loss, params, optimizer, batches).params
+    rates = {"near": 0.5, "near/width": 0.1}  # the longest name counts
+    scaled = last(loss, params, optimizer, batches, rates=rates, freeze=("far/depth",)).params
+    for part, leaf, factor in (
+        ("near", "depth", 0.5),
+        ("near", "width", 0.1),
+        ("far", "width", 1),
+        ("far", "depth", 0),
+    ):
+        moved, expected = scaled[part][leaf] - wrong[leaf], factor * (plain[part][leaf] - wrong[leaf])
+        np.testing.assert_allclose(moved, expected, rtol=1e-9, atol=1e-15)
+
+
+def same(a, b) -> bool:
+    return jax.tree.all(jax.tree.map(np.array_equal, a, b))
+
+
+@pytest.fixture(scope="module")
+def two_heads():
+    """A tiny model with two heads, and frames packed for it."""
+    heads = tuple((name, EnergyHeadConfig(neuron=(4, 4), dim_case_embd=2)) for name in "ab")
+    potential = build(PotentialConfig(("Cu", "O"), SMALL, heads))
+    params = potential.init(jax.random.key(0), jnp.float64)
+    frames = make.copper_frames(6, sizes=(1,))
+    return potential, params, data.pack(frames, data.plan(frames, potential.shells, 1), np.float64)
+
+
+def slots(packed, *tasks) -> Slots:
+    """One slot a task, two frames each."""
+    parts = list(itertools.islice(data.batches(packed, 2, seed=None), len(tasks)))
+    return Slots(np.array(tasks, np.int32), pytree.stack(parts))
+
+
+def test_several_tasks_in_one_program_have_the_losses_of_each(two_heads):
+    potential, params, packed = two_heads
+    configs = [LabelLossConfig(), LabelLossConfig(start_pref_e=3.0, limit_pref_v=2.0)]
+    together = jax.jit(losses.heads_loss(potential, ["a", "b"], configs))
+    single = [losses.label_loss(select(potential, head), c) for head, c in zip("ab", configs, strict=True)]
+    for tasks in ((0,), (1,), (1, 0), (1, 1, 0)):
+        given = slots(packed, *tasks)
+        value, metrics = together(params, given, 0.3)
+        alone = [single[t](params, pytree.take(given.batch, k), 0.3) for k, t in enumerate(tasks)]
+        np.testing.assert_allclose(value, np.mean([loss for loss, _ in alone]), rtol=1e-12)
+        np.testing.assert_array_equal(metrics["task"], tasks)
+        for key in alone[0][1]:
+            np.testing.assert_allclose(metrics[key], [found[key] for _, found in alone], rtol=1e-10, atol=1e-12)
+    assert together._cache_size() == 3  # numbers of slots: which tasks they are does not compile anything
+
+
+def test_heads_of_different_form_are_refused_in_one_loss(two_heads):
+    potential, _, _ = two_heads
+    with pytest.raises(ValueError, match="heads of one shape, and losses that differ in prefactors only"):
+        losses.heads_loss(potential, ["a", "b"], [LabelLossConfig(), LabelLossConfig(loss_func="mae")])
+
+
+def test_shared_layers_stay_one_and_the_embedding_tells_heads_apart(two_heads):
+    potential, params, packed = two_heads
+    heads = params.heads
+    np.testing.assert_array_equal([heads[name]["statistics"]["case_embd"] for name in "ab"], np.eye(2))
+    loss = losses.heads_loss(potential, ["a", "b"], [LabelLossConfig()] * 2)
+    optimizer = training.optimizer(training.OptimizerConfig("adamw"), 1e-2, by_head=True)
+    batches = [slots(packed, task) for task in (1, 1, 0, 1)]
+    for n, equal in ((3, 3), (1, 1)):
+        start = training.step.shared(params, n)
+        state = last(loss, start, optimizer, batches, share_layers=n)
+        a, b = (state.params.heads[name]["layers"] for name in "ab")
+        assert [same(x, y) for x, y in zip(a, b, strict=True)] == [True] * equal + [False] * (3 - equal)
+        assert not same(a[0], start.heads["a"]["layers"][0])
+    only = last(loss, training.step.shared(params, 3), optimizer, [slots(packed, 1)], share_layers=3)
+    assert not same(only.params.heads["a"]["layers"][0], params.heads["a"]["layers"][0])  # task b moves what a has
+
+
+@pytest.mark.parametrize("precision", ["float32", "tensorfloat32", "bfloat16"])
+def test_precision_of_products_is_a_setting_of_the_step(two_heads, precision):
+    potential, params, packed = two_heads
+    loss = losses.heads_loss(potential, ["a"], [LabelLossConfig()])
+    step = training.make_step(loss, optax.sgd(1e-3), matmul_precision=precision)
+    state = training.init(pytree.cast(params, jnp.float32), optax.sgd(1e-3))
+    text = step.lower(state, slots(packed, 0)).as_text()
+    name = {"float32": "HIGHEST", "tensorfloat32": "HIGH", "bfloat16": "DEFAULT"}[precision]
+    found = {line.partition("precision = [")[2][:20] for line in text.splitlines() if "dot_general" in line}
+    assert any(name in one for one in found), found
