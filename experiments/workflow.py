@@ -82,20 +82,8 @@ class Size(NamedTuple):
     neuron: tuple[int, ...]  # of the heads
     max_programs: int  # shapes of a pre-training run
     most_frames: int | None  # of a file
+    tasks: tuple[str, ...]  # of the multi-task run
 
-
-FULL = Size("full", DESCRIPTOR, (64, 64, 64), 6, None)
-QUICK = Size(
-    "quick",
-    replace(
-        DESCRIPTOR,
-        repinit=RepinitConfig(rcut=3.0, rcut_smth=0.5, nsel=20, neuron=(4, 8), axis_neuron=2),
-        repformer=replace(DESCRIPTOR.repformer, rcut=2.5, rcut_smth=1.5, nsel=12, nlayers=1, g1_dim=8, g2_dim=4),
-    ),
-    (8,),
-    1,
-    12,
-)
 
 PRETRAINING = {
     "materials": PretrainingSet(
@@ -134,6 +122,19 @@ DOWNSTREAM = {
         "LDA, Quantum ESPRESSO, relaxations",
     ),
 }
+FULL = Size("full", DESCRIPTOR, (64, 64, 64), 6, None, tuple(PRETRAINING))
+QUICK = Size(
+    "quick",
+    replace(
+        DESCRIPTOR,
+        repinit=RepinitConfig(rcut=3.0, rcut_smth=0.5, nsel=20, neuron=(4, 8), axis_neuron=2),
+        repformer=replace(DESCRIPTOR.repformer, rcut=2.5, rcut_smth=1.5, nsel=12, nlayers=1, g1_dim=8, g2_dim=4),
+    ),
+    (8,),
+    1,
+    12,
+    ("materials", "gfn2xtb"),
+)
 
 
 def arguments(description: str, here: Path, seeds: Sequence[int] = (0, 1, 2)) -> argparse.ArgumentParser:
@@ -215,7 +216,8 @@ def train(config: TrainConfig) -> tuple[runs.Run, float]:
     for event in runs.events(run):
         if isinstance(event, runs.Record):
             error = ", ".join(f"{key} {1000 * value:.0f}" for key, value in event.train.items() if "rmse_f" in key)
-            console.print(f"{config.output}: step {event.step}/{config.steps}, {event.seconds:.0f} s, {error} meV/Å", soft_wrap=True)
+            where = f"{config.output}: step {event.step}/{config.steps}, {event.seconds:.0f} s"
+            console.print(f"{where}, {error} meV/Å", soft_wrap=True)
     return run, time.monotonic() - began
 
 
