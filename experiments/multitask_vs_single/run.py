@@ -22,8 +22,8 @@ from lamjax.training.config import TrainConfig
 
 HERE = Path(__file__).parent
 MULTI = "multi"
-SINGLE = ("materials", "gfn2xtb")  # the broadest set, and the one nearest to the molecules
-STEPS = 3_000
+SINGLE = ("materials", "gfn2xtb", "oxides_pbe")  # the broadest set, and those nearest to the downstream sets
+STEPS = 14_000
 PROBE = 20  # frames of the downstream training data on which head and model are chosen
 PAPER = {"e": (100.2, 50.1), "f": (628.0, 238.8)}  # weighted RMSE, single-task and multi-task, meV/atom and meV/Å
 COLORS = {MULTI: plots.AFTER, "materials": "#2c6fbb", "gfn2xtb": "#7fb77e", "oxides_pbe": "#e0a458"}
