@@ -12,6 +12,7 @@ from lamjax.neighbors import Shell
 ROUNDS = 4  # of moving the chosen shapes along their axes
 STARTS = 16  # further starts of the search
 FREE = 0.01  # a further shape is worth a compilation if it saves more than this share of the work
+COMPILATION = 5e6  # work (in the units of `work`) in the time of one: about 10 s on a processor, DPA-2 small
 
 
 class Bucket(NamedTuple):
@@ -35,18 +36,24 @@ class Plan(NamedTuple):
         return len(self.buckets)
 
 
-def plan(frames: Sequence[Frame], shells: Sequence[Shell], max_programs: int = 6) -> Plan:
+def plan(
+    frames: Sequence[Frame], shells: Sequence[Shell], max_programs: int = 6, structures: float | None = None
+) -> Plan:
     """At most `max_programs` shapes that hold every frame with little work on padding.
 
-    A further shape is used only if it saves at least 1 % of the work. Neighbour slots are multiples of four, and never
-    more than a model's `sel`.
+    A further shape is used only if it saves at least 1 % of the work; in a run that looks at so many `structures` in
+    all, only if it saves more than its compilation costs. Neighbour slots are multiples of four, and never more than a
+    model's `sel`.
     """
     if max_programs < 1 or not frames:
         raise ValueError(f"Needs at least one frame and one program; got {len(frames)} and {max_programs}.")
     shells = tuple(shells)
     shapes, members = histogram(exact_shapes(frames, shells))
     n_exact = members
-    buckets, members = _merge(shapes, members, max_programs)
+    free = FREE
+    if structures is not None:
+        free = max(FREE, COMPILATION / (structures * float(np.average(work(shapes), weights=members))))
+    buckets, members = _merge(shapes, members, max_programs, free)
     order = np.argsort(work(buckets), kind="stable")
     padded, needed = np.sum(members * work(buckets)), np.sum(n_exact * work(shapes))
     return Plan(
@@ -88,7 +95,7 @@ def choose(exact: np.ndarray, plan: Plan, block: int = 1 << 20) -> np.ndarray:
     return places  # the first that fits: buckets are sorted by cost
 
 
-def _merge(shapes: np.ndarray, members: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
+def _merge(shapes: np.ndarray, members: np.ndarray, limit: int, free: float = FREE) -> tuple[np.ndarray, np.ndarray]:
     """At most `limit` shapes that hold the given ones, and their numbers of members.
 
     A k-median problem: candidates of a grid are added one by one, always the one that saves most, then exchanged as
@@ -97,7 +104,7 @@ def _merge(shapes: np.ndarray, members: np.ndarray, limit: int) -> tuple[np.ndar
     coarse, weights = _coarsen(shapes, members)
     candidates = _candidates(coarse, weights)
     costs = _costs(coarse, weights, candidates)
-    boxes = candidates[_search(costs, limit)]
+    boxes = candidates[_search(costs, limit, free)]
     for _ in range(ROUNDS):
         before = _total(coarse, weights, boxes)
         near = np.concatenate([boxes, _variations(coarse, boxes)])
@@ -109,9 +116,9 @@ def _merge(shapes: np.ndarray, members: np.ndarray, limit: int) -> tuple[np.ndar
     return buckets, np.bincount(_cheapest(shapes, buckets), members, len(buckets)).astype(int)
 
 
-def _search(costs: np.ndarray, limit: int, seed: int = 0) -> list[int]:
+def _search(costs: np.ndarray, limit: int, free: float, seed: int = 0) -> list[int]:
     """Columns with a small sum of the rows' least costs: greedy, then two of them drawn anew, the best of all."""
-    least = FREE * np.sum(costs.min(axis=1))
+    least = free * np.sum(costs.min(axis=1))
     everything = int(np.argmin(costs.sum(axis=0)))
     best = _exchange(costs, _add(costs, [everything], limit, least))
     total, rng = costs[:, best].min(axis=1).sum(), np.random.default_rng(seed)

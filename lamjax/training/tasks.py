@@ -10,6 +10,7 @@ from lamjax.data import (
     Packed,
     Subset,
     facts,
+    frames_per_batch,
     join,
     open_frames,
     pack,
@@ -58,7 +59,7 @@ def read_tasks(config: TrainConfig, potential: Potential) -> tuple[Task, ...]:
     selected = {name: _select(potential, name, task) for name, task in settings.items()}
     found = {name: _frames(config, task, potential) for name, task in settings.items()}
     everything = join(frames for sets in found.values() for frames in sets)
-    shapes = plan(everything, potential.shells, config.max_programs)
+    shapes = plan(everything, potential.shells, config.max_programs, _structures(config, everything))
     weights = {name: task.probability or len(found[name][0]) for name, task in settings.items()}
     return tuple(
         Task(
@@ -74,6 +75,13 @@ def read_tasks(config: TrainConfig, potential: Potential) -> tuple[Task, ...]:
         )
         for name, task in settings.items()
     )
+
+
+def _structures(config: TrainConfig, frames: Sequence[Frame]) -> float:
+    """About how many structures the run looks at: by the size of batches that the run has unless a task has its own."""
+    sizes, counts = np.unique(facts(frames).n_atoms, return_counts=True)
+    batch = np.average([frames_per_batch(int(n), config.batch_size) for n in sizes], weights=counts)
+    return float(config.steps * config.accumulate * config.tasks_per_step * batch)
 
 
 def groups(tasks: Sequence[Task]) -> tuple[Group, ...]:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lamjax import data
 from lamjax.data.plan import Bucket, Plan, _merge, choose, histogram, work
 from lamjax.data.shapes import exact_shapes
 from lamjax.neighbors import Shell, count, plan_capacities
@@ -102,3 +103,10 @@ def test_exact_shapes_are_those_of_one_frame_after_another():
         shells = tuple(sorted(shells, key=lambda s: -s.cutoff))
         expected = [(f.system.n_atoms, *plan_capacities(count(f.system, shells), shells)) for f in frames]
         np.testing.assert_array_equal(exact_shapes(frames, shells), expected)
+
+
+def test_a_short_run_compiles_less():
+    frames = make.copper_frames(6)
+    programs = [data.plan(frames, make.MORSE.shells, 6, structures).n_programs for structures in (10, 1e5, 1e9, None)]
+    assert programs[0] == 1 and programs == sorted(programs) and programs[1] > 1
+    assert programs[2] == programs[3]

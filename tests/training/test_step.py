@@ -61,8 +61,8 @@ def test_rates_and_running_means_follow_updates_not_batches(packed, wrong):
     optimizer = training.optimizer(training.OptimizerConfig("sgd", 0.1), rate, accumulate=2)
     state = training.init(wrong, optimizer, ema=True)
     options = {"accumulate": 2, "lr_ratio": lambda t: rate(t) / 1e-2, "ema_decay": 0.75}
-    for state, metrics in training.fit(loss, state, optimizer, small, **options):
-        seen.append((float(metrics["ratio"]), jax.device_get(state)))
+    for after, metrics in training.fit(loss, state, optimizer, small, **options):
+        seen.append((float(metrics["ratio"]), jax.device_get(after)))
     assert [ratio for ratio, _ in seen] == [1, 1, 0.5, 0.5]
     states = [state for _, state in seen]
     assert same(states[0].params, wrong) and same(states[0].ema, wrong) and not same(states[1].params, wrong)
