@@ -121,8 +121,14 @@ def test_every_key_is_carried_over_or_named():
 
 
 def test_what_is_dropped_is_listed_with_a_reason():
-    dropped = dict(convert(content("mt_shared_fitting_case")).dropped)
-    assert "fitting net shared among branches water, oxide, alloy" in dropped["model.shared_dict.shared_fit_with_id"]
+    found = convert(content("mt_shared_fitting_case"))
+    dropped = dict(found.dropped)
+    assert found.config["share_layers"] == "all" and "model.shared_dict.shared_fit_with_id" not in dropped
+    changed = content("mt_shared_fitting_case")
+    changed["model"]["model_dict"]["alloy"]["fitting_net"] = changed["model"]["shared_dict"]["shared_fit_with_id"]
+    found = convert(changed)
+    said = dict(found.dropped)["model.shared_dict.shared_fit_with_id"]
+    assert "fitting net shared among branches water, oxide:" in said and "share_layers" not in found.config
     assert "all frames" in dropped["model.model_dict.water.data_stat_nbatch"] and "training.disp_file" in dropped
     changed = content("mt_separate_fitting")
     del changed["training"]["model_prob"]

@@ -91,7 +91,7 @@ def _several(top: Section, training: Section, locate) -> dict[str, Any]:
     }
     type_map = _shared_type_map(branches, shared)
     descriptor = _net(_shared_descriptor(branches, shared), "descriptor")
-    fittings = _fittings(branches, shared)
+    fittings, one_net = _fittings(branches, shared)
     configs = {
         name: _potential(branch, descriptor[0], fittings[name][0], name, type_map) for name, branch in branches.items()
     }
@@ -106,6 +106,7 @@ def _several(top: Section, training: Section, locate) -> dict[str, Any]:
     return {
         "tasks": _tasks(top, training, list(branches), locate),
         "model": json.loads(potentials.to_json(whole)),
+        **({"share_layers": "all"} if one_net else {}),
         **_precision_and_freeze(top, [descriptor, *fittings.values()]),
     }
 
@@ -156,8 +157,8 @@ def _shared_descriptor(branches: dict[str, Section], shared: Section) -> Section
     return descriptor
 
 
-def _fittings(branches: dict[str, Section], shared: Section) -> dict[str, tuple]:
-    """The fitting nets of the branches; one that is shared becomes one for each."""
+def _fittings(branches: dict[str, Section], shared: Section) -> tuple[dict[str, tuple], bool]:
+    """The fitting nets of the branches, and whether one is shared by all; one that some share becomes one for each."""
     sections, users, found = {}, {}, {}
     for name, branch in branches.items():
         value = branch.need("fitting_net")
@@ -171,10 +172,11 @@ def _fittings(branches: dict[str, Section], shared: Section) -> dict[str, tuple]
             found[name] = sections[key]
         else:
             found[name] = _net(Section(value, branch.name("fitting_net"), branch.dropped), f"heads/{name}")
+    one_net = len(branches) > 1 and [len(names) for names in users.values()] == [len(branches)]
     for key, names in users.items():
-        if len(names) > 1:
+        if len(names) > 1 and not one_net:
             shared.note(key, f"fitting net shared among branches {', '.join(names)}: every head has its own parameters")
-    return found
+    return found, one_net
 
 
 def _net(section: Section, freeze_as: str) -> tuple[dict, str, list[str]]:
