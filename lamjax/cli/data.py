@@ -1,25 +1,87 @@
 """`lamjax data ...`: what is in a data set."""
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from lamjax import checkpoints
-from lamjax.data import Frame, read, summarize
-from lamjax.reports import console, table
+from lamjax.data import Audit, Finding, Frame, audit, iterate, summarize
+from lamjax.reports import console, progress, table
 
 
 def check(
-    files: Annotated[list[Path], typer.Argument(help="extxyz, plain or .gz, anything ASE reads, or DeePMD folders.")],
+    files: Annotated[list[Path], typer.Argument(help="extxyz, plain or .gz, what ASE reads, DeePMD folders, .h5.")],
     model: Annotated[Path | None, typer.Option(help="A model file: its elements must cover the data.")] = None,
     require: Annotated[list[str] | None, typer.Option(help="A label that every frame must have.")] = None,
+    json_: Annotated[Path | None, typer.Option("--json", help="Write the audit to this file too.")] = None,
 ) -> None:
-    """Read every frame, check it, and say which labels, elements and sizes there are. Errors name file and frame."""
+    """Look at every frame: labels, elements, sizes, reference energies, and what is suspicious, with file and frame.
+
+    Signs and units of forces and virials are told from similar frames (energy differences against the work of forces
+    and stress) and from clusters in vacuum; "not testable" where a set has neither. Ends with status 1 if there is an
+    error, 0 else.
+    """
     elements = checkpoints.load(model)[0].elements if model else None
-    found = {str(path): read(path, elements=elements, require=require or ()) for path in files}
-    console.print(data_table(found))
+    unusable: list[Finding] = []
+    read = {str(path): _frames(path, elements, require or (), unusable) for path in files}
+    found = audit({name: progress(frames, name, None) for name, frames in read.items()})
+    found = found._replace(findings=(*unusable, *found.findings))
+    report(found)
+    if json_ is not None:
+        json_.write_text(json.dumps(_plain(found), indent=1, ensure_ascii=False) + "\n")
+    if any(finding.severity == "error" for finding in found.findings):
+        raise typer.Exit(1)
+
+
+def report(found: Audit) -> None:
+    """The facts of every set and the table of what is suspicious."""
+    for one in found.sets:
+        energies = " ".join(f"{e} {x:.3f}" for e, x in one.references.items())
+        rows = [
+            ("frames", one.n_frames),
+            ("atoms (min, median, max)", "{}, {:g}, {}".format(*one.n_atoms)),
+            *((f"with {label}", n) for label, n in one.labelled.items()),
+            ("labels found as", ", ".join(_found(one.keys)) or "-"),
+            ("elements (frames)", " ".join(f"{e}({n})" for e, n in one.elements.items())),
+            ("energy per element (eV)", energies or "-"),
+            ("what that leaves (meV/atom)", "-" if one.residual is None else one.residual),
+            ("forces and energies", one.forces),
+            ("virials and energies", one.virial),
+        ]
+        console.print(table(one.name, ["", ""], rows))
+    if not found.findings:
+        console.print("Nothing suspicious.")
+    for finding in found.findings:
+        color = {"error": "bold red", "warning": "yellow", "note": "dim"}[finding.severity]
+        where = f"{finding.where}" + (f" ({finding.n} frames in all)" if finding.n > 1 else "")
+        console.print(f"[{color}]{finding.severity}[/] {escape(where)}: {escape(finding.what)}", soft_wrap=True)
+        console.print(f"    {escape(finding.remedy)}", style="dim", soft_wrap=True)
+
+
+def _frames(path: Path, elements, require, unusable: list[Finding]) -> Iterator[Frame]:
+    """The frames that can be used; the others, or a file that cannot be read on, become findings."""
+
+    def tell(error: Exception) -> None:
+        said = str(error).partition(": ")
+        remedy = "Repair or leave the frame out; no training reads a file with it."
+        unusable.append(Finding("error", str(path), said[0], 1, said[2], remedy))
+
+    try:
+        yield from iterate(path, elements=elements, require=require, on_error=tell)
+    except (ValueError, OSError) as error:
+        tell(error)
+
+
+def _plain(found: Audit) -> dict:
+    return {
+        "sets": [one._asdict() for one in found.sets],
+        "findings": [finding._asdict() for finding in found.findings],
+    }
 
 
 def data_table(sets: dict[str, list[Frame]]) -> Table:

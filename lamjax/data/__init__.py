@@ -1,5 +1,9 @@
 """From files to batches: read, check, count, plan shapes, stack."""
 
+from lamjax.data.audit import Audit as Audit
+from lamjax.data.audit import Finding as Finding
+from lamjax.data.audit import SetAudit as SetAudit
+from lamjax.data.audit import audit as audit
 from lamjax.data.batches import Batch as Batch
 from lamjax.data.batches import Packed as Packed
 from lamjax.data.batches import Rows as Rows

@@ -3,7 +3,7 @@
 import gzip
 import io
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,8 +58,12 @@ def iterate(
     dtype=np.float64,
     elements: Iterable[str] | None = None,
     require: Iterable[str] = (),
+    on_error: Callable[[ValueError], None] | None = None,
 ) -> Iterator[Frame]:
-    """As `read`, one frame after another: nothing but the present frame is held in memory."""
+    """As `read`, one frame after another: nothing but the present frame is held in memory.
+
+    With `on_error`, a frame that cannot be used is told to it and left out, instead of raised.
+    """
     paths = [paths] if isinstance(paths, str | Path) else list(paths)
     known = None if elements is None else tuple(elements)
     require = _known_labels(require)
@@ -67,7 +71,7 @@ def iterate(
         if is_store(path):
             yield from (_as_type(frame, dtype) for frame in _checked_store(path, known, require))
         else:
-            yield from _parsed(path, dtype, known, require)
+            yield from _parsed(path, dtype, known, require, on_error)
 
 
 def open_frames(
@@ -88,7 +92,9 @@ def open_frames(
     )
 
 
-def _parsed(path: Path, dtype, known: tuple[str, ...] | None, require: tuple[str, ...]) -> Iterator[Frame]:
+def _parsed(
+    path: Path, dtype, known: tuple[str, ...] | None, require: tuple[str, ...], on_error=None
+) -> Iterator[Frame]:
     """The frames of a file or folder that is not mapped."""
     found = deepmd.structures(path, known) if path.is_dir() else _file(path)
     for place, number, atoms in found:
@@ -98,7 +104,11 @@ def _parsed(path: Path, dtype, known: tuple[str, ...] | None, require: tuple[str
             _check_known(atoms.symbols, known)
             _check_labels(atoms, frame, require)
         except ValueError as error:
-            raise ValueError(f"{place}, frame {number}: {error}") from error
+            named = ValueError(f"{place}, frame {number}: {error}")
+            if on_error is None:
+                raise named from error
+            on_error(named)
+            continue
         yield frame
 
 
