@@ -87,7 +87,10 @@ def line(event, steps: int) -> str:
         text += f"  validation {_errors(event.validation)}"
     if math.isnan(event.remaining):
         return text
-    return f"{text}  {event.structures:.3g} structures/s {event.atoms:.3g} atoms/s  left {_duration(event.remaining)}"
+    text += f"  {event.structures:.3g} structures/s {event.atoms:.3g} atoms/s"
+    if event.wait > 0.02:
+        text += f" ({100 * event.wait:.0f} % of the time waiting for batches)"
+    return f"{text}  left {_duration(event.remaining)}"
 
 
 def _errors(errors: dict[str, float]) -> str:
@@ -126,7 +129,7 @@ def _describe(run: runs.Run) -> None:
         ("parameters", f"{pytree.n_parameters(run.state.params):,}"),
         ("elements", " ".join(run.potential.elements)),
         ("head", ", ".join(_head(task) for task in run.tasks)),
-        ("programs", f"{run.n_programs}: {'; '.join(sizes)}"),
+        ("programs", f"{run.n_programs} for steps, {run.n_measured} for validation: {'; '.join(sizes)}"),
         ("work spent on padding", f"{100 * run.plan.waste:.1f} %"),
         ("batches per epoch", ", ".join(str(n_batches(task.train, task.batch_size)) for task in run.tasks)),
         ("devices", f"{jax.device_count()}, in {jax.process_count()} processes"),

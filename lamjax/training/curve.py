@@ -1,8 +1,9 @@
 """The learning curve of a run: rows of a CSV file, and TensorBoard for those who want it."""
 
+import contextlib
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,21 @@ def columns(tasks: Sequence[str]) -> list[str]:
     ends = [f":{task}" if task else "" for task in tasks]
     speed = ["seconds", "structures_per_s", "atoms_per_s", "wait_fraction"]
     return ["step", "lr", *speed, "loss", "grad_norm", *(name + end for end in ends for name in names)]
+
+
+@contextlib.contextmanager
+def writing(path: Path, tasks: Sequence[str], done: int, board: bool = False) -> Iterator[Callable[[Record], None]]:
+    """A function that adds a record to the curve (of which rows after step `done` are dropped), and to TensorBoard."""
+    header = columns(tasks)
+    begin(path, done, header)
+    with contextlib.closing(tensorboard(path.parent / "tensorboard")) if board else contextlib.nullcontext() as writer:
+
+        def write(record: Record) -> None:
+            append(path, record, header)
+            if writer is not None:
+                write_scalars(writer, record)
+
+        yield write
 
 
 def begin(path: Path, done: int, header: Sequence[str]) -> None:

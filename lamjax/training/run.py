@@ -3,7 +3,7 @@
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,29 +64,32 @@ def events(run: Run) -> Iterator[Compiled | Record | Saved | Stopped]:
     A state is saved at intervals, at the end, and before NonFiniteError (the last good one) is raised; the model with
     the least validation error is best.lamjax. Of several processes the first one writes.
     """
-    config, output = run.config, Path(run.config.output)
-    first = sharding.is_first()
-    header = curve.columns([task.name for task in run.tasks])
-    if first:
+    if sharding.is_first():
         write_facts(run)
-        curve.begin(output / CURVE, run.done, header)
-    writer = curve.tensorboard(output / "tensorboard") if config.tensorboard and first else None
+        names = [task.name for task in run.tasks]
+        path = Path(run.config.output) / CURVE
+        with curve.writing(path, names, run.done, run.config.tensorboard) as write:
+            yield from _train(run, write)
+    else:
+        yield from _train(run, lambda record: None)
+
+
+def _train(run: Run, write: Callable[[Record], None]) -> Iterator[Compiled | Record | Saved | Stopped]:
+    """All that happens, told to `write` and to whoever listens."""
+    config, output, first = run.config, Path(run.config.output), sharding.is_first()
     best = _best_so_far(run)
     state, done = run.state, run.done
     try:
         for state, done, found in _updates(run, best):
             if found is not None:
                 yield found
+            if isinstance(found, Compiled):
+                continue
             if isinstance(found, Record):
-                if first:
-                    curve.append(output / CURVE, found, header)
-                if writer is not None:
-                    curve.write_scalars(writer, found)
+                write(found)
                 before, best = best, _improved(run, best, found)
                 if best.step == done != before.step and first:
                     _save_model(run, state, output / BEST, done)
-            if isinstance(found, Compiled):
-                continue
             over = _is_over(run, best)
             if done % config.save_every == 0 or done == config.steps or over:
                 yield Saved(save_state(output / STATES, state, config.keep))

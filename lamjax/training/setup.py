@@ -2,6 +2,7 @@
 
 import json
 import platform
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import numpy as np
 import optax
 
 from lamjax import checkpoints, edit, pytree
-from lamjax.data import Plan, facts
+from lamjax.data import Plan, facts, frames_per_batch
 from lamjax.losses import Loss
 from lamjax.potential import Potential, build
 from lamjax.training import sharding
@@ -47,8 +48,14 @@ class Run(NamedTuple):
 
     @property
     def n_programs(self) -> int:
-        """Compilations of the training step: a shape is one for all tasks of a group."""
-        return sum(len({k for task in group.tasks for k in self.tasks[task].train.numbers}) for group in self.groups)
+        """Compilations of the training step: one for every shape, for all tasks of a group."""
+        return sum(len(_shapes(self, group, lambda task: task.train)) for group in self.groups)
+
+    @property
+    def n_measured(self) -> int:
+        """Compilations of the validation."""
+        alone = self._replace(config=replace(self.config, tasks_per_step=1))
+        return sum(len(_shapes(alone, group, lambda task: task.validation)) for group in self.groups)
 
     @property
     def done(self) -> int:
@@ -91,6 +98,18 @@ def prepare(config: TrainConfig, resume: bool = False) -> Run:
     found = groups(tasks)
     where = sharding.layout(config.tasks_per_step)
     return Run(config, potential, state, run_loss(tasks, found), updates, learning_rate, tasks, found, where)
+
+
+def _shapes(run: Run, group: Group, packed_of) -> set[tuple[int, int]]:
+    """(bucket, frames) of the batches of a group; with several slots all its tasks have batches of one size."""
+    found = set()
+    for task in (run.tasks[k] for k in group.tasks):
+        packed = packed_of(task)
+        for bucket in packed.numbers if packed else ():
+            one_size = run.config.tasks_per_step > 1
+            size = 0 if one_size else frames_per_batch(run.plan.buckets[bucket].n_atoms, task.batch_size)
+            found.add((bucket, size))
+    return found
 
 
 def write_facts(run: Run) -> None:

@@ -5,6 +5,7 @@ import itertools
 from collections import Counter
 
 import ase.io
+import chex
 import jax
 import jax.numpy as jnp
 import label_frames as make
@@ -222,6 +223,16 @@ def test_a_run_measures_every_task(whole):
     loss = losses.label_loss(select(potential, "copper"))
     found = training.evaluate(loss, params, data.batches(packed, 2, epochs=1))
     assert float(curve[-1]["rmse_f_validation:copper"]) == pytest.approx(found["rmse_f"], rel=1e-9)
+
+
+def test_what_is_announced_is_compiled_and_nothing_else(folder, tmp_path):
+    changes = [f"output={tmp_path}", "max_programs=3", "steps=20", "plots=false", "validate_every=10"]
+    run = runs.prepare(parse(folder / "config.yaml", changes))
+    announced = run.n_programs + run.n_measured
+    chex.clear_trace_counter()
+    counted = chex.assert_max_traces(n=announced)(lambda params, batch, ratio=1.0: run.loss(params, batch, ratio))
+    found = [event for event in runs.events(run._replace(loss=counted)) if isinstance(event, runs.Compiled)]
+    assert len(found) <= run.n_programs <= 3
 
 
 def rows(output):

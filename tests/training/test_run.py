@@ -285,6 +285,18 @@ def test_the_best_model_is_kept_and_a_run_without_progress_ends(folder, tmp_path
     assert [type(event) for event in again] == [runs.Saved]
 
 
+def test_tensorboard_is_an_extra(folder, tmp_path):
+    run = runs.prepare(parse(folder / "config.yaml", [f"output={tmp_path}", "tensorboard=true"]))
+    try:
+        import tensorboardX  # noqa: F401
+    except ImportError:
+        with pytest.raises(ValueError, match=r'needs tensorboardX: pip install "lamjax\[tensorboard\]"'):
+            next(runs.events(run))
+    else:
+        next(runs.events(run))
+        assert list((tmp_path / "tensorboard").glob("events*"))
+
+
 def test_frames_are_held_out_by_seed(folder, tmp_path):
     def held_out(*changes):
         config = parse(folder / "config.yaml", ["validation=[]", "hold_out=0.3", f"output={tmp_path}", *changes])
