@@ -34,7 +34,8 @@ class Prefetch(Iterator):
             threading.Thread(target=self._shared.work, name=f"lamjax prefetch {k}", daemon=True) for k in range(workers)
         ]
         self._close = weakref.finalize(self, _end, self._shared, threads)  # the threads know only what is shared
-        self._waited, self._first = 0.0, None
+        self.waited = 0.0  # s that the consumer waited for all items but the first
+        self._first: float | None = None
         for thread in threads:
             thread.start()
 
@@ -49,7 +50,7 @@ class Prefetch(Iterator):
         if self._first is None:
             self._first = now
         else:
-            self._waited += now - begin
+            self.waited += now - begin
         return item
 
     def __enter__(self) -> "Prefetch":
@@ -65,7 +66,7 @@ class Prefetch(Iterator):
     @property
     def wait_fraction(self) -> float:
         """Share of the time since the first item that the consumer waited for the next ones."""
-        return 0.0 if self._first is None else self._waited / max(time.perf_counter() - self._first, 1e-9)
+        return 0.0 if self._first is None else self.waited / max(time.perf_counter() - self._first, 1e-9)
 
 
 class _Shared:

@@ -5,9 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lamjax.data import Frame, pack, plan
+from lamjax.data import Frame, pack, plan, sample
 from lamjax.potential import Params, Potential, Prediction
 from lamjax.training.errors import FORCES, SHIFTED, error_table, predictions, under_one_name
+
+
+MOST = 2000  # frames that are looked at for a head
 
 
 class Forgetting(NamedTuple):
@@ -33,11 +36,14 @@ def forgetting(
     frames: Sequence[Frame],
     precision: str = "float32",
 ) -> list[Forgetting]:
-    """A line for every head of the model before: on its own frames in `sets` {head: frames}, else on `frames`."""
+    """A line for every head of the model before: on its own frames in `sets` {head: frames}, else on `frames`.
+
+    Of more than 2000 frames, so many are taken, evenly spread.
+    """
     lines = []
     for head in before[0].config.head_names:
         own = sets.get(head)
-        used = frames if own is None else own
+        used = sample(frames if own is None else own, MOST)
         shapes = pack(used, plan(used, before[0].shells, 2), precision)
         old, new = (predictions(*under_one_name(*model, head), shapes, "auto:256") for model in (before, after))
         if own is None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from lamjax.data import pack, sample
 from lamjax.reports import plots
 from lamjax.training import curve
 from lamjax.training.errors import predictions, under_one_name
@@ -12,6 +13,7 @@ from lamjax.training.setup import CURVE, Run
 from lamjax.training.tasks import Task
 from lamjax.units import virial_to_stress
 
+MOST = 2000  # frames in a picture
 _UNITS = {"e": ("energy RMSE (meV/atom)", 1e3), "f": ("force RMSE (meV/Å)", 1e3), "s": ("stress RMSE (meV/Å³)", 1e3)}
 
 
@@ -33,6 +35,9 @@ def write_plots(run: Run, params: Any, output: Path) -> list[Path]:
 def _parity(task: Task, params: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """(label, prediction) of energy per atom, force components and stress components, where there are labels."""
     frames, packed = (task.held_out, task.validation) if task.validation else (task.frames, task.train)
+    if len(frames) > MOST:
+        frames = sample(frames, MOST)
+        packed = pack(frames, packed.plan, params.descriptor["type_embedding"]["w"].dtype)
     model = under_one_name(task.potential, params, task.potential.head)
     pairs = list(zip(frames, predictions(*model, packed, "auto:256"), strict=True))
 

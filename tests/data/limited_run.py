@@ -12,7 +12,7 @@ from lamjax import data
 from lamjax.neighbors import Shell
 
 SHELLS = (Shell(1.0),)  # no neighbours: this is about memory
-N_BATCHES = 112
+N_BATCHES = 60
 
 
 def anonymous() -> int:
