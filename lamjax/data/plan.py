@@ -60,7 +60,7 @@ def plan(
         shells=shells,
         buckets=tuple(Bucket(int(n), tuple(map(int, c))) for n, *c in buckets[order].tolist()),
         n_frames=tuple(members[order].tolist()),
-        waste=float(1 - needed / padded),
+        waste=max(0.0, float(1 - needed / padded)),  # rounding may say less
     )
 
 

@@ -37,7 +37,7 @@ def test_merged_shapes_hold_all_and_are_no_more_than_allowed(shapes, limit):
     buckets, members = _merge(unique, counts, limit)
     assert len(buckets) <= limit and members.sum() == len(exact)
     assert all(np.any(np.all(one <= buckets, axis=1)) for one in exact)
-    assert np.sum(members * work(buckets)) >= np.sum(work(exact))
+    assert np.sum(members * work(buckets)) >= np.sum(work(exact)) * (1 - 1e-12)  # the order of the sums differs
 
 
 def test_a_frame_outside_the_plan_is_named(frames):
