@@ -9,7 +9,6 @@ from lamjax.data import Frame, pack, plan, sample
 from lamjax.potential import Params, Potential, Prediction
 from lamjax.training.errors import FORCES, SHIFTED, error_table, predictions, under_one_name
 
-
 MOST = 2000  # frames that are looked at for a head
 
 
