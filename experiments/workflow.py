@@ -48,12 +48,7 @@ DESCRIPTOR = DPA2Config(
     ),
 )
 LOSS = losses.LabelLossConfig(
-    start_pref_e=0.02,
-    limit_pref_e=1.0,
-    start_pref_f=100.0,
-    limit_pref_f=10.0,
-    start_pref_v=0.02,
-    limit_pref_v=0.1,
+    start_pref_e=0.2, limit_pref_e=20.0, start_pref_f=100.0, limit_pref_f=60.0, start_pref_v=0.02, limit_pref_v=0.1
 )
 
 
@@ -349,12 +344,10 @@ def training_settings(steps: int, seed: int, output: Path) -> dict[str, Any]:
     """What all runs of both experiments have in common."""
     return {
         "loss": LOSS,
-        "schedule": training.ScheduleConfig(
-            start_lr=2e-3, stop_lr=1e-5, decay_steps=max(1, steps // 80), warmup_steps=min(200, steps // 10)
-        ),
-        "optimizer": training.OptimizerConfig("adam", max_norm=5.0),
+        "schedule": training.ScheduleConfig("cosine", start_lr=5e-3, stop_lr=1e-5, warmup_steps=min(200, steps // 10)),
+        "optimizer": training.OptimizerConfig("muon", max_norm=5.0),
         "steps": steps,
-        "batch_size": "auto:48",
+        "batch_size": "auto:96",
         "seed": seed,
         "output": str(output),
         "plots": False,

@@ -25,7 +25,7 @@ from lamjax.training.config import TrainConfig
 HERE = Path(__file__).parent
 SETS = ("tio2", "acac", "mgypo4")
 SIZES = (10, 30, 100, 300)  # training frames
-STEPS = {"finetuned": 1000, "scratch": 4000}
+STEPS = {"finetuned": 500, "scratch": 2000}
 COLORS = {"finetuned": plots.AFTER, "scratch": "#5a5a5a"}
 LABELS = {"finetuned": "fine-tuned", "scratch": "from scratch"}
 

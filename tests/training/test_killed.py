@@ -22,7 +22,7 @@ model:
   descriptor: {type: dpa1, rcut: 3.0, sel: 16, neuron: [2, 4], axis_neuron: 2, tebd_dim: 2}
   heads: [[a, {neuron: [4, 4]}], [b, {neuron: [4, 4]}]]
 schedule: {type: cosine, start_lr: 1e-2, stop_lr: 1e-3, warmup_steps: 20}
-optimizer: {name: adamw, max_norm: 5.0, options: {weight_decay: 0.01}}
+optimizer: {name: muon, max_norm: 5.0, options: {weight_decay: 0.01}}
 ema_decay: 0.98
 accumulate: 2
 tasks_per_step: 2
