@@ -1,23 +1,26 @@
 """What is in data sets and what is suspicious in them, with file and frame: wrong signs and units, copies, outliers."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import ase.data
 import numpy as np
 
-from lamjax.data import consistency
+from lamjax.data import consistency, references, verdicts
 from lamjax.data.frames import LABELS, Frame
 from lamjax.neighbors.host import pairs
 
 REACH = 6.0  # Å; an atom without a neighbour within is alone
 LARGE = 20.0  # eV/Å, of a force
+UNUSUAL = 2.0  # eV/Å; smaller forces are no outliers
 HUGE = 0.6  # eV/Å³, about 100 GPa, as the median of a set's largest stress components
-FAR = 12.0  # robust standard deviations from the fit of energies to compositions
-LEAST = 0.5  # eV/atom; smaller deviations are no outliers
+ABSURD = 20.0  # eV/atom; such energies are no physics
 SHIFT = 0.5  # eV/atom between two sets' energies of the same elements
-PAIRS = 2000  # comparisons of similar frames in a set, at most
+SAME = 1e-3  # eV/atom; copies whose energies differ by more have two labels
+PAIRS = 20_000  # comparisons of similar frames in a set that are kept, at most
+NAMED = 1000  # frames that a finding names, at most
 
 
 class Finding(NamedTuple):
@@ -29,6 +32,7 @@ class Finding(NamedTuple):
     n: int  # frames
     what: str
     remedy: str
+    frames: tuple[str, ...] = ()  # all of them, up to `NAMED`
 
 
 class SetAudit(NamedTuple):
@@ -41,7 +45,7 @@ class SetAudit(NamedTuple):
     labelled: dict[str, int]  # frames with energy, forces, virial
     keys: dict[str, int]  # "energy: REF_energy" -> frames
     references: dict[str, float]  # eV, least-squares energy of each element (of minimal norm where undetermined)
-    residual: float | None  # meV/atom, RMS of what the references leave
+    residual: float | None  # meV/atom, RMS of what the references leave, outliers aside
     forces: str  # whether forces belong to the energies
     virial: str  # whether virials do
 
@@ -54,7 +58,7 @@ class Audit(NamedTuple):
 
 
 def audit(sets: Mapping[str, Iterable[Frame]]) -> Audit:
-    """Looks at every frame of every set once, keeping a few hundred bytes of each.
+    """Looks at every frame of every set once, keeping about a thousand bytes of each, and some whole frames.
 
     Signs and units of forces and virials are judged from similar frames of a set and from clusters in vacuum (see
     `consistency`), and from magnitudes; where that cannot tell, the audit says "not testable".
@@ -80,9 +84,10 @@ class _Set:
         self.weights: list[np.ndarray] = []
         self.keys: Counter = Counter()
         self.prints: list[tuple] = []  # of the structure, to find copies
-        self.pairs: list[consistency.Pair] = []
-        self.clusters: list[tuple] = []
-        self.last: dict[bytes, Frame] = {}
+        self.similar = consistency.Similar()
+        self.pairs, self.clusters = _Sample(), _Sample()
+        self.free: list[bool] = []  # one atom in vacuum
+        self.largest: list[float] = []  # eV/Å, force of each frame
         self.faults: dict[tuple[str, str, str], list[tuple[str, float]]] = defaultdict(list)
         self.stresses: list[float] = []
 
@@ -94,8 +99,8 @@ class _Set:
         self.energies.append(float(frame.labels.energy))
         self.weights.append(np.asarray(frame.labels.weights, np.float64))
         self.keys.update(f"{label}: {key}" for label, key in zip(LABELS, frame.keys, strict=True) if key)
-        self.prints.append(_print(frame))
-        self._compare(frame, numbers)
+        self.prints.append(_prints(frame))
+        self._compare(frame)
         self._distances(frame, numbers)
         self._forces(frame)
         self._stress(frame)
@@ -103,18 +108,16 @@ class _Set:
     def _fault(self, severity: str, what: str, remedy: str, frame: Frame, value: float) -> None:
         self.faults[severity, what, remedy].append((frame.source, value))
 
-    def _compare(self, frame: Frame, numbers: np.ndarray) -> None:
-        key = numbers.tobytes() + bytes(frame.system.pbc.tolist())
-        before = self.last.get(key)
-        self.last[key] = frame
-        if before is not None and len(self.pairs) < PAIRS and (found := consistency.pair(before, frame)) is not None:
-            self.pairs.append(found)
-        if len(self.clusters) < PAIRS and frame.system.pbc.all() and (found := consistency.cluster(frame)) is not None:
-            self.clusters.append((found, frame.source))
+    def _compare(self, frame: Frame) -> None:
+        for found in self.similar.pairs(frame):
+            self.pairs.add(found)
+        if frame.system.pbc.all() and (found := consistency.cluster(frame)) is not None:
+            self.clusters.add(found)
 
     def _distances(self, frame: Frame, numbers: np.ndarray) -> None:
         i, j, _, r = pairs(frame.system, REACH)
-        if len(numbers) == 1 and len(r) == 0:
+        self.free.append(len(numbers) == 1 and len(r) == 0)
+        if self.free[-1]:
             self._fault("note", "single atoms", "Fine as energy references; they teach no forces.", frame, 1)
             return
         alone = len(numbers) - len(np.unique(i))
@@ -133,9 +136,11 @@ class _Set:
 
     def _forces(self, frame: Frame) -> None:
         if frame.labels.weights[1] == 0:
+            self.largest.append(np.nan)
             return
         forces = np.asarray(frame.labels.forces, np.float64)
         size = np.linalg.norm(forces, axis=1)
+        self.largest.append(float(size.max()))
         if size.max() > LARGE:
             what = f"forces above {LARGE:g} eV/Å (largest: {{:.1f}})"
             self._fault(
@@ -152,6 +157,9 @@ class _Set:
         virial = np.asarray(frame.labels.virial, np.float64)
         size = np.abs(virial).max()
         self.stresses.append(float(size / max(abs(np.linalg.det(frame.system.cell)), 1e-9)))
+        if size == 0:
+            what = "virials that are exactly zero: a placeholder, not a label"
+            self._fault("warning", what, "Remove the key where nothing was calculated.", frame, 0)
         skew = float(np.abs(virial - virial.T).max())
         if skew > 1e-3 * size + 1e-4:
             what = "virials that are not symmetric (by up to {:.2g} eV)"
@@ -166,77 +174,105 @@ class _Set:
     def _of(self, key: tuple[str, str, str], hits: list[tuple[str, float]]) -> Finding:
         severity, what, remedy = key
         worst = min(hits, key=lambda h: h[1]) if "closer" in what else max(hits, key=lambda h: h[1])
-        return Finding(severity, self.name, worst[0], len(hits), what.format(worst[1]), remedy)
+        return self._finding(severity, what.format(worst[1]), remedy, [source for source, _ in hits], worst[0])
+
+    def _finding(self, severity: str, what: str, remedy: str, frames: Sequence[str], where: str | None = None):
+        return Finding(
+            severity, self.name, frames[0] if where is None else where, len(frames), what, remedy, tuple(frames[:NAMED])
+        )
 
     def _verdicts(self) -> list[Finding]:
-        found, remedy = [], "Convert the label (lamjax.units) or its key, and check again."
-        for ratio, verdict in self._ratios():
-            wrong, text = verdict(ratio)
-            if wrong:
-                found.append(Finding("error", self.name, ratio.source, ratio.n, text, remedy))
-        if self.stresses and np.median(self.stresses) > HUGE and not found:
+        remedy = "Convert the label (lamjax.units) or rename its key, and check again."
+        found = [self._finding(v.severity, v.text, remedy, v.sources) for v in self.judged if v.severity]
+        untested = self.judged[1].factor is None and not found
+        if self.stresses and untested and np.median(self.stresses) > HUGE:
             what = f"stresses of {np.median(self.stresses):.2g} eV/Å³ (median of the largest components): GPa or kbar?"
-            found.append(Finding("warning", self.name, self.sources[0], len(self.stresses), what, remedy))
+            rows = [source for source, w in zip(self.sources, self.weights, strict=True) if w[2] > 0]
+            found.append(self._finding("warning", what, "Compare with the output of the code: eV/Å³ is meant.", rows))
         return found
 
-    def _ratios(self):
-        best = consistency.virial_ratio(self.pairs)
-        if best.value is None:
-            best = consistency.cluster_ratio(self.clusters)
-        return (consistency.force_ratio(self.pairs), consistency.verdict_forces), (best, consistency.verdict_virial)
+    @cached_property
+    def judged(self) -> tuple[verdicts.Verdict, verdicts.Verdict]:
+        """Of forces and virials."""
+        return verdicts.judge(self.pairs.kept, self.clusters.kept)
 
-    def fit(self) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-        """(energies per element (119,), rows with an energy, what is left per atom (eV)) by least squares."""
+    @cached_property
+    def composition(self) -> np.ndarray:
+        return np.array(self.counts, np.int32).reshape(-1, 119)
+
+    def rows(self) -> np.ndarray:
+        """Frames with an energy, other than free atoms, unless these are all there is."""
         rows = np.flatnonzero([w[0] > 0 for w in self.weights])
-        if len(rows) == 0:
-            return None
-        counts = np.array([self.counts[k] for k in rows], np.float64)
-        target = np.array([self.energies[k] for k in rows])
-        n = counts.sum(axis=1)
-        energies = np.linalg.lstsq(counts / n[:, None], target / n, rcond=None)[0]
-        return energies, rows, (target - counts @ energies) / n
+        bound = rows[~np.array(self.free, bool)[rows]]
+        return bound if len(bound) else rows
+
+    @cached_property
+    def fit(self) -> references.Fit | None:
+        return references.fit(self.composition, np.array(self.energies), self.rows())
 
     def _outliers(self) -> list[Finding]:
-        if (fitted := self.fit()) is None or len(fitted[1]) < 10:
+        return self._energies() + self._unusual_forces()
+
+    def _energies(self) -> list[Finding]:
+        found, fitted = [], self.fit
+        if fitted is None:
             return []
-        _, rows, left = fitted
-        left = left - np.median(left)
-        width = 1.4826 * np.median(np.abs(left))
-        bad = np.flatnonzero((np.abs(left) > FAR * width) & (np.abs(left) > LEAST))
+        left = np.abs(fitted.left)
+        remedy = "Another phase, or a calculation that did not converge: look, then leave out."
+        for severity, low, high in (("error", ABSURD, np.inf), ("warning", 0.0, ABSURD)):
+            bad = np.flatnonzero(fitted.far & (left > low) & (left <= high))
+            if len(bad):
+                worst = bad[np.argmax(left[bad])]
+                what = (
+                    f"energies far from the fit to the composition (most: {fitted.left[worst]:+.2f} eV/atom, "
+                    f"usual {fitted.width:.2g})"
+                )
+                frames = [self.sources[k] for k in fitted.rows[bad]]
+                found.append(self._finding(severity, what, remedy, frames, self.sources[fitted.rows[worst]]))
+        return found
+
+    def _unusual_forces(self) -> list[Finding]:
+        """Frames whose largest force is far above those of the others, though not above `LARGE`."""
+        largest = np.array(self.largest)
+        rows = np.flatnonzero(largest > 1e-3)
+        if len(rows) < 20:
+            return []
+        logs = np.log(largest[rows])
+        width = max(1.4826 * np.median(np.abs(logs - np.median(logs))), 0.1)
+        bad = rows[(logs - np.median(logs) > 8 * width) & (largest[rows] > UNUSUAL) & (largest[rows] <= LARGE)]
         if len(bad) == 0:
             return []
-        worst = int(bad[np.argmax(np.abs(left[bad]))])
-        what = f"energies far from the fit to the composition (most: {left[worst]:+.2f} eV/atom, usual {width:.2g})"
-        remedy = "Another phase, or a calculation that did not converge: look, then leave out."
-        return [Finding("warning", self.name, self.sources[rows[worst]], len(bad), what, remedy)]
+        worst = bad[np.argmax(largest[bad])]
+        what = f"forces far above those of the other frames (largest: {largest[worst]:.1f}, usual "
+        what += f"{np.exp(np.median(logs)):.2g} eV/Å)"
+        remedy = "Right for atoms that are close; else leave the frames out."
+        return [self._finding("warning", what, remedy, [self.sources[k] for k in bad], self.sources[worst])]
 
     def _missing(self) -> list[Finding]:
         found, n = [], len(self.sources)
         for k, label in enumerate(LABELS):
             lacking = [i for i, w in enumerate(self.weights) if w[k] == 0]
             if lacking and (label != "virial" or len(lacking) < n):
-                text = f"no {label} label"
-                found.append(
-                    Finding("note", self.name, self.sources[lacking[0]], len(lacking), text, "It weighs nothing.")
-                )
-        present = np.sum([c > 0 for c in self.counts], axis=0) if n else np.zeros(119)
-        rare = [ase.data.chemical_symbols[z] for z in np.flatnonzero((present > 0) & (present < 3))]
-        if rare and n > 10:
-            what = f"elements in fewer than three frames: {' '.join(rare)}"
-            found.append(Finding("note", self.name, self.sources[0], len(rare), what, "Too few to learn from."))
+                frames = [self.sources[i] for i in lacking]
+                found.append(self._finding("note", f"no {label} label", "It weighs nothing.", frames))
+        present = np.sum(self.composition > 0, axis=0)
+        rare = np.flatnonzero((present > 0) & (present < 3))
+        if len(rare) and n > 10:
+            what = f"elements in fewer than three frames: {' '.join(ase.data.chemical_symbols[z] for z in rare)}"
+            rows = np.flatnonzero(self.composition[:, rare].any(axis=1))
+            found.append(self._finding("note", what, "Too few to learn from.", [self.sources[k] for k in rows]))
         return found
 
     def result(self) -> SetAudit:
         """The facts of the set."""
-        counts, fitted = np.array(self.counts).reshape(-1, 119), self.fit()
+        counts, fitted = self.composition, self.fit
         sizes = counts.sum(axis=1) if len(counts) else np.zeros(1)
         present = {ase.data.chemical_symbols[z]: int(n) for z, n in enumerate((counts > 0).sum(axis=0)) if n and z}
-        references, residual = {}, None
+        energies, residual = {}, None
         if fitted is not None:
-            references = {e: float(fitted[0][ase.data.atomic_numbers[e]]) for e in present}
-            residual = float(1e3 * np.sqrt(np.mean(fitted[2] ** 2)))
+            energies = {e: float(fitted.energies[ase.data.atomic_numbers[e]]) for e in present}
+            residual = float(1e3 * np.sqrt(np.mean(fitted.left[~fitted.far] ** 2)))
         weights = np.array(self.weights).reshape(-1, 3)
-        (forces, of_forces), (virial, of_virial) = self._ratios()
         return SetAudit(
             self.name,
             len(self.sources),
@@ -244,46 +280,68 @@ class _Set:
             present,
             {label: int(np.sum(weights[:, k] > 0)) for k, label in enumerate(LABELS)},
             dict(self.keys),
-            references,
+            energies,
             residual,
-            of_forces(forces)[1],
-            of_virial(virial)[1],
+            self.judged[0].text,
+            self.judged[1].text,
         )
 
 
-def _print(frame: Frame) -> tuple:
-    """Equal for equal structures, up to a translation by the lattice (to 0.001 Å)."""
+class _Sample:
+    """Some of what is added, each as likely as any other."""
+
+    def __init__(self):
+        self.kept: list = []
+        self.seen, self.random = 0, np.random.default_rng(0)
+
+    def add(self, one) -> None:
+        self.seen += 1
+        if len(self.kept) < PAIRS:
+            self.kept.append(one)
+        elif (place := int(self.random.integers(self.seen))) < PAIRS:
+            self.kept[place] = one
+
+
+def _prints(frame: Frame) -> tuple[int, int]:
+    """One of them is equal for equal structures, up to a translation by the lattice (to about 0.001 Å)."""
     system = frame.system
     positions, cell = np.asarray(system.positions, np.float64), np.asarray(system.cell, np.float64)
     if system.pbc.all():
         positions = (positions @ np.linalg.inv(cell) + 1e-7) % 1 @ cell
-    exact = np.round(np.concatenate([positions, cell]), 3) + 0.0
-    return hash(np.asarray(system.numbers).tobytes()), hash(exact.tobytes())
+    numbers, values = np.asarray(system.numbers).tobytes(), np.concatenate([positions, cell])
+    grids = (np.round(values + offset, 3) + 0.0 for offset in (0.0, 0.0005))  # what one rounds apart, the other keeps
+    return tuple(hash((numbers, k, grid.tobytes())) for k, grid in enumerate(grids))
 
 
 def _copies(looked: list[_Set]) -> list[Finding]:
     """Frames that occur twice, in one set or in two."""
-    seen: dict[tuple, tuple[int, int]] = {}
-    inside: dict[tuple[int, int], list[tuple[int, int, int]]] = defaultdict(list)
+    seen: dict[int, tuple[int, int]] = {}
+    inside: dict[tuple[int, int, bool], list[tuple[int, int, float]]] = defaultdict(list)
     for s, one in enumerate(looked):
-        for k, key in enumerate(one.prints):
-            if key in seen:
-                inside[seen[key][0], s].append((seen[key][1], k, s))
-            else:
-                seen[key] = (s, k)
-    found = []
-    for (a, b), hits in inside.items():
-        first, copy, _ = hits[0]
-        n = [float(looked[b].counts[k].sum()) for _, k, _ in hits]
-        gaps = [abs(looked[a].energies[i] - looked[b].energies[k]) / m for (i, k, _), m in zip(hits, n, strict=True)]
-        what = f"copies, the first of {looked[a].sources[first]}"
-        if a != b:
-            what = f"frames that are in {looked[a].name} too, the first: {looked[a].sources[first]}"
-        if max(gaps) > 1e-3:
-            what += f"; their energies differ by up to {max(gaps):.3g} eV/atom"
-        remedy = "Leave copies out; a test set must share no frame with the training set."
-        found.append(Finding("warning", looked[b].name, looked[b].sources[copy], len(hits), what, remedy))
-    return found
+        for k, keys in enumerate(one.prints):
+            first = next((seen[key] for key in keys if key in seen), None)
+            for key in keys:
+                seen.setdefault(key, (s, k))
+            if first is not None:
+                both = one.weights[k][0] > 0 and looked[first[0]].weights[first[1]][0] > 0
+                gap = abs(looked[first[0]].energies[first[1]] - one.energies[k]) / one.counts[k].sum() if both else 0.0
+                inside[first[0], s, gap > SAME].append((first[1], k, float(gap)))
+    return [_copy(looked[a], looked[b], hits) for (a, b, _), hits in inside.items()]
+
+
+def _copy(one: _Set, other: _Set, hits: list[tuple[int, int, float]]) -> Finding:
+    first, gap = one.sources[hits[0][0]], max(gap for _, _, gap in hits)
+    what = f"copies, the first of {first}"
+    remedy = "Leave copies out; a test set must share no frame with the training set."
+    if one is not other:
+        what = f"frames that are in {one.name} too, the first: {first}"
+    if gap > SAME:
+        what += f"; their energies differ by up to {gap:.3g} eV/atom"
+        if one is other:
+            remedy = "Leave the wrong one out: two labels of one structure cannot both be learnt."
+        else:
+            remedy = "Fine for two levels of theory with heads of their own; else leave the wrong one out."
+    return other._finding("warning", what, remedy, [other.sources[k] for _, k, _ in hits])
 
 
 def _shifts(looked: list[_Set]) -> list[Finding]:
@@ -291,26 +349,11 @@ def _shifts(looked: list[_Set]) -> list[Finding]:
     found = []
     for b, other in enumerate(looked):
         for one in looked[:b]:
-            shift = _shift(one, other)
-            if shift is not None and abs(shift) > SHIFT:
+            if one.fit is None or other.fit is None or all(one.free) != all(other.free):
+                continue
+            shift = references.shift(one.fit, other.composition, np.array(other.energies), other.rows())
+            if shift is not None and abs(shift) > max(SHIFT, 4 * one.fit.width):
                 what = f"energies lie {shift:+.2f} eV/atom from those of {one.name} (median, same elements)"
                 remedy = "Another level of theory: give each set a head of its own (tasks), or shift it."
                 found.append(Finding("warning", other.name, other.sources[0], len(other.sources), what, remedy))
     return found
-
-
-def _shift(one: _Set, other: _Set) -> float | None:
-    """The median of energy minus what the references of `one` say, over frames whose composition these determine."""
-    fitted, rows = one.fit(), [k for k, w in enumerate(other.weights) if w[0] > 0]
-    if fitted is None or not rows:
-        return None
-    known = np.array([one.counts[k] for k in fitted[1]], np.float64)
-    _, size, directions = np.linalg.svd(known / known.sum(axis=1, keepdims=True), full_matrices=False)
-    directions = directions[size > 1e-6 * size[0]]
-    counts = np.array([other.counts[k] for k in rows], np.float64)
-    counts, energies = counts / counts.sum(axis=1, keepdims=True), np.array([other.energies[k] for k in rows])
-    outside = np.abs(counts - counts @ directions.T @ directions).max(axis=1) > 1e-6
-    if outside.all():
-        return None
-    n = np.array([other.counts[k].sum() for k in rows])
-    return float(np.median((energies / n - counts @ fitted[0])[~outside]))

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from lamjax import data, units
 from lamjax.cli import app
-from lamjax.data import consistency
+from lamjax.data import verdicts
 
 ASSETS = Path(__file__).parents[2] / "lamjax" / "assets" / "demo"
 
@@ -99,11 +99,11 @@ WRONG = {
     "virial as stress": (virial_as_stress, "a virial is stored as stress"),
     "forces sign": (scaled("REF_forces", -1), "the forces have the wrong sign"),
     "forces hartree/bohr": (
-        scaled("REF_forces", consistency.BOHR / consistency.HARTREE),
+        scaled("REF_forces", verdicts.BOHR / verdicts.HARTREE),
         "the forces are in hartree/bohr",
     ),
-    "energies hartree": (scaled("REF_energy", 1 / consistency.HARTREE), "the energies are in hartree"),
-    "forces kcal": (scaled("REF_forces", 1 / consistency.KCAL), "the forces are in kcal/mol/Å"),
+    "energies hartree": (scaled("REF_energy", 1 / verdicts.HARTREE), "the energies are in hartree"),
+    "forces kcal": (scaled("REF_forces", 1 / verdicts.KCAL), "the forces are in kcal/mol/Å"),
 }
 
 
@@ -113,6 +113,70 @@ def test_wrong_signs_and_units_are_named(good, fault):
     found = audit(changed(good, change))
     errors = [f.what for f in found.findings if f.severity == "error"]
     assert any(re.search(expected, text) for text in errors), (fault, found.findings)
+
+
+def per_atom(atoms):
+    atoms.info["REF_energy"] /= len(atoms)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (per_atom, "the energies are per atom"),
+        (scaled("REF_energy", 1 / verdicts.KCAL), "the energies are in kcal/mol, not the forces"),
+        (scaled("REF_forces", 1 / (verdicts.KJ / 10)), "the forces are in kJ/mol/nm"),
+    ],
+)
+def test_other_units_of_energies_and_forces(good, change, expected):
+    (error,) = [f for f in audit(changed(good, change)).findings if f.severity == "error"]
+    assert expected in error.what
+
+
+def test_the_order_of_frames_does_not_matter(good):
+    """Partners are the most similar frames, not the neighbours in the file."""
+    rows = np.random.default_rng(3).permutation(len(good))
+    one = audit([good[k] for k in rows]).sets[0]
+    assert one.forces.startswith("the forces are right") and one.virial.startswith("stress and virial are right")
+
+
+def test_a_part_of_the_frames_with_the_wrong_sign(good):
+    wrong = changed(good, scaled("REF_stress", -1), *range(30, 36))
+    (error,) = [f for f in audit(wrong).findings if f.severity == "error"]
+    assert "in a part of the frames stress or virial has the wrong sign" in error.what
+    named = {int(name.split()[-1]) for name in error.frames}
+    assert len(named) >= 4 and named <= set(range(30, 36))  # and only those
+
+
+def test_a_placeholder_for_the_virial(good):
+    found = audit(changed(good, scaled("REF_stress", 0.0), 2, 7)).findings
+    (warning,) = [f for f in found if "exactly zero" in f.what]
+    assert warning.frames == ("set 0 frame 2", "set 0 frame 7")
+
+
+def test_one_wild_energy_does_not_move_the_energies_of_the_elements(good):
+    def wild(atoms):
+        atoms.info["REF_energy"] += 4000.0
+
+    right, wrong = audit(good).sets[0], audit(changed(good, wild, 5))
+    assert wrong.sets[0].references["Cu"] == pytest.approx(right.references["Cu"], abs=1e-3)
+    (error,) = [f for f in wrong.findings if f.severity == "error"]
+    assert error.where == "set 0 frame 5" and "energies far from the fit" in error.what
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_normal_of_a_slab_tells_the_virial(sign):
+    rng, frames = np.random.default_rng(2), []
+    for _ in range(5):
+        atoms = ase.build.fcc111("Cu", (2, 2, 3), vacuum=8.0, periodic=True)
+        atoms.positions += 0.2 * rng.normal(size=(12, 3)) + [0, 0, 7]
+        atoms.wrap()
+        frames.append(labelled(atoms))
+    found = audit(changed(frames, scaled("REF_stress", sign)))
+    said = [f.what for f in found.findings if f.severity == "error"]
+    if sign == 1:
+        assert not said and found.sets[0].virial.startswith("stress and virial are right")
+    else:
+        assert len(said) == 1 and "wrong sign" in said[0] and "over what the virials say" in said[0]
 
 
 def test_a_cluster_in_vacuum_tells_the_virial():
@@ -179,23 +243,22 @@ def test_copies_within_and_between_sets(good):
     moved = good[2].copy()
     moved.positions += moved.cell[0] - 2 * moved.cell[2]  # the same crystal
     moved.info["REF_energy"] += 0.4
-    inside, between = audit(
-        [*good, moved], [*changed(good[3:4], lambda a: None), *changed(good[8:9], far_energy)]
-    ).findings[:2]
-    assert (
-        inside.where == "set 0 frame 36"
-        and "the first of set 0 frame 2; their energies differ by up to 0.1" in inside.what
-    )
-    assert between.set == "set 1" and "frames that are in set 0 too" in between.what and between.n == 2
+    found = audit([*good, moved], [*changed(good[3:4], lambda a: None), *changed(good[8:9], far_energy)]).findings
+    inside, same, other = (f for f in found if "copies" in f.what or "are in set 0 too" in f.what)
+    assert inside.where == "set 0 frame 36" and "two labels of one structure" in inside.remedy
+    assert "the first of set 0 frame 2; their energies differ by up to 0.1" in inside.what
+    for k, one in enumerate((same, other)):
+        assert one.set == "set 1" and one.frames == (f"set 1 frame {k}",) and "frames that are in set 0 too" in one.what
+    assert "energies differ by up to 3 eV/atom" in other.what and "energies differ" not in same.what
 
 
 def test_lonely_and_single_atoms(good):
     lonely = ase.Atoms("Cu3", [[0, 0, 0], [2.5, 0, 0], [9, 9, 9]], cell=[18, 18, 18], pbc=True)
     single = ase.Atoms("Cu", cell=[15, 15, 15], pbc=True)
     found = audit([*good, labelled(lonely), labelled(single)]).findings
-    said = {f.where: f.what for f in found}
-    assert "atoms without a neighbour within 6 Å (most in a frame: 1)" in said["set 0 frame 36"]
-    assert said["set 0 frame 37"] == "single atoms"
+    said = {(f.where, f.what) for f in found}
+    assert ("set 0 frame 36", "atoms without a neighbour within 6 Å (most in a frame: 1)") in said
+    assert ("set 0 frame 37", "single atoms") in said
 
 
 def test_another_level_of_theory_is_seen_where_compositions_allow_it(good):
