@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from lamjax import pytree
 from lamjax.potential import Params
 from lamjax.training.schedules import Schedule
 
