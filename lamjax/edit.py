@@ -225,7 +225,8 @@ def _random_head(config: PotentialConfig, params: Params, head: EnergyHeadConfig
             f"A random head needs a key, for example jax.random.key(0); or copy one of: {', '.join(config.head_names)}."
         )
     dtype = jax.tree.leaves(params.descriptor)[0].dtype
-    return energy_head(head, config.descriptor.width, len(config.elements)).init(key, dtype)
+    fresh = energy_head(head, config.descriptor.width, len(config.elements)).init(key, dtype)
+    return jax.tree.map(jnp.asarray, fresh)
 
 
 def _common_config(config: PotentialConfig, names: Sequence[str]) -> EnergyHeadConfig:

@@ -5,26 +5,52 @@ Formulas and initialisation as in DeePMD-kit (dense layers with optional time st
 
 import math
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+
+def normal(key, shape: tuple[int, ...], dtype=None):
+    """N(0, 1), the numbers of jax.random.normal; a few programs serve all shapes, each of which would need its own."""
+    return _drawn(jax.random.normal, key, shape, dtype)
+
+
+def uniform(key, shape: tuple[int, ...], dtype=None, low: float = 0.0, high: float = 1.0):
+    """Between `low` and `high`, as `normal`."""
+    return low + (high - low) * _drawn(jax.random.uniform, key, shape, dtype)
+
+
+def _drawn(sampler, key, shape: tuple[int, ...], dtype):
+    """The first of 256, 4096, 65536, ... numbers (they are the same); numpy arrays, except where JAX is tracing."""
+    n = math.prod(shape)
+    found = _draw(
+        sampler, 16 ** max(2, -(-max(n - 1, 0).bit_length() // 4)), jax.dtypes.canonicalize_dtype(dtype or float), key
+    )
+    return (found if isinstance(found, jax.core.Tracer) else np.asarray(found))[:n].reshape(shape)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _draw(sampler, n: int, dtype, key):
+    return sampler(key, (n,), dtype)
 
 
 def linear_init(key, n_in: int, n_out: int, bias: bool = True, timestep: bool = False, dtype=None):
     """w ~ N(0, 1/sqrt(n_in + n_out)), b ~ N(0, 1), idt ~ N(0.1, 0.001)."""
     keys = jax.random.split(key, 3)
-    params = {"w": jax.random.normal(keys[0], (n_in, n_out), dtype) / (n_in + n_out) ** 0.5}
+    params = {"w": normal(keys[0], (n_in, n_out), dtype) / (n_in + n_out) ** 0.5}
     if bias:
-        params["b"] = jax.random.normal(keys[1], (n_out,), dtype)
+        params["b"] = normal(keys[1], (n_out,), dtype)
     if timestep:
-        params["idt"] = 0.1 + 0.001 * jax.random.normal(keys[2], (n_out,), dtype)
+        params["idt"] = 0.1 + 0.001 * normal(keys[2], (n_out,), dtype)
     return params
 
 
 def glorot_init(key, n_in: int, n_out: int, dtype=None):
     """A matrix without bias, uniform in ±sqrt(6/(n_in + n_out))."""
     bound = (6 / (n_in + n_out)) ** 0.5
-    return {"w": jax.random.uniform(key, (n_in, n_out), dtype, -bound, bound)}
+    return {"w": uniform(key, (n_in, n_out), dtype, -bound, bound)}
 
 
 def linear(params, x):

@@ -130,7 +130,7 @@ def _build(config: PotentialConfig, head: str | None) -> Potential:
         for number, head in enumerate(found.values()):  # told apart where they share a net: one-hot vectors
             if (vector := head["statistics"].get("case_embd")) is not None and number < len(vector):
                 head["statistics"]["case_embd"] = vector.at[number].set(1)
-        return Params(descriptor.init(keys[0], dtype), found)
+        return jax.tree.map(jnp.asarray, Params(descriptor.init(keys[0], dtype), found))
 
     def atomic_energies(params: Params, system: System, neighbors: Neighbors):
         _require_head(head, config.head_names)

@@ -25,7 +25,8 @@ from lamjax.training.config import TrainConfig
 HERE = Path(__file__).parent
 SETS = ("tio2", "acac", "mgypo4")
 SIZES = (10, 30, 100, 300)  # training frames
-STEPS = {"finetuned": 500, "scratch": 2000}
+STEPS = {"finetuned": 1000, "scratch": 2000}
+BATCH = "auto:48"  # atoms; the sets are small
 COLORS = {"finetuned": plots.AFTER, "scratch": "#5a5a5a"}
 LABELS = {"finetuned": "fine-tuned", "scratch": "from scratch"}
 
@@ -77,7 +78,7 @@ def measure(point: Point, steps: int, work: Path, size: Size) -> dict[str, Any]:
         max_programs=1,
         ema_decay=0.99,
         **config,
-        **workflow.training_settings(steps, point.seed, folder / "run"),
+        **workflow.training_settings(steps, point.seed, folder / "run") | {"batch_size": BATCH},
     )
     _, seconds = workflow.train(config)
     potential, params = checkpoints.load(folder / "run" / "model.lamjax", dtype=np.float32)

@@ -88,6 +88,12 @@ def per_head(inner: optax.GradientTransformation) -> optax.GradientTransformatio
 
 def init(params: Any, optimizer: optax.GradientTransformation, ema: bool = False) -> TrainState:
     """The state before the first step. The parameters are copied, because a step reuses the memory of its state."""
-    params = jax.tree.map(lambda x: jnp.array(x, copy=True), params)
-    mean = jax.tree.map(lambda x: jnp.array(x, copy=True), params) if ema else None
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), mean)
+
+    def copy(params):
+        return jax.tree.map(lambda x: jnp.array(x, copy=True), params)
+
+    @jax.jit  # one program, instead of one for every shape
+    def start(params) -> TrainState:
+        return TrainState(jnp.zeros((), jnp.int32), copy(params), optimizer.init(params), copy(params) if ema else None)
+
+    return start(params)

@@ -152,7 +152,7 @@ def _residual_init(key, c, last: bool, dtype):
     def vectors(key, number, width):
         if c.update_residual_init == "const":
             return [jnp.full(width, c.update_residual, dtype) for _ in range(number)]
-        return [c.update_residual * jax.random.normal(k, (width,), dtype) for k in jax.random.split(key, number)]
+        return [c.update_residual * nn.normal(k, (width,), dtype) for k in jax.random.split(key, number)]
 
     keys = jax.random.split(key, 3)
     sizes = {"g1_residual": (n_g1, c.g1_dim), "g2_residual": (n_g2, c.g2_dim), "h2_residual": (n_h2, 1)}
