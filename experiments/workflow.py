@@ -204,8 +204,11 @@ def tasks(size: Size, work: Path, names: Sequence[str]) -> dict[str, TaskConfig]
     return {name: TaskConfig(files(size, work, one.train), probability=one.probability) for name, one in found.items()}
 
 
-def train(config: TrainConfig) -> tuple[runs.Run, float]:
-    """Train to the end, from where an earlier process stopped; the run and the seconds that this process took."""
+def train(config: TrainConfig, curve: list[tuple[int, float]] | None = None) -> tuple[runs.Run, float]:
+    """Train to the end, from where an earlier process stopped; the run and the seconds that this process took.
+
+    `curve` is given (step, force RMSE in eV/Å) of every validation of the only task.
+    """
     began = time.monotonic()
     run = runs.prepare(config, resume=True)
     for event in runs.events(run):
@@ -213,6 +216,8 @@ def train(config: TrainConfig) -> tuple[runs.Run, float]:
             error = ", ".join(f"{key} {1000 * value:.0f}" for key, value in event.train.items() if "rmse_f" in key)
             where = f"{config.output}: step {event.step}/{config.steps}, {event.seconds:.0f} s"
             console.print(f"{where}, {error} meV/Å", soft_wrap=True)
+            if curve is not None and event.validation:
+                curve.append((event.step, event.validation["rmse_f"]))
     return run, time.monotonic() - began
 
 

@@ -11,12 +11,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # fast to compile
-NAMES = ("multitask_vs_single", "sample_efficiency")
+NAMES = ("multitask_vs_single", "sample_efficiency", "optimizers")
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory) -> Path:
-    """A work folder in which both experiments have run, the second one with the models of the first."""
+    """A work folder in which the experiments have run, the second one with the models of the first."""
     folder = tmp_path_factory.mktemp("work")
     before = _committed()
     for name in NAMES:
@@ -55,6 +55,12 @@ def test_finetuned_is_compared_with_scratch(work):
         (start, n) for start in ("finetuned", "scratch") for n in (4, 8)
     }
     assert (work / "sample_efficiency_report" / "sample_efficiency.png").stat().st_size > 1000
+
+
+def test_optimizers_are_compared(work):
+    (found,) = json.loads((work / "optimizers_report" / "results.json").read_text())["runs"]
+    assert found["optimizer"] == "muon" and math.isfinite(found["rmse_f"]) and len(found["curve"]) == 3
+    assert (work / "optimizers_report" / "optimizers.png").stat().st_size > 1000
 
 
 def test_finished_runs_are_not_repeated(work):
