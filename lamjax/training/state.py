@@ -26,7 +26,7 @@ class OptimizerConfig:
     """An optimiser of optax or optax.contrib by name; `options` are its keyword arguments (b1, eps, weight_decay, ...).
 
     adam is what DeePMD-kit trains with. muon (arXiv 2502.16982; adam for what is no matrix) needs fewer steps, at a
-    higher learning rate (5e-3): see experiments/README.md.
+    higher learning rate (5e-3): see experiments/optimizers.
     """
 
     name: str = "adam"
