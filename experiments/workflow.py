@@ -247,9 +247,15 @@ def some(of: Measured, rows: Iterable[int]) -> Measured:
     return Measured(frames, data.pack(frames, of.packed.plan, np.float32))
 
 
-def compositions(of: Measured) -> np.ndarray:
+def compositions(frames: Sequence[data.Frame]) -> np.ndarray:
     """Number of atoms of each atomic number, (n_frames, 119)."""
-    return np.array([np.bincount(frame.system.numbers, minlength=119) for frame in of.frames], float)
+    return np.array([np.bincount(frame.system.numbers, minlength=119) for frame in frames], float)
+
+
+def labels(frames: Sequence[data.Frame]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Compositions, energies (n_frames,) eV and the components of all forces (n,) eV/Å."""
+    energies = np.array([float(frame.labels.energy) for frame in frames])
+    return compositions(frames), energies, np.concatenate([np.ravel(frame.labels.forces) for frame in frames])
 
 
 def differences(potential, params, of: Measured) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -262,7 +268,7 @@ def differences(potential, params, of: Measured) -> tuple[np.ndarray, list[np.nd
 def errors(potential, params, of: Measured, shift: np.ndarray | None = None) -> dict[str, float]:
     """RMSE and MAE of energies (meV/atom) and forces (meV/Å), after an energy per element (119,) is subtracted."""
     energies, forces = differences(potential, params, of)
-    counts = compositions(of)
+    counts = compositions(of.frames)
     if shift is not None:
         energies = energies - counts @ shift
     energies, forces = 1000 * energies / counts.sum(axis=1), 1000 * np.concatenate([np.ravel(f) for f in forces])
@@ -273,7 +279,7 @@ def errors(potential, params, of: Measured, shift: np.ndarray | None = None) -> 
 
 def energy_shift(potential, params, of: Measured) -> np.ndarray:
     """The least-squares energy per element (119,) eV of prediction minus label."""
-    return np.linalg.lstsq(compositions(of), differences(potential, params, of)[0], rcond=None)[0]
+    return np.linalg.lstsq(compositions(of.frames), differences(potential, params, of)[0], rcond=None)[0]
 
 
 def best_head(potential, params, names: Sequence[str], of: Measured) -> tuple[str, dict[str, float]]:

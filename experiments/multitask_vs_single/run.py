@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from experiments import workflow
 from experiments.workflow import DOWNSTREAM, PRETRAINING, Size
-from lamjax import checkpoints
+from lamjax import checkpoints, data
 from lamjax.reports import plots
 from lamjax.training.config import TrainConfig
 
@@ -38,7 +38,8 @@ def main(seeds: list[int], steps: int, work: Path, size: Size, report: bool) -> 
         workflow.once(file, lambda r=run, s=int(seed): measure(r, s, steps, sets, work, size))
     results = workflow.collect(work / "zero_shot", names)
     if results:
-        tell(results, seeds, singles, steps, HERE if size is workflow.FULL else work / "multitask_vs_single")
+        nothing = {key: without_model(key, work, size) for key in sets}
+        tell(results, nothing, seeds, singles, steps, HERE if size is workflow.FULL else work / "multitask_vs_single")
 
 
 def pretrain(name: str, seed: int, steps: int, work: Path, size: Size):
@@ -96,6 +97,19 @@ def zero_shot(potential, params, key: str, seen: set[int], work: Path, size: Siz
     }
 
 
+def without_model(key: str, work: Path, size: Size) -> dict[str, dict[str, float]]:
+    """RMSE on the tests of a downstream set of zero forces and of an energy per element, fitted to training frames."""
+    chosen, found = DOWNSTREAM[key], {}
+    paths = {name: workflow.files(size, work, [file]) for name, file in {"train": chosen.train, **chosen.tests}.items()}
+    sets = {name: workflow.labels(data.read(path)) for name, path in paths.items()}
+    counts, energies, _ = sets.pop("train")
+    shift = np.linalg.lstsq(counts, energies, rcond=None)[0]
+    for test, (counts, energies, forces) in sets.items():
+        left = (energies - counts @ shift) / counts.sum(axis=1)
+        found[test] = {f"rmse_{k}": float(1000 * np.sqrt(np.mean(x**2))) for k, x in (("e", left), ("f", forces))}
+    return found
+
+
 def card(found: dict[str, Any], steps: int) -> dict[str, Any]:
     """What is to be known of the multi-task model."""
     return {
@@ -114,14 +128,19 @@ def card(found: dict[str, Any], steps: int) -> dict[str, Any]:
     }
 
 
-def tell(results: list[dict], seeds: list[int], singles: tuple[str, ...], steps: int, out: Path) -> None:
+def tell(results: list[dict], nothing: dict, seeds: list[int], singles: tuple[str, ...], steps: int, out: Path) -> None:
     """Tables, plot and results.json."""
     found = {(one["run"], one["seed"]): one for one in results}
     ratios = compare(found, seeds, singles)
     command = f"python -m experiments.multitask_vs_single.run --steps {steps} --seeds {' '.join(map(str, seeds))}"
     facts = workflow.facts(command, sum(one["seconds"] for one in results))
-    tables = [zero_shot_table(found, seeds, singles, ratios), summary(ratios), in_domain_table(found, seeds, singles)]
-    workflow.write_report(out, {**facts, "multi/best single": ratios, "runs": results}, "\n\n".join(tables))
+    tables = [
+        zero_shot_table(found, nothing, seeds, singles, ratios),
+        summary(ratios),
+        in_domain_table(found, seeds, singles),
+    ]
+    said = {"multi/best single": ratios, "no model": nothing, "runs": results}
+    workflow.write_report(out, {**facts, **said}, "\n\n".join(tables))
     plot(out / "zero_shot.png", found, seeds, singles)
 
 
@@ -145,17 +164,19 @@ def compare(found: dict, seeds: list[int], singles: tuple[str, ...]) -> dict[str
     return ratios
 
 
-def zero_shot_table(found: dict, seeds: list[int], singles: tuple[str, ...], ratios: dict) -> str:
-    """RMSE of every model on every downstream test."""
-    columns = ["downstream set", "RMSE of", MULTI, "head", *singles, "multi / best single"]
+def zero_shot_table(found: dict, nothing: dict, seeds: list[int], singles: tuple[str, ...], ratios: dict) -> str:
+    """RMSE of every model on every downstream test, and of none."""
+    columns = ["downstream set", "RMSE of", "no model", MULTI, "head", *singles, "multi / best single"]
     rows = []
     for name, ratio in ratios.items():
         key, test = name.split(", ", 1)
         heads = sorted({found[MULTI, seed]["zero_shot"][key]["head"] for seed in seeds})
         for kind, unit in (("e", "energy (meV/atom)"), ("f", "forces (meV/Å)")):
             values = [_values(found, seeds, run, key, test, f"rmse_{kind}") for run in (MULTI, *singles)]
-            said = [workflow.mean_range(x, 1 if kind == "e" else 0) if x else "-" for x in values]
-            rows.append([name, unit, said[0], " ".join(heads), *said[1:], workflow.mean_range(ratio[kind], 2)])
+            digits = 1 if kind == "e" else 0
+            said = [workflow.mean_range(x, digits) if x else "-" for x in values]
+            none = f"{nothing[key][test][f'rmse_{kind}']:.{digits}f}"
+            rows.append([name, unit, none, said[0], " ".join(heads), *said[1:], workflow.mean_range(ratio[kind], 2)])
     return workflow.markdown(columns, rows)
 
 
