@@ -178,11 +178,12 @@ def test_each_head_is_optimised_as_if_the_others_were_not_there():
             np.testing.assert_allclose(params.heads[other]["w"], expected["w"], rtol=1e-12)
 
 
-def test_one_head_alone_learns_as_without_tasks():
+@pytest.mark.parametrize("name", ["adam", "muon"])
+def test_one_head_alone_learns_as_without_tasks(name):
     rate = training.schedule(training.ScheduleConfig(), 10)
-    one, other = (training.optimizer(training.OptimizerConfig(), rate, by_head=b) for b in (False, True))
-    params = Params(jnp.ones(2), {"a": jnp.ones(3)})
-    gradient = Params(jnp.arange(1.0, 3.0), {"a": jnp.arange(1.0, 4.0)})
+    one, other = (training.optimizer(training.OptimizerConfig(name), rate, by_head=b) for b in (False, True))
+    params = Params(jnp.ones((2, 3)), {"a": jnp.ones(3)})
+    gradient = Params(jnp.arange(1.0, 7.0).reshape(2, 3), {"a": jnp.arange(1.0, 4.0)})
     ours, theirs = (o.update(gradient, o.init(params), params)[0] for o in (one, other))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), ours, theirs)
     assert per_head(optax.sgd(1.0)).init(params).heads.keys() == {"a"}
