@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, ScalarFormatter
 
 from experiments import workflow
 from experiments.multitask_vs_single import run as pretraining
@@ -223,6 +224,8 @@ def plot(path: Path, found: dict[Point, dict], seeds: list[int]) -> None:
                 axes.plot(sizes, values.mean(axis=0), "o-", color=color, label=LABELS[start])
             axes.set(xscale="log", yscale="log", xlabel="training frames", title=f"{key}, {test}")
             axes.set_xticks(sizes, sizes)
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5)))
+            axes.yaxis.set_major_formatter(ScalarFormatter())
             axes.minorticks_off()
         figure.axes[0].set_ylabel("force RMSE on test (meV/Å)")
         figure.axes[0].legend(frameon=False)
