@@ -69,7 +69,10 @@ class Backend:
         calls = {
             "efv": [(self.evaluate, (self.params, self.system, self.listed))],
             "model": [(self.evaluate_listed, (self.params, self.system, self.listed))],
-            "train": [(self.search, (self.listed_batch, systems)), (self.step, (self.state, batch))],
+            "train": [
+                (self.search, (self.listed_batch, systems)),
+                (self.step.gradient, (self.state.params, self.state.step, batch)),
+            ],
         }
         return sum(f.lower(*given).compile().cost_analysis()["flops"] for f, given in calls[task])
 

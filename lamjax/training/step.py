@@ -1,7 +1,8 @@
-"""One update of the parameters, jitted."""
+"""One update of the parameters, jitted: the gradient of the loss, and what the optimiser makes of it."""
 
 import contextlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,19 @@ from lamjax.training.state import TrainState
 STATISTICS = "statistics"  # leaves below this name are data of the model, not weights
 
 
+@dataclass(frozen=True)
+class Step:
+    """(state, batch) -> (state, metrics) in two programs, of which only the first is compiled anew for another shape."""
+
+    gradient: Callable  # jitted (params, steps done, batch) -> (metrics, gradient)
+    update: Callable  # jitted (state, gradient, loss) -> (state, more metrics); the memory of the state is reused
+
+    def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, dict]:
+        metrics, gradient = self.gradient(state.params, state.step, batch)
+        state, more = self.update(state, gradient, metrics["loss"])
+        return state, {**metrics, **more}
+
+
 def make_step(
     loss: Loss,
     optimizer: optax.GradientTransformation,
@@ -29,7 +43,7 @@ def make_step(
     share_layers: int = 0,
     matmul_precision: str | None = None,
     sharding: jax.sharding.Sharding | None = None,
-) -> Callable[[TrainState, Any], tuple[TrainState, dict]]:
+) -> Step:
     """The jitted function (state, batch) -> (state, metrics); the memory of the old state is reused.
 
     `lr_ratio(update)` = lr/lr_start is handed to the loss. Leaves whose path holds a name of `freeze` ("descriptor",
@@ -40,17 +54,22 @@ def make_step(
     Metrics gain "loss", "grad_norm" and "finite"; where loss or gradient is not finite the state stays as it was.
     """
     scales = {**(rates or {}), **dict.fromkeys(freeze, 0.0)}
-    precision = jax.default_matmul_precision(matmul_precision) if matmul_precision else contextlib.nullcontext()
+    placed = {} if sharding is None else {"out_shardings": (sharding, sharding)}
 
-    @partial(jax.jit, donate_argnums=0, out_shardings=None if sharding is None else (sharding, sharding))
-    def step(state: TrainState, batch) -> tuple[TrainState, dict]:
-        ratio = 1.0 if lr_ratio is None else lr_ratio(state.step // accumulate)
+    @partial(jax.jit, **placed)
+    def gradient(params, n_steps, batch) -> tuple[dict, Any]:
+        ratio = 1.0 if lr_ratio is None else lr_ratio(n_steps // accumulate)
 
         def objective(params):
             return loss(shared(only_trainable(params, freeze), share_layers), batch, ratio)
 
+        precision = jax.default_matmul_precision(matmul_precision) if matmul_precision else contextlib.nullcontext()
         with precision:
-            (value, metrics), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
+            (value, metrics), found = jax.value_and_grad(objective, has_aux=True)(params)
+        return {**metrics, "loss": value}, found
+
+    @partial(jax.jit, donate_argnums=0, **placed)
+    def update(state: TrainState, gradient, value) -> tuple[TrainState, dict]:
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         updates = _scaled(updates, scales)
         params = shared(optax.apply_updates(state.params, updates), share_layers)
@@ -60,10 +79,9 @@ def make_step(
             ema = optax.incremental_update(params, ema, jnp.where(updated, 1 - ema_decay, 0.0))
         finite = jnp.isfinite(value) & pytree.all_finite(gradient)
         new = pytree.where(finite, TrainState(state.step + 1, params, opt_state, ema), state)
-        norm = pytree.global_norm(gradient)
-        return new, {**metrics, "loss": value, "grad_norm": norm, "finite": finite}
+        return new, {"grad_norm": pytree.global_norm(gradient), "finite": finite}
 
-    return step
+    return Step(gradient, update)
 
 
 def shared(params, n_layers: int):

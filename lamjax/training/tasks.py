@@ -79,8 +79,8 @@ def read_tasks(config: TrainConfig, potential: Potential) -> tuple[Task, ...]:
 
 def _structures(config: TrainConfig, frames: Sequence[Frame]) -> float:
     """About how many structures the run looks at: by the size of batches that the run has unless a task has its own."""
-    sizes, counts = np.unique(facts(frames).n_atoms, return_counts=True)
-    batch = np.average([frames_per_batch(int(n), config.batch_size) for n in sizes], weights=counts)
+    typical = round(float(np.mean(facts(frames).n_atoms)))  # the small share their shapes with larger ones
+    batch = frames_per_batch(typical, config.batch_size)
     return float(config.steps * config.accumulate * config.tasks_per_step * batch)
 
 

@@ -27,7 +27,8 @@ def gathered(run: runs.Run) -> int:
     facts, batch = next(stream(run.tasks, run.groups, 0, slots=run.config.tasks_per_step, **share))
     step = make_step(run.loss, run.optimizer, sharding=layout.state)
     slots = {facts.group: sharding.put_batch(batch[facts.group], layout)}
-    text = step.lower(sharding.put_state(run.state, layout), slots).compile().as_text()
+    state = sharding.put_state(run.state, layout)
+    text = step.gradient.lower(state.params, state.step, slots).compile().as_text()
     assert jax.device_count() == 1 or "all-reduce" in text
     moved = re.findall(r"= (.*?) (?:all-gather|all-to-all|collective-permute)\(", text)
     sizes = [math.prod(map(int, re.findall(r"\d+", shape))) for m in moved for shape in re.findall(r"\[([\d,]*)\]", m)]

@@ -159,7 +159,7 @@ def test_precision_of_products_is_a_setting_of_the_step(two_heads, precision):
     loss = losses.heads_loss(potential, ["a"], [LabelLossConfig()])
     step = training.make_step(loss, optax.sgd(1e-3), matmul_precision=precision)
     state = training.init(pytree.cast(params, jnp.float32), optax.sgd(1e-3))
-    text = step.lower(state, slots(packed, 0)).as_text()
+    text = step.gradient.lower(state.params, state.step, slots(packed, 0)).as_text()
     name = {"float32": "HIGHEST", "tensorfloat32": "HIGH", "bfloat16": "DEFAULT"}[precision]
     found = {line.partition("precision = [")[2][:20] for line in text.splitlines() if "dot_general" in line}
     assert any(name in one for one in found), found
