@@ -20,7 +20,7 @@ STATISTICS = "statistics"  # leaves below this name are data of the model, not w
 
 @dataclass(frozen=True)
 class Step:
-    """(state, batch) -> (state, metrics) in two programs, of which only the first is compiled anew for another shape."""
+    """(state, batch) -> (state, metrics) in two programs; only the first is compiled anew for another shape."""
 
     gradient: Callable  # jitted (params, steps done, batch) -> (metrics, gradient)
     update: Callable  # jitted (state, gradient, loss) -> (state, more metrics); the memory of the state is reused
