@@ -22,13 +22,23 @@ def uniform(key, shape: tuple[int, ...], dtype=None, low: float = 0.0, high: flo
     return low + (high - low) * _drawn(jax.random.uniform, key, shape, dtype)
 
 
+def split(key, n: int = 2) -> tuple:
+    """n keys, those of jax.random.split; one program serves all of them."""
+    return tuple(_child(key, -(-n // 32) * 32, k) for k in range(n))
+
+
 def _drawn(sampler, key, shape: tuple[int, ...], dtype):
-    """The first of 256, 4096, 65536, ... numbers (they are the same); numpy arrays, except where JAX is tracing."""
+    """The first of 4096, 65536, ... numbers (they are the same); numpy arrays, except where JAX is tracing."""
     n = math.prod(shape)
     found = _draw(
-        sampler, 16 ** max(2, -(-max(n - 1, 0).bit_length() // 4)), jax.dtypes.canonicalize_dtype(dtype or float), key
+        sampler, 16 ** max(3, -(-max(n - 1, 0).bit_length() // 4)), jax.dtypes.canonicalize_dtype(dtype or float), key
     )
     return (found if isinstance(found, jax.core.Tracer) else np.asarray(found))[:n].reshape(shape)
+
+
+@partial(jax.jit, static_argnums=1)
+def _child(key, n: int, k):
+    return jax.random.split(key, n)[k]
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -38,7 +48,7 @@ def _draw(sampler, n: int, dtype, key):
 
 def linear_init(key, n_in: int, n_out: int, bias: bool = True, timestep: bool = False, dtype=None):
     """w ~ N(0, 1/sqrt(n_in + n_out)), b ~ N(0, 1), idt ~ N(0.1, 0.001)."""
-    keys = jax.random.split(key, 3)
+    keys = split(key, 3)
     params = {"w": normal(keys[0], (n_in, n_out), dtype) / (n_in + n_out) ** 0.5}
     if bias:
         params["b"] = normal(keys[1], (n_out,), dtype)
@@ -81,7 +91,7 @@ def finish_dense(params, preactivation, x, activation, resnet: bool = True):
 def mlp_init(key, n_in: int, neuron: tuple[int, ...], timestep: bool = False, dtype=None):
     """A chain of dense layers; a time step exists only where the width is kept or doubled."""
     widths = (n_in, *neuron)
-    keys = jax.random.split(key, len(neuron))
+    keys = split(key, len(neuron))
     return [
         linear_init(k, a, b, timestep=timestep and b in (a, 2 * a), dtype=dtype)
         for k, a, b in zip(keys, widths[:-1], widths[1:], strict=True)

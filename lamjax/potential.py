@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from pydantic import Discriminator, Tag, TypeAdapter
 
 from lamjax import neighbors as neighbor_lists
-from lamjax import numerics, pytree, units
+from lamjax import nn, numerics, pytree, units
 from lamjax import system as systems
 from lamjax.descriptors import DPA1Config, DPA2Config, allowed_pairs, dpa1, dpa2, mask_excluded
 from lamjax.heads import EnergyHeadConfig, energy_head
@@ -125,12 +125,12 @@ def _build(config: PotentialConfig, head: str | None) -> Potential:
     allowed = allowed_pairs(config.pair_exclude_types, n_types)
 
     def init(key, dtype=None) -> Params:
-        keys = jax.random.split(key, 1 + len(heads))
+        keys = nn.split(key, 1 + len(heads))
         found = {name: h.init(k, dtype) for (name, h), k in zip(heads.items(), keys[1:], strict=True)}
         for number, head in enumerate(found.values()):  # told apart where they share a net: one-hot vectors
             if (vector := head["statistics"].get("case_embd")) is not None and number < len(vector):
                 head["statistics"]["case_embd"] = vector.at[number].set(1)
-        return jax.tree.map(jnp.asarray, Params(descriptor.init(keys[0], dtype), found))
+        return jax.device_put(Params(descriptor.init(keys[0], dtype), found))
 
     def atomic_energies(params: Params, system: System, neighbors: Neighbors):
         _require_head(head, config.head_names)

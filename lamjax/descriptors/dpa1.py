@@ -6,9 +6,9 @@ Zhang et al., npj Comput. Mater. 2024, 10.1038/s41524-024-01278-7; numbers equal
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import jax
 import jax.numpy as jnp
 
+from lamjax import nn
 from lamjax.descriptors import repinit
 from lamjax.descriptors.base import (
     Descriptor,
@@ -71,7 +71,7 @@ def dpa1(config: DPA1Config, elements: tuple[str, ...]) -> Descriptor:
     inputs = type_inputs(elements, config.use_econf_tebd)
 
     def init(key, dtype=None):
-        keys = jax.random.split(key)
+        keys = nn.split(key)
         return {
             "type_embedding": type_embedding_init(keys[0], inputs, config.tebd_dim, config.use_tebd_bias, dtype),
             "repinit": repinit.init(keys[1], config.repinit, len(inputs), dtype),

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -37,7 +36,7 @@ def init(key, config, n_types: int, dtype=None):
     if config.table:
         nets = tabulation.init(config.table, n_types, config.neuron[-1], dtype)
         return {**nets, "statistics": statistics_init(n_types, dtype)}
-    keys = jax.random.split(key)
+    keys = nn.split(key)
     n_inputs = 1 if config.type_one_side else 2
     nets = embedding_init(
         *keys, config.tebd_input_mode, n_inputs, config.tebd_dim, config.neuron, config.resnet_dt, dtype

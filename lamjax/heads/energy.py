@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import jax
 import jax.numpy as jnp
 
 from lamjax import nn, numerics
@@ -51,7 +50,7 @@ def energy_head(config: EnergyHeadConfig, n_features: int, n_types: int) -> Head
 
 def _init(key, config: EnergyHeadConfig, n_features: int, n_types: int, dtype):
     wide = numerics.widest_float()
-    keys = jax.random.split(key)
+    keys = nn.split(key)
     n_inputs = n_features + config.numb_fparam + config.numb_aparam + config.dim_case_embd
     statistics = {
         "bias_atom_e": jnp.zeros(n_types, dtype),

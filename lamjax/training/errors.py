@@ -10,6 +10,7 @@ import numpy as np
 from lamjax.data import Frame, Packed, batches
 from lamjax.data.statistics import compositions
 from lamjax.potential import Params, Potential, Prediction, predict, select
+from lamjax.training.step import compiler_options
 
 SHIFTED, FORCES, VIRIAL = "energy, shifted per element", "force component", "virial component"
 
@@ -98,4 +99,5 @@ def _row(quantity: str, unit: str, n: int, d: np.ndarray) -> ErrorRow:
 
 @functools.lru_cache(maxsize=16)
 def _jitted(potential: Potential):
-    return jax.jit(jax.vmap(functools.partial(predict, potential), in_axes=(None, 0, 0)))
+    run = jax.vmap(functools.partial(predict, potential), in_axes=(None, 0, 0))
+    return jax.jit(run, compiler_options=compiler_options())

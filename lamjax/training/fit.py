@@ -10,7 +10,7 @@ import optax
 
 from lamjax.losses import Loss, errors
 from lamjax.training.state import TrainState
-from lamjax.training.step import make_step
+from lamjax.training.step import compiler_options, make_step
 
 
 class NonFiniteError(FloatingPointError):
@@ -60,7 +60,7 @@ def add(sums: Iterable[dict[str, Any]]) -> dict[str, np.ndarray]:
 
 @functools.lru_cache(maxsize=16)
 def _jitted(loss: Loss):
-    return jax.jit(lambda params, batch: loss(params, batch)[1])
+    return jax.jit(lambda params, batch: loss(params, batch)[1], compiler_options=compiler_options())
 
 
 def _check(pending, sources) -> None:

@@ -163,3 +163,24 @@ def test_precision_of_products_is_a_setting_of_the_step(two_heads, precision):
     name = {"float32": "HIGHEST", "tensorfloat32": "HIGH", "bfloat16": "DEFAULT"}[precision]
     found = {line.partition("precision = [")[2][:20] for line in text.splitlines() if "dot_general" in line}
     assert any(name in one for one in found), found
+
+
+def test_compiler_options_that_this_xla_does_not_know_are_left_out(monkeypatch):
+    training.step.compiler_options.cache_clear()
+    assert training.step.compiler_options() == (training.step.QUICKLY if jax.default_backend() == "cpu" else {})
+    training.step.compiler_options.cache_clear()
+    monkeypatch.setattr(training.step, "QUICKLY", {"xla_an_option_of_tomorrow": True})
+    assert training.step.compiler_options() == {}
+    training.step.compiler_options.cache_clear()
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(packed):
+    def loss(params, batch, lr_ratio=1.0):
+        return jnp.sum(jnp.sqrt(params["a"])) + jnp.sum(params["b"]), {}
+
+    optimizer = optax.adam(0.1)
+    state = training.init({"a": jnp.zeros(2), "b": jnp.ones(3)}, optimizer, ema=True)
+    before = jax.device_get(state)
+    after, metrics = training.make_step(loss, optimizer, ema_decay=0.9)(state, None)
+    assert not metrics["finite"] and np.isfinite(metrics["loss"])
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(after), before)

@@ -3,7 +3,6 @@
 Zhang et al., npj Comput. Mater. 2024, 10.1038/s41524-024-01493-2; numbers equal DeePMD-kit's.
 """
 
-import jax
 import jax.numpy as jnp
 
 from lamjax import nn, numerics
@@ -37,7 +36,7 @@ def dpa2(config: DPA2Config, elements: tuple[str, ...]) -> Descriptor:
 
 def _init(key, config: DPA2Config, inputs, dtype):
     n_types = len(inputs)
-    keys = jax.random.split(key, 6)
+    keys = nn.split(key, 6)
     c = config.repinit
     width = c.neuron[-1] * c.axis_neuron + (config.three_body.neuron[-1] if config.three_body else 0)
     params = {

@@ -39,7 +39,7 @@ class Gates(NamedTuple):
 
 
 def init(key, config, n_types: int, dtype=None):
-    keys = jax.random.split(key, config.nlayers + 1)
+    keys = nn.split(key, config.nlayers + 1)
     return {
         "g2_embedding": nn.linear_init(keys[0], 1, config.g2_dim, dtype=dtype),
         "layers": [
@@ -96,7 +96,7 @@ def _pairs(config, smooth, indices, env, dtype) -> Pairs:
 
 def _layer_init(key, config, last: bool, dtype=None):
     c = config
-    k = iter(jax.random.split(key, 24))
+    k = iter(nn.split(key, 24))
     ax, n1, n2 = c.axis_neuron, c.g1_dim, c.g2_dim
     width = (
         n1 * (not c.g1_out_mlp)
@@ -124,7 +124,7 @@ def _layer_init(key, config, last: bool, dtype=None):
 
 
 def _pair_update_init(key, c, dtype):
-    k = iter(jax.random.split(key, 8))
+    k = iter(nn.split(key, 8))
     n1, n2 = c.g1_dim, c.g2_dim
     p = {"linear2": nn.linear_init(next(k), n2, n2, dtype=dtype)}
     if c.update_g2_has_g1g1:
@@ -152,9 +152,9 @@ def _residual_init(key, c, last: bool, dtype):
     def vectors(key, number, width):
         if c.update_residual_init == "const":
             return [jnp.full(width, c.update_residual, dtype) for _ in range(number)]
-        return [c.update_residual * nn.normal(k, (width,), dtype) for k in jax.random.split(key, number)]
+        return [c.update_residual * nn.normal(k, (width,), dtype) for k in nn.split(key, number)]
 
-    keys = jax.random.split(key, 3)
+    keys = nn.split(key, 3)
     sizes = {"g1_residual": (n_g1, c.g1_dim), "g2_residual": (n_g2, c.g2_dim), "h2_residual": (n_h2, 1)}
     return {name: vectors(k, *size) for k, (name, size) in zip(keys, sizes.items(), strict=True)}
 

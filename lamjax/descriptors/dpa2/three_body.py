@@ -1,6 +1,5 @@
 """Three-body block: an embedding of R_ij · R_ik and the two types, summed over ordered pairs of neighbours."""
 
-import jax
 import jax.numpy as jnp
 
 from lamjax import nn
@@ -9,7 +8,7 @@ from lamjax.descriptors.environment import Environment, statistics_init
 
 
 def init(key, config, repinit, n_types: int, dtype=None):
-    keys = jax.random.split(key)
+    keys = nn.split(key)
     nets = embedding_init(*keys, repinit.tebd_input_mode, 2, repinit.tebd_dim, config.neuron, repinit.resnet_dt, dtype)
     return {**nets, "statistics": statistics_init(n_types, dtype)}
 
