@@ -90,21 +90,20 @@ class Backend:
 
 
 def _pack(potential, frames: Frames):
-    """All frames as one batch of one shape; its neighbour lists can be rebuilt (they know the images to search)."""
+    """All frames, one a row; their neighbour lists can be rebuilt (they know the images to search)."""
     pbc, weights = np.full(3, frames.periodic), np.ones(3)
     labels = zip(frames.energy, frames.forces, frames.virial, strict=True)
     structures = zip(frames.positions, frames.numbers.astype(np.int32), frames.cell, strict=True)
     systems = [lamjax.System(*arrays, pbc) for arrays in structures]
-    rows = [
-        data.Frame(system, lamjax.Labels(*found, weights), "benchmark", ("", "", ""), {})
-        for system, found in zip(systems, labels, strict=True)
-    ]
-    shells = potential.shells
-    plan = data.plan(rows, shells, max_programs=1)
-    (batch,) = data.pack(rows, plan, np.float32).buckets
+    shells, n_atoms = potential.shells, max(system.n_atoms for system in systems)
+    counted = np.max([neighbors.count(system, shells) for system in systems], axis=0)
+    capacities = neighbors.plan_capacities(tuple(counted.tolist()), shells)
     n_offsets = max(len(neighbors.image_offsets(s.cell, pbc, shells[0].cutoff)) for s in systems)
-    listed = [neighbors.host_neighbors(s, shells, plan.buckets[0].capacities, n_offsets) for s in systems]
-    return batch._replace(neighbors=pytree.stack(listed))
+    padded = [lamjax.system.pad(system, n_atoms) for system in systems]
+    listed = [neighbors.host_neighbors(system, shells, capacities, n_offsets) for system in padded]
+    known = [lamjax.system.pad_labels(lamjax.Labels(*found, weights), n_atoms) for found in labels]
+    system, labels = pytree.cast(pytree.stack(padded), np.float32), pytree.stack(known)
+    return data.Batch(system, pytree.stack(listed), labels, np.arange(len(systems)))
 
 
 def _loss_config() -> LabelLossConfig:

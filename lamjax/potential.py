@@ -35,11 +35,11 @@ class Params(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What a potential says of one structure, or of a batch with a leading axis."""
+    """What a potential says of one structure, or of several, with a leading axis for a batch."""
 
-    energy: Float[Array, "*batch"]  # eV
+    energy: Float[Array, "*batch_and_structures"]  # eV
     forces: Float[Array, "*batch n_atoms 3"]  # eV/Å
-    virial: Float[Array, "*batch 3 3"]  # eV, -dE/dstrain = -stress * volume
+    virial: Float[Array, "*batch_and_structures 3 3"]  # eV, -dE/dstrain = -stress * volume
     atomic_energies: Float[Array, "*batch n_atoms"]  # eV
 
 
@@ -88,9 +88,10 @@ class Potential(NamedTuple):
     elements: tuple[str, ...] | None = None  # what it knows; None: everything
     head: str | None = None  # the head that `energy` uses
 
-    def energy(self, params, system: System, neighbors: Neighbors) -> Float[Array, ""]:
-        """Potential energy of one structure (eV), summed in float64 where x64 is on."""
-        return jnp.sum(self.atomic_energies(params, system, neighbors).astype(numerics.widest_float()))
+    def energy(self, params, system: System, neighbors: Neighbors) -> Float[Array, "*structures"]:
+        """Potential energy of one structure, or of each of several (eV), summed in float64 where x64 is on."""
+        atomic = self.atomic_energies(params, system, neighbors)
+        return systems.of_structures(system, atomic.astype(numerics.widest_float()))
 
     @property
     def cutoff(self) -> float:
@@ -139,8 +140,9 @@ def _build(config: PotentialConfig, head: str | None) -> Potential:
             neighbors = _without_pairs(neighbors, types, allowed)
         dtype = params.descriptor["type_embedding"]["w"].dtype
         d = neighbor_lists.displacements(system, neighbors).astype(dtype)
-        features = descriptor.apply(params.descriptor, types, neighbors, d)
-        energies = heads[head].apply(params.heads[head], features, types, system.fparam, system.aparam)
+        features = descriptor.apply(params.descriptor, types, neighbors, d, _first(system))
+        fparam = None if system.fparam is None else systems.of_atoms(system, system.fparam)
+        energies = heads[head].apply(params.heads[head], features, types, fparam, system.aparam)
         return jnp.where(types < 0, jnp.nan, energies)  # an element that the model does not know
 
     return Potential(config, descriptor.shells, init, atomic_energies, config.elements, head)
@@ -152,17 +154,18 @@ def select(potential: Potential, head: str) -> Potential:
 
 
 def predict(potential: Potential, params, system: System, neighbors: Neighbors) -> Prediction:
-    """Energy, forces -dE/dx, virial -dE/dε (ε symmetric strain) and atomic energies of one structure."""
+    """Energy, forces -dE/dx, virial -dE/dε (ε symmetric strain) and atomic energies of one structure, or of several."""
 
     def energy(positions, epsilon):
         strained = systems.strain(system._replace(positions=positions), epsilon)
         atomic = potential.atomic_energies(params, strained, neighbors)
-        return jnp.sum(atomic.astype(numerics.widest_float())), atomic
+        energies = systems.of_structures(system, atomic.astype(numerics.widest_float()))
+        return jnp.sum(energies), (energies, atomic)
 
     positions = jnp.asarray(system.positions)
-    zero = jnp.zeros((3, 3), positions.dtype)
-    (total, atomic), (dx, de) = jax.value_and_grad(energy, argnums=(0, 1), has_aux=True)(positions, zero)
-    return Prediction(total, -dx, -de, atomic)
+    zero = jnp.zeros(jnp.shape(system.cell), positions.dtype)
+    (_, (energies, atomic)), (dx, de) = jax.value_and_grad(energy, argnums=(0, 1), has_aux=True)(positions, zero)
+    return Prediction(energies, -dx, -de, atomic)
 
 
 def stress(prediction: Prediction, system: System) -> Float[Array, "*batch 6"]:
@@ -259,6 +262,14 @@ def _require_head(head: str | None, names: tuple[str, ...]) -> None:
     if head not in names:
         said = "The model has several heads and none was chosen" if head is None else f"Head {head!r} is unknown"
         raise ValueError(f"{said}; available: {', '.join(names)}.")
+
+
+def _first(system: System):
+    """The first atom of each atom's structure; 0 where there is one structure."""
+    if system.structure is None:
+        return 0
+    atoms = jnp.arange(system.n_atoms)
+    return jax.ops.segment_min(atoms, system.structure, len(system.cell), indices_are_sorted=True)[system.structure]
 
 
 def _without_pairs(neighbors: Neighbors, types, allowed) -> Neighbors:

@@ -10,7 +10,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 class System(NamedTuple):
-    """One structure, or a batch with a leading axis. Padded atoms come last and have number 0."""
+    """One structure, or several; each of them may have a leading axis of a batch. Padded atoms come last, number 0.
+
+    Several structures are one list of atoms: `structure` says whose an atom is, and cell, pbc and fparam have an axis
+    of structures before their own.
+    """
 
     positions: Float[Array, "*batch n_atoms 3"]  # Å, Cartesian, unwrapped
     numbers: Int[Array, "*batch n_atoms"]  # atomic number, 0 = padding
@@ -18,6 +22,7 @@ class System(NamedTuple):
     pbc: Bool[Array, "*batch 3"]
     fparam: Float[Array, "*batch n_fparam"] | None = None  # frame parameters, for heads that take them
     aparam: Float[Array, "*batch n_atoms n_aparam"] | None = None  # atomic parameters, likewise
+    structure: Int[Array, "*batch n_atoms"] | None = None  # None: there is one
 
     @property
     def n_atoms(self) -> int:
@@ -61,8 +66,10 @@ def host_system(atoms: ase.Atoms, dtype=np.float64) -> System:
 def to_ase(system: System) -> ase.Atoms:
     """The ASE structure of one System; padded atoms are left out."""
     numbers = np.asarray(system.numbers)
-    if numbers.ndim != 1:
-        raise ValueError(f"to_ase takes one structure, got a batch of shape {numbers.shape[:-1]}. Use pytree.take.")
+    if numbers.ndim != 1 or system.structure is not None:
+        raise ValueError(
+            f"to_ase takes one structure, got several in arrays of shape {numbers.shape}. Take one with pytree.take."
+        )
     real = numbers > 0
     atoms = ase.Atoms(
         numbers=numbers[real],
@@ -143,12 +150,33 @@ def pad_labels(labels: Labels, n_atoms: int) -> Labels:
     return labels._replace(forces=np.pad(labels.forces, ((0, n_atoms - labels.forces.shape[-2]), (0, 0))))
 
 
-def strain(system: System, epsilon: Float[Array, "3 3"]) -> System:
-    """The structure after the homogeneous deformation x -> x (1 + ε_sym) of positions and cell."""
-    symmetric = (epsilon + epsilon.T) / 2
+def strain(system: System, epsilon: Float[Array, "*n_structures 3 3"]) -> System:
+    """The system after the homogeneous deformation x -> x (1 + ε_sym) of positions and cell, one ε a structure."""
+    symmetric = (epsilon + jnp.swapaxes(epsilon, -1, -2)) / 2
     return system._replace(
-        positions=system.positions + system.positions @ symmetric, cell=system.cell + system.cell @ symmetric
+        positions=system.positions + rotate(system.positions, of_atoms(system, symmetric)),
+        cell=system.cell + system.cell @ symmetric,
     )
+
+
+def of_atoms(system: System, values):
+    """What belongs to the structures (n_structures, ...), for each atom; the value itself where there is one."""
+    return values if system.structure is None else values[system.structure]
+
+
+def of_structures(system: System, values: Float[Array, " n_atoms"]) -> Float[Array, "*n_structures"]:
+    """The sum over the atoms of each structure."""
+    if system.structure is None:
+        return jnp.sum(values)
+    return jax.ops.segment_sum(values, system.structure, len(system.cell), indices_are_sorted=True)
+
+
+def rotate(vectors: Float[Array, "n_atoms *slots 3"], matrices: Float[Array, "*n_atoms 3 3"]):
+    """vectors @ matrix, with one matrix for all or one for each atom."""
+    if matrices.ndim == 2:
+        return vectors @ matrices
+    matrices = matrices.reshape(len(matrices), *[1] * (vectors.ndim - 2), 3, 3)
+    return sum(vectors[..., k, None] * matrices[..., k, :] for k in range(3))  # elementwise: a product of 3 x 3 is slow
 
 
 def real(system: System) -> Bool[Array, "*batch n_atoms"]:

@@ -73,9 +73,9 @@ def _run(settings: TrainConfig, resume: bool) -> runs.Run:
 def line(event, steps: int) -> str:
     """One event as one line of text."""
     match event:
-        case runs.Compiled(n, n_atoms, capacities, batch_size, seconds, group):
+        case runs.Compiled(n, n_rows, n_atoms, capacities, seconds, group):
             slots, of = "/".join(map(str, capacities)), f" ({group})" if group else ""
-            return f"program {n}{of}: {batch_size} x {n_atoms} atoms, {slots} neighbours, first step {seconds:.1f} s"
+            return f"program {n}{of}: {n_rows} x {n_atoms} atoms, {slots} neighbours, first step {seconds:.1f} s"
         case runs.Saved(path):
             return f"saved {path}"
         case runs.Stopped(step, best_step, best):
@@ -124,7 +124,10 @@ def _describe(run: runs.Run) -> None:
     sets = {f"{task.name} train".strip(): task.frames for task in run.tasks}
     sets |= {f"{task.name} validation".strip(): task.held_out for task in run.tasks if task.held_out}
     console.print(data_table(sets))
-    sizes = [f"{b.n_atoms} atoms x {'/'.join(map(str, b.capacities))} neighbours" for b in run.plan.buckets]
+    sizes = [
+        f"structures of {_range(b.least, b.n_atoms)} atoms, {'/'.join(map(str, b.capacities))} neighbours"
+        for b in run.plan.buckets
+    ]
     rows = [
         ("parameters", f"{pytree.n_parameters(run.state.params):,}"),
         ("elements", " ".join(run.potential.elements)),
@@ -136,6 +139,10 @@ def _describe(run: runs.Run) -> None:
         ("steps", f"{run.done} of {run.config.steps} done"),
     ]
     console.print(table("Run", ["", ""], rows))
+
+
+def _range(least: int, most: int) -> str:
+    return str(most) if least == most else f"{least} to {most}"
 
 
 def _head(task: Task) -> str:

@@ -5,13 +5,8 @@ from lamjax.data.audit import Finding as Finding
 from lamjax.data.audit import SetAudit as SetAudit
 from lamjax.data.audit import audit as audit
 from lamjax.data.batches import Batch as Batch
-from lamjax.data.batches import Packed as Packed
-from lamjax.data.batches import Rows as Rows
 from lamjax.data.batches import batches as batches
-from lamjax.data.batches import frames_per_batch as frames_per_batch
 from lamjax.data.batches import n_batches as n_batches
-from lamjax.data.batches import only as only
-from lamjax.data.batches import pack as pack
 from lamjax.data.columns import Facts as Facts
 from lamjax.data.columns import facts as facts
 from lamjax.data.columns import sample as sample
@@ -21,6 +16,11 @@ from lamjax.data.frames import Joined as Joined
 from lamjax.data.frames import Subset as Subset
 from lamjax.data.frames import join as join
 from lamjax.data.frames import source as source
+from lamjax.data.pack import Members as Members
+from lamjax.data.pack import Packed as Packed
+from lamjax.data.pack import Structure as Structure
+from lamjax.data.pack import only as only
+from lamjax.data.pack import pack as pack
 from lamjax.data.pairs import Pair as Pair
 from lamjax.data.pairs import StructureBatch as StructureBatch
 from lamjax.data.pairs import pair_batches as pair_batches
@@ -37,6 +37,9 @@ from lamjax.data.read import iterate as iterate
 from lamjax.data.read import open_frames as open_frames
 from lamjax.data.read import read as read
 from lamjax.data.read import summarize as summarize
+from lamjax.data.rows import RowShape as RowShape
+from lamjax.data.rows import frames_per_batch as frames_per_batch
+from lamjax.data.rows import row_shape as row_shape
 from lamjax.data.shapes import counts as counts
 from lamjax.data.statistics import energy_bias as energy_bias
 from lamjax.data.statistics import environment_statistics as environment_statistics

@@ -6,20 +6,15 @@ from typing import NamedTuple
 import numpy as np
 
 from lamjax.data.frames import Frame
+from lamjax.data.rows import Bucket as Bucket
+from lamjax.data.rows import fill, frames_per_batch, row_shape, wanted_atoms
 from lamjax.data.shapes import exact_shapes
 from lamjax.neighbors import Shell
 
 ROUNDS = 4  # of moving the chosen shapes along their axes
 STARTS = 16  # further starts of the search
 FREE = 0.01  # a further shape is worth a compilation if it saves more than this share of the work
-COMPILATION = 5e6  # work (in the units of `work`) in the time of one: about 10 s on a processor, DPA-2 small
-
-
-class Bucket(NamedTuple):
-    """The shape of one program."""
-
-    n_atoms: int
-    capacities: tuple[int, ...]  # neighbour slots for each shell, widest first
+COMPILATION = 2e6  # work (in the units of `work`) in the time of one: about 6 s on a processor, DPA-2 small
 
 
 class Plan(NamedTuple):
@@ -37,9 +32,13 @@ class Plan(NamedTuple):
 
 
 def plan(
-    frames: Sequence[Frame], shells: Sequence[Shell], max_programs: int = 6, structures: float | None = None
+    frames: Sequence[Frame],
+    shells: Sequence[Shell],
+    max_programs: int = 6,
+    structures: float | None = None,
+    batch_size: int | str = "auto",
 ) -> Plan:
-    """At most `max_programs` shapes that hold every frame with little work on padding.
+    """At most `max_programs` shapes that hold every frame with little work on padding in batches of `batch_size`.
 
     A further shape is used only if it saves at least 1 % of the work; in a run that looks at so many `structures` in
     all, only if it saves more than its compilation costs. Neighbour slots are multiples of four, and never more than a
@@ -47,21 +46,50 @@ def plan(
     """
     if max_programs < 1 or not frames:
         raise ValueError(f"Needs at least one frame and one program; got {len(frames)} and {max_programs}.")
-    shells = tuple(shells)
-    shapes, members = histogram(exact_shapes(frames, shells))
-    n_exact = members
+    shells, exact = tuple(shells), exact_shapes(frames, tuple(shells))
+    shapes, members = histogram(exact)
     free = FREE
     if structures is not None:
         free = max(FREE, COMPILATION / (structures * float(np.average(work(shapes), weights=members))))
-    buckets, members = _merge(shapes, members, max_programs, free)
-    order = np.argsort(work(buckets), kind="stable")
-    padded, needed = np.sum(members * work(buckets)), np.sum(n_exact * work(shapes))
-    return Plan(
-        shells=shells,
-        buckets=tuple(Bucket(int(n), tuple(map(int, c))) for n, *c in buckets[order].tolist()),
-        n_frames=tuple(members[order].tolist()),
-        waste=max(0.0, float(1 - needed / padded)),  # rounding may say less
+    # a frame costs its share of a batch, whose rows are as wide as wanted where its structures are smaller
+    wide = np.column_stack([np.maximum(shapes[:, 0], wanted_atoms(batch_size) or 0), shapes[:, 1:]])
+    share = members / np.array([frames_per_batch(n, batch_size) for n in shapes[:, 0].tolist()])
+    boxes, _ = _merge(wide, share, max_programs, free)
+    boxes = _without_rare(wide, share, boxes[np.argsort(work(boxes), kind="stable")])
+    places = _cheapest(wide, boxes)
+    buckets = tuple(
+        Bucket(int(n.max()), tuple(map(int, boxes[k, 1:])), int(n.min()))
+        for k in np.unique(places)
+        for n in [shapes[places == k, 0]]
     )
+    places = choose(exact, Plan(shells, buckets, (), 0.0))
+    spent = 0.0
+    for k, bucket in enumerate(buckets):
+        n_batches = fill(exact[places == k, 0], bucket, batch_size).n_batches
+        spent += n_batches * float(work([row_shape(bucket, batch_size).n_atoms, *bucket.capacities]))
+    return Plan(
+        shells,
+        buckets,
+        tuple(np.bincount(places, minlength=len(buckets)).tolist()),
+        max(0.0, float(1 - np.sum(members * work(shapes)) / spent)),  # rounding may say less
+    )
+
+
+def _without_rare(shapes: np.ndarray, share: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """The boxes without those whose few members cost less elsewhere than a batch of their own that is hardly filled."""
+
+    def spent(boxes: np.ndarray) -> float:
+        n_batches = np.ceil(np.bincount(_cheapest(shapes, boxes), share, len(boxes)) - 1e-9)
+        return float(np.sum(n_batches * work(boxes)))
+
+    while len(boxes) > 1:
+        fewer = [np.delete(boxes, k, axis=0) for k in range(len(boxes))]
+        fewer = [some for some in fewer if np.all(np.any(np.all(shapes[:, None, :] <= some, axis=-1), axis=1))]
+        best = min(fewer, key=spent, default=boxes)
+        if not spent(best) < spent(boxes):
+            break
+        boxes = best
+    return boxes
 
 
 def histogram(exact: np.ndarray, block: int = 1 << 20) -> tuple[np.ndarray, np.ndarray]:
@@ -88,9 +116,11 @@ def work(shapes: np.ndarray) -> np.ndarray:
 def choose(exact: np.ndarray, plan: Plan, block: int = 1 << 20) -> np.ndarray:
     """For every exact shape (n_frames, 1 + n_shells) the cheapest bucket that holds it; -1 if none does."""
     shapes = np.array([(b.n_atoms, *b.capacities) for b in plan.buckets])
+    least = np.array([b.least for b in plan.buckets])
     places = np.empty(len(exact), np.int16)
     for start in range(0, len(exact), block):
-        fits = np.all(exact[start : start + block, None, :] <= shapes, axis=-1)
+        some = exact[start : start + block, None, :]
+        fits = np.all(some <= shapes, axis=-1) & (some[..., 0] >= least)
         places[start : start + block] = np.where(fits.any(axis=1), np.argmax(fits, axis=1), -1)
     return places  # the first that fits: buckets are sorted by cost
 
@@ -113,7 +143,7 @@ def _merge(shapes: np.ndarray, members: np.ndarray, limit: int, free: float = FR
         if _total(coarse, weights, boxes) > before * (1 - 1e-6):
             break
     buckets = _shrink(shapes, boxes)
-    return buckets, np.bincount(_cheapest(shapes, buckets), members, len(buckets)).astype(int)
+    return buckets, np.bincount(_cheapest(shapes, buckets), members, len(buckets))
 
 
 def _search(costs: np.ndarray, limit: int, free: float, seed: int = 0) -> list[int]:

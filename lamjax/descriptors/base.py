@@ -19,7 +19,9 @@ class Descriptor(NamedTuple):
     shells: tuple[Shell, ...]  # the cutoffs it looks at, widest first
     width: int  # features per atom
     init: Callable  # (key, dtype) -> params
-    apply: Callable  # (params, types (n_atoms,), neighbors, displacements (n_atoms, capacity, 3)) -> (n_atoms, width)
+    # (params, types (n_atoms,), neighbors, displacements (n_atoms, capacity, 3), first=0) -> (n_atoms, width);
+    # `first` is the first atom of the structure, of each atom where there are several structures
+    apply: Callable
 
 
 def type_inputs(elements: tuple[str, ...], use_econf_tebd: bool) -> np.ndarray:

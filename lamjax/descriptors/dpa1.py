@@ -19,7 +19,7 @@ from lamjax.descriptors.base import (
     type_embedding_init,
     type_inputs,
 )
-from lamjax.descriptors.environment import environment
+from lamjax.descriptors.environment import empty_slots, environment
 from lamjax.descriptors.tabulation import TableConfig
 from lamjax.neighbors import Shell
 
@@ -77,20 +77,20 @@ def dpa1(config: DPA1Config, elements: tuple[str, ...]) -> Descriptor:
             "repinit": repinit.init(keys[1], config.repinit, len(inputs), dtype),
         }
 
-    def apply(params, types, neighbors, displacements):
-        return _apply(params, config, inputs, types, neighbors, displacements)
+    def apply(params, types, neighbors, displacements, first=0):
+        return _apply(params, config, inputs, types, neighbors, displacements, first)
 
     return Descriptor(config, config.shells, config.width, init, apply)
 
 
-def _apply(params, config: DPA1Config, inputs, types, neighbors, displacements):
+def _apply(params, config: DPA1Config, inputs, types, neighbors, displacements, first):
     table = type_embedding(params["type_embedding"], inputs)
     indices, neighbor_types, mask = split_neighbors(neighbors, types, 0)
     mask = mask_excluded(mask, types, indices, allowed_pairs(config.exclude_types, len(inputs)))
     statistics = params["repinit"]["statistics"]
     env = environment(displacements, mask, types, statistics, config.rcut, config.rcut_smth, config.env_protection)
-    n_empty = None if config.set_davg_zero else config.sel - jnp.sum(neighbors.mask, axis=1)
+    empty = empty_slots(config.set_davg_zero, config.sel, neighbors, types, first)
     features = repinit.apply(
-        params["repinit"], config.repinit, config.smooth_type_embedding, n_empty, table, types, neighbor_types, env
+        params["repinit"], config.repinit, config.smooth_type_embedding, empty, table, types, neighbor_types, env
     )
     return jnp.concatenate([features, table[types]], axis=-1) if config.concat_output_tebd else features

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lamjax import numerics
+from lamjax.neighbors import Neighbors
 
 
 class Environment(NamedTuple):
@@ -14,6 +15,18 @@ class Environment(NamedTuple):
     matrix: Float[Array, "n_atoms capacity 4"]  # normalised R_ij, 0 on padding
     switch: Float[Array, "n_atoms capacity"]  # w(r_ij), 0 on padding
     mask: Bool[Array, "n_atoms capacity"]
+
+
+class Empty(NamedTuple):
+    """Slots without a neighbour where they count: in DeePMD-kit they are -mean/stddev, not zero, if there is a mean."""
+
+    number: Int[Array, " n_atoms"]
+    type: Int[Array, "*n_atoms"]  # that of the structure's first atom
+
+
+def empty_slots(zero_mean: bool, sel: int, neighbors: Neighbors, types, first) -> Empty | None:
+    """The empty ones of `sel` slots; None where they are zero. Slots of excluded pairs are neither."""
+    return None if zero_mean else Empty(sel - jnp.sum(neighbors.mask, axis=1), types[first])
 
 
 def raw_rows(displacements, rcut: float, rcut_smth: float, protection: float = 0.0):

@@ -9,7 +9,7 @@ import numpy as np
 from lamjax import nn
 from lamjax.descriptors import tabulation
 from lamjax.descriptors.embedding import concat_embedding, embedding_init, strip_embedding
-from lamjax.descriptors.environment import Environment, padding_rows, per_atom, raw_rows, statistics_init
+from lamjax.descriptors.environment import Empty, Environment, padding_rows, per_atom, raw_rows, statistics_init
 from lamjax.descriptors.tabulation import TableConfig
 
 
@@ -44,16 +44,12 @@ def init(key, config, n_types: int, dtype=None):
     return {**nets, "statistics": statistics_init(n_types, dtype)}
 
 
-def apply(params, config, smooth: bool, n_empty, table, types, neighbor_types, env: Environment):
-    """D (n_atoms, neuron[-1] * axis_neuron): A_i = (1/nsel) Σ_j G_ij ⊗ R_ij, D_i = A_i A_i[:M]ᵀ.
-
-    `n_empty` (n_atoms,): slots without a neighbour, which contribute -mean/stddev as they do in DeePMD-kit when the
-    mean is not zero; None: nothing. The slots of excluded pairs are neither neighbours nor empty.
-    """
+def apply(params, config, smooth: bool, empty: Empty | None, table, types, neighbor_types, env: Environment):
+    """D (n_atoms, neuron[-1] * axis_neuron): A_i = (1/nsel) Σ_j G_ij ⊗ R_ij, D_i = A_i A_i[:M]ᵀ."""
     if config.table:
-        a = tabulation.contract(params, config.table, n_empty, types, neighbor_types, env)
+        a = tabulation.contract(params, config.table, empty, types, neighbor_types, env)
     else:
-        a = _contract(params, config, smooth, n_empty, table, types, neighbor_types, env)
+        a = _contract(params, config, smooth, empty, table, types, neighbor_types, env)
     a = a / config.nsel
     return jnp.einsum("nkg,nkm->ngm", a, a[..., : config.axis_neuron]).reshape(len(types), -1)
 
@@ -79,19 +75,19 @@ def tabulate(params, config: RepinitConfig, smooth: bool, table, protection: flo
     return tabulation.tabulate(radial, float(rows[0]), closest, tolerance)
 
 
-def _contract(params, config, smooth, n_empty, table, types, neighbor_types, env: Environment):
-    """Σ_j R_ij ⊗ G_ij (n_atoms, 4, neuron[-1]), empty slots included where `n_empty` is not None."""
+def _contract(params, config, smooth, empty, table, types, neighbor_types, env: Environment):
+    """Σ_j R_ij ⊗ G_ij (n_atoms, 4, neuron[-1]), `empty` slots included."""
     centre = types[:, None]
     g = _embed(params, config, smooth, table, env.matrix[..., 0], centre, neighbor_types, env.switch)
     a = jnp.einsum("nwk,nwg->nkg", env.matrix, g)
-    if n_empty is None:
+    if empty is None:
         return a
     row = padding_rows(params["statistics"], types)
-    # an empty slot has the type of the frame's first atom and, in smooth strip mode, a switch of zero
-    first_type = jnp.broadcast_to(types[0], (len(types), 1))
+    first_type = jnp.broadcast_to(empty.type, len(types))[:, None]
+    # in smooth strip mode an empty slot has a switch of zero
     no_switch = jnp.zeros_like(row[:, :1])
     g_empty = _embed(params, config, smooth, table, row[:, :1], centre, first_type, no_switch)[:, 0]
-    return a + n_empty[:, None, None] * row[:, :, None] * g_empty[:, None, :]
+    return a + empty.number[:, None, None] * row[:, :, None] * g_empty[:, None, :]
 
 
 def _embed(params, config, smooth, table, s, centre, neighbor, w):

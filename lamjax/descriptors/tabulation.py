@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lamjax.descriptors.environment import Environment, padding_rows, per_atom
+from lamjax.descriptors.environment import Empty, Environment, padding_rows, per_atom
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ def init(table: TableConfig, n_types: int, width: int, dtype=None):
     }
 
 
-def contract(params, table: TableConfig, n_empty, types, neighbor_types, env: Environment):
-    """Σ_j R_ij ⊗ G_ij (n_atoms, 4, width), empty slots included where `n_empty` is not None."""
+def contract(params, table: TableConfig, empty: Empty | None, types, neighbor_types, env: Environment):
+    """Σ_j R_ij ⊗ G_ij (n_atoms, 4, width), `empty` slots included."""
     statistics, coefficients = params["statistics"], params["coefficients"]
     n_types = coefficients.shape[1]
     centre = jnp.minimum(types, n_types - 1)
@@ -49,10 +49,10 @@ def contract(params, table: TableConfig, n_empty, types, neighbor_types, env: En
         sums = jnp.einsum("nwp,nwu->npu", rows.reshape(*rows.shape[:2], -1), basis)
         sums = sums.reshape(len(types), n_types, 4, -1)
         total = total + jnp.einsum("ntku,ntug->nkg", sums, c[centre])
-    if n_empty is not None:
+    if empty is not None:
         row = padding_rows(statistics, types)
-        g_empty = params["spline"][0, 0] @ coefficients[0][centre, centre[0]]
-        total = total + n_empty[:, None, None] * row[:, :, None] * g_empty[:, None, :]
+        g_empty = params["spline"][0, 0] @ coefficients[0][centre, jnp.minimum(empty.type, n_types - 1)]
+        total = total + empty.number[:, None, None] * row[:, :, None] * g_empty[:, None, :]
     return total
 
 

@@ -9,6 +9,7 @@ from lamjax.losses.labels import LabelLossConfig as LabelLossConfig
 from lamjax.losses.labels import Loss as Loss
 from lamjax.losses.labels import errors as errors
 from lamjax.losses.labels import label_loss as label_loss
+from lamjax.losses.labels import predict_rows as predict_rows
 from lamjax.losses.structure import StructureError as StructureError
 from lamjax.losses.structure import StructureLossConfig as StructureLossConfig
 from lamjax.losses.structure import structure_error as structure_error

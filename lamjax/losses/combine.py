@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from lamjax import pytree
-from lamjax.losses.labels import LabelLossConfig, Loss, compare
-from lamjax.potential import Params, Potential, predict, select
+from lamjax.losses.labels import LabelLossConfig, Loss, compare, predict_rows
+from lamjax.potential import Params, Potential, select
 
 
 class Slots(NamedTuple):
@@ -21,7 +21,7 @@ class Slots(NamedTuple):
     """
 
     task: Int[Array, " slots"]  # number of the task of each slot
-    batch: Any  # a batch with two leading axes, (slots, frames, ...)
+    batch: Any  # a batch with two leading axes, (slots, rows, ...)
 
 
 def heads_loss(potential: Potential, heads: Sequence[str], configs: Sequence[LabelLossConfig]) -> Loss:
@@ -40,8 +40,7 @@ def heads_loss(potential: Potential, heads: Sequence[str], configs: Sequence[Lab
     def slot(params: Params, stacked, task, batch, lr_ratio):
         head = jax.tree.map(lambda leaf: leaf[task], stacked)
         own = Params(params.descriptor, {heads[0]: head})
-        predictions = jax.vmap(lambda s, n: predict(one, own, s, n))(batch.system, batch.neighbors)
-        return compare(configs[0], predictions, batch, lr_ratio, jnp.asarray(prefactors)[task])
+        return compare(configs[0], predict_rows(one, own, batch), batch, lr_ratio, jnp.asarray(prefactors)[task])
 
     def loss(params: Params, slots: Slots, lr_ratio=1.0):
         stacked = pytree.stack([params.heads[head] for head in heads])

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lamjax import numerics
+from lamjax import numerics, pytree
 from lamjax import system as systems
 from lamjax.potential import Potential, Prediction, predict
+from lamjax.system import Labels, System
 
 TERMS = ("energy", "forces", "virial")
 # (params, batch, lr_ratio=1.0) -> (scalar, metrics): sums over the batch that may be added up over batches
@@ -58,11 +59,11 @@ class LabelLossConfig:
 
 
 class Differences(NamedTuple):
-    """Prediction minus label of one structure; padding is zero."""
+    """Prediction minus label of the structures of one list of atoms; padding is zero."""
 
-    energy: Float[Array, ""]  # eV
+    energy: Float[Array, " structures"]  # eV
     forces: Float[Array, "n_atoms 3"]  # eV/Å
-    virial: Float[Array, "3 3"]  # eV
+    virial: Float[Array, "structures 3 3"]  # eV
 
 
 def label_loss(potential: Potential, config: LabelLossConfig = LabelLossConfig()) -> Loss:
@@ -73,34 +74,35 @@ def label_loss(potential: Potential, config: LabelLossConfig = LabelLossConfig()
     """
 
     def loss(params, batch, lr_ratio=1.0):
-        predictions = jax.vmap(lambda system, neighbors: predict(potential, params, system, neighbors))(
-            batch.system, batch.neighbors
-        )
-        return compare(config, predictions, batch, lr_ratio)
+        return compare(config, predict_rows(potential, params, batch), batch, lr_ratio)
 
     return loss
+
+
+def predict_rows(potential: Potential, params, batch) -> Prediction:
+    """The predictions of a batch (`data.Batch`), row by row."""
+    if len(batch.frame) == 1:  # the same without a further axis
+        return jax.tree.map(
+            lambda x: x[None], predict(potential, params, *pytree.take((batch.system, batch.neighbors), 0))
+        )
+    return jax.vmap(lambda system, neighbors: predict(potential, params, system, neighbors))(
+        batch.system, batch.neighbors
+    )
 
 
 def compare(
     config: LabelLossConfig, predictions: Prediction, batch, lr_ratio=1.0, prefactors=None
 ) -> tuple[Array, dict[str, Array]]:
-    """The loss and metrics of predictions that are already there, for a batch with a leading axis.
+    """The loss and metrics of predictions that are already there, for a batch with a leading axis of rows.
 
     `prefactors` (3, 2), (start, limit) of energy, forces and virial, stands in for those of the config.
     """
-    real = systems.real(batch.system)
-    differences = Differences(
-        predictions.energy - batch.labels.energy,
-        jnp.where(real[..., None], predictions.forces - batch.labels.forces, 0),
-        predictions.virial - batch.labels.virial,
-    )
-    n_atoms = jnp.maximum(jnp.sum(real, axis=-1), 1).astype(differences.energy.dtype)
-    terms = jax.vmap(functools.partial(_terms, config))(differences, batch.labels.forces, real, n_atoms)
-    weights = batch.labels.weights
-    means = jnp.stack([_mean(term, w) for term, w in zip(terms, weights.T, strict=True)])
+    terms, sums = jax.vmap(functools.partial(_row, config))(predictions, batch.system, batch.labels)
+    weights = batch.labels.weights.reshape(-1, len(TERMS))
+    means = jnp.stack([_mean(term.ravel(), w) for term, w in zip(terms, weights.T, strict=True)])
     start, limit = (np.array(config.prefactors) if prefactors is None else prefactors).T
     total = jnp.sum((limit + (start - limit) * lr_ratio) * means)
-    return total, _sums(differences, weights, jnp.sum(real, axis=-1), systems.volume(batch.system))
+    return total, {key: jnp.sum(x) for key, x in sums.items()}
 
 
 def errors(sums: Mapping[str, Any]) -> dict[str, float]:
@@ -117,8 +119,21 @@ def errors(sums: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def _terms(config: LabelLossConfig, d: Differences, label_forces, real, n):
-    """The frame's energy, force and virial terms, before prefactors and label weights."""
+def _row(config: LabelLossConfig, predicted: Prediction, system: System, labels: Labels):
+    """Terms of the structures of one row, before prefactors and weights, and its sums of errors."""
+    real = systems.real(system)
+    differences = Differences(
+        predicted.energy - labels.energy,
+        jnp.where(real[:, None], predicted.forces - labels.forces, 0),
+        predicted.virial - labels.virial,
+    )
+    n_atoms = systems.of_structures(system, real.astype(jnp.int32))
+    return _terms(config, differences, labels.forces, system, n_atoms), _sums(differences, labels, system, n_atoms)
+
+
+def _terms(config: LabelLossConfig, d: Differences, label_forces, system: System, n_atoms):
+    """Energy, force and virial terms of each structure, before prefactors and label weights."""
+    n = jnp.maximum(n_atoms, 1).astype(d.energy.dtype)
     forces = d.forces
     if config.relative_f is not None:
         forces = forces / (numerics.safe_norm(label_forces, keepdims=True) + config.relative_f)
@@ -126,16 +141,21 @@ def _terms(config: LabelLossConfig, d: Differences, label_forces, real, n):
         forces = numerics.safe_norm(forces, keepdims=True)
 
     def force_mean(x):
-        return jnp.sum(jnp.where(real[:, None], x, 0)) / (n * x.shape[-1])
+        total = systems.of_structures(system, jnp.sum(jnp.where(systems.real(system)[:, None], x, 0), axis=-1))
+        return total / (n * x.shape[-1])
+
+    def mean(x):
+        return jnp.mean(x, axis=(-2, -1))
 
     if config.use_huber:
         deltas = config.huber_delta if isinstance(config.huber_delta, tuple) else (config.huber_delta,) * 3
-        e, f, v = (_huber(x, delta) for x, delta in zip((d.energy / n, forces, d.virial / n), deltas, strict=True))
-        return e, force_mean(f), jnp.mean(v)
+        per_atom = (d.energy / n, forces, d.virial / n[..., None, None])
+        e, f, v = (_huber(x, delta) for x, delta in zip(per_atom, deltas, strict=True))
+        return e, force_mean(f), mean(v)
     if config.loss_func == "mae":
-        return jnp.abs(d.energy) / n, force_mean(jnp.abs(forces)), jnp.mean(jnp.abs(d.virial)) / n
+        return jnp.abs(d.energy) / n, force_mean(jnp.abs(forces)), mean(jnp.abs(d.virial)) / n
     scale = n * n if config.intensive_ener_virial else n
-    return d.energy**2 / scale, force_mean(forces**2), jnp.mean(d.virial**2) / scale
+    return d.energy**2 / scale, force_mean(forces**2), mean(d.virial**2) / scale
 
 
 def _huber(x, delta: float):
@@ -151,22 +171,24 @@ def _mean(terms: Float[Array, " batch"], weights: Float[Array, " batch"]):
     return total / jnp.maximum(jnp.sum(labelled), 1)
 
 
-def _sums(differences: Differences, weights, n_atoms, volumes) -> dict[str, Array]:
-    """Sums of absolute and squared errors over labelled frames, and how many numbers they hold."""
-    n = jnp.maximum(n_atoms, 1).astype(differences.energy.dtype)
-    per_atom = (
-        (differences.energy / n)[:, None],
-        differences.forces.reshape(len(n), -1),
-        (differences.virial / n[:, None, None]).reshape(len(n), -1),
-        (differences.virial / jnp.where(volumes > 0, volumes, 1)[:, None, None]).reshape(len(n), -1),
-    )
-    nine = jnp.full_like(n_atoms, 9)
-    widths = (jnp.ones_like(n_atoms), 3 * n_atoms, nine, nine)
-    weights = (*weights.T, jnp.where(volumes > 0, weights[:, 2], 0))
+def _sums(d: Differences, labels: Labels, system: System, n_atoms) -> dict[str, Array]:
+    """Sums of absolute and squared errors over labelled structures, and how many numbers they hold."""
+    n = jnp.maximum(n_atoms, 1).astype(d.energy.dtype)
+    volumes = systems.volume(system)
+    nine = (*n.shape, 9)
+    found = {
+        "energy": (d.energy / n)[..., None],
+        "forces": d.forces,
+        "virial": d.virial.reshape(nine) / n[..., None],
+        "stress": d.virial.reshape(nine) / jnp.where(volumes > 0, volumes, 1)[..., None],
+    }
+    weights = jnp.moveaxis(labels.weights, -1, 0)
+    labelled = dict(zip((*TERMS, "stress"), (*weights, jnp.where(volumes > 0, weights[2], 0)), strict=True))
     sums = {}
-    for name, x, width, w in zip((*TERMS, "stress"), jax.lax.stop_gradient(per_atom), widths, weights, strict=True):
-        x = jnp.where((w > 0)[:, None], x, 0).astype(numerics.widest_float())
-        sums[f"{name}_abs"] = jnp.sum(jnp.abs(x))
-        sums[f"{name}_sq"] = jnp.sum(x * x)
-        sums[f"{name}_n"] = jnp.sum(jnp.where(w > 0, width, 0))
+    for name, x in found.items():
+        use, width = labelled[name] > 0, 3 * n_atoms if name == "forces" else x.shape[-1]
+        sums[f"{name}_n"] = jnp.sum(jnp.where(use, width, 0))
+        rows = systems.of_atoms(system, use) if name == "forces" else use
+        x = jnp.where(rows[..., None], jax.lax.stop_gradient(x), 0).astype(numerics.widest_float())
+        sums[f"{name}_abs"], sums[f"{name}_sq"] = jnp.sum(jnp.abs(x)), jnp.sum(x * x)
     return sums

@@ -44,7 +44,7 @@ loss: {start_pref_e: 0.02, limit_pref_e: 1.0, start_pref_f: 1000.0, limit_pref_f
 schedule: {type: exp, start_lr: 0.001, stop_lr: 1.0e-6, decay_steps: 5000, warmup_steps: 0}
 optimizer: {name: adam, max_norm: null, options: {}}   # any of optax; muon with start_lr 0.005 learns faster
 steps: 100000
-batch_size: auto                   # a number of structures, or auto:N for ceil(N / atoms) of them; auto is auto:32
+batch_size: auto                   # a number of structures, or auto:N, lists of about N atoms; auto is auto:32
 accumulate: 1                      # batches whose mean gradient makes one update
 max_programs: 6                    # shapes of arrays, each is compiled once
 precision: float32                 # of the network; energies are summed in float64

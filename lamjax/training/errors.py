@@ -9,7 +9,8 @@ import numpy as np
 
 from lamjax.data import Frame, Packed, batches
 from lamjax.data.statistics import compositions
-from lamjax.potential import Params, Potential, Prediction, predict, select
+from lamjax.losses import predict_rows
+from lamjax.potential import Params, Potential, Prediction, select
 from lamjax.training.step import compiler_options
 
 SHIFTED, FORCES, VIRIAL = "energy, shifted per element", "force component", "virial component"
@@ -31,12 +32,15 @@ def predictions(potential: Potential, params, packed: Packed, batch_size: int | 
     run = _jitted(potential)
     found: dict[int, Prediction] = {}
     for batch in batches(packed, batch_size, seed=None, epochs=1):
-        result = jax.device_get(run(params, batch.system, batch.neighbors))
-        for row, frame in enumerate(batch.frame):
-            if frame >= 0:
-                n = int(np.sum(batch.system.numbers[row] > 0))
-                one = jax.tree.map(lambda x, row=row: x[row], result)
-                found[int(frame)] = one._replace(forces=one.forces[:n], atomic_energies=one.atomic_energies[:n])
+        result = jax.device_get(run(params, batch))
+        for row, slot in zip(*np.nonzero(batch.frame >= 0), strict=True):
+            mine = (batch.system.structure[row] == slot) & (batch.system.numbers[row] > 0)
+            found[int(batch.frame[row, slot])] = Prediction(
+                result.energy[row, slot],
+                result.forces[row, mine],
+                result.virial[row, slot],
+                result.atomic_energies[row, mine],
+            )
     return [found[k] for k in range(len(packed.sources))]
 
 
@@ -99,5 +103,4 @@ def _row(quantity: str, unit: str, n: int, d: np.ndarray) -> ErrorRow:
 
 @functools.lru_cache(maxsize=16)
 def _jitted(potential: Potential):
-    run = jax.vmap(functools.partial(predict, potential), in_axes=(None, 0, 0))
-    return jax.jit(run, compiler_options=compiler_options())
+    return jax.jit(functools.partial(predict_rows, potential), compiler_options=compiler_options())

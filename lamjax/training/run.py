@@ -29,9 +29,9 @@ class Compiled(NamedTuple):
     """A shape was seen for the first time."""
 
     n: int
-    n_atoms: int
+    n_rows: int  # of all slots
+    n_atoms: int  # of a row
     capacities: tuple[int, ...]
-    batch_size: int  # structures, those of all slots
     seconds: float  # compilation and the first step
     group: str = ""  # the tasks that it is for, where not all share programs
 
@@ -119,7 +119,7 @@ def _updates(run: Run, best: Best) -> Iterator[tuple[TrainState, int, Compiled |
             seen.add(drawn.program)
             jax.block_until_ready(metrics["loss"])
             group = drawn.group if len(run.groups) > 1 else ""
-            shape = (drawn.n_atoms, drawn.capacities, drawn.n_frames)
+            shape = (drawn.n_rows, drawn.shape.n_atoms, drawn.capacities)
             yield state, done, Compiled(len(seen), *shape, clock.lap(), group)
             clock.restart()  # compilation says nothing about the speed
         clock.mark()

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from lamjax import checkpoints, edit, pytree
-from lamjax.data import Plan, facts, frames_per_batch
+from lamjax.data import Plan, facts, row_shape
 from lamjax.losses import Loss
 from lamjax.potential import Potential, build
 from lamjax.training import sharding
@@ -100,15 +100,14 @@ def prepare(config: TrainConfig, resume: bool = False) -> Run:
     return Run(config, potential, state, run_loss(tasks, found), updates, learning_rate, tasks, found, where)
 
 
-def _shapes(run: Run, group: Group, packed_of) -> set[tuple[int, int]]:
-    """(bucket, frames) of the batches of a group; with several slots all its tasks have batches of one size."""
+def _shapes(run: Run, group: Group, packed_of) -> set[tuple]:
+    """(bucket, shape of a row) of the batches of a group; with several slots all its tasks have rows of one shape."""
     found = set()
     for task in (run.tasks[k] for k in group.tasks):
         packed = packed_of(task)
         for bucket in packed.numbers if packed else ():
             one_size = run.config.tasks_per_step > 1
-            size = 0 if one_size else frames_per_batch(run.plan.buckets[bucket].n_atoms, task.batch_size)
-            found.add((bucket, size))
+            found.add((bucket, None if one_size else row_shape(run.plan.buckets[bucket], task.batch_size)))
     return found
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lamjax import pytree
-from lamjax.data import Batch, batches, frames_per_batch, n_batches
+from lamjax.data import Batch, RowShape, batches, n_batches, row_shape
 from lamjax.losses import Slots
 from lamjax.training.tasks import Group, Task
 
@@ -19,16 +19,16 @@ class Drawn(NamedTuple):
 
     group: str
     tasks: tuple[int, ...]  # number in the run of the task of each slot
-    n_atoms: int  # of the arrays
+    n_rows: int  # of all slots, over all processes
+    shape: RowShape  # of a row
     capacities: tuple[int, ...]  # neighbour slots, widest shell first
-    n_frames: int  # rows of all slots, empty ones included, over all processes
     structures: int  # of this process's share, real ones
     atoms: int  # likewise
 
     @property
     def program(self) -> tuple:
         """Equal for steps that run the same compiled program."""
-        return self.group, self.n_atoms, self.capacities, self.n_frames
+        return self.group, self.n_rows, self.shape, self.capacities
 
 
 def draws(seed: int, joint: np.ndarray, group: np.ndarray, slots: int = 1, start: int = 0) -> Iterator[tuple]:
@@ -107,7 +107,7 @@ def sources(tasks: Sequence[Task], groups: Sequence[Group]):
             rows = range(*shard.index[0].indices(len(slots.task)))
             for row, frames in zip(rows, np.asarray(shard.data), strict=True):
                 task = tasks[members[group][int(np.asarray(slots.task.addressable_data(0))[row])]]
-                found += [task.train.sources[k] for k in frames.tolist() if k >= 0]
+                found += [task.train.sources[k] for k in frames.ravel().tolist() if k >= 0]
         return found
 
     return names
@@ -131,26 +131,24 @@ def _inverse(weights: np.ndarray, u: np.ndarray) -> np.ndarray:
     return np.searchsorted(total / total[-1], u, side="right")
 
 
-def _sizes(tasks: Sequence[Task], groups: Sequence[Group]) -> list[list[int]]:
-    """Frames of a slot for every group and bucket: the most that one of its tasks wants."""
+def _sizes(tasks: Sequence[Task], groups: Sequence[Group]) -> list[list[int | str]]:
+    """The batch size of a slot for every group and bucket: that of its tasks which makes the widest rows."""
     buckets = tasks[0].train.plan.buckets
-    return [
-        [max(frames_per_batch(bucket.n_atoms, tasks[k].batch_size) for k in group.tasks) for bucket in buckets]
-        for group in groups
-    ]
+    sizes = [[tasks[k].batch_size for k in group.tasks] for group in groups]
+    return [[max(own, key=lambda size, b=bucket: row_shape(b, size)) for bucket in buckets] for own in sizes]
 
 
 def _slots(tasks, group: Group, drawn: tuple[int, ...], parts: list[Batch], part) -> tuple[Drawn, dict[str, Slots]]:
     batch = pytree.stack(parts)
-    numbers = batch.system.numbers
+    slots, rows, n_atoms = batch.system.numbers.shape
     facts = Drawn(
         group.name,
         drawn,
-        numbers.shape[-1],
+        slots * rows * part[1],
+        RowShape(n_atoms, batch.frame.shape[-1]),
         batch.neighbors.capacities,
-        numbers.shape[0] * numbers.shape[1] * part[1],
         int(np.sum(batch.frame >= 0)),
-        int(np.sum(numbers > 0)),
+        int(np.sum(batch.system.numbers > 0)),
     )
     task = np.array([group.tasks.index(k) for k in drawn], np.int32)
     return facts, {group.name: Slots(task, batch)}

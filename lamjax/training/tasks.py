@@ -59,7 +59,8 @@ def read_tasks(config: TrainConfig, potential: Potential) -> tuple[Task, ...]:
     selected = {name: _select(potential, name, task) for name, task in settings.items()}
     found = {name: _frames(config, task, potential) for name, task in settings.items()}
     everything = join(frames for sets in found.values() for frames in sets)
-    shapes = plan(everything, potential.shells, config.max_programs, _structures(config, everything))
+    looks = _structures(config, everything)
+    shapes = plan(everything, potential.shells, config.max_programs, looks, config.batch_size)
     weights = {name: task.probability or len(found[name][0]) for name, task in settings.items()}
     return tuple(
         Task(

@@ -4,12 +4,17 @@ import jax
 import label_frames as make
 import numpy as np
 import pytest
+from ase.data import chemical_symbols
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lamjax import data, neighbors
+from lamjax import PotentialConfig, allocate, build, data, neighbors, predict, pytree
+from lamjax.data import rows
 from lamjax.data.plan import _merge, work
+from lamjax.descriptors import DPA1Config
+from lamjax.heads import EnergyHeadConfig
 from lamjax.neighbors import Shell
+from lamjax.training.errors import predictions
 
 SHELLS = (Shell(4.0), Shell(3.0, 8))
 
@@ -25,8 +30,10 @@ def test_a_plan_holds_every_frame_and_says_its_waste(frames):
         assert plan.n_programs <= limit and sum(plan.n_frames) == len(frames) and 0 <= plan.waste < 1
         packed = data.pack(frames, plan)
         assert sum(len(b.frame) for b in packed.buckets) == len(frames)
-        assert not any(b.neighbors.overflow.any() for b in packed.buckets)
-    assert data.plan(frames, SHELLS, 1).waste > data.plan(frames, SHELLS, 6).waste
+        assert not any(b.neighbors.overflow.any() for b in data.batches(packed, epochs=1))
+    for size in (1, "auto"):
+        wastes = [data.plan(frames, SHELLS, limit, batch_size=size).waste for limit in (1, 6)]
+        assert wastes[0] > wastes[1] if size == 1 else wastes[0] >= wastes[1]
 
 
 @settings(max_examples=30, deadline=None)
@@ -46,15 +53,55 @@ def test_a_frame_outside_the_plan_is_named(frames):
         data.pack(frames, plan)
 
 
-def test_packed_neighbors_equal_those_of_each_structure(frames):
-    packed = data.pack(frames, data.plan(frames, SHELLS, 1), np.float64)
-    (bucket,) = packed.buckets
-    for row, k in enumerate(bucket.frame):
-        alone = neighbors.allocate(frames[k].system, SHELLS[:1])
-        n = frames[k].system.n_atoms
-        assert int(alone.mask.sum()) == int(bucket.neighbors.mask[row].sum())
-        assert not bucket.neighbors.mask[row, n:].any()
-        assert (bucket.neighbors.indices[row, n:] == np.arange(n, 8)[:, None]).all()
+@pytest.mark.parametrize("size", [3, "auto:16"])
+def test_rows_hold_each_structure_with_its_own_neighbors_and_labels(frames, size):
+    """Every distance of a row is one of the structure's own, found apart by brute force."""
+    seen = []
+    for batch in data.batches(data.pack(frames, data.plan(frames, SHELLS, 1), np.float64), size, epochs=1):
+        system, found = pytree.take((batch.system, batch.neighbors), 0)
+        d = np.asarray(neighbors.displacements(system, found))
+        assert (system.structure[1:] >= system.structure[:-1]).all()
+        for slot, k in enumerate(batch.frame[0]):
+            mine = np.flatnonzero((system.structure == slot) & (system.numbers > 0))
+            if k < 0:
+                assert len(mine) == 0 and not batch.labels.weights[0, slot].any() and not system.cell[slot].any()
+                continue
+            seen.append(int(k))
+            frame = frames[k]
+            np.testing.assert_array_equal(system.positions[mine], frame.system.positions)
+            np.testing.assert_array_equal(system.cell[slot], frame.system.cell)
+            np.testing.assert_array_equal(batch.labels.forces[0, mine], frame.labels.forces)
+            assert batch.labels.energy[0, slot] == frame.labels.energy
+            assert np.isin(found.indices[mine], mine).all()
+            alone = neighbors.allocate(frame.system, SHELLS[:1])
+            expected = np.sort(np.linalg.norm(neighbors.displacements(frame.system, alone), axis=-1)[alone.mask])
+            inside = np.linalg.norm(d[mine], axis=-1)[found.mask[mine]]
+            np.testing.assert_allclose(np.sort(inside), expected, rtol=1e-12)
+        empty = np.flatnonzero(system.numbers == 0)
+        assert not found.mask[empty].any() and (found.indices[empty] == empty[:, None]).all()
+        assert not batch.labels.forces[0, empty].any()
+    assert sorted(seen) == list(range(len(frames)))
+
+
+@pytest.mark.parametrize("mode", ["concat", "strip"])
+def test_rows_of_several_structures_have_the_predictions_of_each(mode):
+    """One structure at a time beside rows: first atoms of other elements (they fill empty slots), fparam, aparam."""
+    rng, frames = np.random.default_rng(0), make.reference_frames()
+    for k, frame in enumerate(frames):
+        parameters = {"fparam": np.array([0.3 * k]), "aparam": rng.normal(size=(frame.system.n_atoms, 1))}
+        frames[k] = frame._replace(system=frame.system._replace(**parameters))
+    elements = tuple(sorted({chemical_symbols[z] for frame in frames for z in frame.system.numbers}))
+    assert len({frame.system.numbers[0] for frame in frames}) > 1
+    descriptor = DPA1Config(rcut=4.0, sel=60, neuron=(2, 4), axis_neuron=2, tebd_input_mode=mode, set_davg_zero=False)
+    head = EnergyHeadConfig(neuron=(4,), numb_fparam=1, numb_aparam=1)
+    potential = build(PotentialConfig(elements, descriptor, (("Default", head),)))
+    params = data.set_environment(potential, potential.init(jax.random.key(0)), frames)
+    packed = data.pack(frames, data.plan(frames, potential.shells, 2), np.float64)
+    for size in (1, 3, "auto:40"):
+        found = predictions(potential, params, packed, size)
+        for frame, one in zip(frames, found, strict=True):
+            alone = predict(potential, params, frame.system, allocate(potential, frame.system))
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11), one, alone)
 
 
 def test_every_epoch_shows_every_frame_once(frames):
@@ -64,29 +111,46 @@ def test_every_epoch_shows_every_frame_once(frames):
         seen = list(data.batches(packed, size, seed=5, epochs=2))
         assert len(seen) == 2 * n
         for epoch in (seen[:n], seen[n:]):
-            shown = np.concatenate([b.frame for b in epoch])
+            shown = np.concatenate([b.frame.ravel() for b in epoch])
             assert sorted(shown[shown >= 0]) == list(range(len(frames)))
-    orders = [[tuple(b.frame) for b in data.batches(packed, 3, seed=s, epochs=1)] for s in (1, 1, 2)]
-    assert orders[0] == orders[1] != orders[2]
+    for size in (3, "auto:12"):
+        orders = [[order(b) for b in data.batches(packed, size, seed=s, epochs=1)] for s in (1, 1, 2)]
+        assert orders[0] == orders[1] != orders[2]
 
 
 def test_any_point_of_the_order_can_be_resumed(frames):
     packed = data.pack(frames, data.plan(frames, SHELLS, 2))
-    whole = [tuple(b.frame) for b in data.batches(packed, 3, seed=7, epochs=3)]
-    for start in (1, 4, 5, 9):
-        assert [tuple(b.frame) for b in data.batches(packed, 3, seed=7, epochs=3, start=start)] == whole[start:]
+    for size in (3, "auto:8"):
+        whole = [order(b) for b in data.batches(packed, size, seed=7, epochs=3)]
+        for start in (1, 4, 5, 9):
+            assert [order(b) for b in data.batches(packed, size, seed=7, epochs=3, start=start)] == whole[start:]
 
 
-def test_short_batches_are_filled_with_rows_that_weigh_nothing(frames):
-    packed = data.pack(frames, data.plan(frames, SHELLS, 2))
-    seen = list(data.batches(packed, 4, seed=0, epochs=1))
-    assert {len(b.frame) for b in seen} == {4}
-    empty = [jax.tree.map(lambda x, r=row: x[r], b) for b in seen for row in np.flatnonzero(b.frame < 0)]
-    assert empty
-    for row in empty:
-        assert not row.system.numbers.any() and not row.labels.weights.any() and not row.neighbors.mask.any()
-    shapes = {jax.tree.structure(b) for b in seen} | {tuple(x.shape for x in jax.tree.leaves(b)) for b in seen}
-    assert len(shapes) == 1 + len(packed.buckets)
+def order(batch) -> tuple:
+    return tuple(batch.frame.ravel().tolist())
+
+
+@pytest.mark.parametrize("size", [4, "auto:12"])
+def test_no_batch_has_a_shape_of_its_own(frames, size):
+    packed = data.pack(frames, data.plan(frames, SHELLS, 2, batch_size=size))
+    seen = list(data.batches(packed, size, seed=0, epochs=2))
+    assert len({tuple(x.shape for x in jax.tree.leaves(b)) for b in seen}) == len(packed.buckets)
+    assert len({jax.tree.structure(b) for b in seen}) == 1
+    assert any((b.frame < 0).any() for b in seen)  # short ones are filled up
+
+
+@pytest.mark.parametrize("size", [5, "auto:24"])
+@pytest.mark.parametrize("multiple", [2, 4])
+def test_rows_for_devices_hold_the_frames_of_one_row(frames, size, multiple):
+    packed = data.pack(frames, data.plan(frames, SHELLS, 1))
+    whole = list(data.batches(packed, size, seed=3, epochs=2))
+    spread = list(data.batches(packed, size, seed=3, epochs=2, multiple=multiple))
+    shares = [data.batches(packed, size, seed=3, epochs=2, multiple=multiple, part=(k, 2)) for k in range(2)]
+    for one, many, *halves in zip(whole, spread, *shares, strict=True):
+        assert sorted(k for k in order(one) if k >= 0) == sorted(k for k in order(many) if k >= 0)
+        assert many.frame.shape[0] == multiple and many.system.n_atoms < one.system.n_atoms
+        assert np.concatenate([half.frame for half in halves]).tolist() == many.frame.tolist()
+    assert len({b.system.numbers.shape for b in spread}) == 1
 
 
 def test_precision_of_a_batch(frames):
@@ -96,9 +160,43 @@ def test_precision_of_a_batch(frames):
 
 
 def test_batch_sizes_by_atoms_and_wrong_ones(frames):
+    for sizes, n_atoms, most in (((4,), 32, 8), ((8,), 32, 4), ((4, 8), 35, 8)):  # ceil(32 / n_atoms) of one size
+        some = [f for f in frames if f.system.n_atoms in sizes]
+        batch = next(data.batches(data.pack(some, data.plan(some, SHELLS, 1)), "auto"))
+        assert batch.system.n_atoms == n_atoms and batch.frame.shape == (1, most)
     packed = data.pack(frames, data.plan(frames, SHELLS, 2))
-    sizes = {b.system.n_atoms: len(b.frame) for b in data.batches(packed, "auto", epochs=1)}
-    assert sizes == {4: 8, 8: 4}  # ceil(32 / n_atoms)
     for wrong in ("many", "auto:0", 0):
         with pytest.raises(ValueError, match="batch_size must be"):
             next(data.batches(packed, wrong))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 70), min_size=1, max_size=80), st.integers(1, 200), st.integers(1, 5))
+def test_rows_are_never_too_narrow(sizes, wanted, n_rows):
+    """Every structure once, in rows that hold it, whatever the sizes; few rows are much emptier than need be."""
+    sizes, size = np.array(sizes), f"auto:{wanted}"
+    bucket = data.Bucket(int(sizes.max()), (4,), int(sizes.min()))
+    filling, shape = rows.fill(sizes, bucket, size), rows.row_shape(bucket, size)
+    for rng in (None, np.random.default_rng(0)):
+        drawn = filling.drawn(rng)
+        assert sorted(drawn.tolist()) == list(range(len(sizes)))
+        for a, b in zip(filling.starts, filling.starts[1:], strict=False):
+            assert b > a and sizes[drawn[a:b]].sum() <= shape.n_atoms and b - a <= shape.n_structures
+            spread = rows.split(sizes[drawn[a:b]].tolist(), size, n_rows)
+            part = rows.row_shape(bucket, size, n_rows)
+            assert sorted(k for row in spread for k in row) == list(range(b - a)) and len(spread) == n_rows
+            for row in spread:
+                assert sizes[drawn[a:b]][row].sum() <= part.n_atoms and len(row) <= part.n_structures
+    assert filling.n_batches <= 1 + 2 * sizes.sum() * 17 / 16 / shape.n_atoms or filling.n_batches == len(sizes)
+
+
+def test_large_sets_repeat_the_pattern_of_a_smaller_one(monkeypatch):
+    sizes = np.random.default_rng(2).integers(1, 60, 3001)
+    bucket = data.Bucket(60, (4,), 1)
+    whole = rows.fill(sizes, bucket, "auto:100")
+    monkeypatch.setattr(rows, "BLOCK", 400)
+    blocks = rows.fill(sizes, bucket, "auto:100")
+    width = rows.row_shape(bucket, "auto:100").n_atoms
+    totals = np.add.reduceat(sizes[blocks.drawn(None)], blocks.starts[:-1])
+    assert totals.max() <= width and (np.diff(blocks.starts) > 0).all() and blocks.starts[-1] == 3001
+    assert blocks.n_batches < 1.03 * whole.n_batches and totals.mean() > 0.9 * width

@@ -114,10 +114,13 @@ def test_forces_alone_and_required_labels(copy):
 def test_parameters_of_frames_and_atoms_are_packed_or_refused():
     frames = data.read(SYSTEMS["padded"])
     shells = make.MORSE.shells
-    (bucket,) = data.pack(frames, data.plan(frames, shells, 1), np.float32).buckets
-    assert bucket.system.fparam.shape == (3, 2) and bucket.system.aparam.shape == (3, 4, 1)
-    assert bucket.system.fparam.dtype == bucket.system.aparam.dtype == np.float32
-    np.testing.assert_array_equal(bucket.system.aparam[1, 2:], 0)
+    (batch,) = data.batches(data.pack(frames, data.plan(frames, shells, 1), np.float32), 3, seed=None, epochs=1)
+    sizes = [frame.system.n_atoms for frame in frames]
+    assert batch.system.fparam.shape == (1, 3, 2) and batch.system.aparam.shape == (1, 3 * max(sizes), 1)
+    assert batch.system.fparam.dtype == batch.system.aparam.dtype == np.float32
+    whole = np.concatenate([frame.system.aparam for frame in frames]).astype(np.float32)
+    np.testing.assert_array_equal(batch.system.aparam[0, : sum(sizes)], whole)
+    np.testing.assert_array_equal(batch.system.aparam[0, sum(sizes) :], 0)
     bare = [*frames[:2], frames[2]._replace(system=frames[2].system._replace(fparam=None), source="bare frame 7")]
     message = "the same fparam or none does: 2 numbers fparam in padded/set.000 frame 0; no fparam in bare frame 7"
     with pytest.raises(ValueError, match=message):

@@ -107,6 +107,6 @@ def test_exact_shapes_are_those_of_one_frame_after_another():
 
 def test_a_short_run_compiles_less():
     frames = make.copper_frames(6)
-    programs = [data.plan(frames, make.MORSE.shells, 6, structures).n_programs for structures in (10, 1e5, 1e9, None)]
+    programs = [data.plan(frames, make.MORSE.shells, 6, n, batch_size=1).n_programs for n in (10, 1e5, 1e9, None)]
     assert programs[0] == 1 and programs == sorted(programs) and programs[1] > 1
     assert programs[2] == programs[3]

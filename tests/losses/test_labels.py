@@ -60,7 +60,7 @@ def config_of(name: str) -> losses.LabelLossConfig:
 
 def labels_of(name: str, batch):
     weights = np.array([1.0, 1.0, 0.0 if name == "no_virial_label" else 1.0])
-    return batch._replace(labels=batch.labels._replace(weights=np.tile(weights, (3, 1))))
+    return batch._replace(labels=batch.labels._replace(weights=np.broadcast_to(weights, batch.labels.weights.shape)))
 
 
 def leaf(tree, name: str):

@@ -26,7 +26,7 @@ SCRIPT = Path(__file__).parent / "killed_run.py"
 def morse():
     """Packed frames of two shapes, wrong parameters, loss and optimiser."""
     frames = make.copper_frames(7)
-    packed = data.pack(frames, data.plan(frames, make.MORSE.shells, 2))
+    packed = data.pack(frames, data.plan(frames, make.MORSE.shells, 2, batch_size=2))
     assert len(packed.buckets) == 2
     params = jax.tree.map(lambda x: 1.1 * x, make.MORSE.init())
     return packed, params, losses.label_loss(make.MORSE), optax.adam(1e-2)
@@ -116,7 +116,7 @@ def test_a_bad_batch_stops_the_run_and_leaves_the_last_good_state(morse):
     batches = list(data.batches(packed, 3, seed=0, epochs=1))
     labels = batches[1].labels
     batches[1] = batches[1]._replace(labels=labels._replace(energy=labels.energy + np.nan))
-    frames = [packed.sources[k] for k in batches[1].frame if k >= 0]
+    frames = [packed.sources[k] for k in batches[1].frame.ravel() if k >= 0]
     start, kept = training.init(params, optimizer), []
     with pytest.raises(training.NonFiniteError) as caught:
         for state, _ in training.fit(loss, start, optimizer, batches, sources=packed.sources):

@@ -115,7 +115,7 @@ def test_batches_go_on_at_any_step_and_show_every_frame(fresh):
 
     seen = shown(0, 60)
     assert shown(23, 37) == seen[23:]
-    frames = Counter(k for (task,), ((*rows,),) in seen if task == 1 for k in rows)
+    frames = Counter(k for (task,), ((row,),) in seen if task == 1 for k in row)
     assert frames.keys() == set(range(28)) and max(frames.values()) - min(frames.values()) <= 1
     assert fresh.tasks[0].probability == 0.4 and fresh.tasks[1].batch_size == 2
     np.testing.assert_allclose(probabilities(fresh.tasks).sum(axis=1), [0.4, 0.6])

@@ -135,7 +135,7 @@ def test_progress_lines():
         "step 10/100  lr 1.00e-03  loss 2.000e+00  train E 12.3 meV/atom F 250 meV/Å  validation F 500 meV/Å "
         "S 1 meV/Å³  12.3 structures/s 457 atoms/s  left 1:02:05"
     )
-    assert "program 1: 3 x 4 atoms, 16/8 neighbours" in line(runs.Compiled(1, 4, (16, 8), 3, 2.5), 100)
+    assert "program 1: 3 x 4 atoms, 16/8 neighbours" in line(runs.Compiled(1, 3, 4, (16, 8), 2.5), 100)
 
 
 def test_eval_measures_and_writes_predictions(folder, whole, tmp_path):

@@ -18,7 +18,7 @@ from lamjax.descriptors.base import (
 )
 from lamjax.descriptors.dpa2 import repformer, three_body
 from lamjax.descriptors.dpa2.config import DPA2Config
-from lamjax.descriptors.environment import environment
+from lamjax.descriptors.environment import empty_slots, environment
 
 
 def dpa2(config: DPA2Config, elements: tuple[str, ...]) -> Descriptor:
@@ -28,8 +28,8 @@ def dpa2(config: DPA2Config, elements: tuple[str, ...]) -> Descriptor:
     def init(key, dtype=None):
         return _init(key, config, inputs, dtype)
 
-    def apply(params, types, neighbors, displacements):
-        return _apply(params, config, inputs, types, neighbors, displacements)
+    def apply(params, types, neighbors, displacements, first=0):
+        return _apply(params, config, inputs, types, neighbors, displacements, first)
 
     return Descriptor(config, config.shells, config.width, init, apply)
 
@@ -53,7 +53,7 @@ def _init(key, config: DPA2Config, inputs, dtype):
     return params
 
 
-def _apply(params, config: DPA2Config, inputs, types, neighbors, displacements):
+def _apply(params, config: DPA2Config, inputs, types, neighbors, displacements, first):
     table = type_embedding(params["type_embedding"], inputs)
     allowed = allowed_pairs(config.exclude_types, len(inputs))
 
@@ -65,10 +65,8 @@ def _apply(params, config: DPA2Config, inputs, types, neighbors, displacements):
         return indices, neighbor_types, d, env
 
     _, neighbor_types, _, env = view(0, config.repinit, params["repinit"]["statistics"])
-    n_empty = None if config.repinit.set_davg_zero else config.repinit.nsel - jnp.sum(neighbors.mask, axis=1)
-    features = repinit.apply(
-        params["repinit"], config.repinit, config.smooth, n_empty, table, types, neighbor_types, env
-    )
+    empty = empty_slots(config.repinit.set_davg_zero, config.repinit.nsel, neighbors, types, first)
+    features = repinit.apply(params["repinit"], config.repinit, config.smooth, empty, table, types, neighbor_types, env)
     if config.three_body:
         _, neighbor_types, _, env = view(2, config.three_body, params["three_body"]["statistics"])
         triples = three_body.apply(

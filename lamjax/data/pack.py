@@ -1,0 +1,149 @@
+"""From frames to arrays: the neighbours found, in slots as many as the planned shape of the frame has."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from lamjax.data.frames import Frame, Joined, Names, Subset, source
+from lamjax.data.plan import Plan, choose
+from lamjax.data.rows import Bucket, Filling, fill
+from lamjax.data.shapes import exact_shapes
+from lamjax.data.store import Store
+from lamjax.neighbors import Neighbors, Shell
+from lamjax.neighbors.host import host_neighbors
+from lamjax.system import Labels, System
+
+MEMORY = 2**30  # bytes of arrays, above which they are made batch by batch
+
+
+class Structure(NamedTuple):
+    """One frame as it goes into a row: its own atoms, the neighbour slots of its bucket."""
+
+    system: System
+    neighbors: Neighbors
+    labels: Labels
+
+
+@dataclass(frozen=True, eq=False)
+class Members:
+    """The frames of one bucket, made into arrays at once or, 4 bytes a frame, only when a batch asks for them."""
+
+    bucket: Bucket
+    frame: np.ndarray  # (n,) index in the set that was packed
+    n_atoms: np.ndarray  # (n,)
+    frames: Sequence[Frame]
+    shells: tuple[Shell, ...]
+    dtype: np.dtype
+    made: list[Structure] | None = None
+    _fillings: dict[int | str, Filling] = field(default_factory=dict)
+
+    def structure(self, row: int) -> Structure:
+        """The arrays of one of the frames."""
+        if self.made is not None:
+            return self.made[row]
+        return _structure(self.frames[int(self.frame[row])], self.shells, self.bucket.capacities, self.dtype)
+
+    def filling(self, batch_size: int | str) -> Filling:
+        """Which of them make a batch."""
+        if batch_size not in self._fillings:
+            self._fillings[batch_size] = fill(self.n_atoms, self.bucket, batch_size)
+        return self._fillings[batch_size]
+
+    def n_bytes(self) -> int:
+        """Memory of the arrays of all, without fparam and aparam."""
+        capacities, item = self.bucket.capacities, self.dtype.itemsize
+        per_atom = 6 * item + 4 + 17 * capacities[0] + sum(capacities[1:])
+        return int(np.sum(self.n_atoms, dtype=np.int64)) * per_atom + len(self.frame) * (21 * item + 32)
+
+
+class Packed(NamedTuple):
+    """All frames by bucket, buckets without any left out."""
+
+    plan: Plan
+    buckets: tuple[Members, ...]
+    numbers: tuple[int, ...]  # which bucket of the plan each of them is
+    sources: Sequence[str]  # of every frame, for messages
+
+
+def pack(frames: Sequence[Frame], plan: Plan, dtype=None, memory: float = MEMORY) -> Packed:
+    """The frames in their buckets; positions, cells, forces and virials in `dtype`, neighbours found.
+
+    `dtype` is jax's default float unless given; energies stay float64. If the arrays took more than `memory` bytes,
+    those of a frame are made when a batch asks for it, with the same numbers.
+    Raises ValueError for a frame that fits no bucket of the plan, and for frame or atomic parameters that only some
+    frames carry.
+    """
+    _require_alike(frames)
+    dtype = np.dtype(jax.dtypes.canonicalize_dtype(float) if dtype is None else dtype)
+    shapes = exact_shapes(frames, plan.shells)
+    places = _places(frames, shapes, plan)
+    numbers = tuple(np.unique(places).tolist())
+    buckets = []
+    for number in numbers:
+        rows = np.flatnonzero(places == number).astype(np.int32)
+        buckets.append(Members(plan.buckets[number], rows, shapes[rows, 0], frames, plan.shells, dtype))
+    if sum(one.n_bytes() for one in buckets) > memory:
+        return Packed(plan, tuple(buckets), numbers, Names(frames))
+    made = tuple(replace(one, made=[one.structure(k) for k in range(len(one.frame))]) for one in buckets)
+    return Packed(plan, made, numbers, tuple(source(frames, k) for k in range(len(frames))))
+
+
+def only(packed: Packed, bucket: int) -> Packed:
+    """The frames of one bucket of the plan; ValueError if there is none."""
+    if bucket not in packed.numbers:
+        raise ValueError(f"No frame is in bucket {bucket} of the plan; there are frames in {list(packed.numbers)}.")
+    return packed._replace(buckets=(packed.buckets[packed.numbers.index(bucket)],), numbers=(bucket,))
+
+
+def _places(frames: Sequence[Frame], shapes: np.ndarray, plan: Plan) -> np.ndarray:
+    """The bucket of every frame; ValueError naming one that fits none."""
+    places = choose(shapes, plan)
+    if (places < 0).any():
+        k = int(np.argmin(places))
+        raise ValueError(
+            f"{source(frames, k)}: {tuple(shapes[k].tolist())} (atoms, neighbour slots) fits none of the planned "
+            f"shapes {[(b.n_atoms, *b.capacities) for b in plan.buckets]}. Plan with all frames, validation included."
+        )
+    return places
+
+
+def _require_alike(frames: Sequence[Frame]) -> None:
+    """ValueError naming two frames if fparam or aparam is there in one and not, or of another width, in the other."""
+    for name in ("fparam", "aparam"):
+        found: dict[str, str] = {}  # width -> source of the first frame with it
+        for frame in _representatives(frames):
+            value = getattr(frame.system, name)
+            found.setdefault("no" if value is None else f"{value.shape[-1]} numbers", frame.source)
+        if len(found) > 1:
+            said = "; ".join(f"{width} {name} in {source}" for width, source in found.items())
+            raise ValueError(
+                f"Either all frames carry the same {name} or none does: {said}. Add it or read them apart."
+            )
+
+
+def _representatives(frames: Sequence[Frame]) -> Iterator[Frame]:
+    """Frames enough to say which parameters there are: one of a store, whose frames are alike."""
+    match frames:
+        case Store():
+            yield frames[0]
+        case Subset(frames=Store() | Joined() as whole):
+            yield from _representatives(whole)
+        case Joined():
+            for part in frames.parts:
+                yield from _representatives(part)
+        case _:
+            yield from frames
+
+
+def _structure(frame: Frame, shells: tuple[Shell, ...], capacities: tuple[int, ...], dtype) -> Structure:
+    neighbors = host_neighbors(frame.system, shells, capacities)
+    neighbors = neighbors._replace(offsets=np.zeros((0, 3), np.int32))  # only a rebuild needs them
+    system = jax.tree.map(lambda x: x.astype(dtype) if x.dtype.kind == "f" else x, frame.system)
+    labels = frame.labels
+    labels = labels._replace(
+        forces=labels.forces.astype(dtype), virial=labels.virial.astype(dtype), weights=labels.weights.astype(dtype)
+    )
+    return Structure(system, neighbors, labels)
