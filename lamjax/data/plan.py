@@ -14,7 +14,7 @@ from lamjax.neighbors import Shell
 ROUNDS = 4  # of moving the chosen shapes along their axes
 STARTS = 16  # further starts of the search
 FREE = 0.01  # a further shape is worth a compilation if it saves more than this share of the work
-COMPILATION = 2e6  # work (in the units of `work`) in the time of one: about 6 s on a processor, DPA-2 small
+COMPILATION = 3.5e6  # work (in the units of `work`) in the time of one: about 7 s on a processor, DPA-2 small
 
 
 class Plan(NamedTuple):

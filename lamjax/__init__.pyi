@@ -1,0 +1,30 @@
+from . import classical as classical
+from . import data as data
+from . import edit as edit
+from . import losses as losses
+from . import neighbors as neighbors
+from . import pytree as pytree
+from . import relaxation as relaxation
+from . import system as system
+from . import training as training
+from . import units as units
+from .calculator import Calculator as Calculator
+from .checkpoints import load as load
+from .checkpoints import save as save
+from .potential import Params as Params
+from .potential import Potential as Potential
+from .potential import PotentialConfig as PotentialConfig
+from .potential import Prediction as Prediction
+from .potential import allocate as allocate
+from .potential import build as build
+from .potential import predict as predict
+from .potential import stress as stress
+from .relaxation import Relaxation as Relaxation
+from .relaxation import RelaxConfig as RelaxConfig
+from .relaxation import relax as relax
+from .system import Labels as Labels
+from .system import System as System
+from .system import from_ase as from_ase
+from .system import to_ase as to_ase
+
+__version__: str

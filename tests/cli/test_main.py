@@ -1,0 +1,82 @@
+"""How the command begins: in huge pages, once, and in spite of what the system refuses."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import lamjax
+from lamjax import __main__ as entry
+
+
+class Replaced(Exception):
+    """Stands for a process that was replaced."""
+
+
+@pytest.fixture
+def begun(monkeypatch):
+    """(program, arguments, environment) of every process that this one was replaced by."""
+    calls = []
+
+    def execve(*call):
+        calls.append(call)
+        raise Replaced
+
+    monkeypatch.setattr(os, "execve", execve)
+    monkeypatch.setattr(entry.platform, "libc_ver", lambda: ("glibc", "2.31"))
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-X", "utf8", "-m", "lamjax", "info"])
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [(None, "glibc.malloc.hugetlb=1"), ("glibc.malloc.check=1", "glibc.malloc.check=1:glibc.malloc.hugetlb=1")],
+)
+def test_the_command_begins_anew_with_huge_pages(begun, monkeypatch, said, expected):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if said:
+        monkeypatch.setenv("GLIBC_TUNABLES", said)
+    with pytest.raises(Replaced):
+        entry.with_huge_pages()
+    ((program, arguments, environment),) = begun
+    assert program == sys.executable and arguments == [program, "-X", "utf8", "-m", "lamjax", "info"]
+    assert environment["GLIBC_TUNABLES"] == expected and environment["PATH"] == os.environ["PATH"]
+
+
+def test_it_does_so_once_and_not_against_the_user(begun, monkeypatch):
+    for said in ("glibc.malloc.hugetlb=1", "glibc.malloc.hugetlb=0"):
+        monkeypatch.setenv("GLIBC_TUNABLES", said)
+        entry.with_huge_pages()
+    monkeypatch.delenv("GLIBC_TUNABLES")
+    monkeypatch.setattr(entry.platform, "libc_ver", lambda: ("", ""))
+    entry.with_huge_pages()
+    assert begun == []
+
+
+def test_a_process_that_cannot_be_replaced_goes_on(begun, monkeypatch):
+    def refused(*_):
+        raise PermissionError("no")
+
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setattr(os, "execve", refused)
+    entry.with_huge_pages()
+
+
+def test_python_m_is_the_command():
+    environment = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
+    run = [sys.executable, "-m", "lamjax"]
+    done = subprocess.run([*run, "info"], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "matmul precision" in done.stdout
+    done = subprocess.run([*run, "eval"], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and "Missing argument" in done.stderr
+
+
+def test_public_names_are_there_when_asked_for():
+    script = "import sys, lamjax; early = 'jax' in sys.modules; lamjax.load; print(early, 'jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=True)
+    assert done.stdout.split() == ["False", "True"]
+    for name in lamjax.__all__:
+        assert getattr(lamjax, name) is not None
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = lamjax.nothing
