@@ -29,6 +29,7 @@ from lamjax.training.errors import predictions
 
 DATA = Path(__file__).parent / "data"
 ELEMENTS = (*ase.data.chemical_symbols[1:84], "Ac", "Th", "Pa", "U", "Np", "Pu")  # those of materials_pbeu
+BATCH = "auto:256"  # structures in one go when nothing is trained
 HEAD = "head"  # what the only head of a model is called: equal names let equal models share their programs
 
 DESCRIPTOR = DPA2Config(
@@ -237,7 +238,8 @@ class Measured(NamedTuple):
 def measured(potential, sets: dict[str, Sequence[str]], max_programs: int = 1) -> dict[str, Measured]:
     """Several lists of files, packed into shapes that they share."""
     read = {name: data.read(paths) for name, paths in sets.items()}
-    shapes = data.plan([frame for frames in read.values() for frame in frames], potential.shells, max_programs)
+    everything = [frame for frames in read.values() for frame in frames]
+    shapes = data.plan(everything, potential.shells, max_programs, batch_size=BATCH)
     return {name: Measured(frames, data.pack(frames, shapes, np.float32)) for name, frames in read.items()}
 
 
@@ -260,7 +262,7 @@ def labels(frames: Sequence[data.Frame]) -> tuple[np.ndarray, np.ndarray, np.nda
 
 def differences(potential, params, of: Measured) -> tuple[np.ndarray, list[np.ndarray]]:
     """Prediction minus label: total energies (n_frames,) eV and forces of every frame (n_atoms, 3) eV/Å."""
-    found = predictions(potential, params, of.packed, "auto:256")
+    found = predictions(potential, params, of.packed, BATCH)
     energies = np.array([float(p.energy) - float(f.labels.energy) for p, f in zip(found, of.frames, strict=True)])
     return energies, [p.forces - f.labels.forces for p, f in zip(found, of.frames, strict=True)]
 

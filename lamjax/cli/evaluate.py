@@ -53,8 +53,8 @@ def evaluate(
         potential, params = checkpoints.load(model, head, np.dtype(precision))
         frames = read(files, elements=potential.elements)
         expected = None if reference is None else read_reference(reference, frames)
-        shapes = plan(frames, potential.shells, max_programs)
         size = int(batch_size) if batch_size.isdigit() else batch_size
+        shapes = plan(frames, potential.shells, max_programs, len(frames), size)
         packed = pack(frames, shapes, precision)
         if potential.head is None:
             if reference is not None or out is not None:

@@ -33,7 +33,7 @@ class Members:
 
     bucket: Bucket
     frame: np.ndarray  # (n,) index in the set that was packed
-    n_atoms: np.ndarray  # (n,)
+    n_atoms: np.ndarray  # (n,) that it counts for: its own, and no fewer than the smallest that the plan knew
     frames: Sequence[Frame]
     shells: tuple[Shell, ...]
     dtype: np.dtype
@@ -83,8 +83,9 @@ def pack(frames: Sequence[Frame], plan: Plan, dtype=None, memory: float = MEMORY
     numbers = tuple(np.unique(places).tolist())
     buckets = []
     for number in numbers:
-        rows = np.flatnonzero(places == number).astype(np.int32)
-        buckets.append(Members(plan.buckets[number], rows, shapes[rows, 0], frames, plan.shells, dtype))
+        bucket, rows = plan.buckets[number], np.flatnonzero(places == number).astype(np.int32)
+        n_atoms = np.maximum(shapes[rows, 0], bucket.least)
+        buckets.append(Members(bucket, rows, n_atoms, frames, plan.shells, dtype))
     if sum(one.n_bytes() for one in buckets) > memory:
         return Packed(plan, tuple(buckets), numbers, Names(frames))
     made = tuple(replace(one, made=[one.structure(k) for k in range(len(one.frame))]) for one in buckets)

@@ -116,11 +116,9 @@ def work(shapes: np.ndarray) -> np.ndarray:
 def choose(exact: np.ndarray, plan: Plan, block: int = 1 << 20) -> np.ndarray:
     """For every exact shape (n_frames, 1 + n_shells) the cheapest bucket that holds it; -1 if none does."""
     shapes = np.array([(b.n_atoms, *b.capacities) for b in plan.buckets])
-    least = np.array([b.least for b in plan.buckets])
     places = np.empty(len(exact), np.int16)
     for start in range(0, len(exact), block):
-        some = exact[start : start + block, None, :]
-        fits = np.all(some <= shapes, axis=-1) & (some[..., 0] >= least)
+        fits = np.all(exact[start : start + block, None, :] <= shapes, axis=-1)
         places[start : start + block] = np.where(fits.any(axis=1), np.argmax(fits, axis=1), -1)
     return places  # the first that fits: buckets are sorted by cost
 

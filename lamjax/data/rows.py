@@ -88,7 +88,7 @@ def fill(sizes: np.ndarray, bucket: Bucket, batch_size: int | str) -> Filling:
     n, whole = len(sizes), np.arange(len(sizes), dtype=np.int32)
     if wanted_atoms(batch_size) is None:
         return Filling(whole, np.array([0, n]), whole, np.append(np.arange(0, n, batch_size), n))
-    rounded = np.minimum(_rounded(sizes), bucket.n_atoms)
+    rounded = np.minimum(_rounded(bucket.n_atoms), bucket.n_atoms)[sizes]
     order = np.argsort(-rounded, kind="stable").astype(np.int32)
     falling = rounded[order]
     places = _places(falling, row_shape(bucket, batch_size).n_atoms)
@@ -112,11 +112,11 @@ def split(sizes: Sequence[int], batch_size: int | str, n_rows: int) -> list[list
     return rows
 
 
-def _rounded(sizes: np.ndarray) -> np.ndarray:
-    """Up by at most a sixteenth: structures of one rounded size take each other's places."""
-    sizes = np.asarray(sizes, np.int64)
-    step = 1 << np.maximum(np.floor(np.log2(sizes)).astype(int) - 4, 0)
-    return -(-sizes // step) * step
+def _rounded(most: int) -> np.ndarray:
+    """Sizes 0 to `most` rounded up by at most a sixteenth: structures of one rounded size take each other's places."""
+    sizes = np.arange(most + 1)
+    step = 1 << np.maximum(np.floor(np.log2(np.maximum(sizes, 1))).astype(int) - 4, 0)
+    return (-(-sizes // step) * step).astype(np.int32)
 
 
 def _places(falling: np.ndarray, width: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from lamjax.potential import Params, Potential, Prediction
 from lamjax.training.errors import FORCES, SHIFTED, error_table, predictions, under_one_name
 
 MOST = 2000  # frames that are looked at for a head
+BATCH = "auto:256"
 
 
 class Forgetting(NamedTuple):
@@ -43,8 +44,8 @@ def forgetting(
     for head in before[0].config.head_names:
         own = sets.get(head)
         used = sample(frames if own is None else own, MOST)
-        shapes = pack(used, plan(used, before[0].shells, 2), precision)
-        old, new = (predictions(*under_one_name(*model, head), shapes, "auto:256") for model in (before, after))
+        packed = pack(used, plan(used, before[0].shells, 2, batch_size=BATCH), precision)
+        old, new = (predictions(*under_one_name(*model, head), packed, BATCH) for model in (before, after))
         if own is None:
             lines.append(Forgetting(head, False, len(used), None, *_moved(old, new)))
         else:
