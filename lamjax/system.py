@@ -65,11 +65,8 @@ def host_system(atoms: ase.Atoms, dtype=np.float64) -> System:
 
 def to_ase(system: System) -> ase.Atoms:
     """The ASE structure of one System; padded atoms are left out."""
+    check_single(system, "to_ase")
     numbers = np.asarray(system.numbers)
-    if numbers.ndim != 1 or system.structure is not None:
-        raise ValueError(
-            f"to_ase takes one structure, got several in arrays of shape {numbers.shape}. Take one with pytree.take."
-        )
     real = numbers > 0
     atoms = ase.Atoms(
         numbers=numbers[real],
@@ -82,6 +79,15 @@ def to_ase(system: System) -> ase.Atoms:
     if system.aparam is not None:
         atoms.arrays["aparam"] = np.asarray(system.aparam, np.float64)[real]
     return atoms
+
+
+def check_single(system: System, what: str) -> None:
+    """Raise ValueError for several structures where `what` is meant for one."""
+    if np.ndim(system.numbers) != 1 or system.structure is not None:
+        raise ValueError(
+            f"{what} takes one structure, got several in arrays of shape {np.shape(system.numbers)}. Take one of a "
+            "batch with pytree.take; a row of data.batches is taken apart by its `structure`."
+        )
 
 
 def check_atoms(atoms: ase.Atoms) -> None:

@@ -7,6 +7,7 @@ import pytest
 import structures
 
 import lamjax
+from lamjax import neighbors
 from lamjax import system as systems
 
 
@@ -87,3 +88,17 @@ def test_a_batch_is_no_single_structure():
     batch = jax.tree.map(lambda x: x[None], lamjax.from_ase(structures.copper()))
     with pytest.raises(ValueError, match="one structure"):
         lamjax.to_ase(batch)
+
+
+def test_several_structures_are_refused_where_one_is_meant(atoms):
+    system = systems.host_system(atoms)
+    several = system._replace(structure=np.zeros(len(atoms), np.int32), cell=system.cell[None], pbc=system.pbc[None])
+    shells = (neighbors.Shell(3.0),)
+    for use in (
+        lamjax.to_ase,
+        lambda s: neighbors.allocate(s, shells),
+        lambda s: neighbors.count(s, shells),
+        lambda s: neighbors.all_images(s, shells, (4,), np.zeros((1, 3), np.int32)),
+    ):
+        with pytest.raises(ValueError, match="takes one structure, got several"):
+            use(several)

@@ -9,7 +9,7 @@ import vesin
 
 from lamjax.neighbors.search import FAR
 from lamjax.neighbors.types import Neighbors, Shell, round_up
-from lamjax.system import System, complete_cell, face_distances
+from lamjax.system import System, check_single, complete_cell, face_distances
 
 FEW = 2000  # atoms that one thread searches
 
@@ -83,6 +83,7 @@ def pairs(system: System, cutoff: float):
 
 def _search(system: System, cutoff: float, quantities: str):
     """The real atoms, and what vesin finds among them, unsorted; nothing if there are none."""
+    check_single(system, "The neighbour search")
     real = np.flatnonzero(np.asarray(system.numbers) > 0)
     if len(real) == 0:
         return real, ()

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from lamjax.neighbors.types import Neighbors, Shell
-from lamjax.system import System
+from lamjax.system import System, check_single
 
 FAR = 1 << 14  # an offset beyond this is padding of the offset list
 
@@ -19,6 +19,7 @@ def all_images(
     shell's own `sel` drops them (`truncated`); so do a cell that needs more images than `offsets` and positions that
     are not finite.
     """
+    check_single(system, "all_images")
     system = jax.lax.stop_gradient(jax.tree.map(jnp.asarray, system))
     n_atoms, n_offsets = system.n_atoms, offsets.shape[0]
     shift, wrapped = _wrap_shift(system)

@@ -15,8 +15,8 @@ class Layout(NamedTuple):
 
     state: NamedSharding  # a copy on every device
     task: NamedSharding  # of the numbers of the tasks, (slots,)
-    batch: NamedSharding  # of arrays (slots, frames, ...)
-    multiple: int  # the frames of a slot must be a multiple of this
+    batch: NamedSharding  # of arrays (slots, rows, ...)
+    multiple: int  # rows over which the frames of a slot are spread
 
     @property
     def share(self) -> tuple[int, int]:
@@ -28,13 +28,13 @@ def layout(slots: int = 1) -> Layout:
     """Slots and frames spread over all devices; as many as divide `slots` lie along the slots, within each process."""
     mesh = _mesh(slots)
     along = NamedSharding(mesh, PartitionSpec("slot"))
-    batch = NamedSharding(mesh, PartitionSpec("slot", "frame"))
-    return Layout(NamedSharding(mesh, PartitionSpec()), along, batch, mesh.shape["frame"])
+    batch = NamedSharding(mesh, PartitionSpec("slot", "row"))
+    return Layout(NamedSharding(mesh, PartitionSpec()), along, batch, mesh.shape["row"])
 
 
 def one_slot(layout: Layout) -> Layout:
     """The same devices for batches with a single slot: its frames are spread over all of them."""
-    batch = NamedSharding(layout.batch.mesh, PartitionSpec(None, ("frame", "slot")))
+    batch = NamedSharding(layout.batch.mesh, PartitionSpec(None, ("row", "slot")))
     return layout._replace(task=layout.state, batch=batch, multiple=layout.batch.mesh.size)
 
 
@@ -63,4 +63,4 @@ def _mesh(slots: int) -> Mesh:
     local = jax.local_device_count()
     across = math.gcd(slots, local)
     devices = np.array(jax.devices()).reshape(jax.process_count(), across, local // across)
-    return Mesh(devices.transpose(1, 0, 2).reshape(across, -1), ("slot", "frame"))
+    return Mesh(devices.transpose(1, 0, 2).reshape(across, -1), ("slot", "row"))

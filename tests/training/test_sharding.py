@@ -47,7 +47,7 @@ def folder(tmp_path_factory):
         ase.io.write(folder / f"{name}.extxyz", atoms)
     tasks = f"""tasks:
   a: {{train: [{folder}/a.extxyz], validation: [{folder}/b.extxyz]}}
-  b: {{train: [{folder}/b.extxyz], loss: {{start_pref_v: 0.1, limit_pref_v: 1.0}}}}
+  b: {{train: [{folder}/b.extxyz], batch_size: "auto:20", loss: {{start_pref_v: 0.1, limit_pref_v: 1.0}}}}
 """
     (folder / "config.yaml").write_text(CONFIG + tasks)
     return folder
