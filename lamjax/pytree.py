@@ -7,6 +7,8 @@ import numpy as np
 
 def stack(trees):
     """One pytree with a new leading axis out of many of equal structure and shapes (numpy stays numpy)."""
+    if len(trees) == 1:
+        return jax.tree.map(lambda leaf: _module(leaf).asarray(leaf)[None], trees[0])  # no copy
     return jax.tree.map(lambda *leaves: _module(leaves[0]).stack(leaves), *trees)
 
 

@@ -17,6 +17,7 @@ from lamjax.neighbors.host import host_neighbors
 from lamjax.system import Labels, System
 
 MEMORY = 2**30  # bytes of arrays, above which they are made batch by batch
+OBJECTS = 2048  # bytes of Python's objects around the arrays of one frame
 
 
 class Structure(NamedTuple):
@@ -56,7 +57,7 @@ class Members:
         """Memory of the arrays of all, without fparam and aparam."""
         capacities, item = self.bucket.capacities, self.dtype.itemsize
         per_atom = 6 * item + 4 + 17 * capacities[0] + sum(capacities[1:])
-        return int(np.sum(self.n_atoms, dtype=np.int64)) * per_atom + len(self.frame) * (21 * item + 32)
+        return int(np.sum(self.n_atoms, dtype=np.int64)) * per_atom + len(self.frame) * (21 * item + OBJECTS)
 
 
 class Packed(NamedTuple):
