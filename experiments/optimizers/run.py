@@ -118,7 +118,7 @@ def plot(path: Path, found: dict[tuple[Setting, int], dict], settings: list[Sett
                 steps, errors = zip(*found[setting, seed]["curve"], strict=True)
                 label = setting.name if seed == seeds[0] else None
                 axes.plot(steps, np.array(errors) * 1000, color=colors[k], label=label, linewidth=1.3)
-        axes.set(xlabel="step", ylabel="force RMSE on held-out frames (meV/Å)", yscale="log")
+        axes.set(xlabel="step", ylabel="force RMSE on held-out frames (meV/Å)", ylim=(0, None))
         axes.legend(frameon=False, fontsize=9)
         figure.savefig(path, dpi=130)
 
