@@ -18,7 +18,7 @@ def main() -> None:
 def with_huge_pages() -> None:
     """Begin this process anew with GLIBC_TUNABLES that ask for huge pages; it reads them only when it starts.
 
-    XLA's temporaries are mapped anew in every call; in small pages that takes a third of a step's time on a processor.
+    XLA's temporaries are mapped anew in every call; in small pages that is up to a third of a step's time.
     A user's own glibc.malloc.hugetlb (0: off) is left as it is.
     """
     said = os.environ.get("GLIBC_TUNABLES", "")

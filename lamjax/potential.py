@@ -140,7 +140,7 @@ def _build(config: PotentialConfig, head: str | None) -> Potential:
             neighbors = _without_pairs(neighbors, types, allowed)
         dtype = params.descriptor["type_embedding"]["w"].dtype
         d = neighbor_lists.displacements(system, neighbors).astype(dtype)
-        features = descriptor.apply(params.descriptor, types, neighbors, d, _first(system))
+        features = descriptor.apply(params.descriptor, types, neighbors, d, systems.first_atoms(system))
         fparam = None if system.fparam is None else systems.of_atoms(system, system.fparam)
         energies = heads[head].apply(params.heads[head], features, types, fparam, system.aparam)
         return jnp.where(types < 0, jnp.nan, energies)  # an element that the model does not know
@@ -262,14 +262,6 @@ def _require_head(head: str | None, names: tuple[str, ...]) -> None:
     if head not in names:
         said = "The model has several heads and none was chosen" if head is None else f"Head {head!r} is unknown"
         raise ValueError(f"{said}; available: {', '.join(names)}.")
-
-
-def _first(system: System):
-    """The first atom of each atom's structure; 0 where there is one structure."""
-    if system.structure is None:
-        return 0
-    atoms = jnp.arange(system.n_atoms)
-    return jax.ops.segment_min(atoms, system.structure, len(system.cell), indices_are_sorted=True)[system.structure]
 
 
 def _without_pairs(neighbors: Neighbors, types, allowed) -> Neighbors:

@@ -160,7 +160,7 @@ def strain(system: System, epsilon: Float[Array, "*n_structures 3 3"]) -> System
     """The system after the homogeneous deformation x -> x (1 + ε_sym) of positions and cell, one ε a structure."""
     symmetric = (epsilon + jnp.swapaxes(epsilon, -1, -2)) / 2
     return system._replace(
-        positions=system.positions + rotate(system.positions, of_atoms(system, symmetric)),
+        positions=system.positions + transform(system.positions, of_atoms(system, symmetric)),
         cell=system.cell + system.cell @ symmetric,
     )
 
@@ -177,7 +177,16 @@ def of_structures(system: System, values: Float[Array, " n_atoms"]) -> Float[Arr
     return jax.ops.segment_sum(values, system.structure, len(system.cell), indices_are_sorted=True)
 
 
-def rotate(vectors: Float[Array, "n_atoms *slots 3"], matrices: Float[Array, "*n_atoms 3 3"]):
+def first_atoms(system: System):
+    """The first atom of the structure, for each atom; 0 where there is one structure."""
+    if system.structure is None:
+        return 0
+    atoms = jnp.arange(system.n_atoms)
+    first = jax.ops.segment_min(atoms, system.structure, len(system.cell), indices_are_sorted=True)
+    return of_atoms(system, first)
+
+
+def transform(vectors: Float[Array, "n_atoms *slots 3"], matrices: Float[Array, "*n_atoms 3 3"]):
     """vectors @ matrix, with one matrix for all or one for each atom."""
     if matrices.ndim == 2:
         return vectors @ matrices

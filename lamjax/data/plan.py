@@ -46,8 +46,8 @@ def plan(
     """
     if max_programs < 1 or not frames:
         raise ValueError(f"Needs at least one frame and one program; got {len(frames)} and {max_programs}.")
-    shells, exact = tuple(shells), exact_shapes(frames, tuple(shells))
-    shapes, members = histogram(exact)
+    shells = tuple(shells)
+    shapes, members = histogram(exact_shapes(frames, shells))
     free = FREE
     if structures is not None:
         free = max(FREE, COMPILATION / (structures * float(np.average(work(shapes), weights=members))))
@@ -56,23 +56,17 @@ def plan(
     share = members / np.array([frames_per_batch(n, batch_size) for n in shapes[:, 0].tolist()])
     boxes, _ = _merge(wide, share, max_programs, free)
     boxes = _without_rare(wide, share, boxes[np.argsort(work(boxes), kind="stable")])
-    places = _cheapest(wide, boxes)
-    buckets = tuple(
-        Bucket(int(n.max()), tuple(map(int, boxes[k, 1:])), int(n.min()))
-        for k in np.unique(places)
-        for n in [shapes[places == k, 0]]
-    )
-    places = choose(exact, Plan(shells, buckets, (), 0.0))
-    spent = 0.0
-    for k, bucket in enumerate(buckets):
-        n_batches = fill(exact[places == k, 0], bucket, batch_size).n_batches
+    used, places = np.unique(_cheapest(wide, boxes), return_inverse=True)
+    buckets, n_frames, spent = [], [], 0.0
+    for k, box in enumerate(boxes[used]):
+        n, counted = shapes[places == k, 0], members[places == k]
+        bucket = Bucket(int(n.max()), tuple(map(int, box[1:])), int(n.min()))
+        n_batches = fill(np.repeat(n, counted), bucket, batch_size).n_batches
         spent += n_batches * float(work([row_shape(bucket, batch_size).n_atoms, *bucket.capacities]))
-    return Plan(
-        shells,
-        buckets,
-        tuple(np.bincount(places, minlength=len(buckets)).tolist()),
-        max(0.0, float(1 - np.sum(members * work(shapes)) / spent)),  # rounding may say less
-    )
+        buckets.append(bucket)
+        n_frames.append(int(counted.sum()))
+    waste = float(1 - np.sum(members * work(shapes)) / spent)
+    return Plan(shells, tuple(buckets), tuple(n_frames), max(0.0, waste))  # rounding may say less
 
 
 def _without_rare(shapes: np.ndarray, share: np.ndarray, boxes: np.ndarray) -> np.ndarray:

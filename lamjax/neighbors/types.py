@@ -47,7 +47,7 @@ class Neighbors(NamedTuple):
 def displacements(system: System, neighbors: Neighbors) -> Float[Array, "n_atoms capacity 3"]:
     """r_ij = x_j + S_ij cell - x_i in Å. A padding slot is a constant, not zero, so that norms differentiate."""
     positions, cell = jnp.asarray(system.positions), jnp.asarray(system.cell)
-    shift = systems.rotate(neighbors.images.astype(cell.dtype), systems.of_atoms(system, cell))
+    shift = systems.transform(neighbors.images.astype(cell.dtype), systems.of_atoms(system, cell))
     d = positions[neighbors.indices] + shift - positions[:, None, :]
     return jnp.where(neighbors.mask[..., None], d, jnp.array([1.0, 0.0, 0.0], d.dtype))
 
