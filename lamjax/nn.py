@@ -65,7 +65,9 @@ def glorot_init(key, n_in: int, n_out: int, dtype=None):
 
 def linear(params, x):
     """x W + b."""
-    y = x @ params["w"]
+    w = params["w"]
+    # as a product of matrices: the gradient with respect to W of anything else is computed from transposed copies
+    y = (x.reshape(-1, x.shape[-1]) @ w).reshape(*x.shape[:-1], w.shape[-1]) if x.ndim > 2 else x @ w
     return y + params["b"] if "b" in params else y
 
 

@@ -6,6 +6,7 @@ import ase
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ase.constraints import FixAtoms, FixCartesian
 from jaxtyping import Array, Bool, Float, Int
 
 
@@ -79,6 +80,24 @@ def to_ase(system: System) -> ase.Atoms:
     if system.aparam is not None:
         atoms.arrays["aparam"] = np.asarray(system.aparam, np.float64)[real]
     return atoms
+
+
+def fixed_components(atoms: ase.Atoms) -> Bool[np.ndarray, "n_atoms 3"]:
+    """True where FixAtoms or FixCartesian hold a Cartesian component; `other_constraints` names what does not count."""
+    fixed = np.zeros((len(atoms), 3), bool)
+    for constraint in atoms.constraints:
+        match constraint:
+            case FixAtoms():
+                fixed[constraint.index] = True
+            case FixCartesian():
+                fixed[constraint.index] |= constraint.mask
+    return fixed
+
+
+def other_constraints(atoms: ase.Atoms) -> tuple[str, ...]:
+    """Kinds of the constraints that `fixed_components` does not express, for a warning."""
+    kinds = {type(c).__name__ for c in atoms.constraints if not isinstance(c, FixAtoms | FixCartesian)}
+    return tuple(sorted(kinds))
 
 
 def check_single(system: System, what: str) -> None:

@@ -1,5 +1,14 @@
 """Tests run with float64 available; a test that takes `dtype` runs in both precisions."""
 
+import os
+
+# nearly all of the time goes into compiling programs that run once: a third of it without XLA's optimisations.
+# `XLA_FLAGS= pytest` runs as a user's script does; so do the slow tests in .ci/run
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expensive_passes=true",
+)
+
 import jax
 import numpy as np
 import pytest

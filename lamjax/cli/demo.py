@@ -70,7 +70,7 @@ def judge(potential, params, pairs: Sequence[data.Pair], frames: Sequence[data.F
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what did not converge is counted in the table
             relaxed += relaxation.relax_structures(potential, params, starts, RELAX, batch_size=BATCH)
-    errors = [losses.structure_error(r.system, p.target.positions) for r, p in zip(relaxed, pairs, strict=True)]
+    errors = [losses.structure_error(r.system, p.target) for r, p in zip(relaxed, pairs, strict=True)]
     loss = losses.label_loss(potential)
     packed = data.pack(frames, data.plan(frames, potential.shells, max_programs=1))
     forces = training.evaluate(loss, params, data.batches(packed, 16, seed=None, epochs=1))
@@ -81,16 +81,13 @@ def judge(potential, params, pairs: Sequence[data.Pair], frames: Sequence[data.F
 
 def tune(potential, params, pairs: Sequence[data.Pair], epochs: int, seed: int):
     """Backpropagation through the relaxation: parameters, and the mean Dq (amu^1/2 Å) of every gradient step."""
-    config = losses.StructureLossConfig(relax=RelaxConfig(fmax=RELAX.fmax, adjoint=Unrolled(STEPS)), kind="dq")
+    config = losses.StructureLossConfig(relax=RelaxConfig(fmax=RELAX.fmax, adjoint=Unrolled(STEPS)))
     loss = losses.structure_loss(potential, config)
+    packed = data.pack_pairs(pairs, potential.shells, max_programs=1)
     n_steps = epochs * -(-len(pairs) // BATCH)
     rate = training.schedule(training.ScheduleConfig(type="cosine", start_lr=RATE, stop_lr=RATE / 20), n_steps)
     optimizer = training.optimizer(training.OptimizerConfig("adam", max_norm=1.0), rate)
-    batches = (
-        batch
-        for epoch in range(epochs)
-        for batch in data.pair_batches(pairs, potential.shells, BATCH, seed=seed + epoch)
-    )
+    batches = (batch for epoch in range(epochs) for batch in data.pair_batches(packed, BATCH, seed=seed + epoch))
     state = training.init(params, optimizer)
     history = []
     run = training.fit(loss, state, optimizer, batches)

@@ -1,4 +1,4 @@
-"""`lamjax finetune`: a stored model learns a new data set, and says what that cost it elsewhere."""
+"""`lamjax finetune`: a stored model learns new labels or structures, and says what that cost it elsewhere."""
 
 import json
 from pathlib import Path
@@ -9,12 +9,14 @@ import numpy as np
 import typer
 
 from lamjax import checkpoints
+from lamjax.cli.finetune_structures import finetune_structures
 from lamjax.cli.train import run_config
 from lamjax.data import open_frames
 from lamjax.reports import console, table
 from lamjax.training.config import apply, validate
 from lamjax.training.forgetting import Forgetting, forgetting
 from lamjax.training.setup import MODEL, Run
+from lamjax.training.structures_config import TEMPLATE
 
 LOSS = {"start_pref_e": 0.02, "limit_pref_e": 1.0, "start_pref_f": 100.0, "limit_pref_f": 10.0} | {
     "start_pref_v": 0.02,
@@ -22,28 +24,142 @@ LOSS = {"start_pref_e": 0.02, "limit_pref_e": 1.0, "start_pref_f": 100.0, "limit
 }
 
 
+ON_LABELS, ON_STRUCTURES = "Of --objective labels", "Of --objective structures"
+# which options mean something for one objective only
+LABELS_ONLY = {"source", "old", "new_share", "steps", "bias"}
+STRUCTURES_ONLY = {
+    "config",
+    "loss",
+    "adjoint",
+    "steps_unrolled",
+    "window",
+    "variable_cell",
+    "learn_minimiser",
+    "replay_weight",
+    "epochs",
+    "batch_size",
+    "hold_out",
+    "group_by",
+    "seed",
+}
+
+
+def _print_template(wanted: bool) -> None:
+    if wanted:
+        print(TEMPLATE, end="")
+        raise typer.Exit()
+
+
 def finetune(
+    context: typer.Context,
     base: Annotated[Path, typer.Argument(help="A lamjax bundle or a DeePMD-kit model (.pt, .dp, .yaml).")],
     files: Annotated[
-        list[Path], typer.Argument(help="Labelled structures: extxyz, what ASE reads, DeePMD folders, h5.")
+        list[Path],
+        typer.Argument(
+            help="Labelled structures: extxyz, what ASE reads, DeePMD folders, h5. With --objective structures: "
+            "relaxations, as whole trajectories (relax_id, step), starts with final_positions, or pair_id and role."
+        ),
     ],
-    head: Annotated[str, typer.Option(help="The head that learns; a new name is added.")],
-    source: Annotated[
-        str | None, typer.Option("--from", help="A new head begins as this head, as their mean, or random.")
+    objective: Annotated[
+        str, typer.Option(help="What is learned: labels (energies, forces) or structures (where they relax to).")
+    ] = "labels",
+    head: Annotated[
+        str | None,
+        typer.Option(help="The head that learns; a new name is added. Structures: needed if there are several."),
     ] = None,
-    validation: Annotated[list[Path] | None, typer.Option(help="Held-out frames; else 10 % of the files.")] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from", help="A new head begins as this head, as their mean, or random.", rich_help_panel=ON_LABELS
+        ),
+    ] = None,
+    validation: Annotated[
+        list[Path] | None, typer.Option(help="Held-out frames or relaxations; else 10 % of the files.")
+    ] = None,
     replay: Annotated[
-        list[str] | None, typer.Option(help="HEAD=FILE of earlier data that is trained on too, against forgetting.")
+        list[str] | None,
+        typer.Option(
+            help="Earlier data that is trained on too, against forgetting: HEAD=FILE, with --objective structures FILE "
+            "(energies and forces, also those of the relaxations themselves)."
+        ),
     ] = None,
     old: Annotated[
-        list[str] | None, typer.Option(help="HEAD=FILE of earlier data that is only measured before and after.")
+        list[str] | None,
+        typer.Option(
+            help="HEAD=FILE of earlier data that is only measured before and after.", rich_help_panel=ON_LABELS
+        ),
     ] = None,
-    new_share: Annotated[float, typer.Option(help="With --replay: share of the steps that the new data get.")] = 0.5,
-    steps: Annotated[int, typer.Option(help="Updates.")] = 2000,
-    lr: Annotated[float, typer.Option(help="First learning rate; it falls to a hundredth.")] = 5e-4,
+    new_share: Annotated[
+        float,
+        typer.Option(help="With --replay: share of the steps that the new data get.", rich_help_panel=ON_LABELS),
+    ] = 0.5,
+    steps: Annotated[int, typer.Option(help="Updates.", rich_help_panel=ON_LABELS)] = 2000,
+    lr: Annotated[
+        float, typer.Option(help="First learning rate; it falls to a hundredth (structures: a twentieth).")
+    ] = 5e-4,
     bias: Annotated[
-        str, typer.Option(help="Energy per element: change (fit of label - prediction), set, keep.")
+        str,
+        typer.Option(
+            help="Energy per element: change (fit of label - prediction), set, keep.", rich_help_panel=ON_LABELS
+        ),
     ] = "change",
+    config: Annotated[
+        Path | None,
+        typer.Option(help="YAML or JSON with any key of --template; options go first.", rich_help_panel=ON_STRUCTURES),
+    ] = None,
+    template: Annotated[
+        bool,
+        typer.Option(
+            "--template",
+            help="Print a config with all keys and stop.",
+            is_eager=True,
+            callback=_print_template,
+            rich_help_panel=ON_STRUCTURES,
+        ),
+    ] = False,
+    loss: Annotated[
+        str,
+        typer.Option(
+            help="structure: relax and compare; force: zero force at the target; newton: one Newton step from it.",
+            rich_help_panel=ON_STRUCTURES,
+        ),
+    ] = "structure",
+    adjoint: Annotated[
+        str,
+        typer.Option(
+            help="How the relaxation is differentiated: unrolled or until_converged (backpropagation through its "
+            "steps), implicit (at the minimum), hybrid (some steps, then the minimum).",
+            rich_help_panel=ON_STRUCTURES,
+        ),
+    ] = "unrolled",
+    steps_unrolled: Annotated[
+        int | None, typer.Option(help="Steps of --adjoint unrolled; 50 without.", rich_help_panel=ON_STRUCTURES)
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(help="Steps of --adjoint hybrid; 20 without.", rich_help_panel=ON_STRUCTURES)
+    ] = None,
+    variable_cell: Annotated[
+        bool, typer.Option("--variable-cell", help="Cells relax too.", rich_help_panel=ON_STRUCTURES)
+    ] = False,
+    learn_minimiser: Annotated[
+        bool,
+        typer.Option("--learn-minimiser", help="Learn step sizes of the minimiser too.", rich_help_panel=ON_STRUCTURES),
+    ] = False,
+    replay_weight: Annotated[
+        float, typer.Option(help="Weight of the loss of the replayed labels.", rich_help_panel=ON_STRUCTURES)
+    ] = 1.0,
+    epochs: Annotated[int, typer.Option(help="Passes over the relaxations.", rich_help_panel=ON_STRUCTURES)] = 10,
+    batch_size: Annotated[int, typer.Option(help="Structures of a step.", rich_help_panel=ON_STRUCTURES)] = 4,
+    hold_out: Annotated[
+        float, typer.Option(help="Share held out where there is no --validation.", rich_help_panel=ON_STRUCTURES)
+    ] = 0.1,
+    group_by: Annotated[
+        str | None,
+        typer.Option(help="Key of the starts' info whose groups are held out whole.", rich_help_panel=ON_STRUCTURES),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(help="Of the order, and of what is held out.", rich_help_panel=ON_STRUCTURES)
+    ] = 0,
     freeze: Annotated[
         list[str] | None, typer.Option(help="A part that stays as it is, for example descriptor.")
     ] = None,
@@ -56,12 +172,25 @@ def finetune(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last state in the output folder.")] = False,
 ) -> None:
-    """Fine-tune one head of a model on new data; a new head is added to it.
+    """Fine-tune one head of a model on new labels (a new head is added to it), or on where structures relax to.
 
-    The energy per element is refitted first. At the end, forgetting.json and a table tell the errors of every old
-    head before and after: on its data where --replay or --old names them, else how far its predictions for the new
-    structures moved. The config that was made of these options is config.json in the output folder.
+    Labels: the energy per element is refitted first. At the end, forgetting.json and a table tell the errors of every
+    old head before and after: on its data where --replay or --old names them, else how far its predictions for the new
+    structures moved.
+
+    Structures: starts are relaxed, and the distance of the ends from the targets is differentiated back into the
+    model. Held-out starts are relaxed to convergence before and after every epoch (validation.csv, structures.csv,
+    structures.png); best.lamjax has the least median structure error of these, the model before training included. A
+    table tells errors before and after, and what it cost in forces. Pairs that cannot be used are named and left out.
+
+    The config that was made of these options is config.json in the output folder.
     """
+    given = _given(context, objective)
+    if objective == "structures":
+        finetune_structures(base, files, given)
+        return
+    if head is None:
+        raise ValueError(f"--head names the head that learns: one of {', '.join(_heads(base))}, or a new one.")
     content = make_config(
         base,
         files,
@@ -87,6 +216,27 @@ def finetune(
     path.write_text(json.dumps([line._asdict() for line in lines], indent=1) + "\n")
     report(lines)
     console.print(f"{path}\n{Path(run.config.output) / MODEL}")
+
+
+def _given(context: typer.Context, objective: str) -> dict[str, Any]:
+    """The options that were given; ValueError for those that mean nothing for the objective."""
+    foreign = {"labels": STRUCTURES_ONLY, "structures": LABELS_ONLY}
+    if objective not in foreign:
+        raise ValueError(f"--objective {objective}: unknown; known are {', '.join(foreign)}.")
+    found = {
+        name: value
+        for name, value in context.params.items()
+        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    }
+    flags = {parameter.name: parameter.opts[0] for parameter in context.command.params}
+    if wrong := sorted(flags[name] for name in found.keys() & foreign[objective]):
+        (other,) = foreign.keys() - {objective}
+        raise ValueError(f"{', '.join(wrong)}: only with --objective {other}, this one is {objective}.")
+    return found
+
+
+def _heads(base: Path) -> tuple[str, ...]:
+    return checkpoints.read(base).config.head_names
 
 
 def make_config(

@@ -1,77 +1,191 @@
 """`lamjax relax`: structures from files, relaxed many at a time."""
 
-import warnings
+import time
+from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple
 
-import ase
-import ase.io
 import jax
 import numpy as np
 import typer
-from ase.calculators.singlepoint import SinglePointCalculator
+from rich.markup import escape
 
-from lamjax import checkpoints, data, system
-from lamjax.relaxation import Relaxation, RelaxConfig, relax_structures
+from lamjax import checkpoints, data, units
+from lamjax.cli import relax_records as records
+from lamjax.cli.relax_records import labelled as labelled
+from lamjax.relaxation import CellConfig, RelaxConfig, stream
 from lamjax.reports import console, progress, table
+from lamjax.system import System
+
+SHOWN = 10  # failures that are listed one by one
+
+
+class Keep(StrEnum):
+    """What of the cell stays."""
+
+    SHAPE = "shape"
+    VOLUME = "volume"
+
+
+class Precision(StrEnum):
+    """Of the network."""
+
+    FLOAT32 = "float32"
+    FLOAT64 = "float64"
+
+
+class Start(NamedTuple):
+    """A structure of a file."""
+
+    source: str  # "file#frame"
+    number: int  # among all that could be read
+    system: System
+    fixed: np.ndarray | None
+    info: dict[str, Any]
+
+
+class Share(NamedTuple):
+    """Which structures are this process's, and where they are written."""
+
+    process: int
+    processes: int
+    out: Path
 
 
 def relax(
     model: Annotated[Path, typer.Argument(help="A lamjax bundle or a DeePMD-kit model (.pt, .dp, .yaml).")],
     structures: Annotated[list[Path], typer.Argument(help="Files that ASE reads; every frame is relaxed.")],
-    out: Annotated[Path, typer.Option(help="Relaxed structures, extxyz.")] = Path("relaxed.extxyz"),
-    fmax: Annotated[float, typer.Option(help="Converged when no atom feels a larger force (eV/Å).")] = 0.02,
+    out: Annotated[Path, typer.Option(help="Relaxed structures, extxyz, in the order in which they finish.")] = Path(
+        "relaxed.extxyz"
+    ),
+    fmax: Annotated[float, typer.Option(help="Converged when no atom (nor the cell) feels more (eV/Å).")] = 0.02,
     max_steps: Annotated[int, typer.Option(help="FIRE steps at most.")] = 500,
-    batch_size: Annotated[int, typer.Option(help="Structures side by side.")] = 16,
+    cell: Annotated[bool, typer.Option("--cell", help="Relax the cell too; components as --keep says.")] = False,
+    pressure: Annotated[float, typer.Option(help="On a relaxing cell (GPa).")] = 0.0,
+    keep: Annotated[Keep | None, typer.Option(help="What of a relaxing cell stays as it is.")] = None,
+    slots: Annotated[int | None, typer.Option(help="Structures side by side; default: by their sizes.", min=1)] = None,
+    max_programs: Annotated[int, typer.Option(help="Shapes that are compiled, at most.", min=1)] = 4,
     head: Annotated[str | None, typer.Option(help="Head of a model that has several.")] = None,
+    precision: Annotated[Precision, typer.Option(help="Of the network; positions are float64.")] = Precision.FLOAT32,
+    resume: Annotated[bool, typer.Option("--resume", help="Relax only what is not yet in the output.")] = False,
+    coordinator: Annotated[str | None, typer.Option(help="HOST:PORT of the first process, or auto: see above.")] = None,
+    processes: Annotated[int | None, typer.Option(help="How many processes share the structures.", min=1)] = None,
+    process: Annotated[int | None, typer.Option(help="Which of them this is, from 0.", min=0)] = None,
 ) -> None:
-    """Relax every structure at fixed cell; writes energy, forces, converged and n_steps with each."""
-    with jax.enable_x64(True):  # for positions and sums of energies; the network runs in float32
-        potential, params = checkpoints.load(model, head, np.float32)
-        frames = data.read(structures, elements=potential.elements)
-        results = _relax(potential, params, frames, RelaxConfig(fmax=fmax, max_steps=max_steps), batch_size, out)
-    console.print(_report(results, frames, out))
+    """Relax every structure; energy, forces, stress, converged, finite, n_steps and fmax are written with each.
+
+    Results are appended as they finish, so that a killed run loses nothing that was done: --resume goes on. A file or
+    frame that cannot be read or relaxed is reported, and the others go on. FixAtoms and FixCartesian are respected.
+
+    Of several processes (--processes 4 --process 0, and so on) each relaxes every 4th structure on its own and writes
+    relaxed.0.extxyz, and so on; they need not know of each other. --coordinator auto takes both numbers from SLURM or
+    MPI.
+    """
+    config = RelaxConfig(fmax=fmax, max_steps=max_steps, cell=_cell(cell, pressure, keep))
+    share = _share(out, coordinator, processes, process)
+    done = _done(share, out, resume)
+    began = time.monotonic()
+    with jax.enable_x64(True):  # for positions and sums of energies
+        potential, params = checkpoints.load(model, head, np.dtype(precision.value))
+        starts, failures = _read(structures, potential.elements)
+        mine = [s for s in starts[share.process :: share.processes] if s.source not in done]
+        told, failed = _relax(potential, params, mine, config, share.out, slots, max_programs)
+    failures += failed
+    if not told and not done:
+        raise ValueError("Nothing was relaxed.\n" + _list(failures))
+    lost = len(mine) + len(failures) - len(failed) - len(told)
+    console.print(_report(told, lost, len(done), time.monotonic() - began, config, share.out))
+    if failures:
+        console.print(escape(_list(failures)), soft_wrap=True)
 
 
-def _relax(potential, params, frames, config: RelaxConfig, batch_size: int, out: Path) -> list[Relaxation]:
-    """Smallest structures first, each batch written as soon as it is done; results in the order of the frames."""
-    order = np.argsort([frame.system.n_atoms for frame in frames], kind="stable")
-    results: list[Relaxation | None] = [None] * len(frames)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.unlink(missing_ok=True)
-    for first in progress(range(0, len(frames), batch_size), "relaxing", -(-len(frames) // batch_size)):
-        chosen = order[first : first + batch_size]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what did not converge is in the file and in the table
-            done = relax_structures(
-                potential, params, [frames[k].system for k in chosen], config, batch_size=batch_size
-            )
-        for k, result in zip(chosen, done, strict=True):
-            results[k] = result
-            ase.io.write(out, labelled(result, frames[k].info | {"source": frames[k].source}), append=True)
-    return results
+def _cell(relaxes: bool, pressure: float, keep: Keep | None) -> CellConfig | None:
+    if not relaxes and (pressure or keep):
+        raise ValueError("--pressure and --keep are about a relaxing cell: add --cell, or leave them out.")
+    return CellConfig(pressure * units.GPA, keep="nothing" if keep is None else keep.value) if relaxes else None
 
 
-def labelled(relaxed: Relaxation, info: dict) -> ase.Atoms:
-    """The relaxed structure with its energy and forces, and `converged`, `finite`, `n_steps`, `fmax` in its info."""
-    atoms = system.to_ase(relaxed.system)
-    atoms.calc = SinglePointCalculator(atoms, energy=float(relaxed.energy), forces=np.asarray(relaxed.forces))
-    plain = {key: value for key, value in info.items() if np.ndim(value) == 0}
-    outcome = {name: np.asarray(getattr(relaxed, name)).item() for name in ("converged", "finite", "n_steps", "fmax")}
-    atoms.info |= plain | outcome
-    return atoms
+def _share(out: Path, coordinator: str | None, processes: int | None, process: int | None) -> Share:
+    """The part of this process; ValueError for numbers that do not fit."""
+    if coordinator is not None:
+        jax.distributed.initialize(*(() if coordinator == "auto" else (coordinator, processes, process)))
+        processes, process = jax.process_count(), jax.process_index()
+    if (processes is None) != (process is None) or (processes or 1) <= (process or 0):
+        raise ValueError(f"--processes {processes} --process {process}: give both; processes are numbered from 0.")
+    if processes is None or processes == 1:
+        return Share(0, 1, out)
+    return Share(process, processes, records.part(out, process))
 
 
-def _report(results, frames, out: Path):
-    steps = [int(r.n_steps) for r in results]
-    missed = [f.source for r, f in zip(results, frames, strict=True) if not r.converged]
+def _done(share: Share, out: Path, resume: bool) -> set[str]:
+    """Sources of the structures that are in the output already; those of other processes are left as they are."""
+    if not resume and share.out.exists() and share.out.stat().st_size:
+        raise ValueError(f"{share.out} exists. Go on with --resume, name another --out, or remove it.")
+    share.out.parent.mkdir(parents=True, exist_ok=True)
+    if not resume:
+        return set()
+    found = [info for path in records.parts(out) for info in records.known(path, cut=path == share.out)]
+    return {str(info["source"]) for info in found}
+
+
+def _read(paths: Sequence[Path], elements) -> tuple[list[Start], list[str]]:
+    """All structures that can be read, and what is wrong with the others."""
+    if len(set(paths)) < len(paths):
+        raise ValueError("A file is named twice. Name every file once.")
+    starts: list[Start] = []
+    failures: list[str] = []
+    for path in paths:
+        try:
+            for frame in data.iterate(path, elements=elements, on_error=lambda e: failures.append(str(e))):
+                name, number = frame.source.rsplit(" frame ", 1)
+                source, fixed = f"{path.parent / name}#{number}", frame.info.get("fixed")
+                starts.append(Start(source, len(starts), frame.system, fixed, frame.info))
+        except (ValueError, OSError) as error:
+            failures.append(str(error))
+    ignored = sorted({kind for s in starts for kind in s.info.get("other_constraints", "").split(", ") if kind})
+    if ignored:
+        console.print(f"[yellow]Constraints that are not respected: {', '.join(ignored)}[/]")
+    return starts, failures
+
+
+def _relax(potential, params, starts: Sequence[Start], config, out: Path, slots, max_programs):
+    """Written one by one; (converged, finite, steps) of each, and what is wrong with those that failed."""
+    told: list[tuple[bool, bool, int]] = []
+    failures: list[str] = []
+    systems, fixed = [s.system for s in starts], [s.fixed for s in starts]
+    found = stream(potential, params, systems, config, fixed=fixed, slots=slots, max_programs=max_programs)
+    with open(out, "a") as file:
+        for outcome in progress(found, "relaxing", len(starts)) if starts else ():
+            start, relaxed = starts[outcome.number], outcome.relaxation
+            if outcome.error is not None:
+                failures.append(f"{start.source}: {outcome.error}")
+            if relaxed is None:
+                continue
+            info = start.info | {"source": start.source, "number": start.number}
+            records.append(file, labelled(relaxed, info))
+            told.append((bool(relaxed.converged), bool(relaxed.finite), int(relaxed.n_steps)))
+    return told, failures
+
+
+def _report(told, lost: int, n_before: int, seconds: float, config: RelaxConfig, out: Path):
+    steps = [n for *_, n in told]
     rows = [
-        ("structures", len(results)),
-        ("converged", sum(bool(r.converged) for r in results)),
-        ("not finite", sum(not bool(r.finite) for r in results)),
-        ("steps, median and most", f"{np.median(steps):.0f}, {max(steps)}"),
+        ("relaxed", len(told)),
+        ("converged", sum(converged for converged, *_ in told)),
+        ("not converged", sum(finite and not converged for converged, finite, _ in told)),
+        ("not finite", sum(not finite for _, finite, _ in told)),
+        ("failed before the first step", lost),
+        *([("done before", n_before)] if n_before else []),
+        *([("steps, median and most", f"{np.median(steps):.0f}, {max(steps)}")] if told else []),
+        *([("time per structure", f"{seconds / len(told):.2g} s")] if told else []),
         ("written to", str(out)),
     ]
-    if missed:
-        rows.append(("not converged", ", ".join(missed[:5]) + (" ..." if len(missed) > 5 else "")))
-    return table("Relaxation at fixed cell", ("what", "value"), rows)
+    what = "fixed cell" if config.cell is None else "variable cell"
+    return table(f"Relaxation at {what} to {config.fmax:g} eV/Å", ("what", "value"), rows)
+
+
+def _list(failures: Sequence[str]) -> str:
+    """The first failures, one a line."""
+    more = [f"and {len(failures) - SHOWN} more"] if len(failures) > SHOWN else []
+    return "\n".join([*failures[:SHOWN], *more])

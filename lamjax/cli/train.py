@@ -58,7 +58,7 @@ def run_config(settings: TrainConfig, resume: bool = False) -> runs.Run:
 
 def _run(settings: TrainConfig, resume: bool) -> runs.Run:
     console.quiet = not sharding.is_first()
-    console.print(_banner(settings.precision))
+    console.print(banner(settings.precision))
     run = runs.prepare(settings, resume)
     _describe(run)
     with _bar(settings.steps, run.done) as advance:
@@ -111,7 +111,7 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}"
 
 
-def _banner(precision: str) -> str:
+def banner(precision: str) -> str:
     devices = ", ".join(sorted({f"{d.platform} ({d.device_kind})" for d in jax.devices()}))
     return (
         f"lamjax {version('lamjax')}, jax {version('jax')}, Python {platform.python_version()}; "

@@ -22,8 +22,6 @@ from lamjax.data.pack import Structure as Structure
 from lamjax.data.pack import only as only
 from lamjax.data.pack import pack as pack
 from lamjax.data.pairs import Pair as Pair
-from lamjax.data.pairs import StructureBatch as StructureBatch
-from lamjax.data.pairs import pair_batches as pair_batches
 from lamjax.data.pairs import pairs_from_frames as pairs_from_frames
 from lamjax.data.pairs import read_pairs as read_pairs
 from lamjax.data.plan import Bucket as Bucket
@@ -49,3 +47,9 @@ from lamjax.data.statistics import set_parameters as set_parameters
 from lamjax.data.statistics import set_statistics as set_statistics
 from lamjax.data.store import Store as Store
 from lamjax.data.store import write_store as write_store
+from lamjax.data.structure_batches import PackedPairs as PackedPairs
+from lamjax.data.structure_batches import PairShape as PairShape
+from lamjax.data.structure_batches import StructureBatch as StructureBatch
+from lamjax.data.structure_batches import pack_pairs as pack_pairs
+from lamjax.data.structure_batches import pair_batches as pair_batches
+from lamjax.data.structure_batches import plan_pairs as plan_pairs

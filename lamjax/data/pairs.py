@@ -1,158 +1,345 @@
-"""Pairs of a starting structure and where it should relax to, read from files and stacked into batches."""
+"""Pairs of a starting structure and where it should relax to, read from files; what is wrong is named and left out."""
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Bool
 
-from lamjax import neighbors as neighbor_lists
-from lamjax import pytree
+from lamjax.data import matching
 from lamjax.data.frames import Frame
-from lamjax.data.read import from_atoms, read
-from lamjax.neighbors import Neighbors
-from lamjax.system import System, pad, to_ase
+from lamjax.data.read import from_atoms, iterate
+from lamjax.system import Labels, System, to_ase
 
-HEADROOM = 1.25  # slots for neighbours that come closer on the way, relative to what start and target need
+SAME_CELL = 1e-4  # Å; lattice vectors that differ by less are the same
+FAR = 1.5  # Å; an atom that goes farther may be another one: the order of the atoms is looked at
+FARTHEST = 5.0  # Å; atoms that were matched and are farther apart than this are not the same
+STAYS = 0.01  # Å; what is fixed moves no farther than files round
+STILL = 1e-3  # Å; an atom that moved less, where others moved more, may have been held
+LARGEST_STRAIN, LARGEST_TURN = 0.5, 0.1  # of a cell between start and target, beyond which it is another one
+REORDERED = "Atoms of the target, in another order than those of the start, were matched to them"
+PERMUTED = "Atoms of one element appear permuted between start and target, and are left as they are"
+SHOWN = 10  # reasons that a message lists
+
+Remarks = dict[str, list[str]]  # what is told of pairs that are kept: a headline, and a line a pair
 
 
 class Pair(NamedTuple):
-    """One relaxation: the same atoms in the same order and cell, before and after. On the host."""
+    """One relaxation: the same atoms in the same order, before and after. On the host."""
 
     start: System
-    target: System
+    target: System  # its own cell; positions as the file gives them, in any image
+    fixed: Bool[np.ndarray, "n_atoms 3"]  # True: this Cartesian component does not move
+    labels: Labels  # of the target; what is missing weighs nothing
     source: str  # where it was read, for messages
-    info: dict[str, Any]  # relax_id or pair_id and whatever else the file says
+    info: dict[str, Any]  # relax_id or pair_id and whatever else the file says of the start
 
 
-class StructureBatch(NamedTuple):
-    """What the structure loss takes: starts, their neighbours, and the positions where they should end."""
+class _Rules(NamedTuple):
+    """What a pair must be, as `pairs_from_frames` takes it."""
 
-    start: System  # (n_batch, ...)
-    neighbors: Neighbors
-    target: Float[Array, "n_batch n_atoms 3"]  # Å
-
-
-def read_pairs(paths: str | Path | Iterable[str | Path], dtype=np.float64, fmax: float = 0.1) -> list[Pair]:
-    """All pairs of one or more files (extxyz, plain or .gz); see `pairs_from_frames`."""
-    return pairs_from_frames(read(paths, dtype), fmax)
+    fmax: float
+    variable_cell: bool
+    keep_unrelaxed: bool
 
 
-def pairs_from_frames(frames: Iterable[Frame], fmax: float = 0.1) -> list[Pair]:
-    """Pairs from frames that carry the array `final_positions`, or from trajectories with `relax_id` and `step`.
+class _Ends(NamedTuple):
+    """A start and a target that the file says belong together, unchecked."""
 
-    Of a trajectory the lowest step is the start and the highest the target. Warns of a target whose forces exceed
-    `fmax` (eV/Å): it is not relaxed. Raises ValueError, naming the frames, for a frame that is neither, for a
-    trajectory without its first or last step, and for partners that differ in atoms, order or cell, or hold a NaN.
+    start: Frame
+    target: Frame
+    where: str
+
+
+def read_pairs(
+    paths: str | Path | Iterable[str | Path],
+    dtype=np.float64,
+    fmax: float = 0.1,
+    variable_cell: bool = False,
+    keep_unrelaxed: bool = False,
+) -> list[Pair]:
+    """All pairs of one or more files (extxyz, plain or .gz, whatever `data.read` reads); see `pairs_from_frames`.
+
+    Frames and files that cannot be read are left out and named as unusable pairs are. FileNotFoundError for a file
+    that is not there.
     """
+    left_out: list[str] = []
+    frames = _readable(paths, dtype, left_out)
+    return _pairs(frames, left_out, _Rules(fmax, variable_cell, keep_unrelaxed))
+
+
+def pairs_from_frames(
+    frames: Iterable[Frame], fmax: float = 0.1, variable_cell: bool = False, keep_unrelaxed: bool = False
+) -> list[Pair]:
+    """Pairs from frames that say where they relax to, in the order of the frames, in any mixture of three forms.
+
+    `final_positions`: a per-atom array beside the positions of the start, with a variable cell perhaps `final_cell`
+    in the info (rows are lattice vectors). `relax_id` and `step`: a trajectory, of which step 0 is the start and the
+    last of `n_steps` the target. `pair_id` and `role`: two frames, the roles "start" and "target".
+
+    The cell may differ, and be a degree of freedom, with `variable_cell` only. A component is fixed if the start says
+    so: FixAtoms and FixCartesian of ASE, `move_mask` of extxyz, or a per-atom array `fixed`. If the target has its
+    atoms in another order, they are matched by their places, with a warning.
+
+    What cannot be used is left out, and one warning names it with the reason: a partner or the first or last step is
+    missing or there twice; other atoms, another cell, NaN; a target that is not relaxed, which is a force above `fmax`
+    (eV/Å) on what is not fixed, or with `variable_cell` a row of the virial above `fmax` (eV) per atom.
+    `keep_unrelaxed` keeps those and warns. Raises ValueError with the same reasons if no pair is left.
+    """
+    return _pairs(frames, [], _Rules(fmax, variable_cell, keep_unrelaxed))
+
+
+def _readable(paths, dtype, left_out: list[str]) -> Iterator[Frame]:
+    """The frames that can be read; what is wrong with the others is added to `left_out`."""
+    for path in [paths] if isinstance(paths, str | Path) else paths:
+        try:
+            yield from iterate(path, dtype, on_error=lambda error: left_out.append(str(error)))
+        except ValueError as error:
+            left_out.append(str(error))
+
+
+def _pairs(frames: Iterable[Frame], left_out: list[str], rules: _Rules) -> list[Pair]:
     pairs: list[Pair] = []
-    trajectories: dict[str, list[Frame]] = {}
-    for frame in frames:
-        if "final_positions" in frame.info:
-            pairs.append(_from_final_positions(frame))
-        elif "relax_id" in frame.info and "step" in frame.info:
-            trajectories.setdefault(str(frame.info["relax_id"]), []).append(frame)
+    remarks: Remarks = defaultdict(list)
+    for form, name, members in _groups(frames, left_out):
+        try:
+            pairs.append(_checked(_ENDS[form](members, name), rules, remarks))
+        except ValueError as error:
+            left_out.append(str(error))
+    _report(len(pairs), left_out, remarks)
+    return pairs
+
+
+def _report(n_pairs: int, left_out: list[str], remarks: Remarks) -> None:
+    """Warn of what was left out and of what is odd; ValueError if nothing is left."""
+    if not n_pairs:
+        raise ValueError(_listed("No pair of start and target", left_out or ["There are no frames."]))
+    for headline, lines in remarks.items():
+        warnings.warn(_listed(f"{headline} in {len(lines)} of {n_pairs} pairs", lines), stacklevel=4)
+    if left_out:
+        n = len(left_out)
+        warnings.warn(_listed(f"Left out {n} of {n + n_pairs} pairs or single frames", left_out), stacklevel=4)
+
+
+def _listed(headline: str, lines: list[str]) -> str:
+    more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    return "\n  ".join([f"{headline}:", *lines[:SHOWN], *more])
+
+
+# ---- which frames belong together
+
+
+def _groups(frames: Iterable[Frame], left_out: list[str]) -> list[tuple[str, str, list[Frame]]]:
+    """(form, name, frames) of all candidates, in the order in which they begin."""
+    found: dict[tuple[str, str], list[Frame]] = {}
+    for k, frame in enumerate(frames):
+        info = frame.info
+        if "final_positions" in info:
+            found["final_positions", str(k)] = [frame]
+        elif "relax_id" in info and "step" in info:
+            found.setdefault(("relax_id", str(info["relax_id"])), []).append(frame)
+        elif "pair_id" in info and "role" in info:
+            found.setdefault(("pair_id", str(info["pair_id"])), []).append(frame)
         else:
-            raise ValueError(
-                f"{frame.source}: neither an array `final_positions` nor `relax_id` and `step` in the info: "
-                "nothing says where the structure should relax to."
+            left_out.append(
+                f"{frame.source}: nothing says where the structure relaxes to. Give it an array `final_positions`, or "
+                "in the info `relax_id` and `step`, or `pair_id` and `role`."
             )
-    return pairs + [_from_trajectory(frames, name, fmax) for name, frames in trajectories.items()]
+    return [(form, name, members) for (form, name), members in found.items()]
 
 
-def pair_batches(
-    pairs: Sequence[Pair], shells, batch_size: int, seed: int | None = None, n_atoms: int | None = None
-) -> Iterator[StructureBatch]:
-    """The pairs once, in batches of one shape, shuffled by `seed` (None: in order); the last is filled by empty rows.
-
-    The neighbour arrays have room for what start and target need and a quarter more; `overflow` of the relaxation
-    tells if that was too little. Pairs of very different sizes are better sorted into several calls.
-    """
-    if not pairs:
-        raise ValueError("There are no pairs to batch.")
-    n_atoms = max(p.start.n_atoms for p in pairs) if n_atoms is None else n_atoms
-    capacities = pair_capacities(pairs, shells)
-    n_offsets = max(len(neighbor_lists.image_offsets(p.start.cell, p.start.pbc, shells[0].cutoff)) for p in pairs)
-    order = np.arange(len(pairs)) if seed is None else np.random.default_rng(seed).permutation(len(pairs))
-    for k in range(0, len(order), batch_size):
-        rows = [_row(pairs[i], shells, capacities, n_offsets, n_atoms) for i in order[k : k + batch_size]]
-        rows += [_empty(rows[0])] * (batch_size - len(rows))
-        yield pytree.stack(rows)
+def _of_final_positions(frames: list[Frame], name: str) -> _Ends:
+    (start,) = frames
+    atoms = to_ase(start.system)
+    try:
+        final = np.asarray(start.info["final_positions"], np.float64)
+        if final.shape != atoms.positions.shape:
+            raise ValueError(f"their shape is {final.shape}, that of the positions {atoms.positions.shape}.")
+        atoms.positions = final
+        if "final_cell" in start.info:
+            atoms.cell = np.asarray(start.info["final_cell"], np.float64).reshape(3, 3)
+        target = from_atoms(atoms, start.system.positions.dtype, start.source)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{start.source}, final_positions: {error}") from error
+    return _Ends(start, target, start.source)
 
 
-def pair_capacities(pairs: Sequence[Pair], shells) -> tuple[int, ...]:
-    """Slots for each shell that hold the neighbours of all starts and targets, with headroom for the way between."""
-    found = np.array([neighbor_lists.count(s, shells) for p in pairs for s in (p.start, p.target)]).max(axis=0)
-    return neighbor_lists.plan_capacities(tuple(int(np.ceil(HEADROOM * f)) for f in found), shells)
+def _of_trajectory(frames: list[Frame], name: str) -> _Ends:
+    steps = np.array([_number(frame, "step") for frame in frames])
+    order = np.argsort(steps, kind="stable")
+    start, target = frames[order[0]], frames[order[-1]]
+    where, first, last = f"Relaxation {name} ({start.source} to {target.source})", steps.min(), steps.max()
+    if len(np.unique(steps)) < len(steps):
+        doubled = steps[order][1:][np.diff(steps[order]) == 0]
+        raise ValueError(f"{where} has step {doubled[0]} twice. Do two relaxations bear the same relax_id?")
+    n_steps = _number(target, "n_steps") if "n_steps" in target.info else last + 1
+    if len(steps) < 2 or first != 0 or last != n_steps - 1:
+        raise ValueError(
+            f"{where} holds steps {first} to {last} of {n_steps}: the start (step 0) or its partner, "
+            f"the relaxed structure (step {n_steps - 1}), is missing."
+        )
+    return _Ends(start, target, where)
 
 
-def _row(pair: Pair, shells, capacities, n_offsets: int, n_atoms: int) -> StructureBatch:
-    start = pad(pair.start, n_atoms)
-    return StructureBatch(
-        start,
-        neighbor_lists.host_neighbors(start, shells, capacities, n_offsets),
-        pad(pair.target, n_atoms).positions,
+def _of_roles(frames: list[Frame], name: str) -> _Ends:
+    where = f"Pair {name} ({' and '.join(frame.source for frame in frames)})"
+    roles = [str(frame.info["role"]) for frame in frames]
+    if sorted(roles) != ["start", "target"]:
+        raise ValueError(f"{where} has the roles {', '.join(roles)}; needs one start and one target.")
+    return _Ends(frames[roles.index("start")], frames[roles.index("target")], where)
+
+
+_ENDS = {"final_positions": _of_final_positions, "relax_id": _of_trajectory, "pair_id": _of_roles}
+
+
+def _number(frame: Frame, key: str) -> int:
+    try:
+        return int(frame.info[key])
+    except (TypeError, ValueError):
+        raise ValueError(f"{frame.source}: {key} is {frame.info[key]!r}, not a number.") from None
+
+
+# ---- what a pair must be
+
+
+def _checked(ends: _Ends, rules: _Rules, remarks: Remarks) -> Pair:
+    """The pair; ValueError that names it if it cannot be used."""
+    start, target, where = ends
+    _check_finite(start, target, where)
+    _check_atoms(start.system, target.system, where)
+    target = target._replace(system=_in_cell(start.system, target.system, rules, where))
+    target = _in_order(start.system, target, where, remarks)
+    fixed = _fixed(start, target, where, remarks)
+    if reason := _unrelaxed(start.system, target, fixed, rules):
+        if not rules.keep_unrelaxed:
+            raise ValueError(f"{where}: {reason}, or keep it with keep_unrelaxed=True.")
+        remarks["The target is not relaxed"].append(f"{where}: {reason}.")
+    info = {k: v for k, v in start.info.items() if k not in ("final_positions", "final_cell", "fixed")}
+    return Pair(start.system, target.system, fixed, target.labels, where, info)
+
+
+def _check_finite(start: Frame, target: Frame, where: str) -> None:
+    arrays = (*start.system[:3], *target.system[:3], *target.labels)
+    if not all(np.isfinite(x).all() for x in arrays):
+        raise ValueError(f"{where}: positions, cell or labels hold a value that is not finite. Remove the pair.")
+
+
+def _check_atoms(start: System, target: System, where: str) -> None:
+    if not np.array_equal(np.sort(start.numbers), np.sort(target.numbers)):
+        first, last = (to_ase(s).get_chemical_formula() for s in (start, target))
+        raise ValueError(f"{where}: the start is {first}, the target {last}. Give both the same atoms.")
+    if (start.pbc != target.pbc).any():
+        raise ValueError(
+            f"{where}: pbc is {start.pbc.tolist()} at the start, {target.pbc.tolist()} at the target. "
+            "Give both the same."
+        )
+
+
+def _in_cell(start: System, target: System, rules: _Rules, where: str) -> System:
+    """The target, exactly in the cell of the start if cells are fixed; ValueError if its cell cannot be."""
+    first, last = (np.where(s.pbc[:, None], np.asarray(s.cell, np.float64), 0) for s in (start, target))
+    change = f"{where}: the cell changes from {first.tolist()} to {last.tolist()}"
+    if not rules.variable_cell:
+        if np.abs(last - first).max() > SAME_CELL:
+            raise ValueError(f"{change}. If cells relax, pass variable_cell=True.")
+        return target._replace(cell=start.cell)
+    strain = np.linalg.pinv(first) @ (last - first)
+    if np.linalg.norm(strain, 2) > LARGEST_STRAIN or np.linalg.norm(strain - strain.T, 2) / 2 > LARGEST_TURN:
+        raise ValueError(
+            f"{change}, which is too large a strain or a rotation. Are its vectors in another order or orientation, or "
+            "its rows and columns exchanged?"
+        )
+    return target
+
+
+def _in_order(start: System, target: Frame, where: str, remarks: Remarks) -> Frame:
+    """The target with its atoms in the order of the start; ValueError if they cannot be told apart."""
+    if not np.array_equal(start.numbers, target.system.numbers):
+        found = matching.assigned(start, target.system)
+        moved = int(np.sum(found.order != np.arange(start.n_atoms)))
+        said = f"{moved} of {start.n_atoms} atoms change place, the largest displacement is then {found.largest:.2f} Å"
+        if found.largest > FARTHEST:
+            raise ValueError(
+                f"{where}: the atoms of the target are in another order, and to match them fails: {said}, more than "
+                f"{FARTHEST:g} Å. Give both the same order."
+            )
+        remarks[REORDERED].append(f"{where}: {said}.")
+        return _permuted(target, found.order)
+    as_given = matching.given(start, target.system)
+    if as_given.largest > FAR:
+        found = matching.assigned(start, target.system)
+        if found.rms < as_given.rms / 2:
+            said = f"RMS displacement {as_given.rms:.2f} Å, if they were matched {found.rms:.2f} Å"
+            remarks[PERMUTED].append(f"{where}: {said}.")
+    return target
+
+
+def _permuted(frame: Frame, order: np.ndarray) -> Frame:
+    system, labels, info = frame.system, frame.labels, dict(frame.info)
+    if "fixed" in info:
+        info["fixed"] = _mask(frame)[order]
+    return frame._replace(
+        system=system._replace(
+            positions=system.positions[order],
+            numbers=system.numbers[order],
+            aparam=None if system.aparam is None else system.aparam[order],
+        ),
+        labels=labels._replace(forces=labels.forces[order]),
+        info=info,
     )
 
 
-def _empty(row: StructureBatch) -> StructureBatch:
-    """A row of the same shapes without atoms."""
-    return jax.tree.map(np.zeros_like, row)
-
-
-def _from_final_positions(frame: Frame) -> Pair:
-    final = np.asarray(frame.info["final_positions"], np.float64)
-    start = to_ase(frame.system)
-    if final.shape != start.positions.shape:
+def _fixed(start: Frame, target: Frame, where: str, remarks: Remarks) -> np.ndarray:
+    """Fixed components (n_atoms, 3), as the start has them; ValueError if the target has others."""
+    fixed = _mask(start)
+    if "fixed" in target.info and (_mask(target) != fixed).any():
         raise ValueError(
-            f"{frame.source}: final_positions have shape {final.shape}, positions {start.positions.shape}."
+            f"{where}: {fixed.sum()} components are fixed at the start, {_mask(target).sum()} at the target, not the "
+            "same. Give both the same constraints, or the start alone."
         )
-    start.positions = final
-    try:
-        target = from_atoms(start, frame.system.positions.dtype).system
-    except ValueError as error:
-        raise ValueError(f"{frame.source}, final_positions: {error}") from error
-    info = {key: value for key, value in frame.info.items() if key != "final_positions"}
-    return Pair(frame.system, target, frame.source, info)
+    if kinds := start.info.get("other_constraints"):
+        remarks["Constraints other than FixAtoms and FixCartesian are ignored"].append(f"{where}: {kinds}.")
+    if fixed.any() and np.array_equal(start.system.cell, target.system.cell):
+        moved = np.abs(_displacements(start.system, target.system))[fixed].max()
+        if moved > STAYS:
+            remarks["What is fixed moves"].append(f"{where}: by up to {moved:.2f} Å between start and target.")
+    return fixed
 
 
-def _from_trajectory(frames: list[Frame], name: str, fmax: float) -> Pair:
-    frames = sorted(frames, key=lambda frame: int(frame.info["step"]))
-    start, target = frames[0], frames[-1]
-    where = f"Relaxation {name} ({start.source} to {target.source})"
-    _check_complete([int(frame.info["step"]) for frame in frames], target.info, where)
-    _check_partners(start.system, target.system, where)
-    largest = np.linalg.norm(target.labels.forces, axis=1).max()
-    if target.labels.weights[1] > 0 and largest > fmax:
-        warnings.warn(
-            f"{where}: the last step is not relaxed, its largest force is {largest:.3g} eV/Å (threshold {fmax:g}).",
-            stacklevel=3,
-        )
-    return Pair(start.system, target.system, where, dict(start.info))
-
-
-def _check_complete(steps: list[int], info: dict, where: str) -> None:
-    """Raise ValueError unless the first and the last step are there, once."""
-    n_steps = int(info.get("n_steps", steps[-1] + 1))
-    if len(set(steps)) < len(steps):
-        raise ValueError(f"{where} has a step twice: {steps}. Do two relaxations bear the same relax_id?")
-    if len(steps) < 2 or steps[0] != 0 or steps[-1] != n_steps - 1:
+def _mask(frame: Frame) -> np.ndarray:
+    n_atoms = frame.system.n_atoms
+    fixed = np.asarray(frame.info.get("fixed", np.zeros(n_atoms, bool)))
+    if fixed.shape not in ((n_atoms,), (n_atoms, 3)) or not np.isin(fixed, (0, 1)).all():
         raise ValueError(
-            f"{where} holds steps {steps[0]} to {steps[-1]} of {n_steps}: the start (step 0) or its partner, "
-            f"the relaxed structure (step {n_steps - 1}), is missing."
+            f"{frame.source}: the array `fixed` has shape {fixed.shape} and type {fixed.dtype}; needs a truth value "
+            f"for each of {n_atoms} atoms, or three of them."
         )
+    return np.broadcast_to(fixed.reshape(n_atoms, -1).astype(bool), (n_atoms, 3)).copy()
 
 
-def _check_partners(start: System, target: System, where: str) -> None:
-    """Raise ValueError unless both hold the same atoms in the same order and cell."""
-    if not np.array_equal(start.numbers, target.numbers):
-        first, last = (to_ase(s).get_chemical_formula(mode="reduce") for s in (start, target))
-        raise ValueError(f"{where}: start {first} and target {last} do not hold the same atoms in the same order.")
-    if (start.pbc != target.pbc).any() or not np.allclose(start.cell, target.cell, rtol=0, atol=1e-4):
-        raise ValueError(
-            f"{where}: the cell changes from {start.cell.tolist()} to {target.cell.tolist()} (or pbc does); "
-            "the structure loss relaxes at fixed cell."
+def _unrelaxed(start: System, target: Frame, fixed: np.ndarray, rules: _Rules) -> str:
+    """Why the target is not relaxed, and the remedy; empty if it is, or if nothing is known."""
+    _, forces, virial = target.labels.weights > 0
+    force = np.linalg.norm(np.where(fixed, 0, target.labels.forces), axis=1)
+    if forces and force.max() > rules.fmax:
+        moved = np.linalg.norm(_displacements(start, target.system), axis=1)
+        held = moved[force > rules.fmax].max() < STILL < moved.max()
+        hint = " on atoms that did not move: if they were held fixed, mark them in `move_mask`" if held else ""
+        return (
+            f"the target is not relaxed, its largest force is {force.max():.3g} eV/Å (fmax {rules.fmax:g}){hint}. "
+            "Remove it, raise fmax"
         )
+    strain = np.linalg.norm(target.labels.virial, axis=1).max() / len(fixed)
+    if virial and rules.variable_cell and strain > rules.fmax:
+        return (
+            f"the cell of the target is not relaxed at zero pressure, the largest row of its virial is {strain:.3g} eV "
+            f"per atom (fmax {rules.fmax:g}); of another pressure nothing is known here. Remove it, raise fmax"
+        )
+    return ""
+
+
+def _displacements(start: System, target: System) -> np.ndarray:
+    return matching.nearest(matching.in_cell_of(start, target) - start.positions, start.cell, start.pbc)

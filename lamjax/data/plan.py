@@ -54,9 +54,9 @@ def plan(
     # a frame costs its share of a batch, whose rows are as wide as wanted where its structures are smaller
     wide = np.column_stack([np.maximum(shapes[:, 0], wanted_atoms(batch_size) or 0), shapes[:, 1:]])
     share = members / np.array([frames_per_batch(n, batch_size) for n in shapes[:, 0].tolist()])
-    boxes, _ = _merge(wide, share, max_programs, free)
+    boxes, _ = merge(wide, share, max_programs, free)
     boxes = _without_rare(wide, share, boxes[np.argsort(work(boxes), kind="stable")])
-    used, places = np.unique(_cheapest(wide, boxes), return_inverse=True)
+    used, places = np.unique(cheapest(wide, boxes), return_inverse=True)
     buckets, n_frames, spent = [], [], 0.0
     for k, box in enumerate(boxes[used]):
         n, counted = shapes[places == k, 0], members[places == k]
@@ -73,7 +73,7 @@ def _without_rare(shapes: np.ndarray, share: np.ndarray, boxes: np.ndarray) -> n
     """The boxes without those whose few members cost less elsewhere than a batch of their own that is hardly filled."""
 
     def spent(boxes: np.ndarray) -> float:
-        n_batches = np.ceil(np.bincount(_cheapest(shapes, boxes), share, len(boxes)) - 1e-9)
+        n_batches = np.ceil(np.bincount(cheapest(shapes, boxes), share, len(boxes)) - 1e-9)
         return float(np.sum(n_batches * work(boxes)))
 
     while len(boxes) > 1:
@@ -117,7 +117,7 @@ def choose(exact: np.ndarray, plan: Plan, block: int = 1 << 20) -> np.ndarray:
     return places  # the first that fits: buckets are sorted by cost
 
 
-def _merge(shapes: np.ndarray, members: np.ndarray, limit: int, free: float = FREE) -> tuple[np.ndarray, np.ndarray]:
+def merge(shapes: np.ndarray, members: np.ndarray, limit: int, free: float = FREE) -> tuple[np.ndarray, np.ndarray]:
     """At most `limit` shapes that hold the given ones, and their numbers of members.
 
     A k-median problem: candidates of a grid are added one by one, always the one that saves most, then exchanged as
@@ -135,7 +135,7 @@ def _merge(shapes: np.ndarray, members: np.ndarray, limit: int, free: float = FR
         if _total(coarse, weights, boxes) > before * (1 - 1e-6):
             break
     buckets = _shrink(shapes, boxes)
-    return buckets, np.bincount(_cheapest(shapes, buckets), members, len(buckets))
+    return buckets, np.bincount(cheapest(shapes, buckets), members, len(buckets))
 
 
 def _search(costs: np.ndarray, limit: int, free: float, seed: int = 0) -> list[int]:
@@ -227,7 +227,7 @@ def _costs(shapes: np.ndarray, members: np.ndarray, boxes: np.ndarray) -> np.nda
 
 def _total(shapes: np.ndarray, members: np.ndarray, boxes: np.ndarray) -> float:
     """Work of all members, each in the cheapest box that holds it."""
-    return float(np.sum(members * work(boxes)[_cheapest(shapes, boxes)]))
+    return float(np.sum(members * work(boxes)[cheapest(shapes, boxes)]))
 
 
 def _exchange(costs: np.ndarray, chosen: list[int]) -> list[int]:
@@ -247,13 +247,13 @@ def _exchange(costs: np.ndarray, chosen: list[int]) -> list[int]:
 def _shrink(shapes: np.ndarray, buckets: np.ndarray) -> np.ndarray:
     """Buckets no larger than their members need, those without members left out."""
     cost = np.inf
-    while (now := np.sum(work(buckets)[_cheapest(shapes, buckets)])) < cost:
-        cost, chosen = now, _cheapest(shapes, buckets)
+    while (now := np.sum(work(buckets)[cheapest(shapes, buckets)])) < cost:
+        cost, chosen = now, cheapest(shapes, buckets)
         buckets = np.array([shapes[chosen == k].max(axis=0) for k in np.unique(chosen)])
     return buckets
 
 
-def _cheapest(shapes: np.ndarray, buckets: np.ndarray) -> np.ndarray:
+def cheapest(shapes: np.ndarray, buckets: np.ndarray) -> np.ndarray:
     """For every shape the cheapest bucket that holds it."""
     fits = np.all(shapes[:, None, :] <= buckets, axis=-1)
     return np.argmin(np.where(fits, work(buckets), np.inf), axis=1)

@@ -18,7 +18,7 @@ from lamjax.data.columns import elements as present_elements
 from lamjax.data.columns import facts
 from lamjax.data.frames import LABELS, Frame, Joined, join
 from lamjax.data.store import Store, is_store
-from lamjax.system import Labels, System, complete_cell, host_system
+from lamjax.system import Labels, System, complete_cell, fixed_components, host_system, other_constraints
 
 CLOSEST = 1e-3  # Å; atoms nearer than this are two atoms on one place
 _OWN_ARRAYS = {"positions", "numbers", "forces", "force", "REF_forces"}
@@ -165,8 +165,15 @@ def from_atoms(atoms: ase.Atoms, dtype=np.float64, source: str = "structure") ->
         virial=np.asarray(_checked(virial, (3, 3), "virial"), dtype),
         weights=weights,
     )
-    info = {**atoms.info, **{k: v for k, v in atoms.arrays.items() if k not in _OWN_ARRAYS}}
+    arrays = {k: v for k, v in atoms.arrays.items() if k not in _OWN_ARRAYS}
+    info = {**atoms.info, **arrays, **_constraints(atoms)}
     return Frame(system, labels, source, tuple(key for _, key in found), info)
+
+
+def _constraints(atoms: ase.Atoms) -> dict:
+    """`fixed` (n_atoms, 3) and the kinds of `other_constraints`, each only where there are some."""
+    fixed, others = fixed_components(atoms), ", ".join(other_constraints(atoms))
+    return ({"fixed": fixed} if fixed.any() else {}) | ({"other_constraints": others} if others else {})
 
 
 def _known_labels(names: Iterable[str]) -> tuple[str, ...]:

@@ -1,191 +1,203 @@
-"""How far a relaxation ends from where it should, and a loss of it that trains the potential through the relaxation."""
+"""A loss of where relaxations end, which trains the potential (and the minimiser) through the relaxation."""
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
-import ase.data
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from lamjax import numerics
-from lamjax.relaxation import Relaxation, RelaxConfig, Unrolled, UntilConverged, relax
+from lamjax import neighbors as neighbor_lists
+from lamjax.losses.geometry import StructureError, structure_error
+from lamjax.relaxation import Hybrid, Implicit, Relaxation, RelaxConfig, Unrolled, implicit, landscape, minimiser, relax
 from lamjax.system import System, real
 
-MASSES = np.where(np.arange(119) > 0, np.nan_to_num(ase.data.atomic_masses, nan=1.0), 0.0)  # amu, 0 for padding
-_NEAR = np.array(list(itertools.product((-1, 0, 1), repeat=3)))
-_STEPS = np.array([s for s in itertools.product((-1, 0, 1), repeat=2) if any(s)])
 
+@dataclass(frozen=True)
+class DistanceConfig:
+    """How far a structure is from its target, as one number.
 
-class StructureError(NamedTuple):
-    """Distance of two structures of the same atoms and cell; with a leading axis for a batch."""
+    `kind`: "dq" the mass-weighted distance (amu^1/2 Å), "rmsd" (Å), "squared" dq²; "bounded" dq/(scale + dq), which
+    keeps the huge gradients next to a switch of basins from deciding a batch.
+    """
 
-    dq: Float[Array, "*batch"]  # amu^1/2 Å, mass-weighted
-    rmsd: Float[Array, "*batch"]  # Å, all atoms alike
-    largest: Float[Array, "*batch"]  # Å, the atom that is farthest off
+    kind: Literal["dq", "rmsd", "squared", "bounded"] = "dq"
+    scale: float = 1.0  # amu^1/2 Å, where "bounded" is one half
+    cell: float = 0.0  # of the strain between the cells, added to the distance of the atoms (in its unit)
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    def __post_init__(self):
+        if self.kind not in ("dq", "rmsd", "squared", "bounded"):
+            raise ValueError(f"Unknown kind of distance {self.kind!r}; known: dq, rmsd, squared, bounded.")
+        if self.scale <= 0 or self.cell < 0:
+            raise ValueError(f"A distance needs scale > 0 and cell >= 0, got {self.scale} and {self.cell}.")
 
 
 @dataclass(frozen=True)
 class StructureLossConfig:
-    """What the structure loss relaxes and how it weighs the distance of the end from the target.
-
-    `kind`: "dq" the mass-weighted distance; "squared" dq²; "bounded" dq/(scale + dq), which keeps the huge gradients
-    next to a switch of basins from deciding a batch.
-    """
+    """What the structure loss relaxes, and what it makes of the end."""
 
     relax: RelaxConfig = field(default_factory=lambda: RelaxConfig(adjoint=Unrolled(50)))
-    kind: Literal["dq", "squared", "bounded"] = "dq"
-    scale: float = 1.0  # amu^1/2 Å, where "bounded" is one half
+    distance: DistanceConfig = DistanceConfig()
+    window: float = 1.0  # weight of the distance at the end of the window of the adjoint Hybrid
+    energy: float = 0.0  # weight (atoms/eV) of |E - label| per atom at the end, where the target has an energy
     max_motion: float = 10.0  # Å; an atom that moved farther than this from its start has exploded: dropped, counted
+    type: Literal["structure"] = "structure"
     __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+
+class Learned(NamedTuple):
+    """Parameters of a loss that learns the numbers of the minimiser too."""
+
+    potential: Any
+    minimiser: dict[str, Array]
+
+
+def with_minimiser(params, config: RelaxConfig, dtype=None) -> Learned:
+    """The parameters, and beside them the learnable numbers of the config's minimiser: step sizes, mixing, bias."""
+    return Learned(params, minimiser(config.minimiser).numbers(jnp.zeros((), dtype or float).dtype))
 
 
 def structure_loss(potential, config: StructureLossConfig | None = None) -> Callable:
     """The loss `(params, batch, lr_ratio) -> (scalar, metrics)` of relaxing `batch.start` towards `batch.target`.
 
-    The batch is a `data.pairs.StructureBatch`. The scalar is the mean over its structures; rows without atoms do not
-    count, and structures whose relaxation became infinite, NaN or exploded are left out of value and gradient and
-    counted in the metrics (means and a median over the kept ones; the numbers n_* are sums).
+    The batch is a `data.StructureBatch`; params are the potential's, or `Learned`. The scalar is the mean over its
+    structures; rows without atoms do not count, and structures whose relaxation became infinite, NaN or exploded are
+    left out of value and gradient and counted in the metrics (means and a median over the kept ones; the numbers n_*
+    are sums). With the adjoints Implicit and Hybrid a structure that did not come below `gate` has a value but no
+    implicit gradient (n_gated), and one where the curvature was not positive a truncated one (n_negative).
     Dramko et al., arXiv 2512.01067.
     """
     config = StructureLossConfig() if config is None else config
-    if isinstance(config.relax.adjoint, UntilConverged):
-        raise ValueError(
-            "structure_loss differentiates the relaxation and UntilConverged cannot be. Use adjoint=Unrolled(steps)."
-        )
-    shape = _shape(config)
+    by_adjoint = _at_minimum if isinstance(config.relax.adjoint, Implicit | Hybrid) else _on_the_way
 
     def loss(params, batch, lr_ratio=1.0):  # the ratio is for losses whose weights follow the learning rate
-        relaxed = relax(potential, params, batch.start, batch.neighbors, config.relax)
-        present = jnp.any(real(batch.start), axis=-1)
-        kept = present & relaxed.finite & (_motion(relaxed, batch.start) <= config.max_motion)
-        # a dropped structure is judged at its target, where every derivative is finite, and then not counted
-        positions = jnp.where(kept[..., None, None], relaxed.system.positions, batch.target)
-        error = structure_error(relaxed.system._replace(positions=positions), batch.target)
-        value = jnp.sum(jnp.where(kept, shape(error.dq), 0)) / jnp.maximum(jnp.sum(kept), 1)
-        return value, _metrics(error, relaxed, kept, present)
+        learned = params if isinstance(params, Learned) else Learned(params, {})
+        return by_adjoint(potential, learned, batch, config)
 
     return loss
 
 
-def structure_error(system: System, target: Float[Array, "*batch n_atoms 3"]) -> StructureError:
-    """Dq = sqrt(Σ_j m_j |x*_j - x_j|²) (amu^1/2 Å), RMSD and largest displacement (Å) of positions from `target`.
+def distance(error: StructureError, config: DistanceConfig) -> Float[Array, "*batch"]:
+    """The one number of a config."""
+    base = error.rmsd if config.kind == "rmsd" else error.dq
+    return shaped(base + config.cell * error.strain if config.cell else base, config)
 
-    Each displacement is the shortest over all periodic images, exact in skewed cells. A common translation, the
-    mass-weighted mean displacement, is removed in all three directions; rotations are not (in a crystal they are no
-    freedom; two molecules must be aligned beforehand). Padded atoms do not count. Dramko et al., arXiv 2512.01067.
-    """
-    system, target = jax.tree.map(jnp.asarray, (system, target))
-    if system.positions.ndim == 3:
-        return jax.vmap(structure_error)(system, target)
-    mass = jnp.asarray(MASSES, system.positions.dtype)[system.numbers]
-    d = displacement(system, target, mass)
-    squared = jnp.sum(d * d, axis=-1)
-    n_real = jnp.maximum(jnp.sum(mass > 0), 1)
-    return StructureError(
-        dq=numerics.safe_sqrt(jnp.sum(mass * squared)),
-        rmsd=numerics.safe_sqrt(jnp.sum(squared) / n_real),
-        largest=numerics.safe_sqrt(jnp.max(squared, initial=0)),
+
+def shaped(distance: Float[Array, "*batch"], config: DistanceConfig) -> Float[Array, "*batch"]:
+    """The distance, its square, or bounded by 1."""
+    match config.kind:
+        case "squared":
+            return jnp.square(distance)
+        case "bounded":
+            return distance / (config.scale + distance)
+    return distance
+
+
+def _on_the_way(potential, learned: Learned, batch, config: StructureLossConfig):
+    """Value and metrics where the relaxation itself is differentiated."""
+    relaxed = _relaxed(potential, learned, batch, config.relax)
+    kept = _kept(relaxed, batch, config)
+    each, error = _value(relaxed.system, relaxed.energy, batch, kept, config)
+    return mean(each, kept), _metrics(error, relaxed, kept, batch)
+
+
+def _at_minimum(potential, learned: Learned, batch, config: StructureLossConfig):
+    """Value and metrics where the minimum is differentiated: the linear solve is done here, and reported."""
+    rule = config.relax.adjoint
+    rule, hybrid = (rule.implicit, True) if isinstance(rule, Hybrid) else (rule, False)
+    relaxed = _relaxed(potential, learned, batch, config.relax)
+    window, end = relaxed.window, jax.lax.stop_gradient(relaxed._replace(window=None))
+    kept = _kept(end, batch, config)
+    gate = config.relax.fmax if rule.gate is None else rule.gate
+    settled = kept & (end.fmax <= gate) & ~end.overflow
+    there, z, cell = landscape.over(batch.start, batch.fixed, config.relax.cell), end.coordinates, config.relax.cell
+    lists = jax.vmap(lambda n, s: neighbor_lists.update(n, s, potential.shells))(batch.neighbors, end.system)
+    energy = jnp.zeros_like(end.energy)
+    if config.energy:
+        energy = landscape.energy(potential, learned.potential, there, z, lists)
+
+    def value(z):
+        moved = energy + jnp.sum(landscape.energy_slope(there, end.coordinates, cell) * (z - end.coordinates), (1, 2))
+        return _value(landscape.place(there, z), moved, batch, kept, config)
+
+    (each, error), back = jax.vjp(value, z)
+    (on_z,) = back((settled.astype(each.dtype) / _number(kept, each.dtype), jax.tree.map(jnp.zeros_like, error)))
+    zero, solve = implicit.tie(potential, learned.potential, there, z, lists, cell, rule, on_z)
+    total = mean(each, kept) + zero.astype(each.dtype)
+    metrics = _metrics(error, end, kept, batch) | {
+        "n_gated": jnp.sum(kept & ~settled),
+        "n_negative": jnp.sum(settled & solve.negative),
+        "iterations": mean(solve.iterations.astype(each.dtype), settled),
+        "residual": jnp.max(jnp.where(settled, solve.residual, 0)),
+    }
+    if hybrid:
+        at_window, found = _value(window, None, batch, kept, config)
+        total = total + config.window * mean(at_window, kept)
+        metrics |= {"dq_window": mean(found.dq, kept)}
+    return total, metrics
+
+
+def _relaxed(potential, learned: Learned, batch, config: RelaxConfig) -> Relaxation:
+    return relax(
+        potential,
+        learned.potential,
+        batch.start,
+        batch.neighbors,
+        config,
+        fixed=batch.fixed,
+        numbers=learned.minimiser,
     )
 
 
-def displacement(system: System, target, mass) -> Float[Array, "n_atoms 3"]:
-    """x* - x (Å) by minimum image, its weighted mean removed, 0 on padding.
+def _kept(relaxed: Relaxation, batch, config: StructureLossConfig) -> Bool[Array, " n_batch"]:
+    """Which structures count: there are atoms, and they did not explode."""
+    moved = jax.lax.stop_gradient(relaxed.system.positions) - batch.start.positions
+    farthest = jnp.sqrt(jnp.max(jnp.sum(moved * moved, axis=-1), axis=-1, initial=0))
+    return jnp.any(real(batch.start), axis=-1) & relaxed.finite & (farthest <= config.max_motion)
 
-    The mean is found twice: once it is gone, an atom near half a lattice vector may have a nearer image.
+
+def _value(system: System, energy, batch, kept, config: StructureLossConfig):
+    """The loss of each structure, and its errors; those that are not kept are judged at their target.
+
+    An energy of None does not count.
     """
-    raw = jnp.where((mass > 0)[:, None], target - system.positions, 0)
-    weight = (mass / jnp.maximum(jnp.sum(mass), 1))[:, None]
-    reduction = reduced_lattice(system.cell, system.pbc)
-    first = raw + nearest_image(raw, system.cell, system.pbc, reduction) @ system.cell
-    mean = jnp.sum(weight * first, axis=0)
-    images = nearest_image(raw - mean, system.cell, system.pbc, reduction)
-    d = raw + images @ system.cell
-    return jnp.where((mass > 0)[:, None], d - jnp.sum(weight * d, axis=0), 0)
+    target = jax.tree.map(jnp.asarray, batch.target)
+    system = system._replace(
+        positions=jnp.where(kept[:, None, None], system.positions, target.positions),
+        cell=jnp.where(kept[:, None, None], system.cell, target.cell),
+    )
+    error = structure_error(system, target, batch.fixed)
+    each = distance(error, config.distance)
+    if config.energy and energy is not None:
+        n_atoms = jnp.maximum(jnp.sum(real(target), axis=-1), 1)
+        off = jnp.abs(jnp.where(kept, energy - batch.labels.energy, 0)) / n_atoms
+        each = each + config.energy * jnp.where(batch.labels.weights[:, 0] > 0, off, 0).astype(each.dtype)
+    return each, error
 
 
-def nearest_image(d, cell, pbc, reduction) -> Float[Array, "n 3"]:
-    """The integers S (as floats) that make d + S cell shortest, for each row of `d` (Å); no gradient.
-
-    In a Minkowski-reduced basis the shortest is among the 27 images around the rounded one.
-    """
-    d, cell = jax.lax.stop_gradient((d, cell))
-    reduction = reduction.astype(cell.dtype)
-    basis = reduction @ jnp.where(pbc[:, None], cell, 0)
-    rounded = -jnp.round(d @ jnp.linalg.pinv(basis))
-    candidates = rounded[:, None, :] + jnp.asarray(_NEAR, cell.dtype)
-    length = jnp.sum((d[:, None, :] + candidates @ basis) ** 2, axis=-1)
-    best = jnp.take_along_axis(candidates, jnp.argmin(length, axis=1)[:, None, None], axis=1)[:, 0]
-    return jnp.where(pbc, best @ reduction, 0)
+def _number(kept, dtype) -> Float[Array, ""]:
+    return jnp.maximum(jnp.sum(kept), 1).astype(dtype)
 
 
-def reduced_lattice(cell, pbc) -> Int[Array, "3 3"]:
-    """Integers T so that T cell is a Minkowski-reduced basis of the lattice of the periodic directions; no gradient.
-
-    While a lattice vector can be shortened by adding (or taking away) others, it is.
-    """
-    cell = jnp.where(pbc[:, None], jax.lax.stop_gradient(cell), 0)
-
-    def shorten(state):
-        transform, _, n = state
-        changed = jnp.zeros((), bool)
-        for k in range(3):
-            transform, better = _shorten_row(transform, cell, pbc, k)
-            changed = changed | better
-        return transform, changed, n + 1
-
-    start = (jnp.eye(3, dtype=jnp.int32), jnp.ones((), bool), 0)
-    # a lattice takes a few rounds; the limit is for vectors that span none
-    return jax.lax.while_loop(lambda state: state[1] & (state[2] < 100), shorten, start)[0]
+def mean(x: Float[Array, " n_batch"], kept: Bool[Array, " n_batch"]) -> Float[Array, ""]:
+    """Over the kept ones; 0 if there are none."""
+    return jnp.sum(jnp.where(kept, x, 0)) / _number(kept, x.dtype)
 
 
-def _shorten_row(transform, cell, pbc, k: int):
-    """Row k replaced by the shortest of row + s i + t j, s and t being -1, 0, 1 or the rounded projections."""
-    i, j = [axis for axis in range(3) if axis != k]
-    rows = transform.astype(cell.dtype) @ cell
-    square = jnp.sum(rows * rows, axis=1)
-    s, t = (-jnp.round(rows[k] @ rows[axis] / jnp.maximum(square[axis], 1e-12)).astype(jnp.int32) for axis in (i, j))
-    zero = jnp.zeros_like(s)
-    steps = jnp.concatenate([jnp.asarray(_STEPS, jnp.int32), jnp.stack([jnp.stack([s, zero]), jnp.stack([zero, t])])])
-    steps = jnp.where(pbc[jnp.array([i, j])] & pbc[k], steps, 0)
-    options = transform[k] + steps @ transform[jnp.array([i, j])]
-    length = jnp.sum((options.astype(cell.dtype) @ cell) ** 2, axis=1)
-    best = jnp.argmin(length)
-    better = length[best] < square[k] * (1 - 1e-5)
-    return transform.at[k].set(jnp.where(better, options[best], transform[k])), better
-
-
-def _shape(config: StructureLossConfig) -> Callable:
-    match config.kind:
-        case "dq":
-            return lambda dq: dq
-        case "squared":
-            return jnp.square
-        case "bounded":
-            return lambda dq: dq / (config.scale + dq)
-    raise ValueError(f"Unknown kind of structure loss {config.kind!r}; known: dq, squared, bounded.")
-
-
-def _motion(relaxed: Relaxation, start: System) -> Bool[Array, "*batch"]:
-    """How far the farthest atom went from its start (Å); positions are unwrapped."""
-    moved = jax.lax.stop_gradient(relaxed.system.positions) - start.positions
-    return jnp.sqrt(jnp.max(jnp.sum(moved * moved, axis=-1), axis=-1, initial=0))
-
-
-def _metrics(error: StructureError, relaxed: Relaxation, kept, present) -> dict:
-    n_kept = jnp.maximum(jnp.sum(kept), 1)
-    mean = lambda x: jnp.sum(jnp.where(kept, x, 0)) / n_kept  # noqa: E731
+def _metrics(error: StructureError, relaxed: Relaxation, kept, batch) -> dict:
+    present = jnp.any(real(batch.start), axis=-1)
+    error, relaxed = jax.lax.stop_gradient((error, relaxed))
     return {
-        "dq_mean": mean(error.dq),
+        "dq_mean": mean(error.dq, kept),
         "dq_median": _median(error.dq, kept),
-        "rmsd": mean(error.rmsd),
+        "rmsd": mean(error.rmsd, kept),
         "largest_displacement": jnp.max(jnp.where(kept, error.largest, 0)),
-        "fmax": mean(relaxed.fmax),
-        "n_steps": mean(relaxed.n_steps.astype(relaxed.fmax.dtype)),
-        "converged": mean(relaxed.converged),
+        "strain": mean(error.strain, kept),
+        "fmax": mean(relaxed.fmax, kept),
+        "n_steps": mean(relaxed.n_steps.astype(relaxed.fmax.dtype), kept),
+        "converged": mean(relaxed.converged.astype(relaxed.fmax.dtype), kept),
         "n_structures": jnp.sum(kept),
         "n_dropped": jnp.sum(present & ~kept),
         "n_overflow": jnp.sum(present & relaxed.overflow),

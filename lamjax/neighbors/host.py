@@ -37,7 +37,7 @@ def allocate(
     """
     system = jax.tree.map(np.asarray, system)
     i, j, images, r = pairs(system, shells[0].cutoff)
-    _check_distances(i, j, r)
+    check_distances(i, j, r)
     n = system.n_atoms
     found = tuple(int(np.bincount(i[r <= s.cutoff], minlength=n).max(initial=0)) for s in shells)
     needed = plan_capacities(found, shells)
@@ -132,7 +132,7 @@ def _pack(system, shells, capacities, found_pairs, found, n_offsets: int = 0) ->
     )
 
 
-def _check_distances(i, j, r, closest: float = 1e-3) -> None:
+def check_distances(i, j, r, closest: float = 1e-3) -> None:
     if len(r) and r.min() < closest:
         k = int(np.argmin(r))
         raise ValueError(f"Atoms {i[k]} and {j[k]} are {r[k]:.2g} Å apart: two atoms on one place. Remove one of them.")

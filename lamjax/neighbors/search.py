@@ -21,31 +21,48 @@ def all_images(
     """
     check_single(system, "all_images")
     system = jax.lax.stop_gradient(jax.tree.map(jnp.asarray, system))
-    n_atoms, n_offsets = system.n_atoms, offsets.shape[0]
-    shift, wrapped = _wrap_shift(system)
-    squared = _squared_distances(system, shift, offsets)  # (n_atoms, n_atoms * n_offsets), inf where no pair
-    found = jnp.stack([jnp.max(jnp.sum(squared <= s.cutoff**2, axis=1), initial=0) for s in shells]).astype(jnp.int32)
-    kept = jnp.array([f if s.sel is None else jnp.minimum(f, s.sel) for f, s in zip(found, shells, strict=True)])
-    capacity = capacities[0]
-    columns = min(capacity, n_atoms * n_offsets)
-    nearest, slot = jax.lax.top_k(-squared, columns)
-    nearest = jnp.pad(-nearest, ((0, 0), (0, capacity - columns)), constant_values=jnp.inf)
-    slot = jnp.pad(slot, ((0, 0), (0, capacity - columns)))
-    masks = [
-        (nearest[:, :width] <= s.cutoff**2) & (jnp.arange(width) < (width if s.sel is None else s.sel))
-        for s, width in zip(shells, capacities, strict=True)
-    ]
-    own = jnp.arange(n_atoms)[:, None]
+    n_offsets = offsets.shape[0]
+    shift, finite = wrap_shift(system)
+    squared = squared_distances(system, shift, offsets)
+    kept, slot = nearest(squared, capacities[0])
     j, o = slot // n_offsets, slot % n_offsets
     images = offsets[o] + shift[j] - shift[:, None, :]
+    complete = finite & (reach(system, offsets) >= shells[0].cutoff)
+    return assemble(kept, j, images, offsets, shells, capacities, within_shells(squared, shells), complete)
+
+
+def nearest(squared: Float[Array, "n_atoms n"], width: int):
+    """The `width` smallest of each row, ascending, and their columns; inf and 0 where there are fewer."""
+    columns = min(width, squared.shape[1])
+    kept, slot = jax.lax.top_k(-squared, columns)
+    missing = ((0, 0), (0, width - columns))
+    return jnp.pad(-kept, missing, constant_values=jnp.inf), jnp.pad(slot, missing)
+
+
+def within_shells(squared: Float[Array, "n_atoms n"], shells: tuple[Shell, ...]) -> Int[Array, " n_shells"]:
+    """The largest number of neighbours of an atom within each shell."""
+    return jnp.stack([jnp.max(jnp.sum(squared <= s.cutoff**2, axis=1), initial=0) for s in shells]).astype(jnp.int32)
+
+
+def assemble(squared, indices, images, offsets, shells, capacities: tuple[int, ...], found, complete) -> Neighbors:
+    """The list of sorted candidates: (n_atoms, capacities[0]) squared distances, indices and images.
+
+    `complete` is False where more than a slot is missing; `found` are the true numbers within the shells.
+    """
+    kept = jnp.array([f if s.sel is None else jnp.minimum(f, s.sel) for f, s in zip(found, shells, strict=True)])
+    masks = [
+        (squared[:, :width] <= s.cutoff**2) & (jnp.arange(width) < (width if s.sel is None else s.sel))
+        for s, width in zip(shells, capacities, strict=True)
+    ]
+    own = jnp.arange(len(indices))[:, None]
     return Neighbors(
-        indices=jnp.where(masks[0], j, own).astype(jnp.int32),
+        indices=jnp.where(masks[0], indices, own).astype(jnp.int32),
         images=jnp.where(masks[0][..., None], images, 0).astype(jnp.int32),
         mask=masks[0],
         inner=tuple(masks[1:]),
         offsets=offsets,
         found=found,
-        overflow=jnp.any(kept > jnp.array(capacities)) | ~wrapped | _images_missing(system, shells[0].cutoff, offsets),
+        overflow=jnp.any(kept > jnp.array(capacities)) | ~complete,
         truncated=jnp.any(kept < found),
     )
 
@@ -68,7 +85,7 @@ def update(neighbors: Neighbors, system: System, shells: tuple[Shell, ...]) -> N
     )
 
 
-def _basis(system: System) -> Float[Array, "3 3"]:
+def basis(system: System) -> Float[Array, "3 3"]:
     """The cell, with rows of non-periodic directions completed to a basis."""
     cell, pbc = system.cell, system.pbc
     a, b, c = (jnp.where(pbc[k], cell[k], 0) for k in range(3))
@@ -88,14 +105,14 @@ def _basis(system: System) -> Float[Array, "3 3"]:
     return jnp.select([n == 3, n == 2, n == 1], [rows, two, one], jnp.eye(3, dtype=cell.dtype))
 
 
-def _wrap_shift(system: System):
+def wrap_shift(system: System):
     """The integer lattice vector that brings each atom home, and whether all are finite and of a sane size."""
-    fractional = system.positions @ jnp.linalg.inv(_basis(system))
+    fractional = system.positions @ jnp.linalg.inv(basis(system))
     shift = jnp.where(system.pbc, -jnp.floor(fractional), 0)
     return shift.astype(jnp.int32), jnp.all(jnp.isfinite(fractional) & (jnp.abs(shift) < FAR))
 
 
-def _squared_distances(system: System, shift, offsets):
+def squared_distances(system: System, shift, offsets):
     """|x_j + o cell - x_i|² of wrapped atoms, (n_atoms, n_atoms * n_offsets); inf for self, padding, absent images."""
     home = system.positions + shift.astype(system.cell.dtype) @ system.cell
     translation = offsets.astype(system.cell.dtype) @ system.cell
@@ -108,9 +125,8 @@ def _squared_distances(system: System, shift, offsets):
     return jnp.where(usable, squared, jnp.inf).reshape(system.n_atoms, -1)
 
 
-def _images_missing(system: System, cutoff: float, offsets):
-    """True if the cell needs images along some periodic axis that `offsets` does not reach."""
-    height = 1 / jnp.linalg.norm(jnp.linalg.inv(_basis(system)), axis=0)
-    needed = jnp.where(system.pbc, jnp.ceil(cutoff / height - 1e-6), 0)
-    reach = jnp.max(jnp.where(jnp.abs(offsets) < FAR, offsets, 0), axis=0)
-    return jnp.any(needed > reach)
+def reach(system: System, offsets) -> Float[Array, ""]:
+    """How far (Å) wrapped atoms see with the images in `offsets`; inf where nothing is periodic."""
+    height = 1 / jnp.linalg.norm(jnp.linalg.inv(basis(system)), axis=0)
+    images = jnp.max(jnp.where(jnp.abs(offsets) < FAR, offsets, 0), axis=0)
+    return jnp.min(jnp.where(system.pbc, (images + 1e-6) * height, jnp.inf))

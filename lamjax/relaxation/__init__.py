@@ -1,9 +1,16 @@
 """Relaxation: structures run downhill until the forces vanish, and gradients flow back through the whole way."""
 
+from lamjax.relaxation.adjoints import Hybrid as Hybrid
+from lamjax.relaxation.adjoints import Implicit as Implicit
 from lamjax.relaxation.adjoints import Unrolled as Unrolled
 from lamjax.relaxation.adjoints import UntilConverged as UntilConverged
-from lamjax.relaxation.fire import FireConfig as FireConfig
+from lamjax.relaxation.coordinates import CellConfig as CellConfig
+from lamjax.relaxation.minimisers import FireConfig as FireConfig
+from lamjax.relaxation.minimisers import GradientFlowConfig as GradientFlowConfig
+from lamjax.relaxation.minimisers import minimiser as minimiser
 from lamjax.relaxation.relax import Relaxation as Relaxation
 from lamjax.relaxation.relax import RelaxConfig as RelaxConfig
 from lamjax.relaxation.relax import relax as relax
+from lamjax.relaxation.stream import Outcome as Outcome
+from lamjax.relaxation.stream import stream as stream
 from lamjax.relaxation.structures import relax_structures as relax_structures

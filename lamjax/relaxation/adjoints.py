@@ -1,33 +1,16 @@
-"""How gradients go back through a relaxation: the rule is an argument, the loop around the step is chosen by it."""
+"""How gradients go back through a relaxation: a config that is an argument of one and the same relaxation."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
-
-import jax
-import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
-
-from lamjax.system import real
-
-FORCE_LIMIT = 1e12  # eV/Å; beyond it squares overflow in float32 and the evaluation counts as not finite
-_SAVED = "relaxation forces"
-
-
-@dataclass(frozen=True)
-class UntilConverged:
-    """Step until converged, `max_steps` at most. For evaluation: it cannot be differentiated in reverse."""
-
-    type: Literal["until_converged"] = "until_converged"
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
 
 @dataclass(frozen=True)
 class Unrolled:
-    """Always `steps` steps (converged structures stand still), differentiable by backpropagation through time.
+    """At most `steps` steps (converged structures stand still), differentiated by backpropagation through time.
 
-    A step keeps what FIRE itself needs, about 15 numbers per atom, and everything inside the potential is computed
-    anew on the way back. With `segment` set, only every `segment`-th step is kept, for one more evaluation per step.
+    What FIRE itself needs is kept of every step, some 20 numbers per atom, and everything inside the potential is
+    computed anew on the way back. With `segment` set, only every `segment`-th step is kept, for one more evaluation
+    per step.
     """
 
     steps: int = 50
@@ -40,90 +23,66 @@ class Unrolled:
             raise ValueError(f"Unrolled needs steps >= 1 and 1 <= segment <= steps, got {self}.")
 
 
-Adjoint = UntilConverged | Unrolled
+@dataclass(frozen=True)
+class UntilConverged:
+    """Step until converged, `max_steps` (None: those of RelaxConfig) at most, and differentiate every step taken.
 
-
-def iterate(adjoint: Adjoint, step: Callable, carry, active: Callable, max_steps: int):
-    """`carry` after repeating `step` as the adjoint says; `active(carry)` is False where no step is wanted any more.
-
-    The first round only evaluates the start: `carry.n_steps` goes from -1 to 0.
+    With `checkpoints` set, no more than so many steps are kept whatever their number will be: whenever they are full,
+    every other one is given up; for one more evaluation per step.
     """
-    match adjoint:
-        case UntilConverged():
-            return jax.lax.while_loop(lambda c: active(c) & (c.n_steps < max_steps), step, carry)
-        case Unrolled(steps, segment):
-            return _unrolled(step, carry, steps + 1, segment)
-    raise TypeError(f"Unknown adjoint {adjoint!r}; known: UntilConverged, Unrolled.")
+
+    max_steps: int | None = None
+    checkpoints: int | None = None
+    type: Literal["until_converged"] = "until_converged"
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    def __post_init__(self):
+        if (self.max_steps is not None and self.max_steps < 0) or (self.checkpoints or 2) < 2:
+            raise ValueError(f"UntilConverged needs max_steps >= 0 and checkpoints >= 2, got {self}.")
 
 
-def _unrolled(step, carry, steps: int, segment: int | None):
-    policy = jax.checkpoint_policies.save_only_these_names(_SAVED)
-    kept = jax.checkpoint(step, prevent_cse=False, policy=policy)
+@dataclass(frozen=True)
+class Implicit:
+    """Step until converged, and differentiate the minimum itself: memory and time do not depend on the steps.
 
-    def run(carry, length: int):
-        return jax.lax.scan(lambda c, _: (kept(c), None), carry, length=length)[0]
-
-    if segment is None:
-        return run(carry, steps)
-    whole, rest = divmod(steps, segment)
-    block = jax.checkpoint(lambda c, _: (run(c, segment), None), prevent_cse=False)
-    carry = jax.lax.scan(block, carry, length=whole)[0]
-    return run(carry, rest) if rest else carry
-
-
-def energy_and_forces(potential, params, system, neighbors):
-    """Energy (eV) and forces -dE/dx (eV/Å, 0 on padding), with a gradient made for backpropagation through time.
-
-    The pullback of a force cotangent v is -∇(v·∇E), the reverse derivative of a forward one along v: exact, for the
-    Hessian is symmetric. It keeps only its inputs and the forces, so no force is evaluated twice. An evaluation
-    that is not finite has gradient zero; whoever calls must discard its value.
+    At a minimum g(x, θ) = ∂E/∂x = 0, so dL/dθ = -λᵀ ∂g/∂θ with H λ = ∂L/∂x, solved by conjugate gradients to the
+    relative residual `tol`. A structure whose largest force is above `gate` gets no gradient, for it is at no minimum.
+    Where a direction p of negative curvature is met (pᵀHp <= `curvature` pᵀp), the solution so far is taken: the
+    remedy of truncated Newton methods. Maliyov, Grigorev, Swinburne, arXiv 2407.02414.
     """
-    return _energy_and_forces(potential, params, system, neighbors)
+
+    tol: float = 1e-4
+    max_iterations: int = 200
+    gate: float | None = None  # eV/Å; None: fmax of RelaxConfig
+    polish: int = 0  # Newton steps after the relaxation, to come closer to the minimum than fmax
+    damping: float = 0.0  # eV/Å², added to H
+    curvature: float = 1e-3  # eV/Å²
+    type: Literal["implicit"] = "implicit"
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    def __post_init__(self):
+        if not (0 < self.tol < 1 and self.max_iterations >= 1 and self.polish >= 0 and self.damping >= 0):
+            raise ValueError(f"Implicit needs 0 < tol < 1, max_iterations >= 1, polish >= 0, damping >= 0, got {self}.")
+        if self.gate is not None and self.gate <= 0:
+            raise ValueError(f"gate is {self.gate} eV/Å; it must be positive, or None for the fmax of the relaxation.")
 
 
-def usable(energy, forces):
-    """True if energy and forces are finite numbers that can be squared."""
-    return jnp.isfinite(energy) & jnp.all(jnp.abs(forces) < FORCE_LIMIT)
+@dataclass(frozen=True)
+class Hybrid:
+    """Backpropagation through the first `window` steps, which choose the basin, and the implicit adjoint at its end.
+
+    The two gradients are those of two results: `Relaxation.window` and `Relaxation.system`, since a minimum does not
+    depend on the way to it. A loss has to speak of both. The idea is G-DEQ's, the follow-up of arXiv 2512.01067.
+    """
+
+    window: int = 20
+    implicit: Implicit = Implicit()
+    type: Literal["hybrid"] = "hybrid"
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    def __post_init__(self):
+        if self.window < 1:
+            raise ValueError(f"Hybrid needs window >= 1, got {self.window}.")
 
 
-def _evaluate(potential, params, system, neighbors):
-    def energy(positions):
-        return potential.energy(params, system._replace(positions=positions), neighbors)
-
-    value, gradient = jax.value_and_grad(energy)(system.positions)
-    return value, jnp.where(real(system)[:, None], -gradient, 0)
-
-
-_energy_and_forces = jax.custom_vjp(_evaluate, nondiff_argnums=(0,))
-
-
-def _forward(potential, params, system, neighbors):
-    # named before `usable` reads them, so that nothing on the way back needs the evaluation again
-    out = checkpoint_name(_evaluate(potential, params, system, neighbors), _SAVED)
-    return out, (params, system, neighbors, usable(*out))
-
-
-def _backward(potential, residuals, cotangents):
-    params, system, neighbors, ok = residuals
-    along_energy, along_forces = cotangents
-    v = jnp.where(real(system)[:, None], -along_forces, 0)
-
-    def functional(params, positions, cell):
-        def energy(x):
-            return potential.energy(params, system._replace(positions=x, cell=cell), neighbors)
-
-        value, slope = jax.jvp(energy, (positions,), (v,))
-        return along_energy * value + slope
-
-    _, pullback = jax.vjp(functional, params, system.positions, system.cell)
-    along_params, along_positions, along_cell = _zero_unless(ok, pullback(jnp.ones_like(along_energy)))
-    zeros = jax.tree.map(lambda _: None, system)
-    return along_params, zeros._replace(positions=along_positions, cell=along_cell), None
-
-
-def _zero_unless(ok, gradients):
-    floats = lambda x: x.dtype != jax.dtypes.float0  # noqa: E731
-    return jax.tree.map(lambda x: jnp.where(ok, x, 0).astype(x.dtype) if floats(x) else x, gradients)
-
-
-_energy_and_forces.defvjp(_forward, _backward)
+Adjoint = UntilConverged | Unrolled | Implicit | Hybrid

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 BEFORE, AFTER = "#9a9a9a", "#c0392b"
+MOST_NAMED = 40  # structures that a panel names one by one
 STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25}
 
 
@@ -34,6 +35,33 @@ def before_after(
         _dumbbells(axes[0], names, np.asarray(before), np.asarray(after), quantity)
         if curve is not None:
             _curve(axes[1], np.asarray(curve), curve_label, window)
+        figure.suptitle(title, fontsize=13)
+        figure.savefig(path, dpi=130)
+
+
+def distribution(
+    path: str | Path, names: Sequence[str], before: Sequence[float], after: Sequence[float], quantity: str, title: str
+) -> None:
+    """Per structure, how a quantity moved, and beside it which share of the structures is below each value.
+
+    Of more than `MOST_NAMED` structures the left panel is a scatter plot: below the diagonal is better.
+    """
+    before, after = np.asarray(before), np.asarray(after)
+    with matplotlib.rc_context(STYLE):
+        height = 5.0 if len(names) > MOST_NAMED else max(3.5, 0.32 * len(names) + 1.6)
+        figure = Figure(figsize=(13, height), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        if len(names) > MOST_NAMED:
+            _diagonal(left, before, after, quantity)
+        else:
+            _dumbbells(left, names, before, after, quantity)
+        for values, color, label in ((before, BEFORE, "before"), (after, AFTER, "after")):
+            share = np.arange(1, len(values) + 1) / len(values)
+            right.step(np.sort(values), share, where="post", color=color, label=label)
+            right.axvline(np.median(values), color=color, linestyle="--", linewidth=1)
+        right.set(xlabel=f"{quantity}  (dashed: medians)", ylabel="share of structures below", ylim=(0, 1.02))
+        right.set_xlim(left=0)
+        right.legend(frameon=False, loc="lower right")
         figure.suptitle(title, fontsize=13)
         figure.savefig(path, dpi=130)
 
@@ -91,6 +119,15 @@ def _dumbbells(axes, names, before, after, quantity):
     axes.set_xlim(left=0)
     axes.set(xlabel=f"{quantity}  (dashed: medians)")
     axes.legend(frameon=False, loc="lower right")
+
+
+def _diagonal(axes, before, after, quantity):
+    top = 1.05 * max(before.max(), after.max(), 1e-12)
+    axes.plot([0, top], [0, top], color=BEFORE, linewidth=1)
+    better = after < before
+    axes.scatter(before, after, s=14, color=np.where(better, "#7fb77e", "#e0a458"), edgecolors="none")
+    axes.set_title(f"smaller for {better.sum()} of {len(before)} structures", fontsize=11)
+    axes.set(xlabel=f"{quantity} before", ylabel=f"{quantity} after", xlim=(0, top), ylim=(0, top))
 
 
 def _curve(axes, values, label, window):

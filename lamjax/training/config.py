@@ -1,4 +1,4 @@
-"""What a training run on labels is made from: a file holds only what differs from these defaults."""
+"""What a training run on labels is made from, and how configs are read: a file holds what differs from defaults."""
 
 import difflib
 import json
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -65,6 +65,7 @@ tensorboard: false                 # needs the extra [tensorboard]
 """
 
 
+Config = TypeVar("Config")
 # what may change when a run goes on
 _HARMLESS = {"output", "print_every", "save_every", "keep", "patience", "plots", "tensorboard", "monitor"}
 _COUNTS = (
@@ -171,36 +172,42 @@ def parse(path: str | Path, changes: Iterable[str] = ()) -> TrainConfig:
 
     Raises FileNotFoundError, or ValueError that names every key that is unknown, missing or of a wrong type.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such config file. `lamjax train --template` prints one to begin with.")
-    try:
-        content = yaml.load(path.read_text(), _Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not a YAML file: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected keys and values, see `lamjax train --template`.")
+    content = read(path)
     for change in changes:
         apply(content, change)
     return validate(content, str(path))
 
 
-def validate(content: dict[str, Any], source: str = "config") -> TrainConfig:
+def read(path: str | Path, command: str = "lamjax train") -> dict[str, Any]:
+    """The keys and values of a YAML (or JSON) file. Raises FileNotFoundError, or ValueError if it holds no such."""
+    path, hint = Path(path), f"`{command} --template`"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such config file. {hint} prints one to begin with.")
+    try:
+        content = yaml.load(path.read_text(), _Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not a YAML file: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected keys and values, see {hint}.")
+    return content
+
+
+def validate(content: dict[str, Any], source: str = "config", kind: type[Config] = TrainConfig) -> Config:
     """The config of plain data; ValueError that begins with `source` and names every key that is wrong."""
     try:
-        return TypeAdapter(TrainConfig).validate_python(content)
+        return TypeAdapter(kind).validate_python(content)
     except ValidationError as error:
-        faults = "\n".join(f"  {fault}" for fault in map(_fault, error.errors()))
+        faults = "\n".join(f"  {_fault(fault, kind)}" for fault in _meant(error.errors()))
         raise ValueError(f"{source}: the config is not valid:\n{faults}") from error
 
 
-def schema() -> str:
+def schema(kind: type = TrainConfig, title: str = "lamjax train") -> str:
     """The JSON schema of a config, with which an editor completes and checks YAML files."""
-    found = TypeAdapter(TrainConfig).json_schema()
-    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "lamjax train", **found})
+    found = TypeAdapter(kind).json_schema()
+    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title, **found})
 
 
-def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
+def differences(old: Config, new: Config) -> list[str]:
     """What decides the course of a run and differs between two configs: "loss.limit_pref_f: 1.0 -> 2.0"."""
     a, b = (_flat(json.loads(to_json(config))) for config in (old, new))
     return [
@@ -219,26 +226,51 @@ def _flat(content: dict, above: str = "") -> dict[str, Any]:
     return found
 
 
-def _fault(error: dict) -> str:
+def _meant(errors: list[dict]) -> list[dict]:
+    """The errors less those of alternatives (classes) that the key `type` says are not meant."""
+    wrong = {
+        error["loc"][:-1]
+        for error in errors
+        if error["type"] == "literal_error" and error["loc"][-1:] == ("type",) and _is_class(error["loc"][:-1])
+    }
+
+    def is_meant(loc: tuple) -> bool:
+        inside = [branch for branch in wrong if loc[: len(branch)] == branch]
+        if not inside:
+            return True
+        branch = min(inside, key=len)
+        siblings = {e["loc"][: len(branch)] for e in errors if e["loc"][: len(branch) - 1] == branch[:-1]}
+        return siblings <= wrong and loc == (*branch, "type")  # the type fits none of them: only that is told
+
+    return [error for error in errors if is_meant(error["loc"])]
+
+
+def _is_class(loc: tuple) -> bool:
+    """Whether a place is one of several alternatives, which pydantic calls by the names of their classes."""
+    return bool(loc) and str(loc[-1])[:1].isupper()
+
+
+def _fault(error: dict, kind: type) -> str:
     """One line of a validation error; for an unknown key the known one that is meant, or all there are."""
     place = ".".join(str(part) for part in error["loc"])
     if error["type"] not in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"{place or 'config'}: {error['msg']}"
-    known = _keys(error["loc"][:-1])
+    known = _keys(error["loc"][:-1], kind)
     close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
     hint = f"Did you mean {close[0]}?" if close else f"Known keys: {', '.join(known)}." if known else ""
     return f"{place}: unknown key. {hint}".rstrip()
 
 
-def _keys(path: tuple) -> list[str]:
-    """The keys that the config knows below a path, looked up in its schema."""
-    root = TypeAdapter(TrainConfig).json_schema()
+def _keys(path: tuple, kind: type) -> list[str]:
+    """The keys that a config knows below a path, looked up in its schema; one of several alternatives goes by name."""
+    root = TypeAdapter(kind).json_schema()
     node = root
     for part in path:
         options = _options(node, root)
-        node = next((o["properties"][part] for o in options if part in o.get("properties", ())), None) or next(
-            (o[k] for o in options for k in ("additionalProperties",) if isinstance(o.get(k), dict)), options[0]
-        )
+        within = [o["properties"][part] for o in options if part in o.get("properties", ())]
+        named = [o for o in options if part in (o.get("title"), o.get("properties", {}).get("type", {}).get("const"))]
+        others = [o["additionalProperties"] for o in options if isinstance(o.get("additionalProperties"), dict)]
+        node = [*within, *named, *others, options[0]][0]
     return sorted({key for option in _options(node, root) for key in option.get("properties", ())})
 
 
@@ -252,9 +284,9 @@ def _options(node: dict, root: dict) -> list[dict]:
     return found
 
 
-def to_json(config: TrainConfig) -> str:
+def to_json(config: Config) -> str:
     """The whole config, defaults included, as JSON text."""
-    return TypeAdapter(TrainConfig).dump_json(config, indent=1).decode()
+    return TypeAdapter(type(config)).dump_json(config, indent=1).decode()
 
 
 def apply(content: dict[str, Any], change: str) -> None:

@@ -10,8 +10,8 @@ import numpy as np
 from lamjax.data import Frame, Packed, batches
 from lamjax.data.statistics import compositions
 from lamjax.losses import predict_rows
+from lamjax.numerics import compiler_options
 from lamjax.potential import Params, Potential, Prediction, select
-from lamjax.training.step import compiler_options
 
 SHIFTED, FORCES, VIRIAL = "energy, shifted per element", "force component", "virial component"
 

@@ -9,8 +9,9 @@ import numpy as np
 import optax
 
 from lamjax.losses import Loss, errors
+from lamjax.numerics import compiler_options
 from lamjax.training.state import TrainState
-from lamjax.training.step import compiler_options, make_step
+from lamjax.training.step import make_step
 
 
 class NonFiniteError(FloatingPointError):

@@ -82,12 +82,12 @@ def prepare(config: TrainConfig, resume: bool = False) -> Run:
             "or choose another output folder."
         )
     if saved:
-        _check_config(output, config)
+        check_config(output, config)
     potential, params = _model(config)
-    _check_names(config, potential, params)
+    check_names(config, params)
     tasks = read_tasks(config, potential)
     if saved:
-        _check_data(output, tasks)
+        check_data(output, _fingerprint(tasks))
     else:
         params = shared(with_statistics(config, potential, params, tasks), shared_layers(config, potential))
     learning_rate = schedule(config.schedule, config.steps)
@@ -113,14 +113,18 @@ def _shapes(run: Run, group: Group, packed_of) -> set[tuple]:
 
 def write_facts(run: Run) -> None:
     """The resolved config, and versions, devices and data, beside the states."""
-    output = Path(run.config.output)
+    write_settings(Path(run.config.output), run.config, _fingerprint(run.tasks))
+
+
+def write_settings(output: Path, config: Any, data: dict[str, dict[str, Any]]) -> None:
+    """config.json and facts.json; `data` is what `check_data` will compare."""
     output.mkdir(parents=True, exist_ok=True)
-    checkpoints.write_atomically(output / CONFIG, to_json(run.config).encode())
+    checkpoints.write_atomically(output / CONFIG, to_json(config).encode())
     packages = ("lamjax", "jax", "jaxlib", "numpy", "optax", "orbax-checkpoint", "flax", "ase")
     facts = {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "devices": sorted(f"{d.platform} {d.device_kind}" for d in jax.devices()),
-        "data": _fingerprint(run.tasks),
+        "data": data,
     }
     checkpoints.write_atomically(output / FACTS, json.dumps(facts, indent=1, ensure_ascii=False).encode())
 
@@ -171,7 +175,7 @@ def _source(potential: Potential, source: str):
     return {"random": None, "mean": names}.get(source, source) if source not in names else source
 
 
-def _check_names(config: TrainConfig, potential: Potential, params) -> None:
+def check_names(config: Any, params: Any) -> None:
     """ValueError for parts to freeze or to scale that the model does not have."""
     for key, names in (("freeze", config.freeze), ("rates", tuple(config.rates))):
         if unknown := unknown_names(params, names):
@@ -184,12 +188,12 @@ def _parts(params) -> list[str]:
     return sorted({"/".join(name[:2]) for name in names})
 
 
-def _check_config(output: Path, config: TrainConfig) -> None:
+def check_config(output: Path, config: Any) -> None:
     """ValueError naming what differs from the config that the run began with."""
     file = output / CONFIG
     if not file.is_file():
         return
-    changed = differences(validate(json.loads(file.read_text()), str(file)), config)
+    changed = differences(validate(json.loads(file.read_text()), str(file), type(config)), config)
     if changed:
         raise ValueError(
             f"{output} was begun with another config: {'; '.join(changed)}. An exact continuation needs the same. "
@@ -197,12 +201,12 @@ def _check_config(output: Path, config: TrainConfig) -> None:
         )
 
 
-def _check_data(output: Path, tasks: tuple[Task, ...]) -> None:
-    """ValueError naming the task whose frames are not those that the run began with."""
+def check_data(output: Path, new: dict[str, dict[str, Any]]) -> None:
+    """ValueError naming the data set that is not the one that the run began with."""
     file = output / FACTS
     if not file.is_file():
         return
-    old, new = json.loads(file.read_text())["data"], _fingerprint(tasks)
+    old = json.loads(file.read_text())["data"]
     changed = [
         f"{name or 'the run'}: {old.get(name)} -> {new.get(name)}" for name in new if old.get(name) != new.get(name)
     ]

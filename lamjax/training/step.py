@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,12 +12,11 @@ import optax
 
 from lamjax import pytree
 from lamjax.losses import Loss
+from lamjax.numerics import compiler_options
 from lamjax.potential import Params
 from lamjax.training.state import TrainState
 
 STATISTICS = "statistics"  # leaves below this name are data of the model, not weights
-# on a processor these programs run as fast as with XLA's defaults (2, true) and are compiled in 60 % of the time
-QUICKLY = {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": False}
 
 
 @dataclass(frozen=True)
@@ -88,18 +87,6 @@ def make_step(
         return jax.lax.cond(finite, updated, lambda state: state, state), {"grad_norm": norm, "finite": finite}
 
     return Step(gradient, update)
-
-
-@cache
-def compiler_options() -> dict[str, Any]:
-    """Of large programs, for jax.jit: `QUICKLY` on a processor, if this XLA knows these options."""
-    if jax.default_backend() != "cpu":
-        return {}
-    try:
-        jax.jit(lambda: 0, compiler_options=QUICKLY)()
-    except jax.errors.JaxRuntimeError:
-        return {}
-    return QUICKLY
 
 
 def shared(params, n_layers: int):

@@ -146,9 +146,9 @@ def _select(potential: Potential, name: str, task: TaskConfig) -> Potential:
 
 def _frames(config: TrainConfig, task: TaskConfig, potential: Potential) -> tuple[Sequence[Frame], Sequence[Frame]]:
     """The frames to train on and those held out: of other files, or a random share of the same."""
-    frames = _labelled(task.train, potential)
+    frames = labelled(task.train, potential)
     if task.validation or config.hold_out == 0:
-        return frames, _labelled(task.validation, potential)
+        return frames, labelled(task.validation, potential)
     order = np.random.default_rng(config.seed).permutation(len(frames))
     n = max(1, round(config.hold_out * len(frames)))
     if n >= len(frames):
@@ -156,7 +156,7 @@ def _frames(config: TrainConfig, task: TaskConfig, potential: Potential) -> tupl
     return Subset(frames, np.sort(order[n:])), Subset(frames, np.sort(order[:n]))
 
 
-def _labelled(paths, potential: Potential) -> Sequence[Frame]:
+def labelled(paths, potential: Potential) -> Sequence[Frame]:
     """The frames of the files; ValueError for one without any label."""
     frames = open_frames(paths, elements=potential.elements)
     unlabelled = ~facts(frames).weights.any(axis=1)

@@ -1,7 +1,6 @@
 """The commands as a user types them, in processes of their own where the outcome is what a shell sees."""
 
 import csv
-import gzip
 import shutil
 import subprocess
 import sys
@@ -9,7 +8,6 @@ from pathlib import Path
 
 import ase.build
 import ase.io
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -56,26 +54,6 @@ def test_mendable_errors_are_one_message_and_exit_code_two(tmp_path):
         )  # fmt: skip
         assert done.returncode == 2, done.stderr
         assert said in done.stdout and "Traceback" not in done.stdout + done.stderr
-
-
-def test_relax_refuses_an_element_by_name(tmp_path):
-    ase.io.write(tmp_path / "gold.extxyz", ase.build.bulk("Au"))
-    result = CliRunner().invoke(app, ["relax", str(WATER), str(tmp_path / "gold.extxyz")])
-    assert isinstance(result.exception, ValueError)
-    assert "gold.extxyz" in str(result.exception) and "Au" in str(result.exception)
-
-
-def test_relax_writes_structures_with_energy_forces_and_outcome(tmp_path):
-    first = ase.io.read(gzip.open(ASSETS / "si_defects_heldout.extxyz.gz", "rt"), index=0, format="extxyz")
-    ase.io.write(tmp_path / "start.extxyz", [first, first])
-    out = tmp_path / "relaxed.extxyz"
-    code, output = run("relax", ASSETS / "base.lamjax", tmp_path / "start.extxyz", "--out", out, "--max-steps", 3)
-    assert code == 0, output
-    frames = ase.io.read(out, ":")
-    assert len(frames) == 2
-    assert frames[0].info["n_steps"] == 3 and not frames[0].info["converged"]
-    assert frames[0].get_forces().shape == (33, 3) and np.isfinite(frames[0].get_potential_energy())
-    assert "0" in output and "not converged" in output
 
 
 def test_data_check_says_what_a_set_holds():

@@ -28,7 +28,8 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.filterwarnings("ignore:Relaxation")  # eight crystals at their minimum: nothing to warn of but names
+# the files and models of the examples are small: what does not converge is named
+@pytest.mark.filterwarnings("ignore:Left out|.*not relaxed|.*did not converge")
 def test_examples_of_the_readme_run(folder):
     assert len(BLOCKS) >= 5
     names: dict = {}

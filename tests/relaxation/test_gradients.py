@@ -12,7 +12,7 @@ import lamjax
 from lamjax import classical, neighbors, pytree
 from lamjax.neighbors import Shell
 from lamjax.potential import Potential
-from lamjax.relaxation import RelaxConfig, Unrolled, UntilConverged, relax
+from lamjax.relaxation import RelaxConfig, Unrolled, relax
 from lamjax.system import pad
 
 
@@ -103,14 +103,6 @@ def test_way_back_does_not_evaluate_the_forces_again():
     value = end(potential, system, lists, Unrolled(4))
     assert count(jax.make_jaxpr(value)(*args).jaxpr, "atan") == 1
     assert count(jax.make_jaxpr(jax.grad(value))(*args).jaxpr, "atan") == 2
-
-
-def test_until_converged_cannot_be_differentiated_in_reverse():
-    potential = counting_potential()
-    system = lamjax.from_ase(ase.Atoms("H", positions=[(0.3, 0.2, 0.1)]))
-    value = end(potential, system, lamjax.allocate(potential, system), UntilConverged(), fmax=0.01)
-    with pytest.raises(ValueError, match="Reverse-mode differentiation does not work for lax.while_loop"):
-        jax.grad(value)(potential.init(), system.positions)
 
 
 def test_memory_hardly_grows_with_the_number_of_steps():

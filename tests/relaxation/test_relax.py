@@ -88,7 +88,7 @@ LJ = classical.lennard_jones(sigma=2.3, epsilon=0.3, cutoff=5.0, switch_start=3.
 def test_minimum_is_that_of_ase(potential, makers):
     params = models.params_of(potential)
     starts = [make(seed) for make in makers for seed in (0, 1)]
-    found = relax_structures(potential, params, [lamjax.from_ase(a) for a in starts], TIGHT, batch_size=4)
+    found = relax_structures(potential, params, [lamjax.from_ase(a) for a in starts], TIGHT, slots=4)
     calculator = Calculator(potential, params)
     for atoms, result in zip(starts, found, strict=True):
         atoms.calc = calculator
@@ -104,14 +104,16 @@ def test_steps_are_those_of_jax_md():
     system = lamjax.from_ase(cluster(n=8))
     lists = lamjax.allocate(potential, system)
     init, step = minimize.fire_descent(
-        lambda x: potential.energy(params, system._replace(positions=x), lists), space.free()[1]
+        lambda x: potential.energy(params, system._replace(positions=x), lists),
+        space.free()[1],
+        alpha_start=0.125,  # jax-md rounds its numbers to float16, lamjax keeps dt_start and alpha_start exact
     )
 
     def plain(x):
-        start = init(x).set(dt=jnp.float64(0.1), alpha=jnp.float64(0.1))  # jax-md's own are rounded to float16
+        start = init(x).set(dt=jnp.float64(0.1), alpha=jnp.float64(0.125))
         return jax.lax.fori_loop(0, 30, lambda _, state: step(state), start).position
 
-    config = RelaxConfig(fmax=0.0, fire=FireConfig(max_step=None), adjoint=Unrolled(30))
+    config = RelaxConfig(fmax=0.0, minimiser=FireConfig(alpha_start=0.125, max_step=None), adjoint=Unrolled(30))
     ours = jax.jit(lambda s, n: relax(potential, params, s, n, config))(system, lists)
     np.testing.assert_allclose(ours.system.positions, jax.jit(plain)(system.positions), rtol=0, atol=1e-10)
     assert ours.n_steps == 30
@@ -121,7 +123,7 @@ def test_batch_is_singles_and_each_stops_by_itself():
     potential = models.morse()
     params = models.params_of(potential)
     systems = [lamjax.from_ase(a) for a in (cluster(0), cluster(1, n=4), crystal(2))]
-    systems[1] = relax_structures(potential, params, systems[1:2], TIGHT, batch_size=1)[0].system  # starts relaxed
+    systems[1] = relax_structures(potential, params, systems[1:2], TIGHT, slots=1)[0].system  # starts relaxed
     config = RelaxConfig(fmax=0.01)
     stacked, lists = batch(systems, potential.shells, 64, 125)
     run = jax.jit(chex.assert_max_traces(lambda s, n: relax(potential, params, s, n, config), n=2))
@@ -157,7 +159,7 @@ def test_not_converged_is_reported_and_steps_run_out():
             models.params_of(potential),
             [lamjax.from_ase(cluster())],
             RelaxConfig(fmax=1e-6, max_steps=3),
-            batch_size=1,
+            slots=1,
             names=["slow one"],
         )
     assert not result.converged and result.n_steps == 3 and result.finite
@@ -173,7 +175,7 @@ def test_overflow_is_reported_and_the_host_grows_the_list():
     narrow = jax.jit(lambda s, n: relax(potential, params, s, n))(system, lists)
     assert narrow.overflow and not narrow.converged
     assert narrow.found[0] > lists.capacities[0]
-    (grown,) = relax_structures(potential, params, [system], RelaxConfig(fmax=1e-3), batch_size=1)
+    (grown,) = relax_structures(potential, params, [system], RelaxConfig(fmax=1e-3), slots=1)
     assert grown.converged and not grown.overflow
     wide = lamjax.allocate(potential, system, capacity=12)
     expected = jax.jit(lambda s, n: relax(potential, params, s, n, RelaxConfig(fmax=1e-3)))(system, wide)
@@ -188,7 +190,7 @@ def test_what_is_not_finite_is_kept_out_and_named():
     dimer = lamjax.from_ase(ase.Atoms("Cu2", positions=[(0, 0, 0), (1.6, 0, 0)]))
     config = RelaxConfig(fmax=0.01, max_steps=60)
     with pytest.warns(UserWarning, match="infinite or NaN in 1 of 1 structures: number 0"):
-        (result,) = relax_structures(falling, models.params_of(falling), [dimer], config, batch_size=1)
+        (result,) = relax_structures(falling, models.params_of(falling), [dimer], config, slots=1)
     assert not result.finite and not result.converged
     assert np.isfinite(result.system.positions).all() and np.isfinite(result.energy)
 
@@ -196,7 +198,7 @@ def test_what_is_not_finite_is_kept_out_and_named():
 def test_sizes_are_mixed_and_order_is_kept():
     potential = models.morse()
     systems = [lamjax.from_ase(a) for a in (crystal(), cluster(n=3), cluster(n=9), cluster(2, n=3))]
-    results = relax_structures(potential, models.params_of(potential), systems, RelaxConfig(fmax=0.05), batch_size=2)
+    results = relax_structures(potential, models.params_of(potential), systems, RelaxConfig(fmax=0.05), slots=2)
     for system, result in zip(systems, results, strict=True):
         np.testing.assert_array_equal(system.numbers, result.system.numbers)
         assert result.system.positions.shape == system.positions.shape == result.forces.shape
@@ -221,7 +223,7 @@ def test_longest_step_is_limited():
     potential = models.morse()
     system = lamjax.from_ase(ase.Atoms("Cu2", positions=[(0, 0, 0), (1.2, 0, 0)]))
     lists = lamjax.allocate(potential, system)
-    config = RelaxConfig(fmax=0.0, fire=FireConfig(dt_start=0.4, max_step=0.01), adjoint=Unrolled(1))
+    config = RelaxConfig(fmax=0.0, minimiser=FireConfig(dt_start=0.4, max_step=0.01), adjoint=Unrolled(1))
     result = jax.jit(lambda s, n: relax(potential, models.params_of(potential), s, n, config))(system, lists)
     moved = result.system.positions - system.positions
     np.testing.assert_allclose(np.linalg.norm(moved, axis=1), 0.01, rtol=1e-12)
@@ -244,7 +246,7 @@ def test_impossible_settings_are_errors(make):
 
 def test_config_is_hashable_and_survives_json():
     adapter = TypeAdapter(RelaxConfig)
-    for config in (RelaxConfig(), RelaxConfig(fmax=0, adjoint=Unrolled(20, 5), fire=FireConfig(max_step=None))):
+    for config in (RelaxConfig(), RelaxConfig(fmax=0, adjoint=Unrolled(20, 5), minimiser=FireConfig(max_step=None))):
         assert adapter.validate_json(adapter.dump_json(config)) == config
         assert hash(config) == hash(adapter.validate_json(adapter.dump_json(config)))
     assert isinstance(RelaxConfig().adjoint, UntilConverged)

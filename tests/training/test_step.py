@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from lamjax import PotentialConfig, build, data, losses, pytree, training
+from lamjax import PotentialConfig, build, data, losses, numerics, pytree, training
 from lamjax.descriptors import DPA1Config
 from lamjax.heads import EnergyHeadConfig
 from lamjax.losses import LabelLossConfig, Slots
@@ -166,12 +166,12 @@ def test_precision_of_products_is_a_setting_of_the_step(two_heads, precision):
 
 
 def test_compiler_options_that_this_xla_does_not_know_are_left_out(monkeypatch):
-    training.step.compiler_options.cache_clear()
-    assert training.step.compiler_options() == (training.step.QUICKLY if jax.default_backend() == "cpu" else {})
-    training.step.compiler_options.cache_clear()
-    monkeypatch.setattr(training.step, "QUICKLY", {"xla_an_option_of_tomorrow": True})
-    assert training.step.compiler_options() == {}
-    training.step.compiler_options.cache_clear()
+    numerics.compiler_options.cache_clear()
+    assert numerics.compiler_options() == (numerics.QUICKLY if jax.default_backend() == "cpu" else {})
+    numerics.compiler_options.cache_clear()
+    monkeypatch.setattr(numerics, "QUICKLY", {"xla_an_option_of_tomorrow": True})
+    assert numerics.compiler_options() == {}
+    numerics.compiler_options.cache_clear()
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing(packed):

@@ -1,0 +1,152 @@
+"""Pairs of structures as batches: few array shapes, arrays made once, shuffled as often as a run passes over them."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool
+
+from lamjax import pytree
+from lamjax.data.pairs import Pair
+from lamjax.data.plan import cheapest, histogram, merge, work
+from lamjax.neighbors import Neighbors, Shell, count, host_neighbors, image_offsets, plan_capacities
+from lamjax.neighbors.search import FAR
+from lamjax.neighbors.verlet import SKIN
+from lamjax.system import Labels, System, pad, pad_labels
+
+HEADROOM = 1.25  # slots for neighbours that come closer on the way, relative to what start and target need
+SHRINK = 0.9  # lattice vectors of the smallest cell on the way, relative to start and target, if cells vary
+FREE = 0.05  # a further shape is worth compiling a whole relaxation if it saves more than this share of the work
+
+
+class PairShape(NamedTuple):
+    """The arrays of one pair; hashable. Each shape that a run sees is compiled once."""
+
+    n_atoms: int
+    capacities: tuple[int, ...]  # neighbour slots of each shell
+    n_offsets: int  # cell images that a rebuild of the neighbours searches
+
+
+class StructureBatch(NamedTuple):
+    """What the structure loss takes: starts, and where they should end. Rows without atoms fill the last batch."""
+
+    start: System  # (n_batch, ...)
+    neighbors: Neighbors  # of the start
+    target: System  # (n_batch, ...), the same atoms in the same places of the arrays; its own cell
+    target_neighbors: Neighbors  # as wide as `neighbors`
+    labels: Labels  # of the target; what is missing weighs nothing
+    fixed: Bool[Array, "n_batch n_atoms 3"]  # this Cartesian component does not move
+
+
+class PackedPairs(NamedTuple):
+    """All pairs as arrays on the host, by shape."""
+
+    shapes: tuple[PairShape, ...]
+    members: tuple[tuple[int, ...], ...]  # of each shape: which of the pairs that were packed
+    rows: tuple[tuple[StructureBatch, ...], ...]  # of each shape: the arrays of each member, without a batch axis
+
+
+def plan_pairs(
+    pairs: Sequence[Pair], shells: Sequence[Shell], max_programs: int = 3
+) -> list[tuple[PairShape, list[int]]]:
+    """At most `max_programs` shapes, and which pairs have each, so that little work is spent on padding.
+
+    There is room for the neighbours of start and target and a quarter more; `overflow` of the relaxation tells if that
+    was too little. The images suffice for both cells and, if that of any pair changes, for cells a tenth shorter in
+    every direction. Raises ValueError if there are no pairs.
+    """
+    if max_programs < 1 or not pairs:
+        raise ValueError(f"There are no pairs to batch, or no program: got {len(pairs)} pairs and {max_programs}.")
+    shells, shrink = tuple(shells), _shrink(pairs)
+    needed = np.array([(pair.start.n_atoms, *_capacities(pair, shells)) for pair in pairs])
+    boxes, _ = merge(*histogram(needed), max_programs, FREE)
+    boxes = boxes[np.argsort(work(boxes), kind="stable")]
+    places = cheapest(needed, boxes)
+    found = []
+    for place in np.unique(places):
+        members = np.flatnonzero(places == place).tolist()
+        n_atoms, *capacities = needed[members].max(axis=0).tolist()
+        n_offsets = max(len(_images(pairs[k], shells[0].cutoff + SKIN, shrink)) for k in members)
+        found.append((PairShape(n_atoms, tuple(capacities), n_offsets), members))
+    return found
+
+
+def pack_pairs(pairs: Sequence[Pair], shells: Sequence[Shell], max_programs: int = 3) -> PackedPairs:
+    """The pairs in the shapes of `plan_pairs`, all neighbours found: once, for as many epochs as `pair_batches` gives.
+
+    Takes about 34 bytes for each neighbour slot. Raises ValueError if there are no pairs, and for frame or atomic
+    parameters that only some of them carry.
+    """
+    _require_alike(pairs)
+    shapes, shells, shrink = plan_pairs(pairs, shells, max_programs), tuple(shells), _shrink(pairs)
+    return PackedPairs(
+        shapes=tuple(shape for shape, _ in shapes),
+        members=tuple(tuple(members) for _, members in shapes),
+        rows=tuple(tuple(_row(pairs[k], shape, shells, shrink) for k in members) for shape, members in shapes),
+    )
+
+
+def pair_batches(packed: PackedPairs, batch_size: int, seed: int | None = None) -> Iterator[StructureBatch]:
+    """Every pair once, in batches of one shape each; the last batch of a shape is filled by empty rows (all zeros).
+
+    With a `seed` the pairs of a shape and the batches of all shapes are shuffled; without, they come in the order of
+    `packed.members`. Raises ValueError for a batch size below one.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    rng = None if seed is None else np.random.default_rng(seed)
+    batches: list[list[StructureBatch]] = []
+    for rows in packed.rows:
+        order = np.arange(len(rows)) if rng is None else rng.permutation(len(rows))
+        batches += [[rows[i] for i in order[k : k + batch_size]] for k in range(0, len(rows), batch_size)]
+    for k in range(len(batches)) if rng is None else rng.permutation(len(batches)):
+        empty = jax.tree.map(np.zeros_like, batches[k][0])
+        yield pytree.stack(batches[k] + [empty] * (batch_size - len(batches[k])))
+
+
+def _row(pair: Pair, shape: PairShape, shells: tuple[Shell, ...], shrink: float) -> StructureBatch:
+    images = _images(pair, shells[0].cutoff + SKIN, shrink)
+    images = np.concatenate([images, np.full((shape.n_offsets - len(images), 3), FAR, np.int32)])
+    start, target = pad(pair.start, shape.n_atoms), pad(pair.target, shape.n_atoms)
+    return StructureBatch(
+        start=start,
+        neighbors=host_neighbors(start, shells, shape.capacities)._replace(offsets=images),
+        target=target,
+        target_neighbors=host_neighbors(target, shells, shape.capacities)._replace(offsets=images),
+        labels=pad_labels(pair.labels, shape.n_atoms),
+        fixed=np.pad(pair.fixed, ((0, shape.n_atoms - len(pair.fixed)), (0, 0))),
+    )
+
+
+def _capacities(pair: Pair, shells: tuple[Shell, ...]) -> tuple[int, ...]:
+    """Slots for each shell that hold the neighbours of start and target, with headroom for the way between."""
+    found = np.max([count(system, shells) for system in (pair.start, pair.target)], axis=0)
+    return plan_capacities(tuple(np.ceil(HEADROOM * found).astype(int).tolist()), shells)
+
+
+def _shrink(pairs: Sequence[Pair]) -> float:
+    """How much shorter than at start and target lattice vectors may become."""
+    return 1.0 if all(np.array_equal(pair.start.cell, pair.target.cell) for pair in pairs) else SHRINK
+
+
+def _images(pair: Pair, cutoff: float, shrink: float) -> np.ndarray:
+    """The cell images (n_offsets, 3) that the neighbours of every cell between start and target are in, home first."""
+    systems = (pair.start, pair.target)
+    reach = np.max([image_offsets(shrink * s.cell, s.pbc, cutoff).max(axis=0) for s in systems], axis=0)
+    grid = np.indices(2 * reach + 1).reshape(3, -1).T - reach
+    return grid[np.argsort(np.sum(grid**2, axis=1), kind="stable")].astype(np.int32)
+
+
+def _require_alike(pairs: Sequence[Pair]) -> None:
+    """ValueError naming two pairs if fparam or aparam is there in one and not, or of another width, in the other."""
+    for name in ("fparam", "aparam"):
+        found: dict[str, str] = {}  # width -> source of the first pair with it
+        for pair in pairs:
+            for value in (getattr(pair.start, name), getattr(pair.target, name)):
+                found.setdefault("no" if value is None else f"{value.shape[-1]} numbers", pair.source)
+        if len(found) > 1:
+            said = "; ".join(f"{width} {name} in {source}" for width, source in found.items())
+            raise ValueError(
+                f"All starts and targets carry the same {name} or none does: {said}. Add it or pack them apart."
+            )

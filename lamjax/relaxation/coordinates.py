@@ -1,0 +1,115 @@
+"""What moves in a relaxation: the atoms, and with them a symmetric logarithmic strain of the cell. One structure each.
+
+Generalised coordinates z are one array of n_atoms + 3 rows (Å): undeformed positions q, then s·u, u the symmetric
+logarithmic strain and s = sqrt(number of atoms) Å, which makes cell and atoms about equally stiff. Positions are
+q exp(u) and the cell is h₀ exp(u), as in ASE's FrechetCellFilter (which scales by the number of atoms).
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from lamjax import numerics, units
+from lamjax.system import System, real, volume
+
+
+@dataclass(frozen=True)
+class CellConfig:
+    """How a cell relaxes: along every component of the strain, or some; against a pressure.
+
+    A structure that is not periodic in all directions is strained within its periodic ones only.
+    """
+
+    pressure: float = 0.0  # eV/Å³; 1 GPa is units.GPA of it
+    components: tuple[bool, bool, bool, bool, bool, bool] = (True,) * 6  # Voigt xx yy zz yz xz xy that may change
+    keep: Literal["nothing", "shape", "volume"] = "nothing"  # what stays as it is: shape is a purely isotropic strain
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    def __post_init__(self):
+        if not any(self.components):
+            raise ValueError("No strain component may change. Leave `cell` out to relax at fixed cell.")
+        if self.keep != "nothing" and not all(self.components):
+            raise ValueError(f'keep="{self.keep}" is about the whole strain, got components={self.components}.')
+
+
+def start(system: System) -> Float[Array, "rows 3"]:
+    """The coordinates of a structure that is its own reference: its positions and no strain."""
+    return jnp.concatenate([system.positions, jnp.zeros((3, 3), system.positions.dtype)])
+
+
+def place(z: Float[Array, "rows 3"], reference: System) -> System:
+    """The structure at z; `reference` gives everything that does not move, and the cell before the strain."""
+    deformation = _deformation(z, reference)
+    return reference._replace(positions=z[:-3] @ deformation, cell=reference.cell @ deformation)
+
+
+def forces(z, reference: System, free, cell: CellConfig | None, atomic_forces, virial) -> Float[Array, "rows 3"]:
+    """-∂(E + PV)/∂z (eV/Å) from forces and virial at `place(z, reference)`; 0 on what is not free."""
+    if cell is None:
+        return jnp.where(free, jnp.concatenate([atomic_forces, jnp.zeros((3, 3), atomic_forces.dtype)]), 0)
+    here = place(z, reference)
+    total = virial - pressure(cell) * volume(here) * jnp.eye(3, dtype=virial.dtype)  # -d(E + PV)/dε, x -> x(1 + ε)
+    deformation, back = jax.vjp(lambda z: _deformation(z, reference), z)
+    (on_strain,) = back(jnp.linalg.inv(deformation).T @ total)
+    on_atoms = jnp.concatenate([atomic_forces @ deformation.T, jnp.zeros((3, 3), z.dtype)])
+    return project(on_atoms + on_strain, reference, free, cell)
+
+
+def atomic_forces(z, force: Float[Array, "rows 3"], reference: System) -> Float[Array, "n_atoms 3"]:
+    """-∂E/∂x (eV/Å) of the force on z; 0 where an atom is fixed."""
+    return force[:-3] @ jnp.linalg.inv(_deformation(z, reference)).T
+
+
+def free(system: System, fixed: Bool[Array, "n_atoms 3"] | None, cell: CellConfig | None) -> Bool[Array, "rows 3"]:
+    """Which coordinates may change."""
+    atoms = jnp.broadcast_to(real(system)[:, None], system.positions.shape)
+    atoms = atoms if fixed is None else atoms & ~fixed
+    if cell is None:
+        return jnp.concatenate([atoms, jnp.zeros((3, 3), bool)])
+    strain = units.from_voigt(jnp.asarray(cell.components)) & jnp.any(system.pbc) & jnp.any(real(system))
+    return jnp.concatenate([atoms, strain])
+
+
+def project(v: Float[Array, "rows 3"], reference: System, free, cell: CellConfig | None) -> Float[Array, "rows 3"]:
+    """A change (or a slope) restricted to what may change: what is free, and a symmetric strain of periodic directions.
+
+    A symmetric operator.
+    """
+    v = jnp.where(free, v, 0)
+    if cell is None:
+        return v
+    within = _periodic_projector(reference)
+    strain = within @ (v[-3:] + v[-3:].T) @ within / 2
+    isotropic = jnp.trace(strain) / 3 * jnp.eye(3, dtype=v.dtype)
+    strain = {"nothing": strain, "shape": isotropic, "volume": strain - isotropic}[cell.keep]
+    return jnp.where(free, jnp.concatenate([v[:-3], strain]), 0)
+
+
+def pressure(cell: CellConfig | None) -> float:
+    """eV/Å³; a fixed cell knows none."""
+    return 0.0 if cell is None else cell.pressure
+
+
+def largest(force: Float[Array, "rows 3"], reference: System) -> Float[Array, ""]:
+    """The largest row (eV/Å), with rows of the strain as ASE scales them, -dE/du per atom; no gradient."""
+    force = jax.lax.stop_gradient(force)
+    as_ase = jnp.concatenate([force[:-3], force[-3:] / scale(reference)])
+    return jnp.sqrt(jnp.max(jnp.sum(as_ase * as_ase, axis=-1), initial=0))
+
+
+def scale(reference: System) -> Float[Array, ""]:
+    """s in z = s u (Å)."""
+    return jnp.sqrt(jnp.maximum(jnp.sum(real(reference)), 1).astype(reference.positions.dtype))
+
+
+def _deformation(z, reference: System) -> Float[Array, "3 3"]:
+    return numerics.expm(z[-3:] / scale(reference))
+
+
+def _periodic_projector(reference: System) -> Float[Array, "3 3"]:
+    """Onto the span of the periodic lattice vectors, of the reference; the identity for a crystal."""
+    rows = jnp.where(reference.pbc[:, None], jax.lax.stop_gradient(reference.cell), 0)
+    return jnp.where(jnp.all(reference.pbc), jnp.eye(3, dtype=rows.dtype), jnp.linalg.pinv(rows) @ rows)

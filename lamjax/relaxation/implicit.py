@@ -1,0 +1,186 @@
+"""The implicit adjoint of a minimum: a linear solve with the Hessian, by conjugate gradients on Hessian products."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from lamjax.relaxation import landscape
+from lamjax.relaxation.adjoints import Implicit
+from lamjax.relaxation.coordinates import CellConfig
+from lamjax.relaxation.landscape import Landscape
+from lamjax.system import System, real
+
+
+class Solve(NamedTuple):
+    """How a linear solve went, one entry a structure."""
+
+    iterations: Int[Array, " n_batch"]
+    residual: Float[Array, " n_batch"]  # |H x - b| / |b|; 0 where b is 0
+    negative: Bool[Array, " n_batch"]  # stopped at a direction of negative (or hardly any) curvature
+
+
+def solve(
+    potential, params, there: Landscape, z, neighbors, cell: CellConfig | None, rhs, rule: Implicit, damping=None
+) -> tuple[Float[Array, "n_batch rows 3"], Solve]:
+    """x of (H + damping) x = b, b = `rhs` without what cannot change: rigid motions and what is not free.
+
+    Conjugate gradients of all structures side by side. Where pᵀHp <= curvature pᵀp the solution so far is kept.
+    `damping` (n_batch, eV/Å²) replaces that of the rule.
+    """
+    damping = jnp.full(len(z), rule.damping, z.dtype) if damping is None else damping
+    rigid = rigid_motions(there, z)
+    product = landscape.hessian_product(potential, params, there, z, neighbors, cell)
+
+    def within(v):
+        return rigid(landscape.project(there, v, cell))
+
+    def apply(v):
+        return within(product(v)) + _times(damping, v)
+
+    return conjugate_gradients(apply, within(rhs), rule)
+
+
+def enough_damping(
+    potential, params, there: Landscape, z, neighbors, cell: CellConfig | None, rhs, rule: Implicit, tries: int = 4
+) -> tuple[Float[Array, "n_batch rows 3"], Solve, Float[Array, " n_batch"]]:
+    """As `solve`, with ten times the damping wherever the curvature was not positive, and again; and the damping."""
+
+    def attempt(damping):
+        return solve(potential, params, there, z, neighbors, cell, rhs, rule, damping)
+
+    def going(carry):
+        _, report, _, k = carry
+        return jnp.any(report.negative) & (k <= tries)
+
+    def again(carry):
+        _, report, damping, k = carry
+        damping = jnp.where(report.negative & (k > 0), 10 * jnp.maximum(damping, 0.1), damping)
+        return *attempt(damping), damping, k + 1
+
+    nothing = Solve(*(jnp.ones(len(z), t) for t in (jnp.int32, z.dtype, bool)))  # so that the first attempt is made
+    start = jnp.zeros_like(z), nothing, jnp.full(len(z), rule.damping, z.dtype), jnp.zeros((), jnp.int32)
+    x, report, damping, _ = jax.lax.while_loop(going, again, start)
+    return x, report, damping
+
+
+def conjugate_gradients(apply: Callable, b, rule: Implicit) -> tuple[Float[Array, "n_batch rows 3"], Solve]:
+    """x with apply(x) = b for each row, to |residual| <= tol |b|; stops where the curvature is not positive."""
+    target = rule.tol**2 * _dot(b, b)
+
+    def going(carry):
+        *_, alive, _, k = carry
+        return jnp.any(alive) & (jnp.max(k) < rule.max_iterations)
+
+    def step(carry):
+        x, r, p, square, alive, negative, k = carry
+        product = apply(p)
+        along = _dot(p, product)
+        flat = alive & (along <= rule.curvature * _dot(p, p))
+        go = alive & ~flat
+        length = jnp.where(go, square / jnp.where(go, along, 1), 0)
+        x, r = x + _times(length, p), r - _times(length, product)
+        new = _dot(r, r)
+        p = jnp.where(go[:, None, None], r + _times(new / jnp.where(square > 0, square, 1), p), p)
+        return x, r, p, jnp.where(go, new, square), go & (new > target), negative | flat, k + alive
+
+    n = len(b)
+    square = _dot(b, b)
+    none = jnp.zeros(n, bool)
+    start = jnp.zeros_like(b), b, b, square, square > 0, none, jnp.zeros(n, jnp.int32)
+    x, _, _, square, _, negative, k = jax.lax.while_loop(going, step, start)
+    residual = jnp.sqrt(square / jnp.where(target > 0, _dot(b, b), 1))
+    return x, Solve(k, residual, negative)
+
+
+def rigid_motions(there: Landscape, z) -> Callable:
+    """v -> v without the motions of a whole structure: translations, and rotations where the cell does not forbid them.
+
+    A fixed atom pins its structure: nothing is taken away.
+    """
+    modes = jax.lax.stop_gradient(jax.vmap(_modes)(landscape.place(there, z), there.free))  # (n_batch, 6, n_atoms, 3)
+    overlap = jnp.einsum("bmax,bnax->bmn", modes, modes)
+    inverse = jnp.linalg.pinv(overlap, rtol=1e-6, hermitian=True)
+
+    def without(v):
+        weights = jnp.einsum("bmn,bnax,bax->bm", inverse, modes, v[:, :-3])
+        return v.at[:, :-3].add(-jnp.einsum("bm,bmax->bax", weights, modes))
+
+    return without
+
+
+def _modes(system: System, free) -> Float[Array, "6 n_atoms 3"]:
+    """Three translations and three rotations about the centre, with zeros for those that change the energy."""
+    is_real = real(system)[:, None]
+    pinned = jnp.any(is_real & ~free[:-3])
+    center = jnp.sum(jnp.where(is_real, system.positions, 0), axis=0) / jnp.maximum(jnp.sum(is_real), 1)
+    arm = jnp.where(is_real, system.positions - center, 0)
+    n_periodic = jnp.sum(system.pbc)
+    axis = jnp.sum(jnp.where(system.pbc[:, None], system.cell, 0), axis=0)  # the periodic one, where it is only one
+    only = jnp.zeros((3, 3), arm.dtype).at[0].set(axis)
+    axes = jnp.where(n_periodic == 0, jnp.eye(3, dtype=arm.dtype), jnp.where(n_periodic == 1, only, 0))
+    rotations = jnp.cross(axes[:, None, :], arm[None])
+    translations = jnp.where(is_real[None], jnp.eye(3, dtype=arm.dtype)[:, None, :], 0)
+    return jnp.where(pinned, 0, jnp.concatenate([translations, rotations]))
+
+
+def at_minimum(potential, cell: CellConfig | None, rule: Implicit, weights, there: Landscape, z, energy, neighbors, ok):
+    """z and energy as they are, with the derivatives of a minimum; none for structures that are not `ok`."""
+
+    @jax.custom_vjp
+    def identity(weights, there, z, energy, neighbors, ok):
+        return z, energy
+
+    def forward(weights, there, z, energy, neighbors, ok):
+        return (z, energy), (weights, there, z, neighbors, ok)
+
+    def backward(residuals, cotangents):
+        weights, there, z, neighbors, ok = residuals
+        on_z, on_energy = cotangents
+        on_z = on_z + _times(on_energy.astype(z.dtype), landscape.energy_slope(there, z, cell))
+        on_z = jnp.where(ok[:, None, None], on_z, 0)
+        solution, _ = solve(potential, weights.params, there, z, neighbors, cell, on_z, rule)
+        asked = ok | (on_energy != 0)
+
+        def pull(_):
+            found = landscape.pull(potential, weights.params, there, z, neighbors, cell, on_energy, solution, asked)
+            return zeros._replace(params=found[0], cells=found[2])
+
+        zeros = jax.tree.map(jnp.zeros_like, weights)
+        # a branch, so that the compiler does not keep what the solve has computed for use in here: half the memory
+        on_weights = jax.lax.cond(
+            jnp.any(asked & jnp.any(solution != 0, axis=(1, 2)) | (on_energy != 0)), pull, lambda _: zeros, None
+        )
+        return on_weights, None, None, None, None, None
+
+    identity.defvjp(forward, backward)
+    return identity(weights, there, z, energy, neighbors, ok)
+
+
+def tie(
+    potential, params, there: Landscape, z, neighbors, cell, rule: Implicit, on_z
+) -> tuple[Float[Array, ""], Solve]:
+    """A number that is 0, with the derivative -Σ λᵀ ∂g/∂θ, H λ = `on_z`: what a loss adds to be one of the minimum.
+
+    The same gradient as that of `relax` with the adjoint Implicit; here the solve is part of the loss, so that the
+    loss can report how it went.
+    """
+    still = jax.lax.stop_gradient
+    solution, report = still(solve(potential, still(params), there, still(z), neighbors, cell, still(on_z), rule))
+
+    def slope(params):
+        return -jnp.sum(landscape.slope(potential, params, there, still(z), neighbors, cell, solution))
+
+    # a branch, so that the compiler does not keep what the solve has computed for use in here: half the memory
+    value = jax.lax.cond(jnp.any(solution != 0), slope, lambda params: jnp.zeros((), solution.dtype), params)
+    return value - still(value), report
+
+
+def _dot(a, b) -> Float[Array, " n_batch"]:
+    return jnp.sum(a * b, axis=(1, 2))
+
+
+def _times(s, v):
+    return s[:, None, None] * v

@@ -1,0 +1,206 @@
+"""Places for structures in a batch that runs on the device: structures enter, take steps, and are read off."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+from lamjax import numerics, pytree
+from lamjax.neighbors import verlet
+from lamjax.neighbors.host import pairs
+from lamjax.relaxation import buckets, flat, landscape
+from lamjax.relaxation import lists as listing
+from lamjax.relaxation.buckets import Shape
+from lamjax.relaxation.landscape import Landscape
+from lamjax.relaxation.lists import Lists
+from lamjax.relaxation.minimisers import MinimiserConfig, minimiser
+from lamjax.relaxation.relax import (
+    Progress,
+    Relaxation,
+    RelaxConfig,
+    Weights,
+    begin,
+    result,
+    step_pieces,
+    with_position,
+)
+from lamjax.system import System, pad
+
+
+class Slots(NamedTuple):
+    """A batch in which every structure is at a step of its own."""
+
+    there: Landscape
+    lists: Lists
+    state: Progress
+    limit: Int[Array, " n_slots"]  # of its steps
+
+
+class Traveller(NamedTuple):
+    """A structure on its way, on the host and without padding."""
+
+    reference: System  # as it was given
+    fixed: Bool[np.ndarray, "n_atoms 3"]
+    here: System  # where it is
+    state: Progress | None = None  # None: it has not begun
+
+
+class Entry(NamedTuple):
+    """What a structure brings with it into a slot; numpy arrays, padded."""
+
+    reference: System
+    fixed: Bool[np.ndarray, "n_atoms 3"]
+    lists: Lists
+    state: Progress
+    is_new: Bool[np.ndarray, ""]  # of its state only the coordinates count
+    limit: Int[np.ndarray, ""]
+
+
+class Report(NamedTuple):
+    """What the host is told after some steps."""
+
+    relaxation: Relaxation
+    running: Bool[Array, " n_slots"]
+
+
+class Programs(NamedTuple):
+    """Compiled once for each number of slots; the memory of the slots is reused."""
+
+    begin: Callable  # (entries) -> slots
+    enter: Callable  # (slots, rows, entries) -> slots; a row beyond the last slot is nobody's
+    steps: Callable  # (params, slots, steps at most, running structures to stop at) -> (slots, report)
+
+
+@functools.lru_cache(maxsize=64)
+def programs(potential, config: RelaxConfig, capacities: tuple[int, ...], n_flat: int) -> Programs:
+    """The functions of a shape; the potential sees lists of `n_flat` atoms.
+
+    The same arguments give the same functions, so that jit does not compile twice.
+    """
+    method = minimiser(config.minimiser)
+    pieces = step_pieces(potential, method, config, capacities)
+
+    def running(slots: Slots, state: Progress):
+        return pieces.goes(state) & ~state.overflow & (state.n_steps < slots.limit)
+
+    def enter(slots: Slots, rows, entries: Entry) -> Slots:
+        return jax.tree.map(lambda old, new: old.at[rows].set(new, mode="drop"), slots, beginning(entries))
+
+    def beginning(entries: Entry) -> Slots:
+        z = entries.state.walker.position
+        new = begin(method, method.numbers(z.dtype), z, len(potential.shells))
+        there = landscape.over(entries.reference, entries.fixed, config.cell)
+        return Slots(there, entries.lists, pytree.where(entries.is_new, new, entries.state), entries.limit)
+
+    def step(weights: Weights, slots: Slots) -> Slots:
+        there, lists, state = slots.there, slots.lists, slots.state
+        alive = running(slots, state)
+        z = pieces.propose(weights, there, state)
+        z = jnp.where(alive[:, None, None], z, state.walker.position)
+        lists = listing.refresh(lists, landscape.place(there, z), potential.shells, config.skin)
+        said = flat.evaluate(potential, weights.params, there, z, lists, alive, capacities, n_flat, config.cell)
+        # a step without all neighbours is not taken: it is repeated in wider arrays, as if it had been there at once
+        missed = alive & said.overflow
+        new = pieces.accept(weights, there, state, said)
+        old = state._replace(
+            overflow=state.overflow | missed,
+            found=jnp.maximum(state.found, jnp.where(missed[:, None], said.found, 0)),
+        )
+        return slots._replace(lists=lists, state=pytree.where(alive & ~missed, new, old))
+
+    def steps(params, slots: Slots, most, keep):
+        cells = slots.there.reference.cell
+        weights = Weights(params, method.numbers(cells.dtype), cells)
+
+        def going(carry):
+            slots, n = carry
+            return (n < most) & (jnp.sum(running(slots, slots.state)) > keep)
+
+        slots, _ = jax.lax.while_loop(going, lambda carry: (step(weights, carry[0]), carry[1] + 1), (slots, 0))
+        return slots, Report(result(config, slots.there, slots.state), running(slots, slots.state))
+
+    jit = functools.partial(jax.jit, compiler_options=numerics.compiler_options())
+    return Programs(jit(beginning), jit(enter, donate_argnums=0), jit(steps, donate_argnums=1))
+
+
+def nobody(potential, config: RelaxConfig, shape: Shape, like: System) -> Entry:
+    """An entry without atoms, for structures that have what `like` has; it never takes a step."""
+    n = shape.n_atoms
+    system = jax.tree.map(np.zeros_like, like)._replace(
+        positions=np.zeros((n, 3), like.positions.dtype),
+        numbers=np.zeros(n, np.int32),
+        aparam=None if like.aparam is None else np.zeros((n, like.aparam.shape[1]), like.aparam.dtype),
+    )
+    none = np.zeros(0, int), np.zeros(0, int), np.zeros((0, 3), int), np.zeros(0)
+    lists = _lists(potential, config, shape, system, none, np.zeros((0, 3)), n, np.inf)
+    state = _blank(config.minimiser, len(potential.shells), n, system.positions.dtype)
+    return Entry(system, np.zeros((n, 3), bool), lists, state, np.asarray(True), np.asarray(-1, np.int32))
+
+
+def entry(potential, config: RelaxConfig, shape: Shape, traveller: Traveller) -> Entry:
+    """A structure with the list of its neighbours, found on the host."""
+    n, here, state = shape.n_atoms, traveller.here, traveller.state
+    reach = potential.cutoff + config.skin
+    images = buckets.offsets(potential, here, config)
+    lists = _lists(potential, config, shape, pad(here, n), pairs(here, reach), images, here.n_atoms, reach)
+    if state is None:
+        state = _blank(config.minimiser, len(potential.shells), here.n_atoms, here.positions.dtype)
+        z = np.concatenate([here.positions, np.zeros((3, 3), here.positions.dtype)])
+        state = state._replace(walker=with_position(state.walker, z))
+    missing = n - here.n_atoms
+    return Entry(
+        reference=pad(traveller.reference, n),
+        fixed=np.pad(traveller.fixed, ((0, missing), (0, 0))),
+        lists=lists,
+        state=_rows(state, lambda z: np.concatenate([z[:-3], np.zeros((missing, 3), z.dtype), z[-3:]])),
+        is_new=np.asarray(traveller.state is None),
+        limit=np.asarray(config.max_steps, np.int32),
+    )
+
+
+def stack(entries: Sequence[Entry], n: int) -> Entry:
+    """Entries in arrays for n; the first one again where there are fewer."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *entries, *[entries[0]] * (n - len(entries)))
+
+
+def relaxation_of(report: Report, row: int, n_atoms: int) -> Relaxation:
+    """One structure of a report on the host, without padding."""
+    one = jax.tree.map(lambda x: np.asarray(x)[row], report.relaxation)
+    z, system = one.coordinates, one.system
+    system = system._replace(
+        positions=system.positions[:n_atoms],
+        numbers=system.numbers[:n_atoms],
+        aparam=None if system.aparam is None else system.aparam[:n_atoms],
+    )
+    return one._replace(system=system, forces=one.forces[:n_atoms], coordinates=np.concatenate([z[:n_atoms], z[-3:]]))
+
+
+def state_of(slots: Slots, row: int, n_atoms: int) -> Progress:
+    """How far one structure is, on the host and without padding; it may be given to wider arrays."""
+    one = jax.tree.map(lambda x: np.asarray(x[row]), slots.state)
+    return _rows(one, lambda z: np.concatenate([z[:n_atoms], z[-3:]]))._replace(overflow=np.zeros((), bool))
+
+
+def _rows(state: Progress, change: Callable) -> Progress:
+    """A state with whatever the minimiser keeps for each coordinate changed."""
+    return state._replace(walker=jax.tree.map(lambda x: change(x) if np.ndim(x) == 2 else x, state.walker))
+
+
+@functools.lru_cache(maxsize=256)
+def _blank(config: MinimiserConfig, n_shells: int, n_atoms: int, dtype) -> Progress:
+    """A state of zeros for one structure, numpy."""
+    method, dtype = minimiser(config), jax.dtypes.canonicalize_dtype(dtype)
+    z = jax.ShapeDtypeStruct((1, n_atoms + 3, 3), dtype)
+    shapes = jax.eval_shape(lambda z: begin(method, method.numbers(dtype), z, n_shells), z)
+    return jax.tree.map(lambda x: np.zeros(x.shape[1:], x.dtype), shapes)
+
+
+def _lists(potential, config: RelaxConfig, shape: Shape, padded: System, found, images, n_atoms: int, radius) -> Lists:
+    width = verlet.slots(shape.capacities[0], potential.cutoff, config.skin)
+    width = min(width, shape.n_candidates)
+    made = verlet.from_pairs(padded, found, potential.shells, np.zeros((0, 3)), width, radius)
+    return Lists(made, *listing.candidates(n_atoms, images, shape.n_candidates))

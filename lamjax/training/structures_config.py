@@ -1,0 +1,234 @@
+"""What a fine-tuning on structures is made from: pairs of starts and targets, an objective, and how it is judged."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Discriminator, Tag
+
+from lamjax.losses import ForceTargetConfig, LabelLossConfig, NewtonTargetConfig, StructureLossConfig
+from lamjax.relaxation import CellConfig, Implicit, RelaxConfig
+from lamjax.training.config import apply, read, validate
+from lamjax.training.schedules import ScheduleConfig
+from lamjax.training.state import OptimizerConfig
+
+COMMAND = "lamjax finetune --objective structures"
+FALL = 20  # from the first to the last learning rate, unless the config says otherwise
+# prefactors of the replayed labels: (0.1 eV/Å)² is then as much as Dq = 1 amu^1/2 Å
+REPLAY = {"start_pref_e": 1.0, "limit_pref_e": 1.0, "start_pref_f": 100.0, "limit_pref_f": 100.0}
+TEMPLATE = """\
+# lamjax finetune MODEL FILES --objective structures --config THIS: all keys with their defaults.
+# `base` and `pairs` are the MODEL and the FILES of the command. Paths are relative to the folder where it runs.
+base: model.lamjax                 # a lamjax bundle or a DeePMD-kit .pt, .dp, .yaml
+head: null                         # its head, where there are several
+pairs: [relaxations.extxyz]        # trajectories (relax_id, step), starts with final_positions, or pair_id and role
+validation: []                     # pairs that are relaxed to convergence and compared, never trained on
+hold_out: 0.1                      # share of `pairs` that is held out instead where there is no `validation`
+group_by: null                     # key of the starts' info, such as family: a group is held out as a whole
+fmax: 0.1                          # eV/Å; a target with a larger force is not relaxed, and left out
+variable_cell: false               # cells relax too
+objective:                         # type structure: where the relaxation ends
+  type: structure                  # force: zero force at the target; newton: one Newton step from the target
+  relax:
+    fmax: 0.02
+    max_steps: 500                 # of the adjoints until_converged, implicit, hybrid
+    adjoint: {type: unrolled, steps: 50}  # until_converged {max_steps, checkpoints}, implicit {tol, gate, polish, ...},
+                                          # hybrid {window, implicit: {...}}
+    minimiser: {type: fire, dt_start: 0.1, dt_max: 0.4, max_step: 0.2}  # or gradient_flow {eta, additive}
+    cell: null                     # {pressure, components, keep}; with variable_cell: everything relaxes at no pressure
+  distance: {kind: dq, cell: 0.0}  # dq, rmsd, squared or bounded (scale); cell: weight of the strain
+  window: 1.0                      # of the adjoint hybrid: weight of the distance at the end of its window
+  energy: 0.0                      # weight of the energy per atom at the end
+learn_minimiser: false             # learn the numbers of the minimiser too (dt_start, alpha_start; eta, additive)
+replay: null                       # {files: [labels.extxyz], weight: 1.0, batch_size: 8, bias: change, loss: {...}}:
+                                   # energies and forces, of earlier or of the same data, against forgetting
+judge: {fmax: 0.01, max_steps: 1000}   # how structures are relaxed for validation: all the way; keys as objective.relax
+basin: 0.5                         # Å; a structure is in the right basin if no atom is farther off than this
+optimizer: {name: adam, max_norm: 1.0, options: {}}
+schedule: {type: cosine, start_lr: 5.0e-4, stop_lr: 2.5e-5}
+epochs: 10
+batch_size: 4                      # structures
+max_programs: 3                    # shapes of arrays, each is compiled once
+precision: float32                 # of the network; positions and energies are float64
+matmul_precision: null             # of products on GPUs: float32, tensorfloat32, bfloat16; null: jax's default
+seed: 0
+freeze: []                         # parameters that stay as they are, for example [descriptor]
+rates: {}                          # factors of the learning rate, for example {descriptor: 0.1, minimiser: 10}
+ema_decay: null                    # for example 0.99: validate and save a running mean of the parameters
+output: finetuned                  # folder for config.json, CSV files, plot, states and models
+validate_every: 1                  # epochs
+save_every: 50                     # steps between states
+keep: 3                            # states
+patience: null                     # stop after so many validations without a better one
+"""
+
+
+def _kind(value: Any) -> str:
+    """Which objective plain data, or a config, is."""
+    return value.get("type", "structure") if isinstance(value, dict) else getattr(value, "type", "")
+
+
+Objective = Annotated[
+    Annotated[StructureLossConfig, Tag("structure")]
+    | Annotated[ForceTargetConfig, Tag("force")]
+    | Annotated[NewtonTargetConfig, Tag("newton")],
+    Discriminator(_kind, custom_error_type="objective", custom_error_message="type must be structure, force or newton"),
+]
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """Labelled frames that are learned beside the structures; their loss is added with a weight.
+
+    The prefactors do not follow the learning rate by default, as the structure error does not.
+    """
+
+    files: tuple[str, ...]
+    weight: float = 1.0
+    loss: LabelLossConfig = LabelLossConfig(**REPLAY)
+    batch_size: int | str = 8
+    head: str | None = None  # whose energies these are; the one that is trained
+    bias: Literal["change", "keep"] = "change"  # the energy per element is first refitted to the frames, or not
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    def __post_init__(self):
+        if not self.files:
+            raise ValueError("`replay.files` names no file. List at least one, or leave `replay` out.")
+        if self.weight <= 0:
+            raise ValueError(f"replay.weight must be above 0, got {self.weight}. Leave `replay` out for none.")
+
+
+@dataclass(frozen=True)
+class StructureTuneConfig:
+    """A run of fine-tuning a stored model on where structures relax to."""
+
+    base: str
+    pairs: tuple[str, ...]
+    head: str | None = None
+    validation: tuple[str, ...] = ()
+    hold_out: float = 0.1
+    group_by: str | None = None
+    fmax: float = 0.1  # eV/Å; of `data.read_pairs`
+    variable_cell: bool = False
+    objective: Objective = field(default_factory=StructureLossConfig)
+    learn_minimiser: bool = False
+    replay: ReplayConfig | None = None
+    judge: RelaxConfig = field(default_factory=lambda: RelaxConfig(fmax=0.01, max_steps=1000))
+    basin: float = 0.5  # Å
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig("adam", max_norm=1.0))
+    schedule: ScheduleConfig = ScheduleConfig("cosine", 5e-4, 5e-4 / FALL)
+    epochs: int = 10
+    batch_size: int = 4
+    max_programs: int = 3
+    precision: Literal["float32", "float64"] = "float32"
+    matmul_precision: Literal["float32", "tensorfloat32", "bfloat16"] | None = None
+    seed: int = 0
+    freeze: tuple[str, ...] = ()
+    rates: dict[str, float] = field(default_factory=dict)
+    ema_decay: float | None = None
+    output: str = "finetuned"
+    validate_every: int = 1
+    save_every: int = 50
+    keep: int = 3
+    patience: int | None = None
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    def __post_init__(self):
+        if not self.pairs:
+            raise ValueError("`pairs` names no file. List at least one, for example [relaxations.extxyz].")
+        if not 0 <= self.hold_out < 1 or (self.hold_out == 0 and not self.validation):
+            raise ValueError(
+                f"hold_out is {self.hold_out}. Without `validation` files it must lie between 0 and 1: the best "
+                "model is the one that relaxes structures best that it has not seen."
+            )
+        for name in ("epochs", "batch_size", "max_programs", "validate_every", "save_every", "keep", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+        if self.basin <= 0 or self.fmax <= 0:
+            raise ValueError(f"basin and fmax must be positive, got {self.basin} Å and {self.fmax} eV/Å.")
+        if wrong := {name: rate for name, rate in self.rates.items() if rate < 0}:
+            raise ValueError(f"rates must be 0 or more, got {wrong}.")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay must lie between 0 and 1, got {self.ema_decay}.")
+        self._check_cells()
+        self._check_minimiser()
+
+    def _check_cells(self) -> None:
+        objective = getattr(self.objective, "relax", self.objective).cell
+        if not self.variable_cell and (objective is not None or self.judge.cell is not None):
+            raise ValueError("objective or judge relaxes the cell: set variable_cell, or leave their `cell` out.")
+
+    def _check_minimiser(self) -> None:
+        if not self.learn_minimiser:
+            return
+        if not isinstance(self.objective, StructureLossConfig):
+            raise ValueError(f"learn_minimiser: the objective {self.objective.type!r} relaxes nothing.")
+        if isinstance(self.objective.relax.adjoint, Implicit):
+            raise ValueError(
+                "learn_minimiser: with the adjoint `implicit` no gradient reaches the minimiser, since a minimum does "
+                "not depend on the way to it. Take unrolled, until_converged or hybrid."
+            )
+
+
+def objective_of(config: StructureTuneConfig) -> StructureLossConfig | ForceTargetConfig | NewtonTargetConfig:
+    """The objective, with a cell that relaxes if the config says so."""
+    objective = config.objective
+    if not config.variable_cell:
+        return objective
+    if isinstance(objective, StructureLossConfig):
+        return replace(objective, relax=replace(objective.relax, cell=objective.relax.cell or CellConfig()))
+    return replace(objective, cell=objective.cell or CellConfig())
+
+
+def judge_of(config: StructureTuneConfig) -> RelaxConfig:
+    """How validation relaxes: with the cell setting of the objective unless `judge` has its own."""
+    objective = objective_of(config)
+    return replace(config.judge, cell=config.judge.cell or getattr(objective, "relax", objective).cell)
+
+
+def read_config(path: str | Path | None, content: dict[str, Any], changes: Iterable[str] = ()) -> StructureTuneConfig:
+    """The config of a YAML (or JSON) file, below it `content` (nested keys and values), then changes "key=value".
+
+    Groups of which only some keys are given keep the other defaults of `TEMPLATE`. Raises FileNotFoundError, or
+    ValueError that names every key that is unknown, missing or of a wrong type.
+    """
+    below = {} if path is None else read(path, COMMAND)
+    if isinstance(below.get("objective"), dict):
+        below["objective"] = {"type": "structure", **below["objective"]}
+    whole = merged(below, content)
+    for change in changes:
+        apply(whole, change)
+    return validate(complete(whole), COMMAND if path is None else str(path), StructureTuneConfig)
+
+
+def complete(content: dict[str, Any]) -> dict[str, Any]:
+    """Plain data in which a group that differs from its defaults in some keys keeps the others."""
+    content = dict(content)
+    schedule = content.get("schedule")
+    if isinstance(schedule, dict):
+        lr = schedule.get("start_lr", 5e-4)
+        stop = {"stop_lr": lr / FALL} if isinstance(lr, int | float) else {}
+        content["schedule"] = {"type": "cosine", "start_lr": lr, **stop, **schedule}
+    for name, defaults in (("optimizer", {"max_norm": 1.0}), ("judge", {"fmax": 0.01, "max_steps": 1000})):
+        if isinstance(content.get(name), dict):
+            content[name] = {**defaults, **content[name]}
+    replay, objective = content.get("replay"), content.get("objective")
+    if isinstance(replay, dict) and isinstance(replay.get("loss"), dict):
+        content["replay"] = {**replay, "loss": {**REPLAY, **replay["loss"]}}
+    if isinstance(objective, dict) and _kind(objective) == "structure" and isinstance(objective.get("relax"), dict):
+        relax = {"adjoint": {"type": "unrolled"}, **objective["relax"]}
+        content["objective"] = {**objective, "relax": relax}
+    return content
+
+
+def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Nested dicts, one laid over the other; where the `type` of a group changes, its other keys go."""
+    found = dict(below)
+    for key, value in above.items():
+        old = found.get(key)
+        both = isinstance(old, dict) and isinstance(value, dict)
+        same = both and value.get("type", old.get("type")) == old.get("type", value.get("type"))
+        found[key] = merged(old, value) if same else value
+    return found

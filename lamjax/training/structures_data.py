@@ -1,0 +1,252 @@
+"""Pairs of a fine-tuning on structures: what is trained on, what is held out, and the batches of every step."""
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import ase.data
+import numpy as np
+from jaxtyping import Array, Int
+
+from lamjax.data import (
+    Frame,
+    Packed,
+    PackedPairs,
+    Pair,
+    StructureBatch,
+    batches,
+    facts,
+    iterate,
+    pack,
+    pack_pairs,
+    pair_batches,
+    plan,
+    read_pairs,
+    sample,
+)
+from lamjax.neighbors import Shell, host_neighbors, plan_capacities
+from lamjax.potential import Potential
+from lamjax.training.structures_config import StructureTuneConfig
+from lamjax.training.tasks import labelled
+
+MOST = 2000  # labelled frames on which force errors are measured
+WIDER = 1.5  # neighbour slots after an epoch in which they were too few, relative to before
+HELD_OUT, REPLAYED = "heldout", "replay"  # labelled frames on which errors are measured
+SHOWN = 10  # names that a message lists
+
+
+class Named(NamedTuple):
+    """A batch of pairs that knows which they are."""
+
+    number: Int[Array, " n_batch"]  # of the pair, from 1; 0 for a row without atoms
+    pairs: StructureBatch
+
+
+class PairSets(NamedTuple):
+    """What a run reads."""
+
+    train: list[Pair]
+    validation: list[Pair]
+    frames: dict[str, Sequence[Frame]]  # labelled ones on which errors are measured: HELD_OUT, REPLAYED
+    replay: Sequence[Frame]  # empty without
+
+
+def read_sets(config: StructureTuneConfig, potential: Potential, replayed: Potential) -> PairSets:
+    """All pairs and frames of a config; what cannot be used is left out and named in warnings.
+
+    Raises ValueError if nothing is left, and for pairs that are both trained on and held out.
+    """
+
+    def pairs_of(files: Sequence[str]) -> list[Pair]:
+        found = read_pairs(files, fmax=config.fmax, variable_cell=config.variable_cell)
+        return _known(found, potential.elements)
+
+    found = pairs_of(config.pairs)
+    if config.validation:
+        train, validation = found, pairs_of(config.validation)
+        _check_apart(train, validation)
+    else:
+        train, validation = hold_out(found, config.hold_out, config.group_by, config.seed)
+    replay = labelled(config.replay.files, replayed) if config.replay else []
+    frames = {HELD_OUT: _labelled_steps(config.validation or config.pairs, validation)}
+    frames |= {REPLAYED: sample(replay, MOST)} if config.replay else {}
+    return PairSets(train, validation, {name: some for name, some in frames.items() if len(some)}, replay)
+
+
+def hold_out(pairs: Sequence[Pair], share: float, group_by: str | None, seed: int) -> tuple[list[Pair], list[Pair]]:
+    """(to train on, held out): about a `share` of the pairs at random, at least one of each kind.
+
+    With `group_by`, a key of the starts' info, groups of equal values stay together. Raises ValueError if a pair has
+    no such key, or if there is only one group.
+    """
+    groups = [_group(pair, group_by) if group_by else str(k) for k, pair in enumerate(pairs)]
+    names = list(dict.fromkeys(groups))
+    if len(names) < 2:
+        what = f"value of {group_by!r}" if group_by else "pair"
+        raise ValueError(f"There is only one {what}: nothing can be held out. Name other files as `validation`.")
+    chosen: set[str] = set()
+    for k in np.random.default_rng(seed).permutation(len(names))[:-1]:
+        if chosen and sum(group in chosen for group in groups) >= share * len(pairs):
+            break
+        chosen.add(names[k])
+    parts = ([p for p, g in zip(pairs, groups, strict=True) if (g in chosen) == held] for held in (False, True))
+    return tuple(parts)
+
+
+def _group(pair: Pair, key: str) -> str:
+    if key not in pair.info:
+        raise ValueError(f"{pair.source}: no {key!r} in its info; it has {', '.join(sorted(pair.info)) or 'nothing'}.")
+    return str(pair.info[key])
+
+
+def name(pair: Pair) -> str:
+    """What a table calls a pair: its relax_id or pair_id, or where it was read."""
+    return str(pair.info.get("relax_id", pair.info.get("pair_id", pair.source)))
+
+
+def _known(pairs: list[Pair], elements: Sequence[str] | None) -> list[Pair]:
+    """The pairs whose elements the model knows; a warning names the others."""
+    if elements is None:
+        return pairs
+    known = {ase.data.atomic_numbers[e] for e in elements}
+    strange = {k: sorted(set(pair.start.numbers.tolist()) - known) for k, pair in enumerate(pairs)}
+    lines = [
+        f"{pairs[k].source}: {', '.join(ase.data.chemical_symbols[z] for z in found)}"
+        for k, found in strange.items()
+        if found
+    ]
+    if len(lines) == len(pairs):
+        raise ValueError(
+            f"No pair has only elements of the model ({', '.join(elements)}); {lines[0]} is not among them."
+        )
+    if lines:
+        shown = "\n  ".join(lines[:SHOWN] + ([f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []))
+        warnings.warn(
+            f"Left out {len(lines)} of {len(pairs)} pairs with elements that the model does not know "
+            f"({', '.join(elements)}):\n  {shown}",
+            stacklevel=2,
+        )
+    return [pair for k, pair in enumerate(pairs) if not strange[k]]
+
+
+def _check_apart(train: Sequence[Pair], validation: Sequence[Pair]) -> None:
+    """ValueError for a pair that is in both sets."""
+
+    def print_of(pair: Pair) -> tuple[bytes, bytes]:
+        return np.asarray(pair.start.numbers).tobytes(), np.round(pair.start.positions, 6).tobytes()
+
+    seen = {print_of(pair): pair.source for pair in train}
+    if both := [(pair.source, seen[print_of(pair)]) for pair in validation if print_of(pair) in seen]:
+        raise ValueError(
+            f"{len(both)} pairs are trained on and held out, the first {both[0][0]}, which is {both[0][1]}. Remove "
+            "them from one of the sets."
+        )
+
+
+def _labelled_steps(files: Sequence[str], pairs: Sequence[Pair]) -> Sequence[Frame]:
+    """The labelled frames of the files that belong to the pairs: whole trajectories where there are such."""
+    ids = {(key, str(pair.info[key])) for pair in pairs for key in ("relax_id", "pair_id") if key in pair.info}
+    sources = {pair.source for pair in pairs}
+
+    def belongs(frame: Frame) -> bool:
+        mine = {(key, str(frame.info[key])) for key in ("relax_id", "pair_id") if key in frame.info}
+        return bool(frame.labels.weights.any()) and (frame.source in sources or bool(mine & ids))
+
+    found = []
+    for path in files:
+        with contextlib.suppress(ValueError):  # what cannot be read was named when the pairs were
+            found += [frame for frame in iterate(path, on_error=lambda error: None) if belongs(frame)]
+    return sample(found, MOST)
+
+
+class Packing:
+    """The training pairs as arrays, which become wider if neighbours were missing; batches by epoch."""
+
+    def __init__(self, pairs: Sequence[Pair], shells: Sequence[Shell], config: StructureTuneConfig, widened: int = 0):
+        self.shells, self.config = tuple(shells), config
+        self.names = [name(pair) for pair in pairs]
+        self.packed = _named(pack_pairs(pairs, shells, config.max_programs))
+        for _ in range(widened):
+            self.widen()
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches in one pass over the pairs."""
+        return sum(-(-len(members) // self.config.batch_size) for members in self.packed.members)
+
+    def widen(self) -> tuple[tuple[int, ...], ...]:
+        """Half as many neighbour slots more, where the model's `sel` allows; the new numbers of all shapes."""
+        shapes, rows = [], []
+        for shape, members in zip(self.packed.shapes, self.packed.rows, strict=True):
+            wanted = tuple(int(np.ceil(WIDER * n)) for n in shape.capacities)
+            shapes.append(shape._replace(capacities=plan_capacities(wanted, self.shells)))
+            rows.append(tuple(self._wider(row, shapes[-1].capacities) for row in members))
+        self.packed = self.packed._replace(shapes=tuple(shapes), rows=tuple(rows))
+        return tuple(shape.capacities for shape in shapes)
+
+    def _wider(self, row: Named, capacities: tuple[int, ...]) -> Named:
+        def lists(system, neighbors):
+            return host_neighbors(system, self.shells, capacities)._replace(offsets=neighbors.offsets)
+
+        old = row.pairs
+        new = old._replace(
+            neighbors=lists(old.start, old.neighbors), target_neighbors=lists(old.target, old.target_neighbors)
+        )
+        return row._replace(pairs=new)
+
+    def epoch(self, epoch: int) -> Iterator[Named]:
+        """All pairs once, in an order of seed and epoch alone."""
+        return pair_batches(self.packed, self.config.batch_size, seed=[self.config.seed, epoch])
+
+    def stream(self, start: int, total: int) -> Iterator[Named]:
+        """Batches `start` to `total` of the run. An epoch that has begun keeps its arrays."""
+        done = 0
+        for epoch in range(-(-total // self.per_epoch)):
+            n = self.per_epoch
+            if done + n > start:
+                for k, batch in enumerate(self.epoch(epoch)):
+                    if done + k >= start:
+                        yield batch
+            done += n
+
+
+def replay_batches(config: StructureTuneConfig, packed: Packed | None, start: int) -> Iterator[Any]:
+    """A batch of replayed frames for every step, in an order of seed and step alone; None without replay."""
+    if packed is None:
+        while True:
+            yield None
+    yield from batches(packed, config.replay.batch_size, seed=config.seed, start=start)
+
+
+def pack_replay(config: StructureTuneConfig, potential: Potential, frames: Sequence[Frame]) -> Packed | None:
+    """The replayed frames as arrays; None if there are none."""
+    if not config.replay:
+        return None
+    return pack(
+        frames,
+        plan(frames, potential.shells, config.max_programs, batch_size=config.replay.batch_size),
+        config.precision,
+    )
+
+
+def fingerprint(sets: PairSets) -> dict[str, dict[str, Any]]:
+    """Numbers by which other data are told when a run goes on."""
+
+    def of_pairs(pairs: Sequence[Pair]) -> dict[str, Any]:
+        distances = [float(np.abs(pair.target.positions).sum()) for pair in pairs]
+        return {"pairs": len(pairs), "position_sum": float(np.sum(distances))}
+
+    found = {"train": of_pairs(sets.train), "validation": of_pairs(sets.validation)}
+    if len(sets.replay):
+        found["replay"] = {"frames": len(sets.replay), "energy_sum": float(np.sum(facts(sets.replay).energy))}
+    return found
+
+
+def _named(packed: PackedPairs) -> PackedPairs:
+    """The rows with the numbers of their pairs."""
+    rows = tuple(
+        tuple(Named(np.int32(k + 1), row) for k, row in zip(members, some, strict=True))
+        for members, some in zip(packed.members, packed.rows, strict=True)
+    )
+    return packed._replace(rows=rows)

@@ -1,0 +1,171 @@
+"""How good a model is at structures: held-out starts relaxed all the way, and compared with where they should end."""
+
+import contextlib
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from lamjax import checkpoints, pytree
+from lamjax.data import Frame, Pair, pack, plan
+from lamjax.losses import StructureError, structure_error
+from lamjax.potential import Potential
+from lamjax.relaxation import Relaxation, RelaxConfig, stream
+from lamjax.system import pad
+from lamjax.training.errors import FORCES, SHIFTED, error_table, predictions
+from lamjax.training.structures_data import name
+
+ROWS = 64  # structures that are compared at once
+COLUMNS = ("dq", "rmsd", "largest", "strain", "volume", "n_steps", "converged", "failed")  # of structures.csv
+
+
+class Judgement(NamedTuple):
+    """A model seen on relaxations that ran to convergence, one entry a structure; infinite where one failed."""
+
+    dq: Float[np.ndarray, " n"]  # amu^1/2 Å from the target
+    rmsd: Float[np.ndarray, " n"]  # Å
+    largest: Float[np.ndarray, " n"]  # Å, the atom that is farthest off
+    strain: Float[np.ndarray, " n"]  # of the cell, from the target's
+    volume: Float[np.ndarray, " n"]  # relative change from the target's
+    n_steps: Int[np.ndarray, " n"]
+    converged: Bool[np.ndarray, " n"]
+    failed: Bool[np.ndarray, " n"]  # forces became infinite or NaN, or the structure could not begin
+
+
+class Summary(NamedTuple):
+    """A judgement, and errors on labelled frames, in numbers."""
+
+    dq_median: float  # amu^1/2 Å
+    dq_mean: float
+    dq_q1: float  # quartiles
+    dq_q3: float
+    rmsd_median: float  # Å
+    rmsd_mean: float
+    rmsd_q1: float
+    rmsd_q3: float
+    strain_median: float
+    volume_median: float  # of the absolute relative change
+    in_basin: float  # share of structures with no atom farther off than the config's `basin`
+    improved: float  # share with a smaller dq than before training
+    converged: float  # share
+    failed: float  # share
+    n_steps: float  # median
+
+
+def judge(
+    potential: Potential,
+    params: Any,
+    pairs: Sequence[Pair],
+    config: RelaxConfig,
+    watch: Callable = iter,
+    matmul_precision: str | None = None,
+) -> Judgement:
+    """Every start relaxed until it has converged or the steps ran out, and its errors; fixed components stay.
+
+    `watch` gets the iterator of finished relaxations and may show its progress.
+    """
+    found: list[Relaxation | None] = [None] * len(pairs)
+    precision = jax.default_matmul_precision(matmul_precision) if matmul_precision else contextlib.nullcontext()
+    starts, fixed = [pair.start for pair in pairs], [pair.fixed for pair in pairs]
+    with precision:
+        for outcome in watch(stream(potential, params, starts, config, fixed=fixed)):
+            found[outcome.number] = outcome.relaxation
+    failed = np.array([r is None or not bool(r.finite) for r in found])
+    errors = compare([p.start if r is None else r.system for r, p in zip(found, pairs, strict=True)], pairs)
+    return Judgement(
+        *(np.where(failed, np.inf, np.asarray(e, np.float64)) for e in errors),
+        n_steps=np.array([0 if r is None else int(r.n_steps) for r in found]),
+        converged=np.array([r is not None and bool(r.converged) for r in found]),
+        failed=failed,
+    )
+
+
+def compare(systems: Sequence, pairs: Sequence[Pair]) -> StructureError:
+    """The errors (n,) of systems against the targets of the pairs, in one program whatever their sizes."""
+    n_atoms = max(pair.start.n_atoms for pair in pairs)
+    n = min(ROWS, len(pairs))
+
+    def row(system, pair: Pair):
+        fixed = np.pad(pair.fixed, ((0, n_atoms - len(pair.fixed)), (0, 0)))
+        return pad(system, n_atoms), pad(pair.target, n_atoms), fixed
+
+    rows = [row(system, pair) for system, pair in zip(systems, pairs, strict=True)]
+    rows += [rows[-1]] * (-len(rows) % n)
+    run = jax.jit(structure_error)
+    parts = [jax.device_get(run(*pytree.stack(rows[k : k + n]))) for k in range(0, len(rows), n)]
+    return StructureError(*(np.concatenate(column)[: len(pairs)] for column in zip(*parts, strict=True)))
+
+
+def summary(found: Judgement, before: Judgement, basin: float) -> Summary:
+    """The numbers of a judgement; `before` is that of the model before training, `basin` in Å."""
+    quartiles = {f"{x}_q{k}": _quantile(getattr(found, x), k / 4) for x in ("dq", "rmsd") for k in (1, 3)}
+    means = {f"{x}_mean": float(np.mean(getattr(found, x))) for x in ("dq", "rmsd")}
+    return Summary(
+        dq_median=float(np.median(found.dq)),
+        rmsd_median=float(np.median(found.rmsd)),
+        strain_median=float(np.median(found.strain)),
+        volume_median=float(np.median(np.abs(found.volume))),
+        in_basin=float(np.mean(found.largest < basin)),
+        improved=float(np.mean(found.dq < before.dq)),
+        converged=float(np.mean(found.converged)),
+        failed=float(np.mean(found.failed)),
+        n_steps=float(np.median(found.n_steps)),
+        **quartiles,
+        **means,
+    )
+
+
+def _quantile(x: np.ndarray, share: float) -> float:
+    """The value that so many are below; one of them, for between infinite ones nothing can be interpolated."""
+    return float(np.quantile(x, share, method="nearest"))
+
+
+class Labels:
+    """Labelled frames in arrays, on which the errors of energies and forces are measured as often as is wanted."""
+
+    def __init__(self, frames: Mapping[str, Sequence[Frame]], potentials: Mapping[str, Potential], precision: str):
+        self.sets = {
+            what: (potentials[what], some, pack(some, plan(some, potentials[what].shells, 2), precision))
+            for what, some in frames.items()
+        }
+
+    def errors(self, params: Any) -> dict[str, float]:
+        """{"SET_rmse_e": eV/atom after the best shift per element, "SET_rmse_f": eV/Å} of every set that has them."""
+        found = {}
+        for what, (potential, frames, packed) in self.sets.items():
+            rows = {r.quantity: r.rmse for r in error_table(potential, frames, predictions(potential, params, packed))}
+            found |= {
+                f"{what}_rmse_{kind}": rows[quantity] / 1000
+                for kind, quantity in (("e", SHIFTED), ("f", FORCES))
+                if quantity in rows
+            }
+        return found
+
+    @property
+    def columns(self) -> list[str]:
+        """Every name that `errors` may give."""
+        return [f"{what}_rmse_{kind}" for what in self.sets for kind in "ef"]
+
+
+def write_structures(path: Path, pairs: Sequence[Pair], before: Judgement, after: Judgement) -> None:
+    """One line a structure, with every quantity before and after."""
+    text = io.StringIO()
+    rows = csv.writer(text)
+    rows.writerow(["structure", "n_atoms", *(f"{c}_{when}" for c in COLUMNS for when in ("before", "after"))])
+    for k, pair in enumerate(pairs):
+        numbers = [getattr(j, c)[k].item() for c in COLUMNS for j in (before, after)]
+        rows.writerow([name(pair), pair.start.n_atoms, *numbers])
+    checkpoints.write_atomically(path, text.getvalue().encode())
+
+
+def read_structures(path: Path, when: str) -> Judgement:
+    """What `write_structures` wrote of "before" or "after", to the last digit."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    kinds = {"n_steps": int, "converged": "True".__eq__, "failed": "True".__eq__}
+    return Judgement(*(np.array([kinds.get(c, float)(row[f"{c}_{when}"]) for row in rows]) for c in COLUMNS))

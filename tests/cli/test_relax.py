@@ -1,0 +1,175 @@
+"""`lamjax relax` as a user types it: what it writes, what it survives, and how it goes on."""
+
+import gzip
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import ase
+import ase.build
+import ase.io
+import numpy as np
+import pytest
+from ase.constraints import FixAtoms, FixCartesian
+from typer.testing import CliRunner
+
+import lamjax
+from lamjax.cli import app, relax_records
+from lamjax.system import fixed_components
+
+ASSETS = Path(lamjax.__file__).parent / "assets" / "demo"
+BASE = ASSETS / "base.lamjax"
+COMMAND = [sys.executable, "-c", "from lamjax.cli import main; main()", "relax"]
+
+
+def run(*arguments):
+    """The command in this process; (exit code, output, exception)."""
+    result = CliRunner().invoke(app, ["relax", *(str(a) for a in arguments)])
+    return result.exit_code, result.output, result.exception
+
+
+def crystals(n: int = 6) -> list[ase.Atoms]:
+    found = []
+    for seed in range(n):
+        atoms = ase.build.bulk("Si", "diamond", a=5.4, cubic=seed % 2 == 0)
+        atoms.rattle(0.1, seed=seed)
+        atoms.info["name"] = f"crystal {seed}"
+        found.append(atoms)
+    return found
+
+
+def test_records_hold_energy_forces_stress_outcome_and_constraints(tmp_path):
+    starts = crystals(2)
+    starts[0].set_constraint([FixAtoms([0, 1]), FixCartesian([2], [True, False, False])])
+    starts[1].info["REF_energy"] = -1.0
+    ase.io.write(tmp_path / "first.extxyz", starts[0])
+    ase.io.write(tmp_path / "second.cif", starts[1])
+    defect = ase.io.read(gzip.open(ASSETS / "si_defects_heldout.extxyz.gz", "rt"), index=0, format="extxyz")
+    ase.io.write(tmp_path / "third.extxyz", [defect, starts[1]])
+    files = [tmp_path / name for name in ("first.extxyz", "second.cif", "third.extxyz")]
+    out = tmp_path / "deep" / "relaxed.extxyz"
+    code, output, _ = run(BASE, *files, "--out", out, "--max-steps", 4)
+    assert code == 0, output
+    found = {atoms.info["source"]: atoms for atoms in ase.io.read(out, ":")}
+    assert set(found) == {f"{files[0]}#0", f"{files[1]}#0", f"{files[2]}#0", f"{files[2]}#1"}
+    first, other = found[f"{files[0]}#0"], found[f"{files[2]}#1"]
+    assert first.info["n_steps"] == 4 and not first.info["converged"] and first.info["finite"]
+    np.testing.assert_array_equal(first.positions[:2], np.round(starts[0].positions[:2], 8))
+    np.testing.assert_array_equal(fixed_components(first), fixed_components(starts[0]))
+    assert "REF_energy" not in other.info and other.info["name"] == "crystal 1"
+    calculator = lamjax.Calculator(BASE, dtype="float32")
+    atoms = other.copy()
+    atoms.calc = calculator
+    assert other.get_potential_energy() == pytest.approx(atoms.get_potential_energy(), abs=1e-3)
+    np.testing.assert_allclose(other.get_stress(), atoms.get_stress(), atol=1e-4)
+    np.testing.assert_allclose(np.linalg.norm(other.get_forces(), axis=1).max(), other.info["fmax"], rtol=1e-4)
+    assert "not converged" in output and "steps, median and most" in output
+
+
+def test_what_is_bad_is_reported_and_the_rest_goes_on(tmp_path):
+    (tmp_path / "broken.cif").write_text("this is no crystal")
+    gold, good = ase.build.bulk("Au"), crystals(1)[0]
+    double = good.copy()
+    double.positions[1] = double.positions[0]
+    ase.io.write(tmp_path / "mixed.extxyz", [gold, good, double])
+    out = tmp_path / "relaxed.extxyz"
+    files = [tmp_path / "broken.cif", tmp_path / "nowhere.cif", tmp_path / "mixed.extxyz"]
+    code, output, _ = run(BASE, *files, "--out", out, "--max-steps", 1)
+    assert code == 0, output
+    flat = " ".join(output.split())
+    for said in ("broken.cif", "nowhere.cif", "Au is not in", "two atoms on one place", "failed before the first step"):
+        assert said in flat
+    (kept,) = ase.io.read(out, ":")
+    assert kept.info["source"].endswith("mixed.extxyz#1") and kept.info["number"] == 0
+
+
+def test_nothing_to_relax_is_an_error_that_says_why(tmp_path):
+    ase.io.write(tmp_path / "gold.extxyz", ase.build.bulk("Au"))
+    _, _, error = run(BASE, tmp_path / "gold.extxyz", "--out", tmp_path / "o.extxyz")
+    assert isinstance(error, ValueError) and "gold.extxyz" in str(error) and "Au" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--pressure", "1"], "add --cell"),
+        (["--processes", "2"], "give both"),
+        (["--processes", "2", "--process", "2"], "numbered from 0"),
+        (["--out", "there.extxyz"], "there.extxyz exists"),
+        (["--out", "foreign.extxyz", "--resume"], "not written by"),
+        (["--out", "text.extxyz", "--resume"], "not written by"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    ase.io.write("start.extxyz", crystals(1))
+    ase.io.write("foreign.extxyz", crystals(1))
+    for name in ("there.extxyz", "text.extxyz"):
+        Path(name).write_text("something of value\n")
+    _, _, error = run(BASE, "start.extxyz", *arguments)
+    assert isinstance(error, ValueError) and said in str(error)
+    assert Path("text.extxyz").read_text() == "something of value\n"
+    assert len(ase.io.read("foreign.extxyz", ":")) == 1
+
+
+def test_variable_cell_and_pressure_are_those_of_the_library(tmp_path):
+    ase.io.write(tmp_path / "start.extxyz", crystals(2))
+    common = [BASE, tmp_path / "start.extxyz", "--max-steps", 8, "--cell"]
+    code, output, _ = run(*common, "--out", tmp_path / "free.extxyz")
+    assert code == 0, output
+    assert run(*common, "--out", tmp_path / "pressed.extxyz", "--pressure", 30, "--keep", "shape")[0] == 0
+    free, pressed = (ase.io.read(tmp_path / f"{name}.extxyz", ":") for name in ("free", "pressed"))
+    start = {atoms.info["name"]: atoms for atoms in crystals(2)}
+    by_name = {atoms.info["name"]: atoms for atoms in free}
+    for atoms in pressed:
+        before = start[atoms.info["name"]]
+        assert atoms.get_volume() < by_name[atoms.info["name"]].get_volume()
+        np.testing.assert_allclose(atoms.cell.angles(), before.cell.angles(), atol=1e-5)
+
+
+def test_a_killed_run_goes_on_to_the_same_set_of_results(tmp_path):
+    """kill -9 in the middle; then the last record is cut by hand, too."""
+    ase.io.write(tmp_path / "start.extxyz", crystals(14))
+    arguments = [str(BASE), "start.extxyz", "--max-steps", "40", "--fmax", "0.05", "--slots", "2"]
+    environment = dict(os.environ, PYTHONUNBUFFERED="1")
+    whole = subprocess.run(
+        [*COMMAND, *arguments, "--out", "whole.extxyz"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    out = tmp_path / "killed.extxyz"
+    command = [*COMMAND, *arguments, "--out", out.name]
+    running = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+    while not (out.exists() and out.stat().st_size > 0):
+        assert running.poll() is None
+        time.sleep(0.02)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    written = out.read_bytes()
+    out.write_bytes(written[:-37])  # a record cut short
+    resumed = subprocess.run([*command, "--resume"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    expected = {atoms.info["source"]: atoms for atoms in ase.io.read(tmp_path / "whole.extxyz", ":")}
+    found = ase.io.read(out, ":")
+    assert sorted(a.info["source"] for a in found) == sorted(expected)
+    for atoms in found:
+        other = expected[atoms.info["source"]]
+        assert atoms.get_potential_energy() == pytest.approx(other.get_potential_energy(), abs=1e-3)
+        assert atoms.info["number"] == other.info["number"]
+    again = subprocess.run([*command, "--resume"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert again.returncode == 0 and out.read_bytes() and "done before" in again.stdout
+
+
+def test_processes_share_the_structures(tmp_path):
+    ase.io.write(tmp_path / "start.extxyz", crystals(5))
+    out = tmp_path / "relaxed.extxyz"
+    for process in (0, 1):
+        share = ["--processes", 2, "--process", process]
+        assert run(BASE, tmp_path / "start.extxyz", "--out", out, "--max-steps", 1, *share)[0] == 0
+    numbers = [[a.info["number"] for a in ase.io.read(tmp_path / f"relaxed.{k}.extxyz", ":")] for k in (0, 1)]
+    assert [sorted(n) for n in numbers] == [[0, 2, 4], [1, 3]]
+    assert relax_records.parts(out) == [tmp_path / "relaxed.0.extxyz", tmp_path / "relaxed.1.extxyz"]
+    code, output, _ = run(BASE, tmp_path / "start.extxyz", "--out", out, "--max-steps", 1, "--resume")
+    assert code == 0 and "done before" in output  # whoever did them

@@ -1,0 +1,234 @@
+"""Structures in flight end where they end alone, whatever happens to the others."""
+
+import dataclasses
+
+import ase
+import ase.build
+import bound_models as models
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lamjax
+from lamjax import classical, neighbors, pytree
+from lamjax.neighbors import verlet
+from lamjax.relaxation import CellConfig, RelaxConfig, buckets, lists, relax, slots, stream
+from lamjax.relaxation.buckets import Shape
+from lamjax.system import host_system, pad
+
+TIGHT = RelaxConfig(fmax=2e-5, max_steps=3000)
+
+
+def rattled(atoms: ase.Atoms, seed: int, size: float = 0.1) -> ase.Atoms:
+    atoms.rattle(size, seed=seed)
+    return atoms
+
+
+def mixture() -> list[ase.Atoms]:
+    """Crystals of one to eight atoms, one of them thin, a slab and clusters."""
+    cubic = ase.build.bulk("Cu", "fcc", a=3.5, cubic=True)
+    cluster = (ase.build.bulk("Cu", "fcc", a=3.6, cubic=True) * (2, 2, 2))[:7]
+    cluster.pbc, cluster.cell = False, np.zeros((3, 3))
+    skewed = ase.Atoms("Cu2", [(0, 0, 0), (1.8, 1.9, 0.3)], cell=[[3.4, 0, 0], [1.5, 3.3, 0], [-1.2, 1, 3.5]], pbc=True)
+    slab = ase.build.fcc111("Cu", (1, 2, 2), a=3.5, vacuum=6.0)
+    strained = ase.build.bulk("Cu", "fcc", a=3.5)
+    strained.set_cell(strained.cell.array @ np.diag([1.03, 0.98, 1.0]), scale_atoms=True)
+    sizes = [rattled(cubic * (2, 1, 1), 0), strained, rattled(cluster, 1), rattled(skewed, 2), rattled(slab, 3)]
+    return sizes + [rattled(cubic.copy(), seed) for seed in range(4, 9)]
+
+
+def alone(potential, params, system, config: RelaxConfig, fixed=None):
+    """One structure by `relax`, in wide arrays."""
+    widths = tuple(shell.sel or 256 for shell in potential.shells)
+    around = neighbors.host_neighbors(system, potential.shells, widths)
+    around = around._replace(offsets=neighbors.image_offsets(system.cell, system.pbc, 2.5 * potential.cutoff))
+    run = jax.jit(lambda s, n, f: relax(potential, params, s, n, config, fixed=f))
+    return jax.tree.map(np.asarray, run(system, around, fixed))
+
+
+@pytest.mark.parametrize("cell", [None, CellConfig(pressure=0.01)], ids=["fixed cell", "variable cell"])
+@pytest.mark.parametrize("kind", ["morse", "dpa2"])
+def test_minima_are_those_of_one_at_a_time(cell, kind):
+    potential = models.morse() if kind == "morse" else models.bound_dpa2(("Si", "B", "Cu"))
+    params = models.params_of(potential)
+    config = dataclasses.replace(TIGHT, cell=cell)
+    systems = [host_system(a) for a in (mixture() if kind == "morse" else mixture()[1:6])]
+    fixed = [None] * len(systems)
+    fixed[2] = np.arange(3 * systems[2].n_atoms).reshape(-1, 3) < 5
+    found = list(stream(potential, params, systems, config, fixed=fixed, slots=4, max_programs=2, chunk=7))
+    assert sorted(o.number for o in found) == list(range(len(systems)))
+    for outcome in found:
+        k, result = outcome.number, outcome.relaxation
+        expected = alone(potential, params, systems[k], config, fixed[k])
+        assert outcome.error is None and result.converged and expected.converged, k
+        assert result.energy == pytest.approx(float(expected.energy), abs=1e-6)
+        assert result.n_steps == expected.n_steps and not expected.overflow
+        assert result.system.positions.shape == systems[k].positions.shape == result.forces.shape
+        if fixed[k] is not None and cell is None:
+            np.testing.assert_array_equal(result.system.positions[fixed[k]], systems[k].positions[fixed[k]])
+
+
+class Lazy:
+    """Structures that are read from somewhere, when they are asked for."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, k):
+        if isinstance(self.items[k], Exception):
+            raise self.items[k]
+        return self.items[k]
+
+
+def cliff(params, r):
+    """Falls ever faster from 1.7 Å inwards: the forces become infinite on the way."""
+    return -1.0 / jnp.maximum(r - 1.0, 0) ** 2 * (r < 1.7) + params["depth"] * (r - 2.5) ** 2
+
+
+def test_bad_structures_fail_alone():
+    potential = classical.pair_potential(cliff, {"depth": 1.0}, 4.0)
+    potential = potential._replace(elements=("Cu",))
+    params = models.params_of(potential)
+    good = host_system(ase.Atoms("Cu3", [(0, 0, 0), (2.3, 0, 0), (1.1, 2.2, 0)]))
+    lattice = np.eye(3) * 4.0
+    bad = {
+        1: (good._replace(positions=good.positions * np.nan), "not finite"),
+        2: (good._replace(numbers=np.array([29, 14, 29], np.int32)), "Si is not in the model's type map"),
+        3: (good._replace(positions=good.positions[[0, 0, 1]]), "two atoms on one place"),
+        4: (good._replace(cell=lattice * 0.01, pbc=np.ones(3, bool)), "images of the cell"),
+        5: (OSError("disk on fire"), "disk on fire"),
+        6: (good._replace(positions=good.positions * 0.65), "infinite or NaN"),
+        7: (good._replace(cell=lattice * 0, pbc=np.ones(3, bool)), "lattice vector"),
+    }
+    systems = Lazy([good, *(system for system, _ in bad.values()), good])
+    found = {o.number: o for o in stream(potential, params, systems, RelaxConfig(fmax=0.01, max_steps=200))}
+    assert len(found) == 9
+    for number, (_, said) in bad.items():
+        assert said in found[number].error
+        assert found[number].relaxation is None or not found[number].relaxation.converged
+    assert not found[6].relaxation.finite and np.isfinite(found[6].relaxation.system.positions).all()
+    for number in (0, 8):
+        assert found[number].error is None and found[number].relaxation.converged
+
+
+def test_what_outgrows_its_arrays_goes_on_from_where_it_is():
+    """A loose sheet that contracts among other structures."""
+    potential = classical.morse(depth=2.0, width=0.8, distance=1.5, cutoff=4.0, switch_start=3.0)
+    params = models.params_of(potential)
+    places = [(2.9 * k, 2.9 * j + 0.3 * (k % 2), 0.4 * ((j + k) % 3)) for j in range(4) for k in range(4)]
+    sheet = host_system(ase.Atoms("Cu16", places))
+    dimers = [host_system(ase.Atoms("Cu2", [(0, 0, 0), (1.3 + 0.1 * k, 0, 0)])) for k in range(3)]
+    config = RelaxConfig(fmax=1e-3, max_steps=2000)
+    found = {o.number: o.relaxation for o in stream(potential, params, [sheet, *dimers], config, max_programs=1)}
+    expected = alone(potential, params, sheet, config)
+    assert all(r.converged and not r.overflow for r in found.values())
+    assert found[0].energy == pytest.approx(float(expected.energy), abs=1e-9)
+    assert found[0].found[0] > buckets.shape(potential, sheet, config).capacities[0]
+    assert found[0].n_steps == expected.n_steps
+    short = dataclasses.replace(config, max_steps=int(found[0].n_steps) - 5)
+    (cut,) = stream(potential, params, [sheet], short)
+    assert not cut.relaxation.converged and cut.relaxation.n_steps == short.max_steps
+
+
+def test_programs_are_compiled_once_a_shape(monkeypatch):
+    """Structures come and go for many chunks; the potential is traced as often as there are shapes."""
+    traced = []
+    plain = classical.morse(depth=0.5, width=1.41, distance=2.5, cutoff=5.0, switch_start=3.5)
+
+    def atomic_energies(params, system, around):
+        traced.append(system.numbers.shape)
+        return plain.atomic_energies(params, system, around)
+
+    potential = plain._replace(atomic_energies=atomic_energies)
+    monkeypatch.setattr(buckets, "PROGRAM", 0.0)
+    systems = [host_system(atoms) for atoms in mixture() + mixture()]
+    config = RelaxConfig(fmax=0.05)
+    found = list(stream(potential, models.params_of(plain), systems, config, slots=3, max_programs=3, chunk=4))
+    assert all(o.relaxation.converged for o in found)
+    shapes = buckets.plan([buckets.shape(potential, s, config) for s in systems], 3)
+    assert len(shapes) == 3 and len(traced) == 3
+    assert [o.number for o in found] != sorted(o.number for o in found)
+
+
+def test_precision_is_that_of_the_systems():
+    potential = models.morse()
+    systems = [host_system(a, np.float32) for a in mixture()[:3]]
+    found = list(stream(potential, potential.init(dtype=np.float32), systems, RelaxConfig(fmax=0.05)))
+    assert all(o.relaxation.converged and o.relaxation.forces.dtype == np.float32 for o in found)
+
+
+def test_frame_parameters_must_be_alike():
+    systems = [host_system(a) for a in mixture()[:2]]
+    systems[1] = systems[1]._replace(fparam=np.ones(2))
+    potential = models.morse()
+    first, second = sorted(stream(potential, models.params_of(potential), systems, RelaxConfig(fmax=0.1)))
+    assert first.error is None and "fparam has width 2" in second.error
+
+
+def test_plans_hold_every_shape_and_are_tight():
+    rng = np.random.default_rng(0)
+    shapes = [
+        Shape(int(n), (4 * int(c), 4 * int(min(c, d))), int(n) * 27)
+        for n, c, d in rng.integers([1, 2, 1], [50, 40, 20], (300, 3))
+    ]
+    costs = []
+    for limit in (1, 2, 4, 8):
+        boxes = buckets.plan(shapes, limit)
+        places = [buckets.assign(s, boxes) for s in shapes]
+        assert len(boxes) <= limit and None not in places
+        costs.append(sum(buckets.work(buckets.row(boxes[k]), s.n_atoms) for k, s in zip(places, shapes, strict=True)))
+    assert costs == sorted(costs, reverse=True) and costs[-1] < 0.6 * costs[0]
+    assert buckets.plan(shapes[:1], 4) == shapes[:1]
+
+
+def test_lists_of_atoms_hold_every_structure_once():
+    sizes = jnp.array([3, 0, 5, 4, 8, 0, 1, 7, 0])
+    starts = lists.laid(sizes, 8)
+    seen = []
+    for k in range(-(-int(jnp.max(starts + sizes)) // 8)):
+        where = lists.places(starts, sizes, k, 8)
+        assert (np.diff(where.structure) >= 0).all()
+        at = np.asarray(where.start)[where.structure] + where.atom
+        np.testing.assert_array_equal(at[where.real], np.arange(8)[where.real])
+        seen += list(zip(where.structure[where.real].tolist(), where.atom[where.real].tolist(), strict=True))
+    assert seen == [(k, a) for k, n in enumerate(sizes.tolist()) for a in range(n)]
+
+
+def test_searches_of_single_atoms_find_what_a_full_search_finds():
+    """After moves far beyond the skin, of some of the structures."""
+    potential = models.morse()
+    config = RelaxConfig(cell=CellConfig())
+    systems = [host_system(a) for a in mixture()]
+    shape = Shape(8, (96,), max(buckets.shape(potential, s, config).n_candidates for s in systems))
+    still = [slots.Traveller(s, np.zeros((s.n_atoms, 3), bool), s) for s in systems]
+    entries = [slots.entry(potential, config, shape, traveller) for traveller in still]
+    before = jax.tree.map(jnp.asarray, slots.stack(entries, len(entries)).lists)
+    rng = np.random.default_rng(0)
+    moved = [
+        s._replace(positions=s.positions + rng.normal(0, 1.5 * (k % 2), (s.n_atoms, 3)), cell=s.cell * 0.97)
+        for k, s in enumerate(systems)
+    ]
+    batch = pytree.stack([pad(s, 8) for s in moved])
+    after = jax.jit(lambda old, s: lists.refresh(old, s, potential.shells, config.skin))(before, batch)
+    for k, system in enumerate(moved):
+        one = pytree.take(after.verlet, k)
+        assert not verlet.is_stale(one, pytree.take(batch, k), potential.shells)
+        made = verlet.narrow(one._replace(offsets=jnp.zeros((1, 3), int)), pad(system, 8), potential.shells, (96,))
+        i, j, images, r = neighbors.host.pairs(system, potential.cutoff)
+        expected = sorted(zip(i.tolist(), j.tolist(), *images.T.tolist(), strict=True))
+        at = np.nonzero(made.mask)
+        got = zip(at[0].tolist(), made.indices[at].tolist(), *np.asarray(made.images)[at].T.tolist(), strict=True)
+        assert sorted(got) == expected and not made.overflow
+
+
+def test_results_are_told_before_all_are_done():
+    potential = models.morse()
+    systems = [host_system(a) for a in mixture()]
+    found = stream(potential, models.params_of(potential), systems, RelaxConfig(fmax=0.05), slots=2, chunk=5)
+    first = next(found)
+    assert first.relaxation.converged and lamjax.to_ase(first.relaxation.system).get_chemical_formula()
+    assert len(list(found)) == len(systems) - 1

@@ -1,0 +1,302 @@
+"""Fine-tuning on structures: what is learned, measured, written, resumed and refused."""
+
+import csv
+import json
+import warnings
+from pathlib import Path
+
+import ase
+import ase.io
+import cluster_pairs as clusters
+import jax
+import numpy as np
+import pytest
+import yaml
+
+from lamjax import checkpoints, data, losses, relaxation
+from lamjax.neighbors import Shell
+from lamjax.training import NonFiniteError, curve, evaluate, structures
+from lamjax.training.config import schema, to_json, validate
+from lamjax.training.structures import StructureTuneConfig, read_config
+from lamjax.training.structures_config import TEMPLATE, complete, judge_of, objective_of
+from lamjax.training.structures_data import Packing, hold_out
+from lamjax.training.structures_judge import compare, read_structures
+
+FORCE = {"type": "force"}  # compiles in a fraction of the time of a relaxation
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A base model that makes bonds of 2.6 Å, its labels, and pairs that end at 2.45 Å."""
+    folder = tmp_path_factory.mktemp("structures")
+    clusters.write_labels(folder / "labels.extxyz", 40)
+    clusters.write_base(folder / "base.lamjax", folder / "labels.extxyz")
+    clusters.write_pairs(folder / "train.extxyz", 6)
+    clusters.write_pairs(folder / "test.extxyz", 3, seed=7)
+    return folder
+
+
+def config_of(folder: Path, output: str, **changes) -> StructureTuneConfig:
+    content = {"base": "base.lamjax", "pairs": ["train.extxyz"], "validation": ["test.extxyz"]} | changes
+    for key in ("pairs", "validation"):
+        content[key] = [str(folder / name) for name in content[key]]
+    content |= {"base": str(folder / content["base"]), "output": str(folder / output)}
+    return read_config(None, {"batch_size": 3, "max_programs": 1, "precision": "float64"} | content)
+
+
+def run(config: StructureTuneConfig, resume: bool = False) -> list:
+    return list(structures.events(structures.prepare(config, resume)))
+
+
+@pytest.fixture(scope="module")
+def tuned(folder):
+    """Backpropagation through the relaxation, labels replayed, the minimiser learned too."""
+    config = config_of(
+        folder,
+        "tuned",
+        objective={"relax": {"adjoint": {"type": "unrolled", "steps": 50}, "fmax": 1e-3}},
+        learn_minimiser=True,
+        replay={"files": [str(folder / "labels.extxyz")], "weight": 1e-3},
+        schedule={"start_lr": 2e-3},
+        epochs=8,
+        validate_every=2,
+    )
+    return config, run(config)
+
+
+def test_structures_become_better_where_they_must(tuned):
+    config, events = tuned
+    epochs = [event for event in events if isinstance(event, structures.Epoch)]
+    judged = [event for event in events if isinstance(event, structures.Judged)]
+    assert [event.step for event in judged] == [0, 4, 8, 12, 16]
+    assert epochs[-1].means["dq_mean"] < 0.7 * epochs[0].means["dq_mean"]
+    assert judged[-1].summary.dq_median < 0.7 * judged[0].summary.dq_median
+    assert judged[-1].summary.improved == judged[-1].summary.converged == 1
+    assert judged[0].summary.improved == 0
+
+
+def test_what_it_cost_elsewhere_is_measured(tuned, folder):
+    first, last = tuned[1][0], [event for event in tuned[1] if isinstance(event, structures.Judged)][-1]
+    assert first.errors.keys() == {f"{what}_rmse_{kind}" for what in ("heldout", "replay") for kind in "ef"}
+    assert last.errors["replay_rmse_f"] > first.errors["replay_rmse_f"]  # what was learned contradicts the labels
+    assert last.errors["heldout_rmse_f"] < first.errors["heldout_rmse_f"]
+    potential, params = checkpoints.load(folder / "base.lamjax", dtype=np.float64)
+    frames = data.read(folder / "labels.extxyz")
+    packed = data.pack(frames, data.plan(frames, potential.shells, 1))
+    found = evaluate(losses.label_loss(potential), params, data.batches(packed, 8, seed=None, epochs=1))
+    assert first.errors["replay_rmse_f"] == pytest.approx(found["rmse_f"], rel=1e-9)
+
+
+def test_validation_is_a_relaxation_and_its_error(tuned, folder):
+    potential, params = checkpoints.load(folder / "tuned" / "best.lamjax", dtype=np.float64)
+    pairs = data.read_pairs(folder / "test.extxyz")
+    rule = relaxation.RelaxConfig(fmax=0.01, max_steps=1000)
+    relaxed = relaxation.relax_structures(potential, params, [p.start for p in pairs], rule)
+    by_hand = [float(losses.structure_error(r.system, p.target).dq) for r, p in zip(relaxed, pairs, strict=True)]
+    after = read_structures(folder / "tuned" / "structures.csv", "after")
+    np.testing.assert_allclose(after.dq, by_hand, rtol=1e-6)
+    assert list(after.n_steps) == [int(r.n_steps) for r in relaxed]
+    best = min(structures.validations(folder / "tuned"), key=lambda judged: judged.summary.dq_median)
+    assert best.best and best.summary.dq_median == np.median(after.dq)
+    assert best.summary.dq_mean == pytest.approx(np.mean(by_hand), rel=1e-6)
+
+
+def test_a_run_leaves_everything_behind(tuned, folder):
+    output = folder / "tuned"
+    history = curve.read(output / "history.csv")
+    assert [int(row["step"]) for row in history] == list(range(1, 17))
+    assert {"loss", "grad_norm", "dq_mean", "n_dropped", "replay_rmse_f", "lr"} <= history[0].keys()
+    with (output / "structures.csv").open() as file:
+        assert [row["structure"] for row in csv.DictReader(file)] == ["c7-0", "c7-1", "c7-2"]
+    assert (output / "structures.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((output / "facts.json").read_text())["data"]["train"]["pairs"] == 6
+    stored = json.loads((output / "config.json").read_text())
+    assert validate(stored, kind=StructureTuneConfig) == tuned[0]
+    best, last = (checkpoints.read(output / name).card for name in ("best.lamjax", "model.lamjax"))
+    assert last["steps"] == 16 and best["dq_median"] <= last["dq_median"]
+
+
+def test_the_minimiser_learns(tuned, folder):
+    history = curve.read(folder / "tuned" / "history.csv")
+    values = [float(row["minimiser/dt_start"]) for row in history]
+    assert len(set(values)) == len(values) and 0.05 < min(values) < max(values) < 0.2
+    numbers = json.loads((folder / "tuned" / "minimiser.json").read_text())
+    assert numbers["dt_start"] == pytest.approx(values[-1]) and numbers.keys() == {"dt_start", "alpha_start"}
+
+
+def test_resumed_equals_uninterrupted(folder):
+    # at step 3 the second of two batches of an epoch is still to come
+    common = {"objective": FORCE, "epochs": 3, "save_every": 3, "ema_decay": 0.5, "validate_every": 2}
+    common |= {"replay": {"files": [str(folder / "labels.extxyz")], "batch_size": 5}}
+    run(config_of(folder, "whole", **common))
+    begun = structures.events(structures.prepare(config_of(folder, "killed", **common)))
+    for event in begun:
+        if isinstance(event, structures.Saved) and event.path.name == "3":
+            begun.close()
+    with pytest.raises(ValueError, match=r"holds the states of a run \(up to step 3\). Add --resume"):
+        structures.prepare(config_of(folder, "killed", **common))
+    with (folder / "killed" / "history.csv").open("a") as file:  # a step whose state was never written
+        file.write((folder / "killed" / "history.csv").read_text().splitlines()[-1].replace("3,", "4,", 1) + "\n")
+    run(config_of(folder, "killed", **common), resume=True)
+    for name in ("model.lamjax", "best.lamjax"):
+        one, other = (checkpoints.read(folder / run / name).params for run in ("whole", "killed"))
+        assert jax.tree.all(jax.tree.map(np.array_equal, one, other)), name
+    for name in ("history.csv", "validation.csv", "structures.csv"):
+        assert (folder / "whole" / name).read_text() == (folder / "killed" / name).read_text()
+    again = run(config_of(folder, "whole", **common), resume=True)  # it knows that it is over
+    assert {type(event) for event in again} == {structures.Saved}
+    with pytest.raises(ValueError, match="was begun with another config: epochs: 3 -> 5"):
+        structures.prepare(config_of(folder, "whole", **common | {"epochs": 5}), resume=True)
+
+
+def test_the_base_is_kept_where_nothing_is_better_and_the_run_ends(folder):
+    # labels of 2.6 Å alone, at so high a rate that everything gets worse
+    config = config_of(folder, "worse", objective=FORCE, schedule={"start_lr": 1.0}, epochs=9, patience=2)
+    events = run(config)
+    (stopped,) = [event for event in events if isinstance(event, structures.Stopped)]
+    assert (stopped.step, stopped.best_step) == (4, 0)
+    base, best = (checkpoints.read(folder / name).params for name in ("base.lamjax", "worse/best.lamjax"))
+    assert jax.tree.all(jax.tree.map(np.array_equal, base, best))
+    assert structures.validations(folder / "worse")[0].best
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_structures(folder):
+    frames = ase.io.read(folder / "labels.extxyz", ":3")
+    for atoms in frames:
+        atoms.calc.results["forces"] *= 1e148
+    ase.io.write(folder / "huge.extxyz", frames)
+    replay = {"files": [str(folder / "huge.extxyz")], "batch_size": 3, "bias": "keep", "weight": 1e20}
+    prepared = structures.prepare(config_of(folder, "huge", objective=FORCE, replay=replay))
+    with pytest.raises(NonFiniteError, match=r"not finite for the batch \[c1-\d, c1-\d, c1-\d, huge.extxyz frame"):
+        list(structures.events(prepared))
+    assert [int(path.name) for path in (folder / "huge" / "states").iterdir() if path.name.isdigit()] == [0]
+
+
+def test_bad_pairs_are_named_and_the_rest_goes_on(folder):
+    frames = ase.io.read(folder / "train.extxyz", ":")
+    gold = ase.Atoms("Cu3Au", frames[1].positions)
+    gold.info = {"relax_id": "gold", "step": 0, "n_steps": 2}
+    other = gold.copy()
+    other.info["step"] = 1
+    ase.io.write(folder / "bad.extxyz", [*frames, frames[0], gold, other])  # c1-0 has step 0 twice
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        prepared = structures.prepare(config_of(folder, "bad", pairs=["bad.extxyz"], objective=FORCE))
+    told = "\n".join(str(warning.message) for warning in caught)
+    assert "Relaxation c1-0" in told and "has step 0 twice" in told
+    assert "Left out 1 of 6 pairs with elements that the model does not know (Cu):" in told
+    assert "Relaxation gold" in told and "Au" in told
+    assert len(prepared.sets.train) == 5
+    with pytest.raises(ValueError, match="6 pairs are trained on and held out, the first Relaxation c1-0"):
+        structures.prepare(config_of(folder, "bad", validation=["train.extxyz"]))
+
+
+def test_whole_groups_are_held_out(folder):
+    pairs = data.read_pairs(folder / "train.extxyz")
+    train, held_out = hold_out(pairs, 0.1, "family", seed=0)
+    families = [{pair.info["family"] for pair in part} for part in (train, held_out)]
+    assert len(train) == len(held_out) == 3 and not families[0] & families[1]
+    train, held_out = hold_out(pairs, 0.3, None, seed=0)
+    assert len(held_out) == 2 and len(train) == 4
+    assert [p.source for p in held_out] == [p.source for p in hold_out(pairs, 0.3, None, seed=0)[1]]
+    with pytest.raises(ValueError, match="no 'host' in its info; it has family"):
+        hold_out(pairs, 0.1, "host", 0)
+    with pytest.raises(ValueError, match="only one value of 'n_steps'"):
+        hold_out(pairs, 0.1, "n_steps", 0)
+
+
+RELAXED = {
+    "until_converged": {"adjoint": {"type": "until_converged", "checkpoints": 4}},
+    "implicit": {"adjoint": {"type": "implicit"}},
+    "hybrid": {"adjoint": {"type": "hybrid"}, "minimiser": {"type": "gradient_flow", "additive": True}},
+}
+
+
+@pytest.mark.parametrize("name", [*RELAXED, "newton"])
+def test_every_objective_has_a_gradient(folder, name):
+    # traced only: to compile them takes longer than all the rest; float32 with positions in float64
+    objective = {"relax": RELAXED[name]} if name in RELAXED else {"type": name}
+    changes = {"precision": "float32", "variable_cell": name != "hybrid", "learn_minimiser": name == "hybrid"}
+    prepared = structures.prepare(config_of(folder, "traced", objective=objective, **changes))
+    batch = {"structures": next(prepared.packing.stream(0, 1))}
+    params = prepared.state.params
+    found = jax.eval_shape(jax.grad(lambda params: prepared.loss(params, batch)[0]), params)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), found) == jax.tree.map(lambda x: (x.shape, x.dtype), params)
+
+
+def test_arrays_that_were_too_narrow_grow(folder):
+    config = config_of(folder, "narrow")
+    pairs = data.read_pairs(folder / "train.extxyz")
+    packing = Packing(pairs, (Shell(5.0),), config)
+    stream = packing.stream(1, 4)
+    order = [next(stream).number.tolist()]
+    before = packing.packed.shapes[0].capacities
+    assert packing.widen() == ((8,),) and before == (4,)
+    batches = list(stream)
+    assert batches[0].pairs.neighbors.capacities == batches[0].pairs.target_neighbors.capacities == (8,)
+    fresh = Packing(pairs, packing.shells, config, widened=1)
+    assert [b.number.tolist() for b in fresh.stream(1, 4)] == order + [b.number.tolist() for b in batches]
+    np.testing.assert_array_equal(batches[0].pairs.neighbors.mask.sum(axis=-1), 3)
+
+
+def test_structures_of_different_sizes_are_compared_in_one_program(folder):
+    pairs = data.read_pairs(folder / "train.extxyz")[:2]
+    small = pairs[1]._replace(
+        **{k: getattr(pairs[1], k)._replace(positions=getattr(pairs[1], k).positions[:3],
+                                            numbers=getattr(pairs[1], k).numbers[:3]) for k in ("start", "target")},
+        fixed=pairs[1].fixed[:3],
+    )  # fmt: skip
+    both = compare([pairs[0].start, small.start], [pairs[0], small])
+    alone = [losses.structure_error(p.start, p.target, p.fixed) for p in (pairs[0], small)]
+    for k, one in enumerate(alone):
+        np.testing.assert_allclose([x[k] for x in both], one, rtol=1e-9, atol=1e-12)
+
+
+def test_the_template_is_the_default():
+    content = yaml.safe_load(TEMPLATE.replace("5.0e-4", "0.0005").replace("2.5e-5", "0.000025"))
+    default = StructureTuneConfig("model.lamjax", ("relaxations.extxyz",))
+    assert validate(complete(content), kind=StructureTuneConfig) == default
+    assert content.keys() == json.loads(to_json(default)).keys()
+    assert json.loads(schema(StructureTuneConfig))["properties"].keys() == content.keys()
+
+
+WRONG = {
+    "epoch: unknown key. Did you mean epochs": {"epoch": 3},
+    r"objective.structure.relax.adjoint.Unrolled.stepz: unknown key. Did you mean steps\?$": {
+        "objective": {"relax": {"adjoint": {"type": "unrolled", "stepz": 3}}}
+    },
+    "adjoint.Implicit.type: Input should be 'implicit'": {"objective": {"relax": {"adjoint": {"type": "implicitly"}}}},
+    "objective: type must be structure, force or newton": {"objective": {"type": "forces"}},
+    "replay.weight must be above 0": {"replay": {"files": ["a"], "weight": 0}},
+    "set variable_cell, or leave their `cell` out": {"judge": {"cell": {}}},
+    "the objective 'newton' relaxes nothing": {"objective": {"type": "newton"}, "learn_minimiser": True},
+    "with the adjoint `implicit` no gradient reaches": {
+        "objective": {"relax": {"adjoint": {"type": "implicit"}}},
+        "learn_minimiser": True,
+    },
+    "Without `validation` files it must lie between 0 and 1": {"hold_out": 0.0},
+    "patience must be at least 1": {"patience": 0},
+}
+
+
+@pytest.mark.parametrize("said", list(WRONG))
+def test_what_cannot_be_is_refused(said):
+    with pytest.raises(ValueError, match=said):
+        read_config(None, {"base": "a", "pairs": ["b"]} | WRONG[said])
+
+
+def test_partial_groups_keep_the_other_defaults(tmp_path):
+    (tmp_path / "c.yaml").write_text(
+        "pairs: [b]\nbase: a\nvariable_cell: true\nobjective: {relax: {fmax: 0.03}}\njudge: {max_steps: 7}\n"
+        "schedule: {start_lr: 1e-3}\nreplay: {files: [c], loss: {limit_pref_f: 7}}\n"
+    )
+    above = {"objective": {"type": "structure", "relax": {"adjoint": {"type": "hybrid", "window": 3}}}}
+    config = read_config(tmp_path / "c.yaml", above, ["objective.relax.max_steps=9"])
+    relax = objective_of(config).relax
+    assert (relax.fmax, relax.max_steps, relax.adjoint.window) == (0.03, 9, 3)
+    assert relax.cell == judge_of(config).cell == relaxation.CellConfig()
+    assert (config.judge.fmax, config.judge.max_steps) == (0.01, 7)
+    assert (config.schedule.type, config.schedule.stop_lr) == ("cosine", 5e-5)
+    assert (config.replay.loss.start_pref_f, config.replay.loss.limit_pref_f) == (100, 7)
+    plain = read_config(tmp_path / "c.yaml", {"objective": {"type": "newton"}})
+    assert plain.objective == losses.NewtonTargetConfig() and objective_of(plain).cell == relaxation.CellConfig()
