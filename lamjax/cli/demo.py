@@ -2,7 +2,6 @@
 
 import csv
 import time
-import warnings
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -64,12 +63,8 @@ def demo(
 
 def judge(potential, params, pairs: Sequence[data.Pair], frames: Sequence[data.Frame], what: str) -> Judgement:
     """Relax every start to convergence and compare with the target; force errors on the labelled frames."""
-    relaxed = []
-    for first in progress(range(0, len(pairs), BATCH), what, -(-len(pairs) // BATCH)):
-        starts = [pair.start for pair in pairs[first : first + BATCH]]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what did not converge is counted in the table
-            relaxed += relaxation.relax_structures(potential, params, starts, RELAX, batch_size=BATCH)
+    found = relaxation.stream(potential, params, [pair.start for pair in pairs], RELAX)
+    relaxed = [outcome.relaxation for outcome in sorted(progress(found, what, len(pairs)), key=lambda o: o.number)]
     errors = [losses.structure_error(r.system, p.target) for r, p in zip(relaxed, pairs, strict=True)]
     loss = losses.label_loss(potential)
     packed = data.pack(frames, data.plan(frames, potential.shells, max_programs=1))

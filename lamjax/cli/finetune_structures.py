@@ -124,8 +124,11 @@ def _describe(run: TuneRun) -> None:
 
 
 def _objective_name(config: StructureTuneConfig) -> str:
-    relax = getattr(config.objective, "relax", None)
-    told = config.objective.type if relax is None else f"structure, {relax.adjoint}"
+    relax, told = getattr(config.objective, "relax", None), config.objective.type
+    if relax is not None:
+        adjoint = relax.adjoint
+        n = getattr(adjoint, "steps", None) or getattr(adjoint, "window", None)
+        told += f", {adjoint.type}" + (f" ({n} steps)" if n else "") + f", {relax.minimiser.type}"
     return told + (", variable cell" if config.variable_cell else ", fixed cell")
 
 

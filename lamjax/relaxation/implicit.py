@@ -171,7 +171,8 @@ def tie(
     solution, report = still(solve(potential, still(params), there, still(z), neighbors, cell, still(on_z), rule))
 
     def slope(params):
-        return -jnp.sum(landscape.slope(potential, params, there, still(z), neighbors, cell, solution))
+        total = jnp.sum(landscape.slope(potential, params, there, still(z), neighbors, cell, solution))
+        return -total.astype(solution.dtype)
 
     # a branch, so that the compiler does not keep what the solve has computed for use in here: half the memory
     value = jax.lax.cond(jnp.any(solution != 0), slope, lambda params: jnp.zeros((), solution.dtype), params)

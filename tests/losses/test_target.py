@@ -147,3 +147,16 @@ def test_newton_step_is_the_distance_to_a_near_minimum():
     assert float(newton(params, batch)[0]) == pytest.approx(far, rel=1e-2)
     flat = params | {"depth": params["depth"] / 10}
     assert float(newton(flat, batch)[0]) == pytest.approx(far, rel=1e-2)
+
+
+def test_single_precision_gives_nearly_the_same():
+    """Positions and parameters in float32 while energies are summed in float64."""
+    potential = models.morse()
+    relax = RelaxConfig(fmax=2e-3, max_steps=500, adjoint=Implicit(tol=1e-4))
+    run = jax.jit(jax.value_and_grad(structure_loss(potential, StructureLossConfig(relax)), has_aux=True))
+    both = [run(*pytree.cast((models.params_of(potential), batch_of(1)), t)) for t in (np.float32, np.float64)]
+    ((single, _), g32), ((double, _), g64) = both
+    assert single == pytest.approx(float(double), rel=1e-2)
+    for name in g64:
+        assert g32[name].dtype == np.float32
+        assert float(g32[name]) == pytest.approx(float(g64[name]), rel=0.05, abs=1e-2)
