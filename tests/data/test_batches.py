@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lamjax import PotentialConfig, allocate, build, data, neighbors, predict, pytree
 from lamjax.data import rows
-from lamjax.data.plan import _merge, work
+from lamjax.data.plan import merge, work
 from lamjax.descriptors import DPA1Config
 from lamjax.heads import EnergyHeadConfig
 from lamjax.neighbors import Shell
@@ -41,7 +41,7 @@ def test_a_plan_holds_every_frame_and_says_its_waste(frames):
 def test_merged_shapes_hold_all_and_are_no_more_than_allowed(shapes, limit):
     exact = np.array(shapes)
     unique, counts = np.unique(exact, axis=0, return_counts=True)
-    buckets, members = _merge(unique, counts, limit)
+    buckets, members = merge(unique, counts, limit)
     assert len(buckets) <= limit and members.sum() == len(exact)
     assert all(np.any(np.all(one <= buckets, axis=1)) for one in exact)
     assert np.sum(members * work(buckets)) >= np.sum(work(exact)) * (1 - 1e-12)  # the order of the sums differs

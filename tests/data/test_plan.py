@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamjax import data
-from lamjax.data.plan import Bucket, Plan, _merge, choose, histogram, work
+from lamjax.data.plan import Bucket, Plan, choose, histogram, merge, work
 from lamjax.data.shapes import exact_shapes
 from lamjax.neighbors import Shell, count, plan_capacities
 
@@ -37,7 +37,7 @@ def brute_force_waste(shapes: np.ndarray, buckets: np.ndarray) -> float:
 @pytest.mark.parametrize(("name", "limit"), BEFORE)
 def test_stored_histograms_waste_no_more_than_before(name, limit):
     shapes, members = histogram(exact(name))
-    buckets, counted = _merge(shapes, members, limit)
+    buckets, counted = merge(shapes, members, limit)
     waste = 1 - np.sum(members * work(shapes)) / np.sum(counted * work(buckets))
     assert len(buckets) <= limit and counted.sum() == members.sum()
     assert waste <= BEFORE[name, limit] + 6e-4  # of rounding
@@ -51,7 +51,7 @@ def test_stored_histograms_waste_no_more_than_before(name, limit):
 )
 def test_every_shape_fits_and_no_plan_exceeds_its_limit(rows, limit):
     shapes = np.array(rows)
-    buckets, counted = _merge(*histogram(shapes), limit)
+    buckets, counted = merge(*histogram(shapes), limit)
     assert 1 <= len(buckets) <= limit and counted.sum() == len(shapes)
     order = np.argsort(work(buckets))
     plan = Plan((), tuple(_bucket(b) for b in buckets[order]), (), 0.0)
@@ -71,7 +71,7 @@ def _bucket(row) -> Bucket:
 def test_two_shapes_are_the_best_two(rows):
     """Against all pairs of boxes; the 1 % of the work that a second shape must save may leave one."""
     shapes, members = histogram(np.array(rows))
-    buckets, counted = _merge(shapes, members, 2)
+    buckets, counted = merge(shapes, members, 2)
     grid = np.array([(a, b) for a in np.unique(shapes[:, 0]) for b in np.unique(shapes[:, 1])])
     fits = np.all(shapes[:, None, :] <= grid, axis=-1)
     costs = np.where(fits, members[:, None] * work(grid), np.inf)
@@ -91,9 +91,9 @@ def test_a_histogram_in_blocks_is_that_of_all():
 def test_many_shapes_are_searched_in_a_coarser_grid():
     rng = np.random.default_rng(1)
     shapes = np.column_stack([rng.integers(1, 400, 6000), 4 * rng.integers(1, 30, 6000), 4 * rng.integers(1, 12, 6000)])
-    buckets, counted = _merge(*histogram(shapes), 6)
+    buckets, counted = merge(*histogram(shapes), 6)
     assert len(buckets) == 6 and counted.sum() == 6000
-    whole, _ = _merge(*histogram(shapes), 1)
+    whole, _ = merge(*histogram(shapes), 1)
     assert np.sum(counted * work(buckets)) < 0.6 * 6000 * work(whole)[0]
 
 
