@@ -116,15 +116,16 @@ def _pairs(frames: Iterable[Frame], left_out: list[str], rules: _Rules) -> list[
 def _report(n_pairs: int, left_out: list[str], remarks: Remarks) -> None:
     """Warn of what was left out and of what is odd; ValueError if nothing is left."""
     if not n_pairs:
-        raise ValueError(_listed("No pair of start and target", left_out or ["There are no frames."]))
+        raise ValueError(listed("No pair of start and target", left_out or ["There are no frames."]))
     for headline, lines in remarks.items():
-        warnings.warn(_listed(f"{headline} in {len(lines)} of {n_pairs} pairs", lines), stacklevel=4)
+        warnings.warn(listed(f"{headline} in {len(lines)} of {n_pairs} pairs", lines), stacklevel=4)
     if left_out:
         n = len(left_out)
-        warnings.warn(_listed(f"Left out {n} of {n + n_pairs} pairs or single frames", left_out), stacklevel=4)
+        warnings.warn(listed(f"Left out {n} of {n + n_pairs} pairs or single frames", left_out), stacklevel=4)
 
 
-def _listed(headline: str, lines: list[str]) -> str:
+def listed(headline: str, lines: list[str]) -> str:
+    """A message: a headline, the first of many lines, and how many more there are."""
     more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
     return "\n  ".join([f"{headline}:", *lines[:SHOWN], *more])
 

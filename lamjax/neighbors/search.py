@@ -41,7 +41,19 @@ def nearest(squared: Float[Array, "n_atoms n"], width: int):
 
 def within_shells(squared: Float[Array, "n_atoms n"], shells: tuple[Shell, ...]) -> Int[Array, " n_shells"]:
     """The largest number of neighbours of an atom within each shell."""
-    return jnp.stack([jnp.max(jnp.sum(squared <= s.cutoff**2, axis=1), initial=0) for s in shells]).astype(jnp.int32)
+    return jnp.max(counted(squared, shells), axis=0, initial=0)
+
+
+def counted(squared: Float[Array, "n_atoms n"], shells: tuple[Shell, ...]) -> Int[Array, "n_atoms n_shells"]:
+    """How many neighbours each atom has within each shell."""
+    return jnp.stack([jnp.sum(squared <= s.cutoff**2, axis=1) for s in shells], axis=1).astype(jnp.int32)
+
+
+def verdict(found: Int[Array, "*batch n_shells"], shells: tuple[Shell, ...], capacities: tuple[int, ...]):
+    """Whether slots are missing for so many neighbours, and whether the model's own `sel` drops some."""
+    sel = jnp.array([jnp.iinfo(jnp.int32).max if s.sel is None else s.sel for s in shells], jnp.int32)
+    kept = jnp.minimum(found, sel)
+    return jnp.any(kept > jnp.array(capacities), axis=-1), jnp.any(kept < found, axis=-1)
 
 
 def assemble(squared, indices, images, offsets, shells, capacities: tuple[int, ...], found, complete) -> Neighbors:
@@ -49,7 +61,7 @@ def assemble(squared, indices, images, offsets, shells, capacities: tuple[int, .
 
     `complete` is False where more than a slot is missing; `found` are the true numbers within the shells.
     """
-    kept = jnp.array([f if s.sel is None else jnp.minimum(f, s.sel) for f, s in zip(found, shells, strict=True)])
+    missing, truncated = verdict(found, shells, capacities)
     masks = [
         (squared[:, :width] <= s.cutoff**2) & (jnp.arange(width) < (width if s.sel is None else s.sel))
         for s, width in zip(shells, capacities, strict=True)
@@ -62,8 +74,8 @@ def assemble(squared, indices, images, offsets, shells, capacities: tuple[int, .
         inner=tuple(masks[1:]),
         offsets=offsets,
         found=found,
-        overflow=jnp.any(kept > jnp.array(capacities)) | ~complete,
-        truncated=jnp.any(kept < found),
+        overflow=missing | ~complete,
+        truncated=truncated,
     )
 
 

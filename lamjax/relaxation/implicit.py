@@ -142,17 +142,15 @@ def at_minimum(potential, cell: CellConfig | None, rule: Implicit, weights, ther
         on_z = on_z + _times(on_energy.astype(z.dtype), landscape.energy_slope(there, z, cell))
         on_z = jnp.where(ok[:, None, None], on_z, 0)
         solution, _ = solve(potential, weights.params, there, z, neighbors, cell, on_z, rule)
-        asked = ok | (on_energy != 0)
+        usable = jnp.any(solution != 0, axis=(1, 2)) | (on_energy != 0)
 
         def pull(_):
-            found = landscape.pull(potential, weights.params, there, z, neighbors, cell, on_energy, solution, asked)
+            found = landscape.pull(potential, weights.params, there, z, neighbors, cell, on_energy, solution, usable)
             return zeros._replace(params=found[0], cells=found[2])
 
         zeros = jax.tree.map(jnp.zeros_like, weights)
         # a branch, so that the compiler does not keep what the solve has computed for use in here: half the memory
-        on_weights = jax.lax.cond(
-            jnp.any(asked & jnp.any(solution != 0, axis=(1, 2)) | (on_energy != 0)), pull, lambda _: zeros, None
-        )
+        on_weights = jax.lax.cond(jnp.any(usable), pull, lambda _: zeros, None)
         return on_weights, None, None, None, None, None
 
     identity.defvjp(forward, backward)

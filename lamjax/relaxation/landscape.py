@@ -43,7 +43,6 @@ def over(system: System, fixed: Bool[Array, "n_batch n_atoms 3"] | None, cell: C
 
 def evaluate(potential: Potential, params, there: Landscape, z, neighbors: Neighbors, cell) -> Evaluation:
     """Energy and forces at z."""
-
     here = place(there, z)
     said = predict(potential, params, *_in_a_row(here, neighbors))
     n, dtype = len(z), z.dtype
@@ -87,22 +86,21 @@ def pull(
         work, energy = _objective(potential, at["params"], with_cells(there, at["cells"]), asked["z"], neighbors, cell)
         return jnp.sum(work) + jnp.sum(weight * energy)
 
-    def slopes(z, weight):
-        asked = (
-            {"z": z} | ({"params": params} if by_params else {}) | ({"cells": there.reference.cell} if by_cells else {})
-        )
-        return jax.grad(total)(asked, weight)
-
+    others = {"params": params, "cells": there.reference.cell}
+    asked = {name: others[name] for name, wanted in (("params", by_params), ("cells", by_cells)) if wanted}
     weight = on_energy.astype(numerics.widest_float())
-    _, found = jax.jvp(slopes, (z, jnp.zeros_like(weight)), (along, weight))
-    found = jax.tree.map(jnp.zeros_like, {"params": params, "cells": there.reference.cell}) | found
+    _, found = jax.jvp(
+        lambda z, weight: jax.grad(total)(asked | {"z": z}, weight), (z, jnp.zeros_like(weight)), (along, weight)
+    )
+    found = jax.tree.map(jnp.zeros_like, others) | found
     kept = lambda x: jnp.where(usable[:, None, None], x, 0)  # noqa: E731
     return found["params"], kept(found["z"]), kept(found["cells"])
 
 
 def slope(potential: Potential, params, there: Landscape, z, neighbors, cell, along) -> Float[Array, " n_batch"]:
     """v·∇(E + PV) of every structure (eV), differentiable with respect to params and z."""
-    return _slope(potential, params, there, z, neighbors, cell, along)[0]
+    _, change = jax.jvp(lambda z: _objective(potential, params, there, z, neighbors, cell)[0], (z,), (along,))
+    return change
 
 
 def hessian_product(potential: Potential, params, there: Landscape, z, neighbors, cell):
@@ -182,14 +180,6 @@ def _in_a_row(systems: System, neighbors: Neighbors) -> tuple[System, Neighbors]
         mask=row(neighbors.mask),
         inner=tuple(row(mask) for mask in neighbors.inner),
     )
-
-
-def _slope(potential, params, there: Landscape, z, neighbors, cell, along):
-    def at(z):
-        return _objective(potential, params, there, z, neighbors, cell)
-
-    (_, energy), (change, _) = jax.jvp(at, (z,), (along,))
-    return change, energy
 
 
 def _without(neighbors: Neighbors, usable) -> Neighbors:

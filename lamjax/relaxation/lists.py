@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Int
 from lamjax import pytree
 from lamjax import system as systems
 from lamjax.neighbors import Neighbors, Shell
-from lamjax.neighbors.search import FAR, assemble, nearest, reach, wrap_shift
+from lamjax.neighbors.search import FAR, assemble, counted, nearest, reach, verdict, wrap_shift
 from lamjax.neighbors.verlet import ROUNDING, Verlet, is_stale
 from lamjax.system import System
 
@@ -60,15 +60,15 @@ def _search(lists: Lists, here: System, stale, shells: tuple[Shell, ...], skin: 
         return jax.tree.map(lambda old, new: old.at[structure, atom].set(new, mode="drop"), rows, made)
 
     dropped = jnp.full(here.numbers.shape, jnp.inf, radius.dtype)
-    counted = jnp.zeros((*here.numbers.shape, len(shells)), jnp.int32)
+    number = jnp.zeros((*here.numbers.shape, len(shells)), jnp.int32)
     n_blocks = (jnp.sum(wanted) + block - 1) // block
-    rows = old.indices, old.images, old.mask, dropped, counted
-    indices, images, mask, dropped, counted = jax.lax.fori_loop(0, n_blocks, some, rows)
+    rows = old.indices, old.images, old.mask, dropped, number
+    indices, images, mask, dropped, number = jax.lax.fori_loop(0, n_blocks, some, rows)
     new = old._replace(
         radius=jnp.minimum(radius, jnp.min(dropped, axis=1)),
         positions=here.positions,
         cell=here.cell,
-        found=jnp.max(counted, axis=1),
+        found=jnp.max(number, axis=1),
         usable=finite & (within >= shells[0].cutoff),
     )
     return lists._replace(verlet=pytree.where(stale, new, old)._replace(indices=indices, images=images, mask=mask))
@@ -92,8 +92,7 @@ def _around(lists: Lists, home: System, shift, structure, atom, shells: tuple[Sh
     there = jnp.take_along_axis(shift[structure], j[..., None], axis=1) - shift[structure, atom][:, None, :]
     images = jnp.take_along_axis(images, slot[..., None], axis=1) + there
     mask = kept <= (radius[structure, None] * (1 + ROUNDING)) ** 2
-    counted = jnp.stack([jnp.sum(squared <= s.cutoff**2, axis=1) for s in shells], axis=1)
-    return j, images, mask, dropped.astype(radius.dtype), counted.astype(jnp.int32)
+    return j, images, mask, dropped.astype(radius.dtype), counted(squared, shells)
 
 
 class Places(NamedTuple):
@@ -138,8 +137,7 @@ def narrow(
     shift = systems.transform(images.astype(x.dtype), together.cell[where.structure])
     d = x[indices] + shift - x[:, None, :]
     squared = jnp.where(mask, jnp.sum(d * d, axis=-1), jnp.inf)
-    counted = jnp.stack([jnp.sum(squared <= s.cutoff**2, axis=1) for s in shells], axis=1)
-    found = _largest(counted, where)
+    found = _largest(counted(squared, shells), where)
     kept, slot = nearest(squared, capacities[0])
     indices = jnp.take_along_axis(indices, slot, axis=1)
     images = jnp.take_along_axis(images, slot[..., None], axis=1)
@@ -152,13 +150,12 @@ def flags(lists: Verlet, found, shells: tuple[Shell, ...], capacities: tuple[int
     """Overflow, truncated and the numbers of neighbours of every structure."""
     # a list that was cut within the cutoff has just been made, and its numbers are those of now
     found = jnp.where((lists.radius >= shells[0].cutoff)[:, None], found, lists.found)
-    wanted = jnp.stack([f if s.sel is None else jnp.minimum(f, s.sel) for f, s in zip(found.T, shells, strict=True)], 1)
-    overflow = jnp.any(wanted > jnp.array(capacities), axis=1) | ~lists.usable
-    return overflow, jnp.any(wanted < found, axis=1), found
+    missing, truncated = verdict(found, shells, capacities)
+    return missing | ~lists.usable, truncated, found
 
 
-def _largest(counted: Int[Array, "n_flat n"], where: Places) -> Int[Array, "n_slots n"]:
+def _largest(numbers: Int[Array, "n_flat n"], where: Places) -> Int[Array, "n_slots n"]:
     """The largest numbers of an atom of every structure; 0 where there are no atoms."""
-    counted = jnp.where(where.real[:, None], counted, 0).astype(jnp.int32)
-    largest = jax.ops.segment_max(counted, where.structure, len(where.start), indices_are_sorted=True)
+    numbers = jnp.where(where.real[:, None], numbers, 0)
+    largest = jax.ops.segment_max(numbers, where.structure, len(where.start), indices_are_sorted=True)
     return jnp.maximum(largest, 0)

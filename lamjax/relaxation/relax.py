@@ -15,7 +15,7 @@ from lamjax.relaxation.adjoints import Adjoint, Hybrid, Implicit, Unrolled, Unti
 from lamjax.relaxation.coordinates import CellConfig
 from lamjax.relaxation.landscape import Evaluation, Landscape
 from lamjax.relaxation.minimisers import FireConfig, Minimiser, MinimiserConfig, minimiser
-from lamjax.relaxation.walk import Memory, Steps, Wanted, walk
+from lamjax.relaxation.walk import Memory, Steps, advance, walk
 from lamjax.system import System
 
 
@@ -52,9 +52,7 @@ class Relaxation(NamedTuple):
     overflow: Bool[Array, "*batch"]  # neighbours were missing on the way: grow the list and relax again
     truncated: Bool[Array, "*batch"]  # the model's own `sel` dropped neighbours on the way
     found: Int[Array, "*batch n_shells"]  # the most neighbours that an atom had on the way, within each shell
-    coordinates: Float[
-        Array, "*batch rows 3"
-    ]  # Å, where it ended in generalised coordinates (`relaxation.coordinates`)
+    coordinates: Float[Array, "*batch rows 3"]  # Å, where it ended, as `relaxation.coordinates` counts
     window: System | None = None  # of the adjoint Hybrid: where its window ended
 
 
@@ -78,11 +76,6 @@ class Weights(NamedTuple):
     params: Any
     numbers: dict[str, Array]  # of the minimiser
     cells: Float[Array, "n_batch 3 3"]  # before the strain
-
-
-def asked(wanted: Wanted) -> tuple[bool, bool]:
-    """Whether gradients by params and by cells are."""
-    return Weights._fields.index("params") in wanted, Weights._fields.index("cells") in wanted
 
 
 class Said(NamedTuple):
@@ -141,18 +134,13 @@ def _relax(potential, params, system, neighbors, config: RelaxConfig, fixed, num
         case UntilConverged(n, checkpoints):
             limit = (config.max_steps if n is None else n) + 1
             state = walk(steps, Memory(checkpoints or limit), limit, weights, there, lists, state)
-        case Implicit():
-            state = jax.lax.stop_gradient(
-                walk(steps, Memory(2), config.max_steps + 1, jax.lax.stop_gradient(weights), there, lists, state)
-            )
-            state = _minimum(potential, steps, config, config.adjoint, weights, there, lists, state)
+        case Implicit() as rule:
+            state = _minimum(potential, steps, config, rule, config.max_steps + 1, weights, there, lists, state)
         case Hybrid(n, rule):
             state = walk(steps, Memory(n + 1), n + 1, weights, there, lists, state)
             window = landscape.place(landscape.with_cells(there, weights.cells), state.walker.position)
             rest = max(0, config.max_steps - n)
-            still = jax.lax.stop_gradient((weights, state))
-            state = walk(steps, Memory(2), rest, still[0], there, lists, still[1])
-            state = _minimum(potential, steps, config, rule, weights, there, lists, state)
+            state = _minimum(potential, steps, config, rule, rest, weights, there, lists, state)
         case _:
             raise TypeError(f"Unknown adjoint {config.adjoint!r}; known: {Adjoint}.")
     return result(config, landscape.with_cells(there, weights.cells), state, window)
@@ -216,14 +204,23 @@ def step_pieces(potential, method: Minimiser, config: RelaxConfig, capacities: t
         found = Evaluation(after.energy, after.walker.force, after.virial)
         return Said(found, after.finite, after.overflow, after.truncated, after.found)
 
-    def pull(wanted: Wanted, weights: Weights, there: Landscape, z, lists, cotangent: Said):
+    def pull(wanted: Weights, weights: Weights, there: Landscape, z, lists, cotangent: Said):
         here = landscape.with_cells(there, weights.cells)
         on = cotangent.evaluation
         usable = jnp.all(jnp.isfinite(on.force), axis=(1, 2)) & jnp.isfinite(on.energy)
         moved = jnp.any(on.force != 0, axis=(1, 2)) | (on.energy != 0)
-        neighbors = now(there, lists, z)
         params, on_z, cells = landscape.pull(
-            potential, weights.params, here, z, neighbors, cell, on.energy, on.force, usable & moved, *asked(wanted)
+            potential,
+            weights.params,
+            here,
+            z,
+            now(there, lists, z),
+            cell,
+            on.energy,
+            on.force,
+            usable & moved,
+            by_params=wanted.params is not None,
+            by_cells=wanted.cells is not None,
         )
         return Weights(params, jax.tree.map(jnp.zeros_like, weights.numbers), cells), on_z
 
@@ -251,11 +248,13 @@ def _harmless(walker):
     return jax.tree.map(lambda x: jnp.ones_like(x) if jnp.issubdtype(x.dtype, jnp.floating) else x, walker)
 
 
-def _minimum(potential, steps: Steps, config: RelaxConfig, rule: Implicit, weights, there, lists, state: Progress):
-    """The state at the minimum, polished by Newton's method, with the derivatives of a minimum."""
-    state = jax.lax.stop_gradient(state)
-    still = jax.lax.stop_gradient(weights)
-    lists = steps.look(there, lists, state.walker.position)
+def _minimum(
+    potential, steps: Steps, config: RelaxConfig, rule: Implicit, limit: int, weights, there, lists, state: Progress
+):
+    """The state at the minimum (after at most `limit` steps), polished, with the derivatives of a minimum."""
+    still, state = jax.lax.stop_gradient((weights, state))
+    state, lists, _ = advance(steps, limit, still, there, lists, state)
+    lists = steps.look(there, lists, state.walker.position)  # made by no step, if there was none
     if rule.polish:
         state, lists = _polish(potential, steps, config, rule, still, there, lists, state)
     gate = _threshold(config.fmax, state.fmax.dtype) if rule.gate is None else rule.gate

@@ -16,7 +16,7 @@ import numpy as np
 class Steps(NamedTuple):
     """The pieces of a step, as pure functions.
 
-    `weights` are what is learned: everything that has a derivative and does not change from step to step.
+    `weights` are what is learned, a NamedTuple: everything that has a derivative and does not change from step to step.
     """
 
     propose: Callable  # (weights, constants, state) -> z
@@ -63,19 +63,13 @@ def walk(steps: Steps, memory: Memory, limit: int, weights, constants, lists, st
     return run(weights, state, constants, lists)
 
 
-class Wanted(NamedTuple):
-    """Which parts of the weights a gradient is asked for; () or None, so that it is known when the program is made."""
+def perturbed(weights):
+    """What is differentiated, of the arguments that a custom_vjp with symbolic zeros gives its forward function.
 
-    parts: tuple[tuple | None, ...]
-
-    def __contains__(self, part: int) -> bool:
-        return self.parts[part] is not None
-
-
-def perturbed(weights) -> Wanted:
-    """What is differentiated, of the arguments that a custom_vjp with symbolic zeros gives its forward function."""
+    Of the type of the weights, with () or None for each part: no array, so that it is known when the program is made.
+    """
     any_of = lambda part: any(leaf.perturbed for leaf in jax.tree.leaves(part, is_leaf=_is_primal))  # noqa: E731
-    return Wanted(tuple(() if any_of(part) else None for part in weights))
+    return type(weights)(*(() if any_of(part) else None for part in weights))
 
 
 def values(tree):
@@ -157,11 +151,11 @@ def _keep(memory: Memory, kept, state, n):
 
 
 def _backward(
-    steps: Steps, memory: Memory, limit: int, wanted: Wanted, weights, constants, lists, rows, stride, end, n, cotangent
+    steps: Steps, memory: Memory, limit: int, wanted, weights, constants, lists, rows, stride, end, n, cotangent
 ):
     """Cotangents of weights and of the first state."""
     longest = memory.longest(limit)
-    moving, fixed = _split(end)
+    _, fixed = _split(end)
     carry = _zeros(weights), _split(cotangent)[0], lists
 
     def one(states, k, carry):
@@ -193,7 +187,7 @@ def _backward(
     return on_weights, _merge(on_state, _float0(fixed))
 
 
-def _step_back(steps: Steps, wanted: Wanted, weights, constants, lists, before, after, on_state):
+def _step_back(steps: Steps, wanted, weights, constants, lists, before, after, on_state):
     """Cotangents of weights and of the state before a step, from that of the state after it."""
     said, flags = _split(steps.recall(before, after))
     moving, fixed = _split(before)

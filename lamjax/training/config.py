@@ -145,16 +145,9 @@ class TrainConfig:
             raise ValueError(f"hold_out must be at least 0 and less than 1, got {self.hold_out}.")
         if self.add_heads and self.base is None:
             raise ValueError("`add_heads` adds heads to a `base`; a fresh model has those of `model.heads`.")
-        for name in _COUNTS:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
+        check_common(self, _COUNTS)
         if self.share_layers != "all" and self.share_layers < 0:
             raise ValueError(f'share_layers must be 0 or more, or "all", got {self.share_layers}.')
-        if wrong := {name: rate for name, rate in self.rates.items() if rate < 0}:
-            raise ValueError(f"rates must be 0 or more, got {wrong}.")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ValueError(f"ema_decay must lie between 0 and 1, got {self.ema_decay}.")
 
     def _check_data(self) -> None:
         if self.tasks and (self.train or self.validation or self.head):
@@ -165,6 +158,18 @@ class TrainConfig:
         probabilities = [task.probability for task in self.tasks.values()]
         if None in probabilities and any(probabilities) or any(p is not None and p <= 0 for p in probabilities):
             raise ValueError(f"Give a probability above 0 to all tasks or to none, got {probabilities}.")
+
+
+def check_common(config, counts: Iterable[str]) -> None:
+    """ValueError for what no run of any kind can have: numbers below 1 among `counts`, rates, ema_decay."""
+    for name in counts:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")
+    if wrong := {name: rate for name, rate in config.rates.items() if rate < 0}:
+        raise ValueError(f"rates must be 0 or more, got {wrong}.")
+    if config.ema_decay is not None and not 0 < config.ema_decay < 1:
+        raise ValueError(f"ema_decay must lie between 0 and 1, got {config.ema_decay}.")
 
 
 def parse(path: str | Path, changes: Iterable[str] = ()) -> TrainConfig:

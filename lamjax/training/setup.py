@@ -74,15 +74,7 @@ def prepare(config: TrainConfig, resume: bool = False) -> Run:
     Raises ValueError for an output folder that holds states already, unless `resume`, and for a state that was made
     with another config or other data.
     """
-    output = Path(config.output)
-    saved = saved_steps(output / STATES)
-    if saved and not resume:
-        raise ValueError(
-            f"{output} holds the states of a run (up to step {saved[-1] // config.accumulate}). Add --resume to go on, "
-            "or choose another output folder."
-        )
-    if saved:
-        check_config(output, config)
+    output, saved = Path(config.output), begun(config, resume, config.accumulate)
     potential, params = _model(config)
     check_names(config, params)
     tasks = read_tasks(config, potential)
@@ -98,6 +90,20 @@ def prepare(config: TrainConfig, resume: bool = False) -> Run:
     found = groups(tasks)
     where = sharding.layout(config.tasks_per_step)
     return Run(config, potential, state, run_loss(tasks, found), updates, learning_rate, tasks, found, where)
+
+
+def begun(config, resume: bool, accumulate: int = 1) -> list[int]:
+    """The steps of the states in the output folder of a config; ValueError unless the run may begin or go on there."""
+    output = Path(config.output)
+    saved = saved_steps(output / STATES)
+    if saved and not resume:
+        raise ValueError(
+            f"{output} holds the states of a run (up to step {saved[-1] // accumulate}). Add --resume to go on, "
+            "or choose another output folder."
+        )
+    if saved:
+        check_config(output, config)
+    return saved
 
 
 def _shapes(run: Run, group: Group, packed_of) -> set[tuple]:

@@ -9,11 +9,12 @@ from pydantic import Discriminator, Tag
 
 from lamjax.losses import ForceTargetConfig, LabelLossConfig, NewtonTargetConfig, StructureLossConfig
 from lamjax.relaxation import CellConfig, Implicit, RelaxConfig
-from lamjax.training.config import apply, read, validate
+from lamjax.training.config import apply, check_common, read, validate
 from lamjax.training.schedules import ScheduleConfig
 from lamjax.training.state import OptimizerConfig
 
 COMMAND = "lamjax finetune --objective structures"
+_COUNTS = ("epochs", "batch_size", "max_programs", "validate_every", "save_every", "keep", "patience")
 FALL = 20  # from the first to the last learning rate, unless the config says otherwise
 # prefactors of the replayed labels: (0.1 eV/Å)² is then as much as Dq = 1 amu^1/2 Å
 REPLAY = {"start_pref_e": 1.0, "limit_pref_e": 1.0, "start_pref_f": 100.0, "limit_pref_f": 100.0}
@@ -142,16 +143,9 @@ class StructureTuneConfig:
                 f"hold_out is {self.hold_out}. Without `validation` files it must lie between 0 and 1: the best "
                 "model is the one that relaxes structures best that it has not seen."
             )
-        for name in ("epochs", "batch_size", "max_programs", "validate_every", "save_every", "keep", "patience"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
+        check_common(self, _COUNTS)
         if self.basin <= 0 or self.fmax <= 0:
             raise ValueError(f"basin and fmax must be positive, got {self.basin} Å and {self.fmax} eV/Å.")
-        if wrong := {name: rate for name, rate in self.rates.items() if rate < 0}:
-            raise ValueError(f"rates must be 0 or more, got {wrong}.")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ValueError(f"ema_decay must lie between 0 and 1, got {self.ema_decay}.")
         self._check_cells()
         self._check_minimiser()
 

@@ -25,6 +25,7 @@ from lamjax.data import (
     read_pairs,
     sample,
 )
+from lamjax.data.pairs import listed
 from lamjax.neighbors import Shell, host_neighbors, plan_capacities
 from lamjax.potential import Potential
 from lamjax.training.structures_config import StructureTuneConfig
@@ -33,7 +34,6 @@ from lamjax.training.tasks import labelled
 MOST = 2000  # labelled frames on which force errors are measured
 WIDER = 1.5  # neighbour slots after an epoch in which they were too few, relative to before
 HELD_OUT, REPLAYED = "heldout", "replay"  # labelled frames on which errors are measured
-SHOWN = 10  # names that a message lists
 
 
 class Named(NamedTuple):
@@ -121,12 +121,8 @@ def _known(pairs: list[Pair], elements: Sequence[str] | None) -> list[Pair]:
             f"No pair has only elements of the model ({', '.join(elements)}); {lines[0]} is not among them."
         )
     if lines:
-        shown = "\n  ".join(lines[:SHOWN] + ([f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []))
-        warnings.warn(
-            f"Left out {len(lines)} of {len(pairs)} pairs with elements that the model does not know "
-            f"({', '.join(elements)}):\n  {shown}",
-            stacklevel=2,
-        )
+        headline = f"Left out {len(lines)} of {len(pairs)} pairs with elements that the model does not know"
+        warnings.warn(listed(f"{headline} ({', '.join(elements)})", lines), stacklevel=2)
     return [pair for k, pair in enumerate(pairs) if not strange[k]]
 
 

@@ -11,10 +11,10 @@ from lamjax.data import Packed, set_bias
 from lamjax.losses import Learned, Loss
 from lamjax.potential import Potential, select
 from lamjax.training import curve
-from lamjax.training.checkpoints import restore_state, saved_steps
+from lamjax.training.checkpoints import restore_state
 from lamjax.training.errors import predictions
 from lamjax.training.schedules import Schedule, schedule
-from lamjax.training.setup import STATES, check_config, check_data, check_names
+from lamjax.training.setup import STATES, begun, check_data, check_names
 from lamjax.training.state import TrainState, init, optimizer
 from lamjax.training.structures_config import StructureTuneConfig, objective_of
 from lamjax.training.structures_data import (
@@ -59,15 +59,7 @@ def prepare(config: StructureTuneConfig, resume: bool = False) -> TuneRun:
 
     What is wrong with single pairs is warned of. Raises ValueError as `training.setup.prepare` does.
     """
-    output = Path(config.output)
-    saved = saved_steps(output / STATES)
-    if saved and not resume:
-        raise ValueError(
-            f"{output} holds the states of a run (up to step {saved[-1]}). Add --resume to go on, or choose another "
-            "output folder."
-        )
-    if saved:
-        check_config(output, config)
+    output, saved = Path(config.output), begun(config, resume)
     potential, params = _model(config)
     replayed = _replayed(config, potential)
     sets = read_sets(config, potential, replayed)
