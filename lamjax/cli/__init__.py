@@ -39,7 +39,7 @@ def main() -> None:
     cache.enable()
     try:
         app()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("LAMJAX_TRACEBACK"):
             raise
         console.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)

@@ -15,7 +15,7 @@ from lamjax import checkpoints, data, units
 from lamjax.cli import relax_records as records
 from lamjax.cli.relax_records import labelled as labelled
 from lamjax.relaxation import CellConfig, RelaxConfig, stream
-from lamjax.reports import console, progress, table
+from lamjax.reports import console, plots, progress, table
 from lamjax.system import System
 
 SHOWN = 10  # failures that are listed one by one
@@ -43,6 +43,15 @@ class Start(NamedTuple):
     system: System
     fixed: np.ndarray | None
     info: dict[str, Any]
+
+
+class Told(NamedTuple):
+    """What the table counts of a structure that was written."""
+
+    converged: bool
+    finite: bool
+    n_steps: int
+    widened: bool
 
 
 class Share(NamedTuple):
@@ -75,6 +84,9 @@ def relax(
 ) -> None:
     """Relax every structure; energy, forces, stress, converged, finite, n_steps and fmax are written with each.
 
+    Also how far the atom that went farthest is from its start (moved, Å), and with --cell the volume_change. A picture
+    of the steps and of both lies beside the output (relaxed.png).
+
     Results are appended as they finish, so that a killed run loses nothing that was done: --resume goes on. A file or
     frame that cannot be read or relaxed is reported, and the others go on. FixAtoms and FixCartesian are respected.
 
@@ -96,6 +108,7 @@ def relax(
         raise ValueError("Nothing was relaxed.\n" + _list(failures))
     lost = len(mine) + len(failures) - len(failed) - len(told)
     console.print(_report(told, lost, len(done), time.monotonic() - began, config, share.out))
+    _plot(share.out, config)
     if failures:
         console.print(escape(_list(failures)), soft_wrap=True)
 
@@ -150,8 +163,8 @@ def _read(paths: Sequence[Path], elements) -> tuple[list[Start], list[str]]:
 
 
 def _relax(potential, params, starts: Sequence[Start], config, out: Path, slots, max_programs):
-    """Written one by one; (converged, finite, steps) of each, and what is wrong with those that failed."""
-    told: list[tuple[bool, bool, int]] = []
+    """Written one by one; what is told of each, and what is wrong with those that failed."""
+    told: list[Told] = []
     failures: list[str] = []
     systems, fixed = [s.system for s in starts], [s.fixed for s in starts]
     found = stream(potential, params, systems, config, fixed=fixed, slots=slots, max_programs=max_programs)
@@ -163,26 +176,47 @@ def _relax(potential, params, starts: Sequence[Start], config, out: Path, slots,
             if relaxed is None:
                 continue
             info = start.info | {"source": start.source, "number": start.number}
-            records.append(file, labelled(relaxed, info))
-            told.append((bool(relaxed.converged), bool(relaxed.finite), int(relaxed.n_steps)))
+            records.append(
+                file, labelled(relaxed, info | records.changes(start.system, relaxed.system, config.cell is not None))
+            )
+            kept = bool(relaxed.converged), bool(relaxed.finite), int(relaxed.n_steps)
+            told.append(Told(*kept, widened=outcome.n_widened > 0))
     return told, failures
 
 
-def _report(told, lost: int, n_before: int, seconds: float, config: RelaxConfig, out: Path):
-    steps = [n for *_, n in told]
+def _report(told: Sequence[Told], lost: int, n_before: int, seconds: float, config: RelaxConfig, out: Path):
+    steps = [one.n_steps for one in told]
+    n_widened = sum(one.widened for one in told)
     rows = [
         ("relaxed", len(told)),
-        ("converged", sum(converged for converged, *_ in told)),
-        ("not converged", sum(finite and not converged for converged, finite, _ in told)),
-        ("not finite", sum(not finite for _, finite, _ in told)),
+        ("converged", sum(one.converged for one in told)),
+        ("not converged", sum(one.finite and not one.converged for one in told)),
+        ("not finite", sum(not one.finite for one in told)),
         ("failed before the first step", lost),
+        *([("went on in wider arrays, with more neighbours", n_widened)] if n_widened else []),
         *([("done before", n_before)] if n_before else []),
         *([("steps, median and most", f"{np.median(steps):.0f}, {max(steps)}")] if told else []),
         *([("time per structure", f"{seconds / len(told):.2g} s")] if told else []),
-        ("written to", str(out)),
+        ("written to", f"{out}, {out.with_suffix('.png').name}"),
     ]
     what = "fixed cell" if config.cell is None else "variable cell"
     return table(f"Relaxation at {what} to {config.fmax:g} eV/Å", ("what", "value"), rows)
+
+
+def _plot(out: Path, config: RelaxConfig) -> None:
+    """The picture of all that is in the output, an earlier part of the run included."""
+    found = [info for info in records.known(out) if info["finite"]]
+    panels = {"moved": "way of the atom that went farthest (Å)", "volume_change": "volume change (%)"}
+    factor = {"moved": 1, "volume_change": 100}
+    values = {
+        label: [factor[key] * info[key] for info in found]
+        for key, label in panels.items()
+        if found and all(key in info for info in found)
+    }
+    if found:
+        steps, converged = ([info[key] for info in found] for key in ("n_steps", "converged"))
+        title = f"{len(found)} relaxations to {config.fmax:g} eV/Å, {sum(converged)} converged"
+        plots.relaxations(out.with_suffix(".png"), steps, converged, values, title)
 
 
 def _list(failures: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from ase.io.extxyz import key_val_str_to_dict
 
 from lamjax import system, units
 from lamjax.relaxation import Relaxation
+from lamjax.system import System
 
 OUTCOME = ("converged", "finite", "n_steps", "fmax")
 LABELS = {"energy", "free_energy", "virial", "stress"}  # of the start; they would be taken for those of the end
@@ -36,6 +37,17 @@ def labelled(relaxed: Relaxation, info: dict[str, Any]) -> ase.Atoms:
     plain = {key: value for key, value in info.items() if np.ndim(value) == 0 and not _is_label(key)}
     atoms.info |= plain | {name: np.asarray(getattr(relaxed, name)).item() for name in OUTCOME}
     return atoms
+
+
+def changes(start: System, end: System, cell: bool) -> dict[str, float]:
+    """`moved`, the way (Å) of the atom that went farthest, without the strain; with a `cell`, its `volume_change`."""
+    before, after = (np.asarray(x.cell, np.float64) for x in (start, end))
+    strain = np.linalg.pinv(before) @ (after - before)  # 0 where the cell stayed; positions are not wrapped
+    way = np.asarray(end.positions) - np.asarray(start.positions) @ (np.eye(3) + strain)
+    found = {"moved": float(np.linalg.norm(way, axis=1).max())}
+    if cell and np.linalg.det(before):
+        found["volume_change"] = float(np.linalg.det(after) / np.linalg.det(before) - 1)
+    return found
 
 
 def constraints(fixed: np.ndarray) -> list:

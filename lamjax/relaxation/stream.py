@@ -43,6 +43,7 @@ class Outcome(NamedTuple):
     number: int  # in the sequence that was given
     relaxation: Relaxation | None  # None: it could not begin
     error: str | None = None  # why it could not begin, or failed on the way
+    n_widened: int = 0  # times that it went on in wider arrays, with more neighbours
 
 
 class Job(NamedTuple):
@@ -205,16 +206,18 @@ def _leave(work: Work, bucket: Bucket, report: Report, row: int) -> Outcome | Jo
     n_atoms = job.traveller.here.n_atoms
     found = relaxation_of(report, row, n_atoms)
     if not found.finite:
-        return Outcome(job.number, found, f"Energy or forces became infinite or NaN after {int(found.n_steps)} steps.")
+        return Outcome(
+            job.number, found, f"Energy or forces became infinite or NaN after {int(found.n_steps)} steps.", job.tries
+        )
     if not found.overflow:
-        return Outcome(job.number, found)
+        return Outcome(job.number, found, None, job.tries)
     if job.tries == TRIES:
-        return Outcome(job.number, found, f"Neighbours were missing even after {TRIES} wider lists.")
+        return Outcome(job.number, found, f"Neighbours were missing even after {TRIES} wider lists.", job.tries)
     try:
         room = HEADROOM ** (job.tries + 1)
         shape = buckets.shape(work.potential, found.system, work.config, found.found.tolist(), room)
     except ValueError as error:
-        return Outcome(job.number, found, str(error))
+        return Outcome(job.number, found, str(error), job.tries)
     traveller = job.traveller._replace(here=found.system, state=state_of(bucket.slots, row, n_atoms))
     return job._replace(shape=shape, traveller=traveller, tries=job.tries + 1)
 

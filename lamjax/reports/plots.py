@@ -66,6 +66,37 @@ def distribution(
         figure.savefig(path, dpi=130)
 
 
+def relaxations(
+    path: str | Path,
+    steps: Sequence[int],
+    converged: Sequence[bool],
+    panels: Mapping[str, Sequence[float]],
+    title: str,
+) -> None:
+    """How many relaxations are done after so many steps, and a histogram of each quantity of `panels`.
+
+    Those that did not converge are shown apart.
+    """
+    steps, done = np.asarray(steps), np.asarray(converged, bool)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _row(1 + len(panels), 5.2, 4.0)
+        order = np.sort(steps[done])
+        axes[0].step([0, *order, max(steps)], [*range(len(order) + 1), len(order)], where="post", color=AFTER)
+        axes[0].axhline(len(steps), color=BEFORE, linestyle="--", linewidth=1, label="all")
+        axes[0].set(xlabel="steps", ylabel="structures that have converged", ylim=(0, 1.05 * len(steps)))
+        axes[0].set_xlim(left=0)
+        axes[0].legend(frameon=False, loc="lower right")
+        for ax, (quantity, values) in zip(axes[1:], panels.items(), strict=True):
+            values = np.asarray(values)
+            shown = [values[done], values[~done]]
+            names = [f"converged ({done.sum()})", f"not converged ({(~done).sum()})"]
+            ax.hist(shown, bins=min(40, max(8, len(values) // 5)), stacked=True, color=[AFTER, BEFORE], label=names)
+            ax.set(xlabel=quantity, ylabel="structures")
+            ax.legend(frameon=False)
+        figure.suptitle(title, fontsize=13)
+        figure.savefig(path, dpi=130)
+
+
 def learning_curve(
     path: str | Path, panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], title: str
 ) -> None:

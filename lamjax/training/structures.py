@@ -68,7 +68,7 @@ def _train(run: TuneRun, log: Log, watch: Watch | None) -> Generator[Event, None
     """All that is left, told as it happens; the state at the end."""
     config, states, state = run.config, Path(run.config.output) / STATES, run.state
     try:
-        for state, step, metrics in _steps(run):
+        for state, step, metrics in steps(run):
             if not metrics:
                 continue  # the next turn raises, with the names
             yield Stepped(step, log.stepped(state, step, metrics))
@@ -97,7 +97,7 @@ def _end_of_epoch(run: TuneRun, log: Log, state: TrainState, step: int, watch: W
         yield log.judged(state, step, watch)
 
 
-def _steps(run: TuneRun) -> Iterator[tuple[TrainState, int, dict[str, float]]]:
+def steps(run: TuneRun) -> Iterator[tuple[TrainState, int, dict[str, float]]]:
     """(state, steps done, metrics) of every batch that is left; after one without metrics NonFiniteError is raised."""
     config, step = run.config, run.done
 

@@ -8,6 +8,7 @@ import pytest
 
 import lamjax
 from lamjax import __main__ as entry
+from lamjax import cli, training
 
 
 class Replaced(Exception):
@@ -80,3 +81,22 @@ def test_public_names_are_there_when_asked_for():
         assert getattr(lamjax, name) is not None
     with pytest.raises(AttributeError, match="nothing"):
         _ = lamjax.nothing
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("no [head] is named x"), training.NonFiniteError("Loss nan is not finite")]
+)
+def test_what_the_user_can_mend_is_a_message(monkeypatch, capsys, error):
+    def fails():
+        raise error
+
+    monkeypatch.setattr(cli, "app", fails)
+    monkeypatch.delenv("LAMJAX_TRACEBACK", raising=False)
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert exit_.value.code == 2
+    told = capsys.readouterr().out
+    assert str(error) in told and "LAMJAX_TRACEBACK" in told and "Traceback" not in told
+    monkeypatch.setenv("LAMJAX_TRACEBACK", "1")
+    with pytest.raises(type(error)):
+        cli.main()

@@ -67,6 +67,9 @@ def test_records_hold_energy_forces_stress_outcome_and_constraints(tmp_path):
     np.testing.assert_allclose(other.get_stress(), atoms.get_stress(), atol=1e-4)
     np.testing.assert_allclose(np.linalg.norm(other.get_forces(), axis=1).max(), other.info["fmax"], rtol=1e-4)
     assert "not converged" in output and "steps, median and most" in output
+    way = np.linalg.norm(first.positions - starts[0].positions, axis=1).max()
+    assert first.info["moved"] == pytest.approx(way, abs=1e-6) and "volume_change" not in first.info
+    assert out.with_suffix(".png").stat().st_size > 10_000
 
 
 def test_what_is_bad_is_reported_and_the_rest_goes_on(tmp_path):
@@ -128,6 +131,10 @@ def test_variable_cell_and_pressure_are_those_of_the_library(tmp_path):
         before = start[atoms.info["name"]]
         assert atoms.get_volume() < by_name[atoms.info["name"]].get_volume()
         np.testing.assert_allclose(atoms.cell.angles(), before.cell.angles(), atol=1e-5)
+        change = atoms.get_volume() / before.get_volume() - 1
+        assert atoms.info["volume_change"] == pytest.approx(change, abs=1e-6)
+        way = atoms.positions - before.get_scaled_positions(wrap=False) @ atoms.cell.array
+        assert atoms.info["moved"] == pytest.approx(np.linalg.norm(way, axis=1).max(), abs=1e-6)
 
 
 def test_a_killed_run_goes_on_to_the_same_set_of_results(tmp_path):

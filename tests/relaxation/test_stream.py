@@ -123,7 +123,9 @@ def test_what_outgrows_its_arrays_goes_on_from_where_it_is():
     sheet = host_system(ase.Atoms("Cu16", places))
     dimers = [host_system(ase.Atoms("Cu2", [(0, 0, 0), (1.3 + 0.1 * k, 0, 0)])) for k in range(3)]
     config = RelaxConfig(fmax=1e-3, max_steps=2000)
-    found = {o.number: o.relaxation for o in stream(potential, params, [sheet, *dimers], config, max_programs=1)}
+    outcomes = list(stream(potential, params, [sheet, *dimers], config, max_programs=1))
+    assert all((o.n_widened > 0) == (o.number == 0) for o in outcomes)
+    found = {o.number: o.relaxation for o in outcomes}
     expected = alone(potential, params, sheet, config)
     assert all(r.converged and not r.overflow for r in found.values())
     assert found[0].energy == pytest.approx(float(expected.energy), abs=1e-9)
