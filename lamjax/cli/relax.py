@@ -18,8 +18,6 @@ from lamjax.relaxation import CellConfig, RelaxConfig, stream
 from lamjax.reports import console, plots, progress, table
 from lamjax.system import System
 
-SHOWN = 10  # failures that are listed one by one
-
 
 class Keep(StrEnum):
     """What of the cell stays."""
@@ -105,12 +103,12 @@ def relax(
         told, failed = _relax(potential, params, mine, config, share.out, slots, max_programs)
     failures += failed
     if not told and not done:
-        raise ValueError("Nothing was relaxed.\n" + _list(failures))
+        raise ValueError(data.pairs.listed("Nothing was relaxed", failures or ["There are no structures."]))
     lost = len(mine) + len(failures) - len(failed) - len(told)
     console.print(_report(told, lost, len(done), time.monotonic() - began, config, share.out))
     _plot(share.out, config)
     if failures:
-        console.print(escape(_list(failures)), soft_wrap=True)
+        console.print(escape(data.pairs.listed("Failed", failures)), soft_wrap=True)
 
 
 def _cell(relaxes: bool, pressure: float, keep: Keep | None) -> CellConfig | None:
@@ -217,9 +215,3 @@ def _plot(out: Path, config: RelaxConfig) -> None:
         steps, converged = ([info[key] for info in found] for key in ("n_steps", "converged"))
         title = f"{len(found)} relaxations to {config.fmax:g} eV/Å, {sum(converged)} converged"
         plots.relaxations(out.with_suffix(".png"), steps, converged, values, title)
-
-
-def _list(failures: Sequence[str]) -> str:
-    """The first failures, one a line."""
-    more = [f"and {len(failures) - SHOWN} more"] if len(failures) > SHOWN else []
-    return "\n".join([*failures[:SHOWN], *more])

@@ -110,22 +110,28 @@ def search(verlet: Verlet, system: System, shells: tuple[Shell, ...], skin: floa
     squared = squared_distances(system, shift, offsets)
     within = reach(system, offsets)
     radius = jnp.minimum(jnp.asarray(cutoff + skin, squared.dtype), within)
-    # order hardly matters here, and XLA's search for the nearest is 14 times as fast in float32
-    # (as long as it sees no slices of the result, hence the barrier)
-    kept, slot = jax.lax.optimization_barrier(nearest(squared.astype(jnp.float32), width + 1))
-    dropped = jnp.sqrt(jnp.min(kept[:, width], initial=jnp.inf)) * (1 - ROUNDING)  # the nearest that has no slot
-    kept, slot = kept[:, :width], slot[:, :width]
+    kept, slot, dropped = closest(squared, width)
     j, o = slot // offsets.shape[0], slot % offsets.shape[0]
     return verlet._replace(
         indices=j.astype(jnp.int32),
         images=(offsets[o] + shift[j] - shift[:, None, :]).astype(jnp.int32),
         mask=kept <= (radius * (1 + ROUNDING)) ** 2,
-        radius=jnp.minimum(radius, dropped.astype(radius.dtype)),
+        radius=jnp.minimum(radius, jnp.min(dropped, initial=jnp.inf).astype(radius.dtype)),
         positions=system.positions,
         cell=system.cell,
         found=within_shells(squared, shells),
         usable=finite & (within >= cutoff),
     )
+
+
+def closest(squared: Float[Array, "n_atoms n"], width: int):
+    """The `width` smallest of each row, their columns, and the distance (Å) to the nearest that has no slot.
+
+    In float32, for which XLA's search is 14 times as fast, and order hardly matters in a list with a skin: compare
+    with a radius that is larger by `ROUNDING`.
+    """
+    kept, slot = jax.lax.optimization_barrier(nearest(squared.astype(jnp.float32), width + 1))  # slow if it is sliced
+    return kept[:, :width], slot[:, :width], jnp.sqrt(kept[:, width]) * (1 - ROUNDING)
 
 
 def refresh(verlet: Verlet, system: System, shells: tuple[Shell, ...], skin: float) -> Verlet:

@@ -11,7 +11,7 @@ from lamjax import pytree
 from lamjax import system as systems
 from lamjax.neighbors import Neighbors, Shell
 from lamjax.neighbors.search import FAR, assemble, counted, nearest, reach, verdict, wrap_shift
-from lamjax.neighbors.verlet import ROUNDING, Verlet, is_stale
+from lamjax.neighbors.verlet import ROUNDING, Verlet, closest, is_stale
 from lamjax.system import System
 
 BLOCK = 32  # atoms that are searched at once, at least
@@ -84,10 +84,7 @@ def _around(lists: Lists, home: System, shift, structure, atom, shells: tuple[Sh
     absent = jnp.any((jnp.abs(images) >= FAR) | ((images != 0) & ~home.pbc[structure][:, None, :]), axis=-1)
     usable = (jnp.take_along_axis(numbers, j, axis=1) > 0) & ~own & ~absent
     squared = jnp.where(usable, jnp.sum(d * d, axis=-1), jnp.inf)
-    width = lists.verlet.indices.shape[-1]
-    # float32 and the barrier: see neighbors.verlet.search
-    kept, slot = jax.lax.optimization_barrier(nearest(squared.astype(jnp.float32), width + 1))
-    dropped, kept, slot = jnp.sqrt(kept[:, width]) * (1 - ROUNDING), kept[:, :width], slot[:, :width]
+    kept, slot, dropped = closest(squared, lists.verlet.indices.shape[-1])
     j = jnp.take_along_axis(j, slot, axis=1)
     there = jnp.take_along_axis(shift[structure], j[..., None], axis=1) - shift[structure, atom][:, None, :]
     images = jnp.take_along_axis(images, slot[..., None], axis=1) + there

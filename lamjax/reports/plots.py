@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 BEFORE, AFTER = "#9a9a9a", "#c0392b"
 MOST_NAMED = 40  # structures that a panel names one by one
@@ -93,6 +94,8 @@ def relaxations(
             ax.hist(shown, bins=min(40, max(8, len(values) // 5)), stacked=True, color=[AFTER, BEFORE], label=names)
             ax.set(xlabel=quantity, ylabel="structures")
             ax.legend(frameon=False)
+        for ax in axes:
+            ax.yaxis.set_major_locator(MaxNLocator(integer=True))
         figure.suptitle(title, fontsize=13)
         figure.savefig(path, dpi=130)
 

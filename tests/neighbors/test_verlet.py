@@ -2,21 +2,16 @@
 
 import ase
 import ase.build
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from skin_lists import afresh, narrow, same, search, stale, started
 
-import lamjax
 from lamjax import neighbors
 from lamjax.neighbors import Shell, verlet
 
 SHELLS = (Shell(4.0), Shell(2.9))
 CUT = (Shell(4.0, 8), Shell(2.9, 4))  # the model keeps fewer than there are
-search = jax.jit(verlet.search, static_argnums=(2, 3))
-stale = jax.jit(verlet.is_stale, static_argnums=2)
-narrow = jax.jit(verlet.narrow, static_argnums=(2, 3))
-afresh = jax.jit(neighbors.update, static_argnums=2)
 
 
 def crystal() -> ase.Atoms:
@@ -38,39 +33,6 @@ def slab() -> ase.Atoms:
 
 def molecule() -> ase.Atoms:
     return ase.Atoms("Cu5", positions=[(0, 0, 0), (2.4, 0, 0), (1.2, 2.2, 0.1), (1.3, 0.7, 2.0), (-1.2, 1.5, 1.4)])
-
-
-def started(atoms: ase.Atoms, shells, skin: float, headroom: float = 1.6):
-    """System, a searched list, and the shapes of neighbours."""
-    system = jax.tree.map(np.asarray, lamjax.from_ase(atoms))
-    found = tuple(int(headroom * n) for n in neighbors.count(system, shells))
-    lists = neighbors.host_neighbors(system, shells, neighbors.plan_capacities(found, shells))
-    offsets = neighbors.image_offsets(0.9 * system.cell, system.pbc, shells[0].cutoff + skin)
-    lists = lists._replace(offsets=offsets, found=np.zeros_like(lists.found))  # `update` keeps the largest
-    lists = jax.tree.map(jnp.asarray, lists)
-    system = jax.tree.map(jnp.asarray, system)
-    first = verlet.empty(system, lists, shells, skin)
-    assert stale(first, system, shells)
-    return system, search(first, system, shells, skin), lists
-
-
-def same(a: neighbors.Neighbors, b: neighbors.Neighbors) -> None:
-    """Who sees whom, in which image, is the same; the order among equal distances is free."""
-
-    def members(lists):
-        rows = []
-        for i in range(len(lists.indices)):
-            seen = [
-                (int(j), *map(int, s), tuple(bool(m[i, k]) if k < m.shape[1] else False for m in lists.masks))
-                for k, (j, s) in enumerate(zip(lists.indices[i], lists.images[i], strict=True))
-                if lists.mask[i, k]
-            ]
-            rows.append(sorted(seen))
-        return rows
-
-    assert members(a) == members(b)
-    assert bool(a.overflow) == bool(b.overflow) and bool(a.truncated) == bool(b.truncated)
-    np.testing.assert_array_equal(a.found, b.found)
 
 
 @pytest.mark.parametrize("make", [crystal, skewed, slab, molecule])
