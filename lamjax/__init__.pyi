@@ -1,5 +1,6 @@
 from . import classical as classical
 from . import data as data
+from . import dynamics as dynamics
 from . import edit as edit
 from . import losses as losses
 from . import neighbors as neighbors

@@ -3,11 +3,14 @@
 from typing import NamedTuple
 
 import ase
+import ase.data
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ase.constraints import FixAtoms, FixCartesian
 from jaxtyping import Array, Bool, Float, Int
+
+MASSES = np.where(np.arange(119) > 0, np.nan_to_num(ase.data.atomic_masses, nan=1.0), 0.0)  # amu, 0 for padding
 
 
 class System(NamedTuple):
@@ -216,6 +219,11 @@ def transform(vectors: Float[Array, "n_atoms *slots 3"], matrices: Float[Array, 
 def real(system: System) -> Bool[Array, "*batch n_atoms"]:
     """True for atoms, False for padding."""
     return system.numbers > 0
+
+
+def masses(system: System) -> Float[Array, "*batch n_atoms"]:
+    """amu; 0 for padding."""
+    return jnp.asarray(MASSES, system.positions.dtype)[system.numbers]
 
 
 def volume(system: System) -> Float[Array, "*batch"]:

@@ -4,16 +4,14 @@ import functools
 import itertools
 from typing import NamedTuple
 
-import ase.data
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from lamjax import numerics
-from lamjax.system import System, check_single, real
+from lamjax.system import System, check_single, masses, real
 
-MASSES = np.where(np.arange(119) > 0, np.nan_to_num(ase.data.atomic_masses, nan=1.0), 0.0)  # amu, 0 for padding
 _NEAR = np.array(list(itertools.product((-1, 0, 1), repeat=3)))
 _STEPS = np.array([s for s in itertools.product((-1, 0, 1), repeat=2) if any(s)])
 
@@ -61,7 +59,7 @@ def structure_error(
     squared = jnp.sum(d * d, axis=-1)
     strain, volume = _deformation(*_bases(system, target))
     return StructureError(
-        dq=numerics.safe_sqrt(jnp.sum(_masses(system) * squared)),
+        dq=numerics.safe_sqrt(jnp.sum(masses(system) * squared)),
         rmsd=numerics.safe_sqrt(jnp.sum(squared) / jnp.maximum(jnp.sum(real(system)), 1)),
         largest=numerics.safe_sqrt(jnp.max(squared, initial=0)),
         strain=strain,
@@ -86,7 +84,7 @@ def aligned_displacement(
         return jax.vmap(aligned_displacement)(system, target, fixed)
     check_single(system, "aligned_displacement")
     check_single(target, "aligned_displacement")
-    is_atom, mass = real(system)[:, None], _masses(system)
+    is_atom, mass = real(system)[:, None], masses(system)
     free = jnp.ones((), bool) if fixed is None else ~jnp.any(fixed & is_atom)
     weight = jnp.where(free, mass / jnp.maximum(jnp.sum(mass), 1), 0)[:, None]
     basis, target_basis = _bases(system, target)
@@ -150,10 +148,6 @@ def _shorten_row(transform, cell, pbc, k: int):
     best = jnp.argmin(length)
     better = length[best] < square[k] * (1 - 1e-5)
     return transform.at[k].set(jnp.where(better, options[best], transform[k])), better
-
-
-def _masses(system: System) -> Float[Array, " n_atoms"]:
-    return jnp.asarray(MASSES, system.positions.dtype)[system.numbers]
 
 
 def _images(raw, weight, cell, basis, pbc) -> Float[Array, "n 3"]:

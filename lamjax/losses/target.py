@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lamjax.losses.geometry import MASSES
 from lamjax.losses.structure import DistanceConfig, mean, shaped
 from lamjax.relaxation import CellConfig, Implicit, coordinates, implicit, landscape
 from lamjax.relaxation.landscape import Landscape
-from lamjax.system import real
+from lamjax.system import masses, real
 
 NEWTON = Implicit(tol=1e-3, max_iterations=100, damping=0.5)
 
@@ -74,17 +73,17 @@ def newton_loss(potential, config: NewtonTargetConfig = NewtonTargetConfig()) ->
 
     def loss(params, batch, lr_ratio=1.0):
         there, z, lists, present = _at_target(potential, batch, config.cell)
-        masses = _row_masses(there, config.distance.cell)
+        mass = _row_masses(there, config.distance.cell)
         still = jax.lax.stop_gradient(params)
         force = landscape.evaluate(potential, still, there, z, lists, config.cell).force
         force = jnp.where(present[:, None, None], force, 0)
         surface = potential, still, there, z, lists, config.cell
         step, report, damping = implicit.enough_damping(*surface, force, config.solver)
         present, found = present & ~report.negative, present
-        size = jnp.sqrt(jnp.sum(masses * step * step, axis=(1, 2)))
+        size = jnp.sqrt(jnp.sum(mass * step * step, axis=(1, 2)))
         value, back = jax.vjp(lambda size: shaped(size, config.distance), size)
         (on_size,) = back(present / jnp.maximum(jnp.sum(present), 1).astype(size.dtype))
-        on_step = (on_size / jnp.where(size > 0, size, 1))[:, None, None] * masses * step
+        on_step = (on_size / jnp.where(size > 0, size, 1))[:, None, None] * mass * step
         back_step, _ = implicit.solve(*surface, on_step, config.solver, damping)
         tied = _tie(potential, params, there, z, lists, config, step, back_step)
         return mean(value, present) + tied, {
@@ -118,7 +117,7 @@ def _at_target(potential, batch, cell: CellConfig | None):
 
 def _row_masses(there: Landscape, cell_weight: float) -> Float[Array, "n_batch rows 1"]:
     """amu for rows of atoms; for those of the strain what gives |strain| the weight of the distance."""
-    masses = jnp.asarray(MASSES, there.reference.positions.dtype)[there.reference.numbers]
+    mass = masses(there.reference)
     scale = jax.vmap(coordinates.scale)(there.reference)
     strain = jnp.repeat((cell_weight / scale)[:, None] ** 2, 3, axis=1)
-    return jnp.concatenate([masses, strain], axis=1)[..., None]
+    return jnp.concatenate([mass, strain], axis=1)[..., None]

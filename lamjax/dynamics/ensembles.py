@@ -1,0 +1,227 @@
+"""What is kept constant: jax-md's integrators in chemists' units, over Cartesian, unwrapped positions."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from lamjax import numerics, units
+from lamjax.neighbors import verlet
+from lamjax.neighbors.verlet import Verlet
+from lamjax.potential import Potential, predict
+from lamjax.system import System, masses, volume
+
+
+@dataclass(frozen=True)
+class NVEConfig:
+    """Velocity Verlet at constant energy."""
+
+    timestep: float = 0.5  # fs; jax-md rounds it to float32
+    type: Literal["nve"] = "nve"
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    def __post_init__(self):
+        _positive(self, "timestep")
+
+
+@dataclass(frozen=True)
+class NVTConfig:
+    """Constant volume and temperature.
+
+    "langevin": BAOAB, every atom feels `friction`; it also takes up what drifts, and momentum is not conserved.
+    "nose_hoover": a chain of thermostats, deterministic, with a conserved quantity.
+    """
+
+    timestep: float = 0.5  # fs
+    temperature: float = 300.0  # K
+    thermostat: Literal["langevin", "nose_hoover"] = "langevin"
+    friction: float = 0.01  # 1/fs
+    thermostat_time: float = 50.0  # fs, period of the chain
+    type: Literal["nvt"] = "nvt"
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    def __post_init__(self):
+        _positive(self, "timestep", "temperature", "friction", "thermostat_time")
+        if self.thermostat not in ("langevin", "nose_hoover"):
+            raise ValueError(f"Unknown thermostat {self.thermostat!r}; known: langevin, nose_hoover.")
+
+
+@dataclass(frozen=True)
+class NPTConfig:
+    """Constant pressure and temperature: Nosé-Hoover chains on atoms and on the size of the cell; its shape stays."""
+
+    timestep: float = 0.5  # fs
+    temperature: float = 300.0  # K
+    pressure: float = 0.0  # eV/Å³; 1 GPa is units.GPA of it
+    thermostat_time: float = 50.0  # fs
+    barostat_time: float = 500.0  # fs
+    type: Literal["npt"] = "npt"
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    def __post_init__(self):
+        _positive(self, "timestep", "temperature", "thermostat_time", "barostat_time")
+
+
+Config = NVEConfig | NVTConfig | NPTConfig
+
+
+def _positive(config, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name} is {getattr(config, name)}; it must be positive.")
+
+
+class Ensemble(NamedTuple):
+    """A potential and what is kept constant. Hashable: what is compiled for it is found again."""
+
+    potential: Potential
+    config: Config
+
+
+def nve(potential: Potential, config: NVEConfig | None = None) -> Ensemble:
+    """Constant energy: velocity Verlet."""
+    return Ensemble(potential, config or NVEConfig())
+
+
+def nvt(potential: Potential, config: NVTConfig | None = None) -> Ensemble:
+    """Constant temperature: Langevin, or a Nosé-Hoover chain."""
+    return Ensemble(potential, config or NVTConfig())
+
+
+def npt(potential: Potential, config: NPTConfig | None = None) -> Ensemble:
+    """Constant temperature and pressure, after Martyna, Tuckerman and others."""
+    return Ensemble(potential, config or NPTConfig())
+
+
+class Surroundings(NamedTuple):
+    """What an integrator hands through to the forces."""
+
+    params: Any
+    system: System  # whose positions (and cell) are those of the start
+    lists: Verlet
+    fixed: Bool[Array, "n_atoms 3"]
+
+
+class Integrator(NamedTuple):
+    """jax-md's state and step, with the structure it stands for."""
+
+    start: Callable  # (key, surroundings, momenta or None) -> state
+    step: Callable  # (state, surroundings) -> state
+    place: Callable  # (state, system) -> System
+    conserved: Callable  # (state, potential energy, surroundings) -> eV, NaN where nothing is
+
+
+def integrator(ensemble: Ensemble, capacities: tuple[int, ...]) -> Integrator:
+    """The steps of an ensemble for neighbours in such shapes.
+
+    Where neighbours are missing, forces are NaN: a step that could be wrong cannot be taken for one that is right.
+    """
+    from jax_md import simulate  # late, since it starts jax's backend
+
+    potential, config = ensemble
+    dt = config.timestep * units.FS
+
+    def neighbors_of(here: System, around: Surroundings):
+        return verlet.narrow(around.lists, here, potential.shells, capacities)
+
+    def force(positions, around: Surroundings, **_):
+        here = around.system._replace(positions=positions)
+        found = neighbors_of(here, around)
+        forces = predict(potential, around.params, here, found).forces
+        return jnp.where(found.overflow, jnp.nan, jnp.where(around.fixed, 0, forces)).astype(positions.dtype)
+
+    def energy(positions, box, around: Surroundings, perturbation=1.0, **_):
+        here = around.system._replace(positions=positions, cell=box)
+        found = neighbors_of(here, around)
+        scaled = here._replace(positions=positions * perturbation, cell=box * perturbation)
+        value = potential.energy(around.params, scaled, found)
+        return jnp.where(found.overflow, jnp.nan, value).astype(positions.dtype)
+
+    def shift(positions, change, around: Surroundings | None = None, **_):
+        return positions + (change if around is None else jnp.where(around.fixed, 0, change))
+
+    if isinstance(config, NVEConfig):
+        init, apply = simulate.nve(force, shift, dt)
+        chain = None
+    elif isinstance(config, NPTConfig):
+        kt = config.temperature * units.KB
+        times = [{"tau": t * units.FS} for t in (config.barostat_time, config.thermostat_time)]
+        init, apply = simulate.npt_nose_hoover(energy, shift, dt, config.pressure, kt, *times)
+        chain = "thermostat"
+    elif config.thermostat == "langevin":
+        kt = config.temperature * units.KB
+        init, apply = simulate.nvt_langevin(force, shift, dt, kt, gamma=config.friction / units.FS)
+        chain = None
+    else:
+        kt = config.temperature * units.KB
+        init, apply = simulate.nvt_nose_hoover(force, shift, dt, kt, tau=config.thermostat_time * units.FS)
+        chain = "chain"
+
+    def start(key, around: Surroundings, momenta):
+        """jax-md's state, the thermostat told how many degrees of freedom it has to warm."""
+        mass = masses(around.system)
+        given = {"mass": mass, "momenta": momenta, "around": around}
+        first = (around.system.cell,) if chain == "thermostat" else ()
+        keywords = {"kT": 0.0} if isinstance(config, NVEConfig) else {}
+        state = init(key, around.system.positions, *first, **keywords, **given)
+        if chain is None:
+            return state
+        told = getattr(state, chain).set(degrees_of_freedom=degrees_of_freedom(config, len(mass)))
+        return state.set(**{chain: told})
+
+    def step(state, around: Surroundings):
+        state = apply(state, around=around)
+        return state.set(momentum=jnp.where(around.fixed, 0, state.momentum))
+
+    def place(state, system: System) -> System:
+        box = {"cell": state.box} if chain == "thermostat" else {}
+        return system._replace(positions=state.position, **box)
+
+    def conserved(state, potential_energy, around: Surroundings):
+        """The energy of the atoms and of what they are coupled to (Tuckerman et al., J. Phys. A 39, 5629)."""
+        kinetic = kinetic_energy(state)
+        if isinstance(config, NVEConfig):
+            return potential_energy + kinetic
+        if chain is None:
+            return jnp.full((), jnp.nan, kinetic.dtype)
+        total = potential_energy + kinetic + _of_chain(getattr(state, chain), config.temperature * units.KB)
+        if chain == "thermostat":
+            total += _of_chain(state.barostat, config.temperature * units.KB)
+            total += config.pressure * volume(place(state, around.system))
+            total += state.box_momentum**2 / (2 * state.box_mass)
+        return total
+
+    return Integrator(start, step, place, conserved)
+
+
+def _of_chain(chain, kt: float):
+    """Energy (eV) of a chain of thermostats."""
+    freedom = jnp.ones(len(chain.position)).at[0].set(chain.degrees_of_freedom)
+    return jnp.sum(chain.momentum**2 / (2 * chain.mass) + kt * freedom * chain.position)
+
+
+def kinetic_energy(state) -> Float[Array, ""]:
+    """Σ p²/2m in eV."""
+    return jnp.sum((state.momentum**2 / (2 * state.mass)).astype(numerics.widest_float()))
+
+
+def degrees_of_freedom(config: Config, n_atoms: int) -> int:
+    """Components that can move, without the three that conserved momentum takes. Langevin forces conserve none."""
+    langevin = isinstance(config, NVTConfig) and config.thermostat == "langevin"
+    return 3 * n_atoms - (0 if langevin or n_atoms == 1 else 3)
+
+
+def thermal_momenta(system: System, fixed, kelvin: float, seed: int) -> Float[np.ndarray, "n_atoms 3"]:
+    """Maxwell-Boltzmann momenta (amu Å / time) of just this temperature, with no drift unless an atom is fixed."""
+    mass = np.asarray(masses(system), np.float64)[:, None]
+    p = np.random.default_rng(seed).normal(size=(len(mass), 3)) * np.sqrt(mass)
+    p[np.asarray(fixed)] = 0
+    n_fixed = int(np.sum(fixed))
+    if not n_fixed and len(mass) > 1:
+        p -= mass * p.sum(axis=0) / mass.sum()
+    freedom = max(1, 3 * len(mass) - (n_fixed or 3))
+    now = np.sum(p**2 / mass) / freedom
+    return p * np.sqrt(kelvin * units.KB / now) if now > 0 else p

@@ -1,0 +1,359 @@
+"""A simulation in chunks: the device moves atoms and keeps their lists, the host looks between chunks."""
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import ase.data
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from lamjax import numerics, pytree, units
+from lamjax.dynamics import ensembles
+from lamjax.dynamics.ensembles import Ensemble, NPTConfig, Surroundings, integrator, thermal_momenta
+from lamjax.neighbors import count, grid, plan_capacities, verlet
+from lamjax.neighbors.grid import Grid
+from lamjax.neighbors.verlet import Verlet
+from lamjax.potential import check_elements, predict
+from lamjax.system import System, check_single, volume
+
+SKIN = 1.0  # Å
+HEADROOM = 1.25  # neighbours, and atoms in a bin, beyond those of the start
+FARTHEST = 1.0  # Å in one step; what moves farther has exploded
+CHUNK = 50  # records that one call of the device makes, at most
+TRIES = 5  # times in a row that arrays grow without a step
+
+
+class DynamicsError(RuntimeError):
+    """A simulation cannot go on. `simulation` is the last good state."""
+
+    def __init__(self, message: str, simulation: "Simulation"):
+        super().__init__(message)
+        self.simulation = simulation
+
+
+class Shapes(NamedTuple):
+    """How wide the arrays are. Hashable, static."""
+
+    capacities: tuple[int, ...]
+    width: int  # of the lists with a skin
+    grid: Grid
+
+
+class Simulation(NamedTuple):
+    """Where a simulation is: all that is needed to go on with it, to the last digit."""
+
+    state: Any  # jax-md's: positions, momenta, thermostats, random numbers
+    system: System  # numbers, pbc, and the cell of the start
+    fixed: Bool[Array, "n_atoms 3"]
+    lists: Verlet
+    shapes: Shapes
+    step: int
+
+    @property
+    def n_fixed(self) -> int:
+        """Components that do not move."""
+        return int(np.sum(self.fixed))
+
+
+class Record(NamedTuple):
+    """What is seen of a simulation at some steps, on the host."""
+
+    step: Int[np.ndarray, " n"]
+    potential_energy: Float[np.ndarray, " n"]  # eV
+    kinetic_energy: Float[np.ndarray, " n"]  # eV
+    temperature: Float[np.ndarray, " n"]  # K
+    stress: Float[np.ndarray, "n 6"]  # eV/Å³, of potential and motion, Voigt, positive in tension; NaN if not periodic
+    volume: Float[np.ndarray, " n"]  # Å³
+    conserved: Float[np.ndarray, " n"]  # eV; NaN where nothing is
+    positions: Float[np.ndarray, "n n_atoms 3"]  # Å, unwrapped
+    momenta: Float[np.ndarray, "n n_atoms 3"]  # sqrt(amu eV), as in ASE
+    cell: Float[np.ndarray, "n 3 3"]  # Å
+    forces: Float[np.ndarray, "n n_atoms 3"]  # eV/Å
+
+    @property
+    def pressure(self) -> Float[np.ndarray, " n"]:
+        """eV/Å³, of potential and motion."""
+        return -self.stress[:, :3].mean(axis=1)
+
+
+class Programs(NamedTuple):
+    """What is compiled for an ensemble and shapes."""
+
+    start: Callable  # (params, system, fixed, lists, momenta, key) -> state, lists, Found
+    chunk: Callable  # (params, state, system, fixed, lists, step, done, n_steps, every, n_records) -> ...
+    look: Callable  # (params, state, system, fixed, lists) -> Found of the step that is to come
+
+
+class Found(NamedTuple):
+    """What a step needs, and whether it makes sense."""
+
+    system: System  # after it
+    neighbors: Int[Array, " n_shells"]
+    fullest: Int[Array, ""]  # bin
+    radius: Float[Array, ""]  # Å that the bins let an atom see
+    way: Float[Array, " n_atoms"]  # Å
+    ok: Bool[Array, ""]
+
+
+def begin(
+    ensemble: Ensemble,
+    params,
+    system: System,
+    *,
+    temperature: float | None = None,
+    momenta=None,
+    fixed=None,
+    seed: int = 0,
+    skin: float = SKIN,
+) -> Simulation:
+    """A simulation at its first step.
+
+    Momenta (sqrt(amu eV), as in ASE) are given, or drawn at `temperature` (K; default: that of the ensemble) with
+    `seed`. Components that are `fixed` (n_atoms, 3) do not move. Raises ValueError for what cannot begin: unknown
+    elements, atoms on one place, a cell that is to relax but is not periodic, fixed atoms with a Nosé-Hoover chain.
+    """
+    check_single(system, "A simulation")
+    host = jax.tree.map(np.asarray, system)
+    check_elements(ensemble.potential, host)
+    fixed = np.zeros((host.n_atoms, 3), bool) if fixed is None else np.asarray(fixed, bool)
+    _check(ensemble, host, fixed)
+    if momenta is None:
+        wanted = getattr(ensemble.config, "temperature", None) if temperature is None else temperature
+        if wanted is None:
+            raise ValueError("Give momenta, or a temperature (K) at which they are drawn: nve has none of its own.")
+        momenta = thermal_momenta(host, fixed, wanted, seed)
+    momenta = np.where(fixed, 0, np.asarray(momenta, host.positions.dtype)).astype(host.positions.dtype)
+    shapes = _shapes(ensemble, host, skin)
+    while True:
+        lists = _empty(host, shapes, ensemble)
+        made = _programs(ensemble, shapes, skin)
+        state, lists, found = made.start(params, system, fixed, lists, momenta, jax.random.key(seed))
+        simulation = Simulation(state, system, fixed, lists, shapes, 0)
+        if found.ok:
+            return simulation
+        grown = _grown(ensemble, simulation, found, skin)
+        if grown == shapes:
+            raise ValueError("Energy or forces of the start are infinite or NaN. Relax it first, or look at its atoms.")
+        shapes = grown
+
+
+def simulate(
+    ensemble: Ensemble, params, simulation: Simulation, n_steps: int, every: int = 20, skin: float = SKIN
+) -> Iterator[tuple[Simulation, Record]]:
+    """`n_steps` more steps: after each chunk where the simulation is, and what was seen after every `every`-th step.
+
+    The device works on the next chunk while the caller has this one. Neighbour lists are searched anew when an atom
+    (or the cell) has moved by half the skin; arrays that become too narrow grow, and no step is lost or made with
+    missing neighbours. Raises DynamicsError, with the last good state, if an atom moves more than 1 Å in one step or
+    forces become infinite.
+    """
+    first, grown, ready = simulation.step, 0, None
+    while (done := simulation.step - first) < n_steps:
+        made = _programs(ensemble, simulation.shapes, skin)
+        n_records = min(CHUNK, math.ceil((n_steps - done) / every))
+        steps = min(n_steps, (done // every + n_records) * every) - done
+        here = simulation.state, simulation.system, simulation.fixed, simulation.lists
+        moved = made.chunk(params, *here, simulation.step, done, steps, every, n_records)
+        if ready is not None:  # the device is at work
+            yield ready
+        state, lists, n_made, ok, (complete, seen) = jax.block_until_ready(moved)
+        simulation = simulation._replace(state=state, lists=lists, step=simulation.step + int(n_made))
+        complete, grown = np.asarray(complete), 0 if n_made else grown
+        seen = Record(*(np.asarray(x)[complete] for x in seen))
+        ready = (simulation, seen) if complete.any() else None
+        if not ok:
+            if ready is not None:
+                yield ready
+            ready, grown = None, grown + 1
+            simulation = _wider(ensemble, params, simulation, skin, grown == TRIES)
+    if ready is not None:
+        yield ready
+
+
+def _wider(ensemble: Ensemble, params, simulation: Simulation, skin: float, give_up: bool) -> Simulation:
+    """The simulation in arrays for the step that did not fit; DynamicsError if that is not what was wrong."""
+    look = _programs(ensemble, simulation.shapes, skin).look
+    found = look(params, simulation.state, simulation.system, simulation.fixed, simulation.lists)
+    shapes = _grown(ensemble, simulation, found, skin)
+    if shapes == simulation.shapes or give_up:
+        raise DynamicsError(_why(simulation, found, ensemble), simulation)
+    return simulation._replace(shapes=shapes, lists=_empty(simulation.system, shapes, ensemble))
+
+
+def _check(ensemble: Ensemble, system: System, fixed) -> None:
+    if fixed.shape != (system.n_atoms, 3):
+        raise ValueError(f"fixed has shape {fixed.shape}; expected {(system.n_atoms, 3)}, a flag a component.")
+    chain = isinstance(ensemble.config, NPTConfig) or getattr(ensemble.config, "thermostat", "") == "nose_hoover"
+    if fixed.any() and chain:
+        raise ValueError("A Nosé-Hoover chain cannot tell fixed atoms. Use the thermostat langevin, or nve.")
+    if isinstance(ensemble.config, NPTConfig) and not system.pbc.all():
+        raise ValueError(f"Constant pressure needs a cell that is periodic in all directions, pbc is {system.pbc}.")
+
+
+def _shapes(ensemble: Ensemble, system: System, skin: float, least: Shapes | None = None) -> Shapes:
+    """Room for a structure and what may come."""
+    shells = ensemble.potential.shells
+    found = [math.ceil(HEADROOM * n) for n in count(system, shells)]
+    if least is not None:
+        found = [max(n, had) for n, had in zip(found, least.capacities, strict=True)]
+    capacities = plan_capacities(tuple(found), shells)
+    radius = shells[0].cutoff + skin
+    within = count(system, (shells[0]._replace(cutoff=radius, sel=None),))[0]
+    width = max(math.ceil(HEADROOM * within), 0 if least is None else least.width, 4)
+    margin = 1.02 if isinstance(ensemble.config, NPTConfig) else 1.0  # the bins may become thinner
+    return Shapes(capacities, width, grid.plan(system, margin * radius, HEADROOM))
+
+
+def _grown(ensemble: Ensemble, simulation: Simulation, found: Found, skin: float) -> Shapes:
+    """Shapes for the step that did not fit; the same ones if that is not what was wrong."""
+    shapes, shells = simulation.shapes, ensemble.potential.shells
+    wanted = [n if s.sel is None else min(n, s.sel) for n, s in zip(found.neighbors.tolist(), shells, strict=True)]
+    fits = all(n <= c for n, c in zip(wanted, shapes.capacities, strict=True))
+    sees = float(found.radius) >= shells[0].cutoff and int(found.fullest) <= shapes.grid.capacity
+    here = jax.tree.map(np.asarray, found.system)
+    if (fits and sees) or not np.isfinite(here.positions).all() or not np.isfinite(here.cell).all():
+        return shapes
+    return _shapes(ensemble, here, skin, shapes)
+
+
+def _why(simulation: Simulation, found: Found, ensemble: Ensemble) -> str:
+    """A message: what went wrong in the step that could not be made."""
+    way = np.asarray(found.way)
+    k = int(np.argmax(np.where(np.isfinite(way), way, np.inf)))
+    what = f"atom {k} ({ase.data.chemical_symbols[int(simulation.system.numbers[k])]})"
+    moves = f"moves {way[k]:.2f} Å in one step" if np.isfinite(way[k]) else "is nowhere: its position is not finite"
+    said = f"{what} {moves}"
+    if np.isfinite(way).all() and way[k] < FARTHEST:
+        said = "energy or forces became infinite or NaN"
+    config = ensemble.config
+    slower = f"lengthen barostat_time (now {config.barostat_time:g} fs), " if isinstance(config, NPTConfig) else ""
+    return (
+        f"Step {simulation.step + 1}: {said}. The last good state is that of step {simulation.step}. Shorten the time "
+        f"step (now {config.timestep:g} fs), {slower}relax the start first, or look whether the potential knows what "
+        "it sees."
+    )
+
+
+def _empty(system: System, shapes: Shapes, ensemble: Ensemble) -> Verlet:
+    """A list that wants to be searched."""
+    n, dtype = system.n_atoms, system.positions.dtype
+    return Verlet(
+        indices=jnp.zeros((n, shapes.width), jnp.int32),
+        images=jnp.zeros((n, shapes.width, 3), jnp.int32),
+        mask=jnp.zeros((n, shapes.width), bool),
+        offsets=jnp.zeros((0, 3), jnp.int32),
+        radius=jnp.full((), -jnp.inf, dtype),
+        positions=jnp.zeros((n, 3), dtype),
+        cell=jnp.zeros((3, 3), dtype),
+        found=jnp.zeros(len(ensemble.potential.shells), jnp.int32),
+        usable=jnp.ones((), bool),
+    )
+
+
+@functools.lru_cache(maxsize=32)
+def _programs(ensemble: Ensemble, shapes: Shapes, skin: float) -> Programs:
+    potential = ensemble.potential
+    moves = integrator(ensemble, shapes.capacities)
+
+    def search(lists: Verlet, here: System):
+        return grid.search(lists, here, potential.shells, skin, shapes.grid)
+
+    def one(params, state, system: System, fixed, lists: Verlet):
+        """A step and its lists; whether it can be trusted."""
+        after = moves.step(state, Surroundings(params, system, lists, fixed))
+        here = moves.place(after, system)
+
+        def again(_):
+            # where atoms are does not depend on the forces there, which are all that the old list got wrong
+            new = search(lists, here)[0]
+            return moves.step(state, Surroundings(params, system, new, fixed)), new
+
+        stale = verlet.is_stale(lists, here, potential.shells)
+        after, lists = jax.lax.cond(stale, again, lambda _: (after, lists), None)
+        way = moved(state, after, system)
+        # what depends on NaN is NaN: an overflow shows in the forces
+        ok = jnp.all(jnp.isfinite(after.force)) & jnp.all(jnp.isfinite(after.momentum)) & jnp.all(way < FARTHEST)
+        return after, lists, ok
+
+    def moved(state, after, system: System):
+        """Å of every atom, without what a cell does that becomes larger or smaller as a whole."""
+        before, here = moves.place(state, system), moves.place(after, system)
+        scale = (volume(here) / jnp.where(volume(before) > 0, volume(before), 1)) ** (1 / 3)
+        scale = jnp.where(jnp.all(system.pbc), scale, 1)
+        return jnp.linalg.norm(here.positions - scale * before.positions, axis=-1)
+
+    def start(params, system: System, fixed, lists: Verlet, momenta, key):
+        lists, fullest = search(lists, system)
+        state = moves.start(key, Surroundings(params, system, lists, fixed), momenta)
+        found = _found(system, lists, fullest, jnp.zeros(system.n_atoms), jnp.all(jnp.isfinite(state.force)))
+        return state, lists, found
+
+    def look(params, state, system: System, fixed, lists: Verlet):
+        after, lists, ok = one(params, state, system, fixed, lists)
+        here = moves.place(after, system)
+        lists, fullest = search(lists, here)
+        return _found(here, lists, fullest, moved(state, after, system), ok)
+
+    def chunk(params, state, system: System, fixed, lists: Verlet, first, done, n_steps, every, n_records: int):
+        """At most `n_steps` steps, `done` of the run were made before, and what is seen after every `every`-th."""
+
+        def going(carry):
+            *_, k, ok, end = carry
+            return ok & (k < end)
+
+        def step(carry):
+            state, lists, k, _, end = carry
+            after, newer, ok = one(params, state, system, fixed, lists)
+            state, lists = pytree.where(ok, (after, newer), (state, lists))
+            return state, lists, k + ok, ok, end
+
+        def record(carry, _):
+            state, lists, k, ok = carry
+            end = jnp.minimum(n_steps, ((done + k) // every + 1) * every - done)
+            state, lists, now, ok, _ = jax.lax.while_loop(going, step, (state, lists, k, ok, end))
+            complete = (now == end) & (now > k)
+            return (state, lists, now, ok), (complete, observe(params, state, system, fixed, lists, first + now))
+
+        carry = state, lists, jnp.zeros((), jnp.int32), jnp.ones((), bool)
+        (state, lists, made, ok), seen = jax.lax.scan(record, carry, length=n_records)
+        return state, lists, made, ok, seen
+
+    def observe(params, state, system: System, fixed, lists: Verlet, step) -> Record:
+        here = moves.place(state, system)
+        said = predict(potential, params, here, verlet.narrow(lists, here, potential.shells, shapes.capacities))
+        space = volume(here)
+        velocity = state.momentum / state.mass
+        virial = said.virial + velocity.T @ state.momentum  # of the potential and of the motion
+        stress = jnp.where(jnp.all(here.pbc), units.to_voigt(units.virial_to_stress(virial, space)), jnp.nan)
+        kinetic = ensembles.kinetic_energy(state)
+        n = system.n_atoms
+        free = ensembles.degrees_of_freedom(ensemble.config, n)
+        freedom = jnp.where(jnp.any(fixed), 3 * n - jnp.sum(fixed), free)  # what is fixed conserves no momentum
+        return Record(
+            step=step,
+            potential_energy=said.energy,
+            kinetic_energy=kinetic,
+            temperature=2 * kinetic / (jnp.maximum(1, freedom) * units.KB),
+            stress=stress,
+            volume=jnp.where(jnp.all(here.pbc), space, jnp.nan),
+            conserved=moves.conserved(state, said.energy, Surroundings(params, system, lists, fixed)),
+            positions=here.positions,
+            momenta=state.momentum,
+            cell=here.cell,
+            forces=said.forces,
+        )
+
+    options = numerics.compiler_options()
+    return Programs(
+        jax.jit(start, compiler_options=options),
+        jax.jit(chunk, static_argnums=9, compiler_options=options),
+        jax.jit(look, compiler_options=options),
+    )
+
+
+def _found(here: System, lists: Verlet, fullest, way, ok) -> Found:
+    return Found(here, lists.found, fullest, lists.radius, way, ok)
