@@ -181,7 +181,7 @@ def frames(path: str | Path) -> list[str]:
 
 def write_frames(to: Path, chosen: Iterable[str]) -> str:
     """A compressed extxyz file of such frames."""
-    checkpoints.write_atomically(to, gzip.compress("".join(chosen).encode(), mtime=0))
+    checkpoints.write_atomically(to, gzip.compress("".join(chosen).encode(), compresslevel=1, mtime=0))
     return str(to)
 
 

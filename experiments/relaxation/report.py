@@ -1,0 +1,263 @@
+"""Tables and plots of what was measured."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, ScalarFormatter
+
+from experiments import workflow
+from experiments.relaxation.methods import BASE, FORCES, SETTINGS, THEN
+from lamjax.reports import plots
+
+KEPT = ("dq", "rmsd", "largest", "n_steps", "converged", "failed", "volume")  # of a judgement, structure by structure
+BASIN = 0.5  # Å; in the right basin is a structure of which no atom is farther off
+COMMAND = "python -m experiments.relaxation.run --studies methods"
+COLORS = {
+    BASE: plots.BEFORE,
+    FORCES: "#1f77b4",
+    "zero force": "#8c6bb1",
+    "Newton": "#2a9d5c",
+    "BPTT": plots.AFTER,
+    "implicit": "#e08a00",
+    "hybrid": "#7a4a1e",
+    THEN: "#d14f9a",
+}
+
+
+class Group:
+    """The runs of one way to train, a seed each, beside the base on the same held-out structures."""
+
+    def __init__(self, runs: Sequence[dict], base: Sequence[dict]):
+        order = {one["seed"]: one for one in base}
+        self.runs, self.base = list(runs), [order[one["seed"]] for one in runs]
+
+    def pooled(self, key: str) -> np.ndarray:
+        """A quantity of all held-out structures of all seeds."""
+        return np.concatenate([np.asarray(one[key], float) for one in self.runs])
+
+    @property
+    def better(self) -> np.ndarray:
+        """Which of these ended nearer to their target than with the base."""
+        return self.pooled("dq") < np.concatenate([np.asarray(one["dq"]) for one in self.base])
+
+    @property
+    def change(self) -> float:
+        """Change of the median Dq of all structures of all seeds in per cent; negative is better."""
+        before = np.median(np.concatenate([one["dq"] for one in self.base]))
+        return float(100 * (np.median(self.pooled("dq")) / before - 1))
+
+    @property
+    def gains(self) -> np.ndarray:
+        """Change of the median Dq of each seed in per cent; negative is better."""
+        return self._changes(lambda one: np.median(one["dq"]))
+
+    def forces(self, where: str) -> np.ndarray:
+        """Change of the force RMSE of each seed in per cent."""
+        return self._changes(lambda one: one[f"{where}_rmse_f"])
+
+    def _changes(self, of: Callable[[dict], float]) -> np.ndarray:
+        return np.array([100 * (of(one) / of(base) - 1) for one, base in zip(self.runs, self.base, strict=True)])
+
+
+def tell(results: dict[str, list[dict]], out: Path) -> None:
+    """results.json, tables and plots of the studies that are finished."""
+    out.mkdir(parents=True, exist_ok=True)
+    tables = []
+    for study, runs in results.items():
+        table, plot = {"methods": (methods_table, methods_plot), "settings": (settings_table, settings_plot)}.get(
+            study, (pairs_table, pairs_plot)
+        )
+        tables.append(table(runs))
+        plot(out / f"{study}.png", runs)
+    seconds = sum(one["seconds"] + one["seconds_judged"] for runs in results.values() for one in runs)
+    facts = workflow.facts(COMMAND, seconds)
+    workflow.write_report(out, {**facts, **results}, "\n\n".join(tables))
+
+
+def chosen(runs: Iterable[dict], **facts: Any) -> list[dict]:
+    """The runs of which these things are true."""
+    return [one for one in runs if all(one[key] == value for key, value in facts.items())]
+
+
+def groups(runs: Sequence[dict], key: str, names: Iterable[str], of: str) -> dict[str, Group]:
+    """The runs on one set by the value of `key`, the base first."""
+    mine = chosen(runs, key=of)
+    base = chosen(mine, method=BASE)
+    found = {BASE: Group(base, base)}
+    rest = [one for one in mine if one["method"] != BASE]
+    return found | {name: Group(chosen(rest, **{key: name}), base) for name in names}
+
+
+def by_method(runs: Sequence[dict], of: str) -> dict[str, Group]:
+    """The runs on one set, method by method."""
+    return groups(
+        runs, "method", dict.fromkeys(one["method"] for one in runs if one["key"] == of and one["method"] != BASE), of
+    )
+
+
+def line(name: str, group: Group) -> list[str]:
+    """The numbers of one way to train."""
+    dq, gains = group.pooled("dq"), group.gains
+    base = name == BASE
+    spread = "" if base else f"{group.change:+.0f} ({gains.min():+.0f} to {gains.max():+.0f})"
+    return [
+        name,
+        f"{np.median(dq):.2f}",
+        spread,
+        f"{np.mean(dq):.2f}",
+        f"{np.median(group.pooled('rmsd')):.3f}",
+        "" if base else f"{100 * np.mean(group.better):.0f} %",
+        f"{100 * np.mean(group.pooled('largest') < BASIN):.0f} %",
+        f"{100 * np.mean(group.pooled('converged')):.0f} %",
+        *(_force(group, where, base) for where in ("paths", "elsewhere")),
+        "" if base else workflow.mean_range([one["seconds"] for one in group.runs]),
+    ]
+
+
+COLUMNS = [
+    "median Dq (amu^½ Å)",
+    "its change in % (range over the seeds)",
+    "mean Dq",
+    "median RMSD (Å)",
+    "improved",
+    "right basin",
+    "converged",
+    "forces on held-out DFT paths (meV/Å)",
+    "forces elsewhere (meV/Å)",
+    "training (s)",
+]
+
+
+def _force(group: Group, where: str, base: bool) -> str:
+    error = 1000 * np.mean([one[f"{where}_rmse_f"] for one in group.runs])
+    return f"{error:.0f}" if base else f"{error:.0f} ({np.mean(group.forces(where)):+.0f} %)"
+
+
+def methods_table(runs: Sequence[dict]) -> str:
+    """A table a set."""
+    tables = []
+    for of in dict.fromkeys(one["key"] for one in runs):
+        found = by_method(runs, of)
+        n = len(found[BASE].pooled("dq"))
+        rows = [line(name, group) for name, group in found.items()]
+        tables.append(f"**{of}**, {n} held-out relaxations over {len(found[BASE].runs)} seeds\n")
+        tables.append(workflow.markdown(["method", *COLUMNS], rows) + "\n")
+    return "\n".join(tables)
+
+
+def settings_table(runs: Sequence[dict]) -> str:
+    """BPTT, one setting changed at a time, and how far learnable numbers of the minimiser went."""
+    found = groups(runs, "setting", SETTINGS, "dimers")
+    rows = [[*line(name, group), _learned(group)] for name, group in found.items()]
+    return workflow.markdown(["setting of BPTT", *COLUMNS, "numbers of the minimiser, learned"], rows)
+
+
+def _learned(group: Group) -> str:
+    said = []
+    for key in group.runs[0].get("minimiser", {}):
+        values = [np.asarray(one["minimiser"][key]) for one in group.runs]
+        if values[0].ndim == 0:
+            said.append(f"{key} {np.mean(values):.3g} ({np.min(values):.3g} to {np.max(values):.3g})")
+        else:
+            said.append(f"{key} at most {max(np.abs(x).max() for x in values):.2g}")
+    return "; ".join(said)
+
+
+def pairs_table(runs: Sequence[dict]) -> str:
+    """Median Dq by number of pairs."""
+    mine, base, sizes, ways = _by_pairs(runs)
+    rows = []
+    for way in ways:
+        found = [Group(chosen(mine, method=way, n=n), base) for n in sizes]
+        rows.append([way, *(f"{np.median(g.pooled('dq')):.2f} ({g.change:+.0f} %)" for g in found)])
+    before = np.median(np.concatenate([one["dq"] for one in base]))
+    columns = [f"median Dq of dimers, base {before:.2f} amu^½ Å", *(f"{n} pairs" for n in sizes)]
+    return workflow.markdown(columns, rows)
+
+
+def _by_pairs(runs: Sequence[dict]):
+    mine = [one for one in runs if one["method"] != BASE]
+    sizes = sorted({one["n"] for one in mine})
+    ways = list(dict.fromkeys(one["method"] for one in mine))
+    return mine, chosen(runs, method=BASE), sizes, ways
+
+
+def methods_plot(path: Path, runs: Sequence[dict]) -> None:
+    """For each set: where every held-out structure ends, and what it costs in forces elsewhere."""
+    with matplotlib.rc_context(plots.STYLE):
+        sets = list(dict.fromkeys(one["key"] for one in runs))
+        figure = Figure(figsize=(12.5, 4.4 * len(sets)), layout="constrained")
+        for (left, right), of in zip(figure.subplots(len(sets), 2, squeeze=False), sets, strict=True):
+            found = by_method(runs, of)
+            _strips(left, found)
+            left.set_title(f"{of}: held-out structures, line: median")
+            for name, group in found.items():
+                x, y = group.forces("elsewhere"), group.gains
+                right.plot(x, y, "o", color=COLORS[name], alpha=0.35, markersize=5)
+                right.plot(np.mean(x), group.change, "o", color=COLORS[name], markersize=11, label=name)
+            right.axvline(10, color="black", linewidth=0.8, linestyle=":")
+            right.axhline(0, color="black", linewidth=0.8)
+            right.set(xlabel="force error elsewhere, change in %", ylabel="median Dq, change in %")
+            right.set_title("lower left is better; small: a seed, dotted line: 10 %")
+            right.legend(frameon=False, fontsize=9)
+        figure.savefig(path, dpi=130)
+
+
+def _strips(axes, found: dict[str, Group]) -> None:
+    """Every structure a dot, a column a method, on a logarithmic scale."""
+    random = np.random.default_rng(0)
+    for k, (name, group) in enumerate(found.items()):
+        dq = np.maximum(group.pooled("dq"), 0.02)
+        axes.plot(k + random.uniform(-0.28, 0.28, len(dq)), dq, "o", color=COLORS[name], alpha=0.45, markersize=4)
+        median = np.median(dq)
+        axes.plot([k - 0.38, k + 0.38], [median, median], color=COLORS[name], linewidth=3)
+        axes.annotate(f"{median:.2f}", (k, median), (0, 4), textcoords="offset points", ha="center", weight="bold")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_xticks(range(len(found)), [name.replace(", ", ",\n") for name in found])
+    axes.set_ylabel("distance from the DFT-relaxed structure,\nDq (amu$^{1/2}$ Å)")
+
+
+def settings_plot(path: Path, runs: Sequence[dict]) -> None:
+    """Change of the median structure error for every setting of BPTT."""
+    found = {name: group for name, group in groups(runs, "setting", SETTINGS, "dimers").items() if name != BASE}
+    with matplotlib.rc_context(plots.STYLE):
+        figure = Figure(figsize=(8, 0.42 * len(found) + 1.4), layout="constrained")
+        axes = figure.subplots()
+        for k, group in enumerate(reversed(found.values())):
+            axes.barh(k, np.mean(group.gains), color=plots.AFTER, alpha=0.55)
+            axes.plot(group.gains, np.full(len(group.gains), k), "o", color="black", markersize=4)
+        axes.set_yticks(
+            range(len(found)), [f"BPTT, {name}" if name == "as it is" else name for name in reversed(found)]
+        )
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.set(xlabel="median Dq of held-out dimers, change in % (bar: mean, dots: seeds); left is better")
+        figure.savefig(path, dpi=130)
+
+
+def pairs_plot(path: Path, runs: Sequence[dict]) -> None:
+    """Median structure error against the number of pairs, median and range over the seeds."""
+    mine, base, sizes, ways = _by_pairs(runs)
+    with matplotlib.rc_context(plots.STYLE):
+        figure = Figure(figsize=(7, 4.5), layout="constrained")
+        axes = figure.subplots()
+        for way in ways:
+            medians = np.array([[np.median(one["dq"]) for one in chosen(mine, method=way, n=n)] for n in sizes])
+            axes.fill_between(
+                sizes, medians.min(axis=1), medians.max(axis=1), color=COLORS[way], alpha=0.15, linewidth=0
+            )
+            axes.plot(sizes, np.mean(medians, axis=1), "o-", color=COLORS[way], label=way)
+        axes.axhline(np.median(base[0]["dq"]), color=plots.BEFORE, linestyle="--", label="base, not trained")
+        axes.set(xscale="log", yscale="log", xlabel="pairs of a start and a relaxed structure")
+        axes.set_ylabel("median Dq of held-out dimers (amu$^{1/2}$ Å)")
+        axes.set_xticks(sizes, sizes)
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.minorticks_off()
+        axes.legend(frameon=False)
+        figure.savefig(path, dpi=130)

@@ -1,0 +1,159 @@
+"""Which way to learn from relaxations brings relaxations to the right place, and what does it cost elsewhere?
+
+    python -m experiments.relaxation.run
+
+from the root of the repository. The same command in several shells shares the runs out among them, and a run that was
+killed begins again. When all of a study are done, results.json, the tables in the README and the plots are written.
+"""
+
+import functools
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments import workflow
+from experiments.relaxation import methods, report
+from experiments.relaxation.methods import BASE, FORCES, THEN, Effort
+from experiments.relaxation.sets import SETS, RelaxationSet, Split, path, split
+from lamjax import build, checkpoints, data
+from lamjax.relaxation import CellConfig, RelaxConfig
+from lamjax.reports import console
+from lamjax.training import structures
+from lamjax.training.setup import result
+from lamjax.training.structures_config import merged
+from lamjax.training.structures_judge import Labels, judge
+from lamjax.training.structures_setup import model
+
+HERE = Path(__file__).parent
+
+
+class Run(NamedTuple):
+    """One training, or the base as it is."""
+
+    key: str  # of SETS
+    method: str
+    setting: str = ""  # of methods.SETTINGS
+    n: int = 0  # pairs; 0: all there are
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return "-".join(str(x).replace(" ", "_").replace("/", "by") for x in self if x != "")
+
+
+SIZES = (5, 10, 20, 50, 100)  # pairs
+
+
+def studies(seeds: Sequence[int], sets: Mapping[str, RelaxationSet] = SETS) -> dict[str, list[Run]]:
+    """What is compared, study by study."""
+    return {
+        "methods": [Run(key, way, seed=s) for s in seeds for key, of in sets.items() for way in (BASE, *of.methods)],
+        "settings": [
+            *(Run("dimers", BASE, seed=s) for s in seeds),
+            *(Run("dimers", "BPTT", setting, seed=s) for s in seeds for setting in methods.SETTINGS),
+        ],
+        "pairs": [
+            *(Run("dimers", BASE, seed=s) for s in seeds),
+            *(Run("dimers", "BPTT", n=n, seed=s) for s in seeds for n in SIZES),
+        ],
+    }
+
+
+def measure(run: Run, work: Path, effort: Effort, of: RelaxationSet) -> dict[str, Any]:
+    """Train, then relax what was held out and compare; forces on held-out relaxations and elsewhere."""
+    began = time.monotonic()
+    files = split(of, run.seed, run.n, work / "relaxation" / run.name, methods.NOISE.get(run.setting, 0.0))
+    potential, params, told = _trained(run, work, of, files, effort)
+    trained = time.monotonic()
+    pairs = data.read_pairs(files.test, variable_cell=of.variable_cell)
+    cell = CellConfig() if of.variable_cell else None
+    found = judge(potential, params, pairs, RelaxConfig(**effort.judge, cell=cell))
+    frames = {"paths": data.read(files.test), "elsewhere": data.read(path(of.elsewhere))}
+    errors = Labels(frames, dict.fromkeys(frames, potential), "float32").errors(params)
+    return {
+        **run._asdict(),
+        "seconds": round(trained - began, 1),
+        "seconds_judged": round(time.monotonic() - trained, 1),
+        **{key: value for key, value in errors.items() if key.endswith("rmse_f")},
+        **told,
+        "structures": [str(pair.info["relax_id"]) for pair in pairs],
+        **{key: np.asarray(value).tolist() for key, value in found._asdict().items() if key in report.KEPT},
+    }
+
+
+def _trained(run: Run, work: Path, of: RelaxationSet, files: Split, effort: Effort):
+    """The potential, its parameters after the last step, and what the training tells of itself."""
+    output = str(work / "relaxation" / run.name / "run")
+    if run.method == BASE:
+        return *checkpoints.load(path(of.base), dtype=np.float32), {}
+    if run.method == FORCES:
+        return *checkpoints.load(_taught_forces(run, work, of, effort), dtype=np.float32), {}
+    first = _taught_forces(run._replace(method=FORCES), work, of, effort) if run.method == THEN else None
+    changes = {**effort.changes, "output": output, "seed": run.seed}
+    if run.setting:
+        changes = merged(methods.SHORT, methods.SETTINGS[run.setting]) | changes
+    elif run.n:  # as many steps, however few the pairs
+        steps = -(-max(SIZES) // of.settings["batch_size"])
+        changes |= methods.SHORT | {"epochs": -(-steps * of.settings["batch_size"] // run.n), "max_programs": 1}
+    return _tuned(methods.structures(run.method, of, files, changes, first))
+
+
+def _taught_forces(run: Run, work: Path, of: RelaxationSet, effort: Effort) -> str:
+    """The model of a run that learns energies and forces, trained unless it is there."""
+    folder = work / "relaxation" / run.name
+    files = split(of, run.seed, run.n, folder)
+    workflow.train(methods.forces(of, files, effort.force_steps, str(folder / "run"), run.seed))
+    return str(folder / "run" / "model.lamjax")
+
+
+def _tuned(config: structures.StructureTuneConfig):
+    """The last model of a run on structures; nothing that is held out has a say in it."""
+    run, rows = structures.prepare(config), []
+    state = run.state
+    for state, step, metrics in structures.steps(run):  # noqa: B007
+        rows.append(metrics)
+        if step % run.packing.per_epoch == 0:
+            console.print(f"{config.output}: step {step}/{run.total}, loss {metrics['loss']:.3f}", soft_wrap=True)
+    counts = {key: int(sum(row[key] for row in rows)) for key in structures.COUNTS if key in rows[0]}
+    learned = getattr(state.params, "minimiser", {})
+    numbers = {key: np.asarray(x, float).tolist() for key, x in jax.device_get(learned).items()}
+    told = {"steps": len(rows), "counts": counts, "minimiser": numbers, "loss": [row["loss"] for row in rows]}
+    return run.potential, model(result(state)), told
+
+
+def main(seeds: Sequence[int], chosen: Sequence[str], only: Sequence[str], work: Path, quick: bool) -> None:
+    """Do the runs on the sets `only`, and report the studies of which all is done."""
+    sets = smaller(work) if quick else SETS
+    found = studies(seeds, sets)
+    for run in dict.fromkeys(run for study in chosen for run in found[study] if run.key in only):
+        make = functools.partial(measure, run, work, methods.QUICK if quick else methods.FULL, sets[run.key])
+        workflow.once(work / "relaxation" / f"{run.name}.json", make)
+    made = {study: workflow.collect(work / "relaxation", [run.name for run in found[study]]) for study in chosen}
+    if any(made.values()):
+        report.tell({study: results for study, results in made.items() if results}, work / "report" if quick else HERE)
+
+
+def smaller(work: Path) -> dict[str, RelaxationSet]:
+    """One set, a model of a few parameters, and a few methods."""
+    base = work / "relaxation" / "base.lamjax"
+    potential = build(workflow.model(workflow.QUICK, ["random"]))
+    checkpoints.save(base, potential, potential.init(jax.random.key(0)), {"what": "random numbers"})
+    of = SETS["ypo4"]._replace(base=base, earlier=Path("mgypo4_pbe/test"), elsewhere=Path("mgypo4_pbe/test"))
+    return {"ypo4": of._replace(methods=(FORCES, "Newton", "BPTT"))}
+
+
+if __name__ == "__main__":
+    parser = workflow.arguments(__doc__, HERE, seeds=range(5))
+    parser.add_argument("--studies", nargs="+", default=["methods", "settings", "pairs"], help="default: all three")
+    parser.add_argument("--sets", nargs="*", default=list(SETS), help="whose runs are done now; default: all")
+    given = parser.parse_args()
+    warnings.simplefilter("ignore", UserWarning)
+    workflow.begin(given.work, given.cache)
+    seeds, chosen = (given.seeds[:1], ["methods"]) if given.quick else (given.seeds, given.studies)
+    main(seeds, chosen, () if given.report else given.sets, given.work, given.quick)

@@ -1,0 +1,144 @@
+"""The relaxations that the experiments learn from and are measured on."""
+
+import re
+from collections.abc import Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ase.io
+import numpy as np
+
+from experiments import workflow
+from experiments.workflow import DATA
+
+DEMO = Path("../../lamjax/assets/demo")
+
+
+class RelaxationSet(NamedTuple):
+    """DFT relaxations, the model that is to relax like them, and data to see what that costs elsewhere."""
+
+    level: str
+    files: tuple[Path, ...]  # whole trajectories, below experiments/data
+    held_out: tuple[str, ...]  # for each seed a regular expression of the relaxations that are not trained on
+    variable_cell: bool
+    base: Path
+    earlier: Path  # labelled frames that the base was trained on: replayed, so that they are not forgotten
+    most_elements: int  # of these the frames with no more elements, the ones that the base describes well
+    elsewhere: Path  # others of the kind, never trained on: forces there tell what was forgotten
+    settings: dict[str, Any]  # of the training on structures
+    methods: tuple[str, ...]  # that are compared
+
+
+SETS = {
+    "si_defects": RelaxationSet(
+        "LDA, Quantum ESPRESSO; base: PBE, VASP, silicon and other elements",
+        (DEMO / "si_defects_train", DEMO / "si_defects_heldout"),
+        (
+            r"\d+_(sub_B|int_random_H|divac)_",  # every kind of defect is held out once
+            r"\d+_(int_tet_H|sub_As|vac)_",
+            r"\d+_(int_split|pair_B_Al|sub_vac_Al|bulk)_",
+            r"\d+_(int_tet_\d|sub_Al|pair_B_As)",
+            r"\d+_(int_random_\d|pair_Al_As|sub_Mg|sub_vac_As)",
+        ),
+        False,
+        DEMO / "base.lamjax",
+        Path("pbe_main_group/train"),
+        1,
+        Path("pbe_main_group/test"),
+        {"epochs": 6, "batch_size": 4, "max_programs": 1, "replay": {"weight": 0.1}},
+        ("forces", "zero force", "Newton", "BPTT", "implicit", "hybrid"),
+    ),
+    "dimers": RelaxationSet(
+        "GFN2-xTB; base: the same, 650 frames of the training relaxations, in a multi-task model",
+        (Path("dimer_relaxations_gfn2xtb/train"), Path("dimer_relaxations_gfn2xtb/test")),
+        (r"mol(00|06|12|18|24|30|36|42|48|54|60)_",) * 5,  # never seen by the base either
+        False,
+        Path("../relaxation/base_dimers.lamjax"),
+        Path("dimers_gfn2xtb/train"),
+        4,
+        Path("dimers_wb97x/validation"),
+        {"epochs": 2, "batch_size": 8, "max_programs": 2, "replay": {"weight": 0.03}},
+        ("forces", "zero force", "Newton", "BPTT", "forces, then BPTT"),  # the others need minima within reach
+    ),
+    "ypo4": RelaxationSet(
+        "PBE, VASP, the cell relaxes too; base: PBE and PBE+U, crystals of 89 elements",
+        (Path("ypo4_relaxations_pbe/train"),),
+        (
+            r"insertion_wf_Y2Mg_PO4",  # compositions
+            r"insertion_wf_Y2Mg3_PO4",
+            r"insertion_wf_YMg2PO4",
+            r"insertion_wf_YMgPO4",
+            r"insertion_wf_(Y2Mg_PO4|YMg2PO4)",
+        ),
+        True,
+        Path("../relaxation/base_ypo4.lamjax"),
+        Path("materials_pbeu/train"),
+        99,
+        Path("materials_pbeu/validation"),
+        {"epochs": 12, "batch_size": 4, "max_programs": 1, "replay": {"weight": 0.01}},
+        ("forces", "zero force", "Newton", "BPTT"),
+    ),
+}
+
+
+class Split(NamedTuple):
+    """Files of one run."""
+
+    pairs: str  # start and end of every relaxation that is trained on
+    steps: str  # all their labelled steps
+    test: str  # all steps of the relaxations that are held out
+    earlier: str  # what is replayed
+
+
+def split(of: RelaxationSet, seed: int, n: int, folder: Path, noise: float = 0.0) -> Split:
+    """The relaxations of a seed: `n` to learn from (0: all), nested subsets; noise (Å) moves the training starts."""
+    found = _relaxations(of.files)
+    apart = re.compile(of.held_out[seed % len(of.held_out)])
+    test = {key: steps for key, steps in found.items() if apart.match(key)}
+    random = np.random.default_rng(seed)
+    names = [key for key in found if key not in test]
+    chosen = [names[k] for k in random.permutation(len(names))[: n or None]]
+    ends = [frame for key in chosen for frame in (_moved(found[key][0], noise, random), found[key][-1])]
+    earlier = [frame for frame in workflow.frames(path(of.earlier)) if _n_elements(frame) <= of.most_elements]
+    return Split(
+        workflow.write_frames(folder / "pairs.extxyz.gz", ends),
+        workflow.write_frames(folder / "steps.extxyz.gz", [frame for key in chosen for frame in found[key]]),
+        workflow.write_frames(folder / "test.extxyz.gz", [frame for steps in test.values() for frame in steps]),
+        workflow.write_frames(folder / "earlier.extxyz.gz", earlier),
+    )
+
+
+def path(file: Path) -> str:
+    """A file of `SETS` where it lies."""
+    found = (DATA / file).resolve()
+    return str(found if found.suffix == ".lamjax" else found.with_name(f"{found.name}.extxyz.gz"))
+
+
+def _relaxations(files: Sequence[Path]) -> Mapping[str, list[str]]:
+    """The frames of each relaxation, as text, by its name."""
+    found: dict[str, list[str]] = {}
+    for file in files:
+        for frame in workflow.frames(path(file)):
+            found.setdefault(_fact(frame, "relax_id"), []).append(frame)
+    return found
+
+
+def _fact(frame: str, key: str) -> str:
+    return re.search(rf"\b{key}=(\S+)", frame.split("\n", 2)[1])[1]
+
+
+def _n_elements(frame: str) -> int:
+    return len({line.split(maxsplit=1)[0] for line in frame.splitlines()[2:]})
+
+
+def _moved(frame: str, noise: float, random: np.random.Generator) -> str:
+    """The frame with its atoms displaced at random, and then without the labels of where they were."""
+    if noise == 0:
+        return frame
+    atoms = ase.io.read(StringIO(frame), format="extxyz")
+    atoms.calc = None
+    atoms.positions += random.normal(scale=noise, size=atoms.positions.shape)
+    text = StringIO()
+    ase.io.write(text, atoms, format="extxyz")
+    return text.getvalue()

@@ -1,0 +1,95 @@
+"""The experiment on relaxations: what is trained on and what is held out, and that it runs."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import workflow
+from experiments.relaxation import report
+from experiments.relaxation.methods import SETTINGS
+from experiments.relaxation.run import SIZES, Run, studies
+from experiments.relaxation.sets import SETS, split
+from lamjax import data
+
+ROOT = Path(__file__).parents[2]
+
+
+def _names(file: str) -> set[str]:
+    return {re.search(r"relax_id=(\S+)", frame)[1] for frame in workflow.frames(file)}
+
+
+@pytest.mark.parametrize("key", SETS)
+def test_what_is_held_out_is_not_trained_on(key, tmp_path):
+    of = SETS[key]
+    tested = []
+    for seed in range(len(set(of.held_out))):
+        files = split(of, seed, 0, tmp_path)
+        apart = _names(files.test)
+        assert apart and not apart & _names(files.pairs)
+        assert _names(files.pairs) == _names(files.steps)
+        tested.append(apart)
+    if key == "si_defects":  # every relaxation is held out once
+        assert sum(map(len, tested)) == len(set.union(*tested)) == 34
+
+
+def test_pairs_are_the_ends_of_relaxations_and_nested_subsets(tmp_path):
+    few, more = (split(SETS["dimers"], 3, n, tmp_path / str(n)) for n in (5, 10))
+    assert len(_names(few.pairs)) == 5 and _names(few.pairs) < _names(more.pairs)
+    pairs = data.read_pairs(few.pairs)
+    steps = {(f.info["relax_id"], f.info["step"]): f for f in data.read(few.steps)}
+    for pair in pairs:
+        last = max(step for name, step in steps if name == pair.info["relax_id"])
+        np.testing.assert_array_equal(pair.target.positions, steps[pair.info["relax_id"], last].system.positions)
+
+
+def test_noise_moves_starts_alone(tmp_path):
+    still, moved = (data.read_pairs(split(SETS["dimers"], 0, 8, tmp_path / str(x), x).pairs) for x in (0.0, 0.05))
+    shifts = np.concatenate([a.start.positions - b.start.positions for a, b in zip(still, moved, strict=True)])
+    assert np.std(shifts) == pytest.approx(0.05, rel=0.15)
+    for a, b in zip(still, moved, strict=True):
+        np.testing.assert_array_equal(a.target.positions, b.target.positions)
+        assert a.info["relax_id"] == b.info["relax_id"]
+
+
+def _made_up(run: Run) -> dict:
+    """A result in which training halves every distance and adds 5 % to the forces elsewhere."""
+    trained = run.method != "base"
+    dq = np.array([1.0, 2.0, 4.0]) / (2 if trained else 1)
+    ones = {key: [1.0] * 3 for key in ("n_steps", "converged", "volume")} | {"failed": [0.0] * 3}
+    distances = {"dq": dq.tolist(), "rmsd": (dq / 10).tolist(), "largest": (dq / 3).tolist()}
+    forces = {"paths_rmse_f": 0.2, "elsewhere_rmse_f": 0.105 if trained else 0.1}
+    return {**run._asdict(), **ones, **distances, **forces, "seconds": 10.0, "seconds_judged": 1.0, "minimiser": {}}
+
+
+def test_report_says_what_was_measured(tmp_path, capsys):
+    (tmp_path / "README.md").write_text("# Title\n<!-- table of run.py -->\nold\n<!-- end of table -->\nend\n")
+    results = {study: [_made_up(run) for run in runs] for study, runs in studies(range(2)).items()}
+    report.tell(results, tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| BPTT"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[1:5] == ["1.00", "-50 (-50 to -50)", "1.17", "0.100"]
+    assert cells[5:9] == ["100 %", "67 %", "100 %", "200 (+0 %)"]
+    assert cells[9] == "105 (+5 %)"
+    assert all(f"| {setting} |" in text for setting in SETTINGS)
+    assert all(f"{n} pairs" in text for n in SIZES)
+    assert "old" not in text and text.endswith("end\n")
+    for study in results:
+        assert (tmp_path / f"{study}.png").stat().st_size > 10_000
+    assert set(results) <= set(json.loads((tmp_path / "results.json").read_text()))
+
+
+@pytest.mark.slow
+def test_it_runs(tmp_path):
+    command = [sys.executable, "-m", "experiments.relaxation.run", "--quick", "--work", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "report" / "results.json").read_text())["methods"]
+    assert {one["method"] for one in found} == {"base", "forces", "Newton", "BPTT"}
+    assert all(math.isfinite(x) for one in found for x in one["dq"])
