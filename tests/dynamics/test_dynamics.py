@@ -76,8 +76,8 @@ def test_temperature_and_its_fluctuation_are_canonical(thermostat):
     config = NVTConfig(1.0 if thermostat == "nose_hoover" else 2.0, 500.0, thermostat, 0.01, thermostat_time=60.0)
     ensemble = dynamics.nvt(MORSE, config)
     simulation = dynamics.begin(ensemble, PARAMS, lamjax.from_ase(copper()), temperature=500, seed=2)
-    simulation, _ = records(ensemble, simulation, 1000, every=50)
-    _, seen = records(ensemble, simulation, 8000, every=10)
+    simulation, _ = records(ensemble, simulation, 500, every=50)
+    _, seen = records(ensemble, simulation, 5000, every=10)
     freedom = 3 * 32 - (0 if thermostat == "langevin" else 3)
     assert np.mean(seen.temperature) == pytest.approx(500, rel=0.02)
     assert np.var(seen.temperature) == pytest.approx(2 * 500**2 / freedom, rel=0.25)
@@ -95,8 +95,8 @@ def test_a_crystal_at_constant_pressure_has_the_volume_of_its_equation_of_state(
     ensemble = dynamics.npt(MORSE, config)
     system = lamjax.from_ase(ase.build.bulk("Cu", "fcc", a=3.62, cubic=True) * (2, 2, 2))
     simulation = dynamics.begin(ensemble, PARAMS, system)
-    simulation, _ = records(ensemble, simulation, 1000, every=100)
-    _, seen = records(ensemble, simulation, 1200, every=5)
+    simulation, _ = records(ensemble, simulation, 700, every=100)
+    _, seen = records(ensemble, simulation, 800, every=5)
     relaxed = lamjax.relax(
         MORSE,
         PARAMS,
