@@ -53,11 +53,6 @@ class Simulation(NamedTuple):
     shapes: Shapes
     step: int
 
-    @property
-    def n_fixed(self) -> int:
-        """Components that do not move."""
-        return int(np.sum(self.fixed))
-
 
 class Record(NamedTuple):
     """What is seen of a simulation at some steps, on the host."""
@@ -239,19 +234,8 @@ def _why(simulation: Simulation, found: Found, ensemble: Ensemble) -> str:
 
 
 def _empty(system: System, shapes: Shapes, ensemble: Ensemble) -> Verlet:
-    """A list that wants to be searched."""
-    n, dtype = system.n_atoms, system.positions.dtype
-    return Verlet(
-        indices=jnp.zeros((n, shapes.width), jnp.int32),
-        images=jnp.zeros((n, shapes.width, 3), jnp.int32),
-        mask=jnp.zeros((n, shapes.width), bool),
-        offsets=jnp.zeros((0, 3), jnp.int32),
-        radius=jnp.full((), -jnp.inf, dtype),
-        positions=jnp.zeros((n, 3), dtype),
-        cell=jnp.zeros((3, 3), dtype),
-        found=jnp.zeros(len(ensemble.potential.shells), jnp.int32),
-        usable=jnp.ones((), bool),
-    )
+    """A list that wants to be searched, by bins and not by images."""
+    return verlet.blank(system, shapes.width, jnp.zeros((0, 3), jnp.int32), ensemble.potential.shells)
 
 
 @functools.lru_cache(maxsize=32)
@@ -289,14 +273,16 @@ def _programs(ensemble: Ensemble, shapes: Shapes, skin: float) -> Programs:
     def start(params, system: System, fixed, lists: Verlet, momenta, key):
         lists, fullest = search(lists, system)
         state = moves.start(key, Surroundings(params, system, lists, fixed), momenta)
-        found = _found(system, lists, fullest, jnp.zeros(system.n_atoms), jnp.all(jnp.isfinite(state.force)))
+        found = Found(
+            system, lists.found, fullest, lists.radius, jnp.zeros(system.n_atoms), jnp.all(jnp.isfinite(state.force))
+        )
         return state, lists, found
 
     def look(params, state, system: System, fixed, lists: Verlet):
         after, lists, ok = one(params, state, system, fixed, lists)
         here = moves.place(after, system)
         lists, fullest = search(lists, here)
-        return _found(here, lists, fullest, moved(state, after, system), ok)
+        return Found(here, lists.found, fullest, lists.radius, moved(state, after, system), ok)
 
     def chunk(params, state, system: System, fixed, lists: Verlet, first, done, n_steps, every, n_records: int):
         """At most `n_steps` steps, `done` of the run were made before, and what is seen after every `every`-th."""
@@ -353,7 +339,3 @@ def _programs(ensemble: Ensemble, shapes: Shapes, skin: float) -> Programs:
         jax.jit(chunk, static_argnums=9, compiler_options=options),
         jax.jit(look, compiler_options=options),
     )
-
-
-def _found(here: System, lists: Verlet, fullest, way, ok) -> Found:
-    return Found(here, lists.found, fullest, lists.radius, way, ok)

@@ -40,12 +40,17 @@ def empty(system: System, neighbors: Neighbors, shells: tuple[Shell, ...], skin:
     """A list that wants to be searched, with slots for a list like `neighbors` and its skin."""
     n, n_offsets = system.n_atoms, neighbors.offsets.shape[-2]
     width = min(slots(neighbors.capacities[0], shells[0].cutoff, skin), n * n_offsets)
-    dtype = system.positions.dtype
+    return blank(system, width, neighbors.offsets, shells)
+
+
+def blank(system: System, width: int, offsets, shells: tuple[Shell, ...]) -> Verlet:
+    """A list of that width that wants to be searched."""
+    n, dtype = system.n_atoms, system.positions.dtype
     return Verlet(
         indices=jnp.zeros((n, width), jnp.int32),
         images=jnp.zeros((n, width, 3), jnp.int32),
         mask=jnp.zeros((n, width), bool),
-        offsets=neighbors.offsets,
+        offsets=offsets,
         radius=jnp.full((), -jnp.inf, dtype),
         positions=jnp.zeros((n, 3), dtype),
         cell=jnp.zeros((3, 3), dtype),
