@@ -187,6 +187,8 @@ def _check(ensemble: Ensemble, system: System, fixed) -> None:
         raise ValueError("A Nosé-Hoover chain cannot tell fixed atoms. Use the thermostat langevin, or nve.")
     if isinstance(ensemble.config, NPTConfig) and not system.pbc.all():
         raise ValueError(f"Constant pressure needs a cell that is periodic in all directions, pbc is {system.pbc}.")
+    if isinstance(ensemble.config, NPTConfig) and np.linalg.det(system.cell) < 0:  # jax-md's volume has its sign
+        raise ValueError("Constant pressure needs a right-handed cell. Swap two lattice vectors.")
 
 
 def _shapes(ensemble: Ensemble, system: System, skin: float, least: Shapes | None = None) -> Shapes:

@@ -172,6 +172,7 @@ def test_an_explosion_stops_with_the_last_good_state():
             "langevin",
         ),
         (lambda s: dynamics.begin(dynamics.nvt(MORSE), PARAMS, s, fixed=np.ones((4, 3), bool)), "shape"),
+        (lambda s: dynamics.begin(dynamics.npt(MORSE), PARAMS, s._replace(cell=s.cell[::-1])), "right-handed"),
         (lambda s: NVTConfig(timestep=0), "timestep"),
         (lambda s: NVTConfig(thermostat="berendsen"), "berendsen"),
     ],
