@@ -1,5 +1,7 @@
 from . import classical as classical
+from . import committee as committee
 from . import data as data
+from . import distillation as distillation
 from . import dynamics as dynamics
 from . import edit as edit
 from . import losses as losses
@@ -12,6 +14,7 @@ from . import units as units
 from .calculator import Calculator as Calculator
 from .checkpoints import load as load
 from .checkpoints import save as save
+from .committee import committee_deviation as committee_deviation
 from .potential import Params as Params
 from .potential import Potential as Potential
 from .potential import PotentialConfig as PotentialConfig

@@ -1,7 +1,5 @@
 """Models in and out of files: lamjax's one-file bundle, and whatever else `load` can open, told apart by content."""
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +12,7 @@ from lamjax import potential as potentials
 from lamjax import pytree
 from lamjax.interop.deepmd import checkpoint as deepmd
 from lamjax.potential import CheckpointError, Params, Potential, PotentialConfig
+from lamjax.reports.files import write_atomically as write_atomically
 
 MAGIC = b"lamjax bundle 1\n"
 
@@ -86,23 +85,6 @@ def _read_bundle(path: Path) -> Stored:
             f"{path}: the bundle is damaged or truncated ({type(error).__name__}: {error})."
         ) from error
     return Stored(config, params, content["card"], "lamjax bundle")
-
-
-def write_atomically(path: str | Path, content: bytes) -> None:
-    """Write to a temporary file beside `path`, flush it to disk, then rename."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _restore(config: PotentialConfig, state: dict) -> Params:

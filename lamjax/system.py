@@ -97,6 +97,13 @@ def fixed_components(atoms: ase.Atoms) -> Bool[np.ndarray, "n_atoms 3"]:
     return fixed
 
 
+def constraints(fixed: Bool[np.ndarray, "n_atoms 3"]) -> list:
+    """ASE's constraints that hold these components: the inverse of `fixed_components`."""
+    whole = fixed.all(axis=1)
+    found: list = [FixAtoms(np.flatnonzero(whole))] if whole.any() else []
+    return found + [FixCartesian([int(k)], fixed[k]) for k in np.flatnonzero(fixed.any(axis=1) & ~whole)]
+
+
 def other_constraints(atoms: ase.Atoms) -> tuple[str, ...]:
     """Kinds of the constraints that `fixed_components` does not express, for a warning."""
     kinds = {type(c).__name__ for c in atoms.constraints if not isinstance(c, FixAtoms | FixCartesian)}

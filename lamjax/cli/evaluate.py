@@ -10,7 +10,9 @@ import typer
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from lamjax import checkpoints, pytree, units
+from lamjax.cli.committee import load_members
 from lamjax.data import Frame, pack, plan, read
+from lamjax.distillation.select import deviations, quantiles
 from lamjax.potential import Prediction
 from lamjax.reports import console, table
 from lamjax.system import to_ase
@@ -30,6 +32,10 @@ def evaluate(
     reference: Annotated[
         Path | None, typer.Option(help="Predictions to compare with: .npz as --out writes it, or labelled structures.")
     ] = None,
+    committee: Annotated[
+        list[Path] | None,
+        typer.Option(help="Another member of a committee, of the same config; repeatable. Tells where they differ."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Write predictions: .npz (every digit), .extxyz or .extxyz.gz (8 decimals).")
     ] = None,
@@ -41,6 +47,9 @@ def evaluate(
 
     With --reference: the differences from the predictions of another code or model for the same frames, the largest one
     with its frame and atom. Use --precision float64 for that.
+
+    With --committee: the force deviation sqrt(<|F - <F>|²>) of the model and these members, of the atom where it is
+    largest in each frame; --out writes it with every frame (deviation, eV/Å).
 
     --out FILE.npz holds energy (n_frames,), virial (n_frames, 3, 3), forces (n, 3) and atomic_energies (n,) of the
     atoms of all frames one after another, n_atoms (n_frames,) and sources, in eV and Å.
@@ -57,21 +66,27 @@ def evaluate(
         shapes = plan(frames, potential.shells, max_programs, len(frames), size)
         packed = pack(frames, shapes, precision)
         if potential.head is None:
-            if reference is not None or out is not None:
-                raise ValueError(f"--reference and --out need --head, one of {', '.join(potential.config.head_names)}.")
+            if reference is not None or out is not None or committee:
+                raise ValueError(
+                    f"--reference, --committee and --out need --head, one of {', '.join(potential.config.head_names)}."
+                )
             found = zero_shot(potential, params, frames, packed, size)
             _report_heads(f"{model.name} ({precision}): {len(frames)} frames", found)
             return
         predicted = predictions(potential, params, packed, size)
+        members = load_members(potential, params, committee) if committee else None
+        deviation = deviations(potential, members, packed, size) if committee else None
     title = f"{model.name} ({precision}): {len(frames)} frames of {', '.join(path.name for path in files)}"
     _report_errors(title, error_table(potential, frames, predicted), reference is None)
+    if deviation is not None:
+        _report_deviation(frames, deviation, 1 + len(committee))
     if expected is not None:
         title = f"{model.name} ({precision}): {len(frames)} frames against {reference.name}"
         _report_parity(title, parity_table(frames, predicted, expected), missing(expected))
         if precision == "float64" and _single(params):
             console.print("The file's parameters are float32 numbers: a reference run in float32 has its own rounding.")
     if out is not None:
-        write(out, frames, predicted)
+        write(out, frames, predicted, deviation)
         console.print(f"Predictions: {out}")
 
 
@@ -113,6 +128,14 @@ def _report_parity(title: str, rows: list[Differences], lacking: list[str]) -> N
         console.print(f"Not in the reference, not compared: {', '.join(lacking)}.")
 
 
+def _report_deviation(frames: list[Frame], deviation: np.ndarray, n_members: int) -> None:
+    found = quantiles(deviation)
+    columns = ["largest force deviation in a frame", "unit", "frames", *found]
+    row = (f"committee of {n_members}", "eV/Å", len(frames), *("∞" if q is None else q for q in found.values()))
+    console.print(table("What the members do not agree on", columns, [row]))
+    console.print(f"largest in {frames[int(np.argmax(deviation))].source}", soft_wrap=True)
+
+
 def _single(params) -> bool:
     """True if every weight (statistics aside) is a float32 number, as in a file that was stored in float32."""
     named = jax.tree_util.tree_flatten_with_path(params)[0]
@@ -120,12 +143,16 @@ def _single(params) -> bool:
     return all(np.array_equal(w, w.astype(np.float32)) for w in weights)
 
 
-def write(path: Path, frames: list[Frame], predicted: list[Prediction]) -> None:
+def write(path: Path, frames: list[Frame], predicted: list[Prediction], deviation: np.ndarray | None = None) -> None:
     """Predictions as .npz (see `parity.write_predictions`), or as extxyz with the labels as REF_*."""
+    more = {} if deviation is None else {"deviation": deviation}
     if path.suffix == ".npz":
-        write_predictions(path, frames, predicted)
-    else:
-        ase.io.write(path, [_atoms(f, p) for f, p in zip(frames, predicted, strict=True)], format="extxyz")
+        write_predictions(path, frames, predicted, more)
+        return
+    atoms = [_atoms(f, p) for f, p in zip(frames, predicted, strict=True)]
+    for k, one in enumerate(atoms):
+        one.info |= {name: float(values[k]) for name, values in more.items()}
+    ase.io.write(path, atoms, format="extxyz")
 
 
 def _atoms(frame: Frame, prediction: Prediction):

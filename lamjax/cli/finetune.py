@@ -34,6 +34,7 @@ STRUCTURES_ONLY = {
     "steps_unrolled",
     "window",
     "variable_cell",
+    "noise",
     "learn_minimiser",
     "replay_weight",
     "epochs",
@@ -141,6 +142,10 @@ def finetune(
     variable_cell: Annotated[
         bool, typer.Option("--variable-cell", help="Cells relax too.", rich_help_panel=ON_STRUCTURES)
     ] = False,
+    noise: Annotated[
+        float,
+        typer.Option(help="Å by which starts are moved at random, anew every epoch.", rich_help_panel=ON_STRUCTURES),
+    ] = 0.0,
     learn_minimiser: Annotated[
         bool,
         typer.Option("--learn-minimiser", help="Learn step sizes of the minimiser too.", rich_help_panel=ON_STRUCTURES),

@@ -25,6 +25,7 @@ ADJOINTS = {"unrolled": "steps_unrolled", "hybrid": "window", "until_converged":
 PERIOD = 10.0  # s between lines where there is no terminal
 PLAIN = ("head", "validation", "hold_out", "group_by", "variable_cell", "epochs", "batch_size", "seed", "freeze") + (
     "output",
+    "noise",
     "learn_minimiser",
 )  # options that are keys of the config
 

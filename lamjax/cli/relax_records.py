@@ -1,19 +1,17 @@
 """What `lamjax relax` writes: a record for each structure as it finishes, found again by a later run."""
 
-import io
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import ase
-import ase.io
 import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.constraints import FixAtoms, FixCartesian
-from ase.io.extxyz import key_val_str_to_dict
 
 from lamjax import system, units
+from lamjax.data import records
+from lamjax.data.records import append as append
 from lamjax.relaxation import Relaxation
+from lamjax.reports import files
 from lamjax.system import System
 
 OUTCOME = ("converged", "finite", "n_steps", "fmax")
@@ -33,7 +31,7 @@ def labelled(relaxed: Relaxation, info: dict[str, Any]) -> ase.Atoms:
         results["stress"] = units.to_voigt(stress)
     atoms.calc = SinglePointCalculator(atoms, **results)
     if "fixed" in info:
-        atoms.set_constraint(constraints(info["fixed"]))
+        atoms.set_constraint(system.constraints(info["fixed"]))
     plain = {key: value for key, value in info.items() if np.ndim(value) == 0 and not _is_label(key)}
     atoms.info |= plain | {name: np.asarray(getattr(relaxed, name)).item() for name in OUTCOME}
     return atoms
@@ -50,34 +48,18 @@ def changes(start: System, end: System, cell: bool) -> dict[str, float]:
     return found
 
 
-def constraints(fixed: np.ndarray) -> list:
-    """ASE's constraints that hold these components."""
-    whole = fixed.all(axis=1)
-    found: list = [FixAtoms(np.flatnonzero(whole))] if whole.any() else []
-    return found + [FixCartesian([int(k)], fixed[k]) for k in np.flatnonzero(fixed.any(axis=1) & ~whole)]
-
-
-def append(file: TextIO, atoms: ase.Atoms) -> None:
-    """One record, handed to the system at once: a run that is killed loses no structure that was told to be done."""
-    text = io.StringIO()
-    ase.io.write(text, atoms, format="extxyz")
-    file.write(text.getvalue())
-    file.flush()
-
-
 def known(path: Path, cut: bool = False) -> list[dict[str, Any]]:
     """The info of the whole records in a file; with `cut` a last one that was not written to its end is cut off.
 
     Raises ValueError for a file that `append` did not make.
     """
     infos, end = [], 0
-    for info, end in _whole_records(path):  # noqa: B007
+    for info, end in records.whole_records(path, "lamjax relax"):  # noqa: B007
         if not {"source", *OUTCOME} <= info.keys():
             raise ValueError(f"{path}, record {len(infos)}: not written by `lamjax relax`. Name another --out.")
         infos.append(info)
     if cut:
-        with open(path, "r+b") as file:
-            file.truncate(end)
+        files.cut(path, end)
     return infos
 
 
@@ -90,19 +72,6 @@ def parts(path: Path) -> list[Path]:
 def part(path: Path, process: int) -> Path:
     """The file of one of several processes."""
     return path.with_name(f"{path.stem}.{process}{path.suffix}")
-
-
-def _whole_records(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
-    """The info of each record, and where it ends."""
-    with open(path, "rb") as file:
-        while first := file.readline():
-            if not first.strip().isdigit():
-                raise ValueError(f"{path}: not written by `lamjax relax`. Name another --out, or remove it.")
-            comment = file.readline()
-            last = comment if not int(first) else [file.readline() for _ in range(int(first))][-1]
-            if not last.endswith(b"\n"):
-                return
-            yield key_val_str_to_dict(comment.decode().strip()), file.tell()
 
 
 def _is_label(key: str) -> bool:

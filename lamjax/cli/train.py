@@ -1,21 +1,18 @@
 """`lamjax train`: training on energies, forces and virials, from scratch or from a stored model."""
 
-import contextlib
 import math
 import platform
-from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import jax
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lamjax import pytree
 from lamjax.cli.data import data_table
 from lamjax.data import n_batches
-from lamjax.reports import console, table
+from lamjax.reports import bar, console, table
 from lamjax.training import run as runs
 from lamjax.training import sharding
 from lamjax.training.config import TEMPLATE, TrainConfig, parse
@@ -61,7 +58,7 @@ def _run(settings: TrainConfig, resume: bool) -> runs.Run:
     console.print(banner(settings.precision))
     run = runs.prepare(settings, resume)
     _describe(run)
-    with _bar(settings.steps, run.done) as advance:
+    with bar("training", settings.steps, run.done) as advance:
         for event in runs.events(run):
             match event:
                 case runs.Record():
@@ -147,15 +144,3 @@ def _range(least: int, most: int) -> str:
 
 def _head(task: Task) -> str:
     return f"{task.potential.head} ({100 * task.probability:.3g} % of the steps)" if task.name else task.potential.head
-
-
-@contextlib.contextmanager
-def _bar(total: int, done: int) -> Iterator[Callable[[int], None]]:
-    """A function that moves the progress bar to a step; there is a bar only in a terminal."""
-    if not console.is_terminal:
-        yield lambda step: None
-        return
-    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("training", total=total, completed=done)
-        yield lambda step: bar.update(task, completed=step)

@@ -18,9 +18,11 @@ from lamjax.data.columns import elements as present_elements
 from lamjax.data.columns import facts
 from lamjax.data.frames import LABELS, Frame, Joined, join
 from lamjax.data.store import Store, is_store
-from lamjax.system import Labels, System, complete_cell, fixed_components, host_system, other_constraints
+from lamjax.neighbors.host import pairs
+from lamjax.system import Labels, System, fixed_components, host_system, other_constraints
 
 CLOSEST = 1e-3  # Å; atoms nearer than this are two atoms on one place
+NEAR = 1.0  # Å; who is looked at: a search within less takes longer
 _OWN_ARRAYS = {"positions", "numbers", "forces", "force", "REF_forces"}
 
 
@@ -300,15 +302,12 @@ def _checked(value, shape: tuple[int, ...], name: str):
 
 def _check_distances(system: System) -> None:
     """ValueError if two atoms (of different index; a cell cannot be that short) share a place."""
-    cell = complete_cell(system.cell, system.pbc)
-    fractional = np.asarray(system.positions, np.float64) @ np.linalg.inv(cell)
-    d = fractional[:, None, :] - fractional[None, :, :]
-    d = np.where(system.pbc, d - np.round(d), d) @ cell  # the nearest image, exact for such short distances
-    squared = np.einsum("ijk,ijk->ij", d, d) + np.eye(system.n_atoms)
-    i, j = np.unravel_index(np.argmin(squared), squared.shape)
-    if squared[i, j] < CLOSEST**2:
+    i, j, _, r = pairs(system, NEAR)
+    r = np.where(i == j, np.inf, r)
+    if (closest := r.min(initial=np.inf)) < CLOSEST:
+        k = int(np.argmin(r))
         raise ValueError(
-            f"Atoms {i} and {j} are {squared[i, j] ** 0.5:.2g} Å apart: two atoms on one place. "
+            f"Atoms {i[k]} and {j[k]} are {closest:.2g} Å apart: two atoms on one place. "
             "Remove one of them or the frame."
         )
 

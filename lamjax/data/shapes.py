@@ -1,7 +1,7 @@
 """How many neighbours the atoms of a frame have at most: found once, and kept beside a packed set."""
 
+import contextlib
 import os
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +13,7 @@ from lamjax.data.columns import facts
 from lamjax.data.frames import Frame, Joined, Subset
 from lamjax.data.store import Store
 from lamjax.neighbors import Shell, count
-from lamjax.reports import progress
+from lamjax.reports import files, progress
 
 SIDECAR = ".shapes.npz"  # of NAME.h5: NAME.h5.shapes.npz
 _BLOCK = 256  # frames that one thread counts before it reports
@@ -97,17 +97,5 @@ def _load(path: Path, store: Store) -> dict[float, np.ndarray]:
 
 def _save(path: Path, store: Store) -> None:
     """Whole or not at all; a folder that cannot be written is no error, the counts are only found again."""
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError:
-        return
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, digest=store.digest, **{cutoff.hex(): column for cutoff, column in store.counted.items()})
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError:
-        Path(temporary).unlink(missing_ok=True)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with contextlib.suppress(OSError), files.replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, digest=store.digest, **{cutoff.hex(): column for cutoff, column in store.counted.items()})

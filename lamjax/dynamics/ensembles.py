@@ -4,11 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from lamjax import numerics, units
+from lamjax import numerics, pytree, units
 from lamjax.neighbors import verlet
 from lamjax.neighbors.verlet import Verlet
 from lamjax.potential import Potential, predict
@@ -96,6 +97,24 @@ def npt(potential: Potential, config: NPTConfig | None = None) -> Ensemble:
     return Ensemble(potential, config or NPTConfig())
 
 
+def check(ensemble: Ensemble, system: System, fixed: Bool[np.ndarray, "n_atoms 3"]) -> None:
+    """Raise ValueError for a structure (numpy) with which this ensemble cannot begin."""
+    if n_padded := int(np.sum(system.numbers == 0)):
+        raise ValueError(
+            f"{n_padded} of {system.n_atoms} atoms are padding (atomic number 0), which has no mass. Begin with the "
+            "structure itself: take the atoms whose number is not 0."
+        )
+    if fixed.shape != (system.n_atoms, 3):
+        raise ValueError(f"fixed has shape {fixed.shape}; expected {(system.n_atoms, 3)}, a flag a component.")
+    chain = isinstance(ensemble.config, NPTConfig) or getattr(ensemble.config, "thermostat", "") == "nose_hoover"
+    if fixed.any() and chain:
+        raise ValueError("A Nosé-Hoover chain cannot tell fixed atoms. Use the thermostat langevin, or nve.")
+    if isinstance(ensemble.config, NPTConfig) and not system.pbc.all():
+        raise ValueError(f"Constant pressure needs a cell that is periodic in all directions, pbc is {system.pbc}.")
+    if isinstance(ensemble.config, NPTConfig) and np.linalg.det(system.cell) < 0:  # jax-md's volume has its sign
+        raise ValueError("Constant pressure needs a right-handed cell. Swap two lattice vectors.")
+
+
 class Surroundings(NamedTuple):
     """What an integrator hands through to the forces."""
 
@@ -138,7 +157,7 @@ def integrator(ensemble: Ensemble, capacities: tuple[int, ...]) -> Integrator:
         found = neighbors_of(here, around)
         scaled = here._replace(positions=positions * perturbation, cell=box * perturbation)
         value = potential.energy(around.params, scaled, found)
-        return jnp.where(found.overflow, jnp.nan, value).astype(positions.dtype)
+        return (value * jnp.where(found.overflow, jnp.nan, 1)).astype(positions.dtype)  # a factor: forces are NaN, too
 
     def shift(positions, change, around: Surroundings | None = None, **_):
         return positions + (change if around is None else jnp.where(around.fixed, 0, change))
@@ -170,7 +189,8 @@ def integrator(ensemble: Ensemble, capacities: tuple[int, ...]) -> Integrator:
         if chain is None:
             return state
         told = getattr(state, chain).set(degrees_of_freedom=degrees_of_freedom(config, len(mass)))
-        return state.set(**{chain: told})
+        # jax-md leaves Python's numbers, which no file can hold
+        return pytree.cast(jax.tree.map(jnp.asarray, state.set(**{chain: told})), mass.dtype)
 
     def step(state, around: Surroundings):
         state = apply(state, around=around)
@@ -208,20 +228,23 @@ def kinetic_energy(state) -> Float[Array, ""]:
     return jnp.sum((state.momentum**2 / (2 * state.mass)).astype(numerics.widest_float()))
 
 
-def degrees_of_freedom(config: Config, n_atoms: int) -> int:
-    """Components that can move, without the three that conserved momentum takes. Langevin forces conserve none."""
+def degrees_of_freedom(config: Config, n_atoms: int, n_fixed=0):
+    """Components that can move, without the three that conserved momentum takes: heat is counted by this everywhere.
+
+    Langevin forces conserve no momentum, nor do fixed components (`n_fixed`, which may be traced).
+    """
     langevin = isinstance(config, NVTConfig) and config.thermostat == "langevin"
-    return 3 * n_atoms - (0 if langevin or n_atoms == 1 else 3)
+    conserved = 0 if langevin or n_atoms == 1 else 3
+    return 3 * n_atoms - n_fixed - conserved * (n_fixed == 0)
 
 
-def thermal_momenta(system: System, fixed, kelvin: float, seed: int) -> Float[np.ndarray, "n_atoms 3"]:
-    """Maxwell-Boltzmann momenta (amu Å / time) of just this temperature, with no drift unless an atom is fixed."""
+def thermal_momenta(config: Config, system: System, fixed, kelvin: float, seed: int) -> Float[np.ndarray, "n_atoms 3"]:
+    """Maxwell-Boltzmann momenta (sqrt(amu eV)) of just this temperature, with no drift unless an atom is fixed."""
     mass = np.asarray(masses(system), np.float64)[:, None]
     p = np.random.default_rng(seed).normal(size=(len(mass), 3)) * np.sqrt(mass)
     p[np.asarray(fixed)] = 0
     n_fixed = int(np.sum(fixed))
     if not n_fixed and len(mass) > 1:
         p -= mass * p.sum(axis=0) / mass.sum()
-    freedom = max(1, 3 * len(mass) - (n_fixed or 3))
-    now = np.sum(p**2 / mass) / freedom
+    now = np.sum(p**2 / mass) / max(1, degrees_of_freedom(config, len(mass), n_fixed))
     return p * np.sqrt(kelvin * units.KB / now) if now > 0 else p

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -14,8 +15,9 @@ from jaxtyping import Array, Bool, Float, Int
 from lamjax import numerics, pytree, units
 from lamjax.dynamics import ensembles
 from lamjax.dynamics.ensembles import Ensemble, NPTConfig, Surroundings, integrator, thermal_momenta
-from lamjax.neighbors import count, grid, plan_capacities, verlet
-from lamjax.neighbors.grid import Grid
+from lamjax.dynamics.records import Record
+from lamjax.neighbors import grid, verlet
+from lamjax.neighbors.grid import Shapes
 from lamjax.neighbors.verlet import Verlet
 from lamjax.potential import check_elements, predict
 from lamjax.system import System, check_single, volume
@@ -35,14 +37,6 @@ class DynamicsError(RuntimeError):
         self.simulation = simulation
 
 
-class Shapes(NamedTuple):
-    """How wide the arrays are. Hashable, static."""
-
-    capacities: tuple[int, ...]
-    width: int  # of the lists with a skin
-    grid: Grid
-
-
 class Simulation(NamedTuple):
     """Where a simulation is: all that is needed to go on with it, to the last digit."""
 
@@ -52,34 +46,14 @@ class Simulation(NamedTuple):
     lists: Verlet
     shapes: Shapes
     step: int
-
-
-class Record(NamedTuple):
-    """What is seen of a simulation at some steps, on the host."""
-
-    step: Int[np.ndarray, " n"]
-    potential_energy: Float[np.ndarray, " n"]  # eV
-    kinetic_energy: Float[np.ndarray, " n"]  # eV
-    temperature: Float[np.ndarray, " n"]  # K
-    stress: Float[np.ndarray, "n 6"]  # eV/Å³, of potential and motion, Voigt, positive in tension; NaN if not periodic
-    volume: Float[np.ndarray, " n"]  # Å³
-    conserved: Float[np.ndarray, " n"]  # eV; NaN where nothing is
-    positions: Float[np.ndarray, "n n_atoms 3"]  # Å, unwrapped
-    momenta: Float[np.ndarray, "n n_atoms 3"]  # sqrt(amu eV), as in ASE
-    cell: Float[np.ndarray, "n 3 3"]  # Å
-    forces: Float[np.ndarray, "n n_atoms 3"]  # eV/Å
-
-    @property
-    def pressure(self) -> Float[np.ndarray, " n"]:
-        """eV/Å³, of potential and motion."""
-        return -self.stress[:, :3].mean(axis=1)
+    n_grown: int = 0  # times that arrays became wider on the way
 
 
 class Programs(NamedTuple):
     """What is compiled for an ensemble and shapes."""
 
     start: Callable  # (params, system, fixed, lists, momenta, key) -> state, lists, Found
-    chunk: Callable  # (params, state, system, fixed, lists, step, done, n_steps, every, n_records) -> ...
+    chunk: Callable  # (params, state, system, fixed, lists, step, last, every, n_records) -> ...
     look: Callable  # (params, state, system, fixed, lists) -> Found of the step that is to come
 
 
@@ -109,18 +83,19 @@ def begin(
 
     Momenta (sqrt(amu eV), as in ASE) are given, or drawn at `temperature` (K; default: that of the ensemble) with
     `seed`. Components that are `fixed` (n_atoms, 3) do not move. Raises ValueError for what cannot begin: unknown
-    elements, atoms on one place, a cell that is to relax but is not periodic, fixed atoms with a Nosé-Hoover chain.
+    elements, padding, atoms on one place, a cell that is to change but is not periodic, fixed atoms with a Nosé-Hoover
+    chain.
     """
     check_single(system, "A simulation")
     host = jax.tree.map(np.asarray, system)
     check_elements(ensemble.potential, host)
     fixed = np.zeros((host.n_atoms, 3), bool) if fixed is None else np.asarray(fixed, bool)
-    _check(ensemble, host, fixed)
+    ensembles.check(ensemble, host, fixed)
     if momenta is None:
         wanted = getattr(ensemble.config, "temperature", None) if temperature is None else temperature
         if wanted is None:
             raise ValueError("Give momenta, or a temperature (K) at which they are drawn: nve has none of its own.")
-        momenta = thermal_momenta(host, fixed, wanted, seed)
+        momenta = thermal_momenta(ensemble.config, host, fixed, wanted, seed)
     momenta = np.where(fixed, 0, np.asarray(momenta, host.positions.dtype)).astype(host.positions.dtype)
     shapes = _shapes(ensemble, host, skin)
     while True:
@@ -136,37 +111,61 @@ def begin(
         shapes = grown
 
 
-def simulate(
-    ensemble: Ensemble, params, simulation: Simulation, n_steps: int, every: int = 20, skin: float = SKIN
-) -> Iterator[tuple[Simulation, Record]]:
-    """`n_steps` more steps: after each chunk where the simulation is, and what was seen after every `every`-th step.
+def like(ensemble: Ensemble, params, system: System, fixed, shapes: Shapes, step: int, n_grown: int) -> Simulation:
+    """A simulation without its numbers (jax.ShapeDtypeStruct), in such arrays."""
+    lists = _empty(system, shapes, ensemble)
+    start = _programs(ensemble, shapes, SKIN).start
+    state, lists, _ = jax.eval_shape(start, params, system, fixed, lists, system.positions, jax.random.key(0))
+    return Simulation(state, system, fixed, lists, shapes, step, n_grown)
 
-    The device works on the next chunk while the caller has this one. Neighbour lists are searched anew when an atom
-    (or the cell) has moved by half the skin; arrays that become too narrow grow, and no step is lost or made with
-    missing neighbours. Raises DynamicsError, with the last good state, if an atom moves more than 1 Å in one step or
-    forces become infinite.
+
+def simulate(
+    ensemble: Ensemble,
+    params,
+    simulation: Simulation,
+    n_steps: int,
+    every: int = 20,
+    skin: float = SKIN,
+    seconds: float = math.inf,
+) -> Iterator[tuple[Simulation, Record]]:
+    """`n_steps` more steps: after each chunk where the simulation is, and what was seen in its steps.
+
+    Seen are the steps whose number is a multiple of `every`, and the last one. The device works on the next chunk while
+    the caller has this one. A chunk takes at most `CHUNK` records and about `seconds`, but at least one record; how
+    steps are divided into chunks changes no digit of them. Lists are searched anew when an atom (or the cell) has
+    moved by half the skin; arrays that become too narrow grow, and no step is lost or made with missing neighbours.
+    Raises DynamicsError, with the last good state, if an atom moves more than 1 Å in a step or forces become infinite.
     """
-    first, grown, ready = simulation.step, 0, None
-    while (done := simulation.step - first) < n_steps:
-        made = _programs(ensemble, simulation.shapes, skin)
-        n_records = min(CHUNK, math.ceil((n_steps - done) / every))
-        steps = min(n_steps, (done // every + n_records) * every) - done
+    last, failures, ready = simulation.step + n_steps, 0, None
+    n_records = CHUNK if math.isinf(seconds) else 1
+    while simulation.step < last:
+        made, began = _programs(ensemble, simulation.shapes, skin), time.monotonic()
         here = simulation.state, simulation.system, simulation.fixed, simulation.lists
-        moved = made.chunk(params, *here, simulation.step, done, steps, every, n_records)
+        n_records = min(n_records, math.ceil(last / every) - simulation.step // every)
+        moved = made.chunk(params, *here, simulation.step, last, every, n_records)
         if ready is not None:  # the device is at work
             yield ready
-        state, lists, n_made, ok, (complete, seen) = jax.block_until_ready(moved)
-        simulation = simulation._replace(state=state, lists=lists, step=simulation.step + int(n_made))
-        complete, grown = np.asarray(complete), 0 if n_made else grown
-        seen = Record(*(np.asarray(x)[complete] for x in seen))
-        ready = (simulation, seen) if complete.any() else None
+        state, lists, step, ok, n_seen, seen = jax.block_until_ready(moved)
+        failures = 0 if int(step) > simulation.step else failures
+        simulation = simulation._replace(state=state, lists=lists, step=int(step))
+        ready = (simulation, Record(*(np.asarray(x)[: int(n_seen)] for x in seen))) if n_seen else None
+        if not math.isinf(seconds):
+            n_records = max(1, int(min(CHUNK, n_records * seconds / (time.monotonic() - began))))
         if not ok:
             if ready is not None:
                 yield ready
-            ready, grown = None, grown + 1
-            simulation = _wider(ensemble, params, simulation, skin, grown == TRIES)
+            ready, failures = None, failures + 1
+            simulation = _wider(ensemble, params, simulation, skin, failures == TRIES)
     if ready is not None:
         yield ready
+
+
+def observe(ensemble: Ensemble, params, simulation: Simulation, skin: float = SKIN) -> Record:
+    """What is seen of a simulation where it is: a record of one step. Nothing is compiled that `simulate` does not."""
+    here = simulation.state, simulation.system, simulation.fixed, simulation.lists
+    chunk = _programs(ensemble, simulation.shapes, skin).chunk
+    *_, seen = chunk(params, *here, simulation.step, simulation.step, 1, 1)
+    return Record(*(np.asarray(x)[:1] for x in seen))
 
 
 def _wider(ensemble: Ensemble, params, simulation: Simulation, skin: float, give_up: bool) -> Simulation:
@@ -176,33 +175,14 @@ def _wider(ensemble: Ensemble, params, simulation: Simulation, skin: float, give
     shapes = _grown(ensemble, simulation, found, skin)
     if shapes == simulation.shapes or give_up:
         raise DynamicsError(_why(simulation, found, ensemble), simulation)
-    return simulation._replace(shapes=shapes, lists=_empty(simulation.system, shapes, ensemble))
-
-
-def _check(ensemble: Ensemble, system: System, fixed) -> None:
-    if fixed.shape != (system.n_atoms, 3):
-        raise ValueError(f"fixed has shape {fixed.shape}; expected {(system.n_atoms, 3)}, a flag a component.")
-    chain = isinstance(ensemble.config, NPTConfig) or getattr(ensemble.config, "thermostat", "") == "nose_hoover"
-    if fixed.any() and chain:
-        raise ValueError("A Nosé-Hoover chain cannot tell fixed atoms. Use the thermostat langevin, or nve.")
-    if isinstance(ensemble.config, NPTConfig) and not system.pbc.all():
-        raise ValueError(f"Constant pressure needs a cell that is periodic in all directions, pbc is {system.pbc}.")
-    if isinstance(ensemble.config, NPTConfig) and np.linalg.det(system.cell) < 0:  # jax-md's volume has its sign
-        raise ValueError("Constant pressure needs a right-handed cell. Swap two lattice vectors.")
+    lists = _empty(simulation.system, shapes, ensemble)
+    return simulation._replace(shapes=shapes, lists=lists, n_grown=simulation.n_grown + 1)
 
 
 def _shapes(ensemble: Ensemble, system: System, skin: float, least: Shapes | None = None) -> Shapes:
     """Room for a structure and what may come."""
-    shells = ensemble.potential.shells
-    found = [math.ceil(HEADROOM * n) for n in count(system, shells)]
-    if least is not None:
-        found = [max(n, had) for n, had in zip(found, least.capacities, strict=True)]
-    capacities = plan_capacities(tuple(found), shells)
-    radius = shells[0].cutoff + skin
-    within = count(system, (shells[0]._replace(cutoff=radius, sel=None),))[0]
-    width = max(math.ceil(HEADROOM * within), 0 if least is None else least.width, 4)
     margin = 1.02 if isinstance(ensemble.config, NPTConfig) else 1.0  # the bins may become thinner
-    return Shapes(capacities, width, grid.plan(system, margin * radius, HEADROOM))
+    return grid.shapes(system, ensemble.potential.shells, skin, HEADROOM, least, margin)
 
 
 def _grown(ensemble: Ensemble, simulation: Simulation, found: Found, skin: float) -> Shapes:
@@ -214,7 +194,9 @@ def _grown(ensemble: Ensemble, simulation: Simulation, found: Found, skin: float
     here = jax.tree.map(np.asarray, found.system)
     if (fits and sees) or not np.isfinite(here.positions).all() or not np.isfinite(here.cell).all():
         return shapes
-    return _shapes(ensemble, here, skin, shapes)
+    # what lies on the cutoff is counted by the host or is not, as rounding goes
+    room = tuple(max(n, c) for n, c in zip(wanted, shapes.capacities, strict=True))
+    return _shapes(ensemble, here, skin, shapes._replace(capacities=room))
 
 
 def _why(simulation: Simulation, found: Found, ensemble: Ensemble) -> str:
@@ -286,12 +268,13 @@ def _programs(ensemble: Ensemble, shapes: Shapes, skin: float) -> Programs:
         lists, fullest = search(lists, here)
         return Found(here, lists.found, fullest, lists.radius, moved(state, after, system), ok)
 
-    def chunk(params, state, system: System, fixed, lists: Verlet, first, done, n_steps, every, n_records: int):
-        """At most `n_steps` steps, `done` of the run were made before, and what is seen after every `every`-th."""
+    def chunk(params, state, system: System, fixed, lists: Verlet, first, last, every, n_records):
+        """From step `first` at most to step `last`, and what is seen after every `every`-th, `n_records` of them.
 
-        def going(carry):
-            *_, k, ok, end = carry
-            return ok & (k < end)
+        With `last` equal to `first`, what is seen there. All four are no part of the program.
+        """
+        blank = jax.eval_shape(observe, params, state, system, fixed, lists, first)
+        blank = jax.tree.map(lambda x: jnp.zeros((CHUNK, *x.shape), x.dtype), blank)
 
         def step(carry):
             state, lists, k, _, end = carry
@@ -299,16 +282,17 @@ def _programs(ensemble: Ensemble, shapes: Shapes, skin: float) -> Programs:
             state, lists = pytree.where(ok, (after, newer), (state, lists))
             return state, lists, k + ok, ok, end
 
-        def record(carry, _):
-            state, lists, k, ok = carry
-            end = jnp.minimum(n_steps, ((done + k) // every + 1) * every - done)
-            state, lists, now, ok, _ = jax.lax.while_loop(going, step, (state, lists, k, ok, end))
-            complete = (now == end) & (now > k)
-            return (state, lists, now, ok), (complete, observe(params, state, system, fixed, lists, first + now))
+        def record(carry):
+            state, lists, now, ok, n, seen = carry
+            end = jnp.minimum(last, (now // every + 1) * every)
+            going = state, lists, now, ok, end
+            state, lists, now, ok, _ = jax.lax.while_loop(lambda c: c[3] & (c[2] < c[4]), step, going)
+            said = observe(params, state, system, fixed, lists, now)
+            seen = jax.tree.map(lambda all_, x: all_.at[n].set(x), seen, said)
+            return state, lists, now, ok, n + (now == end), seen
 
-        carry = state, lists, jnp.zeros((), jnp.int32), jnp.ones((), bool)
-        (state, lists, made, ok), seen = jax.lax.scan(record, carry, length=n_records)
-        return state, lists, made, ok, seen
+        start = state, lists, first, jnp.ones((), bool), jnp.zeros((), jnp.int32), blank
+        return jax.lax.while_loop(lambda c: c[3] & (c[4] < n_records), record, start)
 
     def observe(params, state, system: System, fixed, lists: Verlet, step) -> Record:
         here = moves.place(state, system)
@@ -318,9 +302,7 @@ def _programs(ensemble: Ensemble, shapes: Shapes, skin: float) -> Programs:
         virial = said.virial + velocity.T @ state.momentum  # of the potential and of the motion
         stress = jnp.where(jnp.all(here.pbc), units.to_voigt(units.virial_to_stress(virial, space)), jnp.nan)
         kinetic = ensembles.kinetic_energy(state)
-        n = system.n_atoms
-        free = ensembles.degrees_of_freedom(ensemble.config, n)
-        freedom = jnp.where(jnp.any(fixed), 3 * n - jnp.sum(fixed), free)  # what is fixed conserves no momentum
+        freedom = ensembles.degrees_of_freedom(ensemble.config, system.n_atoms, jnp.sum(fixed))
         return Record(
             step=step,
             potential_energy=said.energy,
@@ -338,6 +320,6 @@ def _programs(ensemble: Ensemble, shapes: Shapes, skin: float) -> Programs:
     options = numerics.compiler_options()
     return Programs(
         jax.jit(start, compiler_options=options),
-        jax.jit(chunk, static_argnums=9, compiler_options=options),
+        jax.jit(chunk, compiler_options=options),
         jax.jit(look, compiler_options=options),
     )

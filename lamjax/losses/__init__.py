@@ -1,10 +1,17 @@
 """Losses: (params, batch) -> (scalar, metrics)."""
 
 from lamjax.losses.combine import Slots as Slots
+from lamjax.losses.combine import committee_loss as committee_loss
 from lamjax.losses.combine import heads_loss as heads_loss
 from lamjax.losses.combine import multitask_loss as multitask_loss
 from lamjax.losses.combine import same_form as same_form
 from lamjax.losses.combine import weighted_sum as weighted_sum
+from lamjax.losses.distillation import DistillationLossConfig as DistillationLossConfig
+from lamjax.losses.distillation import Probed as Probed
+from lamjax.losses.distillation import distillation_loss as distillation_loss
+from lamjax.losses.distillation import force_change as force_change
+from lamjax.losses.distillation import probe as probe
+from lamjax.losses.distillation import probe_directions as probe_directions
 from lamjax.losses.geometry import StructureError as StructureError
 from lamjax.losses.geometry import aligned_displacement as aligned_displacement
 from lamjax.losses.geometry import structure_error as structure_error

@@ -74,6 +74,19 @@ def multitask_loss(losses: Mapping[str, Loss]) -> Loss:
     return loss
 
 
+def committee_loss(loss: Loss) -> Loss:
+    """Σ over the members of a committee (leading axis of the parameters) of the loss of each, for one batch.
+
+    A member's part of the gradient is the gradient of its own loss. Metrics are summed over the members.
+    """
+
+    def total(stacked, batch, lr_ratio=1.0):
+        values, metrics = jax.vmap(lambda params: loss(params, batch, lr_ratio))(stacked)
+        return jnp.sum(values), jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
+
+    return total
+
+
 def weighted_sum(losses: Mapping[str, tuple[float, Loss]]) -> Loss:
     """Σ_k w_k L_k(params, batch[k]) for a dict of weights and losses, and a batch that is a dict with the same keys.
 

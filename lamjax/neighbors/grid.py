@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from lamjax.neighbors.host import count, plan_capacities
 from lamjax.neighbors.search import basis, counted, wrap_shift
 from lamjax.neighbors.types import Shell, round_up
 from lamjax.neighbors.verlet import ROUNDING, Verlet, closest
@@ -28,6 +29,35 @@ class Grid(NamedTuple):
     def stencil(self) -> np.ndarray:
         """Offsets (n, 3) of the bins that an atom looks at."""
         return np.array(list(itertools.product(*(range(-m, m + 1) for m in self.reach))), np.int32)
+
+
+class Shapes(NamedTuple):
+    """How wide the arrays of a moving structure are. Hashable, static."""
+
+    capacities: tuple[int, ...]  # slots for each shell
+    width: int  # of the lists with a skin
+    grid: Grid
+
+
+def shapes(
+    system: System,
+    shells: tuple[Shell, ...],
+    skin: float,
+    headroom: float,
+    least: Shapes | None = None,
+    margin: float = 1.0,
+) -> Shapes:
+    """Room for a structure, for `headroom` times its neighbours, and at least as much as before. On the host.
+
+    Bins are `margin` times as wide as they need be, for a cell that may shrink.
+    """
+    found = [math.ceil(headroom * n) for n in count(system, shells)]
+    if least is not None:
+        found = [max(n, had) for n, had in zip(found, least.capacities, strict=True)]
+    radius = shells[0].cutoff + skin
+    within = count(system, (shells[0]._replace(cutoff=radius, sel=None),))[0]
+    width = max(math.ceil(headroom * within), 0 if least is None else least.width, 4)
+    return Shapes(plan_capacities(tuple(found), shells), width, plan(system, margin * radius, headroom))
 
 
 def plan(system: System, radius: float, headroom: float = 1.3) -> Grid:

@@ -1,5 +1,6 @@
-"""Tables, plots and progress bars of plain numbers; nothing here knows about atoms."""
+"""Tables, plots and progress bars of plain numbers, and how files are written; nothing here knows about atoms."""
 
+from lamjax.reports.console import bar as bar
 from lamjax.reports.console import console as console
 from lamjax.reports.console import progress as progress
 from lamjax.reports.console import table as table

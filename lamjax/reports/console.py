@@ -1,7 +1,9 @@
 """What people see in a terminal: tables with units and progress that falls back to plain lines."""
 
+import contextlib
+import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -39,6 +41,29 @@ def progress(items: Iterable, description: str, total: int | None, interval: flo
         if time.monotonic() - last > interval or done == total:
             last = time.monotonic()
             console.print(f"{description}: {done}" if total is None else f"{description}: {done}/{total}")
+
+
+@contextlib.contextmanager
+def bar(what: str, total: int, done: int = 0, interval: float = math.inf) -> Iterator[Callable[..., None]]:
+    """A function (done, note) that moves a progress bar, with a note beside it.
+
+    There is a bar only in a terminal; elsewhere a plain line each `interval` seconds.
+    """
+    if not console.is_terminal:
+        last = time.monotonic()
+
+        def tell(done: int, note: str = "") -> None:
+            nonlocal last
+            if time.monotonic() - last > interval:
+                last = time.monotonic()
+                console.print(f"{what}: {done}/{total}  {note}".rstrip(), soft_wrap=True)
+
+        yield tell
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console) as shown:
+        task = shown.add_task(what, total=total, completed=done, note="")
+        yield lambda done, note="": shown.update(task, completed=done, note=note)
 
 
 def _cell(value: Any) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 BEFORE, AFTER = "#9a9a9a", "#c0392b"
 MOST_NAMED = 40  # structures that a panel names one by one
@@ -101,9 +101,16 @@ def relaxations(
 
 
 def learning_curve(
-    path: str | Path, panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], title: str
+    path: str | Path,
+    panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
+    title: str,
+    along: str = "training step",
+    levels: Mapping[str, Mapping[str, float]] | None = None,
 ) -> None:
-    """Errors (logarithmic) against training steps: {quantity: {line: (steps, errors)}}, a panel a quantity."""
+    """Errors (logarithmic) against training steps: {quantity: {line: (steps, errors)}}, a panel a quantity.
+
+    `levels` {quantity: {name: value}} are drawn across as dashed lines, if positive.
+    """
     with matplotlib.rc_context(STYLE):
         figure, axes = _row(len(panels), 5.2, 4.0)
         for ax, (quantity, lines) in zip(axes, panels.items(), strict=True):
@@ -111,10 +118,49 @@ def learning_curve(
                 ax.semilogy(
                     steps, values, label=name, color=color, marker="o" if len(steps) < 3 else None, markersize=3
                 )
-            ax.set(xlabel="training step", ylabel=quantity)
+            drawn = {name: value for name, value in (levels or {}).get(quantity, {}).items() if value > 0}
+            for name, value in drawn.items():
+                ax.axhline(value, color=BEFORE, linestyle="--", linewidth=1)
+                ax.annotate(name, (0.01, value), xycoords=("axes fraction", "data"), va="bottom", fontsize=9)
+            ax.set(xlabel=along, ylabel=quantity)
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             ax.yaxis.set_major_formatter("{x:g}")
-            ax.yaxis.set_minor_formatter("{x:g}")
+            least, most = ax.get_ylim()
+            ax.yaxis.set_minor_formatter("{x:g}" if most < 15 * least else NullFormatter())
             ax.legend(frameon=False)
+        figure.suptitle(title, fontsize=13)
+        figure.savefig(path, dpi=130)
+
+
+def series(
+    path: str | Path,
+    x: Sequence[float],
+    label: str,
+    panels: Mapping[str, Mapping[str, Sequence[float]]],
+    title: str,
+) -> None:
+    """Quantities over time, {quantity: {line: values}}; of a line that is alone in its panel the running mean, too."""
+    with matplotlib.rc_context(STYLE):
+        n = len(panels)
+        rows, columns = -(-n // 2), min(n, 2)
+        figure = Figure(figsize=(6.0 * columns, 3.1 * rows + 0.4), layout="constrained")
+        axes = figure.subplots(rows, columns, sharex=True, squeeze=False).ravel()
+        for ax, (quantity, lines) in zip(axes, panels.items(), strict=False):
+            for (name, values), color in zip(lines.items(), (BEFORE, AFTER, "#2c6fbb"), strict=False):
+                ax.plot(x, values, color=color, linewidth=0.9, label=name)
+            if len(lines) == 1 and (window := len(x) // 20) > 1:
+                smooth = np.convolve(next(iter(lines.values())), np.ones(window) / window, mode="valid")
+                middle = np.convolve(x, np.ones(window) / window, mode="valid")
+                ax.plot(middle, smooth, color=AFTER, linewidth=2, label=f"mean of {window} records")
+            ax.set(ylabel=quantity)
+            ax.ticklabel_format(axis="y", useOffset=False)
+            if len(ax.get_lines()) > 1:
+                ax.legend(frameon=False, ncols=3, fontsize=9)
+        for ax in axes[n:]:
+            ax.remove()
+        for ax in axes[max(0, n - columns) : n]:
+            ax.set_xlabel(label)
+            ax.tick_params(labelbottom=True)
         figure.suptitle(title, fontsize=13)
         figure.savefig(path, dpi=130)
 

@@ -7,10 +7,12 @@ from lamjax.training.fit import NonFiniteError as NonFiniteError
 from lamjax.training.fit import add as add
 from lamjax.training.fit import evaluate as evaluate
 from lamjax.training.fit import fit as fit
+from lamjax.training.fit import updates as updates
 from lamjax.training.schedules import ScheduleConfig as ScheduleConfig
 from lamjax.training.schedules import schedule as schedule
 from lamjax.training.state import OptimizerConfig as OptimizerConfig
 from lamjax.training.state import TrainState as TrainState
 from lamjax.training.state import init as init
 from lamjax.training.state import optimizer as optimizer
+from lamjax.training.state import per_member as per_member
 from lamjax.training.step import make_step as make_step

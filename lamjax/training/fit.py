@@ -11,7 +11,7 @@ import optax
 from lamjax.losses import Loss, errors
 from lamjax.numerics import compiler_options
 from lamjax.training.state import TrainState
-from lamjax.training.step import make_step
+from lamjax.training.step import Step, make_step
 
 
 class NonFiniteError(FloatingPointError):
@@ -33,7 +33,13 @@ def fit(
     `sources[k]` names the frame k, or `sources(batch)` the frames of a batch; `options` are those of `make_step`.
     Raises NonFiniteError that names the frames of the batch.
     """
-    step = make_step(loss, optimizer, **options)
+    yield from updates(make_step(loss, optimizer, **options), state, batches, sources)
+
+
+def updates(
+    step: Step, state: TrainState, batches: Iterable, sources: Sequence[str] | Callable[[Any], list[str]] = ()
+) -> Iterator[tuple[TrainState, dict[str, Any]]]:
+    """As `fit`, with a step that is there already: what it has compiled is used again."""
     pending = None
     for batch in batches:  # the host prepares the next batch while the device works on the last
         _check(pending, sources)

@@ -1,7 +1,7 @@
 """Predictions in files, and how far two sets of predictions of the same structures are apart."""
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,18 +35,23 @@ class Differences(NamedTuple):
     where: str  # frame, and atom, of `largest`
 
 
-def write_predictions(path: str | Path, frames: Sequence[Frame], predicted: Sequence[Prediction]) -> None:
+def write_predictions(
+    path: str | Path,
+    frames: Sequence[Frame],
+    predicted: Sequence[Prediction],
+    more: Mapping[str, np.ndarray] | None = None,
+) -> None:
     """Predictions of all frames as one npz, in eV and eV/Å, every digit kept.
 
     energy (n_frames,), virial (n_frames, 3, 3); forces (n, 3) and atomic_energies (n,) of the atoms of all frames one
-    after another; n_atoms (n_frames,) and sources (n_frames,), the file and number of every frame.
+    after another; n_atoms (n_frames,) and sources (n_frames,), the file and number of every frame; `more` as it is.
     """
     arrays = {
         name: (np.concatenate if name in _PER_ATOM else np.stack)([getattr(p, name) for p in predicted])
         for name in Prediction._fields
     }
     sources = np.array([frame.source for frame in frames])
-    np.savez_compressed(path, **arrays, n_atoms=_sizes(frames), sources=sources)
+    np.savez_compressed(path, **arrays, n_atoms=_sizes(frames), sources=sources, **(more or {}))
 
 
 def read_reference(path: str | Path, frames: Sequence[Frame]) -> list[Prediction]:

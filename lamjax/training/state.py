@@ -86,6 +86,14 @@ def per_head(inner: optax.GradientTransformation) -> optax.GradientTransformatio
     return optax.GradientTransformation(start, update)
 
 
+def per_member(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`inner` for each member of a committee (leading axis of the parameters), with a state of its own.
+
+    What looks at more than one number (clipping, muon) looks at one member alone.
+    """
+    return optax.GradientTransformation(jax.vmap(inner.init), jax.vmap(inner.update))
+
+
 def init(params: Any, optimizer: optax.GradientTransformation, ema: bool = False) -> TrainState:
     """The state before the first step. The parameters are copied, because a step reuses the memory of its state."""
 

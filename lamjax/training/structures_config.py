@@ -41,6 +41,7 @@ objective:                         # type structure: where the relaxation ends
   distance: {kind: dq, cell: 0.0}  # dq, rmsd, squared or bounded (scale); cell: weight of the strain
   window: 1.0                      # of the adjoint hybrid: weight of the distance at the end of its window
   energy: 0.0                      # weight of the energy per atom at the end
+noise: 0.0                         # Å; starts are moved at random by this (standard deviation), in every epoch anew
 learn_minimiser: false             # learn the numbers of the minimiser too (dt_start, alpha_start; eta, additive)
 replay: null                       # {files: [labels.extxyz], weight: 1.0, batch_size: 8, bias: change, loss: {...}}:
                                    # energies and forces, of earlier or of the same data, against forgetting
@@ -113,6 +114,7 @@ class StructureTuneConfig:
     fmax: float = 0.1  # eV/Å; of `data.read_pairs`
     variable_cell: bool = False
     objective: Objective = field(default_factory=StructureLossConfig)
+    noise: float = 0.0  # Å
     learn_minimiser: bool = False
     replay: ReplayConfig | None = None
     judge: RelaxConfig = field(default_factory=lambda: RelaxConfig(fmax=0.01, max_steps=1000))
@@ -147,12 +149,19 @@ class StructureTuneConfig:
         if self.basin <= 0 or self.fmax <= 0:
             raise ValueError(f"basin and fmax must be positive, got {self.basin} Å and {self.fmax} eV/Å.")
         self._check_cells()
+        self._check_noise()
         self._check_minimiser()
 
     def _check_cells(self) -> None:
         objective = getattr(self.objective, "relax", self.objective).cell
         if not self.variable_cell and (objective is not None or self.judge.cell is not None):
             raise ValueError("objective or judge relaxes the cell: set variable_cell, or leave their `cell` out.")
+
+    def _check_noise(self) -> None:
+        if not 0 <= self.noise < 1:
+            raise ValueError(f"noise is {self.noise} Å; it must be at least 0 and below 1.")
+        if self.noise and not isinstance(self.objective, StructureLossConfig):
+            raise ValueError(f"noise moves starts; the objective {self.objective.type!r} begins at the target.")
 
     def _check_minimiser(self) -> None:
         if not self.learn_minimiser:

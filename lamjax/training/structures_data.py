@@ -192,8 +192,10 @@ class Packing:
         return row._replace(pairs=new)
 
     def epoch(self, epoch: int) -> Iterator[Named]:
-        """All pairs once, in an order of seed and epoch alone."""
-        return pair_batches(self.packed, self.config.batch_size, seed=[self.config.seed, epoch])
+        """All pairs once, in an order (and with a noise) of seed and epoch alone."""
+        found = pair_batches(self.packed, self.config.batch_size, seed=[self.config.seed, epoch])
+        rng = np.random.default_rng([self.config.seed, epoch, 1])
+        return (_moved(batch, self.config.noise, rng) for batch in found) if self.config.noise else found
 
     def stream(self, start: int, total: int) -> Iterator[Named]:
         """Batches `start` to `total` of the run. An epoch that has begun keeps its arrays."""
@@ -237,6 +239,14 @@ def fingerprint(sets: PairSets) -> dict[str, dict[str, Any]]:
     if len(sets.replay):
         found["replay"] = {"frames": len(sets.replay), "energy_sum": float(np.sum(facts(sets.replay).energy))}
     return found
+
+
+def _moved(batch: Named, noise: float, rng: np.random.Generator) -> Named:
+    """The batch with the free atoms of its starts displaced by a normal distribution (Å)."""
+    pairs = batch.pairs
+    x, free = pairs.start.positions, (pairs.start.numbers > 0)[..., None] & ~pairs.fixed
+    positions = (x + np.where(free, rng.normal(scale=noise, size=x.shape), 0)).astype(x.dtype)
+    return batch._replace(pairs=pairs._replace(start=pairs.start._replace(positions=positions)))
 
 
 def _named(packed: PackedPairs) -> PackedPairs:

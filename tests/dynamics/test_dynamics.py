@@ -10,6 +10,8 @@ import pytest
 import lamjax
 from lamjax import classical, dynamics, units
 from lamjax.dynamics import NPTConfig, NVEConfig, NVTConfig
+from lamjax.dynamics.ensembles import degrees_of_freedom
+from lamjax.system import pad
 
 MORSE = classical.morse(depth=0.34, width=1.36, distance=2.87, cutoff=5.5, switch_start=4.5)  # copper
 PARAMS = MORSE.init(jax.random.key(0), np.float64)
@@ -118,18 +120,57 @@ def test_a_run_that_goes_on_is_the_run_that_was_not_stopped():
     _, second = records(ensemble, middle, 30)
     np.testing.assert_array_equal(np.concatenate([first.positions, second.positions]), whole.positions)
     np.testing.assert_array_equal(np.concatenate([first.step, second.step]), whole.step)
+    assert list(whole.step) == [10, 20, 30, 40, 50, 60]
 
 
-def test_lists_that_become_too_narrow_grow_and_nothing_is_lost(monkeypatch):
+def test_chunks_of_any_length_are_the_same_simulation():
+    """What is seen are multiples of `every` and the last step, wherever a run begins; nothing is compiled twice."""
+    ensemble = dynamics.nvt(MORSE, NVTConfig(2.0, 400.0))
+    simulation = dynamics.begin(ensemble, PARAMS, lamjax.from_ase(copper()), seed=4)
+    _, whole = records(ensemble, simulation, 60)
+    now, seen = dynamics.observe(ensemble, PARAMS, simulation), ()
+    assert list(now.step) == [0] and now.temperature[0] == pytest.approx(400)
+    for n_steps in (7, 13, 40):
+        ends, parts = zip(*dynamics.simulate(ensemble, PARAMS, simulation, n_steps, 10, seconds=0.0), strict=True)
+        simulation, seen = ends[-1], (*seen, *parts)
+    assert [int(n) for part in seen for n in part.step] == [7, 10, 20, 30, 40, 50, 60]
+    np.testing.assert_array_equal(np.concatenate([part.positions for part in seen[1:]]), whole.positions)
+    at_the_end = dynamics.observe(ensemble, PARAMS, simulation)
+    for one, other in zip(at_the_end, seen[-1], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_degrees_of_freedom_are_those_that_momentum_leaves():
+    chain, langevin = NVTConfig(thermostat="nose_hoover"), NVTConfig()
+    assert [degrees_of_freedom(c, 32) for c in (NVEConfig(), NPTConfig(), chain, langevin)] == [93, 93, 93, 96]
+    assert [degrees_of_freedom(c, 1) for c in (NVEConfig(), langevin)] == [3, 3]
+    assert [degrees_of_freedom(c, 32, 6) for c in (NVEConfig(), langevin)] == [90, 90]
+    assert int(jax.jit(lambda n: degrees_of_freedom(chain, 32, n))(0)) == 93
+
+
+def test_a_neighbour_on_the_cutoff_itself_fits():
+    """Its images lie one lattice constant away: the host's rounding leaves them out, the device's does not."""
+    potential = classical.morse(depth=0.34, width=1.36, distance=2.87, cutoff=3.6, switch_start=3.0)
+    atoms = ase.build.bulk("Cu", "fcc", a=3.6, cubic=True)
+    atoms.rattle(0.03, seed=0)
+    simulation = dynamics.begin(dynamics.nve(potential), potential.init(), lamjax.from_ase(atoms), temperature=600)
+    assert simulation.shapes.capacities[0] >= 18
+
+
+@pytest.mark.parametrize("make", [dynamics.nve, dynamics.npt])
+def test_lists_that_become_too_narrow_grow_and_nothing_is_lost(make, monkeypatch):
     """A hot crystal in arrays without any room: the same trajectory as with room from the beginning."""
-    ensemble, system = dynamics.nve(MORSE, NVEConfig(2.0)), lamjax.from_ase(copper())
+    ensemble, system = (
+        make(MORSE, NVEConfig(2.0) if make is dynamics.nve else NPTConfig(2.0)),
+        lamjax.from_ase(copper()),
+    )
     wide = dynamics.begin(ensemble, PARAMS, system, temperature=4000, seed=3)
     monkeypatch.setattr(dynamics.run, "HEADROOM", 1.0)
     tight = dynamics.begin(ensemble, PARAMS, system, temperature=4000, seed=3)
     monkeypatch.undo()
     end, seen = records(ensemble, tight, 60)
     _, expected = records(ensemble, wide, 60)
-    assert end.shapes.capacities > tight.shapes.capacities
+    assert end.shapes.capacities > tight.shapes.capacities and end.n_grown > 0 == tight.n_grown
     np.testing.assert_allclose(seen.positions, expected.positions, atol=1e-8)
     np.testing.assert_array_equal(seen.step, expected.step)
 
@@ -173,6 +214,7 @@ def test_an_explosion_stops_with_the_last_good_state():
         ),
         (lambda s: dynamics.begin(dynamics.nvt(MORSE), PARAMS, s, fixed=np.ones((4, 3), bool)), "shape"),
         (lambda s: dynamics.begin(dynamics.npt(MORSE), PARAMS, s._replace(cell=s.cell[::-1])), "right-handed"),
+        (lambda s: dynamics.begin(dynamics.nvt(MORSE), PARAMS, pad(s, 40)), "8 of 40 atoms are padding"),
         (lambda s: NVTConfig(timestep=0), "timestep"),
         (lambda s: NVTConfig(thermostat="berendsen"), "berendsen"),
     ],

@@ -19,7 +19,7 @@ LAYERS = [
     {"neighbors"},
     {"descriptors", "heads"},
     {"potential"},
-    {"relaxation", "dynamics", "data", "classical", "edit"},
+    {"relaxation", "dynamics", "data", "classical", "edit", "committee"},
     {"losses", "interop"},
     {"checkpoints"},
     {"training", "calculator"},
@@ -30,7 +30,7 @@ LAYERS = [
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 APART = {"interop"}
 # jax_md is imported late too: importing it starts jax's backend, too early for jax.distributed
-OPTIONAL = {"jax_md", "matplotlib", "tensorboardX", "deepmd", "torch", "e3nn"}
+OPTIONAL = {"jax_md", "matplotlib", "tensorboardX", "deepmd", "torch", "e3nn", "tblite"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -147,12 +147,12 @@ def test_minima_of_20_real_crystals_are_those_of_ase():
     potential, params = lamjax.load(DEMO, dtype=np.float64)
     starts = ase.io.read(STARTS, ":")
     assert len(starts) == 20
-    config = RelaxConfig(fmax=1e-5, max_steps=3000, cell=CellConfig())
+    config = RelaxConfig(fmax=1e-4, max_steps=3000, cell=CellConfig())
     found = relax_structures(potential, params, [lamjax.from_ase(a) for a in starts], config)
     calculator = lamjax.Calculator((potential, params))
     for atoms, relaxed in zip(starts, found, strict=True):
         atoms.calc = calculator
-        assert ase.optimize.FIRE(ase.filters.FrechetCellFilter(atoms), logfile=None).run(fmax=1e-5, steps=3000)
+        assert ase.optimize.BFGS(ase.filters.FrechetCellFilter(atoms), logfile=None).run(fmax=1e-4, steps=1000)
         assert relaxed.converged
         assert relaxed.energy == pytest.approx(atoms.get_potential_energy(), abs=1e-6)
         assert abs(np.linalg.det(relaxed.system.cell)) == pytest.approx(atoms.get_volume(), rel=1e-4)

@@ -1,6 +1,7 @@
 """Structures in flight end where they end alone, whatever happens to the others."""
 
 import dataclasses
+import functools
 
 import ase
 import ase.build
@@ -38,13 +39,18 @@ def mixture() -> list[ase.Atoms]:
     return sizes + [rattled(cubic.copy(), seed) for seed in range(4, 9)]
 
 
+@functools.cache
+def alone_program(potential, config: RelaxConfig):
+    """`relax` of one structure, compiled once for each shape of it."""
+    return jax.jit(lambda params, s, n, f: relax(potential, params, s, n, config, fixed=f))
+
+
 def alone(potential, params, system, config: RelaxConfig, fixed=None):
     """One structure by `relax`, in wide arrays."""
     widths = tuple(shell.sel or 256 for shell in potential.shells)
     around = neighbors.host_neighbors(system, potential.shells, widths)
     around = around._replace(offsets=neighbors.image_offsets(system.cell, system.pbc, 2.5 * potential.cutoff))
-    run = jax.jit(lambda s, n, f: relax(potential, params, s, n, config, fixed=f))
-    return jax.tree.map(np.asarray, run(system, around, fixed))
+    return jax.tree.map(np.asarray, alone_program(potential, config)(params, system, around, fixed))
 
 
 @pytest.mark.parametrize("cell", [None, CellConfig(pressure=0.01)], ids=["fixed cell", "variable cell"])

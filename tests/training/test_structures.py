@@ -124,6 +124,23 @@ def test_the_minimiser_learns(tuned, folder):
     assert numbers["dt_start"] == pytest.approx(values[-1]) and numbers.keys() == {"dt_start", "alpha_start"}
 
 
+def test_noise_moves_free_atoms_of_starts_anew_every_epoch(folder):
+    def starts(noise: float, epoch: int):
+        """Positions of the starts in the order of the pairs; a component of the first one is fixed."""
+        packing = structures.prepare(config_of(folder, "noise", noise=noise)).packing
+        packing.packed.rows[0][0].pairs.fixed[0, 1] = True
+        rows = {int(n): x for b in packing.epoch(epoch) for n, x in zip(b.number, b.pairs.start.positions, strict=True)}
+        return np.stack([rows[n] for n in sorted(rows)])
+
+    plain, first, later = starts(0.0, 0), starts(0.05, 0), starts(0.05, 1)
+    assert np.std(first - plain) == pytest.approx(0.05, rel=0.3)
+    for moved in (first - plain, later - first):
+        assert moved[0, 0, 1] == 0 and np.sum(moved == 0) == 1
+    np.testing.assert_array_equal(first, starts(0.05, 0))
+    with pytest.raises(ValueError, match="noise moves starts; the objective 'force' begins at the target"):
+        config_of(folder, "noise", noise=0.05, objective=FORCE)
+
+
 def test_resumed_equals_uninterrupted(folder):
     # at step 3 the second of two batches of an epoch is still to come
     common = {"objective": FORCE, "epochs": 3, "save_every": 3, "ema_decay": 0.5, "validate_every": 2}

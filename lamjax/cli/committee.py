@@ -1,0 +1,50 @@
+"""Members of a committee beside a model, for commands that tell where these disagree."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from lamjax import checkpoints
+from lamjax.committee import stack_members
+from lamjax.data import from_atoms
+from lamjax.distillation.select import ASKED, deviations
+from lamjax.distillation.shapes import Shapes
+from lamjax.dynamics import Record, Scene, frames
+from lamjax.dynamics.records import Column
+from lamjax.potential import Params, Potential
+
+COLUMN = "deviation_eV_A"
+
+
+def load_members(potential: Potential, params: Params, paths: Sequence[Path]) -> Params:
+    """The parameters of a model and of the others, stacked; ValueError for a model of another config."""
+    dtype, members = jax.tree.leaves(params.descriptor)[0].dtype, [params]
+    for path in paths:
+        other, found = checkpoints.load(path, potential.head, dtype)
+        if other.config != potential.config:
+            raise ValueError(
+                f"--committee {path}: not of the same elements and settings as the model. See `lamjax show`."
+            )
+        members.append(found)
+    return stack_members(members)
+
+
+class Watch:
+    """The largest force deviation in every frame of a simulation; `last` are those of the last record."""
+
+    def __init__(self, potential: Potential, stacked: Params, scene: Scene):
+        dtype = jax.tree.leaves(stacked.descriptor)[0].dtype
+        self.potential, self.stacked, self.scene = potential, stacked, scene
+        self.shapes, self.last = Shapes(potential.shells, 1, ASKED, dtype), np.zeros(0)
+
+    @property
+    def column(self) -> Column:
+        """For the table of the simulation (eV/Å)."""
+        return Column(COLUMN, self._of)
+
+    def _of(self, seen: Record, timestep: float) -> np.ndarray:
+        packed = self.shapes.pack([from_atoms(atoms) for atoms in frames(self.scene, seen)])
+        self.last = deviations(self.potential, self.stacked, packed, ASKED)
+        return self.last

@@ -1,0 +1,214 @@
+"""`lamjax distill`: a small model learns from a large one, from quantum chemistry, or from files."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from lamjax import distillation
+from lamjax.cli.train import banner
+from lamjax.distillation import TEMPLATE, DistillConfig, StudentConfig
+from lamjax.distillation.outcome import Model
+from lamjax.reports import console, table
+from lamjax.training.config import apply, read, validate
+from lamjax.training.config import schema as config_schema
+
+COMMAND = "lamjax distill"
+COLUMNS = (
+    "round",
+    "explored",
+    "ended early",
+    "below trust",
+    "within",
+    "above",
+    "deviation 50 %",
+    "95 %",
+    "100 % (eV/Å)",
+    "learn",
+    "fresh",
+    "no label",
+    "E (meV/atom)",
+    "F (meV/Å)",
+    "time (s)",
+)
+
+
+def distill(
+    teacher: Annotated[
+        Path | None, typer.Argument(help="The model that labels: a lamjax bundle or DeePMD-kit's .pt, .dp, .yaml.")
+    ] = None,
+    student: Annotated[
+        Path | None, typer.Option(help="YAML: model, loss, schedule, steps, ... as for `lamjax train`.")
+    ] = None,
+    start: Annotated[list[Path] | None, typer.Option(help="Structures where exploration begins; repeatable.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML with any key of --template; options go first.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Change a key: --set explore.steps=500.")] = None,
+    head: Annotated[str | None, typer.Option(help="Head of a teacher that has several.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the rounds and the student; default: distilled.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the rounds in the output folder.")] = False,
+    template: Annotated[bool, typer.Option("--template", help="Print a config file with all keys and stop.")] = False,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the config's JSON schema and stop.")] = False,
+) -> None:
+    """Distil a model into a smaller one: rounds of explore, select, label and train.
+
+    A committee of students, trained together, explores by simulations, perturbations and relaxations. Frames on which
+    its members disagree (largest force deviation between two trust levels) are labelled by the teacher and learned.
+    It ends when deviation, and errors on fresh frames, are below the thresholds of `enough`, or after `rounds`.
+
+    Instead of a teacher the config can name a labeller: an ASE calculator (quantum chemistry), or files that come back
+    later. With `student.base` the same loop is active learning: labels in, a better model out.
+
+    Every stage is on disk (round-000/explored.extxyz, selected, labelled, student-0.lamjax, round.json, ...) when the
+    next one begins; a killed run goes on with --resume. At the end: student.lamjax, student-tabulated.lamjax (the same,
+    faster), and rounds.png.
+    """
+    if template or schema:
+        print(TEMPLATE if template else config_schema(DistillConfig, COMMAND), end="")
+        return
+    settings = _settings(teacher, student, start, config, set_ or (), head, out)
+    with jax.enable_x64(True):  # for positions and sums of energies; networks run in the configs' precisions
+        _run(settings, resume)
+
+
+def _run(settings: DistillConfig, resume: bool) -> None:
+    console.print(banner(settings.student.precision))
+    run, changed = distillation.prepare(settings, resume)
+    if changed:
+        console.print(f"Changed for the rounds to come: {'; '.join(changed)}", soft_wrap=True)
+    rounds: list[dict[str, Any]] = []
+    try:
+        with _bar() as told:
+            for event in distillation.events(run):
+                match event:
+                    case distillation.Stage():
+                        told(event)
+                    case distillation.Round(facts):
+                        rounds.append(facts)
+                        _say(facts, settings)
+    except distillation.Waiting as waiting:
+        console.print(f"[yellow]Waiting:[/] {escape(str(waiting))}", soft_wrap=True)
+        return
+    found = distillation.finish(run)
+    picture = distillation.write_plot(run, rounds)
+    console.print(table(f"{len(rounds)} rounds", COLUMNS, [_cells(facts) for facts in rounds]))
+    _conclude(settings, rounds, found, picture)
+
+
+def _settings(teacher, student, start, config, changes, head, out) -> DistillConfig:
+    """The config of a file, with what the options say in its place."""
+    content = read(config, COMMAND) if config else {}
+    if teacher:
+        old = content.get("labeller", {})
+        kept = {key: value for key, value in old.items() if old.get("type") == "potential"}
+        content["labeller"] = {**kept, "type": "potential", "model": str(teacher)}
+    if head:
+        content.setdefault("labeller", {"type": "potential"})["head"] = head
+    if student:
+        content["student"] = _student(student)
+    content |= {"start": [str(path) for path in start]} if start else {}
+    content |= {"output": str(out)} if out else {}
+    for change in changes:
+        apply(content, change)
+    if missing := [key for key in ("labeller", "student", "start") if key not in content]:
+        raise ValueError(
+            f"Not given: {', '.join(missing)}. lamjax distill teacher.lamjax --student student.yaml --start "
+            f"structures.extxyz, or all of it in a file: --config; `{COMMAND} --template` prints one."
+        )
+    return validate(content, str(config or "options"), DistillConfig)
+
+
+def _student(path: Path) -> dict[str, Any]:
+    """What of a config of `lamjax train` concerns a student; what else there is is said."""
+    content = read(path)
+    known = {field.name for field in dataclasses.fields(StudentConfig)}
+    if unused := sorted(content.keys() - known):
+        console.print(f"{path}: of no use for a student: {', '.join(unused)}", soft_wrap=True)
+    return {key: value for key, value in content.items() if key in known}
+
+
+def _say(facts: dict[str, Any], settings: DistillConfig) -> None:
+    """A round in a line, and what is to be known of it."""
+    number, most = facts["round"], facts.get("deviation", {}).get("95 %", "")
+    text = (
+        f"round {number}: {facts['explored']} frames explored, {facts['within']} within trust, {facts['above']} above"
+    )
+    if "deviation" in facts:
+        text += f"; 95 % deviate less than {'infinity' if most is None else f'{most:.3g} eV/Å'}"
+    if facts["force"] is not None:
+        text += f"; fresh: E {1000 * facts['energy']:.3g} meV/atom, F {1000 * facts['force']:.3g} meV/Å"
+    console.print(text + ("; enough" if facts["enough"] else ""), soft_wrap=True)
+    for why, n, what in (("why", "ended_early", "ended early"), ("why_not", "not_labelled", "frames without a label")):
+        if facts[n]:
+            console.print(f"  {facts[n]} {what}: {escape(facts[why][0])}", soft_wrap=True, style="dim")
+    if "deviation" in facts and not facts["within"]:
+        where = "above the upper trust level: explore more gently" if facts["above"] else "below the lower trust level"
+        console.print(f"  [yellow]Nothing to learn from: no frame is within trust, {where}.[/]", soft_wrap=True)
+
+
+def _cells(facts: dict[str, Any]) -> list[Any]:
+    deviation = list(facts["deviation"].values()) if "deviation" in facts else ["-"] * 3
+    trusted = [facts[key] for key in ("below", "within", "above")] if "deviation" in facts else ["-"] * 3
+    errors = ["-" if facts[key] is None else 1000 * facts[key] for key in ("energy", "force")]
+    return [
+        *(facts[key] for key in ("round", "explored", "ended_early")),
+        *trusted,
+        *("∞" if x is None else x for x in deviation),
+        *(facts[key] for key in ("train", "fresh", "not_labelled")),
+        *errors,
+        sum(facts["seconds"].values()),
+    ]
+
+
+def _conclude(settings: DistillConfig, rounds: list[dict], found: Sequence[Model], picture: Path | None) -> None:
+    """The last table, and where things are."""
+    columns = ["", "E (meV/atom)", "F (meV/Å)", "µs/atom", "parameters", "file (MB)"]
+    rows = [
+        (
+            one.name,
+            *(("-", "-") if one.errors is None else (1000 * one.errors.energy, 1000 * one.errors.force)),
+            "-" if one.microseconds is None else one.microseconds,
+            "-" if one.parameters is None else f"{one.parameters:,}",
+            "-" if one.megabytes is None else one.megabytes,
+        )
+        for one in found
+    ]
+    console.print(table("Student and labels: RMSE on the fresh frames of all rounds", columns, rows))
+    if not rounds[-1]["enough"]:
+        console.print(
+            f"[yellow]Not enough after {settings.rounds} rounds.[/] Go on: --resume --set rounds={settings.rounds + 4}"
+        )
+    console.print(f"written to {settings.output}" + (f", {picture.name}" if picture else ""))
+
+
+@contextlib.contextmanager
+def _bar() -> Iterator[Callable[[distillation.Stage], None]]:
+    """A function that shows a stage: a bar in a terminal, else a line at its beginning and its end."""
+    if not console.is_terminal:
+        yield _line
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[said]}"), console=console) as bar:
+        tasks: dict[tuple[int, str], Any] = {}
+
+        def show(stage: distillation.Stage) -> None:
+            key = stage.round, stage.name
+            if key not in tasks:
+                for old in tasks.values():
+                    bar.remove_task(old)
+                tasks.clear()
+                tasks[key] = bar.add_task(f"round {stage.round}: {stage.name}", total=stage.total, said="")
+            bar.update(tasks[key], completed=stage.done, total=stage.total, said=stage.said[:60])
+
+        yield show
+
+
+def _line(stage: distillation.Stage) -> None:
+    if stage.name == "train" or stage.done == stage.total:
+        said = f"  {stage.said}" if stage.said and stage.name == "train" else ""
+        console.print(f"round {stage.round}: {stage.name} {stage.done}/{stage.total}{said}", soft_wrap=True)

@@ -1,0 +1,134 @@
+"""What `lamjax md` tells of a simulation: lines while it goes on, a table and a picture at the end."""
+
+import csv
+import time
+from pathlib import Path
+
+import numpy as np
+
+from lamjax.cli.committee import COLUMN, Watch
+from lamjax.data import Frame
+from lamjax.dynamics import Ensemble, NPTConfig, NVEConfig, NVTConfig, Output, Record, Simulation
+from lamjax.reports import console, plots, table
+from lamjax.units import GPA
+
+NS_PER_DAY = 86400 * 1e-6  # of fs/s
+
+
+class Clock:
+    """Speed in ns/day: of the last chunk, and of all but the first one, which was compiled."""
+
+    def __init__(self, step: int, timestep: float):
+        self.timestep = timestep
+        self.ticks = [(step, time.monotonic())]
+
+    def tick(self, step: int) -> float:
+        """A chunk is done; its speed."""
+        self.ticks.append((step, time.monotonic()))
+        return self._speed(*self.ticks[-2:])
+
+    @property
+    def mean(self) -> float | None:
+        """None while only the first chunk is known."""
+        return self._speed(self.ticks[1], self.ticks[-1]) if len(self.ticks) > 2 else None
+
+    def _speed(self, first: tuple[int, float], last: tuple[int, float]) -> float:
+        return (last[0] - first[0]) * self.timestep / max(last[1] - first[1], 1e-9) * NS_PER_DAY
+
+
+def beginning(ensemble: Ensemble, start: Frame, fixed: np.ndarray, velocities: str) -> str:
+    """One line: what is simulated."""
+    match ensemble.config:
+        case NVEConfig():
+            what = "constant energy"
+        case NVTConfig(thermostat="langevin") as c:
+            what = f"{c.temperature:g} K, Langevin with friction {c.friction:g}/fs"
+        case NVTConfig() as c:
+            what = f"{c.temperature:g} K, Nosé-Hoover chain of {c.thermostat_time:g} fs"
+        case NPTConfig() as c:
+            what = f"{c.temperature:g} K, {c.pressure / GPA:g} GPa, Nosé-Hoover chains of {c.thermostat_time:g} fs and "
+            what += f"{c.barostat_time:g} fs (cell)"
+    n_fixed = int(np.all(fixed, axis=1).sum())
+    held = f", {n_fixed} of them fixed" if n_fixed else ""
+    return (
+        f"{start.source}: {start.system.n_atoms} atoms{held}; {what}; {ensemble.config.timestep:g} fs; "
+        f"velocities: {velocities}"
+    )
+
+
+def note(seen: Record, speed: float) -> str:
+    """What stands beside the progress bar."""
+    return f"{seen.temperature[-1]:.0f} K  {seen.potential_energy[-1]:.3f} eV  {speed:.3g} ns/day"
+
+
+def grown(before: Simulation, now: Simulation) -> str:
+    """Said once for every growth."""
+    times = now.n_grown - before.n_grown
+    slots = "/".join(map(str, now.shapes.capacities))
+    often = "" if times == 1 else f" {times} times"
+    return f"step {now.step}: the arrays of neighbours grew{often}, to {slots}; that means to compile anew."
+
+
+def disagree(watch: Watch, seen: Record, most: float) -> bool:
+    """Whether a committee deviates by more than the limit in a frame of the last record; then it is said."""
+    over = np.flatnonzero(watch.last > most)
+    if not len(over):
+        return False
+    step, deviation = seen.step[over[0]], watch.last[over[0]]
+    console.print(
+        f"[yellow]Step {step}: the committee's forces deviate by {deviation:.3g} eV/Å on an atom, --max-deviation is "
+        f"{most:g}.[/] What it sees there it has not learned: label such frames and train on them.",
+        soft_wrap=True,
+    )
+    return True
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """The columns of a table."""
+    with path.open(newline="") as file:
+        header, *rows = csv.reader(file)
+    return dict(zip(header, np.array(rows, float).T, strict=True))
+
+
+def summary(output: Output, simulation: Simulation, n_steps: int, clock: Clock):
+    """Means and drift, of all that is in the output and of its second half."""
+    whole = read(output.paths.table)
+    half = {name: values[len(values) // 2 :] for name, values in whole.items()}
+    n_atoms = output.scene.system.n_atoms
+    names = {"temperature_K": "temperature (K)", "pressure_GPa": "pressure (GPa)", "volume_A3": "volume (Å³)"}
+    names |= {COLUMN: "deviation of the committee (eV/Å)"} if COLUMN in whole else {}
+    rows = [
+        (text, *(f"{x[name].mean():.5g} ± {x[name].std():.3g}" for x in (whole, half)))
+        for name, text in names.items()
+        if np.isfinite(whole[name]).all() and (name != "volume_A3" or np.ptp(whole[name]))
+    ]
+    if np.isfinite(whole["conserved_eV"]).all() and len(half["step"]) > 1:
+        drifts = [np.polyfit(x["time_ps"], x["conserved_eV"] / n_atoms, 1)[0] for x in (whole, half)]
+        rows.append(("conserved, drift (eV/atom/ps)", *(f"{x:.1e}" for x in drifts)))
+    if clock.mean is not None:
+        rows.append(("speed (ns/day)", f"{clock.mean:.3g}", ""))
+    if simulation.n_grown:
+        rows.append(("growths of the arrays", simulation.n_grown, ""))
+    title = f"{simulation.step} of {n_steps} steps, {whole['time_ps'][-1]:g} ps, {n_atoms} atoms"
+    return table(title, ("mean ± deviation", "all", "second half"), rows)
+
+
+def picture(output: Output) -> None:
+    """Temperature, energies, drift, pressure and volume against time."""
+    if len((found := read(output.paths.table))["step"]) < 2:
+        return
+    n = output.scene.system.n_atoms / 1000
+    change = {name: (values - values[0]) / n for name, values in found.items()}
+    panels = {"temperature (K)": {"": found["temperature_K"]}}
+    kinds = {"potential": "potential_eV", "kinetic": "kinetic_eV", "total": "total_eV"}
+    panels["energy change (meV/atom)"] = {name: change[key] for name, key in kinds.items()}
+    if np.isfinite(found["conserved_eV"]).all():
+        panels["conserved, change (meV/atom)"] = {"": change["conserved_eV"]}
+    if np.isfinite(found["pressure_GPa"]).all():
+        panels["pressure (GPa)"] = {"": found["pressure_GPa"]}
+    if np.isfinite(found["volume_A3"]).all() and np.ptp(found["volume_A3"]):
+        panels["volume (Å³)"] = {"": found["volume_A3"]}
+    if COLUMN in found and np.isfinite(found[COLUMN]).all():
+        panels["committee, force deviation (eV/Å)"] = {"": found[COLUMN]}
+    title = f"{output.paths.trajectory.stem}: {output.scene.system.n_atoms} atoms, {found['time_ps'][-1]:g} ps"
+    plots.series(output.paths.picture, found["time_ps"], "time (ps)", panels, title)

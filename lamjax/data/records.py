@@ -1,0 +1,34 @@
+"""Structures appended to an extxyz file one by one: what is whole in it after a kill is found again."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+import ase
+import ase.io
+from ase.io.extxyz import key_val_str_to_dict
+
+
+def append(file: TextIO, atoms: ase.Atoms) -> None:
+    """One record, handed to the system at once: a run that is killed loses no structure that was told to be done."""
+    text = io.StringIO()
+    ase.io.write(text, atoms, format="extxyz")
+    file.write(text.getvalue())
+    file.flush()
+
+
+def whole_records(path: Path, writer: str) -> Iterator[tuple[dict[str, Any], int]]:
+    """The info of each record, and where it ends; one that was not written to its end is left out.
+
+    Raises ValueError for a file that `writer` ("lamjax relax") cannot have written.
+    """
+    with open(path, "rb") as file:
+        while first := file.readline():
+            if not first.strip().isdigit():
+                raise ValueError(f"{path}: not written by `{writer}`. Name another --out, or remove it.")
+            comment = file.readline()
+            last = comment if not int(first) else [file.readline() for _ in range(int(first))][-1]
+            if not last.endswith(b"\n"):
+                return
+            yield key_val_str_to_dict(comment.decode().strip()), file.tell()

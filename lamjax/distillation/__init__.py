@@ -1,0 +1,29 @@
+"""Distillation and active learning: a committee of students explores, what it does not agree on is labelled."""
+
+from lamjax.distillation.config import TEMPLATE as TEMPLATE
+from lamjax.distillation.config import CalculatorConfig as CalculatorConfig
+from lamjax.distillation.config import DistillConfig as DistillConfig
+from lamjax.distillation.config import EnoughConfig as EnoughConfig
+from lamjax.distillation.config import ExploreConfig as ExploreConfig
+from lamjax.distillation.config import FilesConfig as FilesConfig
+from lamjax.distillation.config import LabelConfig as LabelConfig
+from lamjax.distillation.config import StudentConfig as StudentConfig
+from lamjax.distillation.config import TeacherConfig as TeacherConfig
+from lamjax.distillation.config import TrustConfig as TrustConfig
+from lamjax.distillation.label import CalculatorLabeller as CalculatorLabeller
+from lamjax.distillation.label import Failed as Failed
+from lamjax.distillation.label import FileLabeller as FileLabeller
+from lamjax.distillation.label import Labeller as Labeller
+from lamjax.distillation.label import PotentialLabeller as PotentialLabeller
+from lamjax.distillation.label import Waiting as Waiting
+from lamjax.distillation.label import labelled as labelled
+from lamjax.distillation.label import open_labeller as open_labeller
+from lamjax.distillation.outcome import Model as Model
+from lamjax.distillation.outcome import finish as finish
+from lamjax.distillation.outcome import write_plot as write_plot
+from lamjax.distillation.rounds import Round as Round
+from lamjax.distillation.rounds import Run as Run
+from lamjax.distillation.rounds import Stage as Stage
+from lamjax.distillation.rounds import events as events
+from lamjax.distillation.setup import prepare as prepare
+from lamjax.distillation.train import Errors as Errors

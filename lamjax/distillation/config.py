@@ -1,0 +1,209 @@
+"""What a distillation is made from: who labels, who learns, what is explored, what is trusted and when it is enough."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Discriminator
+
+from lamjax.losses import LabelLossConfig
+from lamjax.potential import PotentialConfig
+from lamjax.training import OptimizerConfig, ScheduleConfig
+
+TEMPLATE = """\
+# lamjax distill: keys and their defaults; a key may be left out. --set explore.steps=500 changes one.
+labeller: {type: potential, model: teacher.lamjax}     # head: NAME where there are several; precision: float32
+# labeller: {type: calculator, name: tblite, options: {method: GFN2-xTB}}   # any ASE calculator by its name there
+# labeller: {type: files}          # the command ends and says which file it waits for
+start: [structures.extxyz]         # where exploration begins: every frame of these files
+initial: []                        # labelled frames to learn from as well, from the first round on
+student:                           # model, loss, schedule, optimizer, ... as in `lamjax train --template`
+  model:
+    elements: [O, H]
+    descriptor: {type: dpa1, rcut: 6.0, sel: 120, neuron: [25, 50, 100], axis_neuron: 16}   # without attention
+    heads: [[Default, {neuron: [240, 240, 240]}]]
+  # base: model.lamjax             # instead of model: fine-tune a stored one; head: NAME. Members get fresh heads
+  loss: {start_pref_e: 0.02, limit_pref_e: 1.0, start_pref_f: 1000.0, limit_pref_f: 1.0,
+         start_pref_v: 0.02, limit_pref_v: 1.0}
+  hessian: 0.0                     # prefactor of Hessian-vector products of a teacher that is a potential, e.g. 0.1
+  schedule: {type: exp, start_lr: 0.001, stop_lr: 1.0e-5, decay_steps: 500}
+  optimizer: {name: adam}
+  steps: 10000                     # of every round; each round goes on from the members of the last one
+  batch_size: auto                 # a number of structures, or auto:N, lists of about N atoms
+  max_programs: 2                  # shapes of arrays; kept from round to round
+  precision: float32
+members: 4                         # of the committee, trained and asked together
+rounds: 8                          # at most; round 0 begins with perturbed structures alone
+explore:
+  temperatures: [300]              # K; a simulation of each start at each temperature (and pressure)
+  pressures: []                    # GPa; empty: constant volume
+  timestep: 1.0                    # fs
+  steps: 1000                      # of a simulation
+  every: 20                        # steps between the frames that are looked at
+  simulations: null                # per round, drawn among starts, temperatures and pressures; null: all
+  perturbed: 10                    # per start: random displacements and strain
+  displacement: 0.05               # Å, standard deviation of a component
+  strain: 0.02                     # standard deviation of a component
+  relaxations: 0                   # per start: perturbed structures that are relaxed for a while
+  relax_steps: 20
+trust: {lower: 0.05, upper: 0.3}   # eV/Å, largest force deviation in a frame: labelled if between
+label: {most: 100, fresh: 20}      # frames per round to learn from, and to measure with: those are never learned
+enough: {deviation: 0.1, force: 0.05, energy: 0.002}   # eV/Å (95 % of frames), eV/Å and eV/atom (RMSE on fresh frames)
+seed: 0
+output: distilled                  # folder with all rounds and the student
+"""
+
+
+def at_least(config, least: float, *names: str) -> None:
+    """ValueError for numbers that are smaller than that; None is no number."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not value >= least:
+            raise ValueError(f"{name} must be at least {least}, got {value}.")
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """A potential labels: a lamjax bundle or a DeePMD-kit model."""
+
+    model: str
+    head: str | None = None
+    precision: Literal["float32", "float64"] = "float32"
+    batch_size: int | str = "auto:256"
+    type: Literal["potential"] = "potential"
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+
+@dataclass(frozen=True)
+class CalculatorConfig:
+    """An ASE calculator labels, by its name in `ase.calculators` or "tblite"; `options` are its keyword arguments."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    type: Literal["calculator"] = "calculator"
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+
+@dataclass(frozen=True)
+class FilesConfig:
+    """Somebody else labels: what is wanted is written to a file, and the answer is looked for in another."""
+
+    type: Literal["files"] = "files"
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+
+LabellerConfig = Annotated[TeacherConfig | CalculatorConfig | FilesConfig, Discriminator("type")]
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """Who learns, and how: keys of `lamjax train`."""
+
+    model: PotentialConfig | None = None
+    base: str | None = None
+    head: str | None = None
+    loss: LabelLossConfig = LabelLossConfig(start_pref_v=0.02, limit_pref_v=1.0)
+    hessian: float = 0.0  # (Å⁴/eV²) of the squared difference of Hessian-vector products
+    schedule: ScheduleConfig = ScheduleConfig(stop_lr=1e-5, decay_steps=500)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    steps: int = 10_000
+    batch_size: int | str = "auto"
+    max_programs: int = 2
+    precision: Literal["float32", "float64"] = "float32"
+    matmul_precision: Literal["float32", "tensorfloat32", "bfloat16"] | None = None
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    def __post_init__(self):
+        if (self.model is None) == (self.base is None):
+            raise ValueError("Give either `model` (a fresh student) or `base` (a stored one to fine-tune), not both.")
+        at_least(self, 1, "steps", "max_programs")
+        at_least(self, 0, "hessian")
+
+
+@dataclass(frozen=True)
+class ExploreConfig:
+    """Where a student goes to be looked at."""
+
+    temperatures: tuple[float, ...] = (300.0,)  # K
+    pressures: tuple[float, ...] = ()  # GPa; none: constant volume
+    timestep: float = 1.0  # fs
+    steps: int = 1000
+    every: int = 20
+    simulations: int | None = None
+    perturbed: int = 10
+    displacement: float = 0.05  # Å
+    strain: float = 0.02
+    relaxations: int = 0
+    relax_steps: int = 20
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    def __post_init__(self):
+        at_least(self, 1, "steps", "every", "relax_steps", "perturbed")
+        at_least(self, 0, "simulations", "relaxations", "displacement", "strain")
+        if not self.timestep > 0 or not all(t > 0 for t in self.temperatures):
+            raise ValueError(
+                f"timestep and temperatures must be positive, got {self.timestep}, {list(self.temperatures)}."
+            )
+
+
+@dataclass(frozen=True)
+class TrustConfig:
+    """Levels of the largest force deviation in a frame (eV/Å): what is between is labelled, what is above is not."""
+
+    lower: float = 0.05
+    upper: float = 0.3
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    def __post_init__(self):
+        if not 0 <= self.lower < self.upper:
+            raise ValueError(
+                f"lower ({self.lower}) must be below upper ({self.upper}), and not negative: frames between the two "
+                "levels are labelled. Exchange them?"
+            )
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """How many frames a round labels: `most` to learn from, `fresh` ones, drawn at random, to measure with."""
+
+    most: int = 100
+    fresh: int = 20
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    def __post_init__(self):
+        at_least(self, 1, "most", "fresh")
+
+
+@dataclass(frozen=True)
+class EnoughConfig:
+    """A round is the last one if it finds all of these."""
+
+    deviation: float = 0.1  # eV/Å, below which 95 % of the explored frames are
+    force: float = 0.05  # eV/Å, RMSE of a component on fresh frames
+    energy: float = 0.002  # eV/atom, RMSE on fresh frames
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """A distillation, or active learning if the labeller is no potential."""
+
+    student: StudentConfig
+    start: tuple[str, ...]
+    labeller: LabellerConfig | None = None  # None: a script gives its own to `prepare`
+    initial: tuple[str, ...] = ()
+    members: int = 4
+    rounds: int = 8
+    explore: ExploreConfig = ExploreConfig()
+    trust: TrustConfig = TrustConfig()
+    label: LabelConfig = LabelConfig()
+    enough: EnoughConfig = EnoughConfig()
+    seed: int = 0
+    output: str = "distilled"
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    def __post_init__(self):
+        if not self.start:
+            raise ValueError("`start` names no file. List structures where exploration begins: [structures.extxyz].")
+        at_least(self, 1, "rounds")
+        if self.members < 2:
+            raise ValueError(f"members is {self.members}; a committee that can disagree needs at least 2.")

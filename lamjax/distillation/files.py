@@ -1,0 +1,50 @@
+"""What a round keeps on disk: frames and facts, each file whole or not there."""
+
+import io
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ase
+import ase.io
+
+from lamjax import checkpoints
+
+EXPLORED, SELECTED, PARTIAL, LABELLED = "explored.extxyz", "selected.extxyz", "labelled.partial", "labelled.extxyz"
+STATES, ROUND = "states", "round.json"
+
+
+def write_frames(path: Path, frames: Sequence[ase.Atoms]) -> None:
+    """extxyz; no frames make an empty file."""
+    text = io.StringIO()
+    if frames:
+        ase.io.write(text, list(frames), format="extxyz")
+    checkpoints.write_atomically(path, text.getvalue().encode())
+
+
+def read_frames(path: Path) -> list[ase.Atoms]:
+    """What `write_frames` wrote."""
+    return list(ase.io.iread(path, ":", format="extxyz")) if path.stat().st_size else []
+
+
+def write_facts(path: Path, facts: dict[str, Any]) -> None:
+    """JSON."""
+    checkpoints.write_atomically(path, json.dumps(facts, indent=1, ensure_ascii=False).encode())
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """What `write_facts` wrote; nothing if there is no such file."""
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def student(folder: Path, member: int) -> Path:
+    """The file of a member of the committee."""
+    return folder / f"student-{member}.lamjax"
+
+
+def remove(folder: Path) -> None:
+    """The folder and all in it, if it is there."""
+    if folder.exists():
+        shutil.rmtree(folder)

@@ -1,0 +1,71 @@
+"""Which frames are worth a label: those on which a committee of students disagrees, but not beyond all sense."""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from lamjax.committee import committee_deviation
+from lamjax.data import Packed, batches
+from lamjax.distillation.config import LabelConfig, TrustConfig
+from lamjax.numerics import compiler_options
+from lamjax.potential import Potential
+
+ASKED = "auto:256"  # atoms at a time, when a committee is asked
+QUANTILES = (0.5, 0.95, 1.0)
+
+
+class Selection(NamedTuple):
+    """Numbers of the frames that are to be labelled, and how many there are of each kind."""
+
+    train: Int[np.ndarray, " n"]  # to learn from
+    fresh: Int[np.ndarray, " m"]  # to measure with
+    below: int  # the lower level: known
+    within: int
+    above: int  # the upper level: not labelled
+
+
+def deviations(potential: Potential, stacked_params, packed: Packed, batch_size) -> Float[np.ndarray, " n_frames"]:
+    """The largest force deviation (eV/Å) in every packed frame; infinite where it is not finite."""
+    run = _jitted(potential)
+    found = np.full(len(packed.sources), np.inf)
+    for batch in batches(packed, batch_size, seed=None, epochs=1):
+        largest = np.asarray(run(stacked_params, batch), np.float64)
+        there = batch.frame >= 0
+        found[batch.frame[there]] = largest[there]
+    return np.where(np.isfinite(found), found, np.inf)
+
+
+def select(deviation: Sequence[float], trust: TrustConfig, label: LabelConfig, seed: int) -> Selection:
+    """At most `most` frames between the levels, drawn at random, and `fresh` ones of all that are not above the upper.
+
+    The fresh ones are drawn first, so that they are as the frames come and not as uncertain as possible.
+    """
+    deviation = np.asarray(deviation)
+    rng = np.random.default_rng(seed)
+    usable = np.flatnonzero(deviation < trust.upper)
+    fresh = rng.choice(usable, min(label.fresh, len(usable)), replace=False)
+    within = usable[deviation[usable] >= trust.lower]
+    left = np.setdiff1d(within, fresh)
+    train = rng.choice(left, min(label.most, len(left)), replace=False)
+    n_above, n_within = len(deviation) - len(usable), len(within)
+    return Selection(np.sort(train), np.sort(fresh), len(usable) - n_within, n_within, n_above)
+
+
+def quantiles(deviation: Sequence[float]) -> dict[str, float | None]:
+    """Median, 95 % and largest, by name; None for what is infinite."""
+    found = np.quantile(np.asarray(deviation), QUANTILES, method="higher")
+    return {f"{100 * q:g} %": float(x) if np.isfinite(x) else None for q, x in zip(QUANTILES, found, strict=True)}
+
+
+@functools.lru_cache(maxsize=4)
+def _jitted(potential: Potential):
+    def run(stacked, batch):
+        return jax.vmap(lambda system, lists: committee_deviation(potential, stacked, system, lists).largest)(
+            batch.system, batch.neighbors
+        )
+
+    return jax.jit(run, compiler_options=compiler_options())

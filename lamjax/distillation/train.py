@@ -1,0 +1,144 @@
+"""Students: the members of a committee, made and trained together in one program."""
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from lamjax import checkpoints, edit, pytree
+from lamjax.committee import stack_members
+from lamjax.data import Frame, Packed, batches, prefetch, set_bias, set_statistics
+from lamjax.distillation.config import StudentConfig
+from lamjax.distillation.files import STATES
+from lamjax.distillation.probes import with_probes
+from lamjax.distillation.shapes import Shapes
+from lamjax.losses import DistillationLossConfig, committee_loss, distillation_loss, errors
+from lamjax.potential import Params, Potential, build
+from lamjax.training import init, make_step, optimizer, per_member, restore_state, save_state, saved_steps, updates
+from lamjax.training import schedule as make_schedule
+from lamjax.training.errors import FORCES, error_table, predictions
+from lamjax.training.step import is_frozen
+
+SHOW, SAVE = 100, 1000  # steps
+
+
+class Progress(NamedTuple):
+    """Where a training is."""
+
+    step: int
+    loss: float  # mean over the members
+    energy: float  # eV/atom, RMSE on the last batch, all members together
+    force: float  # eV/Å, likewise
+    seconds: float  # of a step, since the last report
+
+
+class Errors(NamedTuple):
+    """RMSE against labels."""
+
+    energy: float  # eV/atom
+    force: float  # eV/Å, of a component
+
+
+class Trainer:
+    """Trains all members at once. Shapes and programs are kept for all rounds."""
+
+    def __init__(self, config: StudentConfig, potential: Potential, seed: int):
+        self.config, self.potential, self.seed = config, potential, seed
+        self.shapes = Shapes(potential.shells, config.max_programs, config.batch_size, config.precision)
+        loss = DistillationLossConfig(config.loss, config.hessian, config.hessian)
+        rate = make_schedule(config.schedule, config.steps)
+        self.optimizer = per_member(optimizer(config.optimizer, rate))
+        self.step = make_step(
+            committee_loss(distillation_loss(potential, loss)),
+            self.optimizer,
+            lr_ratio=lambda n: rate(n) / config.schedule.start_lr,
+            matmul_precision=config.matmul_precision,
+        )
+
+    def train(self, stacked: Params, frames: Sequence[Frame], folder: Path) -> Generator[Progress, None, Params]:
+        """The members after `steps` more steps; their state is kept in the folder, and taken up from there."""
+        packed, first = self.shapes.pack(frames), init(stacked, self.optimizer)
+        if saved_steps(folder / STATES):
+            first = restore_state(folder / STATES, first)
+        state, done, began, last = first, int(first.step), time.monotonic(), int(first.step)
+        host = batches(packed, self.config.batch_size, seed=self.seed, start=done)
+        if self.config.hessian:
+            host = (with_probes(batch, frames) for batch in host)
+        with prefetch(itertools.islice(host, self.config.steps - done)) as feed:
+            for state, metrics in updates(self.step, first, feed, packed.sources):
+                done += 1
+                if done % SHOW == 0 or done == self.config.steps:
+                    yield _progress(done, metrics, n_members(stacked), (time.monotonic() - began) / (done - last))
+                    began, last = time.monotonic(), done
+                if done % SAVE == 0:
+                    save_state(folder / STATES, state, keep=1)
+        return state.params
+
+
+def _progress(step: int, metrics: dict[str, Any], n: int, seconds: float) -> Progress:
+    found = errors(jax.device_get(metrics))
+    return Progress(step, float(metrics["loss"]) / n, found.get("rmse_e", np.nan), found.get("rmse_f", np.nan), seconds)
+
+
+def open_student(config: StudentConfig) -> Potential:
+    """The potential of the students, with one head; ValueError for one that cannot learn."""
+    described = config.model if config.base is None else checkpoints.read(config.base, config.head).config
+    chosen = build(described, config.head)
+    if chosen.head is None:
+        raise ValueError(f"student.head: choose one of {', '.join(described.head_names)}.")
+    if described.descriptor.repinit.table is not None:
+        raise ValueError("student: a tabulated model cannot learn. Take it without the table; one is made at the end.")
+    head = dict(described.heads)[chosen.head]
+    return build(dataclasses.replace(described, heads=((chosen.head, head),)))
+
+
+def first_members(config: StudentConfig, potential: Potential, n: int, frames: Sequence[Frame], seed: int) -> Params:
+    """Members that differ in what is drawn: all of a fresh model, the head of a stored one."""
+    dtype, keys = np.dtype(config.precision), jax.random.split(jax.random.key(seed), n)
+    if config.base is None:
+        members = [potential.init(key, dtype) for key in keys]
+        first = set_statistics(potential, members[0], frames)
+    else:
+        whole = checkpoints.load(config.base, potential.head, dtype)
+        base = edit.select_heads(*whole, potential.head)
+        members = [_with_fresh_head(*base, key) for key in keys]
+        first = set_bias(potential, members[0], frames)
+    return stack_members([_with_statistics(member, first) for member in members])
+
+
+def measured(
+    potential: Potential, members: Sequence[Params], frames: Sequence[Frame], packed: Packed, size
+) -> list[Errors]:
+    """RMSE of every member on labelled frames."""
+    found = []
+    for params in members:
+        rows = error_table(potential, frames, predictions(potential, params, packed, size))
+        rmse = {row.quantity: row.rmse / 1000 for row in rows}
+        found.append(Errors(rmse["energy"], rmse[FORCES]))
+    return found
+
+
+def n_members(stacked: Params) -> int:
+    """How many members there are."""
+    return len(jax.tree.leaves(stacked)[0])
+
+
+def unstack(stacked: Params) -> list[Params]:
+    """The members one by one."""
+    return [pytree.take(stacked, k) for k in range(n_members(stacked))]
+
+
+def _with_fresh_head(potential: Potential, params: Params, key) -> Params:
+    """The model with the layers of its only head drawn at random."""
+    fresh = edit.add_head(potential, params, "fresh", None, key)[1].heads["fresh"]
+    return Params(params.descriptor, {potential.head: fresh})
+
+
+def _with_statistics(member: Params, first: Params) -> Params:
+    """The member with all that is no weight from the first."""
+    return jax.tree_util.tree_map_with_path(lambda path, own, data: data if is_frozen(path) else own, member, first)

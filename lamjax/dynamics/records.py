@@ -1,0 +1,65 @@
+"""What is seen of a simulation, and the table of it that is written."""
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from lamjax import units
+
+
+class Record(NamedTuple):
+    """What is seen of a simulation at some steps, on the host."""
+
+    step: Int[np.ndarray, " n"]
+    potential_energy: Float[np.ndarray, " n"]  # eV
+    kinetic_energy: Float[np.ndarray, " n"]  # eV
+    temperature: Float[np.ndarray, " n"]  # K
+    stress: Float[np.ndarray, "n 6"]  # eV/Å³, of potential and motion, Voigt, positive in tension; NaN if not periodic
+    volume: Float[np.ndarray, " n"]  # Å³
+    conserved: Float[np.ndarray, " n"]  # eV; NaN where nothing is
+    positions: Float[np.ndarray, "n n_atoms 3"]  # Å, unwrapped
+    momenta: Float[np.ndarray, "n n_atoms 3"]  # sqrt(amu eV), as in ASE
+    cell: Float[np.ndarray, "n 3 3"]  # Å
+    forces: Float[np.ndarray, "n n_atoms 3"]  # eV/Å
+
+    @property
+    def pressure(self) -> Float[np.ndarray, " n"]:
+        """eV/Å³, of potential and motion."""
+        return -self.stress[:, :3].mean(axis=1)
+
+
+class Column(NamedTuple):
+    """A column of the table: its name with the unit, and its values for the steps of a record."""
+
+    name: str
+    of: Callable[[Record, float], np.ndarray]  # (record, time step in fs) -> (n,)
+
+
+COLUMNS = (
+    Column("step", lambda seen, timestep: seen.step),
+    Column("time_ps", lambda seen, timestep: seen.step * timestep / 1000),
+    Column("potential_eV", lambda seen, timestep: seen.potential_energy),
+    Column("kinetic_eV", lambda seen, timestep: seen.kinetic_energy),
+    Column("total_eV", lambda seen, timestep: seen.potential_energy + seen.kinetic_energy),
+    Column("conserved_eV", lambda seen, timestep: seen.conserved),
+    Column("temperature_K", lambda seen, timestep: seen.temperature),
+    Column("pressure_GPa", lambda seen, timestep: seen.pressure / units.GPA),
+    Column("volume_A3", lambda seen, timestep: seen.volume),
+)
+
+
+def header(columns: Sequence[Column] = COLUMNS) -> str:
+    """The first line of the table."""
+    return ",".join(column.name for column in columns) + "\n"
+
+
+def rows(seen: Record, timestep: float, columns: Sequence[Column] = COLUMNS) -> str:
+    """A line for each step of a record, with every digit; NaN where there is no such quantity."""
+    values = [np.asarray(column.of(seen, timestep)).tolist() for column in columns]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(zip(*values, strict=True))
+    return text.getvalue()

@@ -1,0 +1,109 @@
+"""A simulation in one file: all that is needed to go on with it to the last digit, and of what it is one."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lamjax.dynamics.ensembles import Ensemble
+from lamjax.dynamics.run import Shapes, Simulation, like
+from lamjax.neighbors.grid import Grid
+from lamjax.reports.files import write_atomically
+from lamjax.system import System
+
+MAGIC = b"lamjax simulation 1\n"
+Identity = dict[str, Any]  # JSON-able
+
+
+def identity(ensemble: Ensemble, params) -> Identity:
+    """What makes a simulation this one: the ensemble with its settings, the model and its parameters."""
+    potential, config = ensemble
+    model = hashlib.sha256(repr((potential.config, potential.elements)).encode())
+    for leaf in map(np.asarray, jax.tree.leaves(params)):
+        model.update(f"{leaf.dtype}{leaf.shape}".encode() + np.ascontiguousarray(leaf).tobytes())
+    return {"ensemble": config.type, **dataclasses.asdict(config), "head": potential.head, "model": model.hexdigest()}
+
+
+def save(path: str | Path, simulation: Simulation, of: Identity, facts: dict[str, Any] | None = None) -> None:
+    """Write a simulation: state, thermostats, random numbers and lists. The file is there whole, or as it was.
+
+    `of` is its `identity`, `facts` what else shall be found again (JSON-able).
+    """
+    header = {"step": simulation.step, "n_grown": simulation.n_grown, "shapes": simulation.shapes, "of": of}
+    leaves = [_plain(leaf) for leaf in jax.tree.leaves(_arrays(simulation))]
+    arrays = {str(k): leaf for k, leaf in enumerate(leaves)}
+    content = {"header": json.dumps({**header, "facts": facts or {}}), "arrays": arrays}
+    write_atomically(path, MAGIC + flax.serialization.msgpack_serialize(content))
+
+
+def restore(
+    path: str | Path, ensemble: Ensemble, params, system: System, fixed=None, of: Identity | None = None
+) -> tuple[Simulation, dict[str, Any]]:
+    """The simulation of a file, and the facts that were saved with it.
+
+    Nothing of the file is executed. Raises ValueError for a file that is damaged, and for one of another ensemble,
+    model, structure (`system` is that of the start) or precision, with what is different.
+    """
+    header, arrays = _read(Path(path))
+    _check(path, header["of"], identity(ensemble, params) if of is None else of)
+    fixed = np.zeros((system.n_atoms, 3), bool) if fixed is None else np.asarray(fixed, bool)
+    capacities, width, (bins, reach, capacity) = header["shapes"]
+    shapes = Shapes(tuple(capacities), width, Grid(tuple(bins), tuple(reach), capacity))
+    wanted = like(ensemble, params, system, fixed, shapes, header["step"], header["n_grown"])
+    structure, found = jax.tree.structure(_arrays(wanted)), list(arrays)
+    if len(found) != structure.num_leaves:
+        raise ValueError(f"{path} is of a structure with other parameters, or of another version of jax-md.")
+    leaves = [_typed(leaf, mould) for leaf, mould in zip(found, jax.tree.leaves(_arrays(wanted)), strict=True)]
+    if any(leaf is None for leaf in leaves):
+        raise ValueError(f"{path} is of a structure with another number of atoms, or of another precision.")
+    state, there, there_fixed, lists = jax.tree.unflatten(structure, leaves)
+    if not jax.tree.all(jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), (there, there_fixed), (system, fixed))):
+        raise ValueError(f"{path} is of a simulation of another structure, or of one with other fixed atoms.")
+    return wanted._replace(state=state, system=there, fixed=there_fixed, lists=lists), header["facts"]
+
+
+def _arrays(simulation: Simulation):
+    return simulation.state, simulation.system, simulation.fixed, simulation.lists
+
+
+def _is_key(leaf) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _plain(leaf) -> np.ndarray:
+    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+
+
+def _typed(leaf: np.ndarray, mould):
+    """The array as it is on the device; None if it is not of that shape and type."""
+    found = jax.random.wrap_key_data(leaf) if _is_key(mould) else jnp.asarray(leaf)
+    return found if found.shape == mould.shape and found.dtype == mould.dtype and leaf.dtype.kind != "O" else None
+
+
+def _read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """The header, and the arrays in order."""
+    content = path.read_bytes()
+    if not content.startswith(MAGIC):
+        raise ValueError(f"{path} is no restart file of a simulation.")
+    try:
+        found = flax.serialization.msgpack_restore(content[len(MAGIC) :])
+        return json.loads(found["header"]), [found["arrays"][str(k)] for k in range(len(found["arrays"]))]
+    except Exception as error:  # msgpack and flax raise many kinds for a damaged file
+        raise ValueError(f"{path}: the restart file is damaged ({type(error).__name__}: {error}).") from error
+
+
+def _check(path: str | Path, found: Identity, wanted: Identity) -> None:
+    """Raise ValueError that lists what is different."""
+    wanted = json.loads(json.dumps(wanted))
+    keys = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
+    if keys:
+        told = ", ".join(
+            f"{key} was {found.get(key)}, is {wanted.get(key)}" if key != "model" else "another model" for key in keys
+        )
+        raise ValueError(f"{path} is of another simulation: {told}. Go on with what it began with, or begin another.")

@@ -1,0 +1,202 @@
+"""Any potential in jax-md's own conventions, for scripts that are written with jax-md.
+
+The only place for jax-md's columns as lattice vectors, fractional coordinates and sign of the stress.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from lamjax.neighbors import Neighbors, grid, verlet
+from lamjax.neighbors.grid import Shapes
+from lamjax.neighbors.search import basis, verdict
+from lamjax.neighbors.types import Shell, round_up
+from lamjax.neighbors.verlet import Verlet
+from lamjax.potential import Potential
+from lamjax.potential import allocate as allocate_neighbors
+from lamjax.system import System, check_atoms, to_ase
+
+SPARE = 2  # slots; when fewer are left a list asks to be allocated anew, before a neighbour is missing
+
+
+@jax.tree_util.register_dataclass  # no NamedTuple, since its shapes are static
+@dataclass(frozen=True)
+class NeighborList:
+    """Neighbours as jax-md's routines pass them through: `neighbor=nbrs`. All images are in it, of any cell.
+
+    `did_buffer_overflow` stays True until `neighbor_fn.allocate` makes another list; energies are NaN where a neighbour
+    would be missing.
+    """
+
+    lists: Verlet
+    did_buffer_overflow: Bool[Array, ""]
+    shapes: Shapes = field(metadata={"static": True})
+    update_fn: Callable = field(metadata={"static": True})
+
+    def update(self, position: Float[Array, "n_atoms 3"], **kwargs) -> "NeighborList":
+        """The list for these positions (and `box`), searched anew if atoms or cell have moved by half the skin."""
+        return self.update_fn(position, self, **kwargs)
+
+    @property
+    def idx(self) -> Int[Array, "n_atoms width"]:
+        """Neighbours within cutoff and skin, n_atoms in an empty slot, as in jax-md's dense lists."""
+        return jnp.where(self.lists.mask, self.lists.indices, len(self.lists.positions))
+
+    @property
+    def reference_position(self) -> Float[Array, "n_atoms 3"]:
+        """Where the list was made; Cartesian."""
+        return self.lists.positions
+
+
+def energy_neighbor_list(
+    potential: Potential,
+    params,
+    numbers: Int[Array, " n_atoms"],
+    box=None,
+    *,
+    fractional_coordinates: bool | None = None,
+    dr_threshold: float = 1.0,
+    capacity_multiplier: float = 1.25,
+):
+    """`(neighbor_fn, energy_fn)` of a potential, as the `*_neighbor_list` functions of `jax_md.energy` give them.
+
+    `numbers` are atomic numbers; `box` is that of `space.periodic_general` (a length, three, or a matrix whose columns
+    are the lattice vectors, in Å), None for `space.free`. `fractional_coordinates` must be that of the space; jax-md's
+    own defaults disagree, so there is none here. `dr_threshold` (Å) is the skin. Units are eV, Å, amu.
+
+    `neighbor_fn.allocate(R, box=...)` and `.update(R, nbrs, box=...)` make lists of all images, right for any cell,
+    also where it is smaller than the cutoff or skewed. `energy_fn(R, neighbor, box=..., new_box=..., perturbation=...)`
+    is the energy (eV); its gradients are Cartesian, as everywhere in jax-md. Other `params` can be handed through by
+    that name. A stale list is searched anew within `energy_fn`, so that a forgotten update costs time only.
+
+    At constant pressure choose Cartesian coordinates: jax-md (0.2.29) displaces fractional ones as if they were
+    Cartesian when the box grows. Raises ValueError for unknown elements, a left-handed box (jax-md's volume would be
+    negative), and, in `allocate`, for positions that do not fit.
+    """
+    from jax_md import partition  # late, since it starts jax's backend
+
+    numbers = np.asarray(numbers, np.int32)
+    if (numbers <= 0).any():
+        raise ValueError(f"Atom {int(np.argmin(numbers))} has atomic number {numbers.min()}; expected 1 to 118.")
+    if box is not None and fractional_coordinates is None:
+        raise ValueError("Say fractional_coordinates=True or False: that of space.periodic_general (there, True).")
+    place = _placing(numbers, box, bool(fractional_coordinates))
+    update = _updating(potential.shells, place, float(dr_threshold))
+    allocate = _allocating(potential, place, float(dr_threshold), capacity_multiplier, update)
+    return partition.NeighborListFns(allocate, update), _evaluating(potential, params, place, float(dr_threshold))
+
+
+def _evaluating(potential: Potential, default, place: Callable, skin: float) -> Callable:
+    @jax.jit
+    def energy(params, position, neighbor: NeighborList, box, new_box, perturbation):
+        system = place(position, box, new_box, perturbation)
+        _, system, found = _current(neighbor, system, potential.shells, skin)
+        value = potential.energy(params, system, found)
+        return (value * jnp.where(found.overflow, jnp.nan, 1)).astype(position.dtype)  # a factor: forces are NaN, too
+
+    def energy_fn(position, neighbor, box=None, new_box=None, perturbation=None, params=default, **unused):
+        return energy(params, jnp.asarray(position), neighbor, box, new_box, perturbation)
+
+    return energy_fn
+
+
+def _updating(shells: tuple[Shell, ...], place: Callable, skin: float) -> Callable:
+    @jax.jit
+    def refreshed(position, neighbor: NeighborList, box, new_box):
+        lists, _, found = _current(neighbor, place(position, box, new_box), shells, skin)
+        full = neighbor.did_buffer_overflow | _full(lists, found, shells, skin)
+        return NeighborList(lists, full, neighbor.shapes, neighbor.update_fn)
+
+    def update(position, neighbors, box=None, new_box=None, **unused):
+        return refreshed(jnp.asarray(position), neighbors, box, new_box)
+
+    return update
+
+
+def _allocating(potential: Potential, place: Callable, skin: float, headroom: float, update: Callable) -> Callable:
+    shells = potential.shells
+
+    def allocate(position, extra_capacity: int = 0, box=None, new_box=None, **unused):
+        system = place(jnp.asarray(position), box, new_box)
+        check_atoms(to_ase(system))
+        if np.linalg.det(system.cell) < 0:
+            raise ValueError("The box is left-handed: jax-md takes its volume for negative. Swap two lattice vectors.")
+        allocate_neighbors(potential, system)  # names what cannot be evaluated, and what the model drops
+        shapes = _room(grid.shapes(system, shells, skin, headroom, margin=1.02), extra_capacity, shells)
+        lists = verlet.blank(system, shapes.width, jnp.zeros((0, 3), jnp.int32), shells)
+        lists = jax.jit(grid.search, static_argnums=(2, 3, 4))(lists, system, shells, skin, shapes.grid)[0]
+        return NeighborList(lists, jnp.zeros((), bool), shapes, update)
+
+    return allocate
+
+
+def _placing(numbers: Int[np.ndarray, " n_atoms"], box, fractional: bool) -> Callable:
+    """(position, box, new_box, perturbation) -> System: what jax-md's displacement functions make of them."""
+    from jax_md import space
+
+    def place(position, given, new_box, perturbation=None) -> System:
+        if position.shape != (len(numbers), 3):
+            raise ValueError(f"Positions have shape {position.shape}; there are {len(numbers)} atomic numbers.")
+        if box is None:
+            columns = jnp.zeros((3, 3), position.dtype)
+        else:
+            columns = _columns(box if given is None else given, position.dtype)
+            ends = columns if new_box is None else _columns(new_box, position.dtype)
+            if fractional:
+                position = space.transform(ends, position)  # whose gradients are Cartesian
+            elif new_box is not None:
+                position = position @ jnp.linalg.solve(columns.T, ends.T)
+            columns = ends
+        cell = columns.T
+        if perturbation is not None:
+            deformation = _columns(perturbation, position.dtype).T
+            position, cell = position @ deformation, cell @ deformation
+        return System(position, jnp.asarray(numbers), cell, jnp.full(3, box is not None))
+
+    return place
+
+
+def _columns(box, dtype) -> Float[Array, "3 3"]:
+    """A box (or perturbation) that may be a number or a diagonal, as a matrix that acts on columns."""
+    box = jnp.asarray(box, dtype)
+    return box if box.ndim == 2 and box.size > 1 else jnp.diag(jnp.broadcast_to(box.reshape(-1), (3,)))
+
+
+def _current(neighbor: NeighborList, system: System, shells, skin: float) -> tuple[Verlet, System, Neighbors]:
+    """A list that is not stale, the structure in the images of this list, and who is a neighbour there."""
+    system = _unwrapped(system, neighbor.lists)
+    still = jax.lax.stop_gradient(system)
+    lists = jax.lax.cond(
+        verlet.is_stale(neighbor.lists, still, shells),
+        lambda: grid.search(neighbor.lists, still, shells, skin, neighbor.shapes.grid)[0],
+        lambda: neighbor.lists,
+    )
+    return lists, system, verlet.narrow(lists, still, shells, neighbor.shapes.capacities)
+
+
+def _unwrapped(system: System, lists: Verlet) -> System:
+    """The atoms in the images that are nearest to where the list was made: jax-md wraps what leaves the box."""
+
+    def along(positions, cell):
+        return positions @ jnp.linalg.inv(basis(system._replace(cell=cell)))
+
+    moved = jax.lax.stop_gradient(along(system.positions, system.cell) - along(lists.positions, lists.cell))
+    crossed = jnp.where(system.pbc, jnp.round(moved), 0)
+    return system._replace(positions=system.positions - crossed @ system.cell)
+
+
+def _room(shapes: Shapes, extra: int, shells: tuple[Shell, ...]) -> Shapes:
+    """With slots to spare, and `extra` ones, where the model does not drop what would fill them."""
+    wider = [c + 2 * SPARE + extra for c in shapes.capacities]
+    wider = [w if s.sel is None else min(w, round_up(s.sel)) for w, s in zip(wider, shells, strict=True)]
+    return shapes._replace(capacities=tuple(min(w, wider[0]) for w in wider), width=shapes.width + extra)
+
+
+def _full(lists: Verlet, found: Neighbors, shells: tuple[Shell, ...], skin: float) -> Bool[Array, ""]:
+    """True if a neighbour is missing, or could soon be, or half of the skin has no room."""
+    missing, _ = verdict(found.found + SPARE, shells, found.capacities)
+    return found.overflow | missing | ~(lists.radius >= shells[0].cutoff + skin / 2)

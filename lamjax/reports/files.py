@@ -1,0 +1,58 @@
+"""Files of which nothing is lost when a process is killed or the disk is full."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place, flushed to disk: `path` is there whole or as it was."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        flush(temporary)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(path: str | Path, content: bytes) -> None:
+    """The file with this content, whole or as it was."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def flush(path: str | Path) -> None:
+    """What was written to a file, to disk."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def append(path: str | Path, content: bytes) -> None:
+    """Write at the end, and flush it to disk."""
+    with open(path, "ab") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def size(path: str | Path) -> int:
+    """Bytes; 0 where there is no file."""
+    return Path(path).stat().st_size if Path(path).is_file() else 0
+
+
+def cut(path: str | Path, length: int) -> None:
+    """Leave the first `length` bytes; ValueError for a file that is shorter."""
+    if (found := size(path)) < length:
+        raise ValueError(f"{path} has {found} bytes, but {length} were written: it was changed or removed since.")
+    if found:
+        os.truncate(path, length)

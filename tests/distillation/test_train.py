@@ -1,0 +1,62 @@
+"""First members: what is drawn differs, what the data say does not."""
+
+import ase.build
+import jax
+import numpy as np
+import potentials
+import pytest
+import students
+from ase.calculators.emt import EMT
+
+import lamjax
+from lamjax import edit
+from lamjax.data import from_atoms
+from lamjax.distillation import StudentConfig
+from lamjax.distillation.label import labelled
+from lamjax.distillation.train import first_members, open_student, unstack
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A stored model with two heads."""
+    case = students.case()
+    model = edit.add_head(case.potential, case.params, "other", "Default")
+    path = tmp_path_factory.mktemp("base") / "base.lamjax"
+    lamjax.save(path, *model)
+    return path
+
+
+def frames():
+    found = []
+    for seed in range(3):
+        atoms = ase.build.bulk("Cu", cubic=True)
+        atoms.rattle(0.1, seed=seed)
+        atoms.calc = EMT()
+        found.append(from_atoms(labelled(atoms, energy=-3.0 * len(atoms), forces=atoms.get_forces())))
+    return found
+
+
+def test_members_of_a_stored_model_have_heads_of_their_own(base):
+    config = StudentConfig(base=str(base), head="other", precision="float64")
+    potential = open_student(config)
+    assert potential.config.head_names == ("other",)
+    one, other = unstack(first_members(config, potential, 2, frames(), seed=0))
+    stored = lamjax.load(base, "other")[1]
+    for member in (one, other):
+        jax.tree.map(np.testing.assert_array_equal, member.descriptor, stored.descriptor)
+        copper = potentials.ELEMENTS.index("Cu")
+        np.testing.assert_allclose(member.heads["other"]["statistics"]["out_bias"][copper], -3.0, rtol=1e-6)
+    layers = [member.heads["other"]["layers"][0]["w"] for member in (one, other)]
+    assert not np.array_equal(*layers) and not np.array_equal(layers[0], stored.heads["other"]["layers"][0]["w"])
+
+
+def test_a_head_must_be_chosen(base):
+    with pytest.raises(ValueError, match="choose one of Default, other"):
+        open_student(StudentConfig(base=str(base)))
+
+
+def test_a_table_cannot_learn(tmp_path):
+    case = students.case()
+    lamjax.save(tmp_path / "table.lamjax", *edit.tabulate(case.potential, case.params))
+    with pytest.raises(ValueError, match="tabulated model cannot learn"):
+        open_student(StudentConfig(base=str(tmp_path / "table.lamjax")))
