@@ -31,7 +31,7 @@ SETTINGS: dict[str, dict[str, Any]] = {  # what may be chosen otherwise in it
     "3 epochs": {"epochs": 3},
     "Muon": {"optimizer": {"name": "muon"}},
     "SGD with momentum": {"optimizer": {"name": "sgd", "options": {"momentum": 0.9}}, "schedule": {"start_lr": 5e-3}},
-    "starts moved by 0.05 Å": {},
+    "starts moved by 0.05 Å": {"noise": 0.05},
     "bounded loss": {"objective": {"distance": {"kind": "bounded"}}},
     "no replay": {"replay": None},
     "FIRE learned": {"learn_minimiser": True},
@@ -41,7 +41,6 @@ SETTINGS: dict[str, dict[str, Any]] = {  # what may be chosen otherwise in it
         "learn_minimiser": True,
     },
 }
-NOISE = {"starts moved by 0.05 Å": 0.05}  # Å
 REPLAY = {  # forces alone: energies of two levels of theory do not go together
     "loss": {"start_pref_e": 0.0, "limit_pref_e": 0.0},
     "batch_size": "auto:96",

@@ -15,7 +15,7 @@ from lamjax.reports import plots
 
 KEPT = ("dq", "rmsd", "largest", "n_steps", "converged", "failed", "volume")  # of a judgement, structure by structure
 BASIN = 0.5  # Å; in the right basin is a structure of which no atom is farther off
-COMMAND = "python -m experiments.relaxation.run --studies methods"
+COMMAND = "python -m experiments.relaxation.run"
 COLORS = {
     BASE: plots.BEFORE,
     FORCES: "#1f77b4",
@@ -103,7 +103,8 @@ def line(name: str, group: Group) -> list[str]:
     """The numbers of one way to train."""
     dq, gains = group.pooled("dq"), group.gains
     base = name == BASE
-    spread = "" if base else f"{group.change:+.0f} ({gains.min():+.0f} to {gains.max():+.0f})"
+    spread = "" if base else f"{group.change:+.0f}"
+    spread += f" ({gains.min():+.0f} to {gains.max():+.0f})" if spread and len(gains) > 1 else ""
     return [
         name,
         f"{np.median(dq):.2f}",
@@ -114,7 +115,7 @@ def line(name: str, group: Group) -> list[str]:
         f"{100 * np.mean(group.pooled('largest') < BASIN):.0f} %",
         f"{100 * np.mean(group.pooled('converged')):.0f} %",
         *(_force(group, where, base) for where in ("paths", "elsewhere")),
-        "" if base else workflow.mean_range([one["seconds"] for one in group.runs]),
+        "" if base else _seconds(group),
     ]
 
 
@@ -130,6 +131,11 @@ COLUMNS = [
     "forces elsewhere (meV/Å)",
     "training (s)",
 ]
+
+
+def _seconds(group: Group) -> str:
+    seconds = [one["seconds"] for one in group.runs]
+    return workflow.mean_range(seconds) if len(seconds) > 1 else f"{seconds[0]:.0f}"
 
 
 def _force(group: Group, where: str, base: bool) -> str:
@@ -153,7 +159,13 @@ def settings_table(runs: Sequence[dict]) -> str:
     """BPTT, one setting changed at a time, and how far learnable numbers of the minimiser went."""
     found = groups(runs, "setting", SETTINGS, "dimers")
     rows = [[*line(name, group), _learned(group)] for name, group in found.items()]
-    return workflow.markdown(["setting of BPTT", *COLUMNS, "numbers of the minimiser, learned"], rows)
+    table = workflow.markdown(["setting of BPTT", *COLUMNS, "numbers of the minimiser, learned"], rows)
+    return f"**Settings of BPTT**, {_of(found[BASE])}\n\n{table}\n"
+
+
+def _of(base: Group) -> str:
+    n = len(base.runs)
+    return f"{len(base.pooled('dq'))} held-out dimers over {n} seed{'s' if n > 1 else ''}"
 
 
 def _learned(group: Group) -> str:
@@ -161,7 +173,7 @@ def _learned(group: Group) -> str:
     for key in group.runs[0].get("minimiser", {}):
         values = [np.asarray(one["minimiser"][key]) for one in group.runs]
         if values[0].ndim == 0:
-            said.append(f"{key} {np.mean(values):.3g} ({np.min(values):.3g} to {np.max(values):.3g})")
+            said.append(f"{key} " + ", ".join(f"{x:.3g}" for x in values))
         else:
             said.append(f"{key} at most {max(np.abs(x).max() for x in values):.2g}")
     return "; ".join(said)
@@ -176,7 +188,7 @@ def pairs_table(runs: Sequence[dict]) -> str:
         rows.append([way, *(f"{np.median(g.pooled('dq')):.2f} ({g.change:+.0f} %)" for g in found)])
     before = np.median(np.concatenate([one["dq"] for one in base]))
     columns = [f"median Dq of dimers, base {before:.2f} amu^½ Å", *(f"{n} pairs" for n in sizes)]
-    return workflow.markdown(columns, rows)
+    return f"**Number of pairs**, {_of(Group(base, base))}\n\n{workflow.markdown(columns, rows)}"
 
 
 def _by_pairs(runs: Sequence[dict]):
@@ -236,7 +248,8 @@ def settings_plot(path: Path, runs: Sequence[dict]) -> None:
             range(len(found)), [f"BPTT, {name}" if name == "as it is" else name for name in reversed(found)]
         )
         axes.axvline(0, color="black", linewidth=0.8)
-        axes.set(xlabel="median Dq of held-out dimers, change in % (bar: mean, dots: seeds); left is better")
+        axes.set(xlabel="median Dq of held-out dimers, change in %; left is better")
+        axes.set_title("BPTT with one setting changed, 14 gradient steps (dots: seeds)", fontsize=10)
         figure.savefig(path, dpi=130)
 
 
@@ -253,11 +266,10 @@ def pairs_plot(path: Path, runs: Sequence[dict]) -> None:
             )
             axes.plot(sizes, np.mean(medians, axis=1), "o-", color=COLORS[way], label=way)
         axes.axhline(np.median(base[0]["dq"]), color=plots.BEFORE, linestyle="--", label="base, not trained")
-        axes.set(xscale="log", yscale="log", xlabel="pairs of a start and a relaxed structure")
+        axes.set(xscale="log", ylim=(0, None), xlabel="pairs of a start and a relaxed structure")
         axes.set_ylabel("median Dq of held-out dimers (amu$^{1/2}$ Å)")
         axes.set_xticks(sizes, sizes)
-        axes.yaxis.set_major_formatter(ScalarFormatter())
-        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.minorticks_off()
-        axes.legend(frameon=False)
+        axes.set_title("some 20 gradient steps through 25 FIRE steps; band: range over the seeds", fontsize=10)
+        axes.legend(frameon=False, loc="lower left")
         figure.savefig(path, dpi=130)

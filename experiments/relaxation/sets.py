@@ -2,11 +2,9 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ase.io
 import numpy as np
 
 from experiments import workflow
@@ -76,7 +74,7 @@ SETS = {
         Path("materials_pbeu/train"),
         99,
         Path("materials_pbeu/validation"),
-        {"epochs": 12, "batch_size": 4, "max_programs": 1, "replay": {"weight": 0.01}},
+        {"epochs": 24, "batch_size": 4, "max_programs": 1, "replay": {"weight": 0.01}},
         ("forces", "zero force", "Newton", "BPTT"),
     ),
 }
@@ -91,15 +89,15 @@ class Split(NamedTuple):
     earlier: str  # what is replayed
 
 
-def split(of: RelaxationSet, seed: int, n: int, folder: Path, noise: float = 0.0) -> Split:
-    """The relaxations of a seed: `n` to learn from (0: all), nested subsets; noise (Å) moves the training starts."""
+def split(of: RelaxationSet, seed: int, n: int, folder: Path) -> Split:
+    """The relaxations of a seed: `n` to learn from (0: all), nested subsets."""
     found = _relaxations(of.files)
     apart = re.compile(of.held_out[seed % len(of.held_out)])
     test = {key: steps for key, steps in found.items() if apart.match(key)}
     random = np.random.default_rng(seed)
     names = [key for key in found if key not in test]
     chosen = [names[k] for k in random.permutation(len(names))[: n or None]]
-    ends = [frame for key in chosen for frame in (_moved(found[key][0], noise, random), found[key][-1])]
+    ends = [frame for key in chosen for frame in (found[key][0], found[key][-1])]
     earlier = [frame for frame in workflow.frames(path(of.earlier)) if _n_elements(frame) <= of.most_elements]
     return Split(
         workflow.write_frames(folder / "pairs.extxyz.gz", ends),
@@ -130,15 +128,3 @@ def _fact(frame: str, key: str) -> str:
 
 def _n_elements(frame: str) -> int:
     return len({line.split(maxsplit=1)[0] for line in frame.splitlines()[2:]})
-
-
-def _moved(frame: str, noise: float, random: np.random.Generator) -> str:
-    """The frame with its atoms displaced at random, and then without the labels of where they were."""
-    if noise == 0:
-        return frame
-    atoms = ase.io.read(StringIO(frame), format="extxyz")
-    atoms.calc = None
-    atoms.positions += random.normal(scale=noise, size=atoms.positions.shape)
-    text = StringIO()
-    ase.io.write(text, atoms, format="extxyz")
-    return text.getvalue()
