@@ -1,6 +1,8 @@
 """Tests run with float64 available; a test that takes `dtype` runs in both precisions."""
 
+import gc
 import os
+from pathlib import Path
 
 # nearly all of the time goes into compiling programs that run once: a third of it without XLA's optimisations.
 # `XLA_FLAGS= pytest` runs as a user's script does; so do the slow tests in .ci/run
@@ -15,6 +17,22 @@ import pytest
 import structures
 
 jax.config.update("jax_enable_x64", True)
+
+
+MAPPINGS = Path("/proc/self/maps")  # of memory; on Linux
+MOST_MAPPINGS = 10_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Compiled programs of earlier modules are forgotten when there are many.
+
+    A program takes about ten mappings of memory, Linux grants a process 65,530, and XLA crashes where it gets none.
+    """
+    yield
+    if MAPPINGS.exists() and MAPPINGS.read_bytes().count(b"\n") > MOST_MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(params=["float32", "float64"])
