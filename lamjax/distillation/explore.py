@@ -10,6 +10,7 @@ import numpy as np
 from lamjax import dynamics, units
 from lamjax.data import Frame
 from lamjax.distillation.config import ExploreConfig
+from lamjax.neighbors.grid import Shapes
 from lamjax.relaxation import RelaxConfig, stream
 from lamjax.system import System, complete_cell, to_ase
 
@@ -34,8 +35,9 @@ def explore(config: ExploreConfig, potential, params, starts: Sequence[Frame], s
     yield from perturb(config, starts, seed)
     if config.relaxations:
         yield from relax(config, potential, params, starts, seed)
+    room: dict[int, Shapes] = {}
     for number, one in enumerate(simulations(config, starts, seed)):
-        yield simulate(config, potential, params, one, 1000 * seed + number)
+        yield simulate(config, potential, params, one, 1000 * seed + number, room)
 
 
 def n_walks(config: ExploreConfig, n_starts: int) -> int:
@@ -55,8 +57,14 @@ def simulations(config: ExploreConfig, starts: Sequence[Frame], seed: int) -> li
     return [every[k] for k in np.sort(chosen)]
 
 
-def simulate(config: ExploreConfig, potential, params, one: Simulation, seed: int) -> Walk:
-    """A simulation at constant volume (Langevin), or at constant pressure; the frames of every `every`-th step."""
+def simulate(
+    config: ExploreConfig, potential, params, one: Simulation, seed: int, room: dict[int, Shapes] | None = None
+) -> Walk:
+    """A simulation at constant volume (Langevin), or at constant pressure; the frames of every `every`-th step.
+
+    `room` keeps the widest arrays by number of atoms: what is compiled for one structure serves the next one.
+    """
+    room, n_atoms = {} if room is None else room, one.start.system.n_atoms
     step = {"timestep": config.timestep, "temperature": one.temperature}
     if one.pressure is None:
         ensemble = dynamics.nvt(potential, dynamics.NVTConfig(**step))
@@ -65,8 +73,10 @@ def simulate(config: ExploreConfig, potential, params, one: Simulation, seed: in
     said = f"{one.start.source} at {one.temperature:g} K" + ("" if one.pressure is None else f", {one.pressure:g} GPa")
     frames: list[ase.Atoms] = []
     try:
-        simulation = dynamics.begin(ensemble, params, one.start.system, fixed=one.start.info.get("fixed"), seed=seed)
-        for _, seen in dynamics.simulate(ensemble, params, simulation, config.steps, config.every):
+        fixed = one.start.info.get("fixed")
+        first = dynamics.begin(ensemble, params, one.start.system, fixed=fixed, seed=seed, room=room.get(n_atoms))
+        for simulation, seen in dynamics.simulate(ensemble, params, first, config.steps, config.every):
+            room[n_atoms] = simulation.shapes
             for k, number in enumerate(seen.step.tolist()):
                 here = one.start.system._replace(positions=seen.positions[k], cell=seen.cell[k])
                 facts = {"step": number, "temperature": one.temperature}

@@ -1,5 +1,6 @@
 """What is kept constant: jax-md's integrators in chemists' units, over Cartesian, unwrapped positions."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -115,9 +116,30 @@ def check(ensemble: Ensemble, system: System, fixed: Bool[np.ndarray, "n_atoms 3
         raise ValueError("Constant pressure needs a right-handed cell. Swap two lattice vectors.")
 
 
+class Bath(NamedTuple):
+    """What warms and presses: numbers that no program is compiled for."""
+
+    kt: Float[Array, ""]  # eV
+    pressure: Float[Array, ""]  # eV/Å³
+
+
+def bath(config: Config) -> Bath:
+    """The bath of an ensemble; 0 for what it does not have."""
+    kelvin, pressure = (getattr(config, name, 0.0) for name in ("temperature", "pressure"))
+    return Bath(np.asarray(kelvin * units.KB), np.asarray(pressure))
+
+
+def in_any_bath(ensemble: Ensemble) -> Ensemble:
+    """The ensemble that all temperatures and pressures share, to compile for."""
+    fixed = {"temperature": 1.0, "pressure": 0.0}
+    known = {name: value for name, value in fixed.items() if hasattr(ensemble.config, name)}
+    return ensemble._replace(config=dataclasses.replace(ensemble.config, **known))
+
+
 class Surroundings(NamedTuple):
     """What an integrator hands through to the forces."""
 
+    bath: Bath
     params: Any
     system: System  # whose positions (and cell) are those of the start
     lists: Verlet
@@ -134,7 +156,7 @@ class Integrator(NamedTuple):
 
 
 def integrator(ensemble: Ensemble, capacities: tuple[int, ...]) -> Integrator:
-    """The steps of an ensemble for neighbours in such shapes.
+    """The steps of an ensemble for neighbours in such shapes, in the bath of the surroundings.
 
     Where neighbours are missing, forces are NaN: a step that could be wrong cannot be taken for one that is right.
     """
@@ -142,6 +164,9 @@ def integrator(ensemble: Ensemble, capacities: tuple[int, ...]) -> Integrator:
 
     potential, config = ensemble
     dt = config.timestep * units.FS
+    chain = "thermostat" if isinstance(config, NPTConfig) else None  # jax-md's name of that of the atoms
+    if getattr(config, "thermostat", None) == "nose_hoover":
+        chain = "chain"
 
     def neighbors_of(here: System, around: Surroundings):
         return verlet.narrow(around.lists, here, potential.shells, capacities)
@@ -162,22 +187,17 @@ def integrator(ensemble: Ensemble, capacities: tuple[int, ...]) -> Integrator:
     def shift(positions, change, around: Surroundings | None = None, **_):
         return positions + (change if around is None else jnp.where(around.fixed, 0, change))
 
-    if isinstance(config, NVEConfig):
-        init, apply = simulate.nve(force, shift, dt)
-        chain = None
-    elif isinstance(config, NPTConfig):
-        kt = config.temperature * units.KB
-        times = [{"tau": t * units.FS} for t in (config.barostat_time, config.thermostat_time)]
-        init, apply = simulate.npt_nose_hoover(energy, shift, dt, config.pressure, kt, *times)
-        chain = "thermostat"
-    elif config.thermostat == "langevin":
-        kt = config.temperature * units.KB
-        init, apply = simulate.nvt_langevin(force, shift, dt, kt, gamma=config.friction / units.FS)
-        chain = None
-    else:
-        kt = config.temperature * units.KB
-        init, apply = simulate.nvt_nose_hoover(force, shift, dt, kt, tau=config.thermostat_time * units.FS)
-        chain = "chain"
+    def moves(around: Surroundings):
+        """jax-md's init and apply in that bath."""
+        kt, pressure = (x.astype(around.system.positions.dtype) for x in around.bath)
+        if isinstance(config, NVEConfig):
+            return simulate.nve(force, shift, dt)
+        if isinstance(config, NPTConfig):
+            times = [{"tau": t * units.FS} for t in (config.barostat_time, config.thermostat_time)]
+            return simulate.npt_nose_hoover(energy, shift, dt, pressure, kt, *times)
+        if config.thermostat == "langevin":
+            return simulate.nvt_langevin(force, shift, dt, kt, gamma=config.friction / units.FS)
+        return simulate.nvt_nose_hoover(force, shift, dt, kt, tau=config.thermostat_time * units.FS)
 
     def start(key, around: Surroundings, momenta):
         """jax-md's state, the thermostat told how many degrees of freedom it has to warm."""
@@ -185,7 +205,7 @@ def integrator(ensemble: Ensemble, capacities: tuple[int, ...]) -> Integrator:
         given = {"mass": mass, "momenta": momenta, "around": around}
         first = (around.system.cell,) if chain == "thermostat" else ()
         keywords = {"kT": 0.0} if isinstance(config, NVEConfig) else {}
-        state = init(key, around.system.positions, *first, **keywords, **given)
+        state = moves(around)[0](key, around.system.positions, *first, **keywords, **given)
         if chain is None:
             return state
         told = getattr(state, chain).set(degrees_of_freedom=degrees_of_freedom(config, len(mass)))
@@ -193,7 +213,7 @@ def integrator(ensemble: Ensemble, capacities: tuple[int, ...]) -> Integrator:
         return pytree.cast(jax.tree.map(jnp.asarray, state.set(**{chain: told})), mass.dtype)
 
     def step(state, around: Surroundings):
-        state = apply(state, around=around)
+        state = moves(around)[1](state, around=around)
         return state.set(momentum=jnp.where(around.fixed, 0, state.momentum))
 
     def place(state, system: System) -> System:
@@ -207,17 +227,17 @@ def integrator(ensemble: Ensemble, capacities: tuple[int, ...]) -> Integrator:
             return potential_energy + kinetic
         if chain is None:
             return jnp.full((), jnp.nan, kinetic.dtype)
-        total = potential_energy + kinetic + _of_chain(getattr(state, chain), config.temperature * units.KB)
+        total = potential_energy + kinetic + _of_chain(getattr(state, chain), around.bath.kt)
         if chain == "thermostat":
-            total += _of_chain(state.barostat, config.temperature * units.KB)
-            total += config.pressure * volume(place(state, around.system))
+            total += _of_chain(state.barostat, around.bath.kt)
+            total += around.bath.pressure * volume(place(state, around.system))
             total += state.box_momentum**2 / (2 * state.box_mass)
         return total
 
     return Integrator(start, step, place, conserved)
 
 
-def _of_chain(chain, kt: float):
+def _of_chain(chain, kt):
     """Energy (eV) of a chain of thermostats."""
     freedom = jnp.ones(len(chain.position)).at[0].set(chain.degrees_of_freedom)
     return jnp.sum(chain.momentum**2 / (2 * chain.mass) + kt * freedom * chain.position)

@@ -52,9 +52,9 @@ class Simulation(NamedTuple):
 class Programs(NamedTuple):
     """What is compiled for an ensemble and shapes."""
 
-    start: Callable  # (params, system, fixed, lists, momenta, key) -> state, lists, Found
-    chunk: Callable  # (params, state, system, fixed, lists, step, last, every, n_records) -> ...
-    look: Callable  # (params, state, system, fixed, lists) -> Found of the step that is to come
+    start: Callable  # (bath, params, system, fixed, lists, momenta, key) -> state, lists, Found
+    chunk: Callable  # (bath, params, state, system, fixed, lists, step, last, every, n_records) -> ...
+    look: Callable  # (bath, params, state, system, fixed, lists) -> Found of the step that is to come
 
 
 class Found(NamedTuple):
@@ -78,13 +78,15 @@ def begin(
     fixed=None,
     seed: int = 0,
     skin: float = SKIN,
+    room: Shapes | None = None,
 ) -> Simulation:
     """A simulation at its first step.
 
     Momenta (sqrt(amu eV), as in ASE) are given, or drawn at `temperature` (K; default: that of the ensemble) with
-    `seed`. Components that are `fixed` (n_atoms, 3) do not move. Raises ValueError for what cannot begin: unknown
-    elements, padding, atoms on one place, a cell that is to change but is not periodic, fixed atoms with a Nosé-Hoover
-    chain.
+    `seed`. Components that are `fixed` (n_atoms, 3) do not move. Arrays are at least as wide as `room`, the `shapes` of
+    an earlier simulation of as many atoms, so that what was compiled for it serves again. Raises ValueError for what
+    cannot begin: unknown elements, padding, atoms on one place, a cell that is to change but is not periodic, fixed
+    atoms with a Nosé-Hoover chain.
     """
     check_single(system, "A simulation")
     host = jax.tree.map(np.asarray, system)
@@ -97,11 +99,11 @@ def begin(
             raise ValueError("Give momenta, or a temperature (K) at which they are drawn: nve has none of its own.")
         momenta = thermal_momenta(ensemble.config, host, fixed, wanted, seed)
     momenta = np.where(fixed, 0, np.asarray(momenta, host.positions.dtype)).astype(host.positions.dtype)
-    shapes = _shapes(ensemble, host, skin)
+    shapes, bath = _shapes(ensemble, host, skin, room), ensembles.bath(ensemble.config)
     while True:
         lists = _empty(host, shapes, ensemble)
         made = _programs(ensemble, shapes, skin)
-        state, lists, found = made.start(params, system, fixed, lists, momenta, jax.random.key(seed))
+        state, lists, found = made.start(bath, params, system, fixed, lists, momenta, jax.random.key(seed))
         simulation = Simulation(state, system, fixed, lists, shapes, 0)
         if found.ok:
             return simulation
@@ -114,8 +116,8 @@ def begin(
 def like(ensemble: Ensemble, params, system: System, fixed, shapes: Shapes, step: int, n_grown: int) -> Simulation:
     """A simulation without its numbers (jax.ShapeDtypeStruct), in such arrays."""
     lists = _empty(system, shapes, ensemble)
-    start = _programs(ensemble, shapes, SKIN).start
-    state, lists, _ = jax.eval_shape(start, params, system, fixed, lists, system.positions, jax.random.key(0))
+    start, bath = _programs(ensemble, shapes, SKIN).start, ensembles.bath(ensemble.config)
+    state, lists, _ = jax.eval_shape(start, bath, params, system, fixed, lists, system.positions, jax.random.key(0))
     return Simulation(state, system, fixed, lists, shapes, step, n_grown)
 
 
@@ -137,12 +139,13 @@ def simulate(
     Raises DynamicsError, with the last good state, if an atom moves more than 1 Å in a step or forces become infinite.
     """
     last, failures, ready = simulation.step + n_steps, 0, None
+    bath = ensembles.bath(ensemble.config)
     n_records = CHUNK if math.isinf(seconds) else 1
     while simulation.step < last:
         made, began = _programs(ensemble, simulation.shapes, skin), time.monotonic()
         here = simulation.state, simulation.system, simulation.fixed, simulation.lists
         n_records = min(n_records, math.ceil(last / every) - simulation.step // every)
-        moved = made.chunk(params, *here, simulation.step, last, every, n_records)
+        moved = made.chunk(bath, params, *here, simulation.step, last, every, n_records)
         if ready is not None:  # the device is at work
             yield ready
         state, lists, step, ok, n_seen, seen = jax.block_until_ready(moved)
@@ -163,15 +166,15 @@ def simulate(
 def observe(ensemble: Ensemble, params, simulation: Simulation, skin: float = SKIN) -> Record:
     """What is seen of a simulation where it is: a record of one step. Nothing is compiled that `simulate` does not."""
     here = simulation.state, simulation.system, simulation.fixed, simulation.lists
-    chunk = _programs(ensemble, simulation.shapes, skin).chunk
-    *_, seen = chunk(params, *here, simulation.step, simulation.step, 1, 1)
+    chunk, bath = _programs(ensemble, simulation.shapes, skin).chunk, ensembles.bath(ensemble.config)
+    *_, seen = chunk(bath, params, *here, simulation.step, simulation.step, 1, 1)
     return Record(*(np.asarray(x)[:1] for x in seen))
 
 
 def _wider(ensemble: Ensemble, params, simulation: Simulation, skin: float, give_up: bool) -> Simulation:
     """The simulation in arrays for the step that did not fit; DynamicsError if that is not what was wrong."""
-    look = _programs(ensemble, simulation.shapes, skin).look
-    found = look(params, simulation.state, simulation.system, simulation.fixed, simulation.lists)
+    look, bath = _programs(ensemble, simulation.shapes, skin).look, ensembles.bath(ensemble.config)
+    found = look(bath, params, simulation.state, simulation.system, simulation.fixed, simulation.lists)
     shapes = _grown(ensemble, simulation, found, skin)
     if shapes == simulation.shapes or give_up:
         raise DynamicsError(_why(simulation, found, ensemble), simulation)
@@ -222,23 +225,28 @@ def _empty(system: System, shapes: Shapes, ensemble: Ensemble) -> Verlet:
     return verlet.blank(system, shapes.width, jnp.zeros((0, 3), jnp.int32), ensemble.potential.shells)
 
 
-@functools.lru_cache(maxsize=32)
 def _programs(ensemble: Ensemble, shapes: Shapes, skin: float) -> Programs:
+    """The programs of an ensemble; those of other temperatures and pressures are the same."""
+    return _compiled(ensembles.in_any_bath(ensemble), shapes, skin)
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(ensemble: Ensemble, shapes: Shapes, skin: float) -> Programs:
     potential = ensemble.potential
     moves = integrator(ensemble, shapes.capacities)
 
     def search(lists: Verlet, here: System):
         return grid.search(lists, here, potential.shells, skin, shapes.grid)
 
-    def one(params, state, system: System, fixed, lists: Verlet):
+    def one(bath, params, state, system: System, fixed, lists: Verlet):
         """A step and its lists; whether it can be trusted."""
-        after = moves.step(state, Surroundings(params, system, lists, fixed))
+        after = moves.step(state, Surroundings(bath, params, system, lists, fixed))
         here = moves.place(after, system)
 
         def again(_):
             # where atoms are does not depend on the forces there, which are all that the old list got wrong
             new = search(lists, here)[0]
-            return moves.step(state, Surroundings(params, system, new, fixed)), new
+            return moves.step(state, Surroundings(bath, params, system, new, fixed)), new
 
         stale = verlet.is_stale(lists, here, potential.shells)
         after, lists = jax.lax.cond(stale, again, lambda _: (after, lists), None)
@@ -254,31 +262,31 @@ def _programs(ensemble: Ensemble, shapes: Shapes, skin: float) -> Programs:
         scale = jnp.where(jnp.all(system.pbc), scale, 1)
         return jnp.linalg.norm(here.positions - scale * before.positions, axis=-1)
 
-    def start(params, system: System, fixed, lists: Verlet, momenta, key):
+    def start(bath, params, system: System, fixed, lists: Verlet, momenta, key):
         lists, fullest = search(lists, system)
-        state = moves.start(key, Surroundings(params, system, lists, fixed), momenta)
+        state = moves.start(key, Surroundings(bath, params, system, lists, fixed), momenta)
         found = Found(
             system, lists.found, fullest, lists.radius, jnp.zeros(system.n_atoms), jnp.all(jnp.isfinite(state.force))
         )
         return state, lists, found
 
-    def look(params, state, system: System, fixed, lists: Verlet):
-        after, lists, ok = one(params, state, system, fixed, lists)
+    def look(bath, params, state, system: System, fixed, lists: Verlet):
+        after, lists, ok = one(bath, params, state, system, fixed, lists)
         here = moves.place(after, system)
         lists, fullest = search(lists, here)
         return Found(here, lists.found, fullest, lists.radius, moved(state, after, system), ok)
 
-    def chunk(params, state, system: System, fixed, lists: Verlet, first, last, every, n_records):
+    def chunk(bath, params, state, system: System, fixed, lists: Verlet, first, last, every, n_records):
         """From step `first` at most to step `last`, and what is seen after every `every`-th, `n_records` of them.
 
         With `last` equal to `first`, what is seen there. All four are no part of the program.
         """
-        blank = jax.eval_shape(observe, params, state, system, fixed, lists, first)
+        blank = jax.eval_shape(observe, bath, params, state, system, fixed, lists, first)
         blank = jax.tree.map(lambda x: jnp.zeros((CHUNK, *x.shape), x.dtype), blank)
 
         def step(carry):
             state, lists, k, _, end = carry
-            after, newer, ok = one(params, state, system, fixed, lists)
+            after, newer, ok = one(bath, params, state, system, fixed, lists)
             state, lists = pytree.where(ok, (after, newer), (state, lists))
             return state, lists, k + ok, ok, end
 
@@ -287,14 +295,14 @@ def _programs(ensemble: Ensemble, shapes: Shapes, skin: float) -> Programs:
             end = jnp.minimum(last, (now // every + 1) * every)
             going = state, lists, now, ok, end
             state, lists, now, ok, _ = jax.lax.while_loop(lambda c: c[3] & (c[2] < c[4]), step, going)
-            said = observe(params, state, system, fixed, lists, now)
+            said = observe(bath, params, state, system, fixed, lists, now)
             seen = jax.tree.map(lambda all_, x: all_.at[n].set(x), seen, said)
             return state, lists, now, ok, n + (now == end), seen
 
         start = state, lists, first, jnp.ones((), bool), jnp.zeros((), jnp.int32), blank
         return jax.lax.while_loop(lambda c: c[3] & (c[4] < n_records), record, start)
 
-    def observe(params, state, system: System, fixed, lists: Verlet, step) -> Record:
+    def observe(bath, params, state, system: System, fixed, lists: Verlet, step) -> Record:
         here = moves.place(state, system)
         said = predict(potential, params, here, verlet.narrow(lists, here, potential.shells, shapes.capacities))
         space = volume(here)
@@ -310,7 +318,7 @@ def _programs(ensemble: Ensemble, shapes: Shapes, skin: float) -> Programs:
             temperature=2 * kinetic / (jnp.maximum(1, freedom) * units.KB),
             stress=stress,
             volume=jnp.where(jnp.all(here.pbc), space, jnp.nan),
-            conserved=moves.conserved(state, said.energy, Surroundings(params, system, lists, fixed)),
+            conserved=moves.conserved(state, said.energy, Surroundings(bath, params, system, lists, fixed)),
             positions=here.positions,
             momenta=state.momentum,
             cell=here.cell,

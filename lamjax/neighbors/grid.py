@@ -57,7 +57,10 @@ def shapes(
     radius = shells[0].cutoff + skin
     within = count(system, (shells[0]._replace(cutoff=radius, sel=None),))[0]
     width = max(math.ceil(headroom * within), 0 if least is None else least.width, 4)
-    return Shapes(plan_capacities(tuple(found), shells), width, plan(system, margin * radius, headroom))
+    bins = plan(system, margin * radius, headroom)
+    if least is not None and (bins.bins, bins.reach) == (least.grid.bins, least.grid.reach):
+        bins = bins._replace(capacity=max(bins.capacity, least.grid.capacity))
+    return Shapes(plan_capacities(tuple(found), shells), width, bins)
 
 
 def plan(system: System, radius: float, headroom: float = 1.3) -> Grid:

@@ -140,6 +140,29 @@ def test_chunks_of_any_length_are_the_same_simulation():
         np.testing.assert_array_equal(one, other)
 
 
+def test_other_baths_and_like_structures_need_no_other_program():
+    """Counted by the traces of the potential; the temperature is the one that was asked for all the same."""
+    traced = []
+
+    def atomic_energies(params, system, around):
+        traced.append(system.numbers.shape)
+        return MORSE.atomic_energies(params, system, around)
+
+    potential, room = MORSE._replace(atomic_energies=atomic_energies), None
+    counts, warmth = [], []
+    for kelvin, pressure, seed in ((20, 0, 0), (900, 20, 1)):
+        atoms = copper(a=3.62 - 0.02 * seed, seed=seed)
+        ensemble = dynamics.npt(potential, NPTConfig(2.0, kelvin, pressure * units.GPA, 20.0, 200.0))
+        simulation = dynamics.begin(ensemble, PARAMS, lamjax.from_ase(atoms), temperature=300, room=room)
+        simulation, seen = records(ensemble, simulation, 200, every=20)
+        room = room or simulation.shapes
+        assert simulation.shapes == room
+        counts.append(len(traced))
+        warmth.append(np.mean(seen.temperature[5:]))
+    assert 0 < counts[0] == counts[1]
+    assert warmth[0] < 150 < 600 < warmth[1]
+
+
 def test_degrees_of_freedom_are_those_that_momentum_leaves():
     chain, langevin = NVTConfig(thermostat="nose_hoover"), NVTConfig()
     assert [degrees_of_freedom(c, 32) for c in (NVEConfig(), NPTConfig(), chain, langevin)] == [93, 93, 93, 96]
