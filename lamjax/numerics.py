@@ -1,5 +1,6 @@
 """Functions whose derivatives stay finite at zero, at the cutoff and on padding; how programs are compiled."""
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -59,3 +60,23 @@ def compiler_options() -> dict[str, Any]:
     except jax.errors.JaxRuntimeError:
         return {}
     return QUICKLY
+
+
+def in_blocks(function: Callable, size: int, *arrays):
+    """`function` of arrays with a row for every atom, block by block of `size` rows; the same numbers in less memory.
+
+    `function` takes pytrees of arrays (n, ...) to an array (n, ...), row by row. What happens inside a block is kept
+    for no gradient but computed again, so that memory holds the intermediates of one block.
+    """
+    n = len(jax.tree.leaves(arrays)[0])
+    if n <= size:
+        return function(*arrays)
+    n_blocks = -(-n // size)
+    kept = jax.checkpoint(function, prevent_cse=False)  # a loop: nothing is computed twice in it anyway
+
+    def cut(x):
+        padded = jnp.concatenate([x, jnp.broadcast_to(x[-1:], (n_blocks * size - n, *x.shape[1:]))])
+        return padded.reshape(n_blocks, size, *x.shape[1:])
+
+    found = jax.lax.map(lambda block: kept(*block), jax.tree.map(cut, arrays))
+    return found.reshape(n_blocks * size, *found.shape[2:])[:n]

@@ -61,3 +61,33 @@ def test_the_widest_float_follows_jax():
     assert numerics.widest_float() == np.float64
     with jax.enable_x64(False):
         assert numerics.widest_float() == np.float32
+
+
+def test_blocks_of_rows_are_the_whole_in_less_memory(rng):
+    """Values, gradients by rows and by what all rows share; the last block is not full."""
+    x, y, shared = rng.normal(size=(23, 3)), {"y": rng.normal(size=(23, 5))}, rng.normal(size=(3, 5))
+
+    def whole(shared, x, y):
+        return jnp.tanh(x @ shared) * y["y"]
+
+    def value(size, *given):
+        shared, *rows = given
+        found = numerics.in_blocks(lambda *block: whole(shared, *block), size, *rows)
+        return jnp.sum(jnp.sin(found)), found
+
+    expected, others = (
+        jax.jit(jax.value_and_grad(lambda *given, size=size: value(size, *given), argnums=(0, 1, 2), has_aux=True))(
+            shared, x, y
+        )
+        for size in (100, 4)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14), others, expected)
+    np.testing.assert_allclose(expected[0][1], np.tanh(x @ shared) * y["y"], rtol=1e-12)
+
+    def memory(size):
+        wide = lambda block, w: jnp.sum(jnp.tanh(block @ w), axis=1)  # noqa: E731
+        loss = lambda w, x: jnp.sum(numerics.in_blocks(lambda b: wide(b, w), size, x) ** 2)  # noqa: E731
+        run = jax.jit(jax.grad(loss)).lower(jnp.ones((4, 256)), jnp.ones((4096, 4))).compile()
+        return run.memory_analysis().temp_size_in_bytes
+
+    assert memory(64) < memory(4096) / 10

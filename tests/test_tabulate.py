@@ -10,6 +10,7 @@ import pytest
 
 import lamjax
 from lamjax import edit
+from lamjax.descriptors import tabulation
 from lamjax.interop.deepmd import write
 from lamjax.potential import CheckpointError, cast_params
 
@@ -50,6 +51,16 @@ def test_energies_forces_and_virials_are_the_same(name):
     for part, limit in (("energy", 1e-7), ("forces", 1e-6), ("virial", 1e-5), ("atomic_energies", 1e-7)):
         assert np.abs(getattr(exact, part) - getattr(table, part)).max() < limit, part
     assert np.abs(exact.forces).max() > 1e-3
+
+
+def test_blocks_of_atoms_change_nothing(monkeypatch):
+    """A structure whose neighbours do not fit into one block; the last block is not full."""
+    model, system = edit.tabulate(*lamjax.load(FIXTURES / MODELS[1])), structure(MODELS[1])
+    whole = predict(*model, system)
+    monkeypatch.setattr(tabulation, "BLOCK", {})
+    monkeypatch.setattr(tabulation, "OTHERWISE", 5)
+    assert system.n_atoms % 5
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), predict(*model, system), whole)
 
 
 def test_float32_is_as_good_as_the_net_in_float32():
