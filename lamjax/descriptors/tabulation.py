@@ -91,9 +91,8 @@ def tabulate(radial, x_max: float, closest: float, tolerance: float) -> tuple[Ta
     shape = g.shape[1:]
     largest = abs(g).max(), abs(slope).max()
     stacked = np.concatenate([f.reshape(len(x), -1) / size for f, size in zip((g, slope), largest, strict=True)])
-    _, s, v = np.linalg.svd(stacked, full_matrices=False)
-    rank = max(1, int(np.sum(s > 0.1 * tolerance * s[0])))
-    coefficients = v[:rank]  # orthonormal, so U = G Cᵀ
+    coefficients = _directions(stacked, 0.1 * tolerance)  # orthonormal, so U = G Cᵀ
+    rank = len(coefficients)
     intervals = 512
     while intervals <= 32768:
         nodes = np.linspace(0, x_max, intervals + 1)
@@ -112,6 +111,24 @@ def tabulate(radial, x_max: float, closest: float, tolerance: float) -> tuple[Ta
         f"With {intervals // 2} intervals and {rank} functions the table is off by {errors[0]:.1e} (slope "
         f"{errors[1]:.1e}), more than {tolerance:.1e}. Give a larger tolerance or a larger closest distance."
     )
+
+
+def _directions(rows: np.ndarray, tolerance: float) -> np.ndarray:
+    """Right singular vectors (rank, n) whose singular values are above `tolerance` times the largest.
+
+    Of a random sample of the range, which is doubled until it holds them all (Halko et al., SIAM Rev. 53, 217): of
+    thousands of columns some twenty count.
+    """
+    rng, n = np.random.default_rng(0), 64
+    while True:
+        n = min(n, *rows.shape)
+        basis = np.linalg.qr(rows @ rng.normal(size=(rows.shape[1], n)))[0]
+        basis = np.linalg.qr(rows @ (rows.T @ basis))[0]  # once more, for what is small
+        _, s, v = np.linalg.svd(basis.T @ rows, full_matrices=False)
+        rank = max(1, int(np.sum(s > tolerance * s[0])))
+        if rank < n // 2 or n == min(rows.shape):
+            return v[:rank]
+        n *= 2
 
 
 def _hermite(values: np.ndarray, slopes: np.ndarray) -> np.ndarray:
