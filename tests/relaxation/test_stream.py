@@ -1,7 +1,6 @@
 """Structures in flight end where they end alone, whatever happens to the others."""
 
 import dataclasses
-import functools
 
 import ase
 import ase.build
@@ -39,18 +38,17 @@ def mixture() -> list[ase.Atoms]:
     return sizes + [rattled(cubic.copy(), seed) for seed in range(4, 9)]
 
 
-@functools.cache
-def alone_program(potential, config: RelaxConfig):
-    """`relax` of one structure, compiled once for each shape of it."""
-    return jax.jit(lambda params, s, n, f: relax(potential, params, s, n, config, fixed=f))
-
-
-def alone(potential, params, system, config: RelaxConfig, fixed=None):
-    """One structure by `relax`, in wide arrays."""
-    widths = tuple(shell.sel or 256 for shell in potential.shells)
-    around = neighbors.host_neighbors(system, potential.shells, widths)
-    around = around._replace(offsets=neighbors.image_offsets(system.cell, system.pbc, 2.5 * potential.cutoff))
-    return jax.tree.map(np.asarray, alone_program(potential, config)(params, system, around, fixed))
+def alone(potential, params, systems, config: RelaxConfig, fixed):
+    """Each structure by `relax`, one after another, in arrays that hold any of them: one program."""
+    n_atoms, shells = max(s.n_atoms for s in systems), potential.shells
+    offsets = [neighbors.image_offsets(s.cell, s.pbc, 2.5 * potential.cutoff) for s in systems]
+    offsets = np.unique(np.concatenate(offsets), axis=0)
+    run = jax.jit(lambda params, s, n, f: relax(potential, params, s, n, config, fixed=f))
+    for system, still in zip(systems, fixed, strict=True):
+        around = neighbors.host_neighbors(pad(system, n_atoms), shells, tuple(shell.sel or 256 for shell in shells))
+        held = np.zeros((n_atoms, 3), bool)
+        held[: system.n_atoms] = False if still is None else still
+        yield jax.tree.map(np.asarray, run(params, pad(system, n_atoms), around._replace(offsets=offsets), held))
 
 
 @pytest.mark.parametrize("cell", [None, CellConfig(pressure=0.01)], ids=["fixed cell", "variable cell"])
@@ -64,9 +62,10 @@ def test_minima_are_those_of_one_at_a_time(cell, kind):
     fixed[2] = np.arange(3 * systems[2].n_atoms).reshape(-1, 3) < 5
     found = list(stream(potential, params, systems, config, fixed=fixed, slots=4, max_programs=2, chunk=7))
     assert sorted(o.number for o in found) == list(range(len(systems)))
+    references = list(alone(potential, params, systems, config, fixed))
     for outcome in found:
         k, result = outcome.number, outcome.relaxation
-        expected = alone(potential, params, systems[k], config, fixed[k])
+        expected = references[k]
         assert outcome.error is None and result.converged and expected.converged, k
         assert result.energy == pytest.approx(float(expected.energy), abs=1e-6)
         assert result.n_steps == expected.n_steps and not expected.overflow
@@ -132,7 +131,7 @@ def test_what_outgrows_its_arrays_goes_on_from_where_it_is():
     outcomes = list(stream(potential, params, [sheet, *dimers], config, max_programs=1))
     assert all((o.n_widened > 0) == (o.number == 0) for o in outcomes)
     found = {o.number: o.relaxation for o in outcomes}
-    expected = alone(potential, params, sheet, config)
+    (expected,) = alone(potential, params, [sheet], config, [None])
     assert all(r.converged and not r.overflow for r in found.values())
     assert found[0].energy == pytest.approx(float(expected.energy), abs=1e-9)
     assert found[0].found[0] > buckets.shape(potential, sheet, config).capacities[0]
