@@ -15,7 +15,7 @@ from lamjax import distillation
 from lamjax.cli.train import banner
 from lamjax.distillation import TEMPLATE, DistillConfig, StudentConfig
 from lamjax.distillation.outcome import Model
-from lamjax.reports import console, table
+from lamjax.reports import console, files, table
 from lamjax.training.config import apply, read, validate
 from lamjax.training.config import schema as config_schema
 
@@ -72,7 +72,10 @@ def distill(
         print(TEMPLATE if template else config_schema(DistillConfig, COMMAND), end="")
         return
     settings = _settings(teacher, student, start, config, set_ or (), head, out)
-    with jax.enable_x64(True):  # for positions and sums of energies; networks run in the configs' precisions
+    with (
+        files.alone(settings.output),
+        jax.enable_x64(True),
+    ):  # for positions and sums; networks have their own precisions
         _run(settings, resume)
 
 

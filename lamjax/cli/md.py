@@ -20,7 +20,7 @@ from lamjax.cli.train import banner
 from lamjax.data import Frame
 from lamjax.dynamics import DynamicsError, Ensemble, NPTConfig, NVEConfig, NVTConfig, Output, Record, Scene, Simulation
 from lamjax.dynamics.records import COLUMNS
-from lamjax.reports import bar, console
+from lamjax.reports import bar, console, files
 from lamjax.system import MASSES
 
 SECONDS = 5.0  # that a chunk takes, about: what a kill may lose
@@ -111,10 +111,11 @@ def md(
         draws = temperature if ensemble is Kind.NVE else None
         settings = {"every": every, "seed": seed, "velocities": draws, "committee": list(map(str, committee or ()))}
         members = load_members(potential, params, committee) if committee else None
-        run = _prepare(Ensemble(potential, config), params, start, settings, output, resume, members)
-        if run.simulation.step >= n_steps:
-            console.print(f"All of the {n_steps} steps are done. For more raise --steps.")
-        _go(run, n_steps, every, max_deviation)
+        with files.alone(output):
+            run = _prepare(Ensemble(potential, config), params, start, settings, output, resume, members)
+            if run.simulation.step >= n_steps:
+                console.print(f"All of the {n_steps} steps are done. For more raise --steps.")
+            _go(run, n_steps, every, max_deviation)
 
 
 def _config(kind: Kind, timestep: float, given: dict[str, Any]):

@@ -15,7 +15,7 @@ from lamjax import checkpoints, data, units
 from lamjax.cli import relax_records as records
 from lamjax.cli.relax_records import labelled as labelled
 from lamjax.relaxation import CellConfig, RelaxConfig, stream
-from lamjax.reports import console, plots, progress, table
+from lamjax.reports import console, files, plots, progress, table
 from lamjax.system import System
 
 
@@ -94,9 +94,9 @@ def relax(
     """
     config = RelaxConfig(fmax=fmax, max_steps=max_steps, cell=_cell(cell, pressure, keep))
     share = _share(out, coordinator, processes, process)
-    done = _done(share, out, resume)
     began = time.monotonic()
-    with jax.enable_x64(True):  # for positions and sums of energies
+    with files.alone(share.out), jax.enable_x64(True):  # for positions and sums of energies
+        done = _done(share, out, resume)
         potential, params = checkpoints.load(model, head, np.dtype(precision.value))
         starts, failures = _read(structures, potential.elements)
         mine = [s for s in starts[share.process :: share.processes] if s.source not in done]

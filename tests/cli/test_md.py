@@ -23,6 +23,7 @@ from lamjax.cli import app, md_report
 from lamjax.descriptors import DPA1Config
 from lamjax.heads import EnergyHeadConfig
 from lamjax.potential import PotentialConfig
+from lamjax.reports import files
 
 CONFIG = PotentialConfig(
     ("Si",),
@@ -73,6 +74,9 @@ def test_a_simulation_is_written_refused_and_gone_on_with(folder):
     assert isinstance(error, ValueError) and "--resume" in str(error) and "another output" in str(error)
     code, said, _ = run(*common, "--steps", 25, "--resume")
     assert code == 0 and "All of the 25 steps are done" in said
+    with files.alone("out/run.traj"):
+        _, _, error = run(*common, "--steps", 40, "--resume")
+    assert isinstance(error, ValueError) and "Another process is writing out/run.traj" in str(error)
     assert [a.info["step"] for a in ase.io.read("out/run.traj", ":")] == [0, 10, 20, 25]
     code, said, _ = run(*common, "--time", 0.04, "--resume")
     assert code == 0 and "Going on from step 25" in said

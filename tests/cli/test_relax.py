@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 import lamjax
 from lamjax.cli import app, relax_records
+from lamjax.reports import files
 from lamjax.system import fixed_components
 
 ASSETS = Path(lamjax.__file__).parent / "assets" / "demo"
@@ -180,3 +181,10 @@ def test_processes_share_the_structures(tmp_path):
     assert relax_records.parts(out) == [tmp_path / "relaxed.0.extxyz", tmp_path / "relaxed.1.extxyz"]
     code, output, _ = run(BASE, tmp_path / "start.extxyz", "--out", out, "--max-steps", 1, "--resume")
     assert code == 0 and "done before" in output  # whoever did them
+
+
+def test_two_runs_do_not_write_one_file(tmp_path):
+    out = tmp_path / "relaxed.extxyz"
+    with files.alone(out):
+        _, _, error = run(BASE, "silicon.cif", "--out", out)
+    assert isinstance(error, ValueError) and f"Another process is writing {out}" in str(error)

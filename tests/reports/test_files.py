@@ -1,0 +1,55 @@
+"""Files that are whole or as they were, and that one process writes at a time."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from lamjax.reports import files
+
+HOLD = """
+import sys, time
+from lamjax.reports import files
+with files.alone(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path):
+    path = tmp_path / "deep" / "file"
+    files.write_atomically(path, b"old")
+    with pytest.raises(OSError, match="full"), files.replacing(path) as temporary:
+        temporary.write_bytes(b"ne")
+        raise OSError("disk full")
+    assert path.read_bytes() == b"old" and [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+def test_what_is_cut_must_have_been_longer(tmp_path):
+    path = tmp_path / "file"
+    files.append(path, b"0123")
+    files.append(path, b"4567")
+    files.cut(path, 5)
+    assert path.read_bytes() == b"01234" and files.size(path) == 5
+    with pytest.raises(ValueError, match="has 5 bytes, but 6"):
+        files.cut(path, 6)
+    assert files.size(tmp_path / "none") == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no flock")
+def test_one_process_writes_at_a_time_and_a_killed_one_does_not_hold(tmp_path):
+    path = tmp_path / "deep" / "run.h5"
+    other = subprocess.Popen([sys.executable, "-c", HOLD, path], stdout=subprocess.PIPE, text=True)
+    with other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match="Another process is writing .*run.h5.* another output"), files.alone(path):
+            pass
+        os.kill(other.pid, signal.SIGKILL)
+        other.wait()
+    with files.alone(path), pytest.raises(ValueError, match="Another process"), files.alone(path):
+        pass
+    with files.alone(path):
+        path.touch()
+    assert [p.name for p in path.parent.iterdir()] == ["run.h5"]
