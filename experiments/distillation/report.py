@@ -1,0 +1,119 @@
+"""Table and plot of students beside their teachers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments import workflow
+from experiments.distillation.cases import CASES
+from lamjax.reports import plots
+
+COMMAND = "python -m experiments.distillation.run --water-train data_0 data_1 data_2 --water-test data_3"
+COLORS = {"teacher": plots.BEFORE, "DPA-1 distilled": plots.AFTER, "DPA-1 on DFT labels": "#2c6fbb"}
+COLORS |= {"smaller DPA-2 distilled": "#e08a00"}
+COLUMNS = [
+    "model",
+    "parameters",
+    "DFT: energy (meV/atom)",
+    "forces (meV/Å)",
+    "teacher: energy (meV/atom)",
+    "forces (meV/Å)",
+    "MD (ms/step)",
+    "times faster",
+    "memory (kB/atom)",
+    "largest difference in g(r)",
+]
+
+
+def tell(results: Sequence[dict], speeds: dict[str, dict], out: Path) -> None:
+    """results.json, the tables of the README and the plot."""
+    out.mkdir(parents=True, exist_ok=True)
+    facts = workflow.facts(COMMAND, sum(one["seconds"] for one in results))
+    tables = "\n\n".join(table(case, models, speeds[case]) for case, models in by_case(results).items())
+    workflow.write_report(out, {**facts, "speed": speeds, "runs": list(results)}, tables)
+    plot(out / "distillation.png", results, speeds)
+
+
+def by_case(results: Sequence[dict]) -> dict[str, dict[str, list[dict]]]:
+    """{case: {model: its seeds}}, the teacher first."""
+    found: dict[str, dict[str, list[dict]]] = {}
+    for one in results:
+        found.setdefault(one["case"], {}).setdefault(f"{one['student']} {one['way']}".strip(), []).append(one)
+    return found
+
+
+def table(case: str, models: dict[str, list[dict]], speed: dict) -> str:
+    """Errors, speed and memory; mean and range over the seeds."""
+    (first,) = models["teacher"]
+    rows = []
+    for name, runs in models.items():
+        cells = [name, f"{runs[0]['parameters']:,}"]
+        for against in ("dft", "teacher"):
+            for key, digits in (("e", 1), ("f", 0)):
+                values = [one["errors"][against][key] for one in runs if against in one["errors"]]
+                cells.append(_several(values, digits) if values else "")
+        mine = speed[name]
+        cells += [f"{mine['ms_per_step']:.1f}", f"{speed['teacher']['ms_per_step'] / mine['ms_per_step']:.1f}"]
+        cells += [f"{mine['kb_per_atom']:.0f}"]
+        apart = [difference(one["rdf"], first["rdf"]) for one in runs if one is not first]
+        cells += [_several(apart, 2) if apart else ""]
+        rows.append(cells)
+    said = f"**{case}** ({CASES[case].level}); steps of {speed['atoms']:,} atoms, g(r) at {CASES[case].temperature:g} K"
+    return f"{said}\n\n{workflow.markdown(COLUMNS, rows)}"
+
+
+def _several(values: Sequence[float], digits: int) -> str:
+    return workflow.mean_range(values, digits) if len(values) > 1 else f"{values[0]:.{digits}f}"
+
+
+def difference(one: dict, other: dict) -> float:
+    """The largest difference of any radial distribution function, in bins of about 0.2 Å."""
+    return max(
+        float(np.abs(np.subtract(one[pair], other[pair]).reshape(-1, 4).mean(axis=1)).max()) for pair in pairs(other)
+    )
+
+
+def pairs(rdf: dict) -> list[str]:
+    """The pairs of elements."""
+    return [key for key in rdf if key != "r"]
+
+
+def plot(path: Path, results: Sequence[dict], speeds: dict[str, dict]) -> None:
+    """For each case the radial distribution functions of teacher and students, and error against speed."""
+    found = by_case(results)
+    with matplotlib.rc_context(plots.STYLE):
+        figure = Figure(figsize=(15, 3.9 * len(found)), layout="constrained")
+        for row, (case, models) in zip(figure.subplots(len(found), 4, squeeze=False), found.items(), strict=True):
+            for axes, pair in zip(row, pairs(models["teacher"][0]["rdf"]), strict=False):
+                for name, runs in models.items():
+                    for k, one in enumerate(runs):
+                        wide = 5 if name == "teacher" else 1.2
+                        axes.plot(
+                            one["rdf"]["r"],
+                            one["rdf"][pair],
+                            color=COLORS[name],
+                            linewidth=wide,
+                            alpha=0.6 if name == "teacher" else 0.9,
+                            label=name if not k else None,
+                        )
+                inside = [g for r, g in zip(one["rdf"]["r"], models["teacher"][0]["rdf"][pair], strict=True) if r > 1.5]
+                axes.set(xlabel="distance (Å)", ylabel="g(r)", title=f"{case}: {pair}", ylim=(0, 1.25 * max(inside)))
+            row[0].legend(frameon=False, fontsize=9)
+            _speed(row[3], models, speeds[case])
+        figure.savefig(path, dpi=120)
+
+
+def _speed(axes, models: dict[str, list[dict]], speed: dict) -> None:
+    """Force error on held-out DFT against the time of a step."""
+    for name, runs in models.items():
+        x, y = 1000 * speed[name]["ms_per_step"] / speed["atoms"], [one["errors"]["dft"]["f"] for one in runs]
+        axes.plot([x] * len(y), y, "o", color=COLORS[name], markersize=8, alpha=0.8)
+        axes.annotate(name, (x, max(y)), (0, 7), textcoords="offset points", ha="center", fontsize=9)
+    axes.set(xscale="log", xlabel="time of an MD step per atom (µs)", ylabel="force RMSE on held-out DFT (meV/Å)")
+    axes.set_ylim(0, 1.3 * max(one["errors"]["dft"]["f"] for runs in models.values() for one in runs))
+    low, high = axes.get_xlim()
+    axes.set_xlim(low / 2, high * 2)
+    axes.set_title("lower left is better; a dot is a seed")
