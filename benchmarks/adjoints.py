@@ -23,7 +23,7 @@ import ase.build
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import RESULTS, hardware, usable_cores, versions, write_results
+from common import RESULTS, hardware, usable_cores, versions, warn_if_busy, write_results
 
 import lamjax
 from lamjax import neighbors, pytree
@@ -57,8 +57,7 @@ def main() -> None:
         print(json.dumps(worker(json.loads(options.worker), options)))
         return
     machine = hardware(usable_cores())
-    if machine["load_before"] > 0.3:
-        console.print(f"[yellow]The machine is busy (load {machine['load_before']}): trust `cpu` more than `wall`.")
+    warn_if_busy(console, machine, "trust `cpu` more than `wall`.")
     forces = in_own_process({"kind": "forces"}, options)
     unrolled = [in_own_process({"kind": "unrolled", "steps": n}, options) for n in options.steps]
     implicit = [in_own_process({"kind": "implicit", "tol": tol}, options) for tol in options.tol]

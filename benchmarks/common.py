@@ -145,6 +145,12 @@ def hardware(cores: int) -> dict[str, Any]:
     }
 
 
+def warn_if_busy(console, machine: dict[str, Any], advice: str) -> None:
+    """A line if `hardware` found other work on the machine, and what that means for the times."""
+    if machine["load_before"] > 0.3:
+        console.print(f"[yellow]The machine is busy (load {machine['load_before']}): {advice}")
+
+
 def versions(names: Iterable[str]) -> dict[str, str]:
     """Versions of those packages that are installed here."""
     found = {}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from common import PRESETS, RESULTS, ROOT, hardware, usable_cores, write_results
+from common import PRESETS, RESULTS, ROOT, hardware, usable_cores, warn_if_busy, write_results
 from systems import water
 
 from lamjax import checkpoints, edit, potential
@@ -47,8 +47,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     options = arguments()
     machine = hardware(options.cores)
-    if machine["load_before"] > 0.3:
-        console.print(f"[yellow]The machine is busy (load {machine['load_before']}): trust processor time more.")
+    warn_if_busy(console, machine, "trust processor time more.")
     settings = {"steps": options.steps, "rounds": options.rounds, "timestep_fs": 0.5, "precision": "float32"}
     results = {"hardware": machine, "date": datetime.date.today().isoformat(), "settings": settings}
     results |= {"compared": {}, "scaling": {}}

@@ -11,7 +11,18 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from common import RESULTS, ROOT, Frames, Timing, Worker, hardware, interleave, usable_cores, write_results
+from common import (
+    RESULTS,
+    ROOT,
+    Frames,
+    Timing,
+    Worker,
+    hardware,
+    interleave,
+    usable_cores,
+    warn_if_busy,
+    write_results,
+)
 from systems import SYSTEMS, prepare
 
 from lamjax.reports import console, table
@@ -44,8 +55,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     options = arguments()
     machine = hardware(options.cores)
-    if machine["load_before"] > 0.3:
-        console.print(f"[yellow]The machine is busy (load {machine['load_before']}): trust `cpu` more than `median`.")
+    warn_if_busy(console, machine, "trust `cpu` more than `median`.")
     names = ["lamjax", *(deepmd_backends(options))]
     results = {"hardware": machine, "precision": "float32", "systems": SYSTEMS, "tasks": TASKS, "models": {}}
     results["date"] = datetime.date.today().isoformat()

@@ -16,7 +16,7 @@ import ase.build
 import ase.io
 import numpy as np
 from ase.neighborlist import neighbor_list
-from common import RESULTS, ROOT, hardware, usable_cores, write_results
+from common import RESULTS, ROOT, hardware, usable_cores, warn_if_busy, write_results
 
 import lamjax
 from lamjax.reports import console, table
@@ -47,8 +47,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     options = arguments()
     machine = hardware(options.cores)
-    if machine["load_before"] > 0.3:
-        console.print(f"[yellow]The machine is busy (load {machine['load_before']}): trust processor time more.")
+    warn_if_busy(console, machine, "trust processor time more.")
     with tempfile.TemporaryDirectory() as folder:
         sizes = prepare(Path(folder), options)
         found = {}

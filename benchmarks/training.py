@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, ROOT, hardware, usable_cores, versions, write_results
+from common import RESULTS, ROOT, hardware, usable_cores, versions, warn_if_busy, write_results
 from training_data import CASES, structures_per_step, training_input, write
 from training_report import ratios, rows_of, scaling_rows, show, write_tables
 from training_runs import run, summary
@@ -48,8 +48,7 @@ def main() -> None:
     options = arguments()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cores])  # commands inherit it
     machine = hardware(options.cores)
-    if machine["load_before"] > 0.3:
-        console.print(f"[yellow]The machine is busy (load {machine['load_before']}): no time here is worth much.")
+    warn_if_busy(console, machine, "no time here is worth much.")
     results = read_results(options.output)
     for case in options.cases:
         with tempfile.TemporaryDirectory() as folder:

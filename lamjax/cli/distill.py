@@ -72,10 +72,8 @@ def distill(
         print(TEMPLATE if template else config_schema(DistillConfig, COMMAND), end="")
         return
     settings = _settings(teacher, student, start, config, set_ or (), head, out)
-    with (
-        files.alone(settings.output),
-        jax.enable_x64(True),
-    ):  # for positions and sums; networks have their own precisions
+    # x64 for positions and sums of energies; networks run in the configs' precisions
+    with files.alone(settings.output), jax.enable_x64(True):
         _run(settings, resume)
 
 

@@ -42,17 +42,18 @@ def init(table: TableConfig, n_types: int, width: int, dtype=None):
 def contract(params, table: TableConfig, empty: Empty | None, types, neighbor_types, env: Environment):
     """Σ_j R_ij ⊗ G_ij (n_atoms, 4, width), `empty` slots included."""
     statistics, coefficients = params["statistics"], params["coefficients"]
-    centre = jnp.minimum(types, coefficients.shape[1] - 1)
+    n_types = coefficients.shape[1]
+    centre = jnp.minimum(types, n_types - 1)
 
     def neighbours(types, centre, neighbor_types, env: Environment):
         mean, stddev = per_atom(statistics, types)
         basis = _evaluate(params["spline"], table, env.matrix[..., 0] * stddev[:, :1] + mean[:, :1])
-        of_type = jax.nn.one_hot(neighbor_types, coefficients.shape[1], dtype=basis.dtype)
+        of_type = jax.nn.one_hot(neighbor_types, n_types, dtype=basis.dtype)
         total = 0
         for part, c in zip((1, env.switch[..., None]), coefficients, strict=False):
             rows = (env.matrix * part)[:, :, None, :] * of_type[..., None]
             sums = jnp.einsum("nwp,nwu->npu", rows.reshape(*rows.shape[:2], -1), basis)
-            sums = sums.reshape(len(types), coefficients.shape[1], 4, -1)
+            sums = sums.reshape(len(types), n_types, 4, -1)
             total = total + jnp.einsum("ntku,ntug->nkg", sums, c[centre])
         return total
 
@@ -60,7 +61,7 @@ def contract(params, table: TableConfig, empty: Empty | None, types, neighbor_ty
     total = numerics.in_blocks(neighbours, size, types, centre, neighbor_types, env)
     if empty is not None:
         row = padding_rows(statistics, types)
-        g_empty = params["spline"][0, 0] @ coefficients[0][centre, jnp.minimum(empty.type, coefficients.shape[1] - 1)]
+        g_empty = params["spline"][0, 0] @ coefficients[0][centre, jnp.minimum(empty.type, n_types - 1)]
         total = total + empty.number[:, None, None] * row[:, :, None] * g_empty[:, None, :]
     return total
 
