@@ -6,15 +6,13 @@ import potentials
 import pytest
 import structures
 import students
-from typer.testing import CliRunner
+from invoke import invoke
 
 import lamjax
-from lamjax.cli import app
 
 
 def run(*arguments):
-    result = CliRunner().invoke(app, ["eval", *map(str, arguments)], env={"COLUMNS": "120"})
-    return result.exit_code, result.output, result.exception
+    return invoke("eval", *arguments, COLUMNS="120")
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,10 @@ import jax
 import numpy as np
 import pytest
 from ase.constraints import FixAtoms
-from typer.testing import CliRunner
+from invoke import invoke
 
 import lamjax
-from lamjax.cli import app, md_report
+from lamjax.cli import md_report
 from lamjax.descriptors import DPA1Config
 from lamjax.heads import EnergyHeadConfig
 from lamjax.potential import PotentialConfig
@@ -46,8 +46,8 @@ def folder(tmp_path, monkeypatch):
 
 def run(*arguments):
     """The command in this process; (exit code, output, exception)."""
-    result = CliRunner().invoke(app, ["md", "model.lamjax", *(str(a) for a in arguments)])
-    return result.exit_code, " ".join(result.output.split()), result.exception
+    code, said, error = invoke("md", "model.lamjax", *arguments)
+    return code, " ".join(said.split()), error
 
 
 def rows(path: str) -> list[dict[str, float]]:

@@ -14,10 +14,10 @@ import ase.io
 import numpy as np
 import pytest
 from ase.constraints import FixAtoms, FixCartesian
-from typer.testing import CliRunner
+from invoke import invoke
 
 import lamjax
-from lamjax.cli import app, relax_records
+from lamjax.cli import relax_records
 from lamjax.reports import files
 from lamjax.system import fixed_components
 
@@ -28,8 +28,7 @@ COMMAND = [sys.executable, "-c", "from lamjax.cli import main; main()", "relax"]
 
 def run(*arguments):
     """The command in this process; (exit code, output, exception)."""
-    result = CliRunner().invoke(app, ["relax", *(str(a) for a in arguments)])
-    return result.exit_code, result.output, result.exception
+    return invoke("relax", *arguments)
 
 
 def crystals(n: int = 6) -> list[ase.Atoms]:

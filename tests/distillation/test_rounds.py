@@ -15,11 +15,10 @@ import pytest
 import students
 import yaml
 from ase.calculators.emt import EMT
-from typer.testing import CliRunner
+from invoke import invoke
 
 import lamjax
 from lamjax import checkpoints, data, distillation
-from lamjax.cli import app
 from lamjax.distillation import TEMPLATE, DistillConfig
 from lamjax.distillation.rounds import last_members
 from lamjax.training.config import validate
@@ -45,8 +44,7 @@ label: {most: 5, fresh: 3}
 
 def run(*arguments):
     """The command in this process; (exit code, output, exception)."""
-    result = CliRunner().invoke(app, ["distill", *map(str, arguments)], env={"COLUMNS": "250"})
-    return result.exit_code, result.output, result.exception
+    return invoke("distill", *arguments, COLUMNS="250")
 
 
 @pytest.fixture(scope="module")
