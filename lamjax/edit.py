@@ -1,4 +1,4 @@
-"""A trained model as data: heads and elements added, averaged, removed, renamed; the radial net as a table.
+"""A trained model as data: heads and elements added, averaged, removed, renamed; two models mixed; the net as a table.
 
 Every function takes (potential, params) and returns a new pair; nothing is changed in place.
 """
@@ -13,7 +13,7 @@ import numpy as np
 from lamjax.descriptors import DPA1Config, repinit
 from lamjax.descriptors.base import type_embedding, type_inputs
 from lamjax.heads import EnergyHeadConfig, energy_head
-from lamjax.potential import Params, Potential, PotentialConfig, build
+from lamjax.potential import Params, Potential, PotentialConfig, build, check_structure
 
 # What an element that the model has never seen gets, as in DeePMD-kit; all other parameters do not depend on types.
 _UNSEEN = {"mean": 0.0, "stddev": 0.1, "bias_atom_e": 0.0, "out_bias": 0.0, "out_std": 1.0}
@@ -121,6 +121,17 @@ def extend_elements(
         raise ValueError(f"like names {', '.join(unused)}, but the new elements are [{', '.join(new)}].")
     origins = [*range(len(config.elements)), *(config.elements.index(like[e]) if e in like else None for e in new)]
     return _with_types(potential, params, (*config.elements, *new), origins, key)
+
+
+def interpolate(potential: Potential, params: Params, other: Params, share: float) -> tuple[Potential, Params]:
+    """The model on the straight line from `params` (share 0) to `other` (share 1), both of `potential`.
+
+    Between a model and what fine-tuning made of it lie models that keep more of what the first knew (Wortsman et al.,
+    CVPR 2022, arXiv 2109.01903): measure a few shares on data of both kinds. Statistics and output biases move too.
+    Raises CheckpointError where `other` has other heads, elements or shapes.
+    """
+    check_structure(_config_of(potential), other)
+    return potential, jax.tree.map(lambda a, b: a + jnp.asarray(share, a.dtype) * (b - a), params, other)
 
 
 def tabulate(

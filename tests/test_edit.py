@@ -6,6 +6,7 @@ from pathlib import Path
 
 import ase
 import ase.data
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +19,7 @@ from lamjax import classical, edit, neighbors
 from lamjax import potential as models
 from lamjax.descriptors import DPA1Config, RepformerConfig, RepinitConfig
 from lamjax.interop.deepmd import checkpoint
+from lamjax.potential import CheckpointError
 from lamjax.system import host_system, pad
 
 FIXTURES = Path(__file__).parent / "fixtures" / "option_matrix"
@@ -327,6 +329,22 @@ def test_only_built_models_are_edited():
     lj = classical.lennard_jones()
     with pytest.raises(ValueError, match="PairConfig has no heads and elements"):
         edit.add_head(lj, lj.init(), "A")
+
+
+def test_between_two_models_lies_a_line():
+    """Both ends are the models themselves, and half of a quarter is an eighth."""
+    potential, params = tiny()
+    other = random_params(potential.config, seed=1)
+    ends = [edit.interpolate(potential, params, other, share) for share in (0.0, 1.0)]
+    assert all(end[0] is potential for end in ends)
+    chex.assert_trees_all_equal(ends[0][1], params)
+    chex.assert_trees_all_close(ends[1][1], other, rtol=1e-14, atol=1e-15)
+    quarter = edit.interpolate(potential, params, other, 0.25)[1]
+    eighth = edit.interpolate(potential, params, other, 0.125)[1]
+    chex.assert_trees_all_close(edit.interpolate(potential, params, quarter, 0.5)[1], eighth, rtol=1e-12)
+    assert_whole(potential, eighth)
+    with pytest.raises(CheckpointError, match="missing heads/B/"):
+        edit.interpolate(potential, params, edit.remove_heads(potential, params, "B")[1], 0.5)
 
 
 # Both ----------------------------------------------------------------------------------------------------------------

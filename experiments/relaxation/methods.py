@@ -21,6 +21,10 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     },
 }
 THEN = "forces, then BPTT"  # both, one after the other, and the forces of the relaxations mixed into the second one
+WITH = "BPTT with forces"  # those of the relaxations, replayed beside what the base was trained on
+KEPT = "the same, base kept"  # THEN, with forces of the base itself on structures elsewhere mixed into both
+KEPT_FORCES = "forces, base kept"  # the first half of it
+SHARES = {f"{share:.0%}": share for share in (0.25, 0.5, 0.75)}  # of the way from the base to what was trained
 SHORT: dict[str, Any] = {"objective": {"relax": {"adjoint": {"steps": 25}}}, "epochs": 1}  # BPTT that takes seconds
 SETTINGS: dict[str, dict[str, Any]] = {  # what may be chosen otherwise in it
     "as it is": {},
@@ -64,21 +68,22 @@ def structures(
     method: str, of: RelaxationSet, files: Split, changes: dict[str, Any], after: str | None = None
 ) -> StructureTuneConfig:
     """A run that learns where relaxations end, with what the base knows mixed in; `after` is a model to begin from."""
+    replayed = {THEN: [files.steps], WITH: [files.steps, files.earlier], KEPT: [files.steps, files.kept]}
     content = {
         "base": after or path(of.base),
         "pairs": [files.pairs],
         "validation": [files.test],
-        "objective": OBJECTIVES["BPTT" if method == THEN else method],
-        "replay": REPLAY | {"files": [files.steps if method == THEN else files.earlier]},
+        "objective": OBJECTIVES.get(method, OBJECTIVES["BPTT"]),
+        "replay": REPLAY | {"files": replayed.get(method, [files.earlier])},
         "variable_cell": of.variable_cell,
     }
     return read_config(None, merged(merged(content, of.settings), changes))
 
 
-def forces(of: RelaxationSet, files: Split, steps: int, output: str, seed: int) -> TrainConfig:
+def forces(of: RelaxationSet, files: Split, steps: int, output: str, seed: int, kept: bool = False) -> TrainConfig:
     """A run that learns energies and forces."""
     return TrainConfig(
-        train=(files.steps,),
+        train=(files.steps, *([files.kept] if kept else [])),
         base=path(of.base),
         loss=losses.LabelLossConfig(start_pref_e=0.2, limit_pref_e=20.0, start_pref_f=100.0, limit_pref_f=60.0),
         schedule=training.ScheduleConfig("cosine", start_lr=5e-4, stop_lr=2.5e-5),

@@ -18,18 +18,18 @@ import numpy as np
 
 from experiments import workflow
 from experiments.relaxation import methods, report
-from experiments.relaxation.methods import BASE, FORCES, THEN, Effort
+from experiments.relaxation.methods import BASE, FORCES, KEPT, KEPT_FORCES, THEN, Effort
 from experiments.relaxation.sets import SETS, RelaxationSet, Split, path, split
-from lamjax import build, checkpoints, data
+from lamjax import build, checkpoints, data, edit
 from lamjax.relaxation import CellConfig, RelaxConfig
 from lamjax.reports import console
-from lamjax.training import structures
-from lamjax.training.setup import result
+from lamjax.training import result, structures
 from lamjax.training.structures_config import merged
 from lamjax.training.structures_judge import Labels, judge
 from lamjax.training.structures_setup import model
 
 HERE = Path(__file__).parent
+MODEL = "model.lamjax"  # of a run, after its last step
 
 
 class Run(NamedTuple):
@@ -37,7 +37,7 @@ class Run(NamedTuple):
 
     key: str  # of SETS
     method: str
-    setting: str = ""  # of methods.SETTINGS
+    setting: str = ""  # of methods.SETTINGS or methods.SHARES
     n: int = 0  # pairs; 0: all there are
     seed: int = 0
 
@@ -61,6 +61,15 @@ def studies(seeds: Sequence[int], sets: Mapping[str, RelaxationSet] = SETS) -> d
         "pairs": [
             *(Run("dimers", BASE, seed=s) for s in seeds[:2]),
             *(Run("dimers", "BPTT", n=n, seed=s) for s in seeds[:2] for n in SIZES),
+        ],
+        "shares": [
+            run
+            for s in seeds
+            for key, of in sets.items()
+            for run in (
+                Run(key, BASE, seed=s),
+                *(Run(key, way, setting, seed=s) for way in of.shared for setting in ("", *methods.SHARES)),
+            )
         ],
     }
 
@@ -94,21 +103,33 @@ def _trained(run: Run, work: Path, of: RelaxationSet, files: Split, effort: Effo
         return *checkpoints.load(path(of.base), dtype=np.float32), {}
     if run.method == FORCES:
         return *checkpoints.load(_taught_forces(run, work, of, effort), dtype=np.float32), {}
-    first = _taught_forces(run._replace(method=FORCES), work, of, effort) if run.method == THEN else None
+    if run.setting in methods.SHARES:
+        whole = run._replace(setting="")
+        potential, params = checkpoints.load(path(of.base), dtype=np.float32)
+        tuned = work / "relaxation" / whole.name / MODEL
+        if not tuned.exists():
+            _trained(whole, work, of, files, effort)
+        other = checkpoints.load(tuned, dtype=np.float32)[1]
+        return *edit.interpolate(potential, params, other, methods.SHARES[run.setting]), {}
+    before = {THEN: FORCES, KEPT: KEPT_FORCES}.get(run.method)
+    first = _taught_forces(run._replace(method=before), work, of, effort) if before else None
     changes = {**effort.changes, "output": output, "seed": run.seed}
     if run.setting:
         changes = merged(methods.SHORT, methods.SETTINGS[run.setting]) | changes
     elif run.n:  # as many steps, however few the pairs
         steps = -(-max(SIZES) // of.settings["batch_size"])
         changes |= methods.SHORT | {"epochs": -(-steps * of.settings["batch_size"] // run.n), "max_programs": 1}
-    return _tuned(methods.structures(run.method, of, files, changes, first))
+    potential, params, told = _tuned(methods.structures(run.method, of, files, changes, first))
+    checkpoints.save(work / "relaxation" / run.name / MODEL, potential, params, {"run": run.name})
+    return potential, params, told
 
 
 def _taught_forces(run: Run, work: Path, of: RelaxationSet, effort: Effort) -> str:
     """The model of a run that learns energies and forces, trained unless it is there."""
     folder = work / "relaxation" / run.name
     files = split(of, run.seed, run.n, folder)
-    workflow.train(methods.forces(of, files, effort.force_steps, str(folder / "run"), run.seed))
+    kept = run.method == KEPT_FORCES
+    workflow.train(methods.forces(of, files, effort.force_steps, str(folder / "run"), run.seed, kept))
     return str(folder / "run" / "model.lamjax")
 
 

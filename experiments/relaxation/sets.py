@@ -1,15 +1,21 @@
 """The relaxations that the experiments learn from and are measured on."""
 
+import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ase.io
 import numpy as np
 
 from experiments import workflow
 from experiments.workflow import DATA
+from lamjax import checkpoints
+from lamjax.system import to_ase
+from lamjax.training.errors import predictions
 
+KEPT_COPIES = 2  # of each structure whose forces are to stay
 DEMO = Path("../../lamjax/assets/demo")
 
 
@@ -26,6 +32,8 @@ class RelaxationSet(NamedTuple):
     elsewhere: Path  # others of the kind, never trained on: forces there tell what was forgotten
     settings: dict[str, Any]  # of the training on structures
     methods: tuple[str, ...]  # that are compared
+    kept: Path | None = None  # structures on which the base's own forces are to stay
+    shared: tuple[str, ...] = ()  # of these also the models between the base and what was trained
 
 
 SETS = {
@@ -57,7 +65,9 @@ SETS = {
         4,
         Path("dimers_wb97x/validation"),
         {"epochs": 2, "batch_size": 8, "max_programs": 2, "replay": {"weight": 0.03}},
-        ("forces", "zero force", "Newton", "BPTT", "forces, then BPTT"),  # the others need minima within reach
+        ("forces", "zero force", "Newton", "BPTT", "forces, then BPTT", "the same, base kept"),  # no minima near
+        Path("dimers_wb97x/train"),
+        ("forces, then BPTT", "the same, base kept"),
     ),
     "ypo4": RelaxationSet(
         "PBE, VASP, the cell relaxes too; base: PBE and PBE+U, crystals of 89 elements",
@@ -75,7 +85,9 @@ SETS = {
         99,
         Path("materials_pbeu/validation"),
         {"epochs": 24, "batch_size": 4, "max_programs": 1, "replay": {"weight": 0.01}},
-        ("forces", "zero force", "Newton", "BPTT"),
+        ("forces", "zero force", "Newton", "BPTT", "BPTT with forces"),
+        None,
+        ("BPTT with forces",),
     ),
 }
 
@@ -87,6 +99,7 @@ class Split(NamedTuple):
     steps: str  # all their labelled steps
     test: str  # all steps of the relaxations that are held out
     earlier: str  # what is replayed
+    kept: str  # what is replayed with the forces of the base; "" without
 
 
 def split(of: RelaxationSet, seed: int, n: int, folder: Path) -> Split:
@@ -104,7 +117,22 @@ def split(of: RelaxationSet, seed: int, n: int, folder: Path) -> Split:
         workflow.write_frames(folder / "steps.extxyz.gz", [frame for key in chosen for frame in found[key]]),
         workflow.write_frames(folder / "test.extxyz.gz", [frame for steps in test.values() for frame in steps]),
         workflow.write_frames(folder / "earlier.extxyz.gz", earlier),
+        _of_the_base(of, folder / "kept.extxyz.gz") if of.kept else "",
     )
+
+
+def _of_the_base(of: RelaxationSet, to: Path) -> str:
+    """The structures of `kept` with forces that the base gives them, and no energies: no label of theirs is used."""
+    model = checkpoints.load(path(of.base), dtype=np.float32)
+    found = workflow.measured(model[0], {"kept": [path(of.kept)]})["kept"]
+    labelled = []
+    for frame, said in zip(found.frames, predictions(*model, found.packed, workflow.BATCH), strict=True):
+        atoms = to_ase(frame.system)
+        atoms.arrays["forces"] = np.asarray(said.forces, float)
+        labelled += [atoms] * KEPT_COPIES
+    text = io.StringIO()
+    ase.io.write(text, labelled, format="extxyz")
+    return workflow.write_frames(to, [text.getvalue()])
 
 
 def path(file: Path) -> str:

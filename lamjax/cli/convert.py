@@ -9,7 +9,7 @@ import typer
 from lamjax import checkpoints, edit, pytree
 from lamjax.cli.convert_input import convert_input, is_input
 from lamjax.interop.deepmd.write import dp_bytes
-from lamjax.potential import build
+from lamjax.potential import Params, Potential, build
 from lamjax.reports import console
 
 BUNDLE, NATIVE = ".lamjax", ".dp"
@@ -20,6 +20,10 @@ def convert(
     target: Annotated[Path, typer.Argument(help="model.lamjax, model.dp (DeePMD-kit, one head), or config.yaml.")],
     heads: Annotated[str | None, typer.Option(help="Keep these heads, as in water,alloy. A .dp takes one.")] = None,
     elements: Annotated[str | None, typer.Option(help="Keep these elements, as in O,H: smaller, same numbers.")] = None,
+    toward: Annotated[
+        Path | None, typer.Option(help="A model that was fine-tuned from this one: write one between the two.")
+    ] = None,
+    share: Annotated[float, typer.Option(min=0, max=1, help="How far from SOURCE (0) to --toward (1).")] = 0.5,
     tabulate: Annotated[bool, typer.Option(help="Store the radial net as a table: faster, not for training.")] = False,
 ) -> None:
     """Write a model in another format, or turn a DeePMD-kit training input into a lamjax config.
@@ -30,8 +34,8 @@ def convert(
     if not source.is_file():
         raise FileNotFoundError(f"{source}: no such file.")
     if is_input(source):
-        if heads or elements or tabulate:
-            raise ValueError("--heads, --elements and --tabulate are for models, not for a training input.")
+        if heads or elements or toward or tabulate:
+            raise ValueError("--heads, --elements, --toward and --tabulate are for models, not for a training input.")
         if target.suffix not in (".yaml", ".yml"):
             raise ValueError(f"{target}: a training input becomes a config; its name must end in .yaml.")
         convert_input(source, target)
@@ -39,27 +43,44 @@ def convert(
     if target.suffix not in (BUNDLE, NATIVE):
         raise ValueError(f"{target}: the name must end in {BUNDLE} (all heads) or {NATIVE} (DeePMD-kit, one head).")
     with jax.enable_x64(True):  # so that float64 parameters stay float64
-        _convert(source, target, _names(heads), _names(elements), tabulate)
+        _convert(source, target, _names(heads), _names(elements), (toward, share), tabulate)
 
 
-def _convert(source: Path, target: Path, heads: list[str], elements: list[str], tabulate: bool) -> None:
-    stored = checkpoints.read(source, heads[0] if len(heads) == 1 else None)
-    potential, params = build(stored.config), stored.params
-    if heads:
-        potential, params = edit.select_heads(potential, params, heads)
-    if elements:
-        potential, params = edit.restrict_elements(potential, params, elements)
+def _convert(
+    source: Path, target: Path, heads: list[str], elements: list[str], mix: tuple[Path | None, float], tabulate: bool
+) -> None:
+    stored, potential, params = _read(source, heads, elements)
+    toward, share = mix
+    if toward is not None:
+        _, other, numbers = _read(toward, heads, elements)
+        if other.elements != potential.elements:
+            raise ValueError(f"{source} and {toward} know other elements: name those of both with --elements.")
+        potential, params = edit.interpolate(potential, params, numbers, share)
     if tabulate:
         potential, params = edit.tabulate(potential, params)
     names = potential.config.head_names
     if target.suffix == BUNDLE:
-        checkpoints.save(target, potential, params, stored.card or {"converted_from": f"{source.name} ({stored.kind})"})
+        card = stored.card or {"converted_from": f"{source.name} ({stored.kind})"}
+        if toward is not None:
+            card = card | {"mixed": f"{1 - share:.4g} of {source.name}, {share:.4g} of {toward.name}"}
+        checkpoints.save(target, potential, params, card)
     elif len(names) == 1:
         checkpoints.write_atomically(target, dp_bytes(potential.config, params, names[0]))
     else:
         raise ValueError(f"A .dp holds one head. Choose it with --heads, one of {', '.join(names)}.")
     count = f"{pytree.n_parameters(params):,} parameters, heads {', '.join(names)}"
     console.print(f"{target}: {count}, {len(potential.elements)} elements", soft_wrap=True)
+
+
+def _read(path: Path, heads: list[str], elements: list[str]) -> tuple[checkpoints.Stored, Potential, Params]:
+    """A model with the heads and elements that are wanted."""
+    stored = checkpoints.read(path, heads[0] if len(heads) == 1 else None)
+    potential, params = build(stored.config), stored.params
+    if heads:
+        potential, params = edit.select_heads(potential, params, heads)
+    if elements:
+        potential, params = edit.restrict_elements(potential, params, elements)
+    return stored, potential, params
 
 
 def _names(text: str | None) -> list[str]:

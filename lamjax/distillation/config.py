@@ -8,6 +8,7 @@ from pydantic import Discriminator
 from lamjax.losses import LabelLossConfig
 from lamjax.potential import PotentialConfig
 from lamjax.training import OptimizerConfig, ScheduleConfig
+from lamjax.training.config import check_ema
 
 TEMPLATE = """\
 # lamjax distill: keys and their defaults; a key may be left out. --set explore.steps=500 changes one.
@@ -27,6 +28,7 @@ student:                           # model, loss, schedule, optimizer, ... as in
   hessian: 0.0                     # prefactor of Hessian-vector products of a teacher that is a potential, e.g. 0.1
   schedule: {type: exp, start_lr: 0.001, stop_lr: 1.0e-5, decay_steps: 500}
   optimizer: {name: adam}
+  ema_decay: null                  # for example 0.99: a running mean of the parameters is what a round ends with
   steps: 10000                     # of every round; each round goes on from the members of the last one
   batch_size: auto                 # a number of structures, or auto:N, lists of about N atoms
   max_programs: 2                  # shapes of arrays; kept from round to round
@@ -105,6 +107,7 @@ class StudentConfig:
     hessian: float = 0.0  # (Å⁴/eV²) of the squared difference of Hessian-vector products
     schedule: ScheduleConfig = ScheduleConfig(stop_lr=1e-5, decay_steps=500)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    ema_decay: float | None = None
     steps: int = 10_000
     batch_size: int | str = "auto"
     max_programs: int = 2
@@ -117,6 +120,7 @@ class StudentConfig:
             raise ValueError("Give either `model` (a fresh student) or `base` (a stored one to fine-tune), not both.")
         at_least(self, 1, "steps", "max_programs")
         at_least(self, 0, "hessian")
+        check_ema(self.ema_decay)
 
 
 @dataclass(frozen=True)

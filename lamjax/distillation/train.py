@@ -19,7 +19,17 @@ from lamjax.distillation.probes import with_probes
 from lamjax.distillation.shapes import Shapes
 from lamjax.losses import DistillationLossConfig, committee_loss, distillation_loss, errors
 from lamjax.potential import Params, Potential, build
-from lamjax.training import init, make_step, optimizer, per_member, restore_state, save_state, saved_steps, updates
+from lamjax.training import (
+    init,
+    make_step,
+    optimizer,
+    per_member,
+    restore_state,
+    result,
+    save_state,
+    saved_steps,
+    updates,
+)
 from lamjax.training import schedule as make_schedule
 from lamjax.training.errors import FORCES, error_table, predictions
 from lamjax.training.step import is_frozen
@@ -57,12 +67,14 @@ class Trainer:
             committee_loss(distillation_loss(potential, loss)),
             self.optimizer,
             lr_ratio=lambda n: rate(n) / config.schedule.start_lr,
+            ema_decay=config.ema_decay,
             matmul_precision=config.matmul_precision,
         )
 
     def train(self, stacked: Params, frames: Sequence[Frame], folder: Path) -> Generator[Progress, None, Params]:
         """The members after `steps` more steps; their state is kept in the folder, and taken up from there."""
-        packed, first = self.shapes.pack(frames), init(stacked, self.optimizer)
+        packed = self.shapes.pack(frames)
+        first = init(stacked, self.optimizer, ema=self.config.ema_decay is not None)
         if saved_steps(folder / STATES):
             first = restore_state(folder / STATES, first)
         state, done, began, last = first, int(first.step), time.monotonic(), int(first.step)
@@ -77,7 +89,7 @@ class Trainer:
                     began, last = time.monotonic(), done
                 if done % SAVE == 0:
                     save_state(folder / STATES, state, keep=1)
-        return state.params
+        return result(state)
 
 
 def _progress(step: int, metrics: dict[str, Any], n: int, seconds: float) -> Progress:

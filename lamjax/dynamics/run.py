@@ -23,7 +23,7 @@ from lamjax.potential import check_elements, predict
 from lamjax.system import System, check_single, volume
 
 SKIN = 1.0  # Å
-HEADROOM = 1.25  # neighbours, and atoms in a bin, beyond those of the start
+HEADROOM = 1.1  # slots relative to the neighbours of the start: empty ones cost time, and too few become more
 FARTHEST = 1.0  # Å in one step; what moves farther has exploded
 CHUNK = 50  # records that one call of the device makes, at most
 TRIES = 5  # times in a row that arrays grow without a step

@@ -16,6 +16,7 @@ from lamjax.neighbors.verlet import ROUNDING, Verlet, closest
 from lamjax.system import System, complete_cell, face_distances
 
 BLOCK = 512  # atoms that are searched at once
+FULLER = 1.3  # than now a bin may become, at least
 
 
 class Grid(NamedTuple):
@@ -57,13 +58,13 @@ def shapes(
     radius = shells[0].cutoff + skin
     within = count(system, (shells[0]._replace(cutoff=radius, sel=None),))[0]
     width = max(math.ceil(headroom * within), 0 if least is None else least.width, 4)
-    bins = plan(system, margin * radius, headroom)
+    bins = plan(system, margin * radius, max(headroom, FULLER))  # an empty place there costs next to nothing
     if least is not None and (bins.bins, bins.reach) == (least.grid.bins, least.grid.reach):
         bins = bins._replace(capacity=max(bins.capacity, least.grid.capacity))
     return Shapes(plan_capacities(tuple(found), shells), width, bins)
 
 
-def plan(system: System, radius: float, headroom: float = 1.3) -> Grid:
+def plan(system: System, radius: float, headroom: float = FULLER) -> Grid:
     """Bins a little wider than `radius` (Å), or narrower ones of which more are looked at where a cell is small.
 
     `headroom` is how much fuller than now a bin may become. On the host.

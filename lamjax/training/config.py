@@ -168,8 +168,13 @@ def check_common(config, counts: Iterable[str]) -> None:
             raise ValueError(f"{name} must be at least 1, got {value}.")
     if wrong := {name: rate for name, rate in config.rates.items() if rate < 0}:
         raise ValueError(f"rates must be 0 or more, got {wrong}.")
-    if config.ema_decay is not None and not 0 < config.ema_decay < 1:
-        raise ValueError(f"ema_decay must lie between 0 and 1, got {config.ema_decay}.")
+    check_ema(config.ema_decay)
+
+
+def check_ema(decay: float | None) -> None:
+    """ValueError for what is no weight of a running mean."""
+    if decay is not None and not 0 < decay < 1:
+        raise ValueError(f"ema_decay must lie between 0 and 1, got {decay}.")
 
 
 def parse(path: str | Path, changes: Iterable[str] = ()) -> TrainConfig:

@@ -18,10 +18,10 @@ from lamjax.training.checkpoints import save_state
 from lamjax.training.curve import Record as Record
 from lamjax.training.fit import NonFiniteError, add, evaluate, fit
 from lamjax.training.outcome import write_plots
-from lamjax.training.setup import BEST, CURVE, MODEL, STATES, Run, result, write_facts
+from lamjax.training.setup import BEST, CURVE, MODEL, STATES, Run, write_facts
 from lamjax.training.setup import prepare as prepare
 from lamjax.training.slots import Drawn, sources, stream
-from lamjax.training.state import TrainState
+from lamjax.training.state import TrainState, result
 from lamjax.training.tasks import Task
 
 

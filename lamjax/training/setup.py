@@ -135,11 +135,6 @@ def write_settings(output: Path, config: Any, data: dict[str, dict[str, Any]]) -
     checkpoints.write_atomically(output / FACTS, json.dumps(facts, indent=1, ensure_ascii=False).encode())
 
 
-def result(state: TrainState) -> Any:
-    """The parameters that a run is about: the running mean where there is one."""
-    return state.params if state.ema is None else state.ema
-
-
 def shared_layers(config: TrainConfig, potential: Potential) -> int:
     """How many first layers all heads share; ValueError where heads differ or have fewer."""
     heads = [head for _, head in potential.config.heads]

@@ -105,3 +105,8 @@ def init(params: Any, optimizer: optax.GradientTransformation, ema: bool = False
         return TrainState(jnp.zeros((), jnp.int32), copy(params), optimizer.init(params), copy(params) if ema else None)
 
     return start(params)
+
+
+def result(state: TrainState) -> Any:
+    """The parameters that a run is about: the running mean where there is one."""
+    return state.params if state.ema is None else state.ema

@@ -15,8 +15,8 @@ from lamjax.reports import plots
 from lamjax.training.checkpoints import save_state
 from lamjax.training.fit import NonFiniteError, fit
 from lamjax.training.run import Saved, Stopped
-from lamjax.training.setup import BEST, MODEL, STATES, result, write_settings
-from lamjax.training.state import TrainState
+from lamjax.training.setup import BEST, MODEL, STATES, write_settings
+from lamjax.training.state import TrainState, result
 from lamjax.training.structures_config import StructureTuneConfig as StructureTuneConfig
 from lamjax.training.structures_config import read_config as read_config
 from lamjax.training.structures_data import fingerprint, name, replay_batches

@@ -13,8 +13,8 @@ import numpy as np
 from lamjax import checkpoints
 from lamjax.losses import Learned
 from lamjax.training import curve
-from lamjax.training.setup import BEST, result
-from lamjax.training.state import TrainState
+from lamjax.training.setup import BEST
+from lamjax.training.state import TrainState, result
 from lamjax.training.structures_config import judge_of
 from lamjax.training.structures_judge import Summary, judge, read_structures, summary, write_structures
 from lamjax.training.structures_setup import HISTORY, STRUCTURES, VALIDATION, TuneRun, model, past

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 import lamjax
-from lamjax import checkpoints
+from lamjax import checkpoints, edit
 from lamjax.cli import app
 from lamjax.interop.deepmd import checkpoint
 
@@ -63,6 +64,24 @@ def test_fewer_elements_are_smaller_and_give_the_same_energy(tmp_path):
     )
     energies = [p.energy(q, system, lamjax.allocate(p, system)) for p, q in ((small, params), (whole, all_params))]
     np.testing.assert_allclose(*energies, rtol=1e-13)
+
+
+def test_a_model_between_two(tmp_path):
+    """Of two heads of one checkpoint, as models of their own: every number lies between those of the two."""
+    for head in ("water", "oxide"):
+        potential, params = lamjax.load(SHARED, head)
+        model = edit.rename_head(*edit.select_heads(potential, params, head), head, "one")
+        lamjax.save(tmp_path / f"{head}.lamjax", *model)
+    ends = tmp_path / "water.lamjax", tmp_path / "oxide.lamjax"
+    run("convert", ends[0], tmp_path / "between.lamjax", "--toward", ends[1], "--share", 0.25)
+    a, b, between = (checkpoints.read(path) for path in (*ends, tmp_path / "between.lamjax"))
+    expected = jax.tree.map(lambda x, y: 0.75 * x + 0.25 * y, a.params, b.params)
+    chex.assert_trees_all_close(between.params, expected, rtol=1e-12, atol=1e-14)
+    assert between.card["mixed"] == "0.75 of water.lamjax, 0.25 of oxide.lamjax"
+    with pytest.raises(ValueError, match="know other elements"):
+        lamjax.save(tmp_path / "few.lamjax", *edit.restrict_elements(*lamjax.load(ends[0]), ["O", "H"]))
+        run("convert", ends[1], tmp_path / "no.lamjax", "--toward", tmp_path / "few.lamjax")
+    run("convert", ends[1], tmp_path / "small.lamjax", "--toward", tmp_path / "few.lamjax", "--elements", "O,H")
 
 
 @pytest.mark.parametrize(

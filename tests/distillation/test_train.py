@@ -1,6 +1,7 @@
 """First members: what is drawn differs, what the data say does not."""
 
 import ase.build
+import chex
 import jax
 import numpy as np
 import potentials
@@ -13,7 +14,7 @@ from lamjax import edit
 from lamjax.data import from_atoms
 from lamjax.distillation import StudentConfig
 from lamjax.distillation.label import labelled
-from lamjax.distillation.train import first_members, open_student, unstack
+from lamjax.distillation.train import Trainer, first_members, open_student, unstack
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +61,28 @@ def test_a_table_cannot_learn(tmp_path):
     lamjax.save(tmp_path / "table.lamjax", *edit.tabulate(case.potential, case.params))
     with pytest.raises(ValueError, match="tabulated model cannot learn"):
         open_student(StudentConfig(base=str(tmp_path / "table.lamjax")))
+
+
+def test_a_round_ends_with_the_running_mean(base, tmp_path):
+    """After one step the mean is between the first members and those after the step."""
+    ends = {}
+    for decay in (None, 0.75):
+        config = StudentConfig(base=str(base), head="other", steps=1, precision="float64", ema_decay=decay)
+        potential = open_student(config)
+        first = first_members(config, potential, 2, frames(), seed=0)
+        training = Trainer(config, potential, 0).train(first, frames(), tmp_path / str(decay))
+        while True:
+            try:
+                next(training)
+            except StopIteration as end:
+                ends[decay] = end.value
+                break
+    expected = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, first, ends[None])
+    chex.assert_trees_all_close(ends[0.75], expected, rtol=1e-6)
+    head = first.heads["other"]["layers"][0]["w"]
+    assert not np.array_equal(ends[None].heads["other"]["layers"][0]["w"], head)
+
+
+def test_a_wrong_running_mean_is_refused():
+    with pytest.raises(ValueError, match="ema_decay must lie between 0 and 1, got 1.0"):
+        StudentConfig(base="any.lamjax", ema_decay=1.0)
