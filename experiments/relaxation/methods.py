@@ -22,8 +22,9 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 }
 THEN = "forces, then BPTT"  # both, one after the other, and the forces of the relaxations mixed into the second one
 WITH = "BPTT with forces"  # those of the relaxations, replayed beside what the base was trained on
-KEPT = "the same, base kept"  # THEN, with forces of the base itself on structures elsewhere mixed into both
-KEPT_FORCES = "forces, base kept"  # the first half of it
+KEPT = "both, the base kept"  # THEN, and in both steps forces of the base itself on structures elsewhere
+KEPT_FORCES = "forces, the base kept"  # the first half of it
+KEEPING = {"epochs": 3, "replay": {"weight": 0.3}}  # it needs more steps, and can bear more replay
 SHARES = {f"{share:.0%}": share for share in (0.25, 0.5, 0.75)}  # of the way from the base to what was trained
 SHORT: dict[str, Any] = {"objective": {"relax": {"adjoint": {"steps": 25}}}, "epochs": 1}  # BPTT that takes seconds
 SETTINGS: dict[str, dict[str, Any]] = {  # what may be chosen otherwise in it
@@ -77,7 +78,8 @@ def structures(
         "replay": REPLAY | {"files": replayed.get(method, [files.earlier])},
         "variable_cell": of.variable_cell,
     }
-    return read_config(None, merged(merged(content, of.settings), changes))
+    settings = merged(of.settings, KEEPING if method == KEPT else {})
+    return read_config(None, merged(merged(content, settings), changes))
 
 
 def forces(of: RelaxationSet, files: Split, steps: int, output: str, seed: int, kept: bool = False) -> TrainConfig:

@@ -17,6 +17,12 @@ MORSE = classical.morse(depth=0.34, width=1.36, distance=2.87, cutoff=5.5, switc
 PARAMS = MORSE.init(jax.random.key(0), np.float64)
 
 
+@pytest.fixture(autouse=True)
+def room(monkeypatch):
+    """Arrays that need not grow: each time they do, programs are compiled. How they grow has a test of its own."""
+    monkeypatch.setattr(dynamics.run, "HEADROOM", 1.5)
+
+
 def copper(repeat=(2, 2, 2), a: float = 3.62, seed: int = 0) -> ase.Atoms:
     atoms = ase.build.bulk("Cu", "fcc", a=a, cubic=True) * repeat
     atoms.rattle(0.03, seed=seed)
@@ -150,7 +156,7 @@ def test_other_baths_and_like_structures_need_no_other_program():
 
     potential, room = MORSE._replace(atomic_energies=atomic_energies), None
     counts, warmth = [], []
-    for kelvin, pressure, seed in ((900, 20, 1), (20, 0, 0), (300, 5, 2)):  # the first needs the widest arrays
+    for kelvin, pressure, seed in ((20, 0, 0), (900, 20, 1)):
         atoms = copper(a=3.62 - 0.02 * seed, seed=seed)
         ensemble = dynamics.npt(potential, NPTConfig(2.0, kelvin, pressure * units.GPA, 20.0, 200.0))
         simulation = dynamics.begin(ensemble, PARAMS, lamjax.from_ase(atoms), temperature=300, room=room)
@@ -159,8 +165,8 @@ def test_other_baths_and_like_structures_need_no_other_program():
         assert simulation.shapes == room
         counts.append(len(traced))
         warmth.append(np.mean(seen.temperature[5:]))
-    assert counts[0] < counts[1] == counts[2]  # arrays that grew on the way are new to the program that begins
-    assert warmth[1] < 150 < 600 < warmth[0]
+    assert 0 < counts[0] == counts[1]
+    assert warmth[0] < 150 < 600 < warmth[1]
 
 
 def test_degrees_of_freedom_are_those_that_momentum_leaves():
