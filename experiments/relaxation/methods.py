@@ -22,7 +22,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 }
 THEN = "forces, then BPTT"  # both, one after the other, and the forces of the relaxations mixed into the second one
 WITH = "BPTT with forces"  # those of the relaxations, replayed beside what the base was trained on
-KEPT = "both, the base kept"  # THEN, and in both steps forces of the base itself on structures elsewhere
+KEPT = "both, the base kept"  # THEN; to both, forces of the base itself on structures elsewhere are added
 KEPT_FORCES = "forces, the base kept"  # the first half of it
 KEEPING = {"epochs": 3, "replay": {"weight": 0.3}}  # it needs more steps, and can bear more replay
 SHARES = {f"{share:.0%}": share for share in (0.25, 0.5, 0.75)}  # of the way from the base to what was trained

@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from experiments import workflow
-from experiments.relaxation.methods import BASE, FORCES, SETTINGS, THEN
+from experiments.relaxation.methods import BASE, FORCES, KEPT, SETTINGS, SHARES, THEN, WITH
 from lamjax.reports import plots
 
-KEPT = ("dq", "rmsd", "largest", "n_steps", "converged", "failed", "volume")  # of a judgement, structure by structure
+FIGURES = ("dq", "rmsd", "largest", "n_steps", "converged", "failed", "volume")  # structure by structure
 BASIN = 0.5  # Å; in the right basin is a structure of which no atom is farther off
 COMMAND = "python -m experiments.relaxation.run"
 COLORS = {
@@ -25,6 +25,8 @@ COLORS = {
     "implicit": "#e08a00",
     "hybrid": "#7a4a1e",
     THEN: "#d14f9a",
+    KEPT: "#5b2a86",
+    WITH: "#d14f9a",
 }
 
 
@@ -68,9 +70,7 @@ def tell(results: dict[str, list[dict]], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     tables = []
     for study, runs in results.items():
-        table, plot = {"methods": (methods_table, methods_plot), "settings": (settings_table, settings_plot)}.get(
-            study, (pairs_table, pairs_plot)
-        )
+        table, plot = STUDIES[study]
         tables.append(table(runs))
         plot(out / f"{study}.png", runs)
     seconds = sum(one["seconds"] + one["seconds_judged"] for runs in results.values() for one in runs)
@@ -155,6 +155,34 @@ def methods_table(runs: Sequence[dict]) -> str:
     return "\n".join(tables)
 
 
+def by_share(runs: Sequence[dict], of: str, method: str) -> dict[str, Group]:
+    """The models between the base and what a method made of it, by the share of the way."""
+    mine = [one for one in chosen(runs, key=of) if one["method"] in (BASE, method)]
+    found = groups([one | {"share": one["setting"] or "100%"} for one in mine], "share", (*SHARES, "100%"), of)
+    return {"0%": found.pop(BASE), **found}
+
+
+def _shared(runs: Sequence[dict]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((one["key"], one["method"]) for one in runs if one["method"] != BASE))
+
+
+def shares_table(runs: Sequence[dict]) -> str:
+    """A line a method: what is gained and what is lost on the way to it."""
+    rows = []
+    for of, method in _shared(runs):
+        found = by_share(runs, of, method)
+        for title, value in (
+            ("median Dq", lambda group: group.change),
+            ("forces elsewhere", lambda group: np.mean(group.forces("elsewhere"))),
+            ("converged", lambda group: 100 * np.mean(group.pooled("converged"))),
+        ):
+            sign = "" if title == "converged" else "+"
+            rows.append([of, method, title, *(f"{value(group):{sign}.0f} %" for group in found.values())])
+    shares = ["0 % (base)", *(name.replace("%", " %") for name in SHARES), "100 %"]
+    table = workflow.markdown(["set", "method", "", *shares], rows)
+    return f"**Between the base and the tuned model**, by the share of the way\n\n{table}\n"
+
+
 def settings_table(runs: Sequence[dict]) -> str:
     """BPTT, one setting changed at a time, and how far learnable numbers of the minimiser went."""
     found = groups(runs, "setting", SETTINGS, "dimers")
@@ -235,6 +263,29 @@ def _strips(axes, found: dict[str, Group]) -> None:
     axes.set_ylabel("distance from the DFT-relaxed structure,\nDq (amu$^{1/2}$ Å)")
 
 
+def shares_plot(path: Path, runs: Sequence[dict]) -> None:
+    """Structures gained against forces lost, along the way from the base to what was trained."""
+    with matplotlib.rc_context(plots.STYLE):
+        sets = list(dict.fromkeys(of for of, _ in _shared(runs)))
+        figure = Figure(figsize=(5.8 * len(sets), 4.6), layout="constrained")
+        for axes, of in zip(figure.subplots(1, len(sets), squeeze=False)[0], sets, strict=True):
+            for key, method in _shared(runs):
+                if key != of:
+                    continue
+                found = by_share(runs, of, method)
+                x = [np.mean(group.forces("elsewhere")) for group in found.values()]
+                y = [group.change for group in found.values()]
+                axes.plot(x, y, "o-", color=COLORS[method], label=method)
+                for share, *place in zip(found, x, y, strict=True):
+                    axes.annotate(share, place, (5, 4), textcoords="offset points", fontsize=8, color=COLORS[method])
+            axes.axvline(10, color="black", linewidth=0.8, linestyle=":")
+            axes.axhline(-50, color="black", linewidth=0.8, linestyle=":")
+            axes.set(xlabel="force error elsewhere, change in %", ylabel="median Dq, change in %")
+            axes.set_title(f"{of}: lower left is better")
+            axes.legend(frameon=False, fontsize=9)
+        figure.savefig(path, dpi=130)
+
+
 def settings_plot(path: Path, runs: Sequence[dict]) -> None:
     """Change of the median structure error for every setting of BPTT."""
     found = {name: group for name, group in groups(runs, "setting", SETTINGS, "dimers").items() if name != BASE}
@@ -273,3 +324,11 @@ def pairs_plot(path: Path, runs: Sequence[dict]) -> None:
         axes.set_title("some 20 gradient steps through 25 FIRE steps; band: range over the seeds", fontsize=10)
         axes.legend(frameon=False, loc="lower left")
         figure.savefig(path, dpi=130)
+
+
+STUDIES = {
+    "methods": (methods_table, methods_plot),
+    "shares": (shares_table, shares_plot),
+    "settings": (settings_table, settings_plot),
+    "pairs": (pairs_table, pairs_plot),
+}

@@ -19,7 +19,7 @@ import numpy as np
 from experiments import workflow
 from experiments.relaxation import methods, report
 from experiments.relaxation.methods import BASE, FORCES, KEPT, KEPT_FORCES, THEN, Effort
-from experiments.relaxation.sets import SETS, RelaxationSet, Split, path, split
+from experiments.relaxation.sets import SETS, RelaxationSet, Split, keep, path, split
 from lamjax import build, checkpoints, data, edit
 from lamjax.relaxation import CellConfig, RelaxConfig
 from lamjax.reports import console
@@ -92,7 +92,7 @@ def measure(run: Run, work: Path, effort: Effort, of: RelaxationSet) -> dict[str
         **{key: value for key, value in errors.items() if key.endswith("rmse_f")},
         **told,
         "structures": [str(pair.info["relax_id"]) for pair in pairs],
-        **{key: np.asarray(value).tolist() for key, value in found._asdict().items() if key in report.KEPT},
+        **{key: np.asarray(value).tolist() for key, value in found._asdict().items() if key in report.FIGURES},
     }
 
 
@@ -111,6 +111,8 @@ def _trained(run: Run, work: Path, of: RelaxationSet, files: Split, effort: Effo
             _trained(whole, work, of, files, effort)
         other = checkpoints.load(tuned, dtype=np.float32)[1]
         return *edit.interpolate(potential, params, other, methods.SHARES[run.setting]), {}
+    if run.method == KEPT:
+        keep(path(of.base), path(of.kept), files.kept)
     before = {THEN: FORCES, KEPT: KEPT_FORCES}.get(run.method)
     first = _taught_forces(run._replace(method=before), work, of, effort) if before else None
     changes = {**effort.changes, "output": output, "seed": run.seed}
@@ -127,8 +129,9 @@ def _trained(run: Run, work: Path, of: RelaxationSet, files: Split, effort: Effo
 def _taught_forces(run: Run, work: Path, of: RelaxationSet, effort: Effort) -> str:
     """The model of a run that learns energies and forces, trained unless it is there."""
     folder = work / "relaxation" / run.name
-    files = split(of, run.seed, run.n, folder)
-    kept = run.method == KEPT_FORCES
+    files, kept = split(of, run.seed, run.n, folder), run.method == KEPT_FORCES
+    if kept:
+        keep(path(of.base), path(of.kept), files.kept)
     workflow.train(methods.forces(of, files, effort.force_steps, str(folder / "run"), run.seed, kept))
     return str(folder / "run" / "model.lamjax")
 
@@ -166,15 +169,15 @@ def smaller(work: Path) -> dict[str, RelaxationSet]:
     potential = build(workflow.model(workflow.QUICK, ["random"]))
     checkpoints.save(base, potential, potential.init(jax.random.key(0)), {"what": "random numbers"})
     of = SETS["ypo4"]._replace(base=base, earlier=Path("mgypo4_pbe/test"), elsewhere=Path("mgypo4_pbe/test"))
-    return {"ypo4": of._replace(methods=(FORCES, "Newton", "BPTT"))}
+    return {"ypo4": of._replace(methods=(FORCES, "Newton", "BPTT"), shared=("BPTT",))}
 
 
 if __name__ == "__main__":
     parser = workflow.arguments(__doc__, HERE, seeds=range(5))
-    parser.add_argument("--studies", nargs="+", default=["methods", "settings", "pairs"], help="default: all three")
+    parser.add_argument("--studies", nargs="+", default=list(report.STUDIES), help="default: all")
     parser.add_argument("--sets", nargs="*", default=list(SETS), help="whose runs are done now; default: all")
     given = parser.parse_args()
     warnings.simplefilter("ignore", UserWarning)
     workflow.begin(given.work, given.cache)
-    seeds, chosen = (given.seeds[:1], ["methods"]) if given.quick else (given.seeds, given.studies)
+    seeds, chosen = (given.seeds[:1], ["methods", "shares"]) if given.quick else (given.seeds, given.studies)
     main(seeds, chosen, () if given.report else given.sets, given.work, given.quick)

@@ -99,7 +99,7 @@ class Split(NamedTuple):
     steps: str  # all their labelled steps
     test: str  # all steps of the relaxations that are held out
     earlier: str  # what is replayed
-    kept: str  # what is replayed with the forces of the base; "" without
+    kept: str  # structures elsewhere with the forces of the base, once `keep` has written it
 
 
 def split(of: RelaxationSet, seed: int, n: int, folder: Path) -> Split:
@@ -117,14 +117,14 @@ def split(of: RelaxationSet, seed: int, n: int, folder: Path) -> Split:
         workflow.write_frames(folder / "steps.extxyz.gz", [frame for key in chosen for frame in found[key]]),
         workflow.write_frames(folder / "test.extxyz.gz", [frame for steps in test.values() for frame in steps]),
         workflow.write_frames(folder / "earlier.extxyz.gz", earlier),
-        _of_the_base(of, folder / "kept.extxyz.gz") if of.kept else "",
+        str(folder / "kept.extxyz.gz"),
     )
 
 
-def _of_the_base(of: RelaxationSet, to: Path) -> str:
-    """The structures of `kept` with forces that the base gives them, and no energies: no label of theirs is used."""
-    model = checkpoints.load(path(of.base), dtype=np.float32)
-    found = workflow.measured(model[0], {"kept": [path(of.kept)]})["kept"]
+def keep(base: str, structures: str, to: str) -> None:
+    """Write the structures with the forces that the base gives them, and no energies: no label of theirs is used."""
+    model = checkpoints.load(base, dtype=np.float32)
+    found = workflow.measured(model[0], {"kept": [structures]})["kept"]
     labelled = []
     for frame, said in zip(found.frames, predictions(*model, found.packed, workflow.BATCH), strict=True):
         atoms = to_ase(frame.system)
@@ -132,7 +132,7 @@ def _of_the_base(of: RelaxationSet, to: Path) -> str:
         labelled += [atoms] * KEPT_COPIES
     text = io.StringIO()
     ase.io.write(text, labelled, format="extxyz")
-    return workflow.write_frames(to, [text.getvalue()])
+    workflow.write_frames(Path(to), [text.getvalue()])
 
 
 def path(file: Path) -> str:

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import lamjax
 from experiments import workflow
 from experiments.relaxation import report
 from experiments.relaxation.methods import SETTINGS
 from experiments.relaxation.run import SIZES, Run, studies
-from experiments.relaxation.sets import SETS, split
+from experiments.relaxation.sets import KEPT_COPIES, SETS, keep, path, split
 from lamjax import data
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +37,27 @@ def test_what_is_held_out_is_not_trained_on(key, tmp_path):
         tested.append(apart)
     if key == "si_defects":  # every relaxation is held out once
         assert sum(map(len, tested)) == len(set.union(*tested)) == 34
+
+
+def test_what_is_kept_are_the_forces_of_the_base_and_no_labels(tmp_path):
+    structures = workflow.write_frames(tmp_path / "some.extxyz.gz", workflow.frames(path(SETS["dimers"].kept))[::80])
+    base, to = path(SETS["dimers"].base), str(tmp_path / "kept.extxyz.gz")
+    keep(base, structures, to)
+    potential, params = lamjax.load(base, dtype=np.float32)
+    frames = data.read(to)[::KEPT_COPIES]
+    assert len(frames) == 4
+    for frame, labelled in zip(frames, data.read(structures), strict=True):
+        np.testing.assert_allclose(frame.system.positions, labelled.system.positions, atol=1e-6)
+        np.testing.assert_array_equal(frame.labels.weights, [0, 1, 0])
+        said = lamjax.predict(potential, params, frame.system, lamjax.allocate(potential, frame.system))
+        np.testing.assert_allclose(frame.labels.forces, said.forces, atol=2e-5)
+
+
+def test_what_is_kept_is_not_held_out(tmp_path):
+    of = SETS["dimers"]
+    dimers = {re.search(r"config_id=(mol\d+)_", frame)[1] for frame in workflow.frames(path(of.kept))}
+    tested = {name.split("_")[0] for name in _names(split(of, 0, 0, tmp_path).test)}
+    assert tested and dimers and not tested & dimers
 
 
 def test_pairs_are_the_ends_of_relaxations_and_nested_subsets(tmp_path):
