@@ -104,13 +104,7 @@ def _trained(run: Run, work: Path, of: RelaxationSet, files: Split, effort: Effo
     if run.method == FORCES:
         return *checkpoints.load(_taught_forces(run, work, of, effort), dtype=np.float32), {}
     if run.setting in methods.SHARES:
-        whole = run._replace(setting="")
-        potential, params = checkpoints.load(path(of.base), dtype=np.float32)
-        tuned = work / "relaxation" / whole.name / MODEL
-        if not tuned.exists():
-            _trained(whole, work, of, files, effort)
-        other = checkpoints.load(tuned, dtype=np.float32)[1]
-        return *edit.interpolate(potential, params, other, methods.SHARES[run.setting]), {}
+        return *_between(run, work, of, files, effort), {}
     if run.method == KEPT:
         keep(path(of.base), path(of.kept), files.kept)
     before = {THEN: FORCES, KEPT: KEPT_FORCES}.get(run.method)
@@ -124,6 +118,15 @@ def _trained(run: Run, work: Path, of: RelaxationSet, files: Split, effort: Effo
     potential, params, told = _tuned(methods.structures(run.method, of, files, changes, first))
     checkpoints.save(work / "relaxation" / run.name / MODEL, potential, params, {"run": run.name})
     return potential, params, told
+
+
+def _between(run: Run, work: Path, of: RelaxationSet, files: Split, effort: Effort):
+    """The model between the base and what was trained from it."""
+    whole = run._replace(setting="")
+    if not (tuned := work / "relaxation" / whole.name / MODEL).exists():
+        _trained(whole, work, of, files, effort)
+    base, (_, params) = (checkpoints.load(file, dtype=np.float32) for file in (path(of.base), tuned))
+    return edit.interpolate(*base, params, methods.SHARES[run.setting])
 
 
 def _taught_forces(run: Run, work: Path, of: RelaxationSet, effort: Effort) -> str:
