@@ -131,7 +131,7 @@ def interpolate(potential: Potential, params: Params, other: Params, share: floa
     Raises CheckpointError where `other` has other heads, elements or shapes.
     """
     check_structure(_config_of(potential), other)
-    return potential, jax.tree.map(lambda a, b: a + jnp.asarray(share, a.dtype) * (b - a), params, other)
+    return potential, jax.tree.map(lambda a, b: (a + share * (b - a)).astype(a.dtype), params, other)
 
 
 def tabulate(

@@ -343,6 +343,9 @@ def test_between_two_models_lies_a_line():
     eighth = edit.interpolate(potential, params, other, 0.125)[1]
     chex.assert_trees_all_close(edit.interpolate(potential, params, quarter, 0.5)[1], eighth, rtol=1e-12)
     assert_whole(potential, eighth)
+    single = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
+    between = edit.interpolate(potential, single, jax.tree.map(np.asarray, other), 0.125)[1]
+    assert all(isinstance(x, np.ndarray) and x.dtype == np.float32 for x in jax.tree.leaves(between))
     with pytest.raises(CheckpointError, match="missing heads/B/"):
         edit.interpolate(potential, params, edit.remove_heads(potential, params, "B")[1], 0.5)
 
