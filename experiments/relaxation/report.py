@@ -1,5 +1,6 @@
 """Tables and plots of what was measured."""
 
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -259,7 +260,7 @@ def _strips(axes, found: dict[str, Group]) -> None:
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_xticks(range(len(found)), [name.replace(", ", ",\n") for name in found])
+    axes.set_xticks(range(len(found)), [textwrap.fill(name, 10) for name in found], fontsize=9)
     axes.set_ylabel("distance from the DFT-relaxed structure,\nDq (amu$^{1/2}$ Å)")
 
 

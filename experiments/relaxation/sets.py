@@ -67,7 +67,7 @@ SETS = {
         {"epochs": 2, "batch_size": 8, "max_programs": 2, "replay": {"weight": 0.03}},
         ("forces", "zero force", "Newton", "BPTT", "forces, then BPTT", "both, the base kept"),  # no minima near
         Path("dimers_wb97x/train"),
-        ("forces, then BPTT", "both, the base kept"),
+        ("forces, then BPTT",),
     ),
     "ypo4": RelaxationSet(
         "PBE, VASP, the cell relaxes too; base: PBE and PBE+U, crystals of 89 elements",

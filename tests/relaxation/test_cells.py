@@ -143,6 +143,7 @@ def test_a_cell_that_outgrows_its_images_overflows_and_the_host_helps_itself():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:An atom has .* of which the model keeps the nearest")  # of one, on BFGS's way
 def test_minima_of_20_real_crystals_are_those_of_ase():
     potential, params = lamjax.load(DEMO, dtype=np.float64)
     starts = ase.io.read(STARTS, ":")
