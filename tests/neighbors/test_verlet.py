@@ -9,6 +9,7 @@ from skin_lists import afresh, narrow, same, search, stale, started
 
 from lamjax import neighbors
 from lamjax.neighbors import Shell, verlet
+from lamjax.neighbors.search import nearest
 
 SHELLS = (Shell(4.0), Shell(2.9))
 CUT = (Shell(4.0, 8), Shell(2.9, 4))  # the model keeps fewer than there are
@@ -93,3 +94,17 @@ def test_nan_is_stale_and_overflows():
     broken = system._replace(positions=system.positions.at[0, 0].set(jnp.nan))
     assert stale(lists, broken, SHELLS)
     assert narrow(search(lists, broken, SHELLS, 0.5), broken, SHELLS, template.capacities).overflow
+
+
+def test_the_nearest_keep_their_digits(rng):
+    """Sorted as float32 numbers, which some of these are equal as; empty places come last."""
+    squared = rng.uniform(1, 30, (7, 40))
+    squared[:, 5:9] = squared[:, :4] * (1 + 1e-12)
+    squared[2, 3:] = np.inf
+    kept, slot = (np.asarray(x) for x in nearest(jnp.asarray(squared), 12))
+    assert kept.dtype == np.float64
+    np.testing.assert_allclose(kept, np.sort(squared)[:, :12], rtol=1e-6)
+    there = np.isfinite(kept)
+    np.testing.assert_array_equal(kept[there], np.take_along_axis(squared, slot, axis=1)[there])
+    np.testing.assert_array_equal(there.sum(axis=1), [12, 12, 3, 12, 12, 12, 12])
+    assert np.all(np.diff(kept.astype(np.float32)[there.all(axis=1)]) >= 0)
