@@ -62,11 +62,11 @@ class Model(NamedTuple):
 
 
 def models(found: Sequence[str], seeds: Sequence[int]) -> list[Model]:
-    """All that are compared; the teachers first."""
+    """All that are compared; the teachers first. Of the smaller DPA-2 one seed."""
     students = [
         Model(case, way, student, seed)
-        for student, way in (("DPA-1", DISTILLED), ("DPA-1", ON_DFT), ("smaller DPA-2", DISTILLED))
-        for seed in seeds
+        for student, way, n in (("DPA-1", DISTILLED, None), ("DPA-1", ON_DFT, None), ("smaller DPA-2", DISTILLED, 1))
+        for seed in seeds[:n]
         for case in found
     ]
     return [Model(case, TEACHER) for case in found] + students
