@@ -172,13 +172,12 @@ def shares_table(runs: Sequence[dict]) -> str:
     rows = []
     for of, method in _shared(runs):
         found = by_share(runs, of, method)
-        for title, value in (
-            ("median Dq", lambda group: group.change),
-            ("forces elsewhere", lambda group: np.mean(group.forces("elsewhere"))),
-            ("converged", lambda group: 100 * np.mean(group.pooled("converged"))),
+        for title, form, value in (
+            ("median Dq", "+.0f", lambda group: group.change),
+            ("forces elsewhere", "+.0f", lambda group: np.mean(group.forces("elsewhere"))),
+            ("converged", ".0f", lambda group: 100 * np.mean(group.pooled("converged"))),
         ):
-            sign = "" if title == "converged" else "+"
-            rows.append([of, method, title, *(f"{value(group):{sign}.0f} %" for group in found.values())])
+            rows.append([of, method, title, *(f"{value(group):{form}} %" for group in found.values())])
     shares = ["0 % (base)", *(name.replace("%", " %") for name in SHARES), "100 %"]
     table = workflow.markdown(["set", "method", "", *shares], rows)
     return f"**Between the base and the tuned model**, by the share of the way\n\n{table}\n"

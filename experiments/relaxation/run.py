@@ -105,8 +105,6 @@ def _trained(run: Run, work: Path, of: RelaxationSet, files: Split, effort: Effo
         return *checkpoints.load(_taught_forces(run, work, of, effort), dtype=np.float32), {}
     if run.setting in methods.SHARES:
         return *_between(run, work, of, files, effort), {}
-    if run.method == KEPT:
-        keep(path(of.base), path(of.kept), files.kept)
     before = {THEN: FORCES, KEPT: KEPT_FORCES}.get(run.method)
     first = _taught_forces(run._replace(method=before), work, of, effort) if before else None
     changes = {**effort.changes, "output": output, "seed": run.seed}
@@ -133,7 +131,7 @@ def _taught_forces(run: Run, work: Path, of: RelaxationSet, effort: Effort) -> s
     """The model of a run that learns energies and forces, trained unless it is there."""
     folder = work / "relaxation" / run.name
     files, kept = split(of, run.seed, run.n, folder), run.method == KEPT_FORCES
-    if kept:
+    if kept and not Path(files.kept).exists():
         keep(path(of.base), path(of.kept), files.kept)
     workflow.train(methods.forces(of, files, effort.force_steps, str(folder / "run"), run.seed, kept))
     return str(folder / "run" / "model.lamjax")

@@ -117,7 +117,7 @@ def split(of: RelaxationSet, seed: int, n: int, folder: Path) -> Split:
         workflow.write_frames(folder / "steps.extxyz.gz", [frame for key in chosen for frame in found[key]]),
         workflow.write_frames(folder / "test.extxyz.gz", [frame for steps in test.values() for frame in steps]),
         workflow.write_frames(folder / "earlier.extxyz.gz", earlier),
-        str(folder / "kept.extxyz.gz"),
+        str(folder.parent / f"kept_{of.base.stem}.extxyz.gz"),  # the same for all runs on a set
     )
 
 

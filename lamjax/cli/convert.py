@@ -43,14 +43,19 @@ def convert(
     if target.suffix not in (BUNDLE, NATIVE):
         raise ValueError(f"{target}: the name must end in {BUNDLE} (all heads) or {NATIVE} (DeePMD-kit, one head).")
     with jax.enable_x64(True):  # so that float64 parameters stay float64
-        _convert(source, target, _names(heads), _names(elements), (toward, share), tabulate)
+        _convert(source, target, _names(heads), _names(elements), toward, share, tabulate)
 
 
 def _convert(
-    source: Path, target: Path, heads: list[str], elements: list[str], mix: tuple[Path | None, float], tabulate: bool
+    source: Path,
+    target: Path,
+    heads: list[str],
+    elements: list[str],
+    toward: Path | None,
+    share: float,
+    tabulate: bool,
 ) -> None:
     stored, potential, params = _read(source, heads, elements)
-    toward, share = mix
     if toward is not None:
         _, other, numbers = _read(toward, heads, elements)
         if other.elements != potential.elements:

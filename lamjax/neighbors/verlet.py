@@ -132,8 +132,7 @@ def search(verlet: Verlet, system: System, shells: tuple[Shell, ...], skin: floa
 def closest(squared: Float[Array, "n_atoms n"], width: int):
     """The `width` smallest of each row, their columns, and the distance (Å) to the nearest that has no slot.
 
-    In float32, for which XLA's search is 14 times as fast, and order hardly matters in a list with a skin: compare
-    with a radius that is larger by `ROUNDING`.
+    All in float32, which is enough for a list with a skin: compare with a radius that is larger by `ROUNDING`.
     """
     kept, slot = jax.lax.optimization_barrier(nearest(squared.astype(jnp.float32), width + 1))  # slow if it is sliced
     return kept[:, :width], slot[:, :width], jnp.sqrt(kept[:, width]) * (1 - ROUNDING)
