@@ -87,7 +87,7 @@ SETS = {
         {"epochs": 24, "batch_size": 4, "max_programs": 1, "replay": {"weight": 0.01}},
         ("forces", "zero force", "Newton", "BPTT", "BPTT with forces"),
         None,
-        ("BPTT with forces",),
+        ("BPTT", "BPTT with forces"),
     ),
 }
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+from lamjax.threads import same_settings
+
 PATIENCE = 30.0  # s that closing waits for an item in the making; the threads never keep the interpreter alive
 
 
@@ -74,7 +76,7 @@ class _Shared:
 
     def __init__(self, source: Iterator, put: Callable[[Any], Any], depth: int):
         self.source, self.put, self.depth = source, put, depth
-        self.x64 = bool(jax.config.jax_enable_x64)  # may hold for the consumer's thread only
+        self.settings = same_settings()
         self.changed = threading.Condition()
         self.drawing = threading.Lock()
         self.made: dict[int, tuple[Any, BaseException | None]] = {}
@@ -84,7 +86,7 @@ class _Shared:
 
     def work(self) -> None:
         """A producer: draw an item, put it, say so; until the end or an error."""
-        with jax.enable_x64(self.x64):
+        with self.settings():
             while self._make():
                 pass
 

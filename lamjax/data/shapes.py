@@ -1,7 +1,6 @@
 """How many neighbours the atoms of a frame have at most: found once, and kept beside a packed set."""
 
 import contextlib
-import os
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from lamjax.data.frames import Frame, Joined, Subset
 from lamjax.data.store import Store
 from lamjax.neighbors import Shell, count
 from lamjax.reports import files, progress
+from lamjax.threads import usable_cores
 
 SIDECAR = ".shapes.npz"  # of NAME.h5: NAME.h5.shapes.npz
 _BLOCK = 256  # frames that one thread counts before it reports
@@ -74,7 +74,7 @@ def _count(frames: Sequence[Frame], cutoffs: tuple[float, ...]) -> np.ndarray:
     if n <= _BLOCK:
         found = list(map(block, starts))
     else:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             done = pool.map(block, starts)
             found = list(done if n <= _QUIET else progress(done, "Counting neighbours", len(starts)))
     counted = np.empty((n, len(cutoffs)), np.int32)

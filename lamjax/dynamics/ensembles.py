@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from lamjax import numerics, pytree, units
+from lamjax.imports import jax_md
 from lamjax.neighbors import verlet
 from lamjax.neighbors.verlet import Verlet
 from lamjax.potential import Potential, predict
@@ -160,8 +161,7 @@ def integrator(ensemble: Ensemble, capacities: tuple[int, ...]) -> Integrator:
 
     Where neighbours are missing, forces are NaN: a step that could be wrong cannot be taken for one that is right.
     """
-    from jax_md import simulate  # late, since it starts jax's backend
-
+    simulate = jax_md().simulate  # late, for it takes a second
     potential, config = ensemble
     dt = config.timestep * units.FS
     chain = "thermostat" if isinstance(config, NPTConfig) else None  # jax-md's name of that of the atoms

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from lamjax.imports import jax_md
 from lamjax.neighbors import Neighbors, grid, verlet
 from lamjax.neighbors.grid import Shapes
 from lamjax.neighbors.search import basis, verdict
@@ -77,7 +78,7 @@ def energy_neighbor_list(
     Cartesian when the box grows. Raises ValueError for unknown elements, a left-handed box (jax-md's volume would be
     negative), and, in `allocate`, for positions that do not fit.
     """
-    from jax_md import partition  # late, since it starts jax's backend
+    partition = jax_md().partition  # late, for it takes a second
 
     numbers = np.asarray(numbers, np.int32)
     if (numbers <= 0).any():
@@ -136,7 +137,7 @@ def _allocating(potential: Potential, place: Callable, skin: float, headroom: fl
 
 def _placing(numbers: Int[np.ndarray, " n_atoms"], box, fractional: bool) -> Callable:
     """(position, box, new_box, perturbation) -> System: what jax-md's displacement functions make of them."""
-    from jax_md import space
+    space = jax_md().space
 
     def place(position, given, new_box, perturbation=None) -> System:
         if position.shape != (len(numbers), 3):

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from lamjax.neighbors import image_offsets, plan_capacities
@@ -20,6 +21,8 @@ HEADROOM = 1.1  # slots for neighbours that come closer on the way, relative to 
 SHRINKING = 1.1  # images for a cell that shrinks
 MOST_NEIGHBORS, MOST_IMAGES = 2048, 20_000  # beyond this no structure is meant
 PROGRAM = 1e5  # work (see `work`) that is done in the time of a compilation, by structures that take some 60 steps
+FORMULA = 3e6  # the same for a potential of few parameters, whose evaluation is cheap
+FEW = 1000  # parameters
 SEARCH = 300  # candidates that are searched now and then in the time of one unit of work in every step
 GROUPS = 600  # different shapes that are planned for, at most
 
@@ -86,18 +89,24 @@ def work(boxes: np.ndarray, n_atoms: np.ndarray | int) -> np.ndarray:
     return n_atoms * (per_atom + candidates / SEARCH)
 
 
-def plan(shapes: Sequence[Shape], max_programs: int) -> list[Shape]:
+def program(params) -> float:
+    """Work that is done in the time of a compilation."""
+    return PROGRAM if sum(np.size(leaf) for leaf in jax.tree.leaves(params)) > FEW else FORMULA
+
+
+def plan(shapes: Sequence[Shape], max_programs: int, program: float = PROGRAM) -> list[Shape]:
     """At most `max_programs` shapes, cheapest first, that hold all the given ones with little padding.
 
     Two shapes are merged, always those whose merger costs least, until there are few enough and a further merger would
-    cost more than a compilation saves. Then every structure moves to the cheapest, and shapes shrink to who is left.
+    cost more work than a compilation, which takes the time of `program`. Then every structure moves to the cheapest,
+    and shapes shrink to who is left.
     """
     rows = np.array([row(s) for s in shapes])
     groups = _groups(rows)
     extra = np.stack([_extra(groups, k) for k in range(len(groups.boxes))])
     while len(groups.boxes) > 1:
         a, b = sorted(np.unravel_index(np.argmin(extra), extra.shape))
-        if len(groups.boxes) <= max_programs and extra[a, b] > PROGRAM:
+        if len(groups.boxes) <= max_programs and extra[a, b] > program:
             break
         groups.boxes[a] = np.maximum(groups.boxes[a], groups.boxes[b])
         groups.atoms[a] += groups.atoms[b]

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lamjax import numerics
+from lamjax.imports import jax_md
 
 N_NUMBERS = 119  # atomic numbers and 0
 
@@ -93,7 +94,7 @@ def _fire(config: FireConfig) -> Minimiser:
     """
     learned = ("dt_start", "alpha_start")
     settings = {name: value for name, value in vars(config).items() if name not in ("max_step", "type")}
-    minimize, space = _jax_md()
+    minimize, space = jax_md().minimize, jax_md().space  # late, for it takes a second
     _, apply = minimize.fire_descent(_told, _limited_shift(space, config.max_step), **settings)
 
     def numbers(dtype) -> dict:
@@ -139,17 +140,6 @@ def _gradient_flow(config: GradientFlowConfig) -> Minimiser:
         propose=propose,
         step=lambda numbers, state, z, force: FlowState(z, force),
     )
-
-
-def _jax_md():
-    """The modules minimize and space of jax-md, imported on first use.
-
-    Importing jax-md takes seconds (it imports its neural networks) and runs a computation, after which
-    `jax.distributed.initialize` is no longer possible (jax-md 0.2.29).
-    """
-    from jax_md import minimize, space
-
-    return minimize, space
 
 
 def _told(positions, forces, **unused):

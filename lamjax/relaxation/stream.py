@@ -1,10 +1,12 @@
 """Many structures in flight: what has converged leaves its slot, the next one enters, and the device never waits.
 
-On the host: which structure goes where. What runs on the device is in `slots`, the shapes are chosen in `buckets`.
+On the host: which structure goes where. What runs on the device is in `slots`, the shapes are chosen in `buckets`. A
+processor works on several batches at once, each in a thread of its own, since one program does not keep its cores busy.
 """
 
 import dataclasses
 from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
 import jax
@@ -28,12 +30,14 @@ from lamjax.relaxation.slots import (
     state_of,
 )
 from lamjax.system import System
+from lamjax.threads import same_settings, usable_cores
 
 CHUNK = 32  # steps after which the host looks, at most
 TRIES = 5  # times that the list of one structure is made wider
 IN_FLIGHT = {"cpu": 1024}  # atoms
 LIST = {"cpu": 128}  # atoms that the potential sees at once, the largest structure at least
 MANY = 16_384  # of both elsewhere
+BATCHES = 8  # side by side on a processor, at most
 LEAVING = 1 / 8  # of the structures in flight: so many are done before the host is asked for the next ones
 
 
@@ -70,17 +74,38 @@ class Work(NamedTuple):
 
 @dataclasses.dataclass
 class Bucket:
-    """Slots of one shape, who is in them, and who wants to be, sorted by size."""
+    """A shape, and who wants to relax in it, sorted by size."""
 
     shape: Shape
     queue: list[Job]
     programs: Programs
-    slots: Slots
+    n_slots: int  # of a batch
+    warm: bool = False  # its programs are compiled
+
+    @property
+    def waiting(self) -> int:
+        """Atoms."""
+        return sum(job.shape.n_atoms for job in self.queue)
+
+
+@dataclasses.dataclass
+class Batch:
+    """Slots of a bucket, and who is in them."""
+
+    bucket: Bucket
+    slots: Slots | None  # None: nobody has entered yet
     jobs: list[Job | None]  # one a slot
 
     @property
     def occupied(self) -> int:
         return sum(job is not None for job in self.jobs)
+
+
+class Turn(NamedTuple):
+    """What came of some steps of a batch."""
+
+    outcomes: list[Outcome]
+    moved: list[Job]  # they need wider arrays
 
 
 def stream(
@@ -98,9 +123,10 @@ def stream(
 
     `systems` may be a sequence that reads its items from files: each is read twice, once to choose at most
     `max_programs` shapes of arrays, which are compiled, and once when it begins. `fixed` has for every structure None
-    or a mask of the (n_atoms, 3) components that do not move. `slots` structures are relaxed side by side (default: as
-    many as keep the device busy), each with its own time step and end; after at most `chunk` steps the host looks who
-    is done. Of the config all but the adjoint counts.
+    or a mask of the (n_atoms, 3) components that do not move. `slots` structures are relaxed side by side in one batch
+    (default: as many as keep the device busy), each with its own time step and end; after at most `chunk` steps the
+    host looks who is done. A processor has a batch for each of its cores, up to `BATCHES`. Of the config all but the
+    adjoint counts.
 
     A structure that cannot be read or relaxed fails alone, with an `error`. One that gains more neighbours than its
     arrays have slots goes on from where it is in wider arrays, which is a further program.
@@ -117,92 +143,129 @@ def stream(
         except Exception as error:  # whatever the reader of a lazy sequence raises concerns this structure alone
             yield Outcome(number, None, _said(error))
     while waiting:
-        shapes = buckets.plan([job.shape for job in waiting], max_programs)
+        shapes = buckets.plan([job.shape for job in waiting], max_programs, buckets.program(params))
         queues: list[list[Job]] = [[] for _ in shapes]
         for job in waiting:
             queues[buckets.assign(job.shape, shapes)].append(job)
-        waiting, max_programs = [], 1
-        for k, queue in enumerate(queues):
-            if queue:
-                waiting += yield from _run(work, _bucket(work, shapes[k], queue), shapes[k + 1 :], queues[k + 1 :])
+        n_batches = min(BATCHES, usable_cores()) if jax.default_backend() == "cpu" else 1
+        some = [_bucket(work, *both, n_batches) for both in zip(shapes, queues, strict=True) if both[1]]
+        waiting, max_programs = (yield from _run(work, some, n_batches)), 1
 
 
-def _run(
-    work: Work, bucket: Bucket, shapes: list[Shape], queues: list[list[Job]]
-) -> Generator[Outcome, None, list[Job]]:
-    """One shape until nobody is left; those that outgrow it go into the queues of later ones, or are returned."""
-    done: list[Outcome] = []
+def _run(work: Work, some: list[Bucket], n_batches: int) -> Generator[Outcome, None, list[Job]]:
+    """`n_batches` at a time until nobody is left in these buckets; those that outgrow them are returned."""
     outgrown: list[Job] = []
-    while bucket.queue or bucket.occupied:
-        yield from _enter(work, bucket)
-        report = _advance(work, bucket)
-        yield from done  # what is done with the results is done while the device works
-        done, report = [], jax.device_get(report)
-        for row in _stopped(bucket, report):
-            match _leave(work, bucket, report, row):
-                case Outcome() as outcome:
-                    done.append(outcome)
-                case Job() as job if bucket.shape.holds(job.shape):
-                    bucket.queue.append(job)
-                case job if (place := buckets.assign(job.shape, shapes)) is not None:
-                    queues[place].append(job)
-                case job:
-                    outgrown.append(job)
-    yield from done
-    return outgrown
+    told: list[Outcome] = []
+    turns: dict[Future[Turn], Batch] = {}
+    settings = same_settings()
+
+    def begin(batch: Batch) -> None:
+        new, failed = _taken(work, batch.bucket, len(batch.jobs) - batch.occupied)
+        told.extend(failed)
+        if new or batch.occupied:
+            turns[pool.submit(_turn, settings, work, batch, new)] = batch
+
+    with ThreadPoolExecutor(n_batches) as pool:
+        while True:
+            while len(turns) < n_batches and (bucket := _next(some, [batch.bucket for batch in turns.values()])):
+                begin(Batch(bucket, None, [None] * bucket.n_slots))
+            yield from told  # what is done with the results is done while the device works
+            told.clear()
+            if not turns:
+                return outgrown
+            for future in wait(turns, return_when=FIRST_COMPLETED).done:
+                batch, turn = turns.pop(future), future.result()
+                batch.bucket.warm = True
+                told.extend(turn.outcomes)
+                for job in turn.moved:
+                    place = buckets.assign(job.shape, [bucket.shape for bucket in some])
+                    (outgrown if place is None else some[place].queue).append(job)
+                begin(batch)
 
 
-def _bucket(work: Work, shape: Shape, queue: list[Job]) -> Bucket:
-    """Empty slots of a shape, no more than are wanted. The queue is sorted, so that lists of equal sizes fill up."""
+def _next(some: list[Bucket], running: list[Bucket]) -> Bucket | None:
+    """Where one more batch has most to do; nowhere twice before it is compiled."""
+    free = [b for b in some if b.queue and (b.warm or not any(b is other for other in running))]
+    return max(free, key=lambda b: (-sum(b is other for other in running), b.waiting), default=None)
+
+
+def _taken(work: Work, bucket: Bucket, n: int) -> tuple[list[Job], list[Outcome]]:
+    """The `n` largest that wait, read; those that cannot be read again are given up."""
+    jobs: list[Job] = []
+    failed: list[Outcome] = []
+    while len(jobs) < n and bucket.queue:
+        job = bucket.queue.pop()
+        try:
+            jobs.append(job._replace(traveller=job.traveller or _first(work, job.number)))
+        except Exception as error:  # as in `stream`
+            failed.append(Outcome(job.number, None, _said(error)))
+    return jobs, failed
+
+
+def _turn(settings, work: Work, batch: Batch, new: list[Job]) -> Turn:
+    """New structures into free slots, some steps, and those that have stopped out of their slots."""
+    with settings():
+        failed = _enter(work, batch, new)
+        if not batch.occupied:
+            return Turn(failed, [])
+        report = jax.device_get(_advance(work, batch))
+        left = [_leave(work, batch, report, row) for row in _stopped(batch, report)]
+    found = [one for one in left if isinstance(one, Outcome)]
+    return Turn(failed + found, [one for one in left if isinstance(one, Job)])
+
+
+def _bucket(work: Work, shape: Shape, queue: list[Job], n_batches: int) -> Bucket:
+    """Slots of a shape, no more than are wanted. The queue is sorted, so that lists of equal sizes fill up."""
     queue.sort(key=lambda job: job.shape.n_atoms)
     backend, mean = jax.default_backend(), np.mean([job.shape.n_atoms for job in queue])
-    n_slots = min(len(queue), work.n_slots or max(1, round(IN_FLIGHT.get(backend, MANY) / mean)))
+    n_slots = work.n_slots or max(1, round(IN_FLIGHT.get(backend, MANY) / mean))
+    n_slots = min(n_slots, -(-len(queue) // n_batches))
     largest = sum(job.shape.n_atoms for job in queue[-n_slots:])
     n_flat = round_up(min(largest, max(shape.n_atoms, LIST.get(backend, MANY))))
     # two configs that differ in what the programs do not see share them
     config = dataclasses.replace(work.config, max_steps=0, adjoint=UntilConverged())
-    made = programs(work.potential, config, shape.capacities, n_flat)
-    nobodies = stack([nobody(work.potential, config, shape, work.like)], n_slots)
-    return Bucket(shape, queue, made, made.begin(nobodies), [None] * n_slots)
+    return Bucket(shape, queue, programs(work.potential, config, shape.capacities, n_flat), n_slots)
 
 
-def _enter(work: Work, bucket: Bucket) -> Iterator[Outcome]:
-    """Structures into free slots, the largest first; those that cannot be read again are given up."""
-    free, new = [row for row, job in enumerate(bucket.jobs) if job is None], []
-    while free and bucket.queue:
-        job = bucket.queue.pop()
+def _enter(work: Work, batch: Batch, new: list[Job]) -> list[Outcome]:
+    """Structures into free slots; those whose neighbours cannot be found are given up."""
+    bucket, free = batch.bucket, [row for row, job in enumerate(batch.jobs) if job is None]
+    failed, entries = [], []
+    for job in new:
         try:
-            traveller = job.traveller or _first(work, job.number)
-            new.append((free[0], entry(work.potential, work.config, bucket.shape, traveller)))
+            entries.append((free[len(entries)], entry(work.potential, work.config, bucket.shape, job.traveller)))
         except Exception as error:  # as in `stream`
-            yield Outcome(job.number, None, _said(error))
-            continue
-        bucket.jobs[free.pop(0)] = job._replace(traveller=traveller)
-    n = len(bucket.jobs)
+            failed.append(Outcome(job.number, None, _said(error)))
+        else:
+            batch.jobs[entries[-1][0]] = job
+    n = len(batch.jobs)
+    if batch.slots is None:
+        batch.slots = bucket.programs.begin(stack([nobody(work.potential, work.config, bucket.shape, work.like)], n))
     block = min(n, max(8, n // 8))
-    for first in range(0, len(new), block):
-        rows, entries = zip(*new[first : first + block], strict=True)
+    for first in range(0, len(entries), block):
+        rows, chosen = zip(*entries[first : first + block], strict=True)
         rows = np.array([*rows, *[n] * (block - len(rows))], np.int32)
-        bucket.slots = bucket.programs.enter(bucket.slots, rows, stack(entries, block))
+        batch.slots = bucket.programs.enter(batch.slots, rows, stack(chosen, block))
+    return failed
 
 
-def _advance(work: Work, bucket: Bucket) -> Report:
-    """Steps until enough structures have stopped; the device may still be at work when this returns."""
-    leaving = max(1, int(LEAVING * len(bucket.jobs)))
-    most, keep = np.int32(work.chunk), np.int32(max(0, bucket.occupied - leaving))
-    bucket.slots, report = bucket.programs.steps(work.params, bucket.slots, most, keep)
+def _advance(work: Work, batch: Batch) -> Report:
+    """Steps until enough structures have stopped."""
+    leaving = max(1, int(LEAVING * len(batch.jobs)))
+    most, keep = np.int32(work.chunk), np.int32(max(0, batch.occupied - leaving))
+    batch.slots, report = batch.bucket.programs.steps(work.params, batch.slots, most, keep)
     return report
 
 
-def _stopped(bucket: Bucket, report: Report) -> list[int]:
+def _stopped(batch: Batch, report: Report) -> list[int]:
     """Slots whose structures take no further steps."""
-    return [row for row, job in enumerate(bucket.jobs) if job is not None and not report.running[row]]
+    return [row for row, job in enumerate(batch.jobs) if job is not None and not report.running[row]]
 
 
-def _leave(work: Work, bucket: Bucket, report: Report, row: int) -> Outcome | Job:
+def _leave(work: Work, batch: Batch, report: Report, row: int) -> Outcome | Job:
     """The slot made free; what became of its structure, or what it needs to go on."""
-    job = bucket.jobs[row]
-    bucket.jobs[row] = None
+    job = batch.jobs[row]
+    batch.jobs[row] = None
     n_atoms = job.traveller.here.n_atoms
     found = relaxation_of(report, row, n_atoms)
     if not found.finite:
@@ -218,7 +281,7 @@ def _leave(work: Work, bucket: Bucket, report: Report, row: int) -> Outcome | Jo
         shape = buckets.shape(work.potential, found.system, work.config, found.found.tolist(), room)
     except ValueError as error:
         return Outcome(job.number, found, str(error), job.tries)
-    traveller = job.traveller._replace(here=found.system, state=state_of(bucket.slots, row, n_atoms))
+    traveller = job.traveller._replace(here=found.system, state=state_of(batch.slots, row, n_atoms))
     return job._replace(shape=shape, traveller=traveller, tries=job.tries + 1)
 
 

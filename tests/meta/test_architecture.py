@@ -14,7 +14,7 @@ PACKAGE = ROOT / "lamjax"
 # A module imports only from layers below its own. Inside a package any module may import another one of the same
 # package, except where the package is listed in APART: those members are siblings of one layer.
 LAYERS = [
-    {"units", "numerics", "pytree", "reports"},
+    {"units", "numerics", "pytree", "threads", "imports", "reports"},
     {"system", "nn"},
     {"neighbors"},
     {"descriptors", "heads"},
@@ -29,8 +29,7 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 APART = {"interop"}
-# jax_md is imported late too: importing it starts jax's backend, too early for jax.distributed
-OPTIONAL = {"jax_md", "matplotlib", "tensorboardX", "deepmd", "torch", "e3nn", "tblite"}
+OPTIONAL = {"matplotlib", "tensorboardX", "deepmd", "torch", "e3nn", "tblite"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

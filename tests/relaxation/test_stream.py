@@ -151,12 +151,12 @@ def test_programs_are_compiled_once_a_shape(monkeypatch):
         return plain.atomic_energies(params, system, around)
 
     potential = plain._replace(atomic_energies=atomic_energies)
-    monkeypatch.setattr(buckets, "PROGRAM", 0.0)
+    monkeypatch.setattr(buckets, "program", lambda params: 0.0)
     systems = [host_system(atoms) for atoms in mixture() + mixture()]
     config = RelaxConfig(fmax=0.05)
     found = list(stream(potential, models.params_of(plain), systems, config, slots=3, max_programs=3, chunk=4))
     assert all(o.relaxation.converged for o in found)
-    shapes = buckets.plan([buckets.shape(potential, s, config) for s in systems], 3)
+    shapes = buckets.plan([buckets.shape(potential, s, config) for s in systems], 3, 0.0)
     assert len(shapes) == 3 and len(traced) == 3
     assert [o.number for o in found] != sorted(o.number for o in found)
 
