@@ -63,6 +63,22 @@ def test_blocks_of_atoms_change_nothing(monkeypatch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), predict(*model, system), whole)
 
 
+@pytest.mark.parametrize("name", [MODELS[1], MODELS[5]], ids=["by neighbour", "by both, with the switch"])
+@pytest.mark.filterwarnings("ignore:.*keeps the nearest")
+def test_the_number_of_elements_changes_nothing(name, monkeypatch):
+    """A small product for each atom, or a large one for all elements."""
+    model, system = edit.tabulate(*lamjax.load(FIXTURES / name)), structure(name)
+    found = []
+    for few in (0, 1000):
+        monkeypatch.setattr(tabulation, "FEW_TYPES", few)
+        jax.clear_caches()
+        found.append(predict(*model, system))
+    for part in ("atomic_energies", "forces", "virial"):
+        one, other = (getattr(x, part) for x in found)
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-10)
+        assert np.any(one != other)  # two ways, not one
+
+
 def test_float32_is_as_good_as_the_net_in_float32():
     potential, params = lamjax.load(FIXTURES / MODELS[0])
     system = structure(MODELS[0])

@@ -17,6 +17,7 @@ from lamjax.descriptors.environment import Empty, Environment, padding_rows, per
 
 BLOCK = {"cpu": 256}  # atoms whose neighbours are in memory together; as many as a processor's caches hold
 OTHERWISE = 16_384
+FEW_TYPES = 4
 
 
 @dataclass(frozen=True)
@@ -42,20 +43,23 @@ def init(table: TableConfig, n_types: int, width: int, dtype=None):
 def contract(params, table: TableConfig, empty: Empty | None, types, neighbor_types, env: Environment):
     """Σ_j R_ij ⊗ G_ij (n_atoms, 4, width), `empty` slots included."""
     statistics, coefficients = params["statistics"], params["coefficients"]
-    n_types = coefficients.shape[1]
+    parts, n_types = coefficients.shape[:2]
+    width = coefficients.shape[-1]
     centre = jnp.minimum(types, n_types - 1)
+    by_centre = coefficients.swapaxes(0, 1).reshape(n_types, -1, width)  # part, type of the neighbour and k as one
 
     def neighbours(types, centre, neighbor_types, env: Environment):
         mean, stddev = per_atom(statistics, types)
         basis = _evaluate(params["spline"], table, env.matrix[..., 0] * stddev[:, :1] + mean[:, :1])
+        weights = jnp.stack([jnp.ones_like(env.switch), env.switch], axis=-1)[..., :parts]
         of_type = jax.nn.one_hot(neighbor_types, n_types, dtype=basis.dtype)
-        total = 0
-        for part, c in zip((1, env.switch[..., None]), coefficients, strict=False):
-            rows = (env.matrix * part)[:, :, None, :] * of_type[..., None]
-            sums = jnp.einsum("nwp,nwu->npu", rows.reshape(*rows.shape[:2], -1), basis)
-            sums = sums.reshape(len(types), n_types, 4, -1)
-            total = total + jnp.einsum("ntku,ntug->nkg", sums, c[centre])
-        return total
+        rows = env.matrix[..., None, None] * weights[:, :, None, :, None] * of_type[:, :, None, None, :]
+        sums = jnp.einsum("nwp,nwu->npu", rows.reshape(*rows.shape[:2], -1), basis).reshape(len(types), 4, -1)
+        if n_types > FEW_TYPES:
+            return jnp.einsum("nku,nug->nkg", sums, by_centre[centre])
+        # one large product for all types of centres is faster than a small one for each atom
+        of_all = jnp.einsum("nku,tug->nktg", sums, by_centre)
+        return jnp.einsum("nktg,nt->nkg", of_all, jax.nn.one_hot(centre, n_types, dtype=basis.dtype))
 
     size = BLOCK.get(jax.default_backend(), OTHERWISE)
     total = numerics.in_blocks(neighbours, size, types, centre, neighbor_types, env)
