@@ -193,8 +193,11 @@ def _go(run: Run, n_steps: int, every: int, most: float | None) -> None:
     """Up to `n_steps`, or to where somebody stops it; then a table and a picture of all that was seen."""
     ensemble, params, simulation, output, watch = run
     left = n_steps - simulation.step
+    dropped = False
     if left > 0 and not output.has_seen:
-        _write(output, simulation, dynamics.observe(ensemble, params, simulation))
+        first = dynamics.observe(ensemble, params, simulation)
+        _write(output, simulation, first)
+        dropped = report.dropped(first, ensemble.potential.shells)
     clock = report.Clock(simulation.step, ensemble.config.timestep)
     moving = dynamics.simulate(ensemble, params, simulation, max(0, left), every, seconds=SECONDS)
     with _stopping() as stopped, bar("steps", n_steps, simulation.step, 10.0) as advance:
@@ -204,6 +207,7 @@ def _go(run: Run, n_steps: int, every: int, most: float | None) -> None:
                 _write(output, now, seen)
                 if now.n_grown > simulation.n_grown:
                     console.print(report.grown(simulation, now), soft_wrap=True)
+                dropped = dropped or report.dropped(seen, ensemble.potential.shells)
                 simulation = now
                 advance(now.step, report.note(seen, speed))
                 if stopped() or (most is not None and report.disagree(watch, seen, most)):

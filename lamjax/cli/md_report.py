@@ -2,6 +2,7 @@
 
 import csv
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from lamjax.cli.committee import COLUMN, Watch
 from lamjax.data import Frame
 from lamjax.dynamics import Ensemble, NPTConfig, NVEConfig, NVTConfig, Output, Record, Simulation
+from lamjax.neighbors import Shell
 from lamjax.reports import console, plots, table
 from lamjax.units import GPA
 
@@ -67,6 +69,19 @@ def grown(before: Simulation, now: Simulation) -> str:
     slots = "/".join(map(str, now.shapes.capacities))
     often = "" if times == 1 else f" {times} times"
     return f"step {now.step}: the arrays of neighbours grew{often}, to {slots}; that means to compile anew."
+
+
+def dropped(seen: Record, shells: Sequence[Shell]) -> bool:
+    """Whether the model drops neighbours in a frame of a record; then it is said."""
+    if not seen.truncated.any():
+        return False
+    widths = ", ".join(f"{shell.sel} within {shell.cutoff:g} Å" for shell in shells if shell.sel is not None)
+    console.print(
+        f"[yellow]Step {seen.step[np.argmax(seen.truncated)]}: an atom has more neighbours than the model looks at "
+        f"({widths}): it keeps the nearest, as DeePMD-kit does,[/] and energy is conserved no longer. Said once.",
+        soft_wrap=True,
+    )
+    return True
 
 
 def disagree(watch: Watch, seen: Record, most: float) -> bool:

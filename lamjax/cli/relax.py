@@ -50,6 +50,7 @@ class Told(NamedTuple):
     finite: bool
     n_steps: int
     widened: bool
+    truncated: bool
 
 
 class Share(NamedTuple):
@@ -82,8 +83,9 @@ def relax(
 ) -> None:
     """Relax every structure; energy, forces, stress, converged, finite, n_steps and fmax are written with each.
 
-    Also how far the atom that went farthest is from its start (moved, Å), and with --cell the volume_change. A picture
-    of the steps and of both lies beside the output (relaxed.png).
+    Also truncated (there were more neighbours than the model looks at, and it kept the nearest), how far the atom that
+    went farthest is from its start (moved, Å), and with --cell the volume_change. A picture of the steps and of both
+    lies beside the output (relaxed.png).
 
     Results are appended as they finish, so that a killed run loses nothing that was done: --resume goes on. A file or
     frame that cannot be read or relaxed is reported, and the others go on. FixAtoms and FixCartesian are respected.
@@ -178,13 +180,13 @@ def _relax(potential, params, starts: Sequence[Start], config, out: Path, slots,
                 file, labelled(relaxed, info | records.changes(start.system, relaxed.system, config.cell is not None))
             )
             kept = bool(relaxed.converged), bool(relaxed.finite), int(relaxed.n_steps)
-            told.append(Told(*kept, widened=outcome.n_widened > 0))
+            told.append(Told(*kept, widened=outcome.n_widened > 0, truncated=bool(relaxed.truncated)))
     return told, failures
 
 
 def _report(told: Sequence[Told], lost: int, n_before: int, seconds: float, config: RelaxConfig, out: Path):
     steps = [one.n_steps for one in told]
-    n_widened = sum(one.widened for one in told)
+    n_widened, n_truncated = (sum(getattr(one, name) for one in told) for name in ("widened", "truncated"))
     rows = [
         ("relaxed", len(told)),
         ("converged", sum(one.converged for one in told)),
@@ -192,6 +194,7 @@ def _report(told: Sequence[Told], lost: int, n_before: int, seconds: float, conf
         ("not finite", sum(not one.finite for one in told)),
         ("failed before the first step", lost),
         *([("went on in wider arrays, with more neighbours", n_widened)] if n_widened else []),
+        *([("had neighbours beyond the model's sel", n_truncated)] if n_truncated else []),
         *([("done before", n_before)] if n_before else []),
         *([("steps, median and most", f"{np.median(steps):.0f}, {max(steps)}")] if told else []),
         *([("time per structure", f"{seconds / len(told):.2g} s")] if told else []),

@@ -19,7 +19,8 @@ LABELS = {"energy", "free_energy", "virial", "stress"}  # of the start; they wou
 
 
 def labelled(relaxed: Relaxation, info: dict[str, Any]) -> ase.Atoms:
-    """The relaxed structure with its energy, forces and stress, and `converged`, `finite`, `n_steps`, `fmax`.
+    """The relaxed structure with its energy, forces and stress, and `converged`, `finite`, `n_steps`, `fmax`,
+    `truncated` (the model's own `sel` dropped neighbours).
 
     `info` is what else goes into its info; of arrays only `fixed` counts (as `data.read` finds it), which becomes
     constraints.
@@ -33,7 +34,7 @@ def labelled(relaxed: Relaxation, info: dict[str, Any]) -> ase.Atoms:
     if "fixed" in info:
         atoms.set_constraint(system.constraints(info["fixed"]))
     plain = {key: value for key, value in info.items() if np.ndim(value) == 0 and not _is_label(key)}
-    atoms.info |= plain | {name: np.asarray(getattr(relaxed, name)).item() for name in OUTCOME}
+    atoms.info |= plain | {name: np.asarray(getattr(relaxed, name)).item() for name in (*OUTCOME, "truncated")}
     return atoms
 
 

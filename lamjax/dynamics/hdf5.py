@@ -27,6 +27,7 @@ UNITS = {
     "momenta": "sqrt(amu eV)",
     "cell": "Å, rows are lattice vectors",
     "forces": "eV/Å",
+    "truncated": "",
 }
 LIBVER = ("v110", "v110")  # the first that knows SWMR
 BLOCK = 1 << 18  # bytes of a chunk, about

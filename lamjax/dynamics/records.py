@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from lamjax import units
 
@@ -25,6 +25,7 @@ class Record(NamedTuple):
     momenta: Float[np.ndarray, "n n_atoms 3"]  # sqrt(amu eV), as in ASE
     cell: Float[np.ndarray, "n 3 3"]  # Å
     forces: Float[np.ndarray, "n n_atoms 3"]  # eV/Å
+    truncated: Bool[np.ndarray, " n"]  # an atom has more neighbours than the model's own `sel`, which drops some
 
     @property
     def pressure(self) -> Float[np.ndarray, " n"]:

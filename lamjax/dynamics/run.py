@@ -304,7 +304,8 @@ def _compiled(ensemble: Ensemble, shapes: Shapes, skin: float) -> Programs:
 
     def observe(bath, params, state, system: System, fixed, lists: Verlet, step) -> Record:
         here = moves.place(state, system)
-        said = predict(potential, params, here, verlet.narrow(lists, here, potential.shells, shapes.capacities))
+        around = verlet.narrow(lists, here, potential.shells, shapes.capacities)
+        said = predict(potential, params, here, around)
         space = volume(here)
         velocity = state.momentum / state.mass
         virial = said.virial + velocity.T @ state.momentum  # of the potential and of the motion
@@ -323,6 +324,7 @@ def _compiled(ensemble: Ensemble, shapes: Shapes, skin: float) -> Programs:
             momenta=state.momentum,
             cell=here.cell,
             forces=said.forces,
+            truncated=around.truncated,
         )
 
     options = numerics.compiler_options()

@@ -1,6 +1,7 @@
 """`lamjax md` as a user types it: what it writes, what stops it, and how it goes on."""
 
 import csv
+import dataclasses
 import os
 import signal
 import subprocess
@@ -105,6 +106,22 @@ def test_constant_energy_and_pressure_begin_with_the_velocities_of_the_file(fold
     code, said, _ = run(*shared, "--ensemble", "nve", "--temperature", 400, "--output", "drawn.extxyz")
     assert code == 0 and "velocities: drawn" in said
     assert rows("drawn.csv")[0]["temperature_K"] == pytest.approx(400)
+
+
+def test_neighbours_that_the_model_drops_are_told_once(folder):
+    """Silicon has four neighbours within 3.2 Å."""
+    common = ["si.extxyz", "--steps", 2, "--every", 1, "--timestep", 0.5, "--temperature", 50]
+    code, said, _ = run(*common, "--output", "all.h5")
+    assert code == 0 and "more neighbours" not in said
+    narrow = dataclasses.replace(CONFIG, descriptor=dataclasses.replace(CONFIG.descriptor, sel=3))
+    potential = lamjax.build(narrow)
+    lamjax.save("model.lamjax", potential, potential.init(jax.random.key(1), np.float64))
+    code, said, _ = run(*common, "--output", "few.h5")
+    assert code == 0 and said.count("Step 0: an atom has more neighbours than the model looks at (3 within 3.2 Å)") == 1
+    assert said.count("more neighbours") == 1
+    for name, dropped in (("all.h5", False), ("few.h5", True)):
+        with h5py.File(name) as file:
+            assert file["truncated"][:].tolist() == [dropped] * 3
 
 
 def test_an_explosion_keeps_the_last_good_structure(folder):

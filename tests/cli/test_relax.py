@@ -11,6 +11,7 @@ from pathlib import Path
 import ase
 import ase.build
 import ase.io
+import jax
 import numpy as np
 import pytest
 from ase.constraints import FixAtoms, FixCartesian
@@ -18,6 +19,9 @@ from invoke import invoke
 
 import lamjax
 from lamjax.cli import relax_records
+from lamjax.descriptors import DPA1Config
+from lamjax.heads import EnergyHeadConfig
+from lamjax.potential import PotentialConfig
 from lamjax.reports import files
 from lamjax.system import fixed_components
 
@@ -87,6 +91,20 @@ def test_what_is_bad_is_reported_and_the_rest_goes_on(tmp_path):
         assert said in flat
     (kept,) = ase.io.read(out, ":")
     assert kept.info["source"].endswith("mixed.extxyz#1") and kept.info["number"] == 0
+
+
+def test_neighbours_that_the_model_drops_are_counted(tmp_path):
+    """Of two structures the dense one has more than three neighbours within 3.2 Å."""
+    descriptor = DPA1Config(rcut=3.2, rcut_smth=0.5, sel=3, neuron=(2, 4), axis_neuron=2, tebd_dim=2)
+    potential = lamjax.build(PotentialConfig(("Si",), descriptor, (("Default", EnergyHeadConfig(neuron=(4,))),)))
+    lamjax.save(tmp_path / "model.lamjax", potential, potential.init(jax.random.key(0), np.float64))
+    pair = ase.Atoms("Si2", [(0, 0, 0), (2.3, 0, 0)], cell=np.eye(3) * 8, pbc=True)
+    ase.io.write(tmp_path / "both.extxyz", [pair, crystals(1)[0]])
+    out = tmp_path / "relaxed.extxyz"
+    code, said, _ = run(tmp_path / "model.lamjax", tmp_path / "both.extxyz", "--out", out, "--max-steps", 2)
+    assert code == 0, said
+    assert "had neighbours beyond the model's sel │ 1" in " ".join(said.split())
+    assert {a.info["number"]: bool(a.info["truncated"]) for a in ase.io.read(out, ":")} == {0: False, 1: True}
 
 
 def test_nothing_to_relax_is_an_error_that_says_why(tmp_path):

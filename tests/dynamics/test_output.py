@@ -216,7 +216,8 @@ def fake(step: int, n: int = 2) -> dynamics.Record:
     """A record of a few steps."""
     x = np.random.default_rng(step)
     shapes = [(), (), (), (6,), (), (), (4, 3), (4, 3), (3, 3), (4, 3)]
-    return dynamics.Record(np.arange(step, step + n), *(x.normal(size=(n, *shape)) for shape in shapes))
+    values = (x.normal(size=(n, *shape)) for shape in shapes)
+    return dynamics.Record(np.arange(step, step + n), *values, truncated=np.arange(n) > 0)
 
 
 def append_and_die(path: Path) -> None:
