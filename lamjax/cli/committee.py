@@ -13,6 +13,7 @@ from lamjax.distillation.select import ASKED, deviations
 from lamjax.distillation.shapes import Shapes
 from lamjax.dynamics import Record, Scene, frames
 from lamjax.dynamics.records import Column
+from lamjax.dynamics.restart import digest
 from lamjax.potential import Params, Potential
 
 COLUMN = "deviation_eV_A"
@@ -29,6 +30,12 @@ def load_members(potential: Potential, params: Params, paths: Sequence[Path]) ->
             )
         members.append(found)
     return stack_members(members)
+
+
+def identity(potential: Potential, stacked: Params, paths: Sequence[Path]) -> list[str]:
+    """What the members of these files are, wherever they lie: their names, and digests of their numbers."""
+    members = (jax.tree.map(lambda x, k=k: x[k], stacked) for k in range(1, len(paths) + 1))
+    return [f"{path.name} {digest(potential, one)[:12]}" for path, one in zip(paths, members, strict=True)]
 
 
 class Watch:

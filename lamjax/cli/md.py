@@ -14,7 +14,7 @@ import typer
 
 from lamjax import checkpoints, data, dynamics, units
 from lamjax.cli import md_report as report
-from lamjax.cli.committee import Watch, load_members
+from lamjax.cli.committee import Watch, identity, load_members
 from lamjax.cli.relax import Precision
 from lamjax.cli.train import banner
 from lamjax.data import Frame
@@ -109,8 +109,9 @@ def md(
         potential, params = checkpoints.load(model, head, np.dtype(precision.value))
         start = _read(structure, frame, potential.elements)
         draws = temperature if ensemble is Kind.NVE else None
-        settings = {"every": every, "seed": seed, "velocities": draws, "committee": list(map(str, committee or ()))}
         members = load_members(potential, params, committee) if committee else None
+        others = identity(potential, members, committee) if committee else []
+        settings = {"every": every, "seed": seed, "velocities": draws, "committee": others}
         with files.alone(output):
             run = _prepare(Ensemble(potential, config), params, start, settings, output, resume, members)
             if run.simulation.step >= n_steps:

@@ -14,6 +14,7 @@ import numpy as np
 from lamjax.dynamics.ensembles import Ensemble
 from lamjax.dynamics.run import Shapes, Simulation, like
 from lamjax.neighbors.grid import Grid
+from lamjax.potential import Potential
 from lamjax.reports.files import write_atomically
 from lamjax.system import System
 
@@ -24,10 +25,16 @@ Identity = dict[str, Any]  # JSON-able
 def identity(ensemble: Ensemble, params) -> Identity:
     """What makes a simulation this one: the ensemble with its settings, the model and its parameters."""
     potential, config = ensemble
+    model = digest(potential, params)
+    return {"ensemble": config.type, **dataclasses.asdict(config), "head": potential.head, "model": model}
+
+
+def digest(potential: Potential, params) -> str:
+    """A name for a model and its numbers."""
     model = hashlib.sha256(repr((potential.config, potential.elements)).encode())
     for leaf in map(np.asarray, jax.tree.leaves(params)):
         model.update(f"{leaf.dtype}{leaf.shape}".encode() + np.ascontiguousarray(leaf).tobytes())
-    return {"ensemble": config.type, **dataclasses.asdict(config), "head": potential.head, "model": model.hexdigest()}
+    return model.hexdigest()
 
 
 def save(path: str | Path, simulation: Simulation, of: Identity, facts: dict[str, Any] | None = None) -> None:

@@ -257,7 +257,16 @@ def test_a_committee_is_watched(folder):
         assert expected > 0 and deviation == pytest.approx(expected, rel=1e-6)
 
     _, _, error = run("si.extxyz", "--steps", 60, "--every", 10, "--dtype", "float64", "--output", "run.h5", "--resume")
-    assert isinstance(error, ValueError) and "committee was ['other.lamjax'], is []" in str(error)
+    assert isinstance(error, ValueError) and "committee was ['other.lamjax " in str(error) and "is []" in str(error)
+    Path("there").mkdir()
+    Path("other.lamjax").rename("there/other.lamjax")  # the same, elsewhere
+    moved = [*shared[:4], "there/other.lamjax", *shared[5:]]
+    code, said, _ = run(*moved, "--steps", 40, "--resume")
+    assert code == 0 and len(rows("run.csv")) == 5, said
+    lamjax.save("there/other.lamjax", potential, potential.init(jax.random.key(3), np.float64))
+    _, _, error = run(*moved, "--steps", 60, "--resume")
+    assert isinstance(error, ValueError) and str(error).count("other.lamjax ") == 2
+    lamjax.save("other.lamjax", potential, potential.init(jax.random.key(2), np.float64))
     code, said, _ = run(*shared, "--steps", 9000, "--resume", "--max-deviation", 0.5 * min(found))
     assert code == 0 and "--max-deviation is" in said and "of 9000; --resume goes on" in said
     assert 30 < len(rows("run.csv")) * 10 < 9000
