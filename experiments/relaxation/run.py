@@ -59,8 +59,8 @@ def studies(seeds: Sequence[int], sets: Mapping[str, RelaxationSet] = SETS) -> d
             *(Run("dimers", "BPTT", setting, seed=s) for s in seeds[:1] for setting in methods.SETTINGS),
         ],
         "pairs": [
-            *(Run("dimers", BASE, seed=s) for s in seeds[:2]),
-            *(Run("dimers", "BPTT", n=n, seed=s) for s in seeds[:2] for n in SIZES),
+            *(Run("dimers", BASE, seed=s) for s in seeds),
+            *(Run("dimers", "BPTT", n=n, seed=s) for s in seeds for n in SIZES),
         ],
         "shares": [
             run
