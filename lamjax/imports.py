@@ -17,13 +17,18 @@ def jax_md() -> ModuleType:
     if "jax_md" in sys.modules or (spec := importlib.util.find_spec("jax_md")) is None:
         return importlib.import_module("jax_md")
     package = importlib.util.module_from_spec(spec)
+    made = {"jax_md": package}
     for name in SELDOM:
         if (found := PathFinder.find_spec(f"jax_md.{name}", spec.submodule_search_locations)) is not None:
             found.loader = importlib.util.LazyLoader(found.loader)
-            module = importlib.util.module_from_spec(found)
-            found.loader.exec_module(module)
-            sys.modules[found.name] = module
-            setattr(package, name, module)
-    sys.modules["jax_md"] = package
-    spec.loader.exec_module(package)
+            made[found.name] = importlib.util.module_from_spec(found)
+            found.loader.exec_module(made[found.name])
+            setattr(package, name, made[found.name])  # so that jax-md's own imports leave it alone
+    sys.modules.update(made)
+    try:
+        spec.loader.exec_module(package)
+    except BaseException:
+        for name in made:
+            sys.modules.pop(name, None)
+        raise
     return package

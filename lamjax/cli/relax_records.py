@@ -19,11 +19,10 @@ LABELS = {"energy", "free_energy", "virial", "stress"}  # of the start; they wou
 
 
 def labelled(relaxed: Relaxation, info: dict[str, Any]) -> ase.Atoms:
-    """The relaxed structure with its energy, forces and stress, and `converged`, `finite`, `n_steps`, `fmax`,
-    `truncated` (the model's own `sel` dropped neighbours).
+    """The relaxed structure with its energy, forces and stress, and what became of it, as `Relaxation` calls it.
 
-    `info` is what else goes into its info; of arrays only `fixed` counts (as `data.read` finds it), which becomes
-    constraints.
+    That is `converged`, `finite`, `n_steps`, `fmax` and `truncated`. `info` is what else goes into its info; of arrays
+    only `fixed` counts (as `data.read` finds it), which becomes constraints.
     """
     atoms = system.to_ase(relaxed.system)
     results = {"energy": float(relaxed.energy), "forces": np.asarray(relaxed.forces, np.float64)}
