@@ -37,6 +37,12 @@ def structure(name: str) -> lamjax.System:
     return lamjax.System(positions, numbers, cell, np.full(3, True))
 
 
+@functools.cache
+def tabulated(name: str):
+    """The model of a file with a table in the place of its net, and its parameters; made once, for seconds."""
+    return edit.tabulate(*lamjax.load(FIXTURES / name))
+
+
 def predict(potential, params, system) -> lamjax.Prediction:
     neighbors = lamjax.allocate(potential, system)
     return jax.jit(functools.partial(lamjax.predict, potential))(params, system, neighbors)
@@ -47,7 +53,7 @@ def predict(potential, params, system) -> lamjax.Prediction:
 def test_energies_forces_and_virials_are_the_same(name):
     potential, params = lamjax.load(FIXTURES / name)
     system = structure(name)
-    exact, table = predict(potential, params, system), predict(*edit.tabulate(potential, params), system)
+    exact, table = predict(potential, params, system), predict(*tabulated(name), system)
     for part, limit in (("energy", 1e-7), ("forces", 1e-6), ("virial", 1e-5), ("atomic_energies", 1e-7)):
         assert np.abs(getattr(exact, part) - getattr(table, part)).max() < limit, part
     assert np.abs(exact.forces).max() > 1e-3
@@ -55,7 +61,7 @@ def test_energies_forces_and_virials_are_the_same(name):
 
 def test_blocks_of_atoms_change_nothing(monkeypatch):
     """A structure whose neighbours do not fit into one block; the last block is not full."""
-    model, system = edit.tabulate(*lamjax.load(FIXTURES / MODELS[1])), structure(MODELS[1])
+    model, system = tabulated(MODELS[1]), structure(MODELS[1])
     whole = predict(*model, system)
     monkeypatch.setattr(tabulation, "BLOCK", {})
     monkeypatch.setattr(tabulation, "OTHERWISE", 5)
@@ -67,11 +73,10 @@ def test_blocks_of_atoms_change_nothing(monkeypatch):
 @pytest.mark.filterwarnings("ignore:.*keeps the nearest")
 def test_the_number_of_elements_changes_nothing(name, monkeypatch):
     """A small product for each atom, or a large one for all elements."""
-    model, system = edit.tabulate(*lamjax.load(FIXTURES / name)), structure(name)
+    model, system = tabulated(name), structure(name)
     found = []
     for few in (0, 1000):
         monkeypatch.setattr(tabulation, "FEW_TYPES", few)
-        jax.clear_caches()
         found.append(predict(*model, system))
     for part in ("atomic_energies", "forces", "virial"):
         one, other = (getattr(x, part) for x in found)
@@ -86,7 +91,7 @@ def test_float32_is_as_good_as_the_net_in_float32():
     single = jax.tree.map(lambda x: x.astype(np.float32) if x.dtype == np.float64 else x, system)
     errors = [
         np.abs(predict(p, cast_params(q, np.float32), single).forces - exact).max()
-        for p, q in ((potential, params), edit.tabulate(potential, params))
+        for p, q in ((potential, params), tabulated(MODELS[0]))
     ]
     assert errors[1] < max(3 * errors[0], 1e-5)
 
@@ -113,7 +118,7 @@ def test_atoms_closer_than_the_table_are_not_extrapolated():
 
 
 def test_a_table_is_saved_and_loaded_but_not_edited_or_written_for_deepmd(tmp_path):
-    potential, params = edit.tabulate(*lamjax.load(FIXTURES / MODELS[0]))
+    potential, params = tabulated(MODELS[0])
     lamjax.save(tmp_path / "fast.lamjax", potential, params)
     again, same = lamjax.load(tmp_path / "fast.lamjax")
     assert again is potential
