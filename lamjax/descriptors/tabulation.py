@@ -17,7 +17,7 @@ from lamjax.descriptors.environment import Empty, Environment, padding_rows, per
 
 BLOCK = {"cpu": 256}  # atoms whose neighbours are in memory together; as many as a processor's caches hold
 OTHERWISE = 16_384
-FEW_TYPES = 4
+FEW_TYPES = 4  # elements; for so many, products for all of them are cheaper than picking each atom's
 
 
 @dataclass(frozen=True)

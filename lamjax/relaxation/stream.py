@@ -72,7 +72,7 @@ class Work(NamedTuple):
     like: System | None = None  # what all structures have: frame and atomic parameters, if any
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Bucket:
     """A shape, and who wants to relax in it, sorted by size."""
 
@@ -99,13 +99,6 @@ class Batch:
     @property
     def occupied(self) -> int:
         return sum(job is not None for job in self.jobs)
-
-
-class Turn(NamedTuple):
-    """What came of some steps of a batch."""
-
-    outcomes: list[Outcome]
-    moved: list[Job]  # they need wider arrays
 
 
 def stream(
@@ -156,8 +149,8 @@ def _run(work: Work, some: list[Bucket], n_batches: int) -> Generator[Outcome, N
     """`n_batches` at a time until nobody is left in these buckets; those that outgrow them are returned."""
     outgrown: list[Job] = []
     told: list[Outcome] = []
-    turns: dict[Future[Turn], Batch] = {}
-    settings = same_settings()
+    turns: dict[Future[list[Outcome | Job]], Batch] = {}
+    shapes, settings = [bucket.shape for bucket in some], same_settings()
 
     def begin(batch: Batch) -> None:
         new, failed = _taken(work, batch.bucket, len(batch.jobs) - batch.occupied)
@@ -174,19 +167,21 @@ def _run(work: Work, some: list[Bucket], n_batches: int) -> Generator[Outcome, N
             if not turns:
                 return outgrown
             for future in wait(turns, return_when=FIRST_COMPLETED).done:
-                batch, turn = turns.pop(future), future.result()
+                batch = turns.pop(future)
+                for one in future.result():
+                    if isinstance(one, Outcome):
+                        told.append(one)
+                    else:
+                        place = buckets.assign(one.shape, shapes)
+                        (outgrown if place is None else some[place].queue).append(one)
                 batch.bucket.warm = True
-                told.extend(turn.outcomes)
-                for job in turn.moved:
-                    place = buckets.assign(job.shape, [bucket.shape for bucket in some])
-                    (outgrown if place is None else some[place].queue).append(job)
                 begin(batch)
 
 
 def _next(some: list[Bucket], running: list[Bucket]) -> Bucket | None:
     """Where one more batch has most to do; nowhere twice before it is compiled."""
-    free = [b for b in some if b.queue and (b.warm or not any(b is other for other in running))]
-    return max(free, key=lambda b: (-sum(b is other for other in running), b.waiting), default=None)
+    free = [b for b in some if b.queue and (b.warm or b not in running)]
+    return max(free, key=lambda b: (-running.count(b), b.waiting), default=None)
 
 
 def _taken(work: Work, bucket: Bucket, n: int) -> tuple[list[Job], list[Outcome]]:
@@ -202,16 +197,14 @@ def _taken(work: Work, bucket: Bucket, n: int) -> tuple[list[Job], list[Outcome]
     return jobs, failed
 
 
-def _turn(settings, work: Work, batch: Batch, new: list[Job]) -> Turn:
-    """New structures into free slots, some steps, and those that have stopped out of their slots."""
+def _turn(settings, work: Work, batch: Batch, new: list[Job]) -> list[Outcome | Job]:
+    """New structures into free slots, some steps, and those that have stopped out; Jobs of them need wider arrays."""
     with settings():
         failed = _enter(work, batch, new)
         if not batch.occupied:
-            return Turn(failed, [])
+            return failed
         report = jax.device_get(_advance(work, batch))
-        left = [_leave(work, batch, report, row) for row in _stopped(batch, report)]
-    found = [one for one in left if isinstance(one, Outcome)]
-    return Turn(failed + found, [one for one in left if isinstance(one, Job)])
+        return failed + [_leave(work, batch, report, row) for row in _stopped(batch, report)]
 
 
 def _bucket(work: Work, shape: Shape, queue: list[Job], n_batches: int) -> Bucket:
