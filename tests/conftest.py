@@ -8,7 +8,8 @@ from pathlib import Path
 # `XLA_FLAGS= pytest` runs as a user's script does; so do the slow tests in .ci/run
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expensive_passes=true",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expensive_passes=true"
+    " --xla_cpu_parallel_codegen_split_count=1",
 )
 
 import jax
@@ -17,7 +18,7 @@ import pytest
 import structures
 
 jax.config.update("jax_enable_x64", True)
-
+gc.set_threshold(50_000, 20, 100)  # tracing makes objects by the million, and a look at all of them frees next to none
 
 MAPPINGS = Path("/proc/self/maps")  # of memory; on Linux
 MOST_MAPPINGS = 10_000

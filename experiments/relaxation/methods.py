@@ -10,6 +10,7 @@ from lamjax.training.structures_config import merged
 
 BASE = "base"  # not trained
 FORCES = "forces"  # the rival: fine-tuning on energies and forces of all steps of the same relaxations
+STRESSES = "forces and stresses"  # the same where the cell relaxes too
 _IMPLICIT = {"type": "implicit", "tol": 0.01, "gate": 0.05}
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "zero force": {"type": "force"},
@@ -22,9 +23,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 }
 THEN = "forces, then BPTT"  # both, one after the other, and the forces of the relaxations mixed into the second one
 WITH = "BPTT with forces"  # those of the relaxations, replayed beside what the base was trained on
-KEPT = "both, the base kept"  # THEN; to both, forces of the base itself on structures elsewhere are added
+KEPT = "both, the base kept"  # labels, then structures; to both, forces elsewhere that the base gives or learned
 KEPT_FORCES = "forces, the base kept"  # the first half of it
-KEEPING = {"epochs": 4, "replay": {"weight": 0.1}}  # it needs more steps, and can bear more replay
 SHARES = {f"{share:.0%}": share for share in (0.25, 0.5, 0.75)}  # of the way from the base to what was trained
 SHORT: dict[str, Any] = {"objective": {"relax": {"adjoint": {"steps": 25}}}, "epochs": 1}  # BPTT that takes seconds
 SETTINGS: dict[str, dict[str, Any]] = {  # what may be chosen otherwise in it
@@ -43,6 +43,10 @@ SETTINGS: dict[str, dict[str, Any]] = {  # what may be chosen otherwise in it
     "gradient flow": {"objective": {"relax": {"minimiser": {"type": "gradient_flow", "eta": 0.02}}}},
     "gradient flow learned": {
         "objective": {"relax": {"minimiser": {"type": "gradient_flow", "eta": 0.02}}},
+        "learn_minimiser": True,
+    },
+    "gradient flow, additive term learned": {
+        "objective": {"relax": {"minimiser": {"type": "gradient_flow", "eta": 0.02, "additive": True}}},
         "learn_minimiser": True,
     },
 }
@@ -70,24 +74,30 @@ def structures(
 ) -> StructureTuneConfig:
     """A run that learns where relaxations end, with what the base knows mixed in; `after` is a model to begin from."""
     replayed = {THEN: [files.steps], WITH: [files.steps, files.earlier], KEPT: [files.steps, files.kept]}
+    keeping = dict(of.keeping) if method == KEPT else {}
     content = {
         "base": after or path(of.base),
         "pairs": [files.pairs],
         "validation": [files.test],
-        "objective": OBJECTIVES.get(method, OBJECTIVES["BPTT"]),
+        "objective": OBJECTIVES.get(keeping.pop("objective", method), OBJECTIVES["BPTT"]),
         "replay": REPLAY | {"files": replayed.get(method, [files.earlier])},
         "variable_cell": of.variable_cell,
     }
-    settings = merged(of.settings, KEEPING if method == KEPT else {})
-    return read_config(None, merged(merged(content, settings), changes))
+    if keeping and of.variable_cell:
+        content = merged(content, {"replay": {"loss": {"start_pref_v": 1.0, "limit_pref_v": 1.0}}})
+    return read_config(None, merged(merged(merged(content, of.settings), keeping), changes))
 
 
-def forces(of: RelaxationSet, files: Split, steps: int, output: str, seed: int, kept: bool = False) -> TrainConfig:
-    """A run that learns energies and forces."""
+def forces(method: str, of: RelaxationSet, files: Split, steps: int, output: str, seed: int) -> TrainConfig:
+    """A run that learns energies and forces; stresses too by STRESSES, and before KEPT where the cell relaxes."""
+    kept = method == KEPT_FORCES
+    virial = {"start_pref_v": 0.02, "limit_pref_v": 1.0} if method == STRESSES or (kept and of.variable_cell) else {}
     return TrainConfig(
         train=(files.steps, *([files.kept] if kept else [])),
         base=path(of.base),
-        loss=losses.LabelLossConfig(start_pref_e=0.2, limit_pref_e=20.0, start_pref_f=100.0, limit_pref_f=60.0),
+        loss=losses.LabelLossConfig(
+            start_pref_e=0.2, limit_pref_e=20.0, start_pref_f=100.0, limit_pref_f=60.0, **virial
+        ),
         schedule=training.ScheduleConfig("cosine", start_lr=5e-4, stop_lr=2.5e-5),
         optimizer=training.OptimizerConfig("adam", max_norm=5.0),
         steps=steps,

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from experiments import workflow
-from experiments.relaxation.methods import BASE, FORCES, KEPT, SETTINGS, SHARES, THEN, WITH
+from experiments.relaxation.methods import BASE, FORCES, KEPT, SETTINGS, SHARES, STRESSES, THEN, WITH
 from lamjax.reports import plots
 
 FIGURES = ("dq", "rmsd", "largest", "n_steps", "converged", "failed", "volume")  # structure by structure
@@ -20,6 +20,7 @@ COMMAND = "python -m experiments.relaxation.run"
 COLORS = {
     BASE: plots.BEFORE,
     FORCES: "#1f77b4",
+    STRESSES: "#17a2b8",
     "zero force": "#8c6bb1",
     "Newton": "#2a9d5c",
     "BPTT": plots.AFTER,
@@ -120,6 +121,7 @@ def line(name: str, group: Group) -> list[str]:
     ]
 
 
+NUMBERS = {"additive": "largest additive term (Å)", "eta": "eta (Å²/eV)"}  # of the minimiser, where the name is short
 COLUMNS = [
     "median Dq (amu^½ Å)",
     "its change in % (range over the seeds)",
@@ -186,8 +188,10 @@ def shares_table(runs: Sequence[dict]) -> str:
 def settings_table(runs: Sequence[dict]) -> str:
     """BPTT, one setting changed at a time, and how far learnable numbers of the minimiser went."""
     found = groups(runs, "setting", SETTINGS, "dimers")
-    rows = [[*line(name, group), _learned(group)] for name, group in found.items()]
-    table = workflow.markdown(["setting of BPTT", *COLUMNS, "numbers of the minimiser, learned"], rows)
+    rows = [
+        [*line(name, group)[:-1], _learned(group)] for name, group in found.items()
+    ]  # without the time: some waited
+    table = workflow.markdown(["setting of BPTT", *COLUMNS[:-1], "numbers of the minimiser, learned"], rows)
     return f"**Settings of BPTT**, {_of(found[BASE])}\n\n{table}\n"
 
 
@@ -199,11 +203,9 @@ def _of(base: Group) -> str:
 def _learned(group: Group) -> str:
     said = []
     for key in group.runs[0].get("minimiser", {}):
-        values = [np.asarray(one["minimiser"][key]) for one in group.runs]
-        if values[0].ndim == 0:
-            said.append(f"{key} " + ", ".join(f"{x:.3g}" for x in values))
-        else:
-            said.append(f"{key} at most {max(np.abs(x).max() for x in values):.2g}")
+        values = [one["minimiser"][key] for one in group.runs]
+        spread = f" ({min(values):.3g} to {max(values):.3g})" if len(values) > 1 else ""
+        said.append(f"{NUMBERS.get(key, key)} {np.median(values):.3g}{spread}")
     return "; ".join(said)
 
 
@@ -259,7 +261,8 @@ def _strips(axes, found: dict[str, Group]) -> None:
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_xticks(range(len(found)), [textwrap.fill(name, 10) for name in found], fontsize=9)
+    width = 10 if len(found) < 8 else 8  # characters
+    axes.set_xticks(range(len(found)), [textwrap.fill(name, width) for name in found], fontsize=9)
     axes.set_ylabel("distance from the DFT-relaxed structure,\nDq (amu$^{1/2}$ Å)")
 
 

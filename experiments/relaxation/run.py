@@ -18,7 +18,7 @@ import numpy as np
 
 from experiments import workflow
 from experiments.relaxation import methods, report
-from experiments.relaxation.methods import BASE, FORCES, KEPT, KEPT_FORCES, THEN, Effort
+from experiments.relaxation.methods import BASE, FORCES, KEPT, KEPT_FORCES, STRESSES, THEN, Effort
 from experiments.relaxation.sets import SETS, RelaxationSet, Split, keep, path, split
 from lamjax import build, checkpoints, data, edit
 from lamjax.relaxation import CellConfig, RelaxConfig
@@ -55,8 +55,8 @@ def studies(seeds: Sequence[int], sets: Mapping[str, RelaxationSet] = SETS) -> d
     return {
         "methods": [Run(key, way, seed=s) for s in seeds for key, of in sets.items() for way in (BASE, *of.methods)],
         "settings": [
-            *(Run("dimers", BASE, seed=s) for s in seeds[:1]),
-            *(Run("dimers", "BPTT", setting, seed=s) for s in seeds[:1] for setting in methods.SETTINGS),
+            *(Run("dimers", BASE, seed=s) for s in seeds),
+            *(Run("dimers", "BPTT", setting, seed=s) for s in seeds for setting in methods.SETTINGS),
         ],
         "pairs": [
             *(Run("dimers", BASE, seed=s) for s in seeds),
@@ -101,7 +101,7 @@ def _trained(run: Run, work: Path, of: RelaxationSet, files: Split, effort: Effo
     output = str(work / "relaxation" / run.name / "run")
     if run.method == BASE:
         return *checkpoints.load(path(of.base), dtype=np.float32), {}
-    if run.method == FORCES:
+    if run.method in (FORCES, STRESSES):
         return *checkpoints.load(_taught_forces(run, work, of, effort), dtype=np.float32), {}
     if run.setting in methods.SHARES:
         return *_between(run, work, of, files, effort), {}
@@ -130,10 +130,10 @@ def _between(run: Run, work: Path, of: RelaxationSet, files: Split, effort: Effo
 def _taught_forces(run: Run, work: Path, of: RelaxationSet, effort: Effort) -> str:
     """The model of a run that learns energies and forces, trained unless it is there."""
     folder = work / "relaxation" / run.name
-    files, kept = split(of, run.seed, run.n, folder), run.method == KEPT_FORCES
-    if kept and not Path(files.kept).exists():
+    files = split(of, run.seed, run.n, folder)
+    if run.method == KEPT_FORCES and not Path(files.kept).exists():
         keep(path(of.base), path(of.kept), files.kept)
-    workflow.train(methods.forces(of, files, effort.force_steps, str(folder / "run"), run.seed, kept))
+    workflow.train(methods.forces(run.method, of, files, effort.force_steps, str(folder / "run"), run.seed))
     return str(folder / "run" / "model.lamjax")
 
 
@@ -147,7 +147,7 @@ def _tuned(config: structures.StructureTuneConfig):
             console.print(f"{config.output}: step {step}/{run.total}, loss {metrics['loss']:.3f}", soft_wrap=True)
     counts = {key: int(sum(row[key] for row in rows)) for key in structures.COUNTS if key in rows[0]}
     learned = getattr(state.params, "minimiser", {})
-    numbers = {key: np.asarray(x, float).tolist() for key, x in jax.device_get(learned).items()}
+    numbers = {key: float(x) if x.ndim == 0 else float(abs(x).max()) for key, x in jax.device_get(learned).items()}
     told = {"steps": len(rows), "counts": counts, "minimiser": numbers, "loss": [row["loss"] for row in rows]}
     return run.potential, model(result(state)), told
 

@@ -32,7 +32,8 @@ class RelaxationSet(NamedTuple):
     elsewhere: Path  # others of the kind, never trained on: forces there tell what was forgotten
     settings: dict[str, Any]  # of the training on structures
     methods: tuple[str, ...]  # that are compared
-    kept: Path | None = None  # structures on which the base's own forces are to stay
+    keeping: dict[str, Any] = {}  # other settings of "both, the base kept", and the objective of its second half
+    kept: Path | None = None  # structures on which the base's own forces are to stay; None: labels of `earlier` do it
     shared: tuple[str, ...] = ()  # of these also the models between the base and what was trained
 
 
@@ -66,6 +67,7 @@ SETS = {
         Path("dimers_wb97x/validation"),
         {"epochs": 2, "batch_size": 8, "max_programs": 2, "replay": {"weight": 0.03}},
         ("forces", "zero force", "Newton", "BPTT", "forces, then BPTT", "both, the base kept"),  # no minima near
+        {"objective": "BPTT", "epochs": 4, "replay": {"weight": 0.1}},  # it needs more steps, and can bear more replay
         Path("dimers_wb97x/train"),
         ("forces, then BPTT",),
     ),
@@ -85,9 +87,13 @@ SETS = {
         99,
         Path("materials_pbeu/validation"),
         {"epochs": 24, "batch_size": 4, "max_programs": 1, "replay": {"weight": 0.01}},
-        ("forces", "zero force", "Newton", "BPTT", "BPTT with forces"),
+        (
+            *("forces", "forces and stresses", "zero force", "Newton", "BPTT", "BPTT with forces"),
+            *("implicit", "hybrid", "both, the base kept"),
+        ),
+        {"objective": "hybrid", "epochs": 12, "replay": {"weight": 0.05}},
         None,
-        ("BPTT", "BPTT with forces"),
+        ("BPTT", "BPTT with forces", "hybrid"),
     ),
 }
 
@@ -99,7 +105,7 @@ class Split(NamedTuple):
     steps: str  # all their labelled steps
     test: str  # all steps of the relaxations that are held out
     earlier: str  # what is replayed
-    kept: str  # structures elsewhere with the forces of the base, once `keep` has written it
+    kept: str  # structures elsewhere with the forces of the base, once `keep` has written it, or `earlier`
 
 
 def split(of: RelaxationSet, seed: int, n: int, folder: Path) -> Split:
@@ -112,12 +118,13 @@ def split(of: RelaxationSet, seed: int, n: int, folder: Path) -> Split:
     chosen = [names[k] for k in random.permutation(len(names))[: n or None]]
     ends = [frame for key in chosen for frame in (found[key][0], found[key][-1])]
     earlier = [frame for frame in workflow.frames(path(of.earlier)) if _n_elements(frame) <= of.most_elements]
+    replayed = workflow.write_frames(folder / "earlier.extxyz.gz", earlier)
     return Split(
         workflow.write_frames(folder / "pairs.extxyz.gz", ends),
         workflow.write_frames(folder / "steps.extxyz.gz", [frame for key in chosen for frame in found[key]]),
         workflow.write_frames(folder / "test.extxyz.gz", [frame for steps in test.values() for frame in steps]),
-        workflow.write_frames(folder / "earlier.extxyz.gz", earlier),
-        str(folder.parent / f"kept_{of.base.stem}.extxyz.gz"),  # the same for all runs on a set
+        replayed,
+        str(folder.parent / f"kept_{of.base.stem}.extxyz.gz") if of.kept else replayed,  # one file for all runs
     )
 
 

@@ -12,8 +12,8 @@ import pytest
 
 import lamjax
 from experiments import workflow
-from experiments.relaxation import report
-from experiments.relaxation.methods import SETTINGS
+from experiments.relaxation import methods, report
+from experiments.relaxation.methods import FORCES, KEPT, KEPT_FORCES, SETTINGS, STRESSES
 from experiments.relaxation.run import SIZES, Run, studies
 from experiments.relaxation.sets import KEPT_COPIES, SETS, keep, path, split
 from lamjax import data
@@ -60,6 +60,19 @@ def test_what_is_kept_is_not_held_out(tmp_path):
     assert tested and dimers and not tested & dimers
 
 
+def test_stresses_are_learned_where_the_name_says_so(tmp_path):
+    of = SETS["ypo4"]
+    files = split(of, 0, 3, tmp_path)
+    made = {way: methods.forces(way, of, files, 3, str(tmp_path / "run"), 0) for way in (FORCES, STRESSES, KEPT_FORCES)}
+    assert [config.loss.limit_pref_v for config in made.values()] == [0.0, 1.0, 1.0]
+    assert made[FORCES].train == made[STRESSES].train == (files.steps,)
+    assert made[KEPT_FORCES].train == (files.steps, files.earlier)
+    then = methods.structures(KEPT, of, files, {"output": str(tmp_path / "run")})
+    assert then.objective.relax.adjoint.type == "hybrid" and then.replay.loss.limit_pref_v == 1.0
+    assert tuple(then.replay.files) == (files.steps, files.earlier)
+    assert methods.structures("BPTT", of, files, {}).replay.loss.limit_pref_v == 0.0
+
+
 def test_pairs_are_the_ends_of_relaxations_and_nested_subsets(tmp_path):
     few, more = (split(SETS["dimers"], 3, n, tmp_path / str(n)) for n in (5, 10))
     assert len(_names(few.pairs)) == 5 and _names(few.pairs) < _names(more.pairs)
@@ -77,7 +90,15 @@ def _made_up(run: Run) -> dict:
     ones = {key: [1.0] * 3 for key in ("n_steps", "converged", "volume")} | {"failed": [0.0] * 3}
     distances = {"dq": dq.tolist(), "rmsd": (dq / 10).tolist(), "largest": (dq / 3).tolist()}
     forces = {"paths_rmse_f": 0.2, "elsewhere_rmse_f": 0.105 if trained else 0.1}
-    return {**run._asdict(), **ones, **distances, **forces, "seconds": 10.0, "seconds_judged": 1.0, "minimiser": {}}
+    return {
+        **run._asdict(),
+        **ones,
+        **distances,
+        **forces,
+        "seconds": 10.0,
+        "seconds_judged": 1.0,
+        "minimiser": {"eta": 0.01 + run.seed},
+    }
 
 
 def test_report_says_what_was_measured(tmp_path, capsys):
@@ -91,6 +112,7 @@ def test_report_says_what_was_measured(tmp_path, capsys):
     assert cells[5:9] == ["100 %", "67 %", "100 %", "200 (+0 %)"]
     assert cells[9] == "105 (+5 %)"
     assert all(f"| {setting} |" in text for setting in SETTINGS)
+    assert "| eta (Å²/eV) 0.51 (0.01 to 1.01) |" in text
     assert all(f"{n} pairs" in text for n in SIZES)
     assert "old" not in text and text.endswith("end\n")
     for study in results:

@@ -142,8 +142,8 @@ def test_what_outgrows_its_arrays_goes_on_from_where_it_is():
 
 
 def test_programs_are_compiled_once_a_shape(monkeypatch):
-    """Structures come and go for many chunks; the potential is traced as often as there are shapes."""
-    traced = []
+    """Structures come and go for many chunks; the potential is traced and compiled as often as there are shapes."""
+    traced, compiled = [], []
     plain = classical.morse(depth=0.5, width=1.41, distance=2.5, cutoff=5.0, switch_start=3.5)
 
     def atomic_energies(params, system, around):
@@ -154,10 +154,19 @@ def test_programs_are_compiled_once_a_shape(monkeypatch):
     monkeypatch.setattr(buckets, "program", lambda params: 0.0)
     systems = [host_system(atoms) for atoms in mixture() + mixture()]
     config = RelaxConfig(fmax=0.05)
-    found = list(stream(potential, models.params_of(plain), systems, config, slots=3, max_programs=3, chunk=4))
+
+    def heard(event: str, seconds: float, fun_name: str = "", **about):
+        if event.endswith("backend_compile_duration") and "steps" in fun_name:
+            compiled.append(fun_name)
+
+    jax.monitoring.register_event_duration_secs_listener(heard)
+    try:
+        found = list(stream(potential, models.params_of(plain), systems, config, slots=3, max_programs=3, chunk=4))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(heard)
     assert all(o.relaxation.converged for o in found)
     shapes = buckets.plan([buckets.shape(potential, s, config) for s in systems], 3, 0.0)
-    assert len(shapes) == 3 and len(traced) == 3
+    assert len(shapes) == len(traced) == len(compiled) == 3
     assert [o.number for o in found] != sorted(o.number for o in found)
 
 
