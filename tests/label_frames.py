@@ -47,7 +47,7 @@ def deepmd_frames(folder: Path) -> list[Frame]:
 
 def reference_frames() -> list[Frame]:
     """The batch of three oxides of `loss_reference.npz`, fully labelled."""
-    stored = np.load(FIXTURES / "loss_reference.npz")
+    stored = dict(np.load(FIXTURES / "loss_reference.npz"))
     numbers = atomic_numbers(stored["type_map"])[stored["atype"]]
     return [
         Frame(

@@ -51,7 +51,7 @@ SETTINGS: dict[str, dict[str, Any]] = {  # what may be chosen otherwise in it
     },
 }
 REPLAY = {  # forces alone: energies of two levels of theory do not go together
-    "loss": {"start_pref_e": 0.0, "limit_pref_e": 0.0},
+    "loss": {f"{which}_pref_{label}": 0.0 for which in ("start", "limit") for label in "ev"},
     "batch_size": "auto:96",
     "bias": "keep",
 }

@@ -81,7 +81,7 @@ def finetune(
         list[str] | None,
         typer.Option(
             help="Earlier data that is trained on too, against forgetting: HEAD=FILE, with --objective structures FILE "
-            "(energies and forces, also those of the relaxations themselves)."
+            "(energies, forces and stresses, also those of the relaxations themselves)."
         ),
     ] = None,
     old: Annotated[

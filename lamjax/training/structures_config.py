@@ -17,7 +17,10 @@ COMMAND = "lamjax finetune --objective structures"
 _COUNTS = ("epochs", "batch_size", "max_programs", "validate_every", "save_every", "keep", "patience")
 FALL = 20  # from the first to the last learning rate, unless the config says otherwise
 # prefactors of the replayed labels: (0.1 eV/Å)² is then as much as Dq = 1 amu^1/2 Å
-REPLAY = {"start_pref_e": 1.0, "limit_pref_e": 1.0, "start_pref_f": 100.0, "limit_pref_f": 100.0}
+REPLAY = {"start_pref_e": 1.0, "limit_pref_e": 1.0, "start_pref_f": 100.0, "limit_pref_f": 100.0} | {
+    "start_pref_v": 1.0,  # where there are stresses: without them a cell that relaxes is not held
+    "limit_pref_v": 1.0,
+}
 TEMPLATE = """\
 # lamjax finetune MODEL FILES --objective structures --config THIS: all keys with their defaults.
 # `base` and `pairs` are the MODEL and the FILES of the command. Paths are relative to the folder where it runs.
@@ -44,7 +47,7 @@ objective:                         # type structure: where the relaxation ends
 noise: 0.0                         # Å; starts are moved at random by this (standard deviation), in every epoch anew
 learn_minimiser: false             # learn the numbers of the minimiser too (dt_start, alpha_start; eta, additive)
 replay: null                       # {files: [labels.extxyz], weight: 1.0, batch_size: 8, bias: change, loss: {...}}:
-                                   # energies and forces, of earlier or of the same data, against forgetting
+                                   # energies, forces, stresses, of earlier or of the same data, against forgetting
 judge: {fmax: 0.01, max_steps: 1000}   # how structures are relaxed for validation: all the way; keys as objective.relax
 basin: 0.5                         # Å; a structure is in the right basin if no atom is farther off than this
 optimizer: {name: adam, max_norm: 1.0, options: {}}

@@ -33,8 +33,8 @@ def copy(tmp_path):
 
 @pytest.mark.parametrize("name", list(SYSTEMS))
 def test_frames_equal_those_of_deepmd(name):
-    reference = np.load(MADE_UP / "reader_reference.npz")
-    expected = {key.partition("__")[2]: reference[key] for key in reference.files if key.startswith(f"{name}__")}
+    reference = dict(np.load(MADE_UP / "reader_reference.npz"))
+    expected = {key.partition("__")[2]: reference[key] for key in reference if key.startswith(f"{name}__")}
     symbols = reference["type_map"]
     frames = data.read(SYSTEMS[name])
     assert len(frames) == len(expected["coord"])

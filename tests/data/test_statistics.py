@@ -54,7 +54,7 @@ def frames_of(name: str):
 
 @pytest.mark.parametrize("name", ["water", "oxide"])
 def test_environment_statistics_equal_deepmd(name):
-    reference = np.load(make.FIXTURES / f"stat_{name}.npz")
+    reference = dict(np.load(make.FIXTURES / f"stat_{name}.npz"))
     found = data.environment_statistics(potential_of(name), frames_of(name))
     for block, stored in BLOCKS.items():
         np.testing.assert_allclose(found[block]["mean"], reference[f"{stored}__davg"][:, 0], rtol=0, atol=1e-12)
@@ -63,7 +63,7 @@ def test_environment_statistics_equal_deepmd(name):
 
 @pytest.mark.parametrize("name", ["water", "oxide"])
 def test_energy_bias_equals_deepmd_for_absent_elements_too(name):
-    reference = np.load(make.FIXTURES / f"stat_{name}.npz")
+    reference = dict(np.load(make.FIXTURES / f"stat_{name}.npz"))
     bias = data.energy_bias(potential_of(name), frames_of(name))
     np.testing.assert_allclose(bias.energies, reference["out_bias"].ravel(), rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(np.full(7, bias.residual), reference["out_std"].ravel(), rtol=1e-9)
@@ -72,7 +72,7 @@ def test_energy_bias_equals_deepmd_for_absent_elements_too(name):
 @pytest.mark.parametrize("davg_zero", [True, False])
 def test_set_statistics_puts_them_into_the_parameters(davg_zero):
     potential, frames = potential_of("oxide", davg_zero), frames_of("oxide")
-    reference = np.load(make.FIXTURES / "stat_oxide.npz")
+    reference = dict(np.load(make.FIXTURES / "stat_oxide.npz"))
     params = start(potential)
     changed = data.set_statistics(potential, params, frames)
     assert jax.tree.structure(changed) == jax.tree.structure(params)

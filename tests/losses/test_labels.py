@@ -99,7 +99,7 @@ def test_loss_and_gradient_equal_deepmd(model, pulled_back, name, step):
 
 @pytest.mark.parametrize("step", [0, 1000])
 def test_whole_gradients_equal_deepmd(model, pulled_back, step):
-    stored = np.load(make.FIXTURES / "loss_reference.npz")
+    stored = dict(np.load(make.FIXTURES / "loss_reference.npz"))
     ratio = REFERENCE["results"][f"mse__step{step}"]["lr"] / REFERENCE["learning_rate"]["start_lr"]
     cotangent = jax.grad(lambda p: compare(config_of("mse"), p, model[2], ratio)[0])(pulled_back[0])
     gradient = pulled_back[1](cotangent)

@@ -34,7 +34,7 @@ def morse():
 
 def test_six_adam_steps_equal_deepmd():
     reference = json.loads((make.FIXTURES / "adam_reference.json").read_text())
-    stored = np.load(make.FIXTURES / "loss_reference.npz")
+    stored = dict(np.load(make.FIXTURES / "loss_reference.npz"))
     prefactors = json.loads((make.FIXTURES / "loss_reference.json").read_text())["prefactors"]
     potential, params = lamjax.load(make.FIXTURES / "loss_model.dp")
     frames = make.reference_frames()

@@ -155,7 +155,7 @@ def test_eval_measures_and_writes_predictions(folder, whole, tmp_path):
         np.testing.assert_allclose(virial, -b.get_volume() * b.get_stress(voigt=False), atol=1e-6)
     result = invoke("eval", model, frames, "--precision", "float64", "--out", tmp_path / "predicted.npz")
     assert result.exit_code == 0
-    stored = np.load(tmp_path / "predicted.npz")
+    stored = dict(np.load(tmp_path / "predicted.npz"))
     np.testing.assert_allclose(stored["energy"][1], predicted[1].get_potential_energy(), rtol=1e-9)
     assert "must be float32 or float64" in str(invoke("eval", model, frames, "--precision", "half").exception)
     assert "predictions are written as" in str(invoke("eval", model, frames, "--out", "a.pdf").exception)

@@ -315,5 +315,6 @@ def test_partial_groups_keep_the_other_defaults(tmp_path):
     assert (config.judge.fmax, config.judge.max_steps) == (0.01, 7)
     assert (config.schedule.type, config.schedule.stop_lr) == ("cosine", 5e-5)
     assert (config.replay.loss.start_pref_f, config.replay.loss.limit_pref_f) == (100, 7)
+    assert config.replay.loss.prefactors[2] == (1, 1)  # stresses too
     plain = read_config(tmp_path / "c.yaml", {"objective": {"type": "newton"}})
     assert plain.objective == losses.NewtonTargetConfig() and objective_of(plain).cell == relaxation.CellConfig()
