@@ -142,6 +142,8 @@ def _seconds(group: Group) -> str:
 
 
 def _force(group: Group, where: str, base: bool) -> str:
+    if f"{where}_rmse_f" not in group.runs[0]:
+        return ""
     error = 1000 * np.mean([one[f"{where}_rmse_f"] for one in group.runs])
     return f"{error:.0f}" if base else f"{error:.0f} ({np.mean(group.forces(where)):+.0f} %)"
 

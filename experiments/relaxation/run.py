@@ -83,7 +83,7 @@ def measure(run: Run, work: Path, effort: Effort, of: RelaxationSet) -> dict[str
     pairs = data.read_pairs(files.test, variable_cell=of.variable_cell)
     cell = CellConfig() if of.variable_cell else None
     found = judge(potential, params, pairs, RelaxConfig(**effort.judge, cell=cell))
-    frames = {"paths": data.read(files.test), "elsewhere": data.read(path(of.elsewhere))}
+    frames = {"elsewhere": data.read(path(of.elsewhere))} | ({"paths": data.read(files.test)} if of.labelled else {})
     errors = Labels(frames, dict.fromkeys(frames, potential), "float32").errors(params)
     return {
         **run._asdict(),

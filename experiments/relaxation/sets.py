@@ -35,6 +35,7 @@ class RelaxationSet(NamedTuple):
     keeping: dict[str, Any] = {}  # other settings of "both, the base kept", and the objective of its second half
     kept: Path | None = None  # structures on which the base's own forces are to stay; None: labels of `earlier` do it
     shared: tuple[str, ...] = ()  # of these also the models between the base and what was trained
+    labelled: bool = True  # steps have energies and forces; else there are starts and ends alone
 
 
 SETS = {
@@ -70,6 +71,19 @@ SETS = {
         {"objective": "BPTT", "epochs": 4, "replay": {"weight": 0.1}},  # it needs more steps, and can bear more replay
         Path("dimers_wb97x/train"),
         ("forces, then BPTT",),
+    ),
+    "hbn": RelaxationSet(
+        "PBE, VASP; base: PBE and PBE+U, crystals of 89 elements",
+        (Path("defects_hbn_pbe/pairs"),),
+        tuple(rf"{group}_" for group in range(5)),  # compositions: every pair is held out once
+        False,
+        Path("../relaxation/base_ypo4.lamjax"),
+        Path("materials_pbeu/train"),
+        99,
+        Path("materials_pbeu/validation"),
+        {"epochs": 1, "batch_size": 2, "max_programs": 1, "replay": {"weight": 0.01}},
+        ("zero force", "Newton", "BPTT", "implicit", "hybrid"),  # nothing to learn forces from
+        labelled=False,
     ),
     "ypo4": RelaxationSet(
         "PBE, VASP, the cell relaxes too; base: PBE and PBE+U, crystals of 89 elements",
