@@ -190,9 +190,8 @@ def shares_table(runs: Sequence[dict]) -> str:
 def settings_table(runs: Sequence[dict]) -> str:
     """BPTT, one setting changed at a time, and how far learnable numbers of the minimiser went."""
     found = groups(runs, "setting", SETTINGS, "dimers")
-    rows = [
-        [*line(name, group)[:-1], _learned(group)] for name, group in found.items()
-    ]  # without the time: some waited
+    # without the time: some waited for others
+    rows = [[*line(name, group)[:-1], _learned(group)] for name, group in found.items()]
     table = workflow.markdown(["setting of BPTT", *COLUMNS[:-1], "numbers of the minimiser, learned"], rows)
     return f"**Settings of BPTT**, {_of(found[BASE])}\n\n{table}\n"
 
