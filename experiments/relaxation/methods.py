@@ -9,6 +9,7 @@ from lamjax.training.structures import StructureTuneConfig, read_config
 from lamjax.training.structures_config import merged
 
 BASE = "base"  # not trained
+START = "not relaxed"  # starts as they are
 FORCES = "forces"  # the rival: fine-tuning on energies and forces of all steps of the same relaxations
 STRESSES = "forces and stresses"  # the same where the cell relaxes too
 _IMPLICIT = {"type": "implicit", "tol": 0.01, "gate": 0.05}

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from experiments import workflow
-from experiments.relaxation.methods import BASE, FORCES, KEPT, SETTINGS, SHARES, STRESSES, THEN, WITH
+from experiments.relaxation.methods import BASE, FORCES, KEPT, SETTINGS, SHARES, START, STRESSES, THEN, WITH
 from lamjax.reports import plots
 
 FIGURES = ("dq", "rmsd", "largest", "n_steps", "converged", "failed", "volume")  # structure by structure
@@ -19,6 +19,7 @@ BASIN = 0.5  # Å; in the right basin is a structure of which no atom is farther
 COMMAND = "python -m experiments.relaxation.run"
 COLORS = {
     BASE: plots.BEFORE,
+    START: "#444444",
     FORCES: "#1f77b4",
     STRESSES: "#17a2b8",
     "zero force": "#8c6bb1",
@@ -115,9 +116,9 @@ def line(name: str, group: Group) -> list[str]:
         f"{np.median(group.pooled('rmsd')):.3f}",
         "" if base else f"{100 * np.mean(group.better):.0f} %",
         f"{100 * np.mean(group.pooled('largest') < BASIN):.0f} %",
-        f"{100 * np.mean(group.pooled('converged')):.0f} %",
+        "" if name == START else f"{100 * np.mean(group.pooled('converged')):.0f} %",
         *(_force(group, where, base) for where in ("paths", "elsewhere")),
-        "" if base else _seconds(group),
+        "" if name in (BASE, START) else _seconds(group),
     ]
 
 
@@ -238,6 +239,7 @@ def methods_plot(path: Path, runs: Sequence[dict]) -> None:
             found = by_method(runs, of)
             _strips(left, found)
             left.set_title(f"{of}: held-out structures, line: median")
+            del found[START]
             for name, group in found.items():
                 x, y = group.forces("elsewhere"), group.gains
                 right.plot(x, y, "o", color=COLORS[name], alpha=0.35, markersize=5)

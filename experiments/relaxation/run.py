@@ -18,14 +18,14 @@ import numpy as np
 
 from experiments import workflow
 from experiments.relaxation import methods, report
-from experiments.relaxation.methods import BASE, FORCES, KEPT, KEPT_FORCES, STRESSES, THEN, Effort
+from experiments.relaxation.methods import BASE, FORCES, KEPT, KEPT_FORCES, START, STRESSES, THEN, Effort
 from experiments.relaxation.sets import SETS, RelaxationSet, Split, keep, path, split
 from lamjax import build, checkpoints, data, edit
 from lamjax.relaxation import CellConfig, RelaxConfig
 from lamjax.reports import console
 from lamjax.training import result, structures
 from lamjax.training.structures_config import merged
-from lamjax.training.structures_judge import Labels, judge
+from lamjax.training.structures_judge import Judgement, Labels, compare, judge
 from lamjax.training.structures_setup import model
 
 HERE = Path(__file__).parent
@@ -53,7 +53,9 @@ SIZES = (5, 10, 20, 50, 100)  # pairs
 def studies(seeds: Sequence[int], sets: Mapping[str, RelaxationSet] = SETS) -> dict[str, list[Run]]:
     """What is compared, study by study."""
     return {
-        "methods": [Run(key, way, seed=s) for s in seeds for key, of in sets.items() for way in (BASE, *of.methods)],
+        "methods": [
+            Run(key, way, seed=s) for s in seeds for key, of in sets.items() for way in (BASE, START, *of.methods)
+        ],
         "settings": [
             *(Run("dimers", BASE, seed=s) for s in seeds),
             *(Run("dimers", "BPTT", setting, seed=s) for s in seeds for setting in methods.SETTINGS),
@@ -78,9 +80,11 @@ def measure(run: Run, work: Path, effort: Effort, of: RelaxationSet) -> dict[str
     """Train, then relax what was held out and compare; forces on held-out relaxations and elsewhere."""
     began = time.monotonic()
     files = split(of, run.seed, run.n, work / "relaxation" / run.name)
+    pairs = data.read_pairs(files.test, variable_cell=of.variable_cell)
+    if run.method == START:
+        return run._asdict() | {"seconds": 0.0, "seconds_judged": 0.0} | _figures(_starts(pairs), pairs)
     potential, params, told = _trained(run, work, of, files, effort)
     trained = time.monotonic()
-    pairs = data.read_pairs(files.test, variable_cell=of.variable_cell)
     cell = CellConfig() if of.variable_cell else None
     found = judge(potential, params, pairs, RelaxConfig(**effort.judge, cell=cell))
     frames = {"elsewhere": data.read(path(of.elsewhere))} | ({"paths": data.read(files.test)} if of.labelled else {})
@@ -91,9 +95,22 @@ def measure(run: Run, work: Path, effort: Effort, of: RelaxationSet) -> dict[str
         "seconds_judged": round(time.monotonic() - trained, 1),
         **{key: value for key, value in errors.items() if key.endswith("rmse_f")},
         **told,
+        **_figures(found, pairs),
+    }
+
+
+def _figures(found: Judgement, pairs: Sequence[data.Pair]) -> dict[str, list]:
+    """Structure by structure."""
+    return {
         "structures": [str(pair.info["relax_id"]) for pair in pairs],
         **{key: np.asarray(value).tolist() for key, value in found._asdict().items() if key in report.FIGURES},
     }
+
+
+def _starts(pairs: Sequence[data.Pair]) -> Judgement:
+    """What would be found if nothing moved."""
+    errors, no = compare([pair.start for pair in pairs], pairs), np.zeros(len(pairs), bool)
+    return Judgement(*errors, n_steps=no.astype(int), converged=no, failed=no)
 
 
 def _trained(run: Run, work: Path, of: RelaxationSet, files: Split, effort: Effort):

@@ -81,7 +81,7 @@ SETS = {
         Path("materials_pbeu/train"),
         99,
         Path("materials_pbeu/validation"),
-        {"epochs": 1, "batch_size": 2, "max_programs": 1, "replay": {"weight": 0.01}},
+        {"epochs": 2, "batch_size": 2, "max_programs": 1, "replay": {"weight": 0.01}},
         ("zero force", "Newton", "BPTT", "implicit", "hybrid"),  # nothing to learn forces from
         labelled=False,
     ),

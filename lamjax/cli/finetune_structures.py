@@ -237,7 +237,7 @@ def rows(judged: list[structures.Judged], config: StructureTuneConfig) -> list[t
     found += [(text, *(_share(getattr(x, key)) for x in s)) for key, text in shares.items()]
     found.append(("steps, median", *(int(x.n_steps) for x in s)))
     sets = {"heldout": "of held-out relaxations", "replay": "of replayed frames"}
-    kinds = {"f": ("force RMSE", "meV/Å"), "e": ("energy RMSE (shifted)", "meV/atom")}
+    kinds = {"f": ("force RMSE", "meV/Å"), "e": ("energy RMSE (shifted)", "meV/atom"), "v": ("virial RMSE", "meV/atom")}
     for what, of in sets.items():
         for kind, (quantity, unit) in kinds.items():
             if (key := f"{what}_rmse_{kind}") in judged[0].errors:

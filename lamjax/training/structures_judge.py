@@ -17,7 +17,7 @@ from lamjax.losses import StructureError, structure_error
 from lamjax.potential import Potential
 from lamjax.relaxation import Relaxation, RelaxConfig, stream
 from lamjax.system import pad
-from lamjax.training.errors import FORCES, SHIFTED, error_table, predictions
+from lamjax.training.errors import FORCES, SHIFTED, VIRIAL, error_table, predictions
 from lamjax.training.structures_data import name
 
 ROWS = 64  # structures that are compared at once
@@ -126,7 +126,7 @@ def _quantile(x: np.ndarray, share: float) -> float:
 
 
 class Labels:
-    """Labelled frames in arrays, on which the errors of energies and forces are measured as often as is wanted."""
+    """Labelled frames in arrays, on which the errors of all labels are measured as often as is wanted."""
 
     def __init__(self, frames: Mapping[str, Sequence[Frame]], potentials: Mapping[str, Potential], precision: str):
         self.sets = {
@@ -135,13 +135,16 @@ class Labels:
         }
 
     def errors(self, params: Any) -> dict[str, float]:
-        """{"SET_rmse_e": eV/atom after the best shift per element, "SET_rmse_f": eV/Å} of every set that has them."""
+        """Those of every set that has such labels.
+
+        {"SET_rmse_e": eV/atom after the best shift per element, "SET_rmse_f": eV/Å, "SET_rmse_v": virial, eV/atom}
+        """
         found = {}
         for what, (potential, frames, packed) in self.sets.items():
             rows = {r.quantity: r.rmse for r in error_table(potential, frames, predictions(potential, params, packed))}
             found |= {
                 f"{what}_rmse_{kind}": rows[quantity] / 1000
-                for kind, quantity in (("e", SHIFTED), ("f", FORCES))
+                for kind, quantity in (("e", SHIFTED), ("f", FORCES), ("v", VIRIAL))
                 if quantity in rows
             }
         return found
@@ -149,7 +152,7 @@ class Labels:
     @property
     def columns(self) -> list[str]:
         """Every name that `errors` may give."""
-        return [f"{what}_rmse_{kind}" for what in self.sets for kind in "ef"]
+        return [f"{what}_rmse_{kind}" for what in self.sets for kind in "efv"]
 
 
 def write_structures(path: Path, pairs: Sequence[Pair], before: Judgement, after: Judgement) -> None:

@@ -9,6 +9,7 @@ import ase
 import ase.io
 import cluster_pairs as clusters
 import jax
+import label_frames
 import numpy as np
 import pytest
 import yaml
@@ -20,7 +21,7 @@ from lamjax.training.config import schema, to_json, validate
 from lamjax.training.structures import StructureTuneConfig, read_config
 from lamjax.training.structures_config import TEMPLATE, complete, judge_of, objective_of
 from lamjax.training.structures_data import Packing, hold_out
-from lamjax.training.structures_judge import compare, read_structures
+from lamjax.training.structures_judge import Labels, compare, read_structures
 
 FORCE = {"type": "force"}  # compiles in a fraction of the time of a relaxation
 
@@ -85,6 +86,27 @@ def test_what_it_cost_elsewhere_is_measured(tuned, folder):
     packed = data.pack(frames, data.plan(frames, potential.shells, 1))
     found = evaluate(losses.label_loss(potential), params, data.batches(packed, 8, seed=None, epochs=1))
     assert first.errors["replay_rmse_f"] == pytest.approx(found["rmse_f"], rel=1e-9)
+
+
+def test_errors_of_virials_are_measured_where_there_are_labels():
+    frames = label_frames.copper_frames(6)
+    bare = [frame._replace(labels=frame.labels._replace(weights=np.array([1.0, 1.0, 0.0]))) for frame in frames]
+    morse, params = label_frames.MORSE, jax.tree.map(lambda x: 1.03 * x, label_frames.MORSE.init())
+    labels = Labels(
+        {"all": frames, "part": [*bare[:5], frames[5]], "none": bare},
+        dict.fromkeys(("all", "part", "none"), morse),
+        "float64",
+    )
+    found = labels.errors(params)
+    assert set(found) == {"all_rmse_f", "all_rmse_v", "part_rmse_f", "part_rmse_v", "none_rmse_f"} < set(labels.columns)
+    for name, some in (("all", frames), ("part", frames[5:])):
+        packed = data.pack(some, data.plan(some, morse.shells, 1), "float64")
+        expected = evaluate(
+            losses.label_loss(morse, losses.LabelLossConfig(start_pref_v=1.0)),
+            params,
+            data.batches(packed, 6, seed=None, epochs=1),
+        )
+        assert found[f"{name}_rmse_v"] == pytest.approx(expected["rmse_v"], rel=1e-9) and expected["rmse_v"] > 1e-3
 
 
 def test_validation_is_a_relaxation_and_its_error(tuned, folder):
