@@ -45,15 +45,19 @@ class Group:
         return np.concatenate([np.asarray(one[key], float) for one in self.runs])
 
     @property
+    def before(self) -> np.ndarray:
+        """Dq of the same structures with the base."""
+        return np.concatenate([np.asarray(one["dq"]) for one in self.base])
+
+    @property
     def better(self) -> np.ndarray:
         """Which of these ended nearer to their target than with the base."""
-        return self.pooled("dq") < np.concatenate([np.asarray(one["dq"]) for one in self.base])
+        return self.pooled("dq") < self.before
 
     @property
     def change(self) -> float:
         """Change of the median Dq of all structures of all seeds in per cent; negative is better."""
-        before = np.median(np.concatenate([one["dq"] for one in self.base]))
-        return float(100 * (np.median(self.pooled("dq")) / before - 1))
+        return float(100 * (np.median(self.pooled("dq")) / np.median(self.before) - 1))
 
     @property
     def gains(self) -> np.ndarray:
@@ -212,22 +216,27 @@ def _learned(group: Group) -> str:
 
 
 def pairs_table(runs: Sequence[dict]) -> str:
-    """Median Dq by number of pairs."""
-    mine, base, sizes, ways = _by_pairs(runs)
+    """What is gained and lost, by number of pairs."""
     rows = []
-    for way in ways:
-        found = [Group(chosen(mine, method=way, n=n), base) for n in sizes]
-        rows.append([way, *(f"{np.median(g.pooled('dq')):.2f} ({g.change:+.0f} %)" for g in found)])
-    before = np.median(np.concatenate([one["dq"] for one in base]))
-    columns = [f"median Dq of dimers, base {before:.2f} amu^½ Å", *(f"{n} pairs" for n in sizes)]
-    return f"**Number of pairs**, {_of(Group(base, base))}\n\n{workflow.markdown(columns, rows)}"
+    for of, method in _shared(runs):
+        found = by_number(runs, of, method)
+        dq = [f"{np.median(group.pooled('dq')):.2f} ({group.change:+.0f} %)" for group in found.values()]
+        worst = [f"{group.gains.min():+.0f} to {group.gains.max():+.0f} %" for group in found.values()]
+        lost = [f"{np.mean(group.forces('elsewhere')):+.0f} %" for group in found.values()]
+        before = f"{np.median(next(iter(found.values())).before):.2f}"
+        rows += [
+            [of, method, "median Dq (amu^½ Å)", before, *dq],
+            [of, method, "its range over the seeds", "", *worst],
+            [of, method, "forces elsewhere", "", *lost],
+        ]
+    columns = ["set", "method", "", "base", *(f"{n} pairs" for n in found)]
+    return f"**Number of pairs**, nested subsets\n\n{workflow.markdown(columns, rows)}"
 
 
-def _by_pairs(runs: Sequence[dict]):
-    mine = [one for one in runs if one["method"] != BASE]
-    sizes = sorted({one["n"] for one in mine})
-    ways = list(dict.fromkeys(one["method"] for one in mine))
-    return mine, chosen(runs, method=BASE), sizes, ways
+def by_number(runs: Sequence[dict], of: str, method: str) -> dict[int, Group]:
+    """The runs of a method on a set by the number of pairs."""
+    mine, base = chosen(runs, key=of, method=method), chosen(runs, key=of, method=BASE)
+    return {n: Group(chosen(mine, n=n), base) for n in sorted({one["n"] for one in mine})}
 
 
 def methods_plot(path: Path, runs: Sequence[dict]) -> None:
@@ -311,24 +320,26 @@ def settings_plot(path: Path, runs: Sequence[dict]) -> None:
 
 
 def pairs_plot(path: Path, runs: Sequence[dict]) -> None:
-    """Median structure error against the number of pairs, median and range over the seeds."""
-    mine, base, sizes, ways = _by_pairs(runs)
+    """Median structure error against the number of pairs, median and range over the seeds, a panel a set."""
+    sets = _shared(runs)
     with matplotlib.rc_context(plots.STYLE):
-        figure = Figure(figsize=(7, 4.5), layout="constrained")
-        axes = figure.subplots()
-        for way in ways:
-            medians = np.array([[np.median(one["dq"]) for one in chosen(mine, method=way, n=n)] for n in sizes])
-            axes.fill_between(
-                sizes, medians.min(axis=1), medians.max(axis=1), color=COLORS[way], alpha=0.15, linewidth=0
-            )
-            axes.plot(sizes, np.mean(medians, axis=1), "o-", color=COLORS[way], label=way)
-        axes.axhline(np.median(base[0]["dq"]), color=plots.BEFORE, linestyle="--", label="base, not trained")
-        axes.set(xscale="log", ylim=(0, None), xlabel="pairs of a start and a relaxed structure")
-        axes.set_ylabel("median Dq of held-out dimers (amu$^{1/2}$ Å)")
-        axes.set_xticks(sizes, sizes)
-        axes.minorticks_off()
-        axes.set_title("some 20 gradient steps through 25 FIRE steps; band: range over the seeds", fontsize=10)
-        axes.legend(frameon=False, loc="lower left")
+        figure = Figure(figsize=(5.8 * len(sets), 4.5), layout="constrained")
+        for axes, (of, method) in zip(figure.subplots(1, len(sets), squeeze=False)[0], sets, strict=True):
+            found = by_number(runs, of, method)
+            sizes, color = list(found), COLORS[method]
+            medians = np.array([[np.median(one["dq"]) for one in group.runs] for group in found.values()])
+            axes.fill_between(sizes, medians.min(axis=1), medians.max(axis=1), color=color, alpha=0.15, linewidth=0)
+            pooled = [np.median(group.pooled("dq")) for group in found.values()]
+            axes.plot(sizes, pooled, "o-", color=color, label=method)
+            before = np.median(next(iter(found.values())).before)
+            axes.axhline(before, color=plots.BEFORE, linestyle="--", label="base, not trained")
+            axes.set(xscale="log", ylim=(0, None), xlabel="pairs of a start and a relaxed structure")
+            axes.set_ylabel("median Dq of held-out structures (amu$^{1/2}$ Å)")
+            axes.set_xticks(sizes, sizes)
+            axes.minorticks_off()
+            steps = sorted(one["steps"] for group in found.values() for one in group.runs)
+            axes.set_title(f"{of}: {steps[0]} to {steps[-1]} gradient steps; band: range over seeds", fontsize=10)
+            axes.legend(frameon=False, loc="lower left")
         figure.savefig(path, dpi=130)
 
 

@@ -61,8 +61,10 @@ def studies(seeds: Sequence[int], sets: Mapping[str, RelaxationSet] = SETS) -> d
             *(Run("dimers", "BPTT", setting, seed=s) for s in seeds for setting in methods.SETTINGS),
         ],
         "pairs": [
-            *(Run("dimers", BASE, seed=s) for s in seeds),
-            *(Run("dimers", "BPTT", n=n, seed=s) for s in seeds for n in SIZES),
+            run
+            for s in seeds
+            for key, way in (("dimers", "BPTT"), ("hbn", "Newton"))
+            for run in (Run(key, BASE, seed=s), *(Run(key, way, n=n, seed=s) for n in SIZES))
         ],
         "shares": [
             run
@@ -129,7 +131,8 @@ def _trained(run: Run, work: Path, of: RelaxationSet, files: Split, effort: Effo
         changes = merged(methods.SHORT, methods.SETTINGS[run.setting]) | changes
     elif run.n:  # as many steps, however few the pairs
         steps = -(-max(SIZES) // of.settings["batch_size"])
-        changes |= methods.SHORT | {"epochs": -(-steps * of.settings["batch_size"] // run.n), "max_programs": 1}
+        changes |= {"epochs": -(-steps * of.settings["batch_size"] // run.n), "max_programs": 1}
+        changes |= {"objective": methods.SHORT["objective"]} if run.method == "BPTT" else {}
     potential, params, told = _tuned(methods.structures(run.method, of, files, changes, first))
     checkpoints.save(work / "relaxation" / run.name / MODEL, potential, params, {"run": run.name})
     return potential, params, told

@@ -13,7 +13,7 @@ import pytest
 import lamjax
 from experiments import workflow
 from experiments.relaxation import methods, report
-from experiments.relaxation.methods import FORCES, KEPT, KEPT_FORCES, SETTINGS, STRESSES
+from experiments.relaxation.methods import FORCES, KEPT, KEPT_FORCES, SETTINGS, START, STRESSES
 from experiments.relaxation.run import SIZES, Run, studies
 from experiments.relaxation.sets import KEPT_COPIES, SETS, keep, path, split
 from lamjax import data
@@ -91,7 +91,9 @@ def _made_up(run: Run) -> dict:
     dq = np.array([1.0, 2.0, 4.0]) / (2 if trained else 1)
     ones = {key: [1.0] * 3 for key in ("n_steps", "converged", "volume")} | {"failed": [0.0] * 3}
     distances = {"dq": dq.tolist(), "rmsd": (dq / 10).tolist(), "largest": (dq / 3).tolist()}
-    forces = {"paths_rmse_f": 0.2, "elsewhere_rmse_f": 0.105 if trained else 0.1}
+    forces = {"paths_rmse_f": 0.2} if run.key != "hbn" else {}  # there are no labels
+    forces |= {"elsewhere_rmse_f": 0.105 if trained else 0.1}
+    forces = {} if run.method == START else forces
     return {
         **run._asdict(),
         **ones,
@@ -99,6 +101,7 @@ def _made_up(run: Run) -> dict:
         **forces,
         "seconds": 10.0,
         "seconds_judged": 1.0,
+        "steps": 13,
         "minimiser": {"eta": 0.01 + run.seed},
     }
 
@@ -113,6 +116,9 @@ def test_report_says_what_was_measured(tmp_path, capsys):
     assert cells[1:5] == ["1.00", "-50 (-50 to -50)", "1.17", "0.100"]
     assert cells[5:9] == ["100 %", "67 %", "100 %", "200 (+0 %)"]
     assert cells[9] == "105 (+5 %)"
+    still = next(line for line in text.splitlines() if line.startswith("| not relaxed"))
+    assert [cell.strip() for cell in still.strip("|").split("|")][6:] == ["67 %", "", "", "", ""]
+    assert "| Newton | 1.00 | -50 (-50 to -50) | 1.17 | 0.100 | 100 % | 67 % | 100 % |  | 105 (+5 %) |" in text  # h-BN
     assert all(f"| {setting} |" in text for setting in SETTINGS)
     assert "| eta (Å²/eV) 0.51 (0.01 to 1.01) |" in text
     assert all(f"{n} pairs" in text for n in SIZES)
@@ -128,5 +134,5 @@ def test_it_runs(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "report" / "results.json").read_text())["methods"]
-    assert {one["method"] for one in found} == {"base", "forces", "Newton", "BPTT"}
+    assert {one["method"] for one in found} == {"base", "not relaxed", "forces", "Newton", "BPTT"}
     assert all(math.isfinite(x) for one in found for x in one["dq"])
