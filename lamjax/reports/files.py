@@ -5,6 +5,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 try:
     import fcntl
@@ -42,17 +43,29 @@ def alone(path: str | Path) -> Iterator[None]:
     path = Path(path)
     lock = path.with_name(f".{path.name}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with open(lock, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"Another process is writing {path}. Wait until it has ended, or name another output."
-            ) from None
+    if (file := _locked(lock)) is None:
+        raise ValueError(f"Another process is writing {path}. Wait until it has ended, or name another output.")
+    with file:
         try:
             yield
         finally:
             lock.unlink(missing_ok=True)
+
+
+def _locked(lock: Path) -> IO | None:
+    """The file, open and locked; None if another process holds it."""
+    while True:
+        file = open(lock, "w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):
+                return file
+        except BlockingIOError:
+            file.close()
+            return None
+        except FileNotFoundError:
+            pass
+        file.close()  # another one ended in between and took the file's name away: who comes next makes a new one
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:

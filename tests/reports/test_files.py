@@ -53,3 +53,21 @@ def test_one_process_writes_at_a_time_and_a_killed_one_does_not_hold(tmp_path):
     with files.alone(path):
         path.touch()
     assert [p.name for p in path.parent.iterdir()] == ["run.h5"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no flock")
+def test_a_lock_whose_file_is_gone_is_none(tmp_path, monkeypatch):
+    """Another process ended between this one's opening of its lock and the locking."""
+    path, lock, flock = tmp_path / "run.h5", tmp_path / ".run.h5.lock", files.fcntl.flock
+    for left in (True, False):  # a third one has made the file anew, or not yet
+
+        def late(file, how, left=left):
+            monkeypatch.setattr(files.fcntl, "flock", flock)
+            lock.unlink()
+            lock.touch() if left else None
+            flock(file, how)
+
+        monkeypatch.setattr(files.fcntl, "flock", late)
+        with files.alone(path), pytest.raises(ValueError, match="Another process"), files.alone(path):
+            pass
+        assert not lock.exists()
