@@ -2,10 +2,12 @@
 
 import contextlib
 import csv
-import os
+import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from lamjax.reports.files import write_atomically
 
 _ERRORS = [f"{kind}_{of}" for kind in ("rmse", "mae") for of in "efvs"]
 
@@ -55,12 +57,11 @@ def writing(path: Path, tasks: Sequence[str], done: int, board: bool = False) ->
 def begin(path: Path, done: int, header: Sequence[str]) -> None:
     """A header, and of an earlier curve the rows up to the step from which the run goes on."""
     rows = [row for row in read(path) if int(row["step"]) <= done] if done else []
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, header, restval="", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(temporary, path)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, header, restval="", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())
 
 
 def append(path: Path, record: Record, header: Sequence[str]) -> None:
