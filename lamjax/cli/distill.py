@@ -9,13 +9,12 @@ from typing import Annotated, Any
 import jax
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lamjax import distillation
 from lamjax.cli.train import banner
 from lamjax.distillation import TEMPLATE, DistillConfig, StudentConfig
 from lamjax.distillation.outcome import Model
-from lamjax.reports import console, files, table
+from lamjax.reports import bars, console, files, table
 from lamjax.training.config import apply, read, validate
 from lamjax.training.config import schema as config_schema
 
@@ -193,8 +192,7 @@ def _bar() -> Iterator[Callable[[distillation.Stage], None]]:
     if not console.is_terminal:
         yield _line
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[said]}"), console=console) as bar:
+    with bars("{task.fields[said]}") as bar:
         tasks: dict[tuple[int, str], Any] = {}
 
         def show(stage: distillation.Stage) -> None:

@@ -9,11 +9,10 @@ from typing import Any
 
 import jax
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lamjax import pytree
 from lamjax.cli.train import banner
-from lamjax.reports import console, progress, table
+from lamjax.reports import bars, console, progress, table
 from lamjax.training import structures
 from lamjax.training.fit import NonFiniteError
 from lamjax.training.setup import BEST, MODEL
@@ -191,8 +190,7 @@ def _bars(total: int, done: int) -> Iterator[tuple[Callable[[int], None], Callab
     if not console.is_terminal:
         yield (lambda step: None), progress
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+    with bars() as bar:
         task = bar.add_task("training", total=total, completed=done)
 
         def watch(items: Iterator, what: str, n: int) -> Iterator:

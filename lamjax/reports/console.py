@@ -23,15 +23,20 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
     return result
 
 
+def bars(*more: str) -> Progress:
+    """Bars for a terminal: what, how far, how long already, how long still, and more of the task's fields."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, TimeRemainingColumn(), *map(TextColumn, more), console=console)
+
+
 def progress(items: Iterable, description: str, total: int | None, interval: float = 10.0) -> Iterator:
     """The items one by one under a progress bar; without a terminal a plain line each `interval` seconds.
 
     `total` is None where nobody knows how many there will be.
     """
     if console.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
-            yield from bar.track(items, total=total, description=description)
+        with bars() as shown:
+            yield from shown.track(items, total=total, description=description)
         return
     last = time.monotonic()
     if total is not None:
@@ -60,8 +65,7 @@ def bar(what: str, total: int, done: int = 0, interval: float = math.inf) -> Ite
 
         yield tell
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console) as shown:
+    with bars("{task.fields[note]}") as shown:
         task = shown.add_task(what, total=total, completed=done, note="")
         yield lambda done, note="": shown.update(task, completed=done, note=note)
 
