@@ -276,7 +276,7 @@ def _strips(axes, found: dict[str, Group]) -> None:
         axes.plot(k + random.uniform(-0.28, 0.28, len(dq)), dq, "o", color=COLORS[name], alpha=0.45, markersize=4)
         median = np.median(dq)
         axes.plot([k - 0.38, k + 0.38], [median, median], color=COLORS[name], linewidth=3)
-        axes.annotate(f"{median:.2f}", (k, median), (0, 4), textcoords="offset points", ha="center", weight="bold")
+        axes.annotate(f"{median:.3g}", (k, median), (0, 4), textcoords="offset points", ha="center", weight="bold")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.yaxis.set_minor_formatter(NullFormatter())
