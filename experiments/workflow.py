@@ -1,7 +1,6 @@
 """What the experiments on many data sets share: data, model, training runs that can be killed, errors, reports."""
 
 import argparse
-import fcntl
 import gzip
 import json
 import os
@@ -23,6 +22,7 @@ from lamjax.descriptors import DPA2Config, RepformerConfig, RepinitConfig
 from lamjax.heads import EnergyHeadConfig
 from lamjax.neighbors import Shell
 from lamjax.reports import console
+from lamjax.reports.files import locked
 from lamjax.training import run as runs
 from lamjax.training.config import TaskConfig, TrainConfig
 from lamjax.training.errors import predictions
@@ -298,11 +298,9 @@ def once(path: Path, make: Callable[[], dict[str, Any]]) -> None:
     if path.is_file():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_suffix(".lock"), "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the system when the process ends
-        except BlockingIOError:
-            return
+    if (lock := locked(path.with_suffix(".lock"))) is None:
+        return
+    with lock:
         if not path.is_file():
             checkpoints.write_atomically(path, json.dumps(make(), indent=1).encode())
             console.print(f"finished {path}", soft_wrap=True)

@@ -8,8 +8,7 @@ from pathlib import Path
 # `XLA_FLAGS= pytest` runs as a user's script does; so do the slow tests in .ci/run
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expensive_passes=true"
-    " --xla_cpu_parallel_codegen_split_count=1",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expensive_passes=true",
 )
 
 import jax

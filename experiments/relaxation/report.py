@@ -139,8 +139,6 @@ COLUMNS = [
     "forces elsewhere (meV/Å)",
     "training (s)",
 ]
-
-
 NEARER = 6  # where the table of methods has one column more
 
 
@@ -158,16 +156,17 @@ def _force(group: Group, where: str, base: bool) -> str:
 
 def methods_table(runs: Sequence[dict]) -> str:
     """A table a set."""
-    tables = []
+    tables, names = [], ["method", *COLUMNS]
+    columns = [*names[:NEARER], "nearer than at the start", *names[NEARER:]]
     for of in dict.fromkeys(one["key"] for one in runs):
         found = by_method(runs, of)
         still = found[START].pooled("dq")
-        rows = [line(name, group) for name, group in found.items()]
-        for row, (name, group) in zip(rows, found.items(), strict=True):
-            row.insert(NEARER, "" if name == START else f"{100 * np.mean(group.pooled('dq') < still):.0f} %")
+        rows = []
+        for name, group in found.items():
+            nearer = "" if name == START else f"{100 * np.mean(group.pooled('dq') < still):.0f} %"
+            cells = line(name, group)
+            rows.append([*cells[:NEARER], nearer, *cells[NEARER:]])
         tables.append(f"**{of}**, {len(still)} held-out relaxations over {len(found[BASE].runs)} seeds\n")
-        columns = ["method", *COLUMNS]
-        columns.insert(NEARER, "nearer than at the start")
         tables.append(workflow.markdown(columns, rows) + "\n")
     return "\n".join(tables)
 

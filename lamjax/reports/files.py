@@ -43,7 +43,7 @@ def alone(path: str | Path) -> Iterator[None]:
     path = Path(path)
     lock = path.with_name(f".{path.name}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
-    if (file := _locked(lock)) is None:
+    if (file := locked(lock)) is None:
         raise ValueError(f"Another process is writing {path}. Wait until it has ended, or name another output.")
     with file:
         try:
@@ -52,8 +52,8 @@ def alone(path: str | Path) -> Iterator[None]:
             lock.unlink(missing_ok=True)
 
 
-def _locked(lock: Path) -> IO | None:
-    """The file, open and locked; None if another process holds it."""
+def locked(lock: str | Path) -> IO | None:
+    """The file, open and locked until it is closed or the process ends; None if another one holds it. Needs flock."""
     while True:
         file = open(lock, "w")
         try:
