@@ -84,7 +84,7 @@ def measure(run: Run, work: Path, effort: Effort, of: RelaxationSet) -> dict[str
     files = split(of, run.seed, run.n, work / "relaxation" / run.name)
     pairs = data.read_pairs(files.test, variable_cell=of.variable_cell)
     if run.method == START:
-        return run._asdict() | {"seconds": 0.0, "seconds_judged": 0.0} | _figures(_starts(pairs), pairs)
+        return run._asdict() | {"seconds": 0.0, "seconds_judged": 0.0} | _figures(starts(pairs), pairs)
     potential, params, told = _trained(run, work, of, files, effort)
     trained = time.monotonic()
     cell = CellConfig() if of.variable_cell else None
@@ -109,7 +109,7 @@ def _figures(found: Judgement, pairs: Sequence[data.Pair]) -> dict[str, list]:
     }
 
 
-def _starts(pairs: Sequence[data.Pair]) -> Judgement:
+def starts(pairs: Sequence[data.Pair]) -> Judgement:
     """What would be found if nothing moved."""
     errors, no = compare([pair.start for pair in pairs], pairs), np.zeros(len(pairs), bool)
     return Judgement(*errors, n_steps=no.astype(int), converged=no, failed=no)

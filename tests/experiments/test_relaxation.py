@@ -9,14 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ase.geometry import find_mic
 
 import lamjax
 from experiments import workflow
 from experiments.relaxation import methods, report
 from experiments.relaxation.methods import FORCES, KEPT, KEPT_FORCES, SETTINGS, START, STRESSES
-from experiments.relaxation.run import SIZES, Run, studies
+from experiments.relaxation.run import SIZES, Run, starts, studies
 from experiments.relaxation.sets import KEPT_COPIES, SETS, keep, path, split
 from lamjax import data
+from lamjax.system import to_ase
 
 ROOT = Path(__file__).parents[2]
 
@@ -83,6 +85,19 @@ def test_pairs_are_the_ends_of_relaxations_and_nested_subsets(tmp_path):
     for pair in pairs:
         last = max(step for name, step in steps if name == pair.info["relax_id"])
         np.testing.assert_array_equal(pair.target.positions, steps[pair.info["relax_id"], last].system.positions)
+
+
+def test_starts_are_measured_as_they_are(tmp_path):
+    """Against ASE's minimum images; in a crystal only a common translation is taken out."""
+    pairs = data.read_pairs(split(SETS["hbn"], 0, 5, tmp_path).pairs)
+    found = starts(pairs)
+    for dq, largest, pair in zip(found.dq, found.largest, pairs, strict=True):
+        a, b = to_ase(pair.start), to_ase(pair.target)
+        way, mass = find_mic(b.positions - a.positions, a.cell, a.pbc)[0], a.get_masses()[:, None]
+        way -= (mass * way).sum(axis=0) / mass.sum()
+        assert dq == pytest.approx(np.sqrt((mass * way**2).sum()), rel=1e-5) and dq > 0.5
+        assert largest == pytest.approx(np.linalg.norm(way, axis=1).max(), rel=1e-5)
+    assert not found.converged.any() and not found.n_steps.any()
 
 
 def _made_up(run: Run) -> dict:
