@@ -1,0 +1,295 @@
+"""Make the teacher's set: crystals of 89 elements, changed at random, labelled and relaxed by CHGNet 0.3.0.
+
+    pip install chgnet==0.4.2
+    nice python -m experiments.universal.teacher_set --samples 0 12000
+
+Every sample comes from one crystal of experiments/data/materials_pbeu and the random numbers of (seed, sample) alone, so
+that any range of samples can be made again, in any order. Blocks of samples are written one by one: a killed run loses
+one block, and the same command goes on. No composition of the evaluation sets (`held_out.json`) is made.
+"""
+
+import argparse
+import json
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import ase
+import ase.build
+import ase.io
+import numpy as np
+from ase import units
+from ase.calculators.calculator import Calculator
+from ase.data import chemical_symbols, covalent_radii
+from ase.filters import FrechetCellFilter
+from ase.md.langevin import Langevin
+from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+from ase.neighborlist import neighbor_list
+from ase.optimize import FIRE
+
+HERE = Path(__file__).parent
+STARTS = HERE.parent / "data" / "materials_pbeu" / "train.extxyz.gz"
+HELD_OUT = HERE / "held_out.json"  # reduced formulas of the evaluation sets
+SEED = 20261129
+BLOCK = 50  # samples in one file
+MOST_ATOMS = 24
+KINDS = {"relaxation": 0.40, "first steps": 0.20, "perturbation": 0.30, "hot": 0.10}  # share of the samples
+MOST_FORCE = 15.0  # eV/Å; frames above are left out
+LEAST_DISTANCE = 0.55  # of the sum of covalent radii
+APART = 0.03  # Å that an atom has moved, or a tenth as strain, between two frames that are kept
+
+
+class Sample(NamedTuple):
+    """Labelled frames of one sample."""
+
+    kind: str
+    frames: list[ase.Atoms]  # info: energy (eV), stress (eV/Å³, ASE's sign, 3x3); arrays: forces (eV/Å)
+
+
+def elements_of(starts: list[ase.Atoms]) -> np.ndarray:
+    """Atomic numbers that occur, in the order of the Pettifor scale: neighbours in it replace one another."""
+    from pymatgen.core import Element
+
+    numbers = sorted({int(z) for atoms in starts for z in atoms.numbers})
+    return np.array(sorted(numbers, key=lambda z: Element(chemical_symbols[z]).mendeleev_no))
+
+
+def substituted(atoms: ase.Atoms, scale: np.ndarray, rng: np.random.Generator) -> ase.Atoms:
+    """Species replaced by others near in the Pettifor scale, the volume by the cubes of their covalent radii."""
+    atoms = atoms.copy()
+    species = np.unique(atoms.numbers)
+    chosen = rng.random(len(species)) < 0.6
+    chosen[rng.integers(len(species))] = True
+    new, taken = atoms.numbers.copy(), set(species[~chosen].tolist())
+    for z in species[chosen]:
+        distance = np.abs(np.arange(len(scale)) - int(np.flatnonzero(scale == z)[0]))
+        weight = np.exp(-distance / 6.0) * [other not in taken for other in scale.tolist()]
+        weight[scale == z] = 0
+        other = int(rng.choice(scale, p=weight / weight.sum()))
+        taken.add(other)
+        new[atoms.numbers == z] = other
+    ratio = (covalent_radii[new] ** 3).sum() / (covalent_radii[atoms.numbers] ** 3).sum()
+    atoms.numbers = new
+    atoms.set_cell(atoms.cell * ratio ** (1 / 3), scale_atoms=True)
+    return atoms
+
+
+def enlarged(atoms: ase.Atoms, rng: np.random.Generator) -> ase.Atoms:
+    """A small cell repeated along its shortest vectors, now and then, up to 16 atoms."""
+    while len(atoms) <= 8 and rng.random() < 0.5:
+        repeat = [1, 1, 1]
+        repeat[int(np.argmin(atoms.cell.lengths()))] = 2
+        atoms = atoms.repeat(repeat)
+    return atoms
+
+
+def defective(atoms: ase.Atoms, rng: np.random.Generator) -> ase.Atoms:
+    """Now and then an atom is missing, or two have changed places."""
+    atoms, draw = atoms.copy(), rng.random()
+    if draw < 0.05 and len(atoms) >= 6:
+        del atoms[int(rng.integers(len(atoms)))]
+    elif draw < 0.10 and len(set(atoms.numbers.tolist())) > 1:
+        numbers = atoms.numbers.copy()
+        i = int(rng.integers(len(atoms)))
+        j = int(rng.choice(np.flatnonzero(numbers != numbers[i])))
+        numbers[[i, j]] = numbers[[j, i]]
+        atoms.numbers = numbers
+    return atoms
+
+
+def perturbed(atoms: ase.Atoms, volume: float, strain: float, displacement: float, rng) -> ase.Atoms:
+    """The cell scaled to `volume` and strained, atoms displaced by normal deviates (Å)."""
+    atoms = atoms.copy()
+    epsilon = strain * rng.normal(size=(3, 3))
+    change = volume ** (1 / 3) * (np.eye(3) + (epsilon + epsilon.T) / 2)
+    atoms.set_cell(atoms.cell.array @ change, scale_atoms=True)
+    atoms.positions += displacement * rng.normal(size=(len(atoms), 3))
+    return atoms
+
+
+def reasonable(atoms: ase.Atoms) -> bool:
+    """No two atoms are much nearer than bonds are."""
+    i, j, d = neighbor_list("ijd", atoms, 3.2)
+    radii = covalent_radii[atoms.numbers]
+    return len(d) > 0 and bool((d > LEAST_DISTANCE * (radii[i] + radii[j])).all())
+
+
+def labelled(atoms: ase.Atoms) -> ase.Atoms | None:
+    """A copy with what its calculator says; None where that is not finite or too large to learn from."""
+    forces, energy = atoms.get_forces(), float(atoms.get_potential_energy())
+    stress = atoms.get_stress(voigt=False)
+    if not (np.isfinite(forces).all() and np.isfinite(stress).all() and np.isfinite(energy)):
+        return None
+    if np.abs(forces).max() > MOST_FORCE or np.abs(stress).max() * atoms.get_volume() / len(atoms) > 30:
+        return None
+    frame = ase.Atoms(numbers=atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=True)
+    frame.info.update(energy=energy, stress=stress)
+    frame.arrays["forces"] = forces
+    return frame
+
+
+def moved(one: ase.Atoms, other: ase.Atoms) -> bool:
+    """Whether two frames of a trajectory are far enough apart to be worth a label each."""
+    strain = np.abs(np.linalg.solve(one.cell.array, other.cell.array) - np.eye(3)).max()
+    shift = other.get_scaled_positions(wrap=False) - one.get_scaled_positions(wrap=False)
+    return bool(np.linalg.norm(shift @ other.cell.array, axis=1).max() > APART or strain > APART / 10)
+
+
+class Kept:
+    """Frames of a trajectory that are far enough apart."""
+
+    def __init__(self, atoms: ase.Atoms):
+        self.atoms, self.frames = atoms, []
+
+    def __call__(self) -> None:
+        if self.frames and not moved(self.frames[-1], self.atoms):
+            return
+        if not reasonable(self.atoms):
+            raise Unreasonable
+        frame = labelled(self.atoms)
+        if frame is not None:
+            self.frames.append(frame)
+
+
+class Unreasonable(Exception):
+    """Atoms have come too near to one another."""
+
+
+def relaxed(atoms: ase.Atoms, calculator: Calculator, steps: int, variable_cell: bool) -> list[ase.Atoms]:
+    """Frames of a relaxation, at most so many steps of FIRE."""
+    atoms.calc = calculator
+    kept = Kept(atoms)
+    optimizer = FIRE(FrechetCellFilter(atoms) if variable_cell else atoms, logfile=None, dt=0.1, maxstep=0.15)
+    optimizer.attach(kept)
+    try:
+        optimizer.run(fmax=0.02, steps=steps)
+    except Unreasonable:
+        pass
+    return kept.frames
+
+
+def simulated(atoms: ase.Atoms, calculator: Calculator, temperature: float, rng) -> list[ase.Atoms]:
+    """Frames of a short simulation (Langevin, K)."""
+    atoms.calc = calculator
+    MaxwellBoltzmannDistribution(atoms, temperature_K=temperature, rng=rng)
+    kept = Kept(atoms)
+    dynamics = Langevin(atoms, 2 * units.fs, temperature_K=temperature, friction=0.02 / units.fs, rng=rng)
+    dynamics.attach(kept, interval=4)
+    try:
+        dynamics.run(24)
+    except Unreasonable:
+        pass
+    return kept.frames
+
+
+class Maker:
+    """Samples by number."""
+
+    def __init__(self, calculator: Calculator):
+        starts = ase.io.read(STARTS, ":")
+        self.scale = elements_of(starts)
+        self.starts = [atoms for atoms in starts if len(atoms) <= MOST_ATOMS]
+        self.excluded = set(json.loads(HELD_OUT.read_text())["formulas"])
+        self.calculator = calculator
+        # a crystal is drawn the more often, the rarer its rarest element
+        count = np.bincount([z for atoms in self.starts for z in set(atoms.numbers.tolist())], minlength=119)
+        weight = np.array([1 / min(count[z] for z in set(atoms.numbers.tolist())) ** 0.5 for atoms in self.starts])
+        self.weight = weight / weight.sum()
+
+    def parent(self, rng: np.random.Generator) -> ase.Atoms:
+        """A crystal: one of the starts, mostly with other elements, of a composition that may be learned."""
+        for _ in range(100):
+            atoms = self.starts[int(rng.choice(len(self.starts), p=self.weight))]
+            atoms = ase.Atoms(numbers=atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=True)
+            if rng.random() < 0.75:
+                atoms = substituted(atoms, self.scale, rng)
+            atoms = defective(enlarged(atoms, rng), rng)
+            if reduced(atoms) not in self.excluded:
+                return atoms
+        raise RuntimeError("No crystal of an admitted composition in 100 draws.")
+
+    def sample(self, number: int) -> Sample:
+        """The sample of that number; fewer frames, or none, where the structures come to nothing."""
+        rng = np.random.default_rng((SEED, number))
+        kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
+        parent = self.parent(rng)
+        if kind == "perturbation":
+            many = [
+                perturbed(parent, rng.uniform(0.82, 1.25), rng.uniform(0, 0.05), rng.uniform(0.0, 0.25), rng)
+                for _ in range(6)
+            ]
+            frames = []
+            for atoms in filter(reasonable, many):
+                atoms.calc = self.calculator
+                frames.append(labelled(atoms))
+            return Sample(kind, [frame for frame in frames if frame is not None])
+        low = 0.65 if kind == "hot" else 0.88
+        start = perturbed(parent, rng.uniform(low, 1.15), rng.uniform(0, 0.05), rng.uniform(0.0, 0.15), rng)
+        if not reasonable(start):
+            return Sample(kind, [])
+        if kind == "hot":
+            return Sample(kind, simulated(start, self.calculator, float(rng.uniform(300, 3000)), rng))
+        steps = 45 if kind == "relaxation" else 9
+        return Sample(kind, relaxed(start, self.calculator, steps, variable_cell=rng.random() < 0.85))
+
+
+def reduced(atoms: ase.Atoms) -> str:
+    """The reduced formula, elements in alphabetical order."""
+    return atoms.symbols.formula.reduce()[0].format("hill")
+
+
+def pack(samples: Iterator[tuple[int, Sample]]) -> dict[str, np.ndarray]:
+    """Arrays of all frames behind one another."""
+    kinds = list(KINDS)
+    rows = [(number, kinds.index(one.kind), frame) for number, one in samples for frame in one.frames]
+    frames = [frame for _, _, frame in rows]
+    empty = np.zeros((0, 3))
+    return {
+        "sample": np.array([number for number, _, _ in rows], np.int32),
+        "kind": np.array([kind for _, kind, _ in rows], np.uint8),
+        "n_atoms": np.array([len(frame) for frame in frames], np.uint8),
+        "numbers": np.concatenate([np.zeros(0, np.uint8), *(frame.numbers.astype(np.uint8) for frame in frames)]),
+        "positions": np.concatenate([empty, *(frame.positions for frame in frames)]).astype(np.float32),
+        "forces": np.concatenate([empty, *(frame.arrays["forces"] for frame in frames)]).astype(np.float32),
+        "cell": np.array([frame.cell.array for frame in frames], np.float64).reshape(-1, 3, 3),
+        "energy": np.array([frame.info["energy"] for frame in frames], np.float64),
+        "stress": np.array([frame.info["stress"] for frame in frames], np.float32).reshape(-1, 3, 3),
+    }
+
+
+def main(first: int, last: int, output: Path) -> None:
+    """Make the blocks of these samples that are not there yet."""
+    import torch
+    from chgnet.model.dynamics import CHGNetCalculator
+
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    maker = Maker(CHGNetCalculator(use_device="cpu", on_isolated_atoms="ignore"))
+    output.mkdir(parents=True, exist_ok=True)
+    for block in range(first // BLOCK, -(-last // BLOCK)):
+        path = output / f"block_{block:05d}.npz"
+        if path.exists():
+            continue
+        began, made = time.time(), []
+        for number in range(block * BLOCK, (block + 1) * BLOCK):
+            try:
+                made.append((number, maker.sample(number)))
+            except Exception as error:  # a structure that the teacher cannot take costs its sample
+                print(f"sample {number}: {type(error).__name__}: {str(error)[:200]}", flush=True)
+        arrays = pack(made)
+        unfinished = path.with_suffix(".unfinished.npz")
+        np.savez_compressed(unfinished, **arrays)
+        os.replace(unfinished, path)
+        n = len(arrays["energy"])
+        print(f"block {block}: {n} frames, {arrays['n_atoms'].sum()} atoms, {time.time() - began:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--samples", type=int, nargs=2, default=(0, 12000), metavar=("FIRST", "LAST"))
+    parser.add_argument("--output", type=Path, default=HERE.parents[1] / "build" / "universal" / "teacher_set")
+    options = parser.parse_args()
+    main(*options.samples, options.output)
