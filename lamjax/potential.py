@@ -1,6 +1,5 @@
 """Descriptor and heads become a potential: energy, and from it forces, virial and stress."""
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
@@ -16,8 +15,9 @@ from lamjax import neighbors as neighbor_lists
 from lamjax import nn, numerics, pytree, units
 from lamjax import system as systems
 from lamjax.descriptors import DPA1Config, DPA2Config, allowed_pairs, dpa1, dpa2, mask_excluded
+from lamjax.factories import factory
 from lamjax.heads import EnergyHeadConfig, energy_head
-from lamjax.neighbors import Neighbors, Shell
+from lamjax.neighbors import Neighbors, Shell, solitary
 from lamjax.system import System
 
 DEFAULT_HEAD = "Default"
@@ -78,7 +78,9 @@ class PotentialConfig:
 class Potential(NamedTuple):
     """Behaviour of a potential. Anything with these functions can be relaxed, simulated and trained.
 
-    A potential of your own needs `atomic_energies` and `shells`; see `classical.lennard_jones`.
+    A potential of your own needs `atomic_energies` and `shells`; see `classical.lennard_jones`. It need not care for
+    atoms without neighbours: padding is shown to it with a neighbour (`neighbors.solitary`), unless its function has
+    an attribute `finite_alone` that says it needs none.
     """
 
     config: Any
@@ -90,7 +92,7 @@ class Potential(NamedTuple):
 
     def energy(self, params, system: System, neighbors: Neighbors) -> Float[Array, "*structures"]:
         """Potential energy of one structure, or of each of several (eV), summed in float64 where x64 is on."""
-        atomic = self.atomic_energies(params, system, neighbors)
+        atomic = _atomic_energies(self, params, system, neighbors)
         return systems.of_structures(system, atomic.astype(numerics.widest_float()))
 
     @property
@@ -117,7 +119,7 @@ def build(config: PotentialConfig, head: str | None = None) -> Potential:
     return _build(config, head)
 
 
-@functools.lru_cache(maxsize=128)
+@factory
 def _build(config: PotentialConfig, head: str | None) -> Potential:
     n_types = len(config.elements)
     descriptor = _descriptor(config.descriptor, config.elements)
@@ -145,6 +147,7 @@ def _build(config: PotentialConfig, head: str | None) -> Potential:
         energies = heads[head].apply(params.heads[head], features, types, fparam, system.aparam)
         return jnp.where(types < 0, jnp.nan, energies)  # an element that the model does not know
 
+    atomic_energies.finite_alone = True
     return Potential(config, descriptor.shells, init, atomic_energies, config.elements, head)
 
 
@@ -158,7 +161,7 @@ def predict(potential: Potential, params, system: System, neighbors: Neighbors) 
 
     def energy(positions, epsilon):
         strained = systems.strain(system._replace(positions=positions), epsilon)
-        atomic = potential.atomic_energies(params, strained, neighbors)
+        atomic = _atomic_energies(potential, params, strained, neighbors)
         energies = systems.of_structures(system, atomic.astype(numerics.widest_float()))
         return jnp.sum(energies), (energies, atomic)
 
@@ -166,6 +169,23 @@ def predict(potential: Potential, params, system: System, neighbors: Neighbors) 
     zero = jnp.zeros(jnp.shape(system.cell), positions.dtype)
     (_, (energies, atomic)), (dx, de) = jax.value_and_grad(energy, argnums=(0, 1), has_aux=True)(positions, zero)
     return Prediction(energies, -dx, -de, atomic)
+
+
+def _atomic_energies(potential: Potential, params, system: System, neighbors: Neighbors) -> Float[Array, " n_atoms"]:
+    """Atomic energies (eV) from a list that fits the potential; ValueError for any other."""
+    neighbor_lists.check_shells(neighbors, potential.shells)
+    if neighbors.indices.shape[-2] != system.n_atoms:
+        raise ValueError(
+            f"The neighbour list is that of {neighbors.indices.shape[-2]} atoms, the structure has {system.n_atoms}. "
+            "Make a list for this structure."
+        )
+    function = potential.atomic_energies
+    if getattr(function, "finite_alone", False) or not neighbors.capacities[0]:
+        return function(params, system, neighbors)
+    known = potential.elements
+    kind = ase.data.atomic_numbers[known[0]] if known else 1
+    distance = min(shell.cutoff for shell in potential.shells) / 2
+    return solitary.atomic_energies(function, params, system, neighbors, kind, distance)
 
 
 def stress(prediction: Prediction, system: System) -> Float[Array, "*batch 6"]:

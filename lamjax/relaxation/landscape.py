@@ -76,7 +76,7 @@ def pull(
     The pullback of a force cotangent f is -∇(f·∇E), here the forward derivative of a reverse one: exact, for the
     Hessian is symmetric. Structures that are not `usable` contribute nothing; what is not asked for is 0.
     """
-    neighbors = _without(neighbors, usable)
+    there, neighbors = _without(there, neighbors, usable)
     z = jnp.where(usable[:, None, None], z, 0)
     on_energy, on_force = jnp.where(usable, on_energy, 0), jnp.where(usable[:, None, None], on_force, 0)
     along = -project(there, on_force, cell)
@@ -182,7 +182,9 @@ def _in_a_row(systems: System, neighbors: Neighbors) -> tuple[System, Neighbors]
     )
 
 
-def _without(neighbors: Neighbors, usable) -> Neighbors:
-    """Nobody sees anybody in structures that are not usable: no NaN reaches the others through the parameters."""
+def _without(there: Landscape, neighbors: Neighbors, usable) -> tuple[Landscape, Neighbors]:
+    """Structures that are not usable become padding without neighbours: no NaN reaches the others' parameters."""
     alone = lambda mask: mask & usable[:, None, None]  # noqa: E731
-    return neighbors._replace(mask=alone(neighbors.mask), inner=tuple(map(alone, neighbors.inner)))
+    numbers = jnp.where(usable[:, None], there.reference.numbers, 0)
+    there = there._replace(reference=there.reference._replace(numbers=numbers))
+    return there, neighbors._replace(mask=alone(neighbors.mask), inner=tuple(map(alone, neighbors.inner)))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lamjax import numerics
+from lamjax.factories import factory
 from lamjax.imports import jax_md
 
 N_NUMBERS = 119  # atomic numbers and 0
@@ -76,6 +77,7 @@ class FlowState(NamedTuple):
     force: Float[Array, "rows 3"]  # eV/Å
 
 
+@factory
 def minimiser(config: MinimiserConfig) -> Minimiser:
     """The functions of a config."""
     match config:
