@@ -27,6 +27,11 @@ class Made:
     def __hash__(self) -> int:
         return self._hash
 
+    @property
+    def is_plain(self) -> bool:
+        """True if it was made of no other function, which could hold anything."""
+        return not any(callable(arg) for arg in self._making[1])
+
     def __reduce__(self):
         return _made_again, self._making
 

@@ -92,7 +92,7 @@ class Potential(NamedTuple):
 
     def energy(self, params, system: System, neighbors: Neighbors) -> Float[Array, "*structures"]:
         """Potential energy of one structure, or of each of several (eV), summed in float64 where x64 is on."""
-        atomic = _atomic_energies(self, params, system, neighbors)
+        atomic = atomic_energies(self, params, system, neighbors)
         return systems.of_structures(system, atomic.astype(numerics.widest_float()))
 
     @property
@@ -161,7 +161,7 @@ def predict(potential: Potential, params, system: System, neighbors: Neighbors) 
 
     def energy(positions, epsilon):
         strained = systems.strain(system._replace(positions=positions), epsilon)
-        atomic = _atomic_energies(potential, params, strained, neighbors)
+        atomic = atomic_energies(potential, params, strained, neighbors)
         energies = systems.of_structures(system, atomic.astype(numerics.widest_float()))
         return jnp.sum(energies), (energies, atomic)
 
@@ -171,21 +171,24 @@ def predict(potential: Potential, params, system: System, neighbors: Neighbors) 
     return Prediction(energies, -dx, -de, atomic)
 
 
-def _atomic_energies(potential: Potential, params, system: System, neighbors: Neighbors) -> Float[Array, " n_atoms"]:
-    """Atomic energies (eV) from a list that fits the potential; ValueError for any other."""
+def atomic_energies(potential: Potential, params, system: System, neighbors: Neighbors) -> Float[Array, " n_atoms"]:
+    """Atomic energies (eV), 0 for padding; their derivatives are finite for atoms without neighbours.
+
+    What `energy` and `predict` sum; `Potential.atomic_energies` is the formula alone. Raises ValueError for a list of
+    other shells or of another number of atoms.
+    """
     neighbor_lists.check_shells(neighbors, potential.shells)
     if neighbors.indices.shape[-2] != system.n_atoms:
         raise ValueError(
             f"The neighbour list is that of {neighbors.indices.shape[-2]} atoms, the structure has {system.n_atoms}. "
             "Make a list for this structure."
         )
-    function = potential.atomic_energies
-    if getattr(function, "finite_alone", False) or not neighbors.capacities[0]:
-        return function(params, system, neighbors)
-    known = potential.elements
+    formula, known = potential.atomic_energies, potential.elements
+    if getattr(formula, "finite_alone", False) or not neighbors.capacities[0]:
+        return formula(params, system, neighbors)
     kind = ase.data.atomic_numbers[known[0]] if known else 1
     distance = min(shell.cutoff for shell in potential.shells) / 2
-    return solitary.atomic_energies(function, params, system, neighbors, kind, distance)
+    return solitary.atomic_energies(formula, params, system, neighbors, kind, distance)
 
 
 def stress(prediction: Prediction, system: System) -> Float[Array, "*batch 6"]:

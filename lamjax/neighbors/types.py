@@ -87,13 +87,13 @@ def check_shells(neighbors: Neighbors, shells: tuple[Shell, ...]) -> None:
     widths = neighbors.capacities
     if neighbors.made_for is None:
         if len(widths) < len(shells):
-            raise ValueError(f"The neighbour list is for {len(widths)} cutoffs, the potential has {len(shells)}.{_AGAIN}")
+            raise ValueError(f"The list of neighbours is for {len(widths)} cutoffs, {len(shells)} are needed.{_AGAIN}")
         return
     made = neighbors.made_for.shells
     fit = len(made) >= len(shells) and all(map(_fits, made, shells, widths))
     if not fit:
         raise ValueError(
-            f"The neighbour list was made for {_named(made)}, the potential looks at {_named(shells)}.{_AGAIN}"
+            f"The neighbour list was made for {named(made)}, the potential looks at {named(shells)}.{_AGAIN}"
         )
 
 
@@ -110,7 +110,8 @@ def _fits(made: Shell, wanted: Shell, width: int) -> bool:
     return most == least or (width < most and width <= least)
 
 
-def _named(shells: tuple[Shell, ...]) -> str:
+def named(shells: tuple[Shell, ...]) -> str:
+    """Shells in words, for messages."""
     parts = [f"{s.cutoff:g} Å" + ("" if s.sel is None else f" (the nearest {s.sel})") for s in shells]
     return ("the cutoff " if len(parts) == 1 else "the cutoffs ") + ", ".join(parts)
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lamjax import numerics, pytree
-from lamjax.neighbors import Neighbors, verlet
+from lamjax.neighbors import Neighbors, check_shells, verlet
 from lamjax.neighbors.verlet import SKIN
-from lamjax.relaxation import coordinates, implicit, landscape
+from lamjax.relaxation import captured, coordinates, implicit, landscape
 from lamjax.relaxation.adjoints import Adjoint, Hybrid, Implicit, Unrolled, UntilConverged
 from lamjax.relaxation.coordinates import CellConfig
 from lamjax.relaxation.landscape import Evaluation, Landscape
@@ -118,13 +118,15 @@ def relax(
 
 def _relax(potential, params, system, neighbors, config: RelaxConfig, fixed, numbers) -> Relaxation:
     dtype = system.positions.dtype
+    check_shells(neighbors, potential.shells)
     method = minimiser(config.minimiser)
     numbers = method.numbers(dtype) | (numbers or {})
     weights = Weights(params, numbers, system.cell)
     there = jax.lax.stop_gradient(landscape.over(system, fixed, config.cell))
     lists = jax.vmap(lambda s, n: verlet.empty(s, n, potential.shells, config.skin))(system, neighbors)
-    steps = step_pieces(potential, method, config, neighbors.capacities)
     z = jax.vmap(coordinates.start)(system)
+    potential, params = captured.explicit(potential, params, there, z, lists, neighbors.capacities)
+    weights, steps = weights._replace(params=params), step_pieces(potential, method, config, neighbors.capacities)
     state = begin(method, numbers, z, len(potential.shells))
     window = None
     match config.adjoint:
