@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
 
+import ase
 import ase.data
 import jax
 import jax.numpy as jnp
@@ -92,6 +93,7 @@ class Potential(NamedTuple):
 
     def energy(self, params, system: System, neighbors: Neighbors) -> Float[Array, "*structures"]:
         """Potential energy of one structure, or of each of several (eV), summed in float64 where x64 is on."""
+        system = systems.as_system(system)
         atomic = atomic_energies(self, params, system, neighbors)
         return systems.of_structures(system, atomic.astype(numerics.widest_float()))
 
@@ -156,8 +158,10 @@ def select(potential: Potential, head: str) -> Potential:
     return build(potential.config, head)
 
 
-def predict(potential: Potential, params, system: System, neighbors: Neighbors) -> Prediction:
+def predict(potential: Potential, params, system: System | ase.Atoms, neighbors: Neighbors) -> Prediction:
     """Energy, forces -dE/dx, virial -dE/dε (ε symmetric strain) and atomic energies of one structure, or of several."""
+
+    system = systems.as_system(system)
 
     def energy(positions, epsilon):
         strained = systems.strain(system._replace(positions=positions), epsilon)
@@ -196,13 +200,14 @@ def stress(prediction: Prediction, system: System) -> Float[Array, "*batch 6"]:
     return units.to_voigt(units.virial_to_stress(prediction.virial, systems.volume(system)[..., None, None]))
 
 
-def allocate(potential: Potential, system: System, capacity: int | None = None) -> Neighbors:
+def allocate(potential: Potential, system: System | ase.Atoms, capacity: int | None = None) -> Neighbors:
     """The neighbours of one structure in arrays just wide enough for it. On the host; not for use inside jit.
 
     Raises ValueError for an element that the potential does not know, for two atoms on one place, and, where
     `capacity` (slots within the widest cutoff) is given, if it is too small. Warns if the model's own `sel` drops
     neighbours, as DeePMD-kit does silently.
     """
+    system = systems.as_system(system)
     check_elements(potential, system)
     if capacity is None:
         return neighbor_lists.allocate(system, potential.shells)

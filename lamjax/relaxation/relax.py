@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
+import ase
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -16,7 +17,7 @@ from lamjax.relaxation.coordinates import CellConfig
 from lamjax.relaxation.landscape import Evaluation, Landscape
 from lamjax.relaxation.minimisers import FireConfig, Minimiser, MinimiserConfig, minimiser
 from lamjax.relaxation.walk import Memory, Steps, advance, walk
-from lamjax.system import System
+from lamjax.system import System, as_system, fixed_mask, kept_by_constraints
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Said(NamedTuple):
 def relax(
     potential,
     params,
-    system: System,
+    system: System | ase.Atoms,
     neighbors: Neighbors,
     config: RelaxConfig | None = None,
     *,
@@ -103,13 +104,17 @@ def relax(
     A batch (leading axis) is relaxed side by side, each structure with its own time step and stopping. Neighbours are
     searched on the way as they are needed, in the shapes of `neighbors`; `overflow` tells that these were too small
     (`relax_structures` then grows them). Components that are True in `fixed` do not move (with a relaxing cell they
-    keep their place in it). `numbers` replaces numbers of the minimiser's config by traced ones (`minimiser.numbers`).
+    keep their place in it); a flag an atom holds all three, and without `fixed` the constraints of an ase.Atoms count.
+    `numbers` replaces numbers of the minimiser's config by traced ones (`minimiser.numbers`).
 
     How the result (system, energy, forces) is differentiated with respect to params, numbers, positions and cell is
     said by `config.adjoint`.
     """
     config = RelaxConfig() if config is None else config
-    system, neighbors = jax.tree.map(jnp.asarray, (system, neighbors))
+    if fixed is None and isinstance(system, ase.Atoms):
+        fixed = kept_by_constraints(system)
+    system, neighbors = jax.tree.map(jnp.asarray, (as_system(system), neighbors))
+    fixed = None if fixed is None else fixed_mask(fixed, system.numbers)
     if system.positions.ndim == 3:
         return _relax(potential, params, system, neighbors, config, fixed, numbers)
     one = jax.tree.map(lambda x: jnp.asarray(x)[None], (system, neighbors, fixed))
