@@ -46,6 +46,17 @@ class Calculator(base.Calculator):
         self._capacities = tuple(0 for _ in self.potential.shells)
         self._predict = jax.jit(functools.partial(predict, self.potential))
 
+    def __getstate__(self) -> dict:
+        """For pickle: parameters as numpy arrays, which keep float64 wherever they are read; nothing compiled."""
+        kept = {name: value for name, value in vars(self).items() if name != "_predict"}
+        return kept | {"params": jax.tree.map(np.asarray, self.params)}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        with self._precision():
+            self.params = cast_params(self.params, self.dtype)
+        self._predict = jax.jit(functools.partial(predict, self.potential))
+
     def calculate(self, atoms=None, properties=("energy",), system_changes=base.all_changes):
         """Compute everything that the structure allows; called by ASE."""
         super().calculate(atoms, properties, system_changes)

@@ -1,6 +1,5 @@
 """Analytic pair potentials behind the same interface as the learned ones: for tests, benchmarks and teaching."""
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 
 from lamjax import neighbors as neighbor_lists
 from lamjax import numerics
+from lamjax.factories import factory
 from lamjax.neighbors import Shell
 from lamjax.potential import Potential
 
@@ -54,16 +54,18 @@ def pair_potential(
     return _build(pair_energy, PairConfig(pair_energy.__name__.strip("_"), tuple(initial.items()), cutoff, start))
 
 
-@functools.lru_cache(maxsize=128)  # the same config gives the same functions, so jit does not compile twice
+@factory
 def _build(pair_energy: Callable, config: PairConfig) -> Potential:
     def init(key=None, dtype=None):
         return {name: jnp.asarray(value, dtype or float) for name, value in config.initial}
 
     def atomic_energies(params, system, neighbors):
         r = numerics.safe_norm(neighbor_lists.displacements(system, neighbors))
+        r = jnp.where(neighbors.mask, r, config.cutoff / 2)  # in an empty slot: some usual distance
         e = pair_energy(params, r) * numerics.switch(r, config.switch_start, config.cutoff)
         return jnp.sum(jnp.where(neighbors.mask, e, 0), axis=1) / 2
 
+    atomic_energies.finite_alone = True
     return Potential(config, (Shell(config.cutoff),), init, atomic_energies)
 
 

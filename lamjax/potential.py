@@ -1,10 +1,10 @@
 """Descriptor and heads become a potential: energy, and from it forces, virial and stress."""
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
 
+import ase
 import ase.data
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,9 @@ from lamjax import neighbors as neighbor_lists
 from lamjax import nn, numerics, pytree, units
 from lamjax import system as systems
 from lamjax.descriptors import DPA1Config, DPA2Config, allowed_pairs, dpa1, dpa2, mask_excluded
+from lamjax.factories import factory
 from lamjax.heads import EnergyHeadConfig, energy_head
-from lamjax.neighbors import Neighbors, Shell
+from lamjax.neighbors import Neighbors, Shell, solitary
 from lamjax.system import System
 
 DEFAULT_HEAD = "Default"
@@ -78,7 +79,9 @@ class PotentialConfig:
 class Potential(NamedTuple):
     """Behaviour of a potential. Anything with these functions can be relaxed, simulated and trained.
 
-    A potential of your own needs `atomic_energies` and `shells`; see `classical.lennard_jones`.
+    A potential of your own needs `atomic_energies` and `shells`; see `classical.lennard_jones`. It need not care for
+    atoms without neighbours: padding is shown to it with a neighbour (`neighbors.solitary`), unless its function has
+    an attribute `finite_alone` that says it needs none.
     """
 
     config: Any
@@ -90,7 +93,8 @@ class Potential(NamedTuple):
 
     def energy(self, params, system: System, neighbors: Neighbors) -> Float[Array, "*structures"]:
         """Potential energy of one structure, or of each of several (eV), summed in float64 where x64 is on."""
-        atomic = self.atomic_energies(params, system, neighbors)
+        system = systems.as_system(system)
+        atomic = atomic_energies(self, params, system, neighbors)
         return systems.of_structures(system, atomic.astype(numerics.widest_float()))
 
     @property
@@ -117,7 +121,7 @@ def build(config: PotentialConfig, head: str | None = None) -> Potential:
     return _build(config, head)
 
 
-@functools.lru_cache(maxsize=128)
+@factory
 def _build(config: PotentialConfig, head: str | None) -> Potential:
     n_types = len(config.elements)
     descriptor = _descriptor(config.descriptor, config.elements)
@@ -145,6 +149,7 @@ def _build(config: PotentialConfig, head: str | None) -> Potential:
         energies = heads[head].apply(params.heads[head], features, types, fparam, system.aparam)
         return jnp.where(types < 0, jnp.nan, energies)  # an element that the model does not know
 
+    atomic_energies.finite_alone = True
     return Potential(config, descriptor.shells, init, atomic_energies, config.elements, head)
 
 
@@ -153,12 +158,14 @@ def select(potential: Potential, head: str) -> Potential:
     return build(potential.config, head)
 
 
-def predict(potential: Potential, params, system: System, neighbors: Neighbors) -> Prediction:
+def predict(potential: Potential, params, system: System | ase.Atoms, neighbors: Neighbors) -> Prediction:
     """Energy, forces -dE/dx, virial -dE/dε (ε symmetric strain) and atomic energies of one structure, or of several."""
+
+    system = systems.as_system(system)
 
     def energy(positions, epsilon):
         strained = systems.strain(system._replace(positions=positions), epsilon)
-        atomic = potential.atomic_energies(params, strained, neighbors)
+        atomic = atomic_energies(potential, params, strained, neighbors)
         energies = systems.of_structures(system, atomic.astype(numerics.widest_float()))
         return jnp.sum(energies), (energies, atomic)
 
@@ -168,18 +175,39 @@ def predict(potential: Potential, params, system: System, neighbors: Neighbors) 
     return Prediction(energies, -dx, -de, atomic)
 
 
+def atomic_energies(potential: Potential, params, system: System, neighbors: Neighbors) -> Float[Array, " n_atoms"]:
+    """Atomic energies (eV), 0 for padding; their derivatives are finite for atoms without neighbours.
+
+    What `energy` and `predict` sum; `Potential.atomic_energies` is the formula alone. Raises ValueError for a list of
+    other shells or of another number of atoms.
+    """
+    neighbor_lists.check_shells(neighbors, potential.shells)
+    if neighbors.indices.shape[-2] != system.n_atoms:
+        raise ValueError(
+            f"The neighbour list is that of {neighbors.indices.shape[-2]} atoms, the structure has {system.n_atoms}. "
+            "Make a list for this structure."
+        )
+    formula, known = potential.atomic_energies, potential.elements
+    if getattr(formula, "finite_alone", False) or not neighbors.capacities[0]:
+        return formula(params, system, neighbors)
+    kind = ase.data.atomic_numbers[known[0]] if known else 1
+    distance = min(shell.cutoff for shell in potential.shells) / 2
+    return solitary.atomic_energies(formula, params, system, neighbors, kind, distance)
+
+
 def stress(prediction: Prediction, system: System) -> Float[Array, "*batch 6"]:
     """σ = (1/V) dE/dε in eV/Å³, Voigt xx yy zz yz xz xy, positive in tension (ASE). Meaningful for a 3-D cell."""
     return units.to_voigt(units.virial_to_stress(prediction.virial, systems.volume(system)[..., None, None]))
 
 
-def allocate(potential: Potential, system: System, capacity: int | None = None) -> Neighbors:
+def allocate(potential: Potential, system: System | ase.Atoms, capacity: int | None = None) -> Neighbors:
     """The neighbours of one structure in arrays just wide enough for it. On the host; not for use inside jit.
 
     Raises ValueError for an element that the potential does not know, for two atoms on one place, and, where
     `capacity` (slots within the widest cutoff) is given, if it is too small. Warns if the model's own `sel` drops
     neighbours, as DeePMD-kit does silently.
     """
+    system = systems.as_system(system)
     check_elements(potential, system)
     if capacity is None:
         return neighbor_lists.allocate(system, potential.shells)

@@ -1,5 +1,6 @@
 """Atoms in a cell, their labels, and the way from and to ASE."""
 
+import warnings
 from typing import NamedTuple
 
 import ase
@@ -7,8 +8,11 @@ import ase.data
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms, FixCartesian
 from jaxtyping import Array, Bool, Float, Int
+
+from lamjax import units
 
 MASSES = np.where(np.arange(119) > 0, np.nan_to_num(ase.data.atomic_masses, nan=1.0), 0.0)  # amu, 0 for padding
 
@@ -67,8 +71,37 @@ def host_system(atoms: ase.Atoms, dtype=np.float64) -> System:
     )
 
 
+def as_system(structure: System | ase.Atoms) -> System:
+    """A System as it is, but for whole-numbered positions or cell, which become floating; that of an ASE structure.
+
+    Raises TypeError for anything else.
+    """
+    if isinstance(structure, ase.Atoms):
+        return host_system(structure, jax.dtypes.canonicalize_dtype(float))
+    if not isinstance(structure, System):
+        raise TypeError(
+            f"A structure is a lamjax.System or an ase.Atoms, got {type(structure).__name__}. "
+            "lamjax.data.read reads files; relaxation.relax_structures takes many structures."
+        )
+    arrays = ("positions", "numbers", "cell", "pbc")
+    listed = {name: np.asarray(x) for name in arrays if isinstance(x := getattr(structure, name), list | tuple)}
+    structure = structure._replace(**listed)
+    kinds = {name: np.dtype(getattr(structure, name).dtype) for name in ("positions", "cell")}
+    whole = [name for name, kind in kinds.items() if not jnp.issubdtype(kind, jnp.floating)]
+    floats = [kind for name, kind in kinds.items() if name not in whole]
+    dtype = floats[0] if floats else jax.dtypes.canonicalize_dtype(float)
+    return structure._replace(**{name: getattr(structure, name).astype(dtype) for name in whole})
+
+
 def to_ase(system: System) -> ase.Atoms:
-    """The ASE structure of one System; padded atoms are left out."""
+    """The ASE structure of one System, or of one `Relaxation` with its energy, forces and stress.
+
+    Padded atoms are left out.
+    """
+    if not isinstance(system, System) and isinstance(getattr(system, "system", None), System):
+        return _with_results(system)
+    if not isinstance(system, System):
+        raise TypeError(f"to_ase takes a System or a Relaxation, got {type(system).__name__}.")
     check_single(system, "to_ase")
     numbers = np.asarray(system.numbers)
     real = numbers > 0
@@ -85,6 +118,18 @@ def to_ase(system: System) -> ase.Atoms:
     return atoms
 
 
+def _with_results(relaxed) -> ase.Atoms:
+    """The ASE structure of what has a system, energy, forces and virial, with these as ASE's results."""
+    atoms = to_ase(relaxed.system)
+    forces = np.asarray(relaxed.forces, np.float64)[np.asarray(relaxed.system.numbers) > 0]
+    results = {"energy": float(relaxed.energy), "free_energy": float(relaxed.energy), "forces": forces}
+    if atoms.pbc.all():
+        stress = units.virial_to_stress(np.asarray(relaxed.virial, np.float64), atoms.get_volume())
+        results["stress"] = units.to_voigt(stress)
+    atoms.calc = SinglePointCalculator(atoms, **results)
+    return atoms
+
+
 def fixed_components(atoms: ase.Atoms) -> Bool[np.ndarray, "n_atoms 3"]:
     """True where FixAtoms or FixCartesian hold a Cartesian component; `other_constraints` names what does not count."""
     fixed = np.zeros((len(atoms), 3), bool)
@@ -95,6 +140,27 @@ def fixed_components(atoms: ase.Atoms) -> Bool[np.ndarray, "n_atoms 3"]:
             case FixCartesian():
                 fixed[constraint.index] |= constraint.mask
     return fixed
+
+
+def fixed_mask(fixed, numbers: Int[Array, "*batch n_atoms"]) -> Bool[Array, "*batch n_atoms 3"]:
+    """`fixed` as one flag a Cartesian component; one flag an atom stands for its three. numpy stays numpy.
+
+    Raises ValueError for another shape, and for numbers where flags are meant.
+    """
+    if not isinstance(fixed, jax.Array):
+        fixed = np.asarray(fixed)
+    shape = np.shape(numbers)
+    if fixed.shape not in (shape, (*shape, 3)):
+        raise ValueError(
+            f"fixed has shape {fixed.shape}; expected {(*shape, 3)}, a flag a component, or {shape}, a flag an atom."
+        )
+    if fixed.dtype != bool and (fixed.shape == shape or fixed.dtype == object):
+        raise ValueError(
+            f"fixed has numbers of type {fixed.dtype}; expected True where an atom does not move. "
+            "For numbers of atoms: numpy.isin(numpy.arange(n_atoms), the_numbers)."
+        )
+    fixed = fixed != 0
+    return fixed if fixed.ndim > len(shape) else fixed[..., None] & np.ones(3, bool)
 
 
 def constraints(fixed: Bool[np.ndarray, "n_atoms 3"]) -> list:
@@ -108,6 +174,15 @@ def other_constraints(atoms: ase.Atoms) -> tuple[str, ...]:
     """Kinds of the constraints that `fixed_components` does not express, for a warning."""
     kinds = {type(c).__name__ for c in atoms.constraints if not isinstance(c, FixAtoms | FixCartesian)}
     return tuple(sorted(kinds))
+
+
+def kept_by_constraints(atoms: ase.Atoms) -> Bool[np.ndarray, "n_atoms 3"]:
+    """`fixed_components`; warns of constraints that it does not express."""
+    if others := other_constraints(atoms):
+        warnings.warn(
+            f"The constraints {', '.join(others)} do not count: only FixAtoms and FixCartesian.", stacklevel=3
+        )
+    return fixed_components(atoms)
 
 
 def check_single(system: System, what: str) -> None:

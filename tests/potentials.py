@@ -10,9 +10,10 @@ import numpy as np
 import structures
 
 import lamjax
-from lamjax import classical, neighbors, pytree
+from lamjax import classical, neighbors, numerics, pytree
 from lamjax.descriptors import DPA2Config, RepformerConfig, RepinitConfig, ThreeBodyConfig
 from lamjax.heads import EnergyHeadConfig
+from lamjax.neighbors import Shell
 from lamjax.potential import Params, Potential, PotentialConfig, Prediction
 from lamjax.system import System, host_system, pad
 
@@ -84,6 +85,27 @@ def _statistics(mean: float) -> dict:
 
 
 @functools.cache
+def gupta(cutoff: float = 4.0) -> Potential:
+    """E_i = A Σ_j exp(-p x) - c sqrt(Σ_j exp(-2 q x)), x = r/r0 - 1, as anybody would write it: no root is guarded.
+
+    Cleri, Rosato, Phys. Rev. B 48, 22 (1993). The sum under the root is switched off by the square of a switch.
+    """
+    initial = {"a": 0.15, "p": 9.0, "c": 0.9, "q": 2.3, "r0": 1.4}
+
+    def init(key=None, dtype=None):
+        return {name: jnp.asarray(value, dtype or float) for name, value in initial.items()}
+
+    def atomic_energies(params, system, lists):
+        r = numerics.safe_norm(neighbors.displacements(system, lists))
+        x, w = r / params["r0"] - 1, numerics.switch(r, 0.7 * cutoff, cutoff)
+        repulsion = jnp.sum(jnp.where(lists.mask, w * jnp.exp(-params["p"] * x), 0), axis=1)
+        density = jnp.sum(jnp.where(lists.mask, (w * jnp.exp(-params["q"] * x)) ** 2, 0), axis=1)
+        return params["a"] * repulsion - params["c"] * jnp.sqrt(density)
+
+    return Potential(("gupta", cutoff), (Shell(cutoff),), init, atomic_energies)
+
+
+@functools.cache
 def cases() -> dict[str, Case]:
     """All potentials by name."""
     preset, default = lamjax.build(preset_config()), lamjax.build(default_config())
@@ -94,10 +116,11 @@ def cases() -> dict[str, Case]:
         "dpa2_default": Case(default, random_params(default, 2, mean=0.3), first_atom_counts=True, smooth=False),
         "lennard_jones": Case(lj, lj.init()),
         "morse": Case(morse, morse.init()),
+        "gupta": Case(gupta(), gupta().init()),
     }
 
 
-NAMES = ("dpa2_preset", "dpa2_default", "lennard_jones", "morse")
+NAMES = ("dpa2_preset", "dpa2_default", "lennard_jones", "morse", "gupta")
 
 
 def prepare(potential: Potential, atoms: ase.Atoms, n_atoms: int = structures.N_ATOMS, extra: int = 0):

@@ -128,6 +128,7 @@ def _row(members: Members, rows: np.ndarray, shape: RowShape) -> Batch:
         found=each(lambda part: part.neighbors.found).max(axis=0),
         overflow=each(lambda part: part.neighbors.overflow).any(),
         truncated=each(lambda part: part.neighbors.truncated).any(),
+        made_for=like.neighbors.made_for,
     )
     labels = Labels(
         energy=each(lambda part: part.labels.energy),

@@ -21,6 +21,7 @@ from lamjax.descriptors.base import (
 )
 from lamjax.descriptors.environment import empty_slots, environment
 from lamjax.descriptors.tabulation import TableConfig
+from lamjax.factories import factory
 from lamjax.neighbors import Shell
 
 
@@ -66,6 +67,7 @@ class DPA1Config:
         return repinit.RepinitConfig(nsel=self.sel, **{name: getattr(self, name) for name in shared})
 
 
+@factory
 def dpa1(config: DPA1Config, elements: tuple[str, ...]) -> Descriptor:
     """The descriptor of a config for these elements."""
     inputs = type_inputs(elements, config.use_econf_tebd)

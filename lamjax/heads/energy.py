@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 import jax.numpy as jnp
 
 from lamjax import nn, numerics
+from lamjax.factories import factory
 from lamjax.heads.base import Head
 
 
@@ -32,6 +33,7 @@ class EnergyHeadConfig:
             )
 
 
+@factory
 def energy_head(config: EnergyHeadConfig, n_features: int, n_types: int) -> Head:
     """E_i = net(x_i) + bias_atom_e[t_i] + out_bias[t_i] (eV); 0 for padding and for excluded types.
 

@@ -4,7 +4,7 @@ The only place for jax-md's columns as lattice vectors, fractional coordinates a
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from lamjax.imports import jax_md
 from lamjax.neighbors import Neighbors, grid, verlet
 from lamjax.neighbors.grid import Shapes
 from lamjax.neighbors.search import basis, verdict
-from lamjax.neighbors.types import Shell, round_up
+from lamjax.neighbors.types import Shell, named, round_up
 from lamjax.neighbors.verlet import Verlet
 from lamjax.potential import Potential
 from lamjax.potential import allocate as allocate_neighbors
@@ -36,6 +36,7 @@ class NeighborList:
     lists: Verlet
     did_buffer_overflow: Bool[Array, ""]
     shapes: Shapes = field(metadata={"static": True})
+    shells: tuple[Shell, ...] = field(metadata={"static": True})
     update_fn: Callable = field(metadata={"static": True})
 
     def update(self, position: Float[Array, "n_atoms 3"], **kwargs) -> "NeighborList":
@@ -110,7 +111,7 @@ def _updating(shells: tuple[Shell, ...], place: Callable, skin: float) -> Callab
     def refreshed(position, neighbor: NeighborList, box, new_box):
         lists, _, found = _current(neighbor, place(position, box, new_box), shells, skin)
         full = neighbor.did_buffer_overflow | _full(lists, found, shells, skin)
-        return NeighborList(lists, full, neighbor.shapes, neighbor.update_fn)
+        return replace(neighbor, lists=lists, did_buffer_overflow=full)
 
     def update(position, neighbors, box=None, new_box=None, **unused):
         return refreshed(jnp.asarray(position), neighbors, box, new_box)
@@ -130,7 +131,7 @@ def _allocating(potential: Potential, place: Callable, skin: float, headroom: fl
         shapes = _room(grid.shapes(system, shells, skin, headroom, margin=1.02), extra_capacity, shells)
         lists = verlet.blank(system, shapes.width, jnp.zeros((0, 3), jnp.int32), shells)
         lists = jax.jit(grid.search, static_argnums=(2, 3, 4))(lists, system, shells, skin, shapes.grid)[0]
-        return NeighborList(lists, jnp.zeros((), bool), shapes, update)
+        return NeighborList(lists, jnp.zeros((), bool), shapes, shells, update)
 
     return allocate
 
@@ -169,6 +170,11 @@ def _columns(box, dtype) -> Float[Array, "3 3"]:
 
 def _current(neighbor: NeighborList, system: System, shells, skin: float) -> tuple[Verlet, System, Neighbors]:
     """A list that is not stale, the structure in the images of this list, and who is a neighbour there."""
+    if neighbor.shells != shells:
+        raise ValueError(
+            f"The neighbour list was allocated for {named(neighbor.shells)}, the potential looks at {named(shells)}. "
+            "Use the neighbor_fn and the energy_fn that energy_neighbor_list gives together."
+        )
     system = _unwrapped(system, neighbor.lists)
     still = jax.lax.stop_gradient(system)
     lists = jax.lax.cond(

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from lamjax import pytree
+from lamjax.factories import factory
 from lamjax.losses.labels import LabelLossConfig, Loss, compare, predict_rows
 from lamjax.potential import Params, Potential, select
 
@@ -24,6 +25,7 @@ class Slots(NamedTuple):
     batch: Any  # a batch with two leading axes, (slots, rows, ...)
 
 
+@factory
 def heads_loss(potential: Potential, heads: Sequence[str], configs: Sequence[LabelLossConfig]) -> Loss:
     """The label loss of several tasks in one program: (params, Slots, lr_ratio) -> (scalar, metrics).
 
@@ -61,6 +63,7 @@ def same_form(potential: Potential, a: tuple[str, LabelLossConfig], b: tuple[str
     return configs[a[0]] == configs[b[0]] and _without_prefactors(a[1]) == _without_prefactors(b[1])
 
 
+@factory
 def multitask_loss(losses: Mapping[str, Loss]) -> Loss:
     """The loss of the one group that a batch {group: batch} belongs to, with that group's metrics.
 
@@ -74,6 +77,7 @@ def multitask_loss(losses: Mapping[str, Loss]) -> Loss:
     return loss
 
 
+@factory
 def committee_loss(loss: Loss) -> Loss:
     """Σ over the members of a committee (leading axis of the parameters) of the loss of each, for one batch.
 
@@ -87,6 +91,7 @@ def committee_loss(loss: Loss) -> Loss:
     return total
 
 
+@factory
 def weighted_sum(losses: Mapping[str, tuple[float, Loss]]) -> Loss:
     """Σ_k w_k L_k(params, batch[k]) for a dict of weights and losses, and a batch that is a dict with the same keys.
 

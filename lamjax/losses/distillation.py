@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from lamjax import numerics
 from lamjax import system as systems
+from lamjax.factories import factory
 from lamjax.losses.labels import LabelLossConfig, Loss, compare, predict_rows
 from lamjax.neighbors import Neighbors
 from lamjax.potential import Potential, predict
@@ -38,6 +39,7 @@ class Probed(NamedTuple):
         return self.batch.frame
 
 
+@factory
 def distillation_loss(potential: Potential, config: DistillationLossConfig = DistillationLossConfig()) -> Loss:
     """Label loss of the teacher's answers + p_h · mean over the probed structures of |(H - H_teacher) v|²/3N.
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from lamjax import numerics, pytree
 from lamjax import system as systems
+from lamjax.factories import factory
 from lamjax.potential import Potential, Prediction, predict
 from lamjax.system import Labels, System
 
@@ -66,6 +67,7 @@ class Differences(NamedTuple):
     virial: Float[Array, "structures 3 3"]  # eV
 
 
+@factory
 def label_loss(potential: Potential, config: LabelLossConfig = LabelLossConfig()) -> Loss:
     """Σ_k p_k mean over the frames with label k of the frame's term k; 0 where no frame has it.
 

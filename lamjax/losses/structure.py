@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from lamjax import neighbors as neighbor_lists
+from lamjax.factories import factory
 from lamjax.losses.geometry import StructureError, structure_error
 from lamjax.relaxation import Hybrid, Implicit, Relaxation, RelaxConfig, Unrolled, implicit, landscape, minimiser, relax
 from lamjax.system import System, real
@@ -59,6 +60,7 @@ def with_minimiser(params, config: RelaxConfig, dtype=None) -> Learned:
     return Learned(params, minimiser(config.minimiser).numbers(jnp.zeros((), dtype or float).dtype))
 
 
+@factory
 def structure_loss(potential, config: StructureLossConfig | None = None) -> Callable:
     """The loss `(params, batch, lr_ratio) -> (scalar, metrics)` of relaxing `batch.start` towards `batch.target`.
 

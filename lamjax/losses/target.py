@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lamjax.factories import factory
 from lamjax.losses.structure import DistanceConfig, mean, shaped
 from lamjax.relaxation import CellConfig, Implicit, coordinates, implicit, landscape
 from lamjax.relaxation.landscape import Landscape
@@ -43,6 +44,7 @@ class NewtonTargetConfig:
             raise ValueError('The Newton step is measured mass-weighted: take kind "dq", "squared" or "bounded".')
 
 
+@factory
 def target_force_loss(potential, config: ForceTargetConfig = ForceTargetConfig()) -> Callable:
     """The loss `(params, batch, lr_ratio) -> (scalar, metrics)`, the mean of |F|² per atom at `batch.target`.
 
@@ -63,6 +65,7 @@ def target_force_loss(potential, config: ForceTargetConfig = ForceTargetConfig()
     return loss
 
 
+@factory
 def newton_loss(potential, config: NewtonTargetConfig = NewtonTargetConfig()) -> Callable:
     """The loss `(params, batch, lr_ratio) -> (scalar, metrics)` of the distance |(H + δ)⁻¹ F|_M at `batch.target`.
 

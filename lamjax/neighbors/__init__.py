@@ -9,4 +9,5 @@ from lamjax.neighbors.search import all_images as all_images
 from lamjax.neighbors.search import update as update
 from lamjax.neighbors.types import Neighbors as Neighbors
 from lamjax.neighbors.types import Shell as Shell
+from lamjax.neighbors.types import check_shells as check_shells
 from lamjax.neighbors.types import displacements as displacements

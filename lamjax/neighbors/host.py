@@ -8,7 +8,7 @@ import numpy as np
 import vesin
 
 from lamjax.neighbors.search import FAR
-from lamjax.neighbors.types import Neighbors, Shell, round_up
+from lamjax.neighbors.types import MadeFor, Neighbors, Shell, round_up
 from lamjax.system import System, check_single, complete_cell, face_distances
 
 FEW = 2000  # atoms that one thread searches
@@ -129,6 +129,7 @@ def _pack(system, shells, capacities, found_pairs, found, n_offsets: int = 0) ->
         found=np.asarray(found, np.int32),
         overflow=np.asarray(any(k > c for k, c in zip(kept, capacities, strict=True))),
         truncated=np.asarray(any(k < f for k, f in zip(kept, found, strict=True))),
+        made_for=MadeFor(tuple(shells)),
     )
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from lamjax.neighbors.types import Neighbors, Shell
+from lamjax.neighbors.types import MadeFor, Neighbors, Shell, check_shells
 from lamjax.system import System, check_single
 
 FAR = 1 << 14  # an offset beyond this is padding of the offset list
@@ -82,14 +82,17 @@ def assemble(squared, indices, images, offsets, shells, capacities: tuple[int, .
         found=found,
         overflow=missing | ~complete,
         truncated=truncated,
+        made_for=MadeFor(tuple(shells)),
     )
 
 
 def update(neighbors: Neighbors, system: System, shells: tuple[Shell, ...]) -> Neighbors:
     """The list rebuilt for new positions (and cell) in the same shapes; a past `overflow` or `truncated` is kept.
 
-    Raises ValueError for a list without the images that a search needs (batches of `data.pack` have none).
+    Raises ValueError for a list of other shells, and for one without the images that a search needs (batches of
+    `data.pack` have none).
     """
+    check_shells(neighbors, shells)
     if neighbors.offsets.shape[-2] == 0:
         raise ValueError(
             "This list has no images to search, because it was made to be used once (data.pack, the calculator). "
@@ -100,6 +103,7 @@ def update(neighbors: Neighbors, system: System, shells: tuple[Shell, ...]) -> N
         overflow=new.overflow | neighbors.overflow,
         truncated=new.truncated | neighbors.truncated,
         found=jnp.maximum(new.found, neighbors.found),
+        made_for=neighbors.made_for,  # a list that is carried through a loop keeps its type
     )
 
 

@@ -1,8 +1,10 @@
 """Who sees whom: dense, nearest first, with explicit integer images."""
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -15,6 +17,24 @@ class Shell(NamedTuple):
 
     cutoff: float  # Å
     sel: int | None = None
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class MadeFor:
+    """The shells that a list holds: no array but part of its type, known while a program is traced."""
+
+    shells: tuple[Shell, ...]
+
+
+class Known(NamedTuple):
+    """Vectors r_ij that were computed before, and the arrays that they belong to."""
+
+    vectors: Float[Array, "n_atoms capacity 3"]  # Å
+    positions: Float[Array, "n_atoms 3"]
+    cell: Float[Array, "*n_structures 3 3"]
+    indices: Int[Array, "n_atoms capacity"]
+    images: Int[Array, "n_atoms capacity 3"]
 
 
 class Neighbors(NamedTuple):
@@ -32,6 +52,8 @@ class Neighbors(NamedTuple):
     found: Int[Array, "*batch n_shells"]  # largest number of neighbours of an atom within each shell
     overflow: Bool[Array, "*batch"]  # neighbours are missing: the list is too narrow or too few images were searched
     truncated: Bool[Array, "*batch"]  # the model itself drops neighbours beyond its `sel` (as DeePMD-kit does)
+    made_for: MadeFor | None = None  # None: put together by hand, for what is not known
+    known: Known | None = None  # not None: while lamjax evaluates a potential
 
     @property
     def masks(self) -> tuple:
@@ -46,10 +68,52 @@ class Neighbors(NamedTuple):
 
 def displacements(system: System, neighbors: Neighbors) -> Float[Array, "n_atoms capacity 3"]:
     """r_ij = x_j + S_ij cell - x_i in Å. A padding slot is a constant, not zero, so that norms differentiate."""
-    positions, cell = jnp.asarray(system.positions), jnp.asarray(system.cell)
-    shift = systems.transform(neighbors.images.astype(cell.dtype), systems.of_atoms(system, cell))
-    d = positions[neighbors.indices] + shift - positions[:, None, :]
+    known = neighbors.known
+    of = system.positions, system.cell, neighbors.indices, neighbors.images
+    if known is not None and all(a is b for a, b in zip(known[1:], of, strict=True)):
+        d = known.vectors
+    else:
+        positions, cell = jnp.asarray(system.positions), jnp.asarray(system.cell)
+        shift = systems.transform(neighbors.images.astype(cell.dtype), systems.of_atoms(system, cell))
+        d = positions[neighbors.indices] + shift - positions[:, None, :]
     return jnp.where(neighbors.mask[..., None], d, jnp.array([1.0, 0.0, 0.0], d.dtype))
+
+
+def check_shells(neighbors: Neighbors, shells: tuple[Shell, ...]) -> None:
+    """Raise ValueError for a list that was not made for these shells, while a program is traced.
+
+    Another `sel` is fine where neither shell has fewer places than the list: nothing can have been dropped unseen.
+    """
+    widths = neighbors.capacities
+    if neighbors.made_for is None:
+        if len(widths) < len(shells):
+            raise ValueError(f"The list of neighbours is for {len(widths)} cutoffs, {len(shells)} are needed.{_AGAIN}")
+        return
+    made = neighbors.made_for.shells
+    fit = len(made) >= len(shells) and all(map(_fits, made, shells, widths))
+    if not fit:
+        raise ValueError(
+            f"The neighbour list was made for {named(made)}, the potential looks at {named(shells)}.{_AGAIN}"
+        )
+
+
+_AGAIN = (
+    " Make the list with the potential that it is used with: lamjax.allocate(potential, system), or data.plan and "
+    "data.pack with potential.shells."
+)
+
+
+def _fits(made: Shell, wanted: Shell, width: int) -> bool:
+    if made.cutoff != wanted.cutoff:
+        return False
+    most, least = (math.inf if s.sel is None else s.sel for s in (made, wanted))
+    return most == least or (width < most and width <= least)
+
+
+def named(shells: tuple[Shell, ...]) -> str:
+    """Shells in words, for messages."""
+    parts = [f"{s.cutoff:g} Å" + ("" if s.sel is None else f" (the nearest {s.sel})") for s in shells]
+    return ("the cutoff " if len(parts) == 1 else "the cutoffs ") + ", ".join(parts)
 
 
 def round_up(n: int, multiple: int = 4) -> int:

@@ -44,7 +44,7 @@ def over(system: System, fixed: Bool[Array, "n_batch n_atoms 3"] | None, cell: C
 def evaluate(potential: Potential, params, there: Landscape, z, neighbors: Neighbors, cell) -> Evaluation:
     """Energy and forces at z."""
     here = place(there, z)
-    said = predict(potential, params, *_in_a_row(here, neighbors))
+    said = predict(potential, params, *in_a_row(here, neighbors))
     n, dtype = len(z), z.dtype
     atomic, virial = said.forces.reshape(n, -1, 3), said.virial.reshape(n, 3, 3)
     force = jax.vmap(lambda z, reference, free, f, v: coordinates.forces(z, reference, free, cell, f, v))(
@@ -76,7 +76,7 @@ def pull(
     The pullback of a force cotangent f is -∇(f·∇E), here the forward derivative of a reverse one: exact, for the
     Hessian is symmetric. Structures that are not `usable` contribute nothing; what is not asked for is 0.
     """
-    neighbors = _without(neighbors, usable)
+    there, neighbors = _without(there, neighbors, usable)
     z = jnp.where(usable[:, None, None], z, 0)
     on_energy, on_force = jnp.where(usable, on_energy, 0), jnp.where(usable[:, None, None], on_force, 0)
     along = -project(there, on_force, cell)
@@ -157,12 +157,12 @@ def largest(there: Landscape, force) -> Float[Array, " n_batch"]:
 def _objective(potential, params, there: Landscape, z, neighbors, cell):
     """E + PV and E of every structure (eV)."""
     here = place(there, z)
-    energy = potential.energy(params, *_in_a_row(here, neighbors)).reshape(len(z))
+    energy = potential.energy(params, *in_a_row(here, neighbors)).reshape(len(z))
     pressure = coordinates.pressure(cell)
     return energy + (pressure * volume(here) if pressure else 0.0), energy
 
 
-def _in_a_row(systems: System, neighbors: Neighbors) -> tuple[System, Neighbors]:
+def in_a_row(systems: System, neighbors: Neighbors) -> tuple[System, Neighbors]:
     """The structures of a batch in one list of atoms: larger products than under vmap, and no copies between them."""
     n_batch, n_atoms = systems.numbers.shape
     if n_batch == 1:
@@ -182,7 +182,9 @@ def _in_a_row(systems: System, neighbors: Neighbors) -> tuple[System, Neighbors]
     )
 
 
-def _without(neighbors: Neighbors, usable) -> Neighbors:
-    """Nobody sees anybody in structures that are not usable: no NaN reaches the others through the parameters."""
+def _without(there: Landscape, neighbors: Neighbors, usable) -> tuple[Landscape, Neighbors]:
+    """Structures that are not usable become padding without neighbours: no NaN reaches the others' parameters."""
     alone = lambda mask: mask & usable[:, None, None]  # noqa: E731
-    return neighbors._replace(mask=alone(neighbors.mask), inner=tuple(map(alone, neighbors.inner)))
+    numbers = jnp.where(usable[:, None], there.reference.numbers, 0)
+    there = there._replace(reference=there.reference._replace(numbers=numbers))
+    return there, neighbors._replace(mask=alone(neighbors.mask), inner=tuple(map(alone, neighbors.inner)))

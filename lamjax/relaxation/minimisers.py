@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lamjax import numerics
+from lamjax.factories import factory
 from lamjax.imports import jax_md
 
 N_NUMBERS = 119  # atomic numbers and 0
@@ -76,6 +77,7 @@ class FlowState(NamedTuple):
     force: Float[Array, "rows 3"]  # eV/Å
 
 
+@factory
 def minimiser(config: MinimiserConfig) -> Minimiser:
     """The functions of a config."""
     match config:
@@ -95,7 +97,9 @@ def _fire(config: FireConfig) -> Minimiser:
     learned = ("dt_start", "alpha_start")
     settings = {name: value for name, value in vars(config).items() if name not in ("max_step", "type")}
     minimize, space = jax_md().minimize, jax_md().space  # late, for it takes a second
-    _, apply = minimize.fire_descent(_told, _limited_shift(space, config.max_step), **settings)
+    # jax-md makes arrays of its settings: values even inside a trace, for rules of differentiation outlive the trace
+    with jax.ensure_compile_time_eval():
+        _, apply = minimize.fire_descent(_told, _limited_shift(space, config.max_step), **settings)
 
     def numbers(dtype) -> dict:
         return {name: jnp.asarray(settings[name], dtype) for name in learned}

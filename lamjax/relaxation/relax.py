@@ -3,20 +3,21 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
+import ase
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lamjax import numerics, pytree
-from lamjax.neighbors import Neighbors, verlet
+from lamjax.neighbors import Neighbors, check_shells, verlet
 from lamjax.neighbors.verlet import SKIN
-from lamjax.relaxation import coordinates, implicit, landscape
+from lamjax.relaxation import captured, coordinates, implicit, landscape
 from lamjax.relaxation.adjoints import Adjoint, Hybrid, Implicit, Unrolled, UntilConverged
 from lamjax.relaxation.coordinates import CellConfig
 from lamjax.relaxation.landscape import Evaluation, Landscape
 from lamjax.relaxation.minimisers import FireConfig, Minimiser, MinimiserConfig, minimiser
 from lamjax.relaxation.walk import Memory, Steps, advance, walk
-from lamjax.system import System
+from lamjax.system import System, as_system, fixed_mask, kept_by_constraints
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Said(NamedTuple):
 def relax(
     potential,
     params,
-    system: System,
+    system: System | ase.Atoms,
     neighbors: Neighbors,
     config: RelaxConfig | None = None,
     *,
@@ -103,13 +104,17 @@ def relax(
     A batch (leading axis) is relaxed side by side, each structure with its own time step and stopping. Neighbours are
     searched on the way as they are needed, in the shapes of `neighbors`; `overflow` tells that these were too small
     (`relax_structures` then grows them). Components that are True in `fixed` do not move (with a relaxing cell they
-    keep their place in it). `numbers` replaces numbers of the minimiser's config by traced ones (`minimiser.numbers`).
+    keep their place in it); a flag an atom holds all three, and without `fixed` the constraints of an ase.Atoms count.
+    `numbers` replaces numbers of the minimiser's config by traced ones (`minimiser.numbers`).
 
     How the result (system, energy, forces) is differentiated with respect to params, numbers, positions and cell is
     said by `config.adjoint`.
     """
     config = RelaxConfig() if config is None else config
-    system, neighbors = jax.tree.map(jnp.asarray, (system, neighbors))
+    if fixed is None and isinstance(system, ase.Atoms):
+        fixed = kept_by_constraints(system)
+    system, neighbors = jax.tree.map(jnp.asarray, (as_system(system), neighbors))
+    fixed = None if fixed is None else fixed_mask(fixed, system.numbers)
     if system.positions.ndim == 3:
         return _relax(potential, params, system, neighbors, config, fixed, numbers)
     one = jax.tree.map(lambda x: jnp.asarray(x)[None], (system, neighbors, fixed))
@@ -118,13 +123,15 @@ def relax(
 
 def _relax(potential, params, system, neighbors, config: RelaxConfig, fixed, numbers) -> Relaxation:
     dtype = system.positions.dtype
+    check_shells(neighbors, potential.shells)
     method = minimiser(config.minimiser)
     numbers = method.numbers(dtype) | (numbers or {})
     weights = Weights(params, numbers, system.cell)
     there = jax.lax.stop_gradient(landscape.over(system, fixed, config.cell))
     lists = jax.vmap(lambda s, n: verlet.empty(s, n, potential.shells, config.skin))(system, neighbors)
-    steps = step_pieces(potential, method, config, neighbors.capacities)
     z = jax.vmap(coordinates.start)(system)
+    potential, params = captured.explicit(potential, params, there, z, lists, neighbors.capacities)
+    weights, steps = weights._replace(params=params), step_pieces(potential, method, config, neighbors.capacities)
     state = begin(method, numbers, z, len(potential.shells))
     window = None
     match config.adjoint:

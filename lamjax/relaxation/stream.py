@@ -5,10 +5,12 @@ processor works on several batches at once, each in a thread of its own, since o
 """
 
 import dataclasses
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import ase
 import jax
 import numpy as np
 
@@ -29,7 +31,7 @@ from lamjax.relaxation.slots import (
     stack,
     state_of,
 )
-from lamjax.system import System
+from lamjax.system import System, as_system, fixed_mask, kept_by_constraints
 from lamjax.threads import same_settings, usable_cores
 
 CHUNK = 32  # steps after which the host looks, at most
@@ -104,7 +106,7 @@ class Batch:
 def stream(
     potential,
     params,
-    systems: Sequence[System],
+    systems: Iterable[System | ase.Atoms] | System | ase.Atoms,
     config: RelaxConfig | None = None,
     *,
     fixed: Sequence | None = None,
@@ -116,7 +118,8 @@ def stream(
 
     `systems` may be a sequence that reads its items from files: each is read twice, once to choose at most
     `max_programs` shapes of arrays, which are compiled, and once when it begins. `fixed` has for every structure None
-    or a mask of the (n_atoms, 3) components that do not move. `slots` structures are relaxed side by side in one batch
+    or a mask of the (n_atoms, 3) components, or of the atoms, that do not move; None is what the constraints of an
+    ase.Atoms hold. `slots` structures are relaxed side by side in one batch
     (default: as many as keep the device busy), each with its own time step and end; after at most `chunk` steps the
     host looks who is done. A processor has a batch for each of its cores, up to `BATCHES`. Of the config all but the
     adjoint counts.
@@ -125,11 +128,12 @@ def stream(
     arrays have slots goes on from where it is in wider arrays, which is a further program.
     """
     config = RelaxConfig() if config is None else config
+    systems, fixed = sequences(systems, fixed)
     work = Work(potential, params, systems, fixed, config, slots, chunk)
     waiting: list[Job] = []
     for number in range(len(systems)):
         try:
-            system = _read(work, number)
+            system = _read(systems[number])
             buckets.check(potential, system, config)
             work = work._replace(like=_checked_like(system, work.like))
             waiting.append(Job(number, buckets.shape(potential, system, config)))
@@ -280,16 +284,34 @@ def _leave(work: Work, batch: Batch, report: Report, row: int) -> Outcome | Job:
 
 def _first(work: Work, number: int) -> Traveller:
     """A structure at its start."""
-    system = _read(work, number)
+    structure = work.systems[number]
+    system = _read(structure)
     fixed = None if work.fixed is None else work.fixed[number]
-    fixed = np.zeros((system.n_atoms, 3), bool) if fixed is None else np.asarray(fixed, bool)
-    if fixed.shape != (system.n_atoms, 3):
-        raise ValueError(f"fixed has shape {fixed.shape}; expected {(system.n_atoms, 3)}, a flag a component.")
+    if fixed is None and isinstance(structure, ase.Atoms):
+        fixed = kept_by_constraints(structure)
+    fixed = np.zeros((system.n_atoms, 3), bool) if fixed is None else np.asarray(fixed_mask(fixed, system.numbers))
     return Traveller(system, fixed, system)
 
 
-def _read(work: Work, number: int) -> System:
-    return jax.tree.map(np.asarray, work.systems[number])
+def _read(structure: System | ase.Atoms) -> System:
+    return jax.tree.map(np.asarray, as_system(structure))
+
+
+def sequences(systems, fixed) -> tuple[Sequence, Sequence | None]:
+    """Structures and what is fixed in them as sequences; those of an iterator, of a single structure.
+
+    Raises ValueError for another number of the one than of the other.
+    """
+    if isinstance(systems, System | ase.Atoms):
+        systems = [systems]
+        fixed = [fixed] if fixed is not None and len(np.shape(fixed)) in (1, 2) else fixed
+    if isinstance(systems, str | Path):
+        raise TypeError(f"Structures are wanted, got the text {str(systems)!r}. lamjax.data.read reads files.")
+    if not (hasattr(systems, "__len__") and hasattr(systems, "__getitem__")):
+        systems = list(systems)
+    if fixed is not None and len(fixed) != len(systems):
+        raise ValueError(f"fixed has {len(fixed)} entries for {len(systems)} structures: give each a mask or None.")
+    return systems, fixed
 
 
 def _checked_like(system: System, like: System | None) -> System:

@@ -1,17 +1,19 @@
 """Lists of structures, relaxed by `stream` and given back in their order."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+import ase
 
 from lamjax.relaxation.relax import Relaxation, RelaxConfig
-from lamjax.relaxation.stream import stream
+from lamjax.relaxation.stream import sequences, stream
 from lamjax.system import System
 
 
 def relax_structures(
     potential,
     params,
-    systems: Sequence[System],
+    systems: Iterable[System | ase.Atoms] | System | ase.Atoms,
     config: RelaxConfig | None = None,
     *,
     slots: int | None = None,
@@ -26,6 +28,9 @@ def relax_structures(
     with its name, for a structure that cannot begin: elements that the potential does not know, two atoms on one place.
     """
     config = RelaxConfig() if config is None else config
+    systems, fixed = sequences(systems, fixed)
+    if names is not None and len(names) != len(systems):
+        raise ValueError(f"There are {len(names)} names for {len(systems)} structures.")
     names = [f"number {i}" for i in range(len(systems))] if names is None else names
     results: list = [None] * len(systems)
     for outcome in stream(potential, params, systems, config, fixed=fixed, slots=slots):

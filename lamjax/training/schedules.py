@@ -6,6 +6,8 @@ from typing import ClassVar, Literal
 
 import jax.numpy as jnp
 
+from lamjax.factories import factory
+
 Schedule = Callable  # step -> learning rate; jittable
 
 
@@ -34,6 +36,7 @@ class ScheduleConfig:
             raise ValueError(f"Needs 0 < stop_lr <= start_lr, got stop_lr {self.stop_lr}, start_lr {self.start_lr}.")
 
 
+@factory
 def schedule(config: ScheduleConfig, n_steps: int) -> Schedule:
     """The learning rate as a function of the step, for a run of `n_steps`."""
     length = n_steps - config.warmup_steps

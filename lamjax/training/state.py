@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
+from lamjax.factories import factory
 from lamjax.potential import Params
 from lamjax.training.schedules import Schedule
 
@@ -35,6 +36,7 @@ class OptimizerConfig:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
 
+@factory
 def optimizer(
     config: OptimizerConfig, learning_rate: Schedule | float, *, by_head: bool = False, accumulate: int = 1
 ) -> optax.GradientTransformation:
@@ -44,11 +46,11 @@ def optimizer(
     `per_head`), while the learning rate follows the steps of the run. With `accumulate` k the mean gradient of k
     batches makes one update (optax.MultiSteps).
     """
-    factory = getattr(optax, config.name, None) or getattr(optax.contrib, config.name, None)
-    if not callable(factory) or config.name.startswith("_"):
+    known = getattr(optax, config.name, None) or getattr(optax.contrib, config.name, None)
+    if not callable(known) or config.name.startswith("_"):
         raise ValueError(f"optax has no optimiser {config.name!r}. Examples: adam, adamw, muon, lion, sgd, adabelief.")
     try:
-        update = factory(learning_rate=1.0 if by_head else learning_rate, **config.options)
+        update = known(learning_rate=1.0 if by_head else learning_rate, **config.options)
     except TypeError as error:
         raise ValueError(f"optax.{config.name} does not take these options: {config.options} ({error}).") from error
     if by_head:

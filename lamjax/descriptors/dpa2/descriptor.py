@@ -19,8 +19,10 @@ from lamjax.descriptors.base import (
 from lamjax.descriptors.dpa2 import repformer, three_body
 from lamjax.descriptors.dpa2.config import DPA2Config
 from lamjax.descriptors.environment import empty_slots, environment
+from lamjax.factories import factory
 
 
+@factory
 def dpa2(config: DPA2Config, elements: tuple[str, ...]) -> Descriptor:
     """The descriptor of a config for these elements."""
     inputs = type_inputs(elements, config.use_econf_tebd)
