@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Bool
 
 from lamjax.data import matching
+from lamjax.data.atoms import from_atoms
 from lamjax.data.frames import Frame
-from lamjax.data.read import from_atoms, iterate
+from lamjax.data.read import iterate
 from lamjax.system import Labels, System, to_ase
 
 SAME_CELL = 1e-4  # Å; lattice vectors that differ by less are the same
