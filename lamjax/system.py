@@ -11,7 +11,7 @@ from ase.constraints import FixAtoms, FixCartesian
 from jaxtyping import Array, Bool, Float, Int
 
 MASSES = np.where(np.arange(119) > 0, np.nan_to_num(ase.data.atomic_masses, nan=1.0), 0.0)  # amu, 0 for padding
-NEAR = 4  # cells beside the home cell, whose atoms stay where they are in float32
+NEAR = 8  # cells beside the home cell, whose atoms stay where they are in float32
 
 
 class System(NamedTuple):

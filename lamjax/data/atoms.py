@@ -28,6 +28,7 @@ class Remark(NamedTuple):
     n: int  # frames
     what: str
     remedy: str
+    about: str = "file"  # or labels
 
     def __str__(self) -> str:
         more = f" (and {self.n - 1} more)" if self.n > 1 else ""
@@ -40,8 +41,8 @@ class Remarks:
     def __init__(self, path: Path):
         self.path, self.found = path, {}
 
-    def add(self, severity: str, what: str, remedy: str, n: int = 1, source: str = "") -> None:
-        first = self.found.setdefault((severity, what, remedy), [source or str(self.path), 0])
+    def add(self, severity: str, what: str, remedy: str, n: int = 1, source: str = "", about: str = "file") -> None:
+        first = self.found.setdefault((severity, what, remedy, about), [source or str(self.path), 0])
         first[1] += n
 
     def all(self) -> list[Remark]:
@@ -67,9 +68,9 @@ def frame_of(atoms: ase.Atoms, dtype, source: str, options: ReadOptions, remarks
         weights=np.array([label.value is not None for label in values], dtype),
     )
     for key in found.unused:
-        remarks.add("warning", *_not_taken(key, atoms, kept), source=source)
+        remarks.add("warning", *_not_taken(key, atoms), source=source, about="labels")
     if labels.is_free(found.energy.key) and labels.has_energy(atoms):
-        remarks.add("note", *_FREE, source=source)
+        remarks.add("note", *_FREE, source=source, about="labels")
     more = {k: v for k, v in atoms.arrays.items() if k not in ("positions", "numbers", "fixed")}
     info = {k: v for k, v in (atoms.info | more).items() if k not in found.used and k != "fixed"}
     keys = tuple(label.key for label in values)
@@ -82,7 +83,7 @@ _FREE = (
 )
 
 
-def _not_taken(key: str, atoms: ase.Atoms, kept: Labels) -> tuple[str, str]:
+def _not_taken(key: str, atoms: ase.Atoms) -> tuple[str, str]:
     """What is said of a key that looks like a label."""
     spelled = labels.quantity(key)
     if spelled is not None and spelled[0] in ("virial", "stress") and not atoms.pbc.all():
