@@ -33,9 +33,7 @@ def elements_of(text: str | None) -> tuple[str, ...]:
     """("Si", "O") of "Si,O" or "Si O"."""
     names = tuple(name for name in re.split(r"[\s,]+", text or "") if name)
     if wrong := [name for name in names if name not in ase.data.chemical_symbols[1:]]:
-        raise ValueError(
-            f"--elements {text}: {wrong[0]!r} is no chemical element. Name them in the order of the types."
-        )
+        raise ValueError(f"--elements {text}: {wrong[0]!r} is no element. Name them in the order of the types.")
     return names
 
 

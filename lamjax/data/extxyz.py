@@ -161,7 +161,7 @@ def _is(kind: str, word: str) -> bool:
 def _atoms(arrays: dict[str, np.ndarray], cell, pbc, info: dict[str, Any], first: int) -> ase.Atoms:
     symbols, numbers = arrays.pop("symbols", None), arrays.pop("numbers", None)
     if numbers is None:
-        numbers = [_number(symbol, first + k) for k, symbol in enumerate(symbols)]
+        numbers = [_number(str(symbol), first + k) for k, symbol in enumerate(symbols)]
     atoms = ase.Atoms(numbers=numbers, positions=arrays.pop("positions"), cell=cell, pbc=pbc)
     if (move := arrays.pop("move_mask", None)) is not None:
         atoms.set_constraint(constraints(~np.broadcast_to(move.reshape(len(atoms), -1).astype(bool), (len(atoms), 3))))
@@ -274,5 +274,8 @@ def _value(text: str):
     if not text.startswith("_JSON "):
         return text
     value = json.loads(text.removeprefix("_JSON "))
-    array = np.array(value) if not isinstance(value, dict) else None
-    return array if array is not None and array.dtype.kind in "ifb" else value
+    try:
+        array = np.array(value)
+    except ValueError:  # of lists of several lengths
+        return value
+    return array if array.dtype.kind in "ifb" else value

@@ -92,7 +92,7 @@ def find(atoms: ase.Atoms, options: ReadOptions) -> Found:
         labels.get("forces", Label(None, "")),
         _virial(labels.get(kind), kind, atoms),
         frozenset({entry.key for some in entries.values() for entry in some} | stated),
-        tuple(sorted(_unused(atoms, entries, taken))),
+        tuple(sorted(_unused(atoms, entries, taken, _chosen(options)))),
     )
 
 
@@ -172,6 +172,12 @@ def _energy(entries: list[_Entry], forces: bool) -> _Entry | None:
     return free[0] if free and not _equal(free[0].value, first.value) else first
 
 
+def _chosen(options: ReadOptions) -> set[str]:
+    """The quantities whose keys were chosen; a stress stands for a virial and the other way round."""
+    found = set(options.keys())
+    return found | ({"virial", "stress"} if found & {"virial", "stress"} else set())
+
+
 def _equal(a, b) -> bool:
     try:
         return bool(np.array_equal(np.asarray(a, float).ravel(), np.asarray(b, float).ravel()))
@@ -179,12 +185,13 @@ def _equal(a, b) -> bool:
         return False
 
 
-def _unused(atoms: ase.Atoms, entries: dict[str, list[_Entry]], taken: dict[str, _Entry]) -> set[str]:
+def _unused(atoms: ase.Atoms, entries: dict[str, list[_Entry]], taken: dict[str, _Entry], chosen) -> set[str]:
     """Keys that look like labels: of no known spelling, or beside a label with another value."""
     usual, found = {entry.key for entry in taken.values()}, set()
     for values in _places(atoms):
         found |= {key for key, value in values.items() if looks_like_label(key) and _holds_numbers(value)}
     found -= usual | _RESULTS
+    found -= {key for key in found if (spelled := quantity(key)) is not None and spelled[0] in chosen}
     for name, some in entries.items():
         if name in ("virial", "stress") and name not in taken and {"virial", "stress"} & taken.keys():
             found -= {entry.key for entry in some}  # a stress beside a virial says the same

@@ -76,9 +76,9 @@ def read_pairs(
 
 
 def cast_pair(pair: Pair, dtype) -> Pair:
-    """The pair with its floats in `dtype`; where that is less than float64, both ends moved by the same lattice vectors.
+    """The pair with its floats in `dtype`; if that is less than float64, near home (see `system.cast`).
 
-    So that the displacements from start to target stay what they are (see `system.cast`).
+    Both ends are moved by the same lattice vectors, so that the displacements between them stay what they are.
     """
     start, target, labels = pair.start, pair.target, pair.labels
     if np.dtype(dtype).itemsize < start.positions.dtype.itemsize:

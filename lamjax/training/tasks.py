@@ -165,7 +165,7 @@ def labelled(paths, potential: Potential, options: ReadOptions | None = None) ->
     if unlabelled.any():
         raise ValueError(
             f"{source(frames, int(np.argmax(unlabelled)))}: the frame has no energy, forces or stress label to train "
-            "on. Looked for REF_<label>, ASE's results and <label>. Name the keys (energy_key, forces_key, stress_key), "
-            "or remove the frame."
+            "on. Looked for REF_<label>, ASE's results and <label>. Name the keys (energy_key, forces_key, "
+            "stress_key), or remove the frame."
         )
     return frames
