@@ -27,7 +27,7 @@ def rich(seed: int) -> ase.Atoms:
     results |= {"stress": rng.normal(size=6), "charges": rng.normal(size=4), "energies": rng.normal(size=4)}
     atoms.calc = SinglePointCalculator(atoms, **results)
     atoms.info |= {"name": "a name = 'quoted' [x]", "relax_id": "a1", "step": 3, "done": True, "pair": np.array([1, 2])}
-    atoms.info |= {"nested": [[1, 2], [3]], "matrix": rng.normal(size=(2, 2)), "flags": [True, False], "uid": "007"}
+    atoms.info |= {"nested": [{"a": 1}, "b"], "matrix": rng.normal(size=(2, 2)), "flags": [True, False], "uid": "007"}
     atoms.info |= {"virial": rng.normal(size=(3, 3)), "text": "1 2 three", "percent": 1e-3, "back": "a\\b"}
     atoms.set_array("final_positions", atoms.positions + 1)
     atoms.set_array("group", np.arange(4))
@@ -92,16 +92,21 @@ def test_keys_in_any_case_keep_cell_labels_and_virial(tmp_path):
 @pytest.mark.parametrize(
     ("lattice", "pbc", "expected"),
     [
-        ("", "", (False,) * 3),
-        ("L", "", (True,) * 3),
-        ("L", 'PBC="T F T"', (True, False, True)),
-        ("L", "pbc=F", (False,) * 3),
+        ("", "", "FFF"),
+        ("L", "", "TTT"),
+        ("L", 'PBC="T F T"', "TFT"),
+        ("L", "pbc=F", "FFF"),
+        ("L", 'pbc="1 0 1"', "TFT"),
     ],
 )
 def test_periodicity(lattice, pbc, expected):
     text = f"2\n{lattice and f'lattice={{{LATTICE}}}'} {pbc} properties=species:S:1:pos:R:3:f:R:3\n{ROWS}"
     (atoms,) = extxyz.frames(iter(text.splitlines()))
-    assert tuple(atoms.pbc) == expected
+    assert "".join("FT"[periodic] for periodic in atoms.pbc) == expected
+
+
+def test_lists_of_several_lengths():
+    assert extxyz.header('a="_JSON [[1, 2], [3]]" b = "x y"') == {"a": [[1, 2], [3]], "b": "x y"}
 
 
 def test_a_matrix_in_brackets_numbers_of_fortran_and_atomic_numbers():
@@ -123,10 +128,7 @@ WRONG = {
     "no element": (GPUMD.replace("Cu 1.8", "Cu_2 1.8"), "line 4: 'Cu_2' is no chemical element"),
     "no positions": (GPUMD.replace(":pos:", ":place:"), "line 2: Properties is .* without elements"),
     "eight": (GPUMD.replace("0.2 3.7", "3.7"), "line 2: Lattice is .*; expected nine numbers"),
-    "twice": (
-        GPUMD.replace("lattice", 'Lattice="1 0 0 0 1 0 0 0 1" lattice'),
-        "line 2: the key 'lattice' is there twice",
-    ),
+    "twice": (GPUMD.replace("lattice", "Lattice=1 lattice"), "line 2: the key 'lattice' is there twice"),
     "pbc": (GPUMD.replace("energy", 'pbc="T F" energy'), "line 2: pbc is .*; expected three"),
 }
 
