@@ -1,7 +1,7 @@
 """CIF files whose sites are wholly occupied; others describe no single structure."""
 
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import TextIO
 
 import ase
 from ase.io.cif import parse_cif
@@ -10,7 +10,7 @@ SHOWN = 8  # sites that a message lists
 FULL = 1e-3  # an occupancy nearer to 1 than this is 1
 
 
-def frames(file: BinaryIO) -> Iterator[ase.Atoms]:
+def frames(file: TextIO) -> Iterator[ase.Atoms]:
     """The structures of a CIF; ValueError that lists the sites which are partly occupied or disordered."""
     for block in parse_cif(file):
         if not block.has_structure():

@@ -1,6 +1,7 @@
 """Structures of a file in whatever format it is, one after another: told apart by name and content."""
 
 import contextlib
+import io
 import re
 import shutil
 import tempfile
@@ -37,8 +38,8 @@ def structures(path: Path, options: ReadOptions, note) -> Iterator[ase.Atoms]:
             with _plain(path, "vasp-xml") as plain:
                 yield from vasp.vasprun(str(plain), note)
         case "cif":
-            with text.open_binary(path) as file:
-                yield from cif.frames(file)
+            with text.open_text(path) as file:
+                yield from cif.frames(io.StringIO("\n".join(text.lines(file))))
         case other:
             with _plain(path, other) as plain:
                 yield from ase.io.iread(str(plain), ":", format=other, do_not_split_by_at_sign=True)

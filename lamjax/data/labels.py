@@ -3,6 +3,7 @@
 What looks like a label and is not taken is named, so that none is lost without a word.
 """
 
+import functools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -96,6 +97,7 @@ def find(atoms: ase.Atoms, options: ReadOptions) -> Found:
     )
 
 
+@functools.lru_cache(4096)
 def looks_like_label(key: str) -> bool:
     """True for a key that speaks of an energy, of forces, a stress or a virial."""
     words = set(_tokens(key))
@@ -112,6 +114,7 @@ def has_energy(atoms: ase.Atoms) -> bool:
     return any(not is_free(entry.key) for entry in _entries(atoms, "energy", None))
 
 
+@functools.lru_cache(4096)
 def quantity(key: str) -> tuple[str, int, int] | None:
     """Which label a key spells, the rank of its mark and of its spelling; None for other keys."""
     words = _tokens(key)
@@ -123,8 +126,10 @@ def quantity(key: str) -> tuple[str, int, int] | None:
     return None
 
 
-def _tokens(key: str) -> list[str]:
-    return [word for word in re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key).lower()) if word]
+@functools.lru_cache(4096)
+def _tokens(key: str) -> tuple[str, ...]:
+    """The words of a key: ("dft", "energy") of dft_energy, DFT-energy and dftEnergy."""
+    return tuple(w for w in re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key).lower()) if w)
 
 
 def _places(atoms: ase.Atoms) -> list[dict[str, Any]]:
@@ -244,7 +249,7 @@ _SETS = {"metal", "ase", "ev", "ev,angstrom", "ev/angstrom", "ev,a", "ev/a"}  # 
 _OF = {"energy": "energy", "energies": "energy", "e": "energy", "force": "forces", "forces": "forces", "f": "forces"}
 _OF |= {"virial": "virial", "virials": "virial", "stress": "stress"}
 _OF |= {name: "length" for name in ("length", "distance", "pos", "position", "positions", "coord", "coords", "lattice")}
-_OF |= {"coordinate": "length", "coordinates": "length", "cell": "length"}
+_OF |= {"coordinate": "length", "coordinates": "length"}
 
 
 def _factors(info: dict[str, Any]) -> tuple[dict[str, float], set[str]]:
@@ -252,11 +257,11 @@ def _factors(info: dict[str, Any]) -> tuple[dict[str, float], set[str]]:
     found, keys = {}, set()
     for key, value in info.items():
         words = _tokens(key)
-        if not {"unit", "units"} & set(words):
-            continue
-        about = {_OF[word] for word in words if word in _OF}
-        if not about and set(words) - {"unit", "units"}:
-            continue  # of something that is no label
+        rest = [word for word in words if word not in ("unit", "units")]
+        about = {_OF[word] for word in rest if word in _OF}
+        behind = len(rest) < len(words) and (words[-1] not in rest or all(word in _OF for word in rest))
+        if not behind or (rest and not about):
+            continue  # of something that is no label, or not about units
         keys.add(key)
         factor = _factor(about.pop() if len(about) == 1 else "", str(value))
         if factor is None:

@@ -239,10 +239,12 @@ def _file(path: Path, options: ReadOptions, remarks: Remarks) -> Iterator[tuple[
     except GeneratorExit:
         raise
     except Exception as error:  # every reader of ASE has its own exceptions
+        own = type(error) is ValueError and str(error).startswith(("line ", "data block "))
         kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+        hint = "Expected extxyz or another format that ase.io.read knows, packed (.gz, .bz2, .xz) or not."
         raise ValueError(
-            f"{path}, frame {number}: not readable as a structure file ({kind}{str(error).rstrip('.')}). "
-            "Expected extxyz or another format that ase.io.read knows, packed (.gz, .bz2, .xz) or not."
+            f"{path}, frame {number}: not readable as a structure file ({kind}{str(error).rstrip('.')})."
+            f"{'' if own else f' {hint}'}"
         ) from error
     if number == 0:
         left = "; ".join(remark.what for remark in remarks.all() if remark.severity == "warning")

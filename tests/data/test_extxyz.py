@@ -102,7 +102,7 @@ def test_keys_in_any_case_keep_cell_labels_and_virial(tmp_path):
 def test_periodicity(lattice, pbc, expected):
     text = f"2\n{lattice and f'lattice={{{LATTICE}}}'} {pbc} properties=species:S:1:pos:R:3:f:R:3\n{ROWS}"
     (atoms,) = extxyz.frames(iter(text.splitlines()))
-    assert "".join("FT"[periodic] for periodic in atoms.pbc) == expected
+    assert "".join("FT"[int(periodic)] for periodic in atoms.pbc) == expected
 
 
 def test_lists_of_several_lengths():
