@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from lamjax import units
 
 MASSES = np.where(np.arange(119) > 0, np.nan_to_num(ase.data.atomic_masses, nan=1.0), 0.0)  # amu, 0 for padding
+NEAR = 8  # cells beside the home cell, whose atoms stay where they are in float32
 
 
 class System(NamedTuple):
@@ -51,24 +52,64 @@ def from_ase(atoms: ase.Atoms, dtype=None) -> System:
     """The System of an ASE structure, positions and cell in `dtype` (default: jax's default float).
 
     Frame and atomic parameters (DeePMD-kit's fparam, aparam) are taken from `info["fparam"]` and `arrays["aparam"]`.
+    In float32, atoms that are farther than a cell from the home cell are moved back by lattice vectors (see `cast`).
     Raises ValueError for NaN or infinite positions, a site without an element, and a periodic direction without a
     lattice vector; `allocate` raises for two atoms on one place.
     """
-    dtype = jnp.zeros((), float).dtype if dtype is None else dtype
+    dtype = jax.dtypes.canonicalize_dtype(float if dtype is None else dtype)
     return jax.tree.map(jnp.asarray, host_system(atoms, dtype))
 
 
 def host_system(atoms: ase.Atoms, dtype=np.float64) -> System:
     """As `from_ase`, with numpy arrays that stay on the host."""
     check_atoms(atoms)
-    return System(
-        positions=np.asarray(atoms.get_positions(), dtype),
+    system = System(
+        positions=np.asarray(atoms.get_positions(), np.float64),
         numbers=np.asarray(atoms.get_atomic_numbers(), np.int32),
-        cell=np.asarray(atoms.cell.array, dtype),
+        cell=np.asarray(atoms.cell.array, np.float64),
         pbc=np.asarray(atoms.pbc, bool),
         fparam=_parameters(atoms.info.get("fparam"), (-1,), "fparam", dtype),
         aparam=_parameters(atoms.arrays.get("aparam"), (len(atoms), -1), "aparam", dtype),
     )
+    return cast(system, dtype)
+
+
+def cast(system: System, dtype) -> System:
+    """One structure (numpy) with its floats in `dtype`; where that is less than float64, near home before.
+
+    A coordinate of thousands of Å has few digits left in float32 for the distances to its neighbours, whose images may
+    be as near as one likes. So atoms of an unwrapped trajectory are moved by `home_shift`: the same crystal.
+    """
+    if np.dtype(dtype).itemsize < system.positions.dtype.itemsize:
+        system = moved_by(system, home_shift(system.positions, system.cell, system.pbc))
+    return jax.tree.map(lambda x: x.astype(dtype) if x.dtype.kind == "f" and x.dtype != dtype else x, system)
+
+
+def moved_by(system: System, shift) -> System:
+    """The structure (numpy) with its atoms moved by whole numbers (n_atoms, 3) of lattice vectors."""
+    if not np.any(shift):
+        return system
+    return system._replace(positions=system.positions + shift @ np.asarray(system.cell, np.float64))
+
+
+def home_shift(positions, cell, pbc) -> Int[np.ndarray, "n_atoms 3"]:
+    """Lattice vectors (whole numbers) that bring atoms near the home cell, in periodic directions only.
+
+    None if all atoms are within a few cells: that costs few digits, and molecules across a face stay whole. Else all
+    atoms are moved by the same, and those that are still far by what brings each of them home.
+    """
+    cell = np.where(np.asarray(pbc)[:, None], np.asarray(cell, np.float64), 0)
+    fractional = np.where(pbc, np.asarray(positions, np.float64) @ np.linalg.inv(complete_cell(cell, pbc)), 0)
+    if not _far(fractional).any():
+        return np.zeros(np.shape(positions), np.int64)
+    common = np.floor(np.median(fractional, axis=0))
+    rest = fractional - common
+    far = _far(rest).any(axis=1, keepdims=True)
+    return -(common + np.where(far, np.floor(rest), 0)).astype(np.int64)
+
+
+def _far(fractional) -> Bool[np.ndarray, "n_atoms 3"]:
+    return (fractional < -NEAR) | (fractional >= NEAR + 1)
 
 
 def as_system(structure: System | ase.Atoms) -> System:

@@ -5,12 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from lamjax import checkpoints
-from lamjax.data import Audit, Finding, Frame, audit, iterate, summarize
+from lamjax.cli import reading
+from lamjax.data import Audit, Finding, Frame, ReadOptions, Remark, audit, iterate, summarize
 from lamjax.reports import console, progress, table
 
 
@@ -19,6 +21,11 @@ def check(
     model: Annotated[Path | None, typer.Option(help="A model file: its elements must cover the data.")] = None,
     require: Annotated[list[str] | None, typer.Option(help="A label that every frame must have.")] = None,
     json_: Annotated[Path | None, typer.Option("--json", help="Write the audit to this file too.")] = None,
+    energy_key: reading.EnergyKey = None,
+    forces_key: reading.ForcesKey = None,
+    stress_key: reading.StressKey = None,
+    virial_key: reading.VirialKey = None,
+    elements: reading.Elements = None,
 ) -> None:
     """Look at every frame: labels, elements, sizes, reference energies, and what is suspicious, with file and frame.
 
@@ -26,11 +33,14 @@ def check(
     and stress) and from clusters in vacuum; "not testable" where a set has neither. Ends with status 1 if there is an
     error, 0 else.
     """
-    elements = checkpoints.load(model)[0].elements if model else None
-    unusable: list[Finding] = []
-    read = {str(path): _frames(path, elements, require or (), unusable) for path in files}
+    known = checkpoints.load(model)[0].elements if model else None
+    options = reading.options(energy_key, forces_key, stress_key, virial_key, elements)
+    remarks: list[Finding] = []
+    read = {str(path): _frames(path, known, require or (), options, remarks) for path in files}
     found = audit({name: progress(frames, name, None) for name, frames in read.items()})
-    found = found._replace(findings=(*unusable, *found.findings))
+    severities = ("error", "warning", "note")
+    findings = sorted((*remarks, *found.findings), key=lambda finding: severities.index(finding.severity))
+    found = found._replace(findings=tuple(findings))
     report(found)
     if json_ is not None:
         json_.write_text(json.dumps(_plain(found), indent=1, ensure_ascii=False) + "\n")
@@ -63,16 +73,19 @@ def report(found: Audit) -> None:
         console.print(f"    {escape(finding.remedy)}", style="dim", soft_wrap=True)
 
 
-def _frames(path: Path, elements, require, unusable: list[Finding]) -> Iterator[Frame]:
-    """The frames that can be used; the others, or a file that cannot be read on, become findings."""
+def _frames(path: Path, elements, require, options: ReadOptions, remarks: list[Finding]) -> Iterator[Frame]:
+    """The frames that can be used; the others, a file that cannot be read on, and what is odd become findings."""
 
     def tell(error: Exception) -> None:
         said = str(error).partition(": ")
         remedy = "Repair or leave the frame out; no training reads a file with it."
-        unusable.append(Finding("error", str(path), said[0], 1, said[2], remedy))
+        remarks.append(Finding("error", str(path), said[0], 1, said[2], remedy))
+
+    def note(one: Remark) -> None:
+        remarks.append(Finding(one.severity, str(path), one.source, one.n, one.what, one.remedy))
 
     try:
-        yield from iterate(path, elements=elements, require=require, on_error=tell)
+        yield from iterate(path, np.float64, elements, require, on_error=tell, options=options, on_remark=note)
     except (ValueError, OSError) as error:
         tell(error)
 

@@ -1,18 +1,20 @@
 """`lamjax data convert`: frames from any files into one packed store, and back."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import ase
 import ase.io
+import numpy as np
 import typer
 
+from lamjax.cli import reading
 from lamjax.data import Frame, iterate, open_frames, write_store
 from lamjax.data.store import SUFFIXES
 from lamjax.reports import console, progress
-from lamjax.system import to_ase
+from lamjax.system import constraints, to_ase
 
 TEXT = (".extxyz", ".xyz")
 
@@ -30,6 +32,11 @@ def convert(
         Precision, typer.Option(help="Of positions, forces and virials in the store.")
     ] = Precision.float64,
     overwrite: Annotated[bool, typer.Option(help="Replace a target that exists.")] = False,
+    energy_key: reading.EnergyKey = None,
+    forces_key: reading.ForcesKey = None,
+    stress_key: reading.StressKey = None,
+    virial_key: reading.VirialKey = None,
+    elements: reading.Elements = None,
 ) -> None:
     """Pack files that `lamjax data check` reads into one store for training on more than fits into memory, or back."""
     *sources, target = files
@@ -39,11 +46,22 @@ def convert(
         raise ValueError(f"{target}: the name must end in {' or '.join((*SUFFIXES, *TEXT))}.")
     if target.exists() and not overwrite:
         raise ValueError(f"{target} exists. Choose another name, or replace it with --overwrite.")
+    options = reading.options(energy_key, forces_key, stress_key, virial_key, elements)
     if target.suffix in TEXT:
-        n = _write_text(target, open_frames(sources))
+        n = _write_text(target, open_frames(sources, options=options))
     else:
-        n = write_store(target, progress(iterate(sources), "Frames", None), dtype.value)
+        n = write_store(target, progress(_told(iterate(sources, options=options)), "Frames", None), dtype.value)
     console.print(f"{target}: {n:,} frames, {target.stat().st_size / 1e6:,.1f} MB", soft_wrap=True)
+
+
+def _told(frames: Iterable[Frame]) -> Iterator[Frame]:
+    """The frames, with a word at the end on what a store does not keep."""
+    held = 0
+    for frame in frames:
+        held += bool(np.any(frame.info.get("fixed", False)))
+        yield frame
+    if held:
+        console.print(f"[yellow]A store does not keep which atoms are fixed ({held} frames).[/]", soft_wrap=True)
 
 
 def _write_text(target: Path, frames: Sequence[Frame]) -> int:
@@ -62,7 +80,13 @@ def _write_text(target: Path, frames: Sequence[Frame]) -> int:
 def _atoms(frame: Frame) -> ase.Atoms:
     """The structure with its labels under the names that are looked for first."""
     atoms, labels = to_ase(frame.system), frame.labels
-    atoms.info |= {key: value for key, value in frame.info.items() if key not in atoms.info}
+    for key, value in frame.info.items():
+        if key == "fixed":
+            atoms.set_constraint(constraints(value))
+        elif isinstance(value, np.ndarray) and value.ndim and len(value) == len(atoms) and key not in atoms.info:
+            atoms.arrays.setdefault(key, value)
+        else:
+            atoms.info.setdefault(key, value)
     energy, forces, virial = labels.weights > 0
     if energy:
         atoms.info["REF_energy"] = float(labels.energy)

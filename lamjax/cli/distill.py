@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 
 from lamjax import distillation
+from lamjax.cli import reading
 from lamjax.cli.train import banner
 from lamjax.distillation import TEMPLATE, DistillConfig, StudentConfig
 from lamjax.distillation.outcome import Model
@@ -53,6 +54,11 @@ def distill(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the rounds in the output folder.")] = False,
     template: Annotated[bool, typer.Option("--template", help="Print a config file with all keys and stop.")] = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the config's JSON schema and stop.")] = False,
+    energy_key: reading.EnergyKey = None,
+    forces_key: reading.ForcesKey = None,
+    stress_key: reading.StressKey = None,
+    virial_key: reading.VirialKey = None,
+    elements: reading.Elements = None,
 ) -> None:
     """Distil a model into a smaller one: rounds of explore, select, label and train.
 
@@ -70,7 +76,9 @@ def distill(
     if template or schema:
         print(TEMPLATE if template else config_schema(DistillConfig, COMMAND), end="")
         return
-    settings = _settings(teacher, student, start, config, set_ or (), head, out)
+    options = reading.options(energy_key, forces_key, stress_key, virial_key, elements)
+    changes = [*(set_ or ()), *reading.changes(options)]
+    settings = _settings(teacher, student, start, config, changes, head, out)
     # x64 for positions and sums of energies; networks run in the configs' precisions
     with files.alone(settings.output), jax.enable_x64(True):
         _run(settings, resume)

@@ -10,6 +10,7 @@ import typer
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from lamjax import checkpoints, pytree, units
+from lamjax.cli import reading
 from lamjax.cli.committee import load_members
 from lamjax.data import Frame, pack, plan, read
 from lamjax.distillation.select import deviations, quantiles
@@ -39,6 +40,11 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="Write predictions: .npz (every digit), .extxyz or .extxyz.gz (8 decimals).")
     ] = None,
+    energy_key: reading.EnergyKey = None,
+    forces_key: reading.ForcesKey = None,
+    stress_key: reading.StressKey = None,
+    virial_key: reading.VirialKey = None,
+    elements: reading.Elements = None,
 ) -> None:
     """Mean absolute and root mean square errors of energy, forces and virial against the labels of the structures.
 
@@ -60,7 +66,8 @@ def evaluate(
         raise ValueError(f"{out}: predictions are written as .npz, .extxyz or .extxyz.gz.")
     with jax.enable_x64(True):  # for sums of energies; the network runs in `precision`
         potential, params = checkpoints.load(model, head, np.dtype(precision))
-        frames = read(files, elements=potential.elements)
+        options = reading.options(energy_key, forces_key, stress_key, virial_key, elements)
+        frames = read(files, elements=potential.elements, options=options)
         expected = None if reference is None else read_reference(reference, frames)
         size = int(batch_size) if batch_size.isdigit() else batch_size
         shapes = plan(frames, potential.shells, max_programs, len(frames), size)

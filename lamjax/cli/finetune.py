@@ -9,6 +9,7 @@ import numpy as np
 import typer
 
 from lamjax import checkpoints
+from lamjax.cli import reading
 from lamjax.cli.finetune_structures import finetune_structures
 from lamjax.cli.train import run_config
 from lamjax.data import open_frames
@@ -176,6 +177,11 @@ def finetune(
         list[str] | None, typer.Option("--set", help="Any other key of a config: --set batch_size=4.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last state in the output folder.")] = False,
+    energy_key: reading.EnergyKey = None,
+    forces_key: reading.ForcesKey = None,
+    stress_key: reading.StressKey = None,
+    virial_key: reading.VirialKey = None,
+    elements: reading.Elements = None,
 ) -> None:
     """Fine-tune one head of a model on new labels (a new head is added to it), or on where structures relax to.
 
@@ -191,7 +197,9 @@ def finetune(
     The config that was made of these options is config.json in the output folder.
     """
     given = _given(context, objective)
+    options = reading.options(energy_key, forces_key, stress_key, virial_key, elements)
     if objective == "structures":
+        given["set_"] = [*(set_ or ()), *reading.changes(options)]
         finetune_structures(base, files, given)
         return
     if head is None:
@@ -211,6 +219,7 @@ def finetune(
         rate,
         output,
     )
+    content["tasks"][head] |= reading.keys(options)
     for change in set_ or ():
         apply(content, change)
     measured = _pairs(old, "--old")

@@ -14,6 +14,7 @@ import typer
 
 from lamjax import checkpoints, data, dynamics, units
 from lamjax.cli import md_report as report
+from lamjax.cli import reading
 from lamjax.cli.committee import Watch, identity, load_members
 from lamjax.cli.relax import Precision
 from lamjax.cli.train import banner
@@ -83,6 +84,7 @@ def md(
         float | None, typer.Option(help="Stop where the committee's force deviation (eV/Å, worst atom) is larger.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the output stops.")] = False,
+    elements: reading.Elements = None,
 ) -> None:
     """Simulate: velocity Verlet, Langevin or Nosé-Hoover, with or without a barostat on the size of the cell.
 
@@ -107,7 +109,7 @@ def md(
     with jax.enable_x64(True):  # for positions and sums of energies
         console.print(banner(precision.value))
         potential, params = checkpoints.load(model, head, np.dtype(precision.value))
-        start = _read(structure, frame, potential.elements)
+        start = _read(structure, frame, potential.elements, reading.options(elements=elements))
         draws = temperature if ensemble is Kind.NVE else None
         members = load_members(potential, params, committee) if committee else None
         others = identity(potential, members, committee) if committee else []
@@ -145,9 +147,9 @@ def _n_steps(steps: int | None, picoseconds: float | None, timestep: float) -> i
     return n
 
 
-def _read(path: Path, number: int | None, elements) -> Frame:
+def _read(path: Path, number: int | None, elements, options: data.ReadOptions) -> Frame:
     """The structure of a file; ValueError where it is not clear which."""
-    frames = list(data.iterate(path, elements=elements))
+    frames = list(data.iterate(path, elements=elements, options=options, on_remark=reading.tell))
     if number is None and len(frames) > 1:
         raise ValueError(f"{path} holds {len(frames)} structures. Choose one: --frame 0, or --frame -1 for the last.")
     if not -len(frames) <= (number or 0) < len(frames):

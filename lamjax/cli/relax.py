@@ -12,6 +12,7 @@ import typer
 from rich.markup import escape
 
 from lamjax import checkpoints, data, units
+from lamjax.cli import reading
 from lamjax.cli import relax_records as records
 from lamjax.cli.relax_records import labelled as labelled
 from lamjax.relaxation import CellConfig, RelaxConfig, stream
@@ -80,6 +81,7 @@ def relax(
     coordinator: Annotated[str | None, typer.Option(help="HOST:PORT of the first process, or auto: see above.")] = None,
     processes: Annotated[int | None, typer.Option(help="How many processes share the structures.", min=1)] = None,
     process: Annotated[int | None, typer.Option(help="Which of them this is, from 0.", min=0)] = None,
+    elements: reading.Elements = None,
 ) -> None:
     """Relax every structure; energy, forces, stress, converged, finite, n_steps and fmax are written with each.
 
@@ -100,7 +102,7 @@ def relax(
     with files.alone(share.out), jax.enable_x64(True):  # for positions and sums of energies
         done = _done(share, out, resume)
         potential, params = checkpoints.load(model, head, np.dtype(precision.value))
-        starts, failures = _read(structures, potential.elements)
+        starts, failures = _read(structures, potential.elements, reading.options(elements=elements))
         mine = [s for s in starts[share.process :: share.processes] if s.source not in done]
         told, failed = _relax(potential, params, mine, config, share.out, slots, max_programs)
     failures += failed
@@ -142,7 +144,7 @@ def _done(share: Share, out: Path, resume: bool) -> set[str]:
     return {str(info["source"]) for info in found}
 
 
-def _read(paths: Sequence[Path], elements) -> tuple[list[Start], list[str]]:
+def _read(paths: Sequence[Path], elements, options: data.ReadOptions) -> tuple[list[Start], list[str]]:
     """All structures that can be read, and what is wrong with the others."""
     if len(set(paths)) < len(paths):
         raise ValueError("A file is named twice. Name every file once.")
@@ -150,7 +152,8 @@ def _read(paths: Sequence[Path], elements) -> tuple[list[Start], list[str]]:
     failures: list[str] = []
     for path in paths:
         try:
-            for frame in data.iterate(path, elements=elements, on_error=lambda e: failures.append(str(e))):
+            told = {"on_error": lambda e: failures.append(str(e)), "on_remark": reading.tell}
+            for frame in data.iterate(path, elements=elements, options=options, **told):
                 name, number = frame.source.rsplit(" frame ", 1)
                 source, fixed = f"{path.parent / name}#{number}", frame.info.get("fixed")
                 starts.append(Start(source, len(starts), frame.system, fixed, frame.info))

@@ -8,14 +8,13 @@ import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from lamjax import system, units
-from lamjax.data import records
+from lamjax.data import labels, records
 from lamjax.data.records import append as append
 from lamjax.relaxation import Relaxation
 from lamjax.reports import files
 from lamjax.system import System
 
 OUTCOME = ("converged", "finite", "n_steps", "fmax")
-LABELS = {"energy", "free_energy", "virial", "stress"}  # of the start; they would be taken for those of the end
 
 
 def labelled(relaxed: Relaxation, info: dict[str, Any]) -> ase.Atoms:
@@ -75,4 +74,5 @@ def part(path: Path, process: int) -> Path:
 
 
 def _is_label(key: str) -> bool:
-    return key in LABELS or key.startswith("REF_")
+    """Whether a key of the start would be taken for a label of the end."""
+    return labels.quantity(key) is not None or labels.looks_like_label(key)

@@ -10,6 +10,7 @@ import jax
 import typer
 
 from lamjax import pytree
+from lamjax.cli import reading
 from lamjax.cli.data import data_table
 from lamjax.data import n_batches
 from lamjax.reports import bar, console, table
@@ -29,6 +30,11 @@ def train(
     coordinator: Annotated[str | None, typer.Option(help="HOST:PORT of the first of several processes.")] = None,
     processes: Annotated[int | None, typer.Option(help="How many processes train together.")] = None,
     process: Annotated[int | None, typer.Option(help="Which of them this is, from 0.")] = None,
+    energy_key: reading.EnergyKey = None,
+    forces_key: reading.ForcesKey = None,
+    stress_key: reading.StressKey = None,
+    virial_key: reading.VirialKey = None,
+    elements: reading.Elements = None,
 ) -> None:
     """Train on labels: from scratch (`model:` in the config) or from a stored model (`base:`).
 
@@ -44,7 +50,8 @@ def train(
     if coordinator is not None:
         found = () if coordinator == "auto" else (coordinator, processes, process)
         jax.distributed.initialize(*found)
-    run_config(parse(config, set_ or ()), resume)
+    options = reading.options(energy_key, forces_key, stress_key, virial_key, elements)
+    run_config(parse(config, [*(set_ or ()), *reading.changes(options)]), resume)
 
 
 def run_config(settings: TrainConfig, resume: bool = False) -> runs.Run:

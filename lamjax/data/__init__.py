@@ -1,5 +1,7 @@
 """From files to batches: read, check, count, plan shapes, stack."""
 
+from lamjax.data.atoms import Remark as Remark
+from lamjax.data.atoms import from_atoms as from_atoms
 from lamjax.data.audit import Audit as Audit
 from lamjax.data.audit import Finding as Finding
 from lamjax.data.audit import SetAudit as SetAudit
@@ -16,6 +18,7 @@ from lamjax.data.frames import Joined as Joined
 from lamjax.data.frames import Subset as Subset
 from lamjax.data.frames import join as join
 from lamjax.data.frames import source as source
+from lamjax.data.labels import ReadOptions as ReadOptions
 from lamjax.data.pack import Members as Members
 from lamjax.data.pack import Packed as Packed
 from lamjax.data.pack import Structure as Structure
@@ -30,7 +33,6 @@ from lamjax.data.plan import plan as plan
 from lamjax.data.prefetch import Prefetch as Prefetch
 from lamjax.data.prefetch import prefetch as prefetch
 from lamjax.data.read import Summary as Summary
-from lamjax.data.read import from_atoms as from_atoms
 from lamjax.data.read import iterate as iterate
 from lamjax.data.read import open_frames as open_frames
 from lamjax.data.read import read as read

@@ -14,7 +14,7 @@ from lamjax.data.shapes import exact_shapes
 from lamjax.data.store import Store
 from lamjax.neighbors import Neighbors, Shell
 from lamjax.neighbors.host import host_neighbors
-from lamjax.system import Labels, System
+from lamjax.system import Labels, System, cast, home_shift, moved_by
 
 MEMORY = 2**30  # bytes of arrays, above which they are made batch by batch
 OBJECTS = 2048  # bytes of Python's objects around the arrays of one frame
@@ -141,9 +141,12 @@ def _representatives(frames: Sequence[Frame]) -> Iterator[Frame]:
 
 
 def _structure(frame: Frame, shells: tuple[Shell, ...], capacities: tuple[int, ...], dtype) -> Structure:
-    neighbors = host_neighbors(frame.system, shells, capacities)
+    system = frame.system
+    if dtype.itemsize < system.positions.dtype.itemsize:  # before neighbours are found, whose images depend on it
+        system = moved_by(system, home_shift(system.positions, system.cell, system.pbc))
+    neighbors = host_neighbors(system, shells, capacities)
     neighbors = neighbors._replace(offsets=np.zeros((0, 3), np.int32))  # only a rebuild needs them
-    system = jax.tree.map(lambda x: x.astype(dtype) if x.dtype.kind == "f" else x, frame.system)
+    system = cast(system, dtype)
     labels = frame.labels
     labels = labels._replace(
         forces=labels.forces.astype(dtype), virial=labels.virial.astype(dtype), weights=labels.weights.astype(dtype)

@@ -10,9 +10,11 @@ import numpy as np
 from jaxtyping import Bool
 
 from lamjax.data import matching
+from lamjax.data.atoms import from_atoms
 from lamjax.data.frames import Frame
-from lamjax.data.read import from_atoms, iterate
-from lamjax.system import Labels, System, to_ase
+from lamjax.data.labels import ReadOptions
+from lamjax.data.read import iterate
+from lamjax.system import Labels, System, cast, home_shift, moved_by, to_ase
 
 SAME_CELL = 1e-4  # Å; lattice vectors that differ by less are the same
 FAR = 1.5  # Å; an atom that goes farther may be another one: the order of the atoms is looked at
@@ -60,15 +62,30 @@ def read_pairs(
     fmax: float = 0.1,
     variable_cell: bool = False,
     keep_unrelaxed: bool = False,
+    options: ReadOptions | None = None,
 ) -> list[Pair]:
-    """All pairs of one or more files (extxyz, plain or .gz, whatever `data.read` reads); see `pairs_from_frames`.
+    """All pairs of one or more files (whatever `data.read` reads, with its `options`); see `pairs_from_frames`.
 
     Frames and files that cannot be read are left out and named as unusable pairs are. FileNotFoundError for a file
     that is not there.
     """
     left_out: list[str] = []
-    frames = _readable(paths, dtype, left_out)
-    return _pairs(frames, left_out, _Rules(fmax, variable_cell, keep_unrelaxed))
+    frames = _readable(paths, options or ReadOptions(), left_out)
+    found = _pairs(frames, left_out, _Rules(fmax, variable_cell, keep_unrelaxed))
+    return [cast_pair(pair, dtype) for pair in found]
+
+
+def cast_pair(pair: Pair, dtype) -> Pair:
+    """The pair with its floats in `dtype`; if that is less than float64, near home (see `system.cast`).
+
+    Both ends are moved by the same lattice vectors, so that the displacements between them stay what they are.
+    """
+    start, target, labels = pair.start, pair.target, pair.labels
+    if np.dtype(dtype).itemsize < start.positions.dtype.itemsize:
+        shift = home_shift(start.positions, start.cell, start.pbc)
+        start, target = moved_by(start, shift), moved_by(target, shift)
+    labels = labels._replace(**{name: getattr(labels, name).astype(dtype) for name in ("forces", "virial", "weights")})
+    return pair._replace(start=cast(start, dtype), target=cast(target, dtype), labels=labels)
 
 
 def pairs_from_frames(
@@ -92,11 +109,11 @@ def pairs_from_frames(
     return _pairs(frames, [], _Rules(fmax, variable_cell, keep_unrelaxed))
 
 
-def _readable(paths, dtype, left_out: list[str]) -> Iterator[Frame]:
+def _readable(paths, options: ReadOptions, left_out: list[str]) -> Iterator[Frame]:
     """The frames that can be read; what is wrong with the others is added to `left_out`."""
     for path in [paths] if isinstance(paths, str | Path) else paths:
         try:
-            yield from iterate(path, dtype, on_error=lambda error: left_out.append(str(error)))
+            yield from iterate(path, on_error=lambda error: left_out.append(str(error)), options=options)
         except ValueError as error:
             left_out.append(str(error))
 
@@ -312,13 +329,10 @@ def _fixed(start: Frame, target: Frame, where: str, remarks: Remarks) -> np.ndar
 
 def _mask(frame: Frame) -> np.ndarray:
     n_atoms = frame.system.n_atoms
-    fixed = np.asarray(frame.info.get("fixed", np.zeros(n_atoms, bool)))
-    if fixed.shape not in ((n_atoms,), (n_atoms, 3)) or not np.isin(fixed, (0, 1)).all():
-        raise ValueError(
-            f"{frame.source}: the array `fixed` has shape {fixed.shape} and type {fixed.dtype}; needs a truth value "
-            f"for each of {n_atoms} atoms, or three of them."
-        )
-    return np.broadcast_to(fixed.reshape(n_atoms, -1).astype(bool), (n_atoms, 3)).copy()
+    try:
+        return fixed_mask(frame.info.get("fixed", np.zeros(n_atoms, bool)), n_atoms)
+    except ValueError as error:
+        raise ValueError(f"{frame.source}: {error}") from error
 
 
 def _unrelaxed(start: System, target: Frame, fixed: np.ndarray, rules: _Rules) -> str:

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from lamjax.data.frames import LABELS, Frame, Subset
-from lamjax.system import Labels, System
+from lamjax.data.frames import Frame, Subset
+from lamjax.data.labels import looks_like_label
+from lamjax.system import Labels, System, cast
 
 FORMAT, VERSION = "lamjax frames", 1
 SUFFIXES = (".h5", ".hdf5")
@@ -192,6 +193,7 @@ def _spool(folder: Path, frames: Iterable[Frame], dtype: np.dtype) -> tuple[int,
             _check_alike(first, frame)
             atoms, info = atoms + frame.system.n_atoms, _info(frame.info)
             texts += len(info)
+            frame = frame._replace(system=cast(frame.system, dtype))
             values = _values(frame, atoms, texts, info, tables)
             for column in columns:
                 files[column.name].write(np.ascontiguousarray(values[column.name], column.dtype).tobytes())
@@ -219,13 +221,13 @@ def _values(frame: Frame, atoms: int, texts: int, info: bytes, tables: _Tables) 
 
 def _info(info: dict[str, Any]) -> bytes:
     """What is text or a number, as JSON; labels and parameters are columns already."""
-    known = {"fparam", "stress", *LABELS}
+    known = {"fparam", "fixed"}
     plain = {
         key: value.item() if isinstance(value, np.generic) else value
         for key, value in info.items()
         if isinstance(value, str | bool | int | float | np.bool_ | np.integer | np.floating)
         and key not in known
-        and not key.startswith("REF_")
+        and not looks_like_label(key)
     }
     return json.dumps(plain).encode() if plain else b""
 

@@ -17,6 +17,11 @@ labeller: {type: potential, model: teacher.lamjax}     # head: NAME where there 
 # labeller: {type: files}          # the command ends and says which file it waits for
 start: [structures.extxyz]         # where exploration begins: every frame of these files
 initial: []                        # labelled frames to learn from as well, from the first round on
+energy_key: null                   # key of the energy in labelled files, where it is none of the usual ones; likewise
+forces_key: null
+stress_key: null                   # eV/Å³, positive in tension
+virial_key: null                   # eV, -V stress
+type_map: []                       # elements of types 1, 2, ... of LAMMPS dumps
 student:                           # model, loss, schedule, optimizer, ... as in `lamjax train --template`
   model:
     elements: [O, H]
@@ -195,6 +200,11 @@ class DistillConfig:
     start: tuple[str, ...]
     labeller: LabellerConfig | None = None  # None: a script gives its own to `prepare`
     initial: tuple[str, ...] = ()
+    energy_key: str | None = None  # where labels are in the files, see `data.ReadOptions`
+    forces_key: str | None = None
+    stress_key: str | None = None
+    virial_key: str | None = None
+    type_map: tuple[str, ...] = ()
     members: int = 4
     rounds: int = 8
     explore: ExploreConfig = ExploreConfig()

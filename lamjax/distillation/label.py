@@ -11,7 +11,7 @@ from ase.calculators import calculator as calculators
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from lamjax import checkpoints, units
-from lamjax.data import Frame, from_atoms, read
+from lamjax.data import Frame, ReadOptions, from_atoms, read
 from lamjax.data.matching import nearest
 from lamjax.distillation.config import CalculatorConfig, FilesConfig, LabellerConfig, TeacherConfig
 from lamjax.distillation.files import write_frames
@@ -92,7 +92,8 @@ class CalculatorLabeller:
     def _answer(self, atoms: ase.Atoms) -> ase.Atoms | Failed:
         asked = bare(atoms)
         asked.calc = self.make()
-        results = {"energy": asked.get_potential_energy(), "forces": asked.get_forces(apply_constraint=False)}
+        forces = asked.get_forces(apply_constraint=False)
+        results = {"energy": _consistent_energy(asked), "forces": forces}
         if atoms.pbc.all():
             try:
                 results["stress"] = asked.get_stress(apply_constraint=False)
@@ -105,6 +106,9 @@ class CalculatorLabeller:
 
 class FileLabeller:
     """Somebody else: frames are written to a file, and their labels are expected in another beside it."""
+
+    def __init__(self, options: ReadOptions | None = None):
+        self.options = options or ReadOptions()  # of the other file
 
     def label(self, frames: Sequence[ase.Atoms], folder: Path) -> Iterator[ase.Atoms | Failed]:
         """The answers of the file, which may be fewer; Waiting if there is none yet.
@@ -120,7 +124,7 @@ class FileLabeller:
                 f"them to {answer}, in the same order or with their info `number`, and start the same command with "
                 "--resume."
             )
-        answers = read(answer, require=("energy", "forces"))
+        answers = read(answer, require=("energy", "forces"), options=self.options)
         found = dict(zip(_numbers(answers, max(numbers, default=-1) + 1, answer), answers, strict=True))
         for number, atoms in zip(numbers, frames, strict=True):
             if number not in found:
@@ -132,8 +136,8 @@ class FileLabeller:
                 yield _of_labels(atoms, float(labels.energy), labels.forces, virial)
 
 
-def open_labeller(config: LabellerConfig | None, probes: bool = False) -> Labeller:
-    """The labeller of a config; `probes` asks a potential for Hessian-vector products too.
+def open_labeller(config: LabellerConfig | None, probes: bool = False, options: ReadOptions | None = None) -> Labeller:
+    """The labeller of a config; `probes` asks a potential for Hessian-vector products too, `options` are of answers.
 
     Raises ValueError for a calculator that is not known or not installed.
     """
@@ -144,7 +148,7 @@ def open_labeller(config: LabellerConfig | None, probes: bool = False) -> Labell
             make = calculator_class(name)
             return CalculatorLabeller(lambda: make(**options), name)
         case FilesConfig():
-            return FileLabeller()
+            return FileLabeller(options)
     raise ValueError("There is no labeller: name one in the config, or give one to `prepare`.")
 
 
@@ -173,6 +177,13 @@ def calculator_class(name: str):
         return calculators.get_calculator_class(name)
     except ImportError as error:
         raise ValueError(f"The calculator {name!r} is not installed ({error}). pip install {name}?") from error
+
+
+def _consistent_energy(atoms: ase.Atoms) -> float:
+    """The energy (eV) of which the forces are the derivative: the free energy where a calculator tells both."""
+    energy = atoms.get_potential_energy()
+    free = getattr(atoms.calc, "results", {}).get("free_energy")
+    return energy if free is None else free
 
 
 def labelled(atoms: ase.Atoms, **results) -> ase.Atoms:

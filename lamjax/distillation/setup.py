@@ -3,15 +3,17 @@
 import json
 from pathlib import Path
 
+import numpy as np
+
 from lamjax import checkpoints
-from lamjax.data import Frame, read
+from lamjax.data import Frame, ReadOptions, read
 from lamjax.distillation.config import DistillConfig
 from lamjax.distillation.label import Labeller, PotentialLabeller, open_labeller
 from lamjax.distillation.rounds import ASKED, Run
 from lamjax.distillation.shapes import Shapes
 from lamjax.distillation.train import Trainer, open_student
 from lamjax.potential import Potential, check_elements
-from lamjax.training.config import differences, to_json, validate
+from lamjax.training.config import differences, read_options, to_json, validate
 
 CONFIG = "config.json"
 # what the students of all rounds, and their labels, must share
@@ -26,14 +28,15 @@ def prepare(config: DistillConfig, resume: bool = False, labeller: Labeller | No
     """
     changed = _begun(config, resume)
     potential = open_student(config.student)
-    starts = read(config.start, elements=potential.elements)
-    initial = read(config.initial, elements=potential.elements, require=("energy", "forces")) if config.initial else []
+    options, required = read_options(config), ("energy", "forces")
+    starts = read(config.start, elements=potential.elements, options=ReadOptions(elements=config.type_map))
+    initial = read(config.initial, np.float64, potential.elements, required, options) if config.initial else []
     if config.explore.pressures and (flat := [f.source for f in starts if not f.system.pbc.all()]):
         raise ValueError(
             f"explore.pressures: {flat[0]} is not periodic in all directions. Leave pressures out, or that start."
         )
     wanted = config.student.hessian > 0
-    labeller = open_labeller(config.labeller, wanted) if labeller is None else labeller
+    labeller = open_labeller(config.labeller, wanted, options) if labeller is None else labeller
     if wanted and not isinstance(labeller, PotentialLabeller):
         raise ValueError(
             "student.hessian: only a teacher that is a potential gives Hessian-vector products. Set it to 0."

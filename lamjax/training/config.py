@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from lamjax.data import ReadOptions
 from lamjax.losses import LabelLossConfig
 from lamjax.potential import PotentialConfig
 from lamjax.training.schedules import ScheduleConfig
@@ -21,6 +22,11 @@ TEMPLATE = """\
 # Paths are relative to the folder where the command runs.
 train: [data/train.extxyz]         # extxyz (also .gz), anything that ASE reads, folders of DeePMD data
 validation: []                     # frames that are measured, never trained on
+energy_key: null                   # key of the energy in the files, where it is none of the usual ones; likewise
+forces_key: null                   # (a task may have its own)
+stress_key: null                   # eV/Å³, positive in tension
+virial_key: null                   # eV, -V stress
+type_map: []                       # elements of types 1, 2, ... of LAMMPS dumps
 hold_out: 0.0                      # share of `train` that is held out at random where there is no `validation`
 # tasks:                           # ... or several data sets, each with a head of the model, instead of train
 #   oxides: {train: [data/oxides], validation: [], head: oxides, probability: 0.7, loss: {}, batch_size: auto}
@@ -65,6 +71,7 @@ tensorboard: false                 # needs the extra [tensorboard]
 """
 
 
+KEYS = ("energy_key", "forces_key", "stress_key", "virial_key")  # in the order of ReadOptions
 Config = TypeVar("Config")
 # what may change when a run goes on
 _HARMLESS = {"output", "print_every", "save_every", "keep", "patience", "plots", "tensorboard", "monitor"}
@@ -92,6 +99,11 @@ class TaskConfig:
     loss: LabelLossConfig | None = None  # that of the run
     batch_size: int | str | None = None  # that of the run
     bias: Literal["change", "set", "keep"] | None = None  # that of the run
+    energy_key: str | None = None  # those of the run
+    forces_key: str | None = None
+    stress_key: str | None = None
+    virial_key: str | None = None
+    type_map: tuple[str, ...] = ()
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
 
@@ -104,6 +116,11 @@ class TrainConfig:
 
     train: tuple[str, ...] = ()
     validation: tuple[str, ...] = ()
+    energy_key: str | None = None  # where labels are in the files, see `data.ReadOptions`
+    forces_key: str | None = None
+    stress_key: str | None = None
+    virial_key: str | None = None
+    type_map: tuple[str, ...] = ()  # elements of types 1, 2, ... of LAMMPS dumps
     hold_out: float = 0.0
     tasks: dict[str, TaskConfig] = field(default_factory=dict)
     tasks_per_step: int = 1
@@ -158,6 +175,15 @@ class TrainConfig:
         probabilities = [task.probability for task in self.tasks.values()]
         if None in probabilities and any(probabilities) or any(p is not None and p <= 0 for p in probabilities):
             raise ValueError(f"Give a probability above 0 to all tasks or to none, got {probabilities}.")
+
+
+def read_options(*configs) -> ReadOptions:
+    """How files are read: each key from the first config that has it."""
+
+    def first(name: str):
+        return next((value for config in configs if (value := getattr(config, name))), None)
+
+    return ReadOptions(*map(first, KEYS), first("type_map") or ())
 
 
 def check_common(config, counts: Iterable[str]) -> None:

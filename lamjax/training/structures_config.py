@@ -26,6 +26,11 @@ base: model.lamjax                 # a lamjax bundle or a DeePMD-kit .pt, .dp, .
 head: null                         # its head, where there are several
 pairs: [relaxations.extxyz]        # trajectories (relax_id, step), starts with final_positions, or pair_id and role
 validation: []                     # pairs that are relaxed to convergence and compared, never trained on
+energy_key: null                   # key of the energy in all files, where it is none of the usual ones; likewise
+forces_key: null
+stress_key: null                   # eV/Å³, positive in tension
+virial_key: null                   # eV, -V stress
+type_map: []                       # elements of types 1, 2, ... of LAMMPS dumps
 hold_out: 0.1                      # share of `pairs` that is held out instead where there is no `validation`
 group_by: null                     # key of the starts' info, such as family: a group is held out as a whole
 fmax: 0.1                          # eV/Å; a target with a larger force is not relaxed, and left out
@@ -110,6 +115,11 @@ class StructureTuneConfig:
     pairs: tuple[str, ...]
     head: str | None = None
     validation: tuple[str, ...] = ()
+    energy_key: str | None = None  # where labels are in the files, see `data.ReadOptions`
+    forces_key: str | None = None
+    stress_key: str | None = None
+    virial_key: str | None = None
+    type_map: tuple[str, ...] = ()
     hold_out: float = 0.1
     group_by: str | None = None
     fmax: float = 0.1  # eV/Å; of `data.read_pairs`

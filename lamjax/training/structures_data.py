@@ -14,6 +14,7 @@ from lamjax.data import (
     Packed,
     PackedPairs,
     Pair,
+    ReadOptions,
     StructureBatch,
     batches,
     facts,
@@ -28,6 +29,7 @@ from lamjax.data import (
 from lamjax.data.pairs import listed
 from lamjax.neighbors import Shell, host_neighbors, plan_capacities
 from lamjax.potential import Potential
+from lamjax.training.config import read_options
 from lamjax.training.structures_config import StructureTuneConfig
 from lamjax.training.tasks import labelled
 
@@ -58,8 +60,10 @@ def read_sets(config: StructureTuneConfig, potential: Potential, replayed: Poten
     Raises ValueError if nothing is left, and for pairs that are both trained on and held out.
     """
 
+    options = read_options(config)
+
     def pairs_of(files: Sequence[str]) -> list[Pair]:
-        found = read_pairs(files, fmax=config.fmax, variable_cell=config.variable_cell)
+        found = read_pairs(files, fmax=config.fmax, variable_cell=config.variable_cell, options=options)
         return _known(found, potential.elements)
 
     found = pairs_of(config.pairs)
@@ -68,8 +72,8 @@ def read_sets(config: StructureTuneConfig, potential: Potential, replayed: Poten
         _check_apart(train, validation)
     else:
         train, validation = hold_out(found, config.hold_out, config.group_by, config.seed)
-    replay = labelled(config.replay.files, replayed) if config.replay else []
-    frames = {HELD_OUT: _labelled_steps(config.validation or config.pairs, validation)}
+    replay = labelled(config.replay.files, replayed, options) if config.replay else []
+    frames = {HELD_OUT: _labelled_steps(config.validation or config.pairs, validation, options)}
     frames |= {REPLAYED: sample(replay, MOST)} if config.replay else {}
     return PairSets(train, validation, {name: some for name, some in frames.items() if len(some)}, replay)
 
@@ -140,7 +144,7 @@ def _check_apart(train: Sequence[Pair], validation: Sequence[Pair]) -> None:
         )
 
 
-def _labelled_steps(files: Sequence[str], pairs: Sequence[Pair]) -> Sequence[Frame]:
+def _labelled_steps(files: Sequence[str], pairs: Sequence[Pair], options: ReadOptions) -> Sequence[Frame]:
     """The labelled frames of the files that belong to the pairs: whole trajectories where there are such."""
     ids = {(key, str(pair.info[key])) for pair in pairs for key in ("relax_id", "pair_id") if key in pair.info}
     sources = {pair.source for pair in pairs}
@@ -152,7 +156,8 @@ def _labelled_steps(files: Sequence[str], pairs: Sequence[Pair]) -> Sequence[Fra
     found = []
     for path in files:
         with contextlib.suppress(ValueError):  # what cannot be read was named when the pairs were
-            found += [frame for frame in iterate(path, on_error=lambda error: None) if belongs(frame)]
+            read = iterate(path, on_error=lambda error: None, options=options, on_remark=lambda remark: None)
+            found += [frame for frame in read if belongs(frame)]
     return sample(found, MOST)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from lamjax.data import (
     Frame,
     Packed,
+    ReadOptions,
     Subset,
     facts,
     frames_per_batch,
@@ -24,7 +25,7 @@ from lamjax.data import (
 from lamjax.data.statistics import MOST
 from lamjax.losses import LabelLossConfig, Loss, heads_loss, multitask_loss, same_form
 from lamjax.potential import Params, Potential, select
-from lamjax.training.config import TaskConfig, TrainConfig
+from lamjax.training.config import TaskConfig, TrainConfig, read_options
 from lamjax.training.errors import predictions
 
 
@@ -146,9 +147,10 @@ def _select(potential: Potential, name: str, task: TaskConfig) -> Potential:
 
 def _frames(config: TrainConfig, task: TaskConfig, potential: Potential) -> tuple[Sequence[Frame], Sequence[Frame]]:
     """The frames to train on and those held out: of other files, or a random share of the same."""
-    frames = labelled(task.train, potential)
+    options = read_options(task, config)
+    frames = labelled(task.train, potential, options)
     if task.validation or config.hold_out == 0:
-        return frames, labelled(task.validation, potential)
+        return frames, labelled(task.validation, potential, options)
     order = np.random.default_rng(config.seed).permutation(len(frames))
     n = max(1, round(config.hold_out * len(frames)))
     if n >= len(frames):
@@ -156,13 +158,14 @@ def _frames(config: TrainConfig, task: TaskConfig, potential: Potential) -> tupl
     return Subset(frames, np.sort(order[n:])), Subset(frames, np.sort(order[:n]))
 
 
-def labelled(paths, potential: Potential) -> Sequence[Frame]:
+def labelled(paths, potential: Potential, options: ReadOptions | None = None) -> Sequence[Frame]:
     """The frames of the files; ValueError for one without any label."""
-    frames = open_frames(paths, elements=potential.elements)
+    frames = open_frames(paths, elements=potential.elements, options=options or ReadOptions())
     unlabelled = ~facts(frames).weights.any(axis=1)
     if unlabelled.any():
         raise ValueError(
             f"{source(frames, int(np.argmax(unlabelled)))}: the frame has no energy, forces or stress label to train "
-            "on. Looked for REF_<label> and ASE's results. Rename the keys or remove the frame."
+            "on. Looked for REF_<label>, ASE's results and <label>. Name the keys (energy_key, forces_key, "
+            "stress_key), or remove the frame."
         )
     return frames

@@ -1,0 +1,54 @@
+"""Options of all commands that read structures: under which keys labels are, and what numbered types mean."""
+
+import json
+import re
+from typing import Annotated
+
+import ase.data
+import typer
+from rich.markup import escape
+
+from lamjax.data import ReadOptions, Remark
+from lamjax.reports import console
+
+EnergyKey = Annotated[
+    str | None, typer.Option("--energy-key", help="Key of the energy (eV); without, the usual spellings.")
+]
+ForcesKey = Annotated[str | None, typer.Option("--forces-key", help="Key of the forces (eV/Å); likewise.")]
+StressKey = Annotated[
+    str | None, typer.Option("--stress-key", help="Key of the stress (eV/Å³, positive in tension); likewise.")
+]
+VirialKey = Annotated[str | None, typer.Option("--virial-key", help="Key of the virial (eV, -V stress); likewise.")]
+Elements = Annotated[
+    str | None, typer.Option("--elements", help="Elements of the types 1, 2, ... of LAMMPS dumps: Si,O.")
+]
+
+
+def options(energy=None, forces=None, stress=None, virial=None, elements: str | None = None) -> ReadOptions:
+    """What the command line says of the files; ValueError for names that are no elements."""
+    return ReadOptions(energy, forces, stress, virial, elements_of(elements))
+
+
+def elements_of(text: str | None) -> tuple[str, ...]:
+    """("Si", "O") of "Si,O" or "Si O"."""
+    names = tuple(name for name in re.split(r"[\s,]+", text or "") if name)
+    if wrong := [name for name in names if name not in ase.data.chemical_symbols[1:]]:
+        raise ValueError(f"--elements {text}: {wrong[0]!r} is no element. Name them in the order of the types.")
+    return names
+
+
+def keys(found: ReadOptions) -> dict[str, object]:
+    """The same as keys of a config, only what is given."""
+    chosen = {f"{name}_key": key for name, key in found.keys().items()}
+    return chosen | ({"type_map": list(found.elements)} if found.elements else {})
+
+
+def changes(found: ReadOptions) -> list[str]:
+    """The same as changes of a config, as --set takes them."""
+    return [f"{key}={json.dumps(value)}" for key, value in keys(found).items()]
+
+
+def tell(remark: Remark) -> None:
+    """A line for what is odd in a file from which structures alone are wanted."""
+    if remark.severity == "warning" and remark.about != "labels":
+        console.print(f"[yellow]Warning:[/] {escape(str(remark))}", soft_wrap=True)

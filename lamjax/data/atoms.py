@@ -1,0 +1,181 @@
+"""The frame of one ASE structure: its labels, what is held, and everything that makes it unusable."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import ase
+import numpy as np
+
+from lamjax.data import labels
+from lamjax.data.frames import Frame
+from lamjax.data.labels import ReadOptions
+from lamjax.neighbors.host import pairs
+from lamjax.system import Labels, System, fixed_components, host_system, other_constraints
+
+PARTIAL = 1e-3  # an occupancy nearer to 1 than this is 1
+CLOSEST = 1e-3  # Å; atoms nearer than this are two atoms on one place
+NEAR = 1.0  # Å; who is looked at: a search within less takes longer
+SHOWN = 8  # sites that a message lists
+_DEFAULT = ReadOptions()
+
+
+class Remark(NamedTuple):
+    """What is odd in a file though it can be read, or what was left out of it."""
+
+    severity: str  # warning; note: for who looks closely
+    path: Path
+    source: str  # the first frame, or the file
+    n: int  # frames
+    what: str
+    remedy: str
+    about: str = "file"  # or labels
+
+    def __str__(self) -> str:
+        more = f" (and {self.n - 1} more)" if self.n > 1 else ""
+        return f"{self.source}{more}: {self.what}. {self.remedy}"
+
+
+class Remarks:
+    """What is odd in a file, each kind once, with the frames counted."""
+
+    def __init__(self, path: Path):
+        self.path, self.found = path, {}
+
+    def add(self, severity: str, what: str, remedy: str, n: int = 1, source: str = "", about: str = "file") -> None:
+        first = self.found.setdefault((severity, what, remedy, about), [source or str(self.path), 0])
+        first[1] += n
+
+    def all(self) -> list[Remark]:
+        return [Remark(k[0], self.path, source, n, *k[1:]) for k, (source, n) in self.found.items()]
+
+
+def from_atoms(atoms: ase.Atoms, dtype=np.float64, source: str = "structure", options: ReadOptions = _DEFAULT) -> Frame:
+    """The frame of one ASE structure with whatever labels it carries; ValueError if it cannot be used."""
+    return frame_of(atoms, dtype, source, options, Remarks(Path(source)))
+
+
+def frame_of(atoms: ase.Atoms, dtype, source: str, options: ReadOptions, remarks: Remarks) -> Frame:
+    """As `from_atoms`; what is odd goes into the remarks of the file."""
+    system = host_system(atoms, dtype)
+    _check_distances(system)
+    _check_occupancy(atoms)
+    found = labels.find(atoms, options)
+    values = (found.energy, found.forces, found.virial)
+    kept = Labels(
+        energy=np.asarray(_checked(found.energy.value, (), "energy"), np.float64),
+        forces=np.asarray(_checked(found.forces.value, (len(atoms), 3), "forces"), dtype),
+        virial=np.asarray(_checked(found.virial.value, (3, 3), "virial"), dtype),
+        weights=np.array([label.value is not None for label in values], dtype),
+    )
+    for key in found.unused:
+        remarks.add("warning", *_not_taken(key, atoms), source=source, about="labels")
+    if labels.is_free(found.energy.key) and labels.has_energy(atoms):
+        remarks.add("note", *_FREE, source=source, about="labels")
+    more = {k: v for k, v in atoms.arrays.items() if k not in ("positions", "numbers", "fixed")}
+    info = {k: v for k, v in (atoms.info | more).items() if k not in found.used and k != "fixed"}
+    keys = tuple(label.key for label in values)
+    return Frame(system, kept, source, keys, info | _constraints(atoms, remarks, source))
+
+
+_FREE = (
+    "the free energy is taken as the energy, not E(sigma -> 0): forces are its derivative",
+    "Right for training; --energy-key energy takes the other one.",
+)
+
+
+def _not_taken(key: str, atoms: ase.Atoms) -> tuple[str, str]:
+    """What is said of a key that looks like a label."""
+    spelled = labels.quantity(key)
+    if spelled is not None and spelled[0] in ("virial", "stress") and not atoms.pbc.all():
+        what = f"{key} is not taken: pbc is {atoms.pbc.tolist()}"
+        return what, "A stress needs a cell that is periodic in all three directions."
+    option = next((n for n in labels.QUANTITIES if n[:5] in key.lower() or n.rstrip("s") in key.lower()), "energy")
+    return (
+        f"{key} looks like a label and is not taken",
+        f"If it is one, name it: --{option}-key {key} ({option}_key in a config or ReadOptions); else ignore this.",
+    )
+
+
+def _check_occupancy(atoms: ase.Atoms) -> None:
+    """ValueError that lists the sites which are partly occupied."""
+    kinds = atoms.info.get("occupancy")
+    partial: list[str] = []
+    if isinstance(kinds, dict):
+        sites = {k: v for k, v in kinds.items() if isinstance(v, dict)}
+        partial = [
+            f"{k} ({', '.join(f'{e} {float(x):g}' for e, x in v.items())})"
+            for k, v in sites.items()
+            if len(v) > 1 or any(abs(float(x) - 1) > PARTIAL for x in v.values())
+        ]
+    for name in ("occupancy", "occupancies", "occ"):
+        values = np.asarray(atoms.arrays.get(name, 1.0))
+        if values.dtype.kind in "if" and values.any():  # zeros alone are a column that nobody filled
+            partial += [f"atom {k} ({values[k]:g})" for k in np.flatnonzero(np.abs(values - 1) > PARTIAL)]
+    if partial:
+        raise ValueError(
+            f"{len(partial)} sites are partly occupied: {', '.join(partial[:SHOWN])}"
+            f"{', ...' if len(partial) > SHOWN else ''}. Choose an ordered structure (a supercell with whole atoms)."
+        )
+
+
+def _constraints(atoms: ase.Atoms, remarks: Remarks, source: str) -> dict:
+    """`fixed` (n_atoms, 3) and the kinds of `other_constraints`, each only where something says so.
+
+    Fixed is what FixAtoms, FixCartesian (`move_mask` of extxyz) or a per-atom array `fixed` hold.
+    """
+    fixed, others = fixed_components(atoms), ", ".join(other_constraints(atoms))
+    given = atoms.arrays.get("fixed")
+    if given is None and "fixed" in atoms.info:
+        given = np.asarray(atoms.info["fixed"])
+        if given.size not in (len(atoms), 3 * len(atoms)) or given.ndim == 0:
+            what = f"fixed={atoms.info['fixed']} in the header says nothing of single atoms and is ignored"
+            remarks.add("note", what, "Atoms are held by a per-atom array fixed or move_mask.", source=source)
+            given = None
+    if given is not None:
+        fixed = fixed | fixed_mask(given, len(atoms))
+    found = {"fixed": fixed} if fixed.any() or given is not None else {}
+    return found | ({"other_constraints": others} if others else {})
+
+
+def fixed_mask(fixed, n_atoms: int) -> np.ndarray:
+    """The fixed components (n_atoms, 3) of an array `fixed`: a truth value for each atom, or three of them."""
+    fixed = np.asarray(fixed)
+    shapes = ((n_atoms,), (n_atoms, 1), (n_atoms, 3))
+    if fixed.shape not in shapes or fixed.dtype.kind not in "biuf" or not np.isin(fixed, (0, 1)).all():
+        raise ValueError(
+            f"the array `fixed` has shape {fixed.shape} and type {fixed.dtype}; needs a truth value for each of "
+            f"{n_atoms} atoms, or three of them."
+        )
+    return np.broadcast_to(fixed.reshape(n_atoms, -1).astype(bool), (n_atoms, 3)).copy()
+
+
+def held(atoms: ase.Atoms) -> set[str]:
+    """The keys of whatever a structure carries."""
+    return {*atoms.info, *atoms.arrays, *(getattr(atoms.calc, "results", None) or {})} - {"numbers", "positions"}
+
+
+def _checked(value, shape: tuple[int, ...], name: str):
+    """The label as a finite array of its shape; zeros where it is missing."""
+    if value is None:
+        return np.zeros(shape)
+    try:
+        value = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"The {name} label is not a number: {value!r}. Repair or remove the frame.") from None
+    if value.shape != shape:
+        raise ValueError(f"The {name} label has shape {value.shape}, expected {shape}. Repair or remove the frame.")
+    if not np.isfinite(value).all():
+        raise ValueError(f"The {name} label holds a value that is not finite (NaN or infinity). Remove the frame.")
+    return value
+
+
+def _check_distances(system: System) -> None:
+    """ValueError if two atoms (of different index; a cell cannot be that short) share a place."""
+    i, j, _, r = pairs(system, NEAR)
+    r = np.where(i == j, np.inf, r)
+    if (closest := r.min(initial=np.inf)) < CLOSEST:
+        k = int(np.argmin(r))
+        raise ValueError(
+            f"Atoms {i[k]} and {j[k]} are {closest:.2g} Å apart: two atoms on one place. "
+            "Remove one of them or the frame."
+        )

@@ -1,0 +1,103 @@
+"""Structures of a file in whatever format it is, one after another: told apart by name and content."""
+
+import contextlib
+import io
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import ase
+import ase.io
+from ase.io.formats import UnknownFileTypeError, filetype, ioformats
+
+from lamjax.data import cif, extxyz, lammps, text, vasp
+from lamjax.data.labels import ReadOptions
+
+XYZ = (".xyz", ".extxyz")
+_HEAD = 4096  # characters that tell a format
+
+
+def structures(path: Path, options: ReadOptions, note) -> Iterator[ase.Atoms]:
+    """The structures of a file: packed by gzip, bzip2, xz or not, with any name. Each format raises its own errors.
+
+    `note(severity, what, remedy, n=1)` is told of what is odd, or left out, in the file as a whole.
+    """
+    match kind(path):
+        case "extxyz":
+            with text.open_text(path) as file:
+                yield from extxyz.frames(text.lines(file), note)
+        case "lammps-dump-text":
+            with text.open_text(path) as file:
+                yield from lammps.frames(text.lines(file), options.elements, note)
+        case "vasp-out":
+            with _plain(path, "vasp-out") as plain, text.open_text(plain) as file:
+                yield from vasp.outcar(file, note)
+        case "vasp-xml":
+            with _plain(path, "vasp-xml") as plain:
+                yield from vasp.vasprun(str(plain), note)
+        case "cif":
+            with text.open_text(path) as file:
+                yield from cif.frames(io.StringIO("\n".join(text.lines(file))))
+        case other:
+            with _plain(path, other) as plain:
+                yield from ase.io.iread(str(plain), ":", format=other, do_not_split_by_at_sign=True)
+
+
+def kind(path: Path) -> str:
+    """ASE's name of the format of a file; ValueError if nothing tells it."""
+    name = text.name_unpacked(path)
+    if name.lower().endswith(XYZ):
+        return "extxyz"
+    with text.open_text(path) as file:
+        head = file.read(_HEAD).lstrip()
+    if head.startswith("ITEM:"):
+        return "lammps-dump-text"
+    if re.match(r"vasp\.\d", head):
+        return "vasp-out"
+    if head.startswith("<?xml") and "<modeling>" in head:
+        return "vasp-xml"
+    with _plain(path, None) as plain, contextlib.suppress(UnknownFileTypeError):
+        found = filetype(str(plain))
+        if found in ioformats:
+            return found
+    if re.match(r"\d+[ \t]*\n", head):
+        return "extxyz"
+    raise ValueError("neither its name nor its beginning tells the format")
+
+
+@contextlib.contextmanager
+def _plain(path: Path, kind: str | None) -> Iterator[Path]:
+    """The absolute path of a file as ASE can open it: where necessary a copy, unpacked and in UTF-8.
+
+    Absolute, because ASE takes names that begin with postgres or mysql for data bases.
+    """
+    binary = kind is None or ioformats[kind].isbinary
+    if not text.is_packed(path) and (binary or _is_clean(path)):
+        yield path.absolute()
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / text.name_unpacked(path)
+        if binary:
+            with text.open_binary(path) as source, open(copy, "wb") as target:
+                shutil.copyfileobj(source, target)
+        else:
+            with text.open_text(path) as source, open(copy, "w", encoding="utf-8") as target:
+                target.writelines(line + "\n" for line in text.lines(source))
+        yield copy
+
+
+def _is_clean(path: Path) -> bool:
+    """Whether a text file is UTF-8 without a byte order mark and carriage returns."""
+    with open(path, "rb") as file:
+        first = True
+        for line in file:
+            if b"\r" in line or first and line.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
+                return False
+            first = False
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return False
+    return True

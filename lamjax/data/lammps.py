@@ -1,0 +1,125 @@
+"""LAMMPS text dumps: the frames of a file, checked to be whole, in their units, with elements for their types."""
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+
+import ase
+import ase.data
+import numpy as np
+from ase.calculators.lammps import unitconvert
+from ase.io.lammpsrun import read_lammps_dump_text
+
+MASS = 0.1  # amu; a mass that is farther from that of every element is none of them
+_NAMES = ("element", "typelabel", "mass")  # columns that tell the elements
+_UNITS = {name for name in unitconvert.UNITSETS if name not in ("ASE", "lj")}
+
+
+def frames(lines: Iterator[str], elements: Sequence[str] = (), note=None) -> Iterator[ase.Atoms]:
+    """The structures of a dump, forces and velocities in eV, Å and ASE's time; a dump says nothing of energies.
+
+    `elements` are those of types 1, 2, ...; without, the dump must have a column `element` or `mass`. Units are those
+    of `ITEM: UNITS`, else LAMMPS's metal. ValueError that names the line of a frame that is not whole.
+    """
+    units = None
+    for number, sections in _sections(lines):
+        if "UNITS" in sections:
+            units = (sections["UNITS"][0].split() or sections["UNITS"][1])[0].lower()
+            if units not in _UNITS:
+                known = ", ".join(sorted(_UNITS))
+                raise ValueError(f"line {number}: units {units!r} can't be converted to eV and Å. Known: {known}.")
+        yield _frame(number, sections, units or "metal", elements)
+    if units is None and note is not None:
+        note("note", "no ITEM: UNITS: taken as LAMMPS's metal units (Å, eV/Å)", "If the run had others, add the item.")
+
+
+def _sections(lines: Iterator[str]) -> Iterator[tuple[int, dict[str, tuple[str, list[str]]]]]:
+    """(line number, {item: (rest of its line, lines)}) of every frame."""
+    found: dict[str, tuple[str, list[str]]] = {}
+    start, into = 1, None
+    for number, line in enumerate(lines, 1):
+        if line.startswith("ITEM:"):
+            name, rest = _item(line, number)
+            if name in found or ("ATOMS" in found):
+                yield start, _whole(found, start)
+                found, start = {}, number
+            into = found.setdefault(name, (rest, []))[1]
+        elif line.strip():
+            if into is None:
+                raise ValueError(f"line {number}: expected ITEM: of a LAMMPS dump, got {line[:60]!r}.")
+            into.append(line)
+    if found:
+        yield start, _whole(found, start)
+
+
+def _item(line: str, number: int) -> tuple[str, str]:
+    rest = line.removeprefix("ITEM:").strip()
+    for name in ("TIMESTEP", "UNITS", "TIME", "NUMBER OF ATOMS", "NUMBER OF ENTRIES", "BOX BOUNDS", "ATOMS"):
+        if re.match(rf"{name}\b", rest):
+            return name, rest.removeprefix(name).strip()
+    return rest, ""
+
+
+def _whole(found: dict[str, tuple[str, list[str]]], start: int) -> dict[str, tuple[str, list[str]]]:
+    """The sections of a frame; ValueError if something of it is missing."""
+    missing = [name for name in ("TIMESTEP", "NUMBER OF ATOMS", "BOX BOUNDS", "ATOMS") if name not in found]
+    lacking = [name for name in found if name in ("TIMESTEP", "NUMBER OF ATOMS") and not found[name][1]]
+    if missing or lacking or len(found["BOX BOUNDS"][1]) != 3:
+        what = ", ".join(missing or lacking or ["three lines of BOX BOUNDS"])
+        raise ValueError(f"line {start}: the frame from here has no {what}: it is cut short, or no dump of atoms.")
+    n, rows = int(found["NUMBER OF ATOMS"][1][0]), found["ATOMS"][1]
+    width = len(found["ATOMS"][0].split())
+    short = [row for row in rows if len(row.split()) != width]
+    if len(rows) != n or short:
+        raise ValueError(
+            f"line {start}: the frame from here announces {n} atoms of {width} values, {len(rows) - len(short)} such "
+            "lines follow: it is cut short or damaged. Remove it."
+        )
+    if len(found["BOX BOUNDS"][0].split()) < 3:
+        raise ValueError(f"line {start}: BOX BOUNDS does not say what is periodic. Write `pp pp pp` (or ff) behind it.")
+    return found
+
+
+def _frame(number: int, sections: dict, units: str, elements: Sequence[str]) -> ase.Atoms:
+    columns = sections["ATOMS"][0].split()
+    rows = [row.split() for row in sections["ATOMS"][1]]
+    symbols = _symbols(columns, rows, elements, number)
+    kept = [k for k, name in enumerate(columns) if name not in _NAMES]
+    text = [
+        *("ITEM: TIMESTEP", sections["TIMESTEP"][1][0], "ITEM: NUMBER OF ATOMS", str(len(rows))),
+        *(f"ITEM: BOX BOUNDS {sections['BOX BOUNDS'][0]}", *sections["BOX BOUNDS"][1]),
+        " ".join(["ITEM: ATOMS", *(columns[k] for k in kept), "element"]),
+        *(" ".join([*(row[k] for k in kept), symbol]) for row, symbol in zip(rows, symbols, strict=True)),
+    ]
+    (atoms,) = read_lammps_dump_text(io.StringIO("\n".join(text) + "\n"), index=":", units=units)
+    if atoms.calc is not None:
+        atoms.calc.results.pop("energy", None)  # ASE's 0 eV beside the forces is no energy
+    return atoms
+
+
+def _symbols(columns: list[str], rows: list[list[str]], elements: Sequence[str], number: int) -> list[str]:
+    """The element of every atom: by `elements` of its type, by the dump's own column, or by its mass."""
+    have = {name: [row[k] for row in rows] for k, name in enumerate(columns) if name in ("type", *_NAMES)}
+    types = set(have.get("type", ()))
+    if elements and "type" in have:
+        if wrong := sorted(t for t in types if not t.isdigit() or not 1 <= int(t) <= len(elements)):
+            given = f"elements are given for types 1 to {len(elements)} ({', '.join(elements)})"
+            raise ValueError(f"line {number}: an atom is of type {wrong[0]}, but {given}.")
+        return [elements[int(t) - 1] for t in have["type"]]
+    named = have.get("element", have.get("typelabel", []))
+    if named and set(named) <= set(ase.data.chemical_symbols[1:]) and not (set(named) == {"C"} and len(types) > 1):
+        return named  # C for every type is what LAMMPS writes where nobody told it the elements
+    if "mass" in have:
+        return [_of_mass(float(mass), number) for mass in have["mass"]]
+    seen = f"elements {', '.join(sorted(set(named))[:8])}" if named else f"types {', '.join(sorted(types)[:8])}"
+    raise ValueError(
+        f"line {number}: the dump has {seen}, which do not say what its atoms are. Give the elements of types 1, 2, ..."
+        " (--elements Si,O; elements of ReadOptions), or write the dump with `dump_modify ... element`."
+    )
+
+
+def _of_mass(mass: float, number: int) -> str:
+    z = int(np.nanargmin(np.abs(ase.data.atomic_masses[1:] - mass))) + 1
+    if abs(ase.data.atomic_masses[z] - mass) > MASS:
+        raise ValueError(f"line {number}: no element has the mass {mass:g} amu. Give those of the types (--elements).")
+    return ase.data.chemical_symbols[z]

@@ -1,0 +1,62 @@
+"""Files as text, whatever packed or encoded them: gzip, bzip2 and xz by content, UTF-8, UTF-16 and latin-1."""
+
+import bz2
+import gzip
+import io
+import lzma
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, TextIO
+
+_PACKED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+_OTHER = {b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "zstd", b"7z\xbc\xaf": "7z", b"Rar!": "rar"}
+ENDINGS = (".gz", ".bz2", ".xz")
+
+
+def is_packed(path: Path) -> bool:
+    """True for a file that gzip, bzip2 or xz made, whatever its name."""
+    return _opener(path) is not open
+
+
+def open_binary(path: Path) -> BinaryIO:
+    """The unpacked bytes of a file; ValueError for archives of other kinds."""
+    with open(path, "rb") as file:
+        head = file.read(4)
+    for magic, kind in _OTHER.items():
+        if head.startswith(magic):
+            raise ValueError(f"{path}: a {kind} archive; gzip, bzip2 and xz are unpacked by themselves. Unpack it.")
+    return _opener(path)(path, "rb")
+
+
+def open_text(path: Path) -> TextIO:
+    """The lines of a file, ended by "\\n" alone, without a byte order mark; what is not UTF-8 is read as latin-1."""
+    with open_binary(path) as file:
+        head = file.read(2)
+    encoding = "utf-16" if head in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    return io.TextIOWrapper(open_binary(path), encoding, errors="surrogateescape")
+
+
+def lines(file: TextIO) -> Iterator[str]:
+    """The lines of `open_text`, each without its end."""
+    for line in file:
+        yield readable(line.rstrip("\n"))
+
+
+def readable(text: str) -> str:
+    """The text with bytes that are not UTF-8 as the characters that they are in latin-1."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogateescape").decode("latin-1")
+    return text
+
+
+def name_unpacked(path: Path) -> str:
+    """The name of a file without the ending of its compression."""
+    return path.stem if path.suffix.lower() in ENDINGS else path.name
+
+
+def _opener(path: Path):
+    with open(path, "rb") as file:
+        head = file.read(6)
+    return next((opener for magic, opener in _PACKED.items() if head.startswith(magic)), open)

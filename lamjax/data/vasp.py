@@ -1,0 +1,86 @@
+"""VASP's OUTCAR and vasprun.xml without the ionic steps whose electronic loop did not converge."""
+
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+import ase
+from ase.io.vasp import read_vasp_xml
+from ase.io.vasp_parsers.vasp_outcar_parsers import (
+    OutcarHeaderParser,
+    SimpleVaspHeaderParser,
+    default_header_parsers,
+    outcarchunks,
+)
+
+CONVERGED = "aborting loop because EDIFF is reached"
+_FAILED = ("EDIFF was not reached", "hard stop encountered")
+_REMEDY = "Nothing to do, or repeat these steps with a larger NELM or other mixing."
+
+
+class _Nelm(SimpleVaspHeaderParser):
+    """NELM, the most electronic steps: "   NELM   =     60;   NELMIN=  2; NELMDL= -5     # of ELM steps"."""
+
+    LINE_DELIMITER = "NELM   ="
+
+    def parse(self, cursor, lines):
+        found = re.search(r"NELM\s*=\s*(\d+)", lines[cursor])
+        return {"nelm": int(found[1])} if found else {}
+
+
+def outcar(file: TextIO, note) -> Iterator[ase.Atoms]:
+    """The converged ionic steps of an OUTCAR; how many others there are is a remark (`note`)."""
+    header = OutcarHeaderParser([*default_header_parsers.make_parsers(), _Nelm()], workdir=Path(file.name).parent)
+    left, n = 0, 0
+    for chunk in outcarchunks(file, header_parser=header):
+        n += 1
+        if _is_converged(chunk.lines, chunk.header.get("nelm")):
+            yield chunk.build()
+        else:
+            left += 1
+    _report(left, n, note)
+
+
+def _is_converged(lines: list[str], nelm: int | None) -> bool:
+    """Whether the electronic loop of an ionic step ended because it was done."""
+    if any(CONVERGED in line for line in lines):
+        return True
+    if any(failed in line for line in lines for failed in _FAILED):
+        return False
+    counts = [int(found[1]) for line in lines if (found := re.search(r"Iteration\s+\d+\(\s*(\d+)\)", line))]
+    return nelm is None or max(counts, default=1) < nelm
+
+
+def vasprun(path: str, note) -> Iterator[ase.Atoms]:
+    """The converged ionic steps of a vasprun.xml: those of fewer electronic steps than NELM, which is all it tells."""
+    nelm, counts = _electronic_steps(path)
+    left = 0
+    for atoms, steps in zip(read_vasp_xml(path, slice(None)), counts or [0], strict=False):
+        if nelm is None or steps < nelm:
+            yield atoms
+        else:
+            left += 1
+    _report(left, len(counts), note)
+
+
+def _electronic_steps(path: str) -> tuple[int | None, list[int]]:
+    """NELM, and the number of electronic steps of every ionic step."""
+    nelm, counts = None, []
+    try:
+        for _, element in ElementTree.iterparse(path):
+            if element.tag == "i" and element.get("name", "").upper() == "NELM":
+                nelm = int(element.text)
+            elif element.tag == "calculation":
+                counts.append(len(element.findall("scstep")))
+                element.clear()
+    except ElementTree.ParseError:
+        pass  # cut short; ASE gives the steps before
+    return nelm, counts
+
+
+def _report(left: int, n: int, note) -> None:
+    if left:
+        what = f"the electronic loop of {left} of {n} ionic steps ended at NELM without converging: left out"
+        note("warning", what, _REMEDY, left)

@@ -1,0 +1,214 @@
+"""Labels under the names and in the units that codes write, and what is said of those that are not taken."""
+
+import ase.build
+import ase.io
+import ase.units
+import numpy as np
+import pytest
+from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from lamjax import data, units
+from lamjax.data import ReadOptions, labels
+
+STRESS = np.array([[0.01, 0.004, 0.003], [0.004, 0.02, 0.005], [0.003, 0.005, 0.03]])  # eV/Å³
+FORCES = np.arange(12.0).reshape(4, 3)
+
+
+def crystal(**info) -> ase.Atoms:
+    atoms = ase.build.bulk("Cu", "fcc", a=3.5, cubic=True)
+    atoms.rattle(0.02, seed=1)
+    atoms.info |= info
+    return atoms
+
+
+def nine(tensor) -> str:
+    return " ".join(map(repr, np.asarray(tensor).ravel().tolist()))
+
+
+def write(path, header: str, forces: str = "forces", atoms=None):
+    """One frame of extxyz with the given header."""
+    atoms = crystal() if atoms is None else atoms
+    lattice = f'Lattice="{nine(atoms.cell.array)}" ' if atoms.pbc.any() else ""
+    rows = [f"Cu {nine(x)} {nine(f)}" for x, f in zip(atoms.positions, FORCES, strict=True)]
+    path.write_text("\n".join(["4", f"{lattice}Properties=species:S:1:pos:R:3:{forces}:R:3 {header}", *rows]) + "\n")
+    return path
+
+
+def volume() -> float:
+    return crystal().get_volume()
+
+
+VIRIAL = -volume() * STRESS
+DIALECTS = {  # header, column of the forces
+    "ASE": (f'energy=-3 stress="{nine(STRESS)}"', "forces"),
+    "GPUMD": (f'energy=-3 virial="{nine(VIRIAL)}"', "force"),
+    "GPUMD stress": (f'Energy=-3 Stress="{nine(STRESS)}"', "Force"),
+    "QUIP": (f'dft_energy=-3 dft_virial="{nine(VIRIAL)}"', "dft_force"),
+    "QUIP plain": (f'energy=-3 virial="{nine(VIRIAL)}"', "force"),
+    "MACE": (f'REF_energy=-3 REF_stress="{nine(STRESS)}"', "REF_forces"),
+    "MACE virials": (f'energy=-3 virials="{nine(VIRIAL)}"', "forces"),
+    "janus": (f'dft_energy=-3 dft_stress="{nine(STRESS)}"', "dft_forces"),
+    "dpdata": (f'energy=-3 virial="{nine(VIRIAL)}"', "force"),
+    "free energy alone": (f'free_energy=-3 stress="{nine(STRESS)}"', "forces"),
+    "behind": (f'energy_dft=-3 virial_dft="{nine(VIRIAL)}"', "forces_dft"),
+    "capitals": (f'ENERGY=-3 VIRIALS="{nine(VIRIAL)}"', "FORCES"),
+    "total": (f'total_energy=-3 virial="{nine(VIRIAL)}"', "forces"),
+    "Voigt": (f'energy=-3 stress="{nine(units.to_voigt(STRESS))}"', "forces"),
+    "with units": (f'energy=-3 energy-unit=eV force_unit=eV/Angstrom virial="{nine(VIRIAL)}" units=metal', "force"),
+}
+
+
+@pytest.mark.parametrize("name", list(DIALECTS))
+def test_dialects_give_the_same_labels(tmp_path, name):
+    (frame,) = data.read(write(tmp_path / "one.xyz", *DIALECTS[name]))
+    np.testing.assert_array_equal(frame.labels.weights, 1)
+    assert frame.labels.energy == -3
+    np.testing.assert_array_equal(frame.labels.forces, FORCES)
+    np.testing.assert_allclose(frame.labels.virial, VIRIAL, rtol=1e-12)
+    assert not {key for key in frame.info if labels.looks_like_label(key)}
+
+
+def test_stress_and_virial_have_the_signs_of_ase_finite_differences(tmp_path):
+    """A compressed crystal: stress negative, virial positive, both the derivative of ASE's energy."""
+    atoms = crystal()
+    atoms.calc = EMT()
+    slopes = np.zeros((3, 3))
+    for i in range(3):
+        for j in range(3):
+            energies = []
+            for step in (-1e-5, 1e-5):
+                strain = np.zeros((3, 3))
+                strain[i, j] = strain[j, i] = step
+                strained = atoms.copy()
+                strained.set_cell(atoms.cell.array @ (np.eye(3) + strain), scale_atoms=True)
+                strained.calc = EMT()
+                energies.append(strained.get_potential_energy())
+            slopes[i, j] = (energies[1] - energies[0]) / 2e-5 / (1 if i == j else 2)
+    headers = (f'stress="{nine(atoms.get_stress(voigt=False))}"', f'virial="{nine(-slopes)}"')
+    for header in headers:
+        (frame,) = data.read(write(tmp_path / "one.xyz", header, atoms=atoms))
+        np.testing.assert_allclose(frame.labels.virial, -slopes, atol=1e-5)
+    assert np.trace(slopes) < 0
+
+
+@pytest.mark.parametrize(("high", "low"), [("virial", "stress"), ("stress", "virial")])
+def test_a_ref_key_goes_before_a_plain_one_of_the_other_kind(high, low):
+    """REF_stress before virial, REF_virial before stress, wherever they are."""
+    marked, plain = np.diag([1.0, 2.0, 3.0]), np.diag([7.0, 8.0, 9.0])
+    atoms = crystal(**{f"REF_{high}": marked, low: plain})
+    frame = data.from_atoms(atoms)
+    assert frame.keys[2] == f"REF_{high}"
+    np.testing.assert_allclose(frame.labels.virial, marked if high == "virial" else -volume() * marked)
+    atoms = crystal(**{f"REF_{high}": marked})
+    atoms.calc = SinglePointCalculator(atoms, stress=np.array([7.0, 8.0, 9.0, 0, 0, 0]))
+    np.testing.assert_allclose(data.from_atoms(atoms).labels.virial, frame.labels.virial)
+
+
+def test_of_two_with_the_same_mark_the_virial_is_taken():
+    found = data.from_atoms(crystal(REF_virial=np.eye(3), REF_stress=np.eye(3)))
+    assert found.keys[2] == "REF_virial"
+    np.testing.assert_array_equal(found.labels.virial, np.eye(3))
+
+
+def test_where_there_are_forces_the_free_energy_is_taken():
+    atoms = crystal()
+    atoms.calc = SinglePointCalculator(atoms, energy=-3.0, free_energy=-3.1, forces=FORCES)
+    frame = data.from_atoms(atoms)
+    assert frame.labels.energy == -3.1 and frame.keys[0] == "free_energy"
+    atoms.calc = SinglePointCalculator(atoms, energy=-3.0, free_energy=-3.1)
+    assert data.from_atoms(atoms).keys[0] == "energy"
+    atoms.calc = SinglePointCalculator(atoms, energy=-3.0, free_energy=-3.0, forces=FORCES)
+    assert data.from_atoms(atoms).keys[0] == "energy"
+    atoms.calc = SinglePointCalculator(atoms, energy=-3.0, free_energy=-3.1, forces=FORCES)
+    chosen = data.from_atoms(atoms, options=ReadOptions(energy_key="energy"))
+    assert chosen.labels.energy == -3.0
+    atoms.info["REF_energy"] = -5.0
+    assert data.from_atoms(atoms).labels.energy == -5.0
+
+
+@pytest.mark.parametrize("key", ["mace_energy", "pbe_energy", "TotEnergy", "energy_hartree", "E", "final_energy"])
+def test_what_looks_like_a_label_and_is_not_taken_is_named(tmp_path, key):
+    path = write(tmp_path / "one.xyz", f"{key}=-3")
+    with pytest.warns(UserWarning, match=rf"one.xyz frame 0: {key} looks like a label.*--energy-key {key}"):
+        (frame,) = data.read(path)
+    assert frame.labels.weights[0] == 0 and frame.info[key] == -3
+    (frame,) = data.read(path, options=ReadOptions(energy_key=key))
+    assert frame.labels.energy == -3 and frame.keys[0] == key
+
+
+def test_a_second_energy_with_another_value_is_named(tmp_path):
+    with pytest.warns(UserWarning, match="energy looks like a label and is not taken"):
+        (frame,) = data.read(write(tmp_path / "one.xyz", "dft_energy=-3 energy=-4"))
+    assert frame.labels.energy == -3
+    (frame,) = data.read(write(tmp_path / "same.xyz", "dft_energy=-3 energy=-3 total_energy=-3"))
+    assert frame.labels.energy == -3
+
+
+@pytest.mark.parametrize("key", ["kinetic_energy", "energy_weight", "force_std", "e_above_hull", "max_force", "Time"])
+def test_what_is_no_label_is_not_named(tmp_path, key):
+    (frame,) = data.read(write(tmp_path / "one.xyz", f"energy=-3 {key}=1.5"))
+    assert frame.info[key] == 1.5
+
+
+def test_a_virial_without_a_periodic_cell_is_named(tmp_path):
+    path = write(tmp_path / "one.xyz", f'energy=-3 pbc="T T F" virial="{nine(VIRIAL)}"')
+    with pytest.warns(UserWarning, match=r"virial is not taken: pbc is \[True, True, False\]"):
+        (frame,) = data.read(path)
+    np.testing.assert_array_equal(frame.labels.weights, [1, 1, 0])
+
+
+def test_keys_that_are_chosen(tmp_path):
+    path = write(tmp_path / "one.xyz", f'energy=1 pbe=-3 sigma="{nine(STRESS)}" REF_virial="{nine(np.eye(3))}"', "pull")
+    options = ReadOptions(energy_key="pbe", forces_key="pull", stress_key="sigma")
+    (frame,) = data.read(path, options=options)
+    assert frame.keys == ("pbe", "pull", "sigma") and frame.labels.energy == -3
+    np.testing.assert_array_equal(frame.labels.forces, FORCES)
+    np.testing.assert_allclose(frame.labels.virial, VIRIAL)
+    with pytest.raises(ValueError, match=r"one.xyz: no frame has the key 'blyp'.*energy.*The frames have: .*pbe"):
+        data.read(path, options=ReadOptions(energy_key="blyp"))
+    data.write_store(tmp_path / "one.h5", data.read(path, options=options))
+    (stored,) = data.read(tmp_path / "one.h5", options=options)
+    assert stored.labels.energy == -3
+    with pytest.raises(ValueError, match="a store keeps the labels that were chosen"):
+        data.read(tmp_path / "one.h5", options=ReadOptions(energy_key="energy"))
+
+
+HARTREE, BOHR = ase.units.Hartree, ase.units.Bohr
+UNITS = {
+    "hartree": ("energy-unit=hartree force-unit=Hartree/Bohr", HARTREE, HARTREE / BOHR),
+    "Ha": ("energy_unit=Ha forces_unit=Ha/bohr", HARTREE, HARTREE / BOHR),
+    "rydberg": ("energy-units=Ry force-units=Ry/a0", HARTREE / 2, HARTREE / 2 / BOHR),
+    "kcal": ("energy-unit=kcal/mol force-unit=kcal/mol/Angstrom", 0.0433641, 0.0433641),
+    "forces alone": ("force-unit=hartree/bohr", 1, HARTREE / BOHR),
+    "eV": ('energy-unit=eV force-unit="eV/Å" length-unit=angstrom', 1, 1),
+}
+
+
+@pytest.mark.parametrize("case", list(UNITS))
+def test_stated_units_are_converted(tmp_path, case):
+    header, energy, forces = UNITS[case]
+    (frame,) = data.read(write(tmp_path / "one.xyz", f"energy=-3 {header}"))
+    np.testing.assert_allclose(frame.labels.energy, -3 * energy, rtol=1e-6)
+    np.testing.assert_allclose(frame.labels.forces, FORCES * forces, rtol=1e-6)
+    assert not [key for key in frame.info if "unit" in key]  # else it would be converted again
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("GPa", ase.units.GPa), ("kbar", ase.units.GPa / 10), ("eV/A^3", 1.0)])
+def test_stated_units_of_stress(tmp_path, unit, factor):
+    (frame,) = data.read(write(tmp_path / "one.xyz", f'stress="{nine(STRESS)}" stress-unit={unit}'))
+    np.testing.assert_allclose(frame.labels.virial, factor * VIRIAL)
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["energy-unit=furlong", "energy-unit=hartree", "force-unit=N", "units=real", "unit=hartree", "length-unit=bohr"],
+)
+def test_units_that_are_not_known_are_refused(tmp_path, header):
+    with pytest.raises(ValueError, match="frame 0: .*(unit|Å).*(Convert|convert)"):
+        data.read(write(tmp_path / "one.xyz", f"energy=-3 {header}"))
+
+
+def test_units_of_what_is_no_label_do_not_matter(tmp_path):
+    (frame,) = data.read(write(tmp_path / "one.xyz", "energy=-3 time_unit=fs charge-unit=e"))
+    assert frame.labels.energy == -3

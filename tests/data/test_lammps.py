@@ -1,0 +1,116 @@
+"""LAMMPS dumps: elements, units, frames that are not whole, and no energy from forces."""
+
+import ase.build
+import ase.io
+import ase.units
+import numpy as np
+import pytest
+from ase.calculators.lammps import convert
+
+from lamjax import data
+from lamjax.data import ReadOptions
+
+OPTIONS = ReadOptions(elements=("Si", "O"))
+
+
+def dump(columns="id type x y z fx fy fz", units="", rows=None, n=None, bounds="pp pp ff", step=0) -> str:
+    values = {"id": (2, 1), "type": (2, 1), "x": (1.0, 0.5), "y": (2.0, 0.5), "z": (3.0, 0.5)}
+    values |= {"fx": (0.1, -0.1), "fy": (0.2, -0.2), "fz": (0.3, -0.3), "vx": (1, 2), "vy": (0, 0), "vz": (0, 0)}
+    values |= {"element": ("O", "Si"), "carbon": ("C", "C"), "mass": (15.999, 28.085), "typelabel": ("O", "Si")}
+    names = columns.split()
+    lines = [" ".join(str(values[name][k]) for name in names) for k in (0, 1)] if rows is None else rows
+    head = [*units, "ITEM: TIMESTEP", str(step), "ITEM: NUMBER OF ATOMS", str(2 if n is None else n)]
+    head += [f"ITEM: BOX BOUNDS {bounds}".rstrip(), "0 4", "0 5", "0 6"]
+    return "\n".join([*head, f"ITEM: ATOMS {columns.replace('carbon', 'element')}", *lines]) + "\n"
+
+
+def written(tmp_path, text: str, name="run.dump"):
+    (tmp_path / name).write_text(text)
+    return tmp_path / name
+
+
+@pytest.mark.parametrize("name", ["run.dump", "dump.lammpstrj", "dump.0.custom"])
+def test_forces_invent_no_energy(tmp_path, name):
+    (frame, second) = data.read(written(tmp_path, dump() + dump(step=10), name), options=OPTIONS)
+    np.testing.assert_array_equal(frame.labels.weights, [0, 1, 0])
+    np.testing.assert_array_equal(frame.labels.forces, [(-0.1, -0.2, -0.3), (0.1, 0.2, 0.3)])  # by id
+    np.testing.assert_array_equal(frame.system.numbers, [14, 8])
+    np.testing.assert_array_equal(frame.system.positions, [(0.5, 0.5, 0.5), (1, 2, 3)])
+    np.testing.assert_array_equal(frame.system.pbc, [True, True, False])
+    np.testing.assert_array_equal(frame.system.cell, np.diag([4, 5, 6]))
+    assert second.info["timestep"] == 10
+
+
+@pytest.mark.parametrize("columns", ["id type x y z", "id type carbon x y z"])
+def test_types_without_elements_are_refused(tmp_path, columns):
+    with pytest.raises(
+        ValueError, match=r"run.dump, frame 0: .*line 1: the dump has .* Give the elements .*--elements"
+    ):
+        data.read(written(tmp_path, dump(columns)))
+    with pytest.raises(ValueError, match=r"an atom is of type 2, but elements are given for types 1 to 1 \(Si\)"):
+        data.read(written(tmp_path, dump(columns)), options=ReadOptions(elements=("Si",)))
+    (frame,) = data.read(written(tmp_path, dump(columns)), options=OPTIONS)
+    np.testing.assert_array_equal(frame.system.numbers, [14, 8])
+
+
+@pytest.mark.parametrize("column", ["element", "mass", "typelabel"])
+def test_elements_that_the_dump_tells(tmp_path, column):
+    (frame,) = data.read(written(tmp_path, dump(f"id type {column} x y z")))
+    np.testing.assert_array_equal(frame.system.numbers, [14, 8])
+
+
+def test_a_mass_of_no_element(tmp_path):
+    text = dump("id mass x y z", rows=["1 28.085 0 0 0", "2 60.08 1 1 1"])
+    with pytest.raises(ValueError, match="no element has the mass 60.08 amu"):
+        data.read(written(tmp_path, text))
+
+
+WRONG = {
+    "rows": (
+        dump() + dump(rows=["1 1 0 0 0 0 0 0"]),
+        "frame 1: .*line 12: .* announces 2 atoms of 8 values, 1 such lines",
+    ),
+    "more rows": (dump(n=1), "frame 0: .*announces 1 atoms of 8 values, 2 such lines"),
+    "cut row": (dump().rpartition(" ")[0], "frame 0: .*announces 2 atoms of 8 values, 1 such lines"),
+    "header": (
+        dump() + "ITEM: TIMESTEP\n10\nITEM: NUMBER OF ATOMS\n",
+        "frame 1: .*line 12: .* has no BOX BOUNDS, ATOMS",
+    ),
+    "lj": (dump(units=["ITEM: UNITS", "lj"]), "frame 0: .*units 'lj' can't be converted"),
+    "flags": (dump(bounds=""), "frame 0: .*BOX BOUNDS does not say what is periodic"),
+}
+
+
+@pytest.mark.parametrize("case", list(WRONG))
+def test_frames_that_are_not_whole_are_refused(tmp_path, case):
+    text, message = WRONG[case]
+    with pytest.raises(ValueError, match="run.dump, " + message):
+        data.read(written(tmp_path, text), options=OPTIONS)
+
+
+@pytest.mark.parametrize("units", [["ITEM: UNITS", "real"], ["ITEM: UNITS real"]])
+def test_units_of_the_dump_are_converted(tmp_path, units):
+    text = dump("id type x y z fx fy fz vx vy vz", units) + dump("id type x y z fx fy fz vx vy vz", step=1)
+    frames = data.read(written(tmp_path, text), options=OPTIONS)
+    assert len(frames) == 2
+    for frame in frames:  # the item stands once, before the first frame
+        kcal = ase.units.kcal / ase.units.mol
+        np.testing.assert_allclose(frame.labels.forces[1], np.array([0.1, 0.2, 0.3]) * kcal, rtol=1e-4)
+        expected = convert(1.0, "velocity", "real", "ASE") * 15.999
+        np.testing.assert_allclose(frame.info["momenta"][1, 0], expected, rtol=1e-6)
+    (frame,) = data.read(written(tmp_path, dump(units=["ITEM: UNITS", "electron"])), options=OPTIONS)
+    np.testing.assert_allclose(frame.system.positions[1], np.array([1, 2, 3]) * ase.units.Bohr, rtol=1e-6)
+
+
+def test_a_triclinic_box_and_windows_line_ends(tmp_path):
+    """Against the cell that ASE reads; LAMMPS writes the bounds of the box that encloses the tilted one."""
+    text = dump(bounds="xy xz yz pp pp pp").replace("0 4\n0 5\n0 6", "-0.5 4.7 -0.5\n0 5.9 0.7\n0 6 0.9")
+    (frame,) = data.read(written(tmp_path, text.replace("\n", "\r\n")), options=OPTIONS)
+    np.testing.assert_allclose(frame.system.cell, ase.io.read(written(tmp_path, text), format="lammps-dump-text").cell)
+    np.testing.assert_allclose(frame.system.cell, [(4.0, 0, 0), (-0.5, 5.0, 0), (0.7, 0.9, 6)])
+
+
+def test_a_note_where_the_dump_states_no_units(tmp_path):
+    notes: list = []
+    list(data.iterate(written(tmp_path, dump()), options=OPTIONS, on_remark=notes.append))
+    assert [(note.severity, "metal" in note.what) for note in notes] == [("note", True)]
