@@ -5,28 +5,35 @@ What lamjax does not implement is refused by name; what changes no number (seeds
 
 from typing import Any
 
+import numpy as np
+
 from lamjax.descriptors import DPA1Config, DPA2Config, RepformerConfig, RepinitConfig, ThreeBodyConfig
 from lamjax.heads import EnergyHeadConfig
+from lamjax.interop.deepmd.words import short
 from lamjax.potential import CheckpointError, PotentialConfig
 
 SUPPORTED = 'an energy model (fitting "ener") with the descriptor "dpa2", or "dpa1"/"se_atten" with attn_layer 0'
-_DPA1_NAMES = ("dpa1", "se_atten", "se_atten_v2")
+_TEBD = "repformer_add_type_ebd_to_seq"  # the older name of add_tebd_to_repinit_out
+DPA1_NAMES = ("dpa1", "se_atten", "se_atten_v2")
 # without influence on the function that a model is: training, statistics of a fresh model, where it runs
 _TRAINING = {"seed", "precision", "trainable", "trainable_ln", "ntypes", "type_map", "type"}
 _MODEL_KEYS = {
     *("type_map", "descriptor", "fitting_net", "pair_exclude_types", "atom_exclude_types", "type"),
     *("data_stat_nbatch", "data_stat_protect", "data_bias_nsample", "preset_out_bias", "srtab_add_bias"),
     *("finetune_head", "info", "rcond", "model_branch_alias", "bridging_r_inner", "bridging_r_outer"),
+    "hessian_mode",  # whether second derivatives are given out too
 }
 # attention, of which there is none with attn_layer 0
-_ATTENTION = {"attn", "attn_dotr", "attn_mask", "scaling_factor", "normalize", "temperature", "ln_eps", "lmax"}
+ATTENTION = {"attn", "attn_dotr", "attn_mask", "scaling_factor", "normalize", "temperature", "ln_eps"}
 
 
 def model_config(section: dict, head: str) -> PotentialConfig:
     """The config of a branch's `model` section, its head called `head`; CheckpointError names what is not known."""
     kind = section.get("type", "standard")
     if kind != "standard" or "descriptor" not in section or "fitting_net" not in section:
-        raise CheckpointError(f"the model is of type {kind!r} with keys {sorted(section)}; supported: {SUPPORTED}.")
+        raise CheckpointError(
+            f"the model is of type {short(kind)} with keys {short(sorted(section))}; supported: {SUPPORTED}."
+        )
     section = {key: value for key, value in section.items() if value is not None}
     _refuse_values(section, {"bridging_method": "None", "use_srtab": None, "spin": None}, "model")
     _refuse_unknown(section, _MODEL_KEYS, "model")
@@ -45,16 +52,16 @@ def descriptor_config(options: dict) -> DPA2Config | DPA1Config:
     kind = options.get("type")
     if kind == "dpa2":
         return _dpa2(dict(options))
-    if kind in _DPA1_NAMES:
+    if kind in DPA1_NAMES:
         return _dpa1(dict(options))
-    raise CheckpointError(f"the descriptor is of type {kind!r}; supported: {SUPPORTED}.")
+    raise CheckpointError(f"the descriptor is of type {short(kind)}; supported: {SUPPORTED}.")
 
 
 def head_config(options: dict, exclude_types=()) -> EnergyHeadConfig:
     """The config of a fitting net's options; `exclude_types` are the model's `atom_exclude_types`."""
     options = dict(options)
     if (kind := options.get("type", "ener")) != "ener":
-        raise CheckpointError(f"the fitting net is of type {kind!r}; supported: {SUPPORTED}.")
+        raise CheckpointError(f"the fitting net is of type {short(kind)}; supported: {SUPPORTED}.")
     _refuse_values(
         options,
         {"mixed_types": True, "use_aparam_as_mask": False, "tot_ener_zero": False, "dim_out": 1, "var_name": "energy"},
@@ -83,11 +90,16 @@ def descriptor_options(config: DPA2Config | DPA1Config) -> dict:
 
 
 def _dpa2(options: dict) -> DPA2Config:
+    if flat := sorted(key for key in options if key.startswith(("repinit_", "repformer_")) and key != _TEBD):
+        raise CheckpointError(
+            f"the descriptor's options are flat ({', '.join(flat[:2])}, ...), as DeePMD-kit 3.0.0a0 wrote them, for "
+            "models that differ from today's. Use a release of the model for DeePMD-kit 3.0.0b4 or later."
+        )
     repinit, repformer = dict(options.pop("repinit")), dict(options.pop("repformer"))
     three = {
         key.removeprefix("three_body_"): repinit.pop(key) for key in list(repinit) if key.startswith("three_body_")
     }
-    _renamed(options, "repformer_add_type_ebd_to_seq", "add_tebd_to_repinit_out")
+    _renamed(options, _TEBD, "add_tebd_to_repinit_out")
     use_three_body = repinit.pop("use_three_body", False)
     if repformer.get("ln_eps", 1e-5) is None:
         del repformer["ln_eps"]
@@ -103,6 +115,7 @@ def _dpa1(options: dict) -> DPA1Config:
     if (layers := options.pop("attn_layer", 2)) != 0:
         raise CheckpointError(f"the descriptor has attn_layer {layers}; supported: {SUPPORTED}.")
     _refuse_set(options, ("spin", "use_exp_switch"), "descriptor")
+    _refuse_values(options, {"lmax": 1}, "descriptor")
     _renamed(options, "smooth_type_embdding", "smooth_type_embedding")
     _renamed(options, "n_axis_neuron", "axis_neuron")
     if options["type"] == "se_atten_v2":
@@ -111,14 +124,14 @@ def _dpa1(options: dict) -> DPA1Config:
         options["tebd_input_mode"] = "strip"
     if isinstance(options.get("sel"), list):  # one number for each type of other descriptors
         options["sel"] = sum(options["sel"])
-    return _config(DPA1Config, options, "descriptor", ignored=_TRAINING | _ATTENTION)
+    return _config(DPA1Config, options, "descriptor", ignored=_TRAINING | ATTENTION)
 
 
 def _config(cls, options: dict, block: str, ignored=frozenset()):
     known = {name: _tuples(value) for name, value in options.items() if name in cls.__dataclass_fields__}
     _refuse_unknown(options, known.keys() | ignored, block)
     if isinstance(sel := known.get("nsel", known.get("sel")), str):
-        raise CheckpointError(f"{block} has sel {sel!r}: give the number of neighbours that it stands for.")
+        raise CheckpointError(f"{block} has sel {short(sel)}: give the number of neighbours that it stands for.")
     known.pop("type", None)
     try:
         return cls(**known)
@@ -128,21 +141,23 @@ def _config(cls, options: dict, block: str, ignored=frozenset()):
 
 def _refuse_unknown(options: dict, known, block: str) -> None:
     if unknown := sorted(options.keys() - set(known)):
-        said = ", ".join(f"{name} = {options[name]!r}" for name in unknown)
+        said = ", ".join(f"{name} = {short(options[name])}" for name in unknown)
         raise CheckpointError(f"{block} has the option {said}, which lamjax does not know.")
 
 
 def _refuse_values(options: dict, supported: dict[str, Any], block: str) -> None:
     for name, value in supported.items():
-        if (got := options.pop(name, value)) not in (value, None):
-            raise CheckpointError(f"{block} has {name} = {got!r}, which is not supported (supported: {value!r}).")
+        got = options.pop(name, value)
+        if got is not None and (isinstance(got, np.ndarray) or got != value):
+            raise CheckpointError(f"{block} has {name} = {short(got)}, which is not supported (supported: {value!r}).")
 
 
 def _refuse_set(options: dict, names: tuple[str, ...], block: str) -> None:
     """Options that are only supported where they are absent, empty or false."""
     for name in names:
-        if got := options.pop(name, None):
-            raise CheckpointError(f"{block} has {name} = {got!r}, which is not supported.")
+        got = options.pop(name, None)
+        if got is not None and (np.size(got) if isinstance(got, np.ndarray) else got):
+            raise CheckpointError(f"{block} has {name} = {short(got)}, which is not supported.")
 
 
 def _renamed(options: dict, old: str, new: str) -> None:

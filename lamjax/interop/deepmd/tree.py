@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from lamjax.descriptors import DPA1Config
-from lamjax.interop.deepmd import options
+from lamjax.interop.deepmd import audit, options, write
 from lamjax.potential import (
     DEFAULT_HEAD,
     CheckpointError,
@@ -29,6 +29,7 @@ def from_tree(tree: dict) -> tuple[PotentialConfig, Params]:
     kind = (model.get("type"), model.get("descriptor", {}).get("type"), model.get("fitting", {}).get("type"))
     if kind[0] != "standard" or None in kind:
         raise CheckpointError(f"model, descriptor and fitting are of type {kind}; supported: {options.SUPPORTED}.")
+    audit.check_formats(tree)
     descriptor = model["descriptor"]
     config = PotentialConfig(
         elements=tuple(model["type_map"]),
@@ -39,6 +40,8 @@ def from_tree(tree: dict) -> tuple[PotentialConfig, Params]:
     params = Params(_descriptor_params(config.descriptor, descriptor), {DEFAULT_HEAD: _head_params(model)})
     config = with_actual_means(config, params)
     check_structure(config, params)
+    if isinstance(config.descriptor, write.WRITTEN):
+        audit.check_entries(model, write.model_entry(config, params, DEFAULT_HEAD))
     return config, params
 
 

@@ -13,6 +13,7 @@ from lamjax.interop.deepmd.options import descriptor_options
 from lamjax.potential import CheckpointError, Params, PotentialConfig
 
 FORMAT = "3.2.0"  # the release of DeePMD-kit whose format this is
+WRITTEN = (DPA1Config, DPA2Config)
 
 
 def dp_bytes(config: PotentialConfig, params: Params, head: str) -> bytes:
@@ -44,15 +45,33 @@ def to_tree(config: PotentialConfig, params: Params, head: str) -> dict:
     """
     if head not in params.heads:
         raise CheckpointError(f"the model has no head {head!r}; available: {', '.join(params.heads)}.")
-    precision = str(np.asarray(params.descriptor["type_embedding"]["w"]).dtype)
+    precision = str(_weights(params).dtype)
     if precision not in ("float64", "float32"):
         raise CheckpointError(f"parameters are {precision}; DeePMD-kit's models are float64 or float32.")
-    writer = _Writer(config.elements, precision)
+    if isinstance(config.descriptor, DPA2Config) and "g1_transform" not in params.descriptor:
+        raise CheckpointError(
+            "repinit's output is as wide as the repformer's g1_dim, so that there is no transform between them: "
+            f"DeePMD-kit {FORMAT} writes such a model but cannot read it. Use another g1_dim or axis_neuron."
+        )
+    return {
+        "software": "deepmd-kit",
+        "version": FORMAT,
+        "time": str(datetime.now(UTC)),
+        "backend": "lamjax",
+        "model": model_entry(config, params, head),
+        "model_def_script": _script(config, dict(config.heads)[head], descriptor_options(config.descriptor), precision),
+        "@variables": {},
+    }
+
+
+def model_entry(config: PotentialConfig, params: Params, head: str) -> dict:
+    """The tree's entry `model`, whether or not DeePMD-kit could read it back."""
+    writer = _Writer(config.elements, str(_weights(params).dtype))
     head_config = dict(config.heads)[head]
     statistics = params.heads[head]["statistics"]
     options = descriptor_options(config.descriptor)
     describe = writer.dpa1 if isinstance(config.descriptor, DPA1Config) else writer.dpa2
-    model = {
+    return {
         **writer.entry("Model", 2),
         "type": "standard",
         "type_map": list(config.elements),
@@ -64,15 +83,11 @@ def to_tree(config: PotentialConfig, params: Params, head: str) -> dict:
         "descriptor": describe(config.descriptor, options, params.descriptor),
         "fitting": writer.fitting(head_config, params.heads[head], config.descriptor.width),
     }
-    return {
-        "software": "deepmd-kit",
-        "version": FORMAT,
-        "time": str(datetime.now(UTC)),
-        "backend": "lamjax",
-        "model": model,
-        "model_def_script": _script(config, head_config, options, precision),
-        "@variables": {},
-    }
+
+
+def _weights(params: Params) -> np.ndarray:
+    """The matrix whose precision is the model's."""
+    return np.asarray(params.descriptor["type_embedding"]["w"])
 
 
 def _script(config: PotentialConfig, head_config, options: dict, precision: str) -> dict:
@@ -206,18 +221,15 @@ class _Writer:
         }
 
     def dpa2(self, config: DPA2Config, options: dict, params: dict) -> dict:
-        if "g1_transform" not in params:
-            raise CheckpointError(
-                "repinit's output is as wide as the repformer's g1_dim, so that there is no transform between them: "
-                f"DeePMD-kit {FORMAT} writes such a model but cannot read it. Use another g1_dim or axis_neuron."
-            )
         repinit, radial = params["repinit"], config.repinit
         found = {
             **self.descriptor(config, options, 3),
             "repinit_args": options["repinit"],
             "repformer_args": {**options["repformer"], "trainable_ln": True},
             "type_embedding": self.type_embedding(params["type_embedding"], config, radial.tebd_dim),
-            "g1_shape_tranform": self.layer(params["g1_transform"]),
+            "g1_shape_tranform": self.layer(params["g1_transform"])
+            if "g1_transform" in params
+            else self.entry("Identity", 1),
             "repinit_variable": self.block(repinit, radial, radial, config.env_protection),
             "repformers_variable": self.repformers(config, params["repformer"]),
         }
