@@ -15,7 +15,6 @@ from lamjax.reports import files
 from lamjax.system import System
 
 OUTCOME = ("converged", "finite", "n_steps", "fmax")
-LABELS = {"energy", "free_energy", "virial", "stress"}  # of the start; they would be taken for those of the end
 
 
 def labelled(relaxed: Relaxation, info: dict[str, Any]) -> ase.Atoms:
@@ -32,8 +31,8 @@ def labelled(relaxed: Relaxation, info: dict[str, Any]) -> ase.Atoms:
     atoms.calc = SinglePointCalculator(atoms, **results)
     if "fixed" in info:
         atoms.set_constraint(system.constraints(info["fixed"]))
-    plain = {key: value for key, value in info.items() if np.ndim(value) == 0 and not _is_label(key)}
-    atoms.info |= plain | {name: np.asarray(getattr(relaxed, name)).item() for name in (*OUTCOME, "truncated")}
+    outcome = {name: np.asarray(getattr(relaxed, name)).item() for name in (*OUTCOME, "truncated")}
+    atoms.info |= records.plain_info(info) | outcome
     return atoms
 
 
@@ -72,7 +71,3 @@ def parts(path: Path) -> list[Path]:
 def part(path: Path, process: int) -> Path:
     """The file of one of several processes."""
     return path.with_name(f"{path.stem}.{process}{path.suffix}")
-
-
-def _is_label(key: str) -> bool:
-    return key in LABELS or key.startswith("REF_")

@@ -14,6 +14,7 @@ TEMPLATE = """\
 # lamjax distill: keys and their defaults; a key may be left out. --set explore.steps=500 changes one.
 labeller: {type: potential, model: teacher.lamjax}     # head: NAME where there are several; precision: float32
 # labeller: {type: calculator, name: tblite, options: {method: GFN2-xTB}}   # any ASE calculator by its name there
+# labeller: {type: calculator, name: "chgnet.model.dynamics:CHGNetCalculator"}   # or imported; reuse: true, false
 # labeller: {type: files}          # the command ends and says which file it waits for
 start: [structures.extxyz]         # where exploration begins: every frame of these files
 initial: []                        # labelled frames to learn from as well, from the first round on
@@ -77,10 +78,15 @@ class TeacherConfig:
 
 @dataclass(frozen=True)
 class CalculatorConfig:
-    """An ASE calculator labels, by its name in `ase.calculators` or "tblite"; `options` are its keyword arguments."""
+    """An ASE calculator labels: ASE's name for it, "tblite", or "package.module:factory", which is imported.
+
+    Code is imported because the user's own config or command names it, and for no other reason: model files hold no
+    such name, and the config that a run has stored is compared with the user's, never acted on.
+    """
 
     name: str
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the class or function
+    reuse: bool | None = None  # one instance for many frames; None: if it is imported
     type: Literal["calculator"] = "calculator"
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
