@@ -13,6 +13,11 @@ from lamjax.distillation.config import LabelConfig as LabelConfig
 from lamjax.distillation.config import StudentConfig as StudentConfig
 from lamjax.distillation.config import TeacherConfig as TeacherConfig
 from lamjax.distillation.config import TrustConfig as TrustConfig
+from lamjax.distillation.explore import Engine as Engine
+from lamjax.distillation.explore import potential_engine as potential_engine
+from lamjax.distillation.explore_calculators import calculator_engine as calculator_engine
+from lamjax.distillation.explored import Explored as Explored
+from lamjax.distillation.explored import explore_set as explore_set
 from lamjax.distillation.label import FileLabeller as FileLabeller
 from lamjax.distillation.label import Labeller as Labeller
 from lamjax.distillation.label import PotentialLabeller as PotentialLabeller
@@ -30,4 +35,6 @@ from lamjax.distillation.sets import Written as Written
 from lamjax.distillation.sets import label_set as label_set
 from lamjax.distillation.sets import read_structures as read_structures
 from lamjax.distillation.setup import prepare as prepare
+from lamjax.distillation.substitute import similar as similar
+from lamjax.distillation.substitute import substitutes as substitutes
 from lamjax.distillation.train import Errors as Errors

@@ -48,6 +48,10 @@ class CalculatorLabeller:
                 self._kept = None
                 yield Failed(f"{self.name}: {type(error).__name__}: {error}")
 
+    def instance(self) -> Any:
+        """A calculator: the one that is kept, or a new one."""
+        return self.make() if self._kept is None else self._kept
+
     def _results(self, atoms: ase.Atoms) -> dict[str, Any]:
         used = self._kept
         calculator, self._kept = self.make() if used is None else used, None

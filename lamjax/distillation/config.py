@@ -48,6 +48,10 @@ explore:
   strain: 0.02                     # standard deviation of a component
   relaxations: 0                   # per start: perturbed structures that are relaxed for a while
   relax_steps: 20
+  relax_every: null                # steps between the frames that are looked at; null: only where it ends
+  relax_cell: false                # whether the cell relaxes too
+  substitutions: 0                 # further starts per start: elements replaced by similar ones, the volume scaled
+  similar: 1                       # places in the group (d and f elements: or the row) that these may be away
 trust: {lower: 0.05, upper: 0.3}   # eV/Å, largest force deviation in a frame: labelled if between
 label: {most: 100, fresh: 20}      # frames per round to learn from, and to measure with: those are never learned
 enough: {deviation: 0.1, force: 0.05, energy: 0.002}   # eV/Å (95 % of frames), eV/Å and eV/atom (RMSE on fresh frames)
@@ -144,11 +148,15 @@ class ExploreConfig:
     strain: float = 0.02
     relaxations: int = 0
     relax_steps: int = 20
+    relax_every: int | None = None
+    relax_cell: bool = False
+    substitutions: int = 0
+    similar: int = 1
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     def __post_init__(self):
-        at_least(self, 1, "steps", "every", "relax_steps", "perturbed")
-        at_least(self, 0, "simulations", "relaxations", "displacement", "strain")
+        at_least(self, 1, "steps", "every", "relax_steps", "relax_every", "similar")
+        at_least(self, 0, "simulations", "relaxations", "perturbed", "substitutions", "displacement", "strain")
         if not self.timestep > 0 or not all(t > 0 for t in self.temperatures):
             raise ValueError(
                 f"timestep and temperatures must be positive, got {self.timestep}, {list(self.temperatures)}."

@@ -5,7 +5,6 @@ from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ase
 import numpy as np
 
 from lamjax import checkpoints
@@ -15,6 +14,7 @@ from lamjax.distillation import explore as exploring
 from lamjax.distillation import files
 from lamjax.distillation.answers import Failed
 from lamjax.distillation.config import DistillConfig
+from lamjax.distillation.explored import is_usable
 from lamjax.distillation.label import Labeller
 from lamjax.distillation.labelling import FAILED, append_answers, keep_whole, together
 from lamjax.distillation.select import ASKED, deviations, quantiles, select
@@ -120,13 +120,13 @@ def _explore(run: Run, number: int, stacked: Params | None, facts: dict[str, Any
     if stacked is None:
         total = len(run.starts)
         walks = exploring.perturb(config, run.starts, seed)
-        frames = [exploring.found(start.system, start, "start") for start in run.starts]
+        frames = exploring.beginnings(run.starts)
     else:
         total = exploring.n_walks(config, len(run.starts))
         members = unstack(stacked)
         walks = exploring.explore(config, run.potential, members[number % len(members)], run.starts, seed)
     for done, walk in enumerate(walks, start=1):
-        usable = [atoms for atoms in walk.frames if _is_usable(atoms)]
+        usable = [atoms for atoms in walk.frames if is_usable(atoms)]
         dropped += len(walk.frames) - len(usable)
         frames += usable
         failures += [walk.failure] if walk.failure else []
@@ -243,15 +243,6 @@ def _keep(run: Run, number: int, facts: dict[str, Any], stage: str, began: float
     """The facts so far, on disk before the file that says that the stage is over."""
     facts["seconds"] = facts.get("seconds", {}) | {stage: round(time.monotonic() - began, 1)}
     files.write_facts(run.folder(number) / files.ROUND, facts)
-
-
-def _is_usable(atoms: ase.Atoms) -> bool:
-    """Whether anybody can label it: no atoms on one place, no flat cell."""
-    try:
-        from_atoms(atoms)
-    except ValueError:
-        return False
-    return True
 
 
 def _seed(run: Run, number: int) -> int:

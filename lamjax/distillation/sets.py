@@ -156,11 +156,11 @@ def _failures(partial: Path) -> Iterator[str | None]:
 
 
 def _facts_of(partial: Path) -> Iterator[str]:
+    """ "labelled" of every frame that is, and "stress" or "periodic" if it has one or could have one."""
     for info, _ in records.whole_records(partial, WRITER):
         if FAILED not in info:
-            yield "labelled"
-            yield from itertools.compress(
-                ("stress", "periodic"), ("stress" in info, bool(np.all(info.get("pbc", False))))
+            yield from (
+                ["labelled"] + ["stress"] * ("stress" in info) + ["periodic"] * bool(np.all(info.get("pbc", False)))
             )
 
 
