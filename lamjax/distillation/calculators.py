@@ -34,7 +34,8 @@ class CalculatorLabeller:
         self.make, self.name, self.reuse = make, name, reuse
         self.level = name if level is None else level  # what frames say of who labelled them
         self._kept: Any = None  # the instance that is used again
-        self._compared = False  # with a new one
+        self._has_answered = False  # the kept one, before
+        self._compared = False  # an instance that had answered before, with a new one
 
     def label(self, frames: Sequence[ase.Atoms], folder: Path | None = None) -> Iterator[ase.Atoms | Failed]:
         """Energies and forces, and stresses where the cell is periodic and the calculator has them.
@@ -53,14 +54,14 @@ class CalculatorLabeller:
         return self.make() if self._kept is None else self._kept
 
     def _results(self, atoms: ase.Atoms) -> dict[str, Any]:
-        used = self._kept
-        calculator, self._kept = self.make() if used is None else used, None
+        used = self._kept is not None and self._has_answered
+        calculator, self._kept = self.instance(), None
         found = results(calculator, atoms)
-        if used is not None and not self._compared:
+        if used and not self._compared:
             new = results(self.make(), atoms)
             self._compared, self.reuse = True, _agree(found, new)
             found = found if self.reuse else new
-        self._kept = calculator if self.reuse else None
+        self._kept, self._has_answered = calculator if self.reuse else None, self.reuse
         return found
 
 

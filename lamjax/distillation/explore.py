@@ -38,6 +38,7 @@ class Engine(NamedTuple):
 
     relax: Callable[..., Iterator[Walk]]  # (config, starts, seed, first)
     simulate: Callable[..., Walk]  # (config, simulation, seed)
+    group: int = 1  # structures that are relaxed side by side
 
 
 def explore(config: ExploreConfig, potential, params, starts: Sequence[Frame], seed: int) -> Iterator[Walk]:
@@ -53,7 +54,7 @@ def parts(
     found = [functools.partial(perturb, config, starts[k : k + 1], seed, k) for k in range(len(starts))]
     if engine is None:
         return found
-    group = max(GROUP // max(config.relaxations, 1), 1)
+    group = max(engine.group // max(config.relaxations, 1), 1)
     for k in range(0, len(starts) if config.relaxations else 0, group):
         found.append(functools.partial(engine.relax, config, starts[k : k + group], seed, k))
     for number, one in enumerate(simulations(config, starts, seed)):
@@ -67,6 +68,7 @@ def potential_engine(potential, params) -> Engine:
     return Engine(
         functools.partial(relax_with, potential, params),
         lambda config, one, seed: simulate(config, potential, params, one, seed, room),
+        GROUP,
     )
 
 
