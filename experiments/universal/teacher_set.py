@@ -3,9 +3,9 @@
     pip install chgnet==0.4.2
     nice python -m experiments.universal.teacher_set --samples 0 12000
 
-Every sample comes from one crystal of experiments/data/materials_pbeu and the random numbers of (seed, sample) alone, so
-that any range of samples can be made again, in any order. Blocks of samples are written one by one: a killed run loses
-one block, and the same command goes on. No composition of the evaluation sets (`held_out.json`) is made.
+Every sample comes from one crystal of experiments/data/materials_pbeu and the random numbers of (seed, sample) alone,
+so that any range of samples can be made again, in any order. Blocks of samples are written one by one: a killed run
+loses one block, and the same command goes on. No composition of the evaluation sets (`held_out.json`) is made.
 """
 
 import argparse

@@ -13,8 +13,10 @@ from lamjax.cli.data_convert import convert as convert_data
 from lamjax.cli.demo import demo
 from lamjax.cli.distill import distill
 from lamjax.cli.evaluate import evaluate
+from lamjax.cli.explore import explore
 from lamjax.cli.finetune import finetune
 from lamjax.cli.info import info
+from lamjax.cli.label import label
 from lamjax.cli.md import md
 from lamjax.cli.relax import relax
 from lamjax.cli.show import show
@@ -30,7 +32,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Look at data sets, and pack them.", no_args_is_help=True)
 data_app.command()(check)
 data_app.command("convert")(convert_data)
-for command in (demo, train, finetune, distill, relax, md, show, convert, info):
+for command in (demo, train, finetune, distill, explore, label, relax, md, show, convert, info):
     app.command()(command)
 app.command("eval")(evaluate)
 app.add_typer(data_app, name="data")

@@ -8,7 +8,7 @@ import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from lamjax import system, units
-from lamjax.data import labels, records
+from lamjax.data import records
 from lamjax.data.records import append as append
 from lamjax.relaxation import Relaxation
 from lamjax.reports import files
@@ -31,8 +31,8 @@ def labelled(relaxed: Relaxation, info: dict[str, Any]) -> ase.Atoms:
     atoms.calc = SinglePointCalculator(atoms, **results)
     if "fixed" in info:
         atoms.set_constraint(system.constraints(info["fixed"]))
-    plain = {key: value for key, value in info.items() if np.ndim(value) == 0 and not _is_label(key)}
-    atoms.info |= plain | {name: np.asarray(getattr(relaxed, name)).item() for name in (*OUTCOME, "truncated")}
+    outcome = {name: np.asarray(getattr(relaxed, name)).item() for name in (*OUTCOME, "truncated")}
+    atoms.info |= records.plain_info(info) | outcome
     return atoms
 
 
@@ -71,8 +71,3 @@ def parts(path: Path) -> list[Path]:
 def part(path: Path, process: int) -> Path:
     """The file of one of several processes."""
     return path.with_name(f"{path.stem}.{process}{path.suffix}")
-
-
-def _is_label(key: str) -> bool:
-    """Whether a key of the start would be taken for a label of the end."""
-    return labels.quantity(key) is not None or labels.looks_like_label(key)

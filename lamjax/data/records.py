@@ -7,7 +7,10 @@ from typing import Any, TextIO
 
 import ase
 import ase.io
+import numpy as np
 from ase.io.extxyz import key_val_str_to_dict
+
+from lamjax.data import labels
 
 
 def append(file: TextIO, atoms: ase.Atoms) -> None:
@@ -16,6 +19,22 @@ def append(file: TextIO, atoms: ase.Atoms) -> None:
     ase.io.write(text, atoms, format="extxyz")
     file.write(text.getvalue())
     file.flush()
+
+
+def plain_info(info: dict[str, Any]) -> dict[str, Any]:
+    """What of a frame's info is text or a number and no label; text on one line, as a record needs it."""
+    kept = {k: v for k, v in info.items() if np.ndim(v) == 0 and not _is_label(k)}
+    return {key: one_line(value) if isinstance(value, str) else value for key, value in kept.items()}
+
+
+def _is_label(key: str) -> bool:
+    """Whether a reader would take a key for a label."""
+    return labels.quantity(key) is not None or labels.looks_like_label(key)
+
+
+def one_line(text: str, most: int = 1000) -> str:
+    """The text with every run of white space as one blank: a line break would end the line of a record's info."""
+    return " ".join(text.split())[:most]
 
 
 def whole_records(path: Path, writer: str) -> Iterator[tuple[dict[str, Any], int]]:

@@ -1,5 +1,8 @@
 """Distillation and active learning: a committee of students explores, what it does not agree on is labelled."""
 
+from lamjax.distillation.answers import Failed as Failed
+from lamjax.distillation.answers import labelled as labelled
+from lamjax.distillation.calculators import CalculatorLabeller as CalculatorLabeller
 from lamjax.distillation.config import TEMPLATE as TEMPLATE
 from lamjax.distillation.config import CalculatorConfig as CalculatorConfig
 from lamjax.distillation.config import DistillConfig as DistillConfig
@@ -10,13 +13,15 @@ from lamjax.distillation.config import LabelConfig as LabelConfig
 from lamjax.distillation.config import StudentConfig as StudentConfig
 from lamjax.distillation.config import TeacherConfig as TeacherConfig
 from lamjax.distillation.config import TrustConfig as TrustConfig
-from lamjax.distillation.label import CalculatorLabeller as CalculatorLabeller
-from lamjax.distillation.label import Failed as Failed
+from lamjax.distillation.explore import Engine as Engine
+from lamjax.distillation.explore import potential_engine as potential_engine
+from lamjax.distillation.explore_calculators import calculator_engine as calculator_engine
+from lamjax.distillation.explored import Explored as Explored
+from lamjax.distillation.explored import explore_set as explore_set
 from lamjax.distillation.label import FileLabeller as FileLabeller
 from lamjax.distillation.label import Labeller as Labeller
 from lamjax.distillation.label import PotentialLabeller as PotentialLabeller
 from lamjax.distillation.label import Waiting as Waiting
-from lamjax.distillation.label import labelled as labelled
 from lamjax.distillation.label import open_labeller as open_labeller
 from lamjax.distillation.outcome import Model as Model
 from lamjax.distillation.outcome import finish as finish
@@ -25,5 +30,11 @@ from lamjax.distillation.rounds import Round as Round
 from lamjax.distillation.rounds import Run as Run
 from lamjax.distillation.rounds import Stage as Stage
 from lamjax.distillation.rounds import events as events
+from lamjax.distillation.sets import Step as Step
+from lamjax.distillation.sets import Written as Written
+from lamjax.distillation.sets import label_set as label_set
+from lamjax.distillation.sets import read_structures as read_structures
 from lamjax.distillation.setup import prepare as prepare
+from lamjax.distillation.substitute import similar as similar
+from lamjax.distillation.substitute import substitutes as substitutes
 from lamjax.distillation.train import Errors as Errors

@@ -14,6 +14,7 @@ TEMPLATE = """\
 # lamjax distill: keys and their defaults; a key may be left out. --set explore.steps=500 changes one.
 labeller: {type: potential, model: teacher.lamjax}     # head: NAME where there are several; precision: float32
 # labeller: {type: calculator, name: tblite, options: {method: GFN2-xTB}}   # any ASE calculator by its name there
+# labeller: {type: calculator, name: "chgnet.model.dynamics:CHGNetCalculator"}   # or imported; reuse: true, false
 # labeller: {type: files}          # the command ends and says which file it waits for
 start: [structures.extxyz]         # where exploration begins: every frame of these files
 initial: []                        # labelled frames to learn from as well, from the first round on
@@ -52,6 +53,10 @@ explore:
   strain: 0.02                     # standard deviation of a component
   relaxations: 0                   # per start: perturbed structures that are relaxed for a while
   relax_steps: 20
+  relax_every: null                # steps between the frames that are looked at; null: only where it ends
+  relax_cell: false                # whether the cell relaxes too
+  substitutions: 0                 # further starts per start: elements replaced by similar ones, the volume scaled
+  similar: 1                       # places in the group (d and f elements: or the row) that these may be away
 trust: {lower: 0.05, upper: 0.3}   # eV/Å, largest force deviation in a frame: labelled if between
 label: {most: 100, fresh: 20}      # frames per round to learn from, and to measure with: those are never learned
 enough: {deviation: 0.1, force: 0.05, energy: 0.002}   # eV/Å (95 % of frames), eV/Å and eV/atom (RMSE on fresh frames)
@@ -82,10 +87,15 @@ class TeacherConfig:
 
 @dataclass(frozen=True)
 class CalculatorConfig:
-    """An ASE calculator labels, by its name in `ase.calculators` or "tblite"; `options` are its keyword arguments."""
+    """An ASE calculator labels: ASE's name for it, "tblite", or "package.module:factory", which is imported.
+
+    Code is imported because the user's own config or command names it, and for no other reason: model files hold no
+    such name, and the config that a run has stored is compared with the user's, never acted on.
+    """
 
     name: str
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the class or function
+    reuse: bool | None = None  # one instance for many frames; None: if it is imported
     type: Literal["calculator"] = "calculator"
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
@@ -143,11 +153,15 @@ class ExploreConfig:
     strain: float = 0.02
     relaxations: int = 0
     relax_steps: int = 20
+    relax_every: int | None = None
+    relax_cell: bool = False
+    substitutions: int = 0
+    similar: int = 1
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     def __post_init__(self):
-        at_least(self, 1, "steps", "every", "relax_steps", "perturbed")
-        at_least(self, 0, "simulations", "relaxations", "displacement", "strain")
+        at_least(self, 1, "steps", "every", "relax_steps", "relax_every", "similar")
+        at_least(self, 0, "simulations", "relaxations", "perturbed", "substitutions", "displacement", "strain")
         if not self.timestep > 0 or not all(t > 0 for t in self.temperatures):
             raise ValueError(
                 f"timestep and temperatures must be positive, got {self.timestep}, {list(self.temperatures)}."

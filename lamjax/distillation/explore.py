@@ -1,7 +1,8 @@
 """Where a student goes: simulations, relaxations and random perturbations of the start structures."""
 
+import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import ase
@@ -11,8 +12,10 @@ from lamjax import dynamics, units
 from lamjax.data import Frame
 from lamjax.distillation.config import ExploreConfig
 from lamjax.neighbors.grid import Shapes
-from lamjax.relaxation import RelaxConfig, stream
+from lamjax.relaxation import CellConfig, RelaxConfig, stream
 from lamjax.system import System, complete_cell, to_ase
+
+GROUP = 1024  # structures that are relaxed side by side
 
 
 class Walk(NamedTuple):
@@ -30,14 +33,54 @@ class Simulation(NamedTuple):
     pressure: float | None  # GPa
 
 
+class Engine(NamedTuple):
+    """What moves atoms: relaxations of some starts, numbered from `first`, and one simulation."""
+
+    relax: Callable[..., Iterator[Walk]]  # (config, starts, seed, first)
+    simulate: Callable[..., Walk]  # (config, simulation, seed)
+    group: int = 1  # structures that are relaxed side by side
+
+
 def explore(config: ExploreConfig, potential, params, starts: Sequence[Frame], seed: int) -> Iterator[Walk]:
     """All that a student does in a round. A simulation that explodes keeps its frames until then, and says why."""
-    yield from perturb(config, starts, seed)
-    if config.relaxations:
-        yield from relax(config, potential, params, starts, seed)
-    room: dict[int, Shapes] = {}
+    for part in parts(config, potential_engine(potential, params), starts, seed):
+        yield from part()
+
+
+def parts(
+    config: ExploreConfig, engine: Engine | None, starts: Sequence[Frame], seed: int
+) -> list[Callable[[], Iterator[Walk]]]:
+    """An exploration in parts that do not depend on one another. Without an engine there are perturbations alone."""
+    found = [functools.partial(perturb, config, starts[k : k + 1], seed, k) for k in range(len(starts))]
+    if engine is None:
+        return found
+    group = max(engine.group // max(config.relaxations, 1), 1)
+    for k in range(0, len(starts) if config.relaxations else 0, group):
+        found.append(functools.partial(engine.relax, config, starts[k : k + group], seed, k))
     for number, one in enumerate(simulations(config, starts, seed)):
-        yield simulate(config, potential, params, one, 1000 * seed + number, room)
+        found.append(functools.partial(lambda *what: iter([engine.simulate(*what)]), config, one, 1000 * seed + number))
+    return found
+
+
+def potential_engine(potential, params) -> Engine:
+    """Relaxations many at a time, and simulations, on the surface of a potential."""
+    room: dict[int, Shapes] = {}
+    return Engine(
+        functools.partial(relax_with, potential, params),
+        lambda config, one, seed: simulate(config, potential, params, one, seed, room),
+        GROUP,
+    )
+
+
+def plain_start(frame: Frame) -> Frame:
+    """The frame without what is said of it, other than which atoms are fixed: how it was made once is not how now."""
+    return frame._replace(info={key: value for key, value in frame.info.items() if key == "fixed"})
+
+
+def beginnings(starts: Sequence[Frame]) -> list[ase.Atoms]:
+    """The starts themselves, and those that are substitutions."""
+    made = [("substitution" if "substituted" in start.info else "start", start) for start in starts]
+    return [found(one.system, one, origin, **_kept(one, ("seed", "draw"))) for origin, one in made]
 
 
 def n_walks(config: ExploreConfig, n_starts: int) -> int:
@@ -70,7 +113,6 @@ def simulate(
         ensemble = dynamics.nvt(potential, dynamics.NVTConfig(**step))
     else:
         ensemble = dynamics.npt(potential, dynamics.NPTConfig(**step, pressure=one.pressure * units.GPA))
-    said = f"{one.start.source} at {one.temperature:g} K" + ("" if one.pressure is None else f", {one.pressure:g} GPa")
     frames: list[ase.Atoms] = []
     try:
         fixed = one.start.info.get("fixed")
@@ -79,20 +121,28 @@ def simulate(
             room[n_atoms] = simulation.shapes
             for k, number in enumerate(seen.step.tolist()):
                 here = one.start.system._replace(positions=seen.positions[k], cell=seen.cell[k])
-                facts = {"step": number, "temperature": one.temperature}
-                facts |= {} if one.pressure is None else {"pressure": one.pressure}
-                frames.append(found(here, one.start, "simulation", **facts))
+                frames.append(found(here, one.start, "simulation", step=number, **conditions(one), seed=seed))
     except (dynamics.DynamicsError, ValueError) as error:  # ordinary for a student that knows little
-        return Walk(frames, f"{said}: {error}")
+        return Walk(frames, f"{described(one)}: {error}")
     return Walk(frames)
 
 
-def perturb(config: ExploreConfig, starts: Sequence[Frame], seed: int) -> Iterator[Walk]:
-    """Each start with random displacements and strains."""
-    for number, start in enumerate(starts):
+def conditions(one: Simulation) -> dict[str, float]:
+    """Temperature (K), and pressure (GPa) if there is one."""
+    return {"temperature": one.temperature} | ({} if one.pressure is None else {"pressure": one.pressure})
+
+
+def described(one: Simulation) -> str:
+    """A simulation in words."""
+    return f"{one.start.source} at {one.temperature:g} K" + ("" if one.pressure is None else f", {one.pressure:g} GPa")
+
+
+def perturb(config: ExploreConfig, starts: Sequence[Frame], seed: int, first: int = 0) -> Iterator[Walk]:
+    """Each start with random displacements and strains; `first` is the number of the first among all starts."""
+    for number, start in enumerate(starts, first):
         rng = np.random.default_rng((seed, number))
         systems = [perturbed(start, rng, config.displacement, config.strain) for _ in range(config.perturbed)]
-        yield Walk([found(one, start, "perturbation") for one in systems])
+        yield Walk([found(one, start, "perturbation", seed=seed, draw=k) for k, one in enumerate(systems)])
 
 
 def perturbed(start: Frame, rng: np.random.Generator, displacement: float, strain: float) -> System:
@@ -108,21 +158,50 @@ def perturbed(start: Frame, rng: np.random.Generator, displacement: float, strai
     return system._replace(positions=system.positions @ change + moved, cell=system.cell @ change)
 
 
-def relax(config: ExploreConfig, potential, params, starts: Sequence[Frame], seed: int) -> Iterator[Walk]:
-    """Perturbed starts, where a few steps of relaxation take them; with pressures the cell is not relaxed."""
+def relax_with(
+    potential, params, config: ExploreConfig, starts: Sequence[Frame], seed: int, first: int = 0
+) -> Iterator[Walk]:
+    """Perturbed starts along some steps of relaxation; a cell that relaxes does so without pressure."""
     owners = [k for k in range(len(starts)) for _ in range(config.relaxations)]
-    rngs = [np.random.default_rng((seed, number, 1)) for number in range(len(starts))]
-    systems = [perturbed(starts[k], rngs[k], config.displacement, config.strain) for k in owners]
+    places = [to_be_relaxed(config, start, seed, number) for number, start in enumerate(starts, first)]
+    systems = [system for mine in places for system in mine]
     fixed = [starts[k].info.get("fixed") for k in owners]
-    ends: list[list[ase.Atoms]] = [[] for _ in starts]
+    walks: list[list[ase.Atoms]] = [[] for _ in owners]
     failures: list[str | None] = [None] * len(starts)
-    for outcome in stream(potential, params, systems, RelaxConfig(max_steps=config.relax_steps), fixed=fixed):
-        k = owners[outcome.number]
-        if outcome.error is not None:
-            failures[k] = f"{starts[k].source}, relaxed: {outcome.error}"
-        else:
-            ends[k].append(found(outcome.relaxation.system, starts[k], "relaxation"))
-    yield from map(Walk, ends, failures)
+    going, done = list(range(len(owners))), 0
+    for steps in stages(config):
+        settings = RelaxConfig(max_steps=steps, cell=CellConfig() if config.relax_cell else None)
+        outcomes = stream(potential, params, [systems[i] for i in going], settings, fixed=[fixed[i] for i in going])
+        at, going, done = going, [], done + steps
+        for outcome in outcomes:
+            i = at[outcome.number]
+            k = owners[i]
+            if outcome.error is not None:
+                failures[k] = f"{starts[k].source}, relaxed: {outcome.error}"
+                continue
+            systems[i] = outcome.relaxation.system
+            step = done - steps + int(outcome.relaxation.n_steps)
+            facts = {"step": step, "seed": seed, "draw": i - owners.index(k)}
+            walks[i].append(found(systems[i], starts[k], "relaxation", **facts))
+            going += [] if outcome.relaxation.converged else [i]
+        going.sort()
+        if not going:
+            break
+    for k, failure in enumerate(failures):
+        yield Walk([atoms for i, walk in enumerate(walks) if owners[i] == k for atoms in walk], failure)
+
+
+def to_be_relaxed(config: ExploreConfig, start: Frame, seed: int, number: int) -> list[System]:
+    """The perturbed structures from which the relaxations of a start begin."""
+    rng = np.random.default_rng((seed, number, 1))
+    return [perturbed(start, rng, config.displacement, config.strain) for _ in range(config.relaxations)]
+
+
+def stages(config: ExploreConfig) -> list[int]:
+    """Steps of relaxation from one frame that is kept to the next."""
+    every = config.relax_steps if config.relax_every is None else min(config.relax_every, config.relax_steps)
+    whole, rest = divmod(config.relax_steps, every)
+    return [every] * whole + [rest] * bool(rest)
 
 
 def _onto_periodic(system: System) -> np.ndarray:
@@ -135,5 +214,10 @@ def _onto_periodic(system: System) -> np.ndarray:
 def found(system: System, start: Frame, origin: str, **facts) -> ase.Atoms:
     """A frame that says where it comes from."""
     atoms = to_ase(system)
-    atoms.info |= {"origin": origin, "start": start.source, **facts}
+    atoms.info |= {"origin": origin, "start": start.source, **_kept(start, ("substituted",)), **facts}
     return atoms
+
+
+def _kept(start: Frame, keys: Sequence[str]) -> dict:
+    """Of a start that is a substitution: how it was made."""
+    return {key: start.info[key] for key in keys if "substituted" in start.info}

@@ -1,34 +1,28 @@
 """Who says what energies and forces are: the teacher, a calculator of ASE, or files that come back later."""
 
-import difflib
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import ase
 import numpy as np
-from ase.calculators import calculator as calculators
-from ase.calculators.singlepoint import SinglePointCalculator
 
 from lamjax import checkpoints, units
-from lamjax.data import Frame, ReadOptions, from_atoms, read
+from lamjax.data import Frame, ReadOptions, from_atoms, read, records
 from lamjax.data.matching import nearest
+from lamjax.distillation.answers import Failed, bare, labelled
+from lamjax.distillation.calculators import open_calculator
 from lamjax.distillation.config import CalculatorConfig, FilesConfig, LabellerConfig, TeacherConfig
 from lamjax.distillation.files import write_frames
 from lamjax.distillation.probes import add_probes
 from lamjax.distillation.shapes import Shapes
-from lamjax.potential import Params, Potential, Prediction
+from lamjax.potential import Params, Potential, Prediction, check_elements
 from lamjax.training.errors import predictions
 
 WANTED, ANSWER = "to_label.extxyz", "answer.extxyz"
 CHUNK = 64  # frames that a potential labels before they are written
 SAME = 1e-3  # Å; an answer whose atoms lie farther off is one to another question
-
-
-class Failed(NamedTuple):
-    """A frame that has no label, and why."""
-
-    reason: str
 
 
 class Labeller(Protocol):
@@ -56,52 +50,50 @@ class PotentialLabeller:
         batch_size: int | str = "auto:256",
         dtype=np.float32,
         probes: bool = False,
+        level: str | None = None,
     ):
         self.potential, self.params, self.batch_size = potential, params, batch_size
+        self.level = level  # what frames say of who labelled them
         self.probes = probes  # whether Hessian-vector products come with the labels
         self.shapes = Shapes(potential.shells, 2, batch_size, dtype)
 
+    @property
+    def together(self) -> int:
+        """Frames that are evaluated in one go, counted from the first: parts of them differ in the last digits."""
+        return CHUNK
+
     def label(self, frames: Sequence[ase.Atoms], folder: Path) -> Iterator[ase.Atoms | Failed]:
         """Energies, forces and stresses of the potential."""
+        known = [self._known(bare(atoms)) for atoms in frames]
+        if usable := [one for one in known if isinstance(one, Frame)]:
+            self.shapes.cover(usable)
         for first in range(0, len(frames), CHUNK):
-            part = frames[first : first + CHUNK]
-            packed = self.shapes.pack([from_atoms(bare(atoms)) for atoms in part])
-            answers = predictions(self.potential, self.params, packed, self.batch_size)
-            if self.probes:
-                part = [bare(atoms) for atoms in part]
-                add_probes(self.potential, self.params, part, packed, self.batch_size)
-            for atoms, found in zip(part, answers, strict=True):
-                finite = all(np.isfinite(x).all() for x in found)
-                yield _answered(atoms, found) if finite else Failed("The teacher's answer is not finite.")
+            yield from self._answers(frames[first : first + CHUNK], known[first : first + CHUNK])
 
+    def _known(self, atoms: ase.Atoms) -> Frame | Failed:
+        """The frame, unless it has an element that the potential does not know."""
+        frame = from_atoms(atoms)
+        try:
+            check_elements(self.potential, frame.system)
+        except ValueError as error:
+            return Failed(str(error))
+        return frame
 
-class CalculatorLabeller:
-    """Any ASE calculator. A calculation that fails costs its frame, not the round."""
-
-    def __init__(self, make, name: str = "calculator"):
-        self.make, self.name = make, name  # () -> a calculator; a new one for every frame: none remembers a crash
-
-    def label(self, frames: Sequence[ase.Atoms], folder: Path) -> Iterator[ase.Atoms | Failed]:
-        """Energies and forces, and stresses where the cell is periodic and the calculator has them."""
-        for atoms in frames:
-            try:
-                yield self._answer(atoms)
-            except Exception as error:  # every code has its own ways to fail
-                yield Failed(f"{self.name}: {type(error).__name__}: {error}")
-
-    def _answer(self, atoms: ase.Atoms) -> ase.Atoms | Failed:
-        asked = bare(atoms)
-        asked.calc = self.make()
-        forces = asked.get_forces(apply_constraint=False)
-        results = {"energy": _consistent_energy(asked), "forces": forces}
-        if atoms.pbc.all():
-            try:
-                results["stress"] = asked.get_stress(apply_constraint=False)
-            except (calculators.PropertyNotImplementedError, NotImplementedError):
-                pass  # energies and forces are what is needed
-        if not all(np.isfinite(value).all() for value in results.values()):
-            return Failed(f"{self.name}: the result is not finite.")
-        return labelled(atoms, **results)
+    def _answers(self, part: Sequence[ase.Atoms], known: Sequence[Frame | Failed]) -> Iterator[ase.Atoms | Failed]:
+        usable = [one for one in known if isinstance(one, Frame)]
+        packed = self.shapes.pack(usable) if usable else None
+        answers = iter(predictions(self.potential, self.params, packed, self.batch_size) if usable else ())
+        asked = [bare(atoms) for atoms, one in zip(part, known, strict=True) if isinstance(one, Frame)]
+        if self.probes and usable:
+            add_probes(self.potential, self.params, asked, packed, self.batch_size)
+        rest = iter(asked)
+        for one in known:
+            if isinstance(one, Failed):
+                yield one
+                continue
+            atoms, found = next(rest), next(answers)
+            finite = all(np.isfinite(x).all() for x in found)
+            yield _answered(atoms, found) if finite else Failed("The teacher's answer is not finite.")
 
 
 class FileLabeller:
@@ -143,10 +135,10 @@ def open_labeller(config: LabellerConfig | None, probes: bool = False, options: 
     """
     match config:
         case TeacherConfig():
-            return PotentialLabeller(*load_teacher(config), config.batch_size, config.precision, probes)
-        case CalculatorConfig(name=name, options=options):
-            make = calculator_class(name)
-            return CalculatorLabeller(lambda: make(**options), name)
+            model = load_teacher(config)
+            return PotentialLabeller(*model, config.batch_size, config.precision, probes, _level(config, model[0]))
+        case CalculatorConfig(name=name, options=options, reuse=reuse):
+            return open_calculator(name, options, reuse)
         case FilesConfig():
             return FileLabeller(options)
     raise ValueError("There is no labeller: name one in the config, or give one to `prepare`.")
@@ -162,43 +154,11 @@ def load_teacher(config: TeacherConfig) -> tuple[Potential, Params]:
     return potential, params
 
 
-def calculator_class(name: str):
-    """The calculator of that name: those that ASE knows by name, and tblite. No code is looked for anywhere else."""
-    known = sorted({*calculators.names, "tblite"})
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"Did you mean {close[0]}?" if close else f"Known: {', '.join(known)}."
-        raise ValueError(f"labeller.name: {name!r} is no calculator. {hint}")
-    try:
-        if name == "tblite":
-            from tblite.ase import TBLite
-
-            return TBLite
-        return calculators.get_calculator_class(name)
-    except ImportError as error:
-        raise ValueError(f"The calculator {name!r} is not installed ({error}). pip install {name}?") from error
-
-
-def _consistent_energy(atoms: ase.Atoms) -> float:
-    """The energy (eV) of which the forces are the derivative: the free energy where a calculator tells both."""
-    energy = atoms.get_potential_energy()
-    free = getattr(atoms.calc, "results", {}).get("free_energy")
-    return energy if free is None else free
-
-
-def labelled(atoms: ase.Atoms, **results) -> ase.Atoms:
-    """The structure with its info and these results."""
-    atoms = bare(atoms)
-    atoms.calc = SinglePointCalculator(atoms, **results)
-    return atoms
-
-
-def bare(atoms: ase.Atoms) -> ase.Atoms:
-    """The structure and its info, without calculator and constraints: forces are those of the energy."""
-    copy = atoms.copy()
-    copy.calc = None
-    copy.set_constraint()
-    return copy
+def _level(config: TeacherConfig, potential: Potential) -> str:
+    """The model's file, by name and content, and its head: what tells its labels from those of another model."""
+    with open(config.model, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:8]
+    return records.one_line(f"{Path(config.model).name} ({digest}), head {potential.head}")
 
 
 def numbered(atoms: ase.Atoms, number: int) -> ase.Atoms:

@@ -5,21 +5,22 @@ from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ase
 import numpy as np
 
 from lamjax import checkpoints
 from lamjax.committee import stack_members
-from lamjax.data import Frame, from_atoms, records
+from lamjax.data import Frame, from_atoms
 from lamjax.distillation import explore as exploring
 from lamjax.distillation import files
+from lamjax.distillation.answers import Failed
 from lamjax.distillation.config import DistillConfig
-from lamjax.distillation.label import Failed, Labeller
+from lamjax.distillation.explored import is_usable
+from lamjax.distillation.label import Labeller
+from lamjax.distillation.labelling import FAILED, append_answers, keep_whole, together
 from lamjax.distillation.select import ASKED, deviations, quantiles, select
 from lamjax.distillation.shapes import Shapes
 from lamjax.distillation.train import Progress, Trainer, first_members, measured, unstack
 from lamjax.potential import Params, Potential
-from lamjax.reports.files import cut
 
 NAMED = 5  # reasons that are kept of a kind of failure
 
@@ -119,13 +120,13 @@ def _explore(run: Run, number: int, stacked: Params | None, facts: dict[str, Any
     if stacked is None:
         total = len(run.starts)
         walks = exploring.perturb(config, run.starts, seed)
-        frames = [exploring.found(start.system, start, "start") for start in run.starts]
+        frames = exploring.beginnings(run.starts)
     else:
         total = exploring.n_walks(config, len(run.starts))
         members = unstack(stacked)
         walks = exploring.explore(config, run.potential, members[number % len(members)], run.starts, seed)
     for done, walk in enumerate(walks, start=1):
-        usable = [atoms for atoms in walk.frames if _is_usable(atoms)]
+        usable = [atoms for atoms in walk.frames if is_usable(atoms)]
         dropped += len(walk.frames) - len(usable)
         frames += usable
         failures += [walk.failure] if walk.failure else []
@@ -166,18 +167,14 @@ def _label(run: Run, number: int, stacked: Params | None, facts: dict[str, Any])
     """labelled.extxyz; every answer is appended to labelled.partial as it comes, so that none is asked for twice."""
     folder, began = run.folder(number), time.monotonic()
     frames, partial = files.read_frames(folder / files.SELECTED), folder / files.PARTIAL
-    done = _whole(partial)
+    done = keep_whole(partial, "lamjax distill", together(run.labeller))
     with open(partial, "a") as file:
-        for answer in run.labeller.label(frames[done:], folder):
-            failed = isinstance(answer, Failed)
-            atoms = frames[done].copy() if failed else answer
-            atoms.info |= {"failed": answer.reason} if failed else {}
-            records.append(file, atoms)
+        for answer in append_answers(file, run.labeller, frames[done:], folder):
             done += 1
-            yield Stage(number, "label", done, len(frames), answer.reason if failed else "")
+            yield Stage(number, "label", done, len(frames), answer.reason if isinstance(answer, Failed) else "")
     answers = files.read_frames(partial)
-    failures = [atoms.info["failed"] for atoms in answers if "failed" in atoms.info]
-    kept = [atoms for atoms in answers if "failed" not in atoms.info]
+    failures = [str(atoms.info[FAILED]) for atoms in answers if FAILED in atoms.info]
+    kept = [atoms for atoms in answers if FAILED not in atoms.info]
     if frames and not kept:
         partial.unlink()
         raise ValueError(f"Round {number}: no frame could be labelled. {failures[0]}")
@@ -246,26 +243,6 @@ def _keep(run: Run, number: int, facts: dict[str, Any], stage: str, began: float
     """The facts so far, on disk before the file that says that the stage is over."""
     facts["seconds"] = facts.get("seconds", {}) | {stage: round(time.monotonic() - began, 1)}
     files.write_facts(run.folder(number) / files.ROUND, facts)
-
-
-def _whole(partial: Path) -> int:
-    """How many answers are in a file; what was not written to its end is cut off."""
-    if not partial.exists():
-        return 0
-    n = end = 0
-    for _, end in records.whole_records(partial, "lamjax distill"):  # noqa: B007
-        n += 1
-    cut(partial, end)
-    return n
-
-
-def _is_usable(atoms: ase.Atoms) -> bool:
-    """Whether anybody can label it: no atoms on one place, no flat cell."""
-    try:
-        from_atoms(atoms)
-    except ValueError:
-        return False
-    return True
 
 
 def _seed(run: Run, number: int) -> int:

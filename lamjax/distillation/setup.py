@@ -8,9 +8,12 @@ import numpy as np
 from lamjax import checkpoints
 from lamjax.data import Frame, ReadOptions, read
 from lamjax.distillation.config import DistillConfig
+from lamjax.distillation.explore import plain_start
+from lamjax.distillation.explored import check_pressures
 from lamjax.distillation.label import Labeller, PotentialLabeller, open_labeller
 from lamjax.distillation.rounds import ASKED, Run
 from lamjax.distillation.shapes import Shapes
+from lamjax.distillation.substitute import substitutes
 from lamjax.distillation.train import Trainer, open_student
 from lamjax.potential import Potential, check_elements
 from lamjax.training.config import differences, read_options, to_json, validate
@@ -29,20 +32,22 @@ def prepare(config: DistillConfig, resume: bool = False, labeller: Labeller | No
     changed = _begun(config, resume)
     potential = open_student(config.student)
     options, required = read_options(config), ("energy", "forces")
-    starts = read(config.start, elements=potential.elements, options=ReadOptions(elements=config.type_map))
+    read_starts = read(config.start, elements=potential.elements, options=ReadOptions(elements=config.type_map))
+    starts = [plain_start(frame) for frame in read_starts]
     initial = read(config.initial, np.float64, potential.elements, required, options) if config.initial else []
-    if config.explore.pressures and (flat := [f.source for f in starts if not f.system.pbc.all()]):
-        raise ValueError(
-            f"explore.pressures: {flat[0]} is not periodic in all directions. Leave pressures out, or that start."
-        )
+    check_pressures(config.explore, starts)
     wanted = config.student.hessian > 0
     labeller = open_labeller(config.labeller, wanted, options) if labeller is None else labeller
     if wanted and not isinstance(labeller, PotentialLabeller):
         raise ValueError(
             "student.hessian: only a teacher that is a potential gives Hessian-vector products. Set it to 0."
         )
+    known = set(potential.elements)
     if isinstance(labeller, PotentialLabeller):
         _check_teacher(labeller.potential, starts)
+        known &= set(labeller.potential.elements or known)
+    explored = config.explore
+    starts += substitutes(starts, explored.substitutions, config.seed, sorted(known), explored.similar)
     trainer = Trainer(config.student, potential, config.seed)
     asked = Shapes(potential.shells, config.student.max_programs, ASKED, config.student.precision)
     checkpoints.write_atomically(Path(config.output) / CONFIG, to_json(config).encode())

@@ -21,10 +21,14 @@ class Shapes:
 
     def pack(self, frames: Sequence[Frame]) -> Packed:
         """The frames in arrays of the lasting shapes."""
+        self.cover(frames)
+        return pack(frames, self.plan, self.dtype)
+
+    def cover(self, frames: Sequence[Frame]) -> None:
+        """Shapes for all of these frames, of which parts will be packed: no part then changes the arrays of another."""
         if self.plan is None or (choose(exact_shapes(frames, self.shells), self.plan) < 0).any():
             found = plan(frames, self.shells, self.max_programs, batch_size=self.batch_size)
             self.plan = found._replace(buckets=tuple(self._with_room(bucket) for bucket in found.buckets))
-        return pack(frames, self.plan, self.dtype)
 
     def _with_room(self, bucket: Bucket) -> Bucket:
         """For more neighbours than any frame has yet, and than it had before."""

@@ -50,14 +50,14 @@ def progress(items: Iterable, description: str, total: int | None, interval: flo
 
 @contextlib.contextmanager
 def bar(what: str, total: int, done: int = 0, interval: float = math.inf) -> Iterator[Callable[..., None]]:
-    """A function (done, note) that moves a progress bar, with a note beside it.
+    """A function (done, note, total) that moves a progress bar, with a note beside it; a new total where it is given.
 
     There is a bar only in a terminal; elsewhere a plain line each `interval` seconds.
     """
     if not console.is_terminal:
         last = time.monotonic()
 
-        def tell(done: int, note: str = "") -> None:
+        def tell(done: int, note: str = "", total: int = total) -> None:
             nonlocal last
             if time.monotonic() - last > interval:
                 last = time.monotonic()
@@ -67,7 +67,7 @@ def bar(what: str, total: int, done: int = 0, interval: float = math.inf) -> Ite
         return
     with bars("{task.fields[note]}") as shown:
         task = shown.add_task(what, total=total, completed=done, note="")
-        yield lambda done, note="": shown.update(task, completed=done, note=note)
+        yield lambda done, note="", total=total: shown.update(task, completed=done, note=note, total=total)
 
 
 def _cell(value: Any) -> str:

@@ -325,18 +325,18 @@ def to_json(config: Config) -> str:
     return TypeAdapter(type(config)).dump_json(config, indent=1).decode()
 
 
-def apply(content: dict[str, Any], change: str) -> None:
-    """Set one dotted key; the value is read as YAML."""
+def apply(content: dict[str, Any], change: str, option: str = "--set") -> None:
+    """Set one dotted key; the value is read as YAML. `option` is what the user gave it with."""
     key, equals, value = change.partition("=")
     if not equals or not key.strip():
-        raise ValueError(f"--set takes key=value, for example schedule.start_lr=1e-4; got {change!r}.")
+        raise ValueError(f"{option} takes key=value, for example schedule.start_lr=1e-4; got {change!r}.")
     *parents, last = key.strip().split(".")
     for name in parents:
         if content.get(name) is None:
             content[name] = {}
         content = content[name]
         if not isinstance(content, dict):
-            raise ValueError(f"--set {change}: {name} is not a group of keys.")
+            raise ValueError(f"{option} {change}: {name} is not a group of keys.")
     content[last] = yaml.load(value, _Loader)
 
 

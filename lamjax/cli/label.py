@@ -1,0 +1,112 @@
+"""`lamjax label`: energies, forces and stresses for structures, from a model or a calculator."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import typer
+from rich.markup import escape
+
+from lamjax import data, distillation
+from lamjax.cli.labeller import HELP, OPTION_HELP, labeller_config
+from lamjax.cli.relax import Precision
+from lamjax.distillation import CalculatorConfig
+from lamjax.reports import bar, console, files, table
+
+ENDINGS = (".h5", ".hdf5", ".extxyz", ".xyz")
+SECONDS = 10.0  # between two lines where there is no terminal
+NAMED = 5  # reasons that are printed
+
+
+def label(
+    structures: Annotated[list[Path], typer.Argument(help="extxyz, what ASE reads, DeePMD folders, .h5: every frame.")],
+    labeller: Annotated[str, typer.Option(help=HELP)],
+    out: Annotated[Path, typer.Option(help="The labelled set: .h5 (packed, for training), or .extxyz.")],
+    option: Annotated[list[str] | None, typer.Option(help=OPTION_HELP)] = None,
+    head: Annotated[str | None, typer.Option(help="Head of a model that has several.")] = None,
+    precision: Annotated[Precision | None, typer.Option(help="Of a model; float32 where not given.")] = None,
+    reuse: Annotated[
+        bool | None, typer.Option(help="One calculator for many frames; by default if it is imported.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was killed.")] = False,
+) -> None:
+    """Label structures: energy (of which the forces are the derivative), forces, and stress where all is periodic.
+
+    A calculation that crashes, or gives what is no number, costs its frame: it is written with the reason to
+    OUT.failed.extxyz, and counted. Labels that the structures had are left out, and every frame says who labelled it
+    (labelled_by), so that labels of two levels of theory are not mixed unawares.
+
+    Each answer is on disk (OUT.partial) before the next is asked for. A run that was killed goes on with --resume, and
+    its set is the same to the last bit: the labels are those that `lamjax distill` would ask for.
+
+    A calculator named as package.module:factory runs that package's code; it is imported because you name it here, and
+    never because a file says so. An imported calculator is made once and reused, after a comparison with a new one.
+    """
+    config = labeller_config(labeller, option or (), head, None if precision is None else precision.value)
+    if reuse is not None:
+        if not isinstance(config, CalculatorConfig):
+            raise ValueError(f"--reuse and --no-reuse are for calculators; {labeller} is a model file.")
+        config = dataclasses.replace(config, reuse=reuse)
+    check_output(out, structures, ENDINGS)
+    began = time.monotonic()
+    with files.alone(out), jax.enable_x64(True):  # for positions and sums of energies
+        frames, wrong = distillation.read_structures(structures)
+        if not len(frames):
+            raise ValueError(data.pairs.listed("No structure could be read", wrong or ["The files are empty."]))
+        made = distillation.open_labeller(config)
+        written = _run(distillation.label_set(made, frames, out, resume), len(frames))
+    _report(written, wrong, out, time.monotonic() - began)
+
+
+def check_output(out: Path, inputs: Sequence[Path], endings: Sequence[str]) -> None:
+    """Raise ValueError, before any work, for an output that is an input or has a wrong ending; make its folder."""
+    if out.suffix not in endings:
+        raise ValueError(f"{out}: the name must end in {' or '.join(endings)}.")
+    for path in inputs:
+        if out.resolve() == path.resolve() or out.exists() and path.exists() and out.samefile(path):
+            raise ValueError(f"{out} is one of the inputs and would be lost. Name another --out.")
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder. Name a file.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _run(steps, total: int) -> distillation.Written:
+    """Shows how far it is; the event at the end."""
+    n_failed, first, began = 0, None, time.monotonic()
+    with bar("labelling", total, interval=SECONDS) as advance:
+        for event in steps:
+            if isinstance(event, distillation.Written):
+                return event
+            first = event.done - 1 if first is None else first
+            n_failed += event.reason is not None
+            note = "" if console.is_terminal else _left(event.done - first, total - event.done, began)
+            advance(event.done, f"{note}{f'{n_failed} without a label' if n_failed else ''}")
+    raise AssertionError("label_set ends with what it has written")
+
+
+def _left(done: int, rest: int, began: float) -> str:
+    """How long it will still take, at the pace so far."""
+    minutes, seconds = divmod(round((time.monotonic() - began) / done * rest), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d} left  "
+
+
+def _report(written: distillation.Written, wrong: Sequence[str], out: Path, seconds: float) -> None:
+    n_failed = sum(written.failures.values())
+    rows = [
+        ("labelled", written.n_frames),
+        ("with a stress", f"{written.n_stress} of {written.n_periodic} periodic in three directions"),
+        ("without a label", n_failed),
+        *([("not readable", len(wrong))] if wrong else []),
+        ("time (s)", seconds),
+        ("written to", f"{out}" + (f", {written.failed}" if written.failed else "")),
+    ]
+    console.print(table("Labels", ("what", "value"), rows))
+    if written.n_stress < written.n_periodic:
+        console.print("[yellow]The labeller has no stress for some frames: nothing is learned of it from them.[/]")
+    for reason, n in written.failures.most_common(NAMED):
+        console.print(f"  {n} without a label: {escape(reason)}", soft_wrap=True, style="dim")
+    if wrong:
+        console.print(escape(data.pairs.listed("Not readable, left out", list(wrong))), soft_wrap=True)

@@ -1,0 +1,30 @@
+"""Who labels, as it is named in a command: a model file, or a calculator with its options."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lamjax.distillation import CalculatorConfig, TeacherConfig
+from lamjax.training.config import apply
+
+MODELS = (".lamjax", ".dp", ".pt", ".pth", ".yaml", ".yml")
+HELP = (
+    "A model file (.lamjax, .dp, .pt, .yaml), ASE's name of a calculator (emt, tblite), or package.module:factory, "
+    "a class or function that is imported, for example chgnet.model.dynamics:CHGNetCalculator."
+)
+OPTION_HELP = "KEY=VALUE, an argument of the calculator's class or function; repeatable."
+
+
+def labeller_config(
+    name: str, options: Sequence[str] = (), head: str | None = None, precision: str | None = None
+) -> TeacherConfig | CalculatorConfig:
+    """The config that a command's words mean; ValueError for words that do not go together."""
+    if Path(name).is_file() or Path(name).suffix in MODELS:
+        if options:
+            raise ValueError(f"--option {options[0]} is for calculators; {name} is a model file.")
+        return TeacherConfig(name, head, **({} if precision is None else {"precision": precision}))
+    if given := [f"--{key} {value}" for key, value in (("head", head), ("precision", precision)) if value is not None]:
+        raise ValueError(f"{' and '.join(given)}: that is for a model file; {name} is a calculator.")
+    found: dict = {}
+    for option in options:
+        apply(found, option, "--option")
+    return CalculatorConfig(name, found)

@@ -1,0 +1,47 @@
+"""Frames labelled one after another: each answer is on disk before the next is asked for, and none is lost."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TextIO
+
+import ase
+
+from lamjax.data import levels, records
+from lamjax.distillation.answers import Failed
+from lamjax.distillation.label import Labeller
+from lamjax.reports.files import cut
+
+FAILED = "failed"  # info of a frame that has no label: why
+
+
+def append_answers(
+    file: TextIO, labeller: Labeller, frames: Sequence[ase.Atoms], folder: Path
+) -> Iterator[ase.Atoms | Failed]:
+    """Ask for the labels of the frames, and append every answer, with who gave it or why there is none."""
+    level = getattr(labeller, "level", None)
+    for atoms, answer in zip(frames, labeller.label(frames, folder), strict=True):
+        record = atoms.copy() if isinstance(answer, Failed) else answer
+        if isinstance(answer, Failed):
+            record.info[FAILED] = records.one_line(answer.reason)
+        elif level:
+            record.info[levels.KEY] = level
+        records.append(file, record)
+        yield answer
+
+
+def keep_whole(partial: Path, writer: str, together: int = 1) -> int:
+    """How many answers are in a file; what was not written to its end, or to a multiple of `together`, is cut off."""
+    if not partial.exists():
+        return 0
+    n = kept = end = 0
+    for _, here in records.whole_records(partial, writer):
+        n += 1
+        if n % together == 0:
+            kept, end = n, here
+    cut(partial, end)
+    return kept
+
+
+def together(labeller: Labeller) -> int:
+    """Frames whose answers depend on one another in the last digits; a part of them is asked for anew as a whole."""
+    return getattr(labeller, "together", 1)

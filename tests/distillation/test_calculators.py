@@ -1,0 +1,119 @@
+"""Calculators that are imported by name: what may be named, what they answer, and what their failures cost."""
+
+import ase.build
+import fake_calculators
+import numpy as np
+import pytest
+from ase.calculators.emt import EMT
+
+from lamjax.distillation import CalculatorConfig, DistillConfig, Failed, open_labeller
+from lamjax.distillation.calculators import calculator_class
+from lamjax.training.config import to_json, validate
+
+FAKE = "fake_calculators"
+
+
+@pytest.fixture(autouse=True)
+def counted():
+    fake_calculators.made.clear()
+    return fake_calculators.made
+
+
+def frames(n: int = 4, **trouble: str) -> list[ase.Atoms]:
+    """Copper, rattled; frame K has the trouble that is given as fK."""
+    found = [ase.build.bulk("Cu", cubic=True) for _ in range(n)]
+    for seed, atoms in enumerate(found):
+        atoms.rattle(0.1, seed=seed)
+        if f"f{seed}" in trouble:
+            atoms.info["trouble"] = trouble[f"f{seed}"]
+    return found
+
+
+def labels(name: str, asked, **config):
+    return list(open_labeller(CalculatorConfig(f"{FAKE}:{name}", **config)).label(asked, None))
+
+
+def test_an_imported_calculator_is_made_once_and_says_what_it_says_alone(counted):
+    asked = frames(6)
+    answers = labels("emt", asked, options={"scale": 2.0})
+    for atoms, answer in zip(asked, answers, strict=True):
+        atoms.calc = EMT()
+        assert answer.get_potential_energy() == atoms.get_potential_energy()
+        np.testing.assert_array_equal(answer.get_forces(), atoms.get_forces())
+        np.testing.assert_array_equal(answer.get_stress(), atoms.get_stress())
+    assert counted == ["emt"] * 2  # the second is the one that the first is compared with
+    counted.clear()
+    labels("emt", asked, reuse=False)
+    assert len(counted) == 1 + 6
+
+
+def test_an_instance_that_remembers_is_not_used_again(counted):
+    answers = labels("Forgetful", frames(5))
+    assert [answer.get_potential_energy() for answer in answers] == [1.0] * 5  # each as if it were the first
+
+
+def test_the_energy_is_that_of_which_forces_are_the_derivative():
+    asked = frames(1)
+    (answer,) = labels("Spring", asked, options={"k": 3.0})
+    np.testing.assert_allclose(answer.get_potential_energy(), 1.5 * np.sum(asked[0].positions ** 2), rtol=1e-14)
+    (answer,) = labels("Plain", asked)
+    assert answer.get_potential_energy() == 2.0 and "stress" not in answer.calc.results
+
+
+@pytest.mark.parametrize(
+    ("trouble", "said"),
+    [
+        ("crash", "RuntimeError: scf did not"),
+        ("exit", "SystemExit: 3"),
+        ("no stress", "the stress is missing, although"),
+        ("shape", r"the forces has shape \(1, 3\), expected \(4, 3\)"),
+    ],
+)
+def test_a_failure_costs_its_frame_and_its_instance(trouble, said):
+    found = labels("Troubled", frames(5, f1=trouble, f3=trouble))
+    assert [isinstance(one, Failed) for one in found] == [False, True, False, True, False]
+    with pytest.raises(AssertionError, match=said):
+        raise AssertionError(found[1].reason)
+
+
+@pytest.mark.parametrize("name", ["energy", "forces", "stress"])
+def test_what_is_not_finite_is_no_label(name):
+    found = labels("Troubled", frames(3, f0=name))
+    assert isinstance(found[0], Failed) and f"the {name} is not finite" in found[0].reason
+    assert not any(isinstance(one, Failed) for one in found[1:])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("no_such_package.at_all:Calculator", {}, "cannot be imported .*no_such_package.*PYTHONPATH"),
+        (f"{FAKE}:Sprong", {}, "has no 'Sprong'. Did you mean Spring"),
+        (f"{FAKE}:NOT_A_FACTORY", {}, "is a float"),
+        (f"{FAKE}:nothing", {}, "returned a int without get_potential_energy"),
+        (f"{FAKE}:Spring", {"strength": 1}, "cannot be made with the options {'strength': 1} .*strength"),
+        ("fake_calculators", {}, "no calculator.*package.module:factory"),
+        ("../fake_calculators:Spring", {}, "no calculator"),
+        (f"{FAKE}:", {}, "no calculator"),
+    ],
+)
+def test_what_cannot_be_made_is_told_before_the_first_frame(name, options, said):
+    with pytest.raises(ValueError, match=said):
+        open_labeller(CalculatorConfig(name, options))
+
+
+def test_a_method_of_a_class_can_make_a_calculator(monkeypatch):
+    monkeypatch.setattr(fake_calculators.Spring, "soft", classmethod(lambda cls: cls(k=0.1)), raising=False)
+    assert calculator_class(f"{FAKE}:Spring.soft")().k == 0.1
+
+
+def test_reading_a_config_imports_nothing(tmp_path, monkeypatch):
+    (tmp_path / "hostile.py").write_text(f"import pathlib; pathlib.Path({str(tmp_path / 'ran')!r}).touch()\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    labeller = {"type": "calculator", "name": "hostile:Calculator"}
+    content = {"labeller": labeller, "student": {"base": "x.lamjax"}, "start": ["a.extxyz"]}
+    config = validate(content, "stored", DistillConfig)
+    to_json(config)
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(ValueError, match="has no 'Calculator'"):
+        open_labeller(config.labeller)
+    assert (tmp_path / "ran").exists()
