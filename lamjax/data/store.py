@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 
 from lamjax.data.frames import LABELS, Frame, Subset
-from lamjax.system import Labels, System
+from lamjax.system import PARAMETERS, Labels, System
 
 FORMAT, VERSION = "lamjax frames", 1
 SUFFIXES = (".h5", ".hdf5")
@@ -71,6 +71,7 @@ class Store(Sequence):
             pbc=a["pbc"][k].astype(bool),
             fparam=a["fparam"][k] if "fparam" in a else None,
             aparam=a["aparam"][atoms] if "aparam" in a else None,
+            charge_spin=a["charge_spin"][k] if "charge_spin" in a else None,
         )
         labels = Labels(np.asarray(a["energy"][k]), a["forces"][atoms], a["virial"][k], a["weights"][k])
         info = a["info"][slice(*a["info_offsets"][k : k + 2].tolist())].tobytes()
@@ -156,6 +157,8 @@ def _columns(frame: Frame, dtype: np.dtype) -> list[Column]:
     for name, value in (("fparam", frame.system.fparam), ("aparam", frame.system.aparam)):
         if value is not None:
             columns.append(Column(name, (value.shape[-1],), f, name == "aparam"))
+    if frame.system.charge_spin is not None:
+        columns.append(Column("charge_spin", (2,), "<i4", False))
     return columns
 
 
@@ -219,7 +222,7 @@ def _values(frame: Frame, atoms: int, texts: int, info: bytes, tables: _Tables) 
 
 def _info(info: dict[str, Any]) -> bytes:
     """What is text or a number, as JSON; labels and parameters are columns already."""
-    known = {"fparam", "stress", *LABELS}
+    known = {"fparam", "charge_spin", "stress", *LABELS}
     plain = {
         key: value.item() if isinstance(value, np.generic) else value
         for key, value in info.items()
@@ -231,7 +234,7 @@ def _info(info: dict[str, Any]) -> bytes:
 
 
 def _check_alike(first: Frame, frame: Frame) -> None:
-    for name in ("fparam", "aparam"):
+    for name in PARAMETERS:
         widths = [None if (v := getattr(f.system, name)) is None else v.shape[-1] for f in (first, frame)]
         if widths[0] != widths[1]:
             raise ValueError(
