@@ -107,8 +107,8 @@ def extend_elements(
 
     `like={"Ge": "Si"}` makes Ge behave as Si does: type embedding, statistics, biases, exclusions. An element without a
     model gets what DeePMD-kit gives it: a type embedding drawn from U(0, 1), for which `key` is needed, mean 0 and
-    standard deviation 0.1 of the environment (the constant of a model that has one), bias 0. With embeddings of electronic configurations the vectors follow
-    from the elements, and only statistics, biases and exclusions are new.
+    standard deviation 0.1 of the environment (the constant of a model that has one), bias 0. With embeddings of
+    electronic configurations the vectors follow from the elements, and only statistics, biases and exclusions are new.
     Raises ValueError for an element that is known already, or a model element that is not.
     """
     config = _config_of(potential)

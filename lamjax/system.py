@@ -161,10 +161,9 @@ def _charge_spin(value):
     if value is None:
         return None
     found = np.asarray(value, np.float64).reshape(-1)
-    if len(found) != 2 or any(
-        x != np.round(x) or not a <= x <= b for x, (a, b) in zip(found, CHARGE_SPIN, strict=True)
-    ):
-        (least, most), (fewest, largest) = CHARGE_SPIN
+    (least, most), (fewest, largest) = CHARGE_SPIN
+    ranges = CHARGE_SPIN if len(found) == 2 else ()
+    if not ranges or any(x != np.round(x) or not a <= x <= b for x, (a, b) in zip(found, ranges, strict=True)):
         raise ValueError(
             f"charge_spin is {found.tolist()}; expected two whole numbers, the charge of the structure ({least} to "
             f"{most} e) and its spin multiplicity ({fewest} to {largest})."

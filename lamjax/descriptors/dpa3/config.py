@@ -76,13 +76,14 @@ class RepflowConfig:
             )
 
     def _check_compression(self) -> None:
-        c, a = self.a_compress_rate, self.a_dim
+        c, ce, a = self.a_compress_rate, self.a_compress_e_rate, self.a_dim
         _require(c >= 0, f"a_compress_rate is {c}: it must be at least 0.")
-        if c == 0:
+        if c == 0 or not self.update_angle:
             return
-        _require(self.a_compress_e_rate > 0, f"a_compress_e_rate is {self.a_compress_e_rate}: it must be at least 1.")
+        _require(ce > 0, f"a_compress_e_rate is {ce}: it must be at least 1.")
         _require(
-            a % (2 * c) == 0, f"a_dim is {a}: with a_compress_rate {c} it must be a multiple of {2 * c}. Change either."
+            a // c > 0 and a // c % 2 == 0 and a * ce % (2 * c) == 0,
+            f"a_dim is {a}: with a_compress_rate {c} it must be a multiple of {2 * c}. Change either.",
         )
         if self.a_compress_use_split:
             for kind, width in zip("ne", self.compressed, strict=True):
