@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lamjax.descriptors import DPA1Config, repinit
+from lamjax.descriptors import DPA1Config, DPA2Config, repinit
 from lamjax.descriptors.base import type_embedding, type_inputs
 from lamjax.heads import EnergyHeadConfig, energy_head
 from lamjax.potential import Params, Potential, PotentialConfig, build, check_structure
@@ -107,8 +107,8 @@ def extend_elements(
 
     `like={"Ge": "Si"}` makes Ge behave as Si does: type embedding, statistics, biases, exclusions. An element without a
     model gets what DeePMD-kit gives it: a type embedding drawn from U(0, 1), for which `key` is needed, mean 0 and
-    standard deviation 0.1 of the environment, bias 0. With embeddings of electronic configurations the vectors follow
-    from the elements, and only statistics, biases and exclusions are new.
+    standard deviation 0.1 of the environment (the constant of a model that has one), bias 0. With embeddings of
+    electronic configurations the vectors follow from the elements, and only statistics, biases and exclusions are new.
     Raises ValueError for an element that is known already, or a model element that is not.
     """
     config = _config_of(potential)
@@ -142,10 +142,12 @@ def tabulate(
     `closest` (Å) is where the table ends: atoms nearer than that give NaN, which calculator and commands report.
     `tolerance` is relative, of the net and, ten times it, of its slope. For evaluation: the second derivative of a
     cubic spline jumps, and no net is left to train. The cost grows with the number of elements: restrict them first.
-    Raises ValueError for a model that is a table already, or a tolerance that cannot be reached.
+    Raises ValueError for a model that is a table already or has no such net, or a tolerance that cannot be reached.
     """
     config = _config_of(potential)
     descriptor = config.descriptor
+    if not isinstance(descriptor, DPA1Config | DPA2Config):
+        raise ValueError(f"A {descriptor.type} model has no radial net that a table could replace. Use it as it is.")
     dpa1 = isinstance(descriptor, DPA1Config)
     block = descriptor.repinit
     if block.table is not None:
@@ -169,7 +171,7 @@ def tabulate(
 def _with_types(potential, params, elements, origins: list[int | None], key) -> tuple[Potential, Params]:
     """The model of other elements, of which number k takes the place that `origins[k]` had; None: one never seen."""
     old = potential.config
-    if old.descriptor.repinit.table is not None:
+    if old.descriptor.table is not None:
         raise ValueError("The radial net is a table for these elements. Change the elements before `tabulate`.")
     descriptor = replace(old.descriptor, exclude_types=_moved_pairs(old.descriptor.exclude_types, origins))
     heads = tuple(
@@ -178,19 +180,21 @@ def _with_types(potential, params, elements, origins: list[int | None], key) -> 
     )
     pairs = _moved_pairs(old.pair_exclude_types, origins)
     new = replace(old, elements=tuple(elements), descriptor=descriptor, heads=heads, pair_exclude_types=pairs)
-    moved = jax.tree_util.tree_map_with_path(lambda path, leaf: _moved_leaf(path, leaf, origins), params)
+    constant = [block.stddev for block in descriptor.blocks if block.stddev is not None]
+    unseen = _UNSEEN | ({"stddev": constant[0]} if constant else {})
+    moved = jax.tree_util.tree_map_with_path(lambda path, leaf: _moved_leaf(path, leaf, origins, unseen), params)
     if not old.descriptor.use_econf_tebd:  # else its rows belong to orbitals, not to types
         embedding = _moved_embedding(params.descriptor["type_embedding"], origins, key)
         moved = moved._replace(descriptor={**moved.descriptor, "type_embedding": embedding})
     return build(new, potential.head), moved
 
 
-def _moved_leaf(path, leaf, origins):
+def _moved_leaf(path, leaf, origins, unseen: Mapping[str, float]):
     """A leaf of a `statistics` dict with a row for each type, re-indexed; any other leaf as it is."""
     *_, parent, name = (getattr(k, "key", None) for k in path)
-    if parent != "statistics" or name not in _UNSEEN:
+    if parent != "statistics" or name not in unseen:
         return leaf
-    return _moved_rows(leaf, origins, _UNSEEN[name])
+    return _moved_rows(leaf, origins, unseen[name])
 
 
 def _moved_rows(leaf, origins, unseen):

@@ -137,14 +137,15 @@ def _identity(x):
 
 
 def _silut(threshold: float):
-    """silu below the threshold, above it a tanh that continues value and slope."""
+    """silu below the threshold, above it a tanh that continues value and slope; one exponential serves both."""
     sigma = 1 / (1 + math.exp(-threshold))
     slope = sigma * (1 + threshold * (1 - sigma))
     value = threshold * sigma
 
     def silut(x):
         above = x >= threshold
-        return jnp.where(above, jnp.tanh(slope * (x - threshold)) + value, jax.nn.silu(jnp.where(above, 0, x)))
+        s = jax.nn.sigmoid(jnp.where(above, 2 * slope * (x - threshold), x))
+        return jnp.where(above, 2 * s - 1 + value, x * s)  # tanh(y) = 2 sigmoid(2 y) - 1
 
     return silut
 

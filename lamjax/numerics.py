@@ -31,6 +31,11 @@ def switch(r: Float[Array, "*shape"], start: float, cutoff: float) -> Float[Arra
     return 1 + u * u * u * (-10 + u * (15 - 6 * u))
 
 
+def exponential_switch(r: Float[Array, "*shape"], start: float, cutoff: float) -> Float[Array, "*shape"]:
+    """w(r) = exp(-exp(20 (r - start)/start)), r at most the cutoff: smooth, but not quite zero at the cutoff."""
+    return jnp.exp(-jnp.exp(20 * (jnp.minimum(r, cutoff) - start) / start))
+
+
 def widest_float() -> np.dtype:
     """float64 where x64 is on, else float32: the type in which energies are summed."""
     return jax.dtypes.canonicalize_dtype(np.float64)

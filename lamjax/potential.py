@@ -15,7 +15,7 @@ from pydantic import Discriminator, Tag, TypeAdapter
 from lamjax import neighbors as neighbor_lists
 from lamjax import nn, numerics, pytree, units
 from lamjax import system as systems
-from lamjax.descriptors import DPA1Config, DPA2Config, allowed_pairs, dpa1, dpa2, mask_excluded
+from lamjax.descriptors import DPA1Config, DPA2Config, DPA3Config, allowed_pairs, dpa1, dpa2, dpa3, mask_excluded
 from lamjax.factories import factory
 from lamjax.heads import EnergyHeadConfig, energy_head
 from lamjax.neighbors import Neighbors, Shell, solitary
@@ -50,7 +50,8 @@ def _kind(descriptor) -> str | None:
 
 
 DescriptorConfig = Annotated[
-    Annotated[DPA2Config, Tag("dpa2")] | Annotated[DPA1Config, Tag("dpa1")], Discriminator(_kind)
+    Annotated[DPA2Config, Tag("dpa2")] | Annotated[DPA1Config, Tag("dpa1")] | Annotated[DPA3Config, Tag("dpa3")],
+    Discriminator(_kind),
 ]
 
 
@@ -144,8 +145,10 @@ def _build(config: PotentialConfig, head: str | None) -> Potential:
             neighbors = _without_pairs(neighbors, types, allowed)
         dtype = params.descriptor["type_embedding"]["w"].dtype
         d = neighbor_lists.displacements(system, neighbors).astype(dtype)
-        features = descriptor.apply(params.descriptor, types, neighbors, d, systems.first_atoms(system))
-        fparam = None if system.fparam is None else systems.of_atoms(system, system.fparam)
+        charge_spin, fparam = (
+            None if value is None else systems.of_atoms(system, value) for value in (system.charge_spin, system.fparam)
+        )
+        features = descriptor.apply(params.descriptor, types, neighbors, d, systems.first_atoms(system), charge_spin)
         energies = heads[head].apply(params.heads[head], features, types, fparam, system.aparam)
         return jnp.where(types < 0, jnp.nan, energies)  # an element that the model does not know
 
@@ -283,7 +286,10 @@ def _descriptor(config, elements: tuple[str, ...]):
             return dpa2(config, elements)
         case DPA1Config():
             return dpa1(config, elements)
-    raise ValueError(f"Unknown descriptor config {type(config).__name__}; supported: DPA2Config, DPA1Config.")
+        case DPA3Config():
+            return dpa3(config, elements)
+    supported = "DPA1Config, DPA2Config, DPA3Config"
+    raise ValueError(f"Unknown descriptor config {type(config).__name__}; supported: {supported}.")
 
 
 def _require_head(head: str | None, names: tuple[str, ...]) -> None:

@@ -14,6 +14,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lamjax import units
 
+PARAMETERS = ("fparam", "aparam", "charge_spin")  # fields of a System that a model may take beside the atoms
+CHARGE_SPIN = ((-100, 99), (0, 99))  # the least and the largest charge (e) and spin multiplicity
 MASSES = np.where(np.arange(119) > 0, np.nan_to_num(ase.data.atomic_masses, nan=1.0), 0.0)  # amu, 0 for padding
 NEAR = 8  # cells beside the home cell, whose atoms stay where they are in float32
 
@@ -21,8 +23,8 @@ NEAR = 8  # cells beside the home cell, whose atoms stay where they are in float
 class System(NamedTuple):
     """One structure, or several; each of them may have a leading axis of a batch. Padded atoms come last, number 0.
 
-    Several structures are one list of atoms: `structure` says whose an atom is, and cell, pbc and fparam have an axis
-    of structures before their own.
+    Several structures are one list of atoms: `structure` says whose an atom is, and cell, pbc, fparam and charge_spin
+    have an axis of structures before their own.
     """
 
     positions: Float[Array, "*batch n_atoms 3"]  # Å, Cartesian, unwrapped
@@ -32,6 +34,7 @@ class System(NamedTuple):
     fparam: Float[Array, "*batch n_fparam"] | None = None  # frame parameters, for heads that take them
     aparam: Float[Array, "*batch n_atoms n_aparam"] | None = None  # atomic parameters, likewise
     structure: Int[Array, "*batch n_atoms"] | None = None  # None: there is one
+    charge_spin: Int[Array, "*batch 2"] | None = None  # charge (e) and spin multiplicity, for models that take them
 
     @property
     def n_atoms(self) -> int:
@@ -51,7 +54,8 @@ class Labels(NamedTuple):
 def from_ase(atoms: ase.Atoms, dtype=None) -> System:
     """The System of an ASE structure, positions and cell in `dtype` (default: jax's default float).
 
-    Frame and atomic parameters (DeePMD-kit's fparam, aparam) are taken from `info["fparam"]` and `arrays["aparam"]`.
+    Frame and atomic parameters (DeePMD-kit's fparam, aparam) are taken from `info["fparam"]` and `arrays["aparam"]`,
+    charge and spin multiplicity from `info["charge_spin"]`.
     In float32, atoms that are farther than a cell from the home cell are moved back by lattice vectors (see `cast`).
     Raises ValueError for NaN or infinite positions, a site without an element, and a periodic direction without a
     lattice vector; `allocate` raises for two atoms on one place.
@@ -70,6 +74,7 @@ def host_system(atoms: ase.Atoms, dtype=np.float64) -> System:
         pbc=np.asarray(atoms.pbc, bool),
         fparam=_parameters(atoms.info.get("fparam"), (-1,), "fparam", dtype),
         aparam=_parameters(atoms.arrays.get("aparam"), (len(atoms), -1), "aparam", dtype),
+        charge_spin=_charge_spin(atoms.info.get("charge_spin")),
     )
     return cast(system, dtype)
 
@@ -156,6 +161,8 @@ def to_ase(system: System) -> ase.Atoms:
         atoms.info["fparam"] = np.asarray(system.fparam, np.float64)
     if system.aparam is not None:
         atoms.arrays["aparam"] = np.asarray(system.aparam, np.float64)[real]
+    if system.charge_spin is not None:
+        atoms.info["charge_spin"] = np.asarray(system.charge_spin, int)
     return atoms
 
 
@@ -263,6 +270,21 @@ def _parameters(value, shape: tuple[int, ...], name: str, dtype):
     if not np.isfinite(value).all():
         raise ValueError(f"{name} holds a value that is not finite: {value.tolist()}.")
     return value
+
+
+def _charge_spin(value):
+    """Charge and spin multiplicity as two int32; None stays None."""
+    if value is None:
+        return None
+    found = np.asarray(value, np.float64).reshape(-1)
+    (least, most), (fewest, largest) = CHARGE_SPIN
+    ranges = CHARGE_SPIN if len(found) == 2 else ()
+    if not ranges or any(x != np.round(x) or not a <= x <= b for x, (a, b) in zip(found, ranges, strict=True)):
+        raise ValueError(
+            f"charge_spin is {found.tolist()}; expected two whole numbers, the charge of the structure ({least} to "
+            f"{most} e) and its spin multiplicity ({fewest} to {largest})."
+        )
+    return found.astype(np.int32)
 
 
 def complete_cell(cell, pbc):

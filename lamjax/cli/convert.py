@@ -8,16 +8,18 @@ import typer
 
 from lamjax import checkpoints, edit, pytree
 from lamjax.cli.convert_input import convert_input, is_input
-from lamjax.interop.deepmd.write import dp_bytes
+from lamjax.interop.deepmd.write import dp_bytes, yaml_bytes
 from lamjax.potential import Params, Potential, build
 from lamjax.reports import console
 
-BUNDLE, NATIVE = ".lamjax", ".dp"
+BUNDLE, NATIVE = ".lamjax", {".dp": dp_bytes, ".yaml": yaml_bytes}  # DeePMD-kit's, one head a file
 
 
 def convert(
     source: Annotated[Path, typer.Argument(help="A model (lamjax bundle; DeePMD-kit .pt, .dp, .yaml) or input.json.")],
-    target: Annotated[Path, typer.Argument(help="model.lamjax, model.dp (DeePMD-kit, one head), or config.yaml.")],
+    target: Annotated[
+        Path, typer.Argument(help="model.lamjax, model.dp or model.yaml (DeePMD-kit, one head), or config.yaml.")
+    ],
     heads: Annotated[str | None, typer.Option(help="Keep these heads, as in water,alloy. A .dp takes one.")] = None,
     elements: Annotated[str | None, typer.Option(help="Keep these elements, as in O,H: smaller, same numbers.")] = None,
     toward: Annotated[
@@ -40,8 +42,9 @@ def convert(
             raise ValueError(f"{target}: a training input becomes a config; its name must end in .yaml.")
         convert_input(source, target)
         return
-    if target.suffix not in (BUNDLE, NATIVE):
-        raise ValueError(f"{target}: the name must end in {BUNDLE} (all heads) or {NATIVE} (DeePMD-kit, one head).")
+    if target.suffix not in (BUNDLE, *NATIVE):
+        native = " or ".join(NATIVE)
+        raise ValueError(f"{target}: the name must end in {BUNDLE} (all heads) or {native} (DeePMD-kit, one head).")
     with jax.enable_x64(True):  # so that float64 parameters stay float64
         _convert(source, target, _names(heads), _names(elements), toward, share, tabulate)
 
@@ -70,9 +73,9 @@ def _convert(
             card = card | {"mixed": f"{1 - share:.4g} of {source.name}, {share:.4g} of {toward.name}"}
         checkpoints.save(target, potential, params, card)
     elif len(names) == 1:
-        checkpoints.write_atomically(target, dp_bytes(potential.config, params, names[0]))
+        checkpoints.write_atomically(target, NATIVE[target.suffix](potential.config, params, names[0]))
     else:
-        raise ValueError(f"A .dp holds one head. Choose it with --heads, one of {', '.join(names)}.")
+        raise ValueError(f"A {target.suffix} holds one head. Choose it with --heads, one of {', '.join(names)}.")
     count = f"{pytree.n_parameters(params):,} parameters, heads {', '.join(names)}"
     console.print(f"{target}: {count}, {len(potential.elements)} elements", soft_wrap=True)
 

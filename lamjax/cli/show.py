@@ -33,12 +33,11 @@ def _summary(stored: Stored) -> list[tuple]:
     config, params = stored.config, stored.params
     dtypes = sorted({str(np.asarray(leaf).dtype) for leaf in jax.tree.leaves(params)})
     shells = build(config, config.head_names[0]).shells
-    trained = _observed(params.descriptor["repinit"]["statistics"], config.elements)
     rows = [
         ("kind", stored.kind),
         ("heads", ", ".join(config.head_names)),
         ("elements", f"{len(config.elements)}: {' '.join(config.elements)}"),
-        ("elements in the statistics", "all" if len(trained) == len(config.elements) else " ".join(trained) or "none"),
+        ("elements in the statistics", _seen(stored)),
         ("descriptor", config.descriptor.type),
         ("cutoffs (Å)", ", ".join(f"{shell.cutoff:g} (sel {shell.sel})" for shell in shells)),
         ("parameters", f"{pytree.n_parameters(params):,}"),
@@ -76,6 +75,15 @@ def _options(config, prefix: str = "") -> list[tuple[str, str]]:
         else:
             rows.append((f"{prefix}{field.name}", str(value)))
     return rows
+
+
+def _seen(stored: Stored) -> str:
+    """Which elements the statistics of the environment are of."""
+    config, block = stored.config, stored.config.descriptor.blocks[0]
+    if block.stddev is not None:
+        return f"none are taken: the standard deviation is {block.stddev:g}"
+    found = _observed(stored.params.descriptor[block.name]["statistics"], config.elements)
+    return "all" if len(found) == len(config.elements) else " ".join(found) or "none"
 
 
 def _observed(statistics: dict, elements: tuple[str, ...]) -> list[str]:

@@ -113,6 +113,7 @@ def _row(members: Members, rows: np.ndarray, shape: RowShape) -> Batch:
         pbc=each(lambda part: part.system.pbc),
         fparam=None if like.system.fparam is None else each(lambda part: part.system.fparam),
         aparam=None if like.system.aparam is None else atoms(lambda part: part.system.aparam),
+        charge_spin=None if like.system.charge_spin is None else each(lambda part: part.system.charge_spin),
         structure=_padded(np.repeat(np.arange(len(sizes)), sizes), shape.n_atoms, shape.n_structures - 1),
     )
     own = np.arange(shape.n_atoms, dtype=np.int32)[:, None]

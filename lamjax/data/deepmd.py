@@ -26,8 +26,8 @@ class DeepmdSet(NamedTuple):
 class DeepmdSystem(Sequence):
     """The frames of one DeePMD system as ASE structures; a frame is read from disk when it is asked for.
 
-    Energy (eV), forces (eV/Å), virial (eV, -dE/dstrain), fparam and aparam are in `info` and `arrays`. Virtual atoms
-    (type -1) are left out. `elements` is what the types mean where there is no type_map.raw.
+    Energy (eV), forces (eV/Å), virial (eV, -dE/dstrain), fparam, charge_spin and aparam are in `info` and `arrays`.
+    Virtual atoms (type -1) are left out. `elements` is what the types mean where there is no type_map.raw.
     Raises ValueError naming the file, what was found in it, and the remedy.
     """
 
@@ -67,7 +67,7 @@ class DeepmdSystem(Sequence):
                 atoms.arrays[LABELS.get(name, name)] = found[name].reshape(n, -1)[real]
         if "energy" in found:
             atoms.info["energy"] = float(found["energy"][0])
-        atoms.info |= {name: found[name] for name in ("virial", "fparam") if name in found}
+        atoms.info |= {name: found[name] for name in ("virial", "fparam", "charge_spin") if name in found}
         return atoms
 
     def _numbers(self, types: np.ndarray, part: DeepmdSet, row: int) -> np.ndarray:
@@ -140,7 +140,7 @@ def _read_set(folder: Path, n_atoms: int, periodic: bool) -> DeepmdSet:
     """The mapped arrays of a set folder, all of the same number of rows and of the width that type.raw says."""
     widths = {"coord": 3 * n_atoms, "energy": 1, "force": 3 * n_atoms, "virial": 9, "real_atom_types": n_atoms}
     widths |= {"box": 9} if periodic else {}
-    files = {name: folder / f"{name}.npy" for name in (*widths, "fparam", "aparam")}
+    files = {name: folder / f"{name}.npy" for name in (*widths, "fparam", "aparam", "charge_spin")}
     for name in ("coord", "box"):
         if name in files and not files[name].is_file():
             hint = " For molecules add an empty file `nopbc` beside type.raw." if name == "box" else ""

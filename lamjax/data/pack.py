@@ -14,7 +14,7 @@ from lamjax.data.shapes import exact_shapes
 from lamjax.data.store import Store
 from lamjax.neighbors import Neighbors, Shell
 from lamjax.neighbors.host import host_neighbors
-from lamjax.system import Labels, System, cast, home_shift, moved_by
+from lamjax.system import PARAMETERS, Labels, System, cast, home_shift, moved_by
 
 MEMORY = 2**30  # bytes of arrays, above which they are made batch by batch
 OBJECTS = 2048  # bytes of Python's objects around the arrays of one frame
@@ -113,8 +113,8 @@ def _places(frames: Sequence[Frame], shapes: np.ndarray, plan: Plan) -> np.ndarr
 
 
 def _require_alike(frames: Sequence[Frame]) -> None:
-    """ValueError naming two frames if fparam or aparam is there in one and not, or of another width, in the other."""
-    for name in ("fparam", "aparam"):
+    """ValueError naming two frames if one of PARAMETERS is there in one and not, or of another width, in the other."""
+    for name in PARAMETERS:
         found: dict[str, str] = {}  # width -> source of the first frame with it
         for frame in _representatives(frames):
             value = getattr(frame.system, name)

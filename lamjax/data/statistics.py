@@ -5,7 +5,7 @@ The rules are DeePMD-kit's (environment statistics over all slots, empty ones to
 
 import functools
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ import numpy as np
 
 from lamjax.data.columns import composition_blocks, facts, sample
 from lamjax.data.frames import Frame
-from lamjax.descriptors import DPA1Config, DPA2Config
+from lamjax.descriptors import Block
 from lamjax.descriptors.environment import raw_rows
 from lamjax.neighbors.host import pairs
 from lamjax.potential import Params, Potential, type_table
@@ -25,38 +25,11 @@ ABSENT = 0.1  # standard deviation for an element without data
 FLOOR = 1e-2  # smallest standard deviation
 
 
-class Block(NamedTuple):
-    """A part of a descriptor that normalises its environment matrix."""
-
-    name: str
-    rcut: float  # Å
-    rcut_smth: float  # Å
-    sel: int
-    zero_mean: bool  # the mean is not subtracted, only the scale is used
-
-
 class Bias(NamedTuple):
     """Energy per element from least squares."""
 
     energies: np.ndarray  # (n_types,) eV
     residual: float  # eV, population standard deviation of what is left of the total energies
-
-
-def blocks(descriptor: Any) -> tuple[Block, ...]:
-    """The normalising blocks of a descriptor's config."""
-    match descriptor:
-        case DPA2Config():
-            a, b, c = descriptor.repinit, descriptor.repformer, descriptor.three_body
-            three = (Block("three_body", c.rcut, c.rcut_smth, c.sel, a.set_davg_zero),) if c else ()
-            return (
-                Block("repinit", a.rcut, a.rcut_smth, a.nsel, a.set_davg_zero),
-                Block("repformer", b.rcut, b.rcut_smth, b.nsel, b.set_davg_zero),
-                *three,
-            )
-        case DPA1Config():
-            c = descriptor
-            return (Block("repinit", c.rcut, c.rcut_smth, c.sel, c.set_davg_zero),)
-    raise ValueError(f"No statistics are known for {type(descriptor).__name__}; supported: DPA2Config, DPA1Config.")
 
 
 def environment_statistics(
@@ -72,7 +45,7 @@ def environment_statistics(
         frames = sample(frames, most)
     config = potential.config
     table = type_table(config.elements)
-    parts = blocks(config.descriptor)
+    parts = config.descriptor.blocks
     sums = {part.name: _Sums(len(config.elements)) for part in parts}
     rows = {part.name: _rows_function(part, config.descriptor.env_protection) for part in parts}
     excluded = {tuple(pair) for pair in (*config.descriptor.exclude_types, *config.pair_exclude_types)}
@@ -128,10 +101,16 @@ def _reduced(before: np.ndarray | None, counts: np.ndarray, energies: np.ndarray
 
 
 def set_environment(potential: Potential, params: Params, frames: Iterable[Frame]) -> Params:
-    """The parameters with environment statistics of the frames; the mean stays 0 where the config says so."""
+    """The parameters with environment statistics of the frames; the mean stays 0 where the config says so.
+
+    A model whose config gives the standard deviation keeps it, and the frames are not looked at.
+    """
+    parts = potential.config.descriptor.blocks
+    if all(part.stddev is not None for part in parts):
+        return params
     found = environment_statistics(potential, frames)
     descriptor = dict(params.descriptor)
-    for part in blocks(potential.config.descriptor):
+    for part in parts:
         old, new = descriptor[part.name]["statistics"], found[part.name]
         mean = np.zeros_like(new["mean"]) if part.zero_mean else new["mean"]
         statistics = {
@@ -254,7 +233,7 @@ def _block_pairs(group: _Group, part: Block, excluded: set):
 def _rows_function(part: Block, protection: float):
     @jax.jit
     def rows(d):
-        return raw_rows(d, part.rcut, part.rcut_smth, protection)[0]
+        return raw_rows(d, part.rcut, part.rcut_smth, protection, part.exponential)[0]
 
     def apply(d: np.ndarray) -> np.ndarray:
         """Raw rows of any number of displacements, in chunks of one shape."""

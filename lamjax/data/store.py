@@ -19,7 +19,7 @@ import numpy as np
 
 from lamjax.data.frames import Frame, Subset
 from lamjax.data.labels import looks_like_label
-from lamjax.system import Labels, System, cast
+from lamjax.system import PARAMETERS, Labels, System, cast
 
 FORMAT, VERSION = "lamjax frames", 1
 SUFFIXES = (".h5", ".hdf5")
@@ -72,6 +72,7 @@ class Store(Sequence):
             pbc=a["pbc"][k].astype(bool),
             fparam=a["fparam"][k] if "fparam" in a else None,
             aparam=a["aparam"][atoms] if "aparam" in a else None,
+            charge_spin=a["charge_spin"][k] if "charge_spin" in a else None,
         )
         labels = Labels(np.asarray(a["energy"][k]), a["forces"][atoms], a["virial"][k], a["weights"][k])
         info = a["info"][slice(*a["info_offsets"][k : k + 2].tolist())].tobytes()
@@ -157,6 +158,8 @@ def _columns(frame: Frame, dtype: np.dtype) -> list[Column]:
     for name, value in (("fparam", frame.system.fparam), ("aparam", frame.system.aparam)):
         if value is not None:
             columns.append(Column(name, (value.shape[-1],), f, name == "aparam"))
+    if frame.system.charge_spin is not None:
+        columns.append(Column("charge_spin", (2,), "<i4", False))
     return columns
 
 
@@ -221,7 +224,7 @@ def _values(frame: Frame, atoms: int, texts: int, info: bytes, tables: _Tables) 
 
 def _info(info: dict[str, Any]) -> bytes:
     """What is text or a number, as JSON; labels and parameters are columns already."""
-    known = {"fparam", "fixed"}
+    known = {"fparam", "charge_spin", "fixed"}
     plain = {
         key: value.item() if isinstance(value, np.generic) else value
         for key, value in info.items()
@@ -233,7 +236,7 @@ def _info(info: dict[str, Any]) -> bytes:
 
 
 def _check_alike(first: Frame, frame: Frame) -> None:
-    for name in ("fparam", "aparam"):
+    for name in PARAMETERS:
         widths = [None if (v := getattr(f.system, name)) is None else v.shape[-1] for f in (first, frame)]
         if widths[0] != widths[1]:
             raise ValueError(

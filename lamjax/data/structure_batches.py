@@ -13,7 +13,7 @@ from lamjax.data.plan import cheapest, histogram, merge, work
 from lamjax.neighbors import Neighbors, Shell, count, host_neighbors, image_offsets, plan_capacities
 from lamjax.neighbors.search import FAR
 from lamjax.neighbors.verlet import SKIN
-from lamjax.system import Labels, System, pad, pad_labels
+from lamjax.system import PARAMETERS, Labels, System, pad, pad_labels
 
 HEADROOM = 1.25  # slots for neighbours that come closer on the way, relative to what start and target need
 SHRINK = 0.9  # lattice vectors of the smallest cell on the way, relative to start and target, if cells vary
@@ -139,8 +139,8 @@ def _images(pair: Pair, cutoff: float, shrink: float) -> np.ndarray:
 
 
 def _require_alike(pairs: Sequence[Pair]) -> None:
-    """ValueError naming two pairs if fparam or aparam is there in one and not, or of another width, in the other."""
-    for name in ("fparam", "aparam"):
+    """ValueError naming two pairs if one of PARAMETERS is there in one and not, or of another width, in the other."""
+    for name in PARAMETERS:
         found: dict[str, str] = {}  # width -> source of the first pair with it
         for pair in pairs:
             for value in (getattr(pair.start, name), getattr(pair.target, name)):

@@ -9,4 +9,8 @@ from lamjax.descriptors.dpa2 import DPA2Config as DPA2Config
 from lamjax.descriptors.dpa2 import RepformerConfig as RepformerConfig
 from lamjax.descriptors.dpa2 import ThreeBodyConfig as ThreeBodyConfig
 from lamjax.descriptors.dpa2 import dpa2 as dpa2
+from lamjax.descriptors.dpa3 import DPA3Config as DPA3Config
+from lamjax.descriptors.dpa3 import RepflowConfig as RepflowConfig
+from lamjax.descriptors.dpa3 import dpa3 as dpa3
+from lamjax.descriptors.environment import Block as Block
 from lamjax.descriptors.repinit import RepinitConfig as RepinitConfig

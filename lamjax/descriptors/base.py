@@ -19,8 +19,9 @@ class Descriptor(NamedTuple):
     shells: tuple[Shell, ...]  # the cutoffs it looks at, widest first
     width: int  # features per atom
     init: Callable  # (key, dtype) -> params
-    # (params, types (n_atoms,), neighbors, displacements (n_atoms, capacity, 3), first=0) -> (n_atoms, width);
-    # `first` is the first atom of the structure, of each atom where there are several structures
+    # (params, types (n_atoms,), neighbors, displacements (n_atoms, capacity, 3), first=0, charge_spin=None)
+    # -> (n_atoms, width); `first` is the first atom of the structure, `charge_spin` (2,) its charge and multiplicity;
+    # both of each atom where there are several structures
     apply: Callable
 
 

@@ -19,7 +19,7 @@ from lamjax.descriptors.base import (
     type_embedding_init,
     type_inputs,
 )
-from lamjax.descriptors.environment import empty_slots, environment
+from lamjax.descriptors.environment import Block, empty_slots, environment
 from lamjax.descriptors.tabulation import TableConfig
 from lamjax.factories import factory
 from lamjax.neighbors import Shell
@@ -61,6 +61,11 @@ class DPA1Config:
         return self.neuron[-1] * self.axis_neuron + (self.tebd_dim if self.concat_output_tebd else 0)
 
     @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The one block whose environment is normalised."""
+        return (Block("repinit", self.rcut, self.rcut_smth, self.sel, self.set_davg_zero),)
+
+    @property
     def repinit(self) -> repinit.RepinitConfig:
         """The same settings as those of DPA-2's first block."""
         shared = repinit.RepinitConfig.__dataclass_fields__.keys() & vars(self).keys()
@@ -79,7 +84,7 @@ def dpa1(config: DPA1Config, elements: tuple[str, ...]) -> Descriptor:
             "repinit": repinit.init(keys[1], config.repinit, len(inputs), dtype),
         }
 
-    def apply(params, types, neighbors, displacements, first=0):
+    def apply(params, types, neighbors, displacements, first=0, charge_spin=None):
         return _apply(params, config, inputs, types, neighbors, displacements, first)
 
     return Descriptor(config, config.shells, config.width, init, apply)

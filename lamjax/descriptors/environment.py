@@ -17,6 +17,18 @@ class Environment(NamedTuple):
     mask: Bool[Array, "n_atoms capacity"]
 
 
+class Block(NamedTuple):
+    """A part of a descriptor that normalises its environment matrix, and how it takes the statistics from data."""
+
+    name: str  # below it, in the descriptor's parameters, lie the `statistics`
+    rcut: float  # Å
+    rcut_smth: float  # Å
+    sel: int
+    zero_mean: bool  # the mean is not subtracted, only the scale is used
+    exponential: bool = False  # the kind of the switch
+    stddev: float | None = None  # a constant in place of what the data say
+
+
 class Empty(NamedTuple):
     """Slots without a neighbour where they count: in DeePMD-kit they are -mean/stddev, not zero, if there is a mean."""
 
@@ -29,10 +41,10 @@ def empty_slots(zero_mean: bool, sel: int, neighbors: Neighbors, types, first) -
     return None if zero_mean else Empty(sel - jnp.sum(neighbors.mask, axis=1), types[first])
 
 
-def raw_rows(displacements, rcut: float, rcut_smth: float, protection: float = 0.0):
+def raw_rows(displacements, rcut: float, rcut_smth: float, protection: float = 0.0, exponential: bool = False):
     """e_ij = (w/(r+p), w d/(r+p)²) and w(r_ij), not masked. Zhang et al. 2024, eq. 3; `dpa1`'s rows."""
     r = numerics.safe_norm(displacements)
-    w = numerics.switch(r, rcut_smth, rcut)
+    w = (numerics.exponential_switch if exponential else numerics.switch)(r, rcut_smth, rcut)
     inverse = w / (r + protection)
     angular = displacements * (inverse / (r + protection))[..., None]
     return jnp.concatenate([inverse[..., None], angular], axis=-1), w
@@ -46,9 +58,10 @@ def environment(
     rcut: float,
     rcut_smth: float,
     protection: float = 0.0,
+    exponential: bool = False,
 ) -> Environment:
     """R_ij = (e_ij - mean[t_i]) / stddev[t_i] with the switch; everything 0 where `mask` is False."""
-    rows, w = raw_rows(displacements, rcut, rcut_smth, protection)
+    rows, w = raw_rows(displacements, rcut, rcut_smth, protection, exponential)
     mean, stddev = per_atom(statistics, types)
     matrix = jnp.where(mask[..., None], (rows - mean[:, None, :]) / stddev[:, None, :], 0)
     return Environment(matrix, jnp.where(mask, w, 0), mask)
@@ -60,9 +73,9 @@ def padding_rows(statistics: dict, types: Int[Array, " n_atoms"]) -> Float[Array
     return -mean / stddev
 
 
-def statistics_init(n_types: int, dtype=None) -> dict:
-    """Mean 0 and standard deviation 1 until statistics are taken from data."""
-    return {"mean": jnp.zeros((n_types, 4), dtype), "stddev": jnp.ones((n_types, 4), dtype)}
+def statistics_init(n_types: int, dtype=None, stddev: float = 1.0) -> dict:
+    """Mean 0 and standard deviation 1 until statistics are taken from data; or a constant that stays."""
+    return {"mean": jnp.zeros((n_types, 4), dtype), "stddev": jnp.full((n_types, 4), stddev, dtype)}
 
 
 def per_atom(statistics: dict, types):

@@ -103,7 +103,7 @@ def open_student(config: StudentConfig) -> Potential:
     chosen = build(described, config.head)
     if chosen.head is None:
         raise ValueError(f"student.head: choose one of {', '.join(described.head_names)}.")
-    if described.descriptor.repinit.table is not None:
+    if described.descriptor.table is not None:
         raise ValueError("student: a tabulated model cannot learn. Take it without the table; one is made at the end.")
     head = dict(described.heads)[chosen.head]
     return build(dataclasses.replace(described, heads=((chosen.head, head),)))

@@ -31,7 +31,7 @@ from lamjax.relaxation.slots import (
     stack,
     state_of,
 )
-from lamjax.system import System, as_system, fixed_mask, kept_by_constraints
+from lamjax.system import PARAMETERS, System, as_system, fixed_mask, kept_by_constraints
 from lamjax.threads import same_settings, usable_cores
 
 CHUNK = 32  # steps after which the host looks, at most
@@ -318,7 +318,7 @@ def _checked_like(system: System, like: System | None) -> System:
     """The first structure; ValueError for one that has other frame or atomic parameters."""
     if like is None:
         return system
-    for name in ("fparam", "aparam"):
+    for name in PARAMETERS:
         mine, first = (None if x is None else x.shape[-1] for x in (getattr(system, name), getattr(like, name)))
         if mine != first:
             raise ValueError(f"{name} has width {mine}, that of the first structure {first}. Give all the same.")

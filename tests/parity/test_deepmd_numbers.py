@@ -74,7 +74,10 @@ def system_of(stored: dict, frame: str) -> System:
     numbers = np.array([ase.data.atomic_numbers[str(s)] for s in stored[f"{frame}__species"]], np.int32)
     cell = stored[f"{frame}__cell"] if pbc else np.zeros((3, 3))
     parameters = (stored.get(f"{frame}__{name}") for name in ("fparam", "aparam"))
-    return System(stored[f"{frame}__positions"], numbers, cell, np.full(3, pbc), *parameters)
+    charge_spin = stored.get(f"{frame}__charge_spin")
+    charge_spin = None if charge_spin is None else charge_spin.astype(np.int32)
+    system = System(stored[f"{frame}__positions"], numbers, cell, np.full(3, pbc), *parameters)
+    return system._replace(charge_spin=charge_spin)
 
 
 @functools.cache

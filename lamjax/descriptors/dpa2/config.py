@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from lamjax.descriptors.environment import Block
 from lamjax.descriptors.repinit import RepinitConfig
+from lamjax.descriptors.tabulation import TableConfig
 from lamjax.neighbors import Shell
 
 _STRICT = {"extra": "forbid"}
@@ -95,6 +97,22 @@ class DPA2Config:
         if self.three_body:
             inner.append(Shell(self.three_body.rcut, self.three_body.sel))
         return (Shell(self.repinit.rcut, self.repinit.nsel), *inner)
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The blocks whose environment is normalised; the three-body block's mean is treated as repinit's is."""
+        a, b, c = self.repinit, self.repformer, self.three_body
+        three = (Block("three_body", c.rcut, c.rcut_smth, c.sel, a.set_davg_zero),) if c else ()
+        return (
+            Block("repinit", a.rcut, a.rcut_smth, a.nsel, a.set_davg_zero),
+            Block("repformer", b.rcut, b.rcut_smth, b.nsel, b.set_davg_zero),
+            *three,
+        )
+
+    @property
+    def table(self) -> TableConfig | None:
+        """Repinit's, if it is one."""
+        return self.repinit.table
 
     @property
     def width(self) -> int:

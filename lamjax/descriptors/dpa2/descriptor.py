@@ -30,7 +30,7 @@ def dpa2(config: DPA2Config, elements: tuple[str, ...]) -> Descriptor:
     def init(key, dtype=None):
         return _init(key, config, inputs, dtype)
 
-    def apply(params, types, neighbors, displacements, first=0):
+    def apply(params, types, neighbors, displacements, first=0, charge_spin=None):
         return _apply(params, config, inputs, types, neighbors, displacements, first)
 
     return Descriptor(config, config.shells, config.width, init, apply)

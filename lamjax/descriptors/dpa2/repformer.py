@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from lamjax import nn
 from lamjax.descriptors.environment import Environment, statistics_init
+from lamjax.descriptors.updates import combine, residuals_init
 
 SHIFT = 20.0  # of the attention logits, so that a vanishing switch means weight exp(-20)
 
@@ -149,27 +150,25 @@ def _residual_init(key, c, last: bool, dtype):
     n_g2 = 0 if last else 1 + c.update_g2_has_g1g1 + c.update_g2_has_attn
     n_h2 = 0 if last else int(c.update_h2)
 
-    def vectors(key, number, width):
-        if c.update_residual_init == "const":
-            return [jnp.full(width, c.update_residual, dtype) for _ in range(number)]
-        return [c.update_residual * nn.normal(k, (width,), dtype) for k in nn.split(key, number)]
-
     keys = nn.split(key, 3)
     sizes = {"g1_residual": (n_g1, c.g1_dim), "g2_residual": (n_g2, c.g2_dim), "h2_residual": (n_h2, 1)}
-    return {name: vectors(k, *size) for k, (name, size) in zip(keys, sizes.items(), strict=True)}
+    return {
+        name: residuals_init(k, *size, c.update_residual, c.update_residual_init, dtype)
+        for k, (name, size) in zip(keys, sizes.items(), strict=True)
+    }
 
 
 def _layer(p, c, act, pairs: Pairs, gates: Gates, g1, g2, h2):
     """One layer; without `linear2` it is the last and leaves g2 and h2 alone."""
     g1_j = g1[pairs.indices]
-    new_g1 = _combine(c.update_style, p.get("g1_residual"), _g1_terms(p, c, act, pairs, g1, g1_j, g2, h2))
+    new_g1 = combine(c.update_style, p.get("g1_residual"), _g1_terms(p, c, act, pairs, g1, g1_j, g2, h2))
     if "linear2" not in p:
         return new_g1, g2, h2
     attention = _pair_attention(p["attn2g_map"], c, pairs, gates, g2) if "attn2g_map" in p else None
-    new_g2 = _combine(c.update_style, p.get("g2_residual"), _g2_terms(p, c, act, pairs, g1, g1_j, g2, attention))
+    new_g2 = combine(c.update_style, p.get("g2_residual"), _g2_terms(p, c, act, pairs, g1, g1_j, g2, attention))
     if c.update_h2:
         h2_update = _equivariant_apply(p["attn2_ev_apply"], attention, h2)
-        h2 = _combine(c.update_style, p.get("h2_residual"), [h2, h2_update])
+        h2 = combine(c.update_style, p.get("h2_residual"), [h2, h2_update])
     return new_g1, new_g2, h2
 
 
@@ -206,18 +205,6 @@ def _g2_terms(p, c, act, pairs: Pairs, g1, g1_j, g2, attention):
         update = _multi_head_apply(p["attn2_mh_apply"], attention, g2)
         terms.append(nn.layer_norm(p["attn2_lm"], update, c.ln_eps))
     return terms
-
-
-def _combine(style: str, residuals, terms):
-    """u0 with its updates: their average, increments over sqrt, or residual vectors matched by position (7.6)."""
-    base, *updates = terms
-    if not updates:
-        return base
-    if style == "res_avg":
-        return sum(updates, base) / len(terms) ** 0.5
-    if style == "res_incr":
-        return base + sum(updates) / len(updates) ** 0.5
-    return base + sum(v * u for v, u in zip(residuals, updates, strict=True))
 
 
 def _weighted_sum(edges, pairs: Pairs):

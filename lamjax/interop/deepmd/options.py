@@ -7,13 +7,24 @@ from typing import Any
 
 import numpy as np
 
-from lamjax.descriptors import DPA1Config, DPA2Config, RepformerConfig, RepinitConfig, ThreeBodyConfig
+from lamjax.descriptors import (
+    DPA1Config,
+    DPA2Config,
+    DPA3Config,
+    RepflowConfig,
+    RepformerConfig,
+    RepinitConfig,
+    ThreeBodyConfig,
+)
 from lamjax.heads import EnergyHeadConfig
 from lamjax.interop.deepmd.words import short
 from lamjax.potential import CheckpointError, PotentialConfig
 
-SUPPORTED = 'an energy model (fitting "ener") with the descriptor "dpa2", or "dpa1"/"se_atten" with attn_layer 0'
+SUPPORTED = (
+    'an energy model (fitting "ener") with the descriptor "dpa2" or "dpa3", or "dpa1"/"se_atten" with attn_layer 0'
+)
 _TEBD = "repformer_add_type_ebd_to_seq"  # the older name of add_tebd_to_repinit_out
+DescriptorConfig = DPA1Config | DPA2Config | DPA3Config
 DPA1_NAMES = ("dpa1", "se_atten", "se_atten_v2")
 # without influence on the function that a model is: training, statistics of a fresh model, where it runs
 _TRAINING = {"seed", "precision", "trainable", "trainable_ln", "ntypes", "type_map", "type"}
@@ -47,11 +58,13 @@ def model_config(section: dict, head: str) -> PotentialConfig:
     )
 
 
-def descriptor_config(options: dict) -> DPA2Config | DPA1Config:
+def descriptor_config(options: dict) -> DescriptorConfig:
     """The config of a descriptor's options, absent ones as DeePMD-kit's classes set them."""
     kind = options.get("type")
     if kind == "dpa2":
         return _dpa2(dict(options))
+    if kind == "dpa3":
+        return _dpa3(dict(options))
     if kind in DPA1_NAMES:
         return _dpa1(dict(options))
     raise CheckpointError(f"the descriptor is of type {short(kind)}; supported: {SUPPORTED}.")
@@ -75,8 +88,10 @@ def head_config(options: dict, exclude_types=()) -> EnergyHeadConfig:
     return _config(EnergyHeadConfig, options, "fitting_net", ignored=_TRAINING | {"rcond", "dim_descrpt"})
 
 
-def descriptor_options(config: DPA2Config | DPA1Config) -> dict:
+def descriptor_options(config: DescriptorConfig) -> dict:
     """A config as DeePMD-kit's flat options: the inverse of `descriptor_config`."""
+    if isinstance(config, DPA3Config):
+        return _plain({**vars(config), "repflow": vars(config.repflow)})
     block = dict(vars(config if isinstance(config, DPA1Config) else config.repinit))
     if block.pop("table") is not None:
         raise CheckpointError("the radial net is a table, which DeePMD-kit does not know. Write the model it is of.")
@@ -111,6 +126,19 @@ def _dpa2(options: dict) -> DPA2Config:
     return _config(DPA2Config, {**options, **blocks}, "descriptor", ignored=_TRAINING)
 
 
+def _dpa3(options: dict) -> DPA3Config:
+    repflow = dict(options.pop("repflow"))
+    for old, new in (("edge_use_dist", "edge_init_use_dist"), ("use_env_envelope", "use_exp_switch")):
+        _renamed(repflow, old, new)
+    if repflow.pop("skip_stat", False):  # the older form of the same
+        repflow["fix_stat_std"] = 0.3
+    for cutoff in "ea":
+        if isinstance(repflow.get(f"{cutoff}_sel"), list):
+            repflow[f"{cutoff}_sel"] = sum(repflow[f"{cutoff}_sel"])
+    options["repflow"] = _config(RepflowConfig, repflow, "repflow")
+    return _config(DPA3Config, options, "descriptor", ignored=_TRAINING)
+
+
 def _dpa1(options: dict) -> DPA1Config:
     if (layers := options.pop("attn_layer", 2)) != 0:
         raise CheckpointError(f"the descriptor has attn_layer {layers}; supported: {SUPPORTED}.")
@@ -130,8 +158,9 @@ def _dpa1(options: dict) -> DPA1Config:
 def _config(cls, options: dict, block: str, ignored=frozenset()):
     known = {name: _tuples(value) for name, value in options.items() if name in cls.__dataclass_fields__}
     _refuse_unknown(options, known.keys() | ignored, block)
-    if isinstance(sel := known.get("nsel", known.get("sel")), str):
-        raise CheckpointError(f"{block} has sel {short(sel)}: give the number of neighbours that it stands for.")
+    for name in ("nsel", "sel", "e_sel", "a_sel"):
+        if isinstance(sel := known.get(name), str):
+            raise CheckpointError(f"{block} has {name} {short(sel)}: give the number of neighbours that it stands for.")
     known.pop("type", None)
     try:
         return cls(**known)

@@ -92,8 +92,14 @@ def tensor_name(path: str, head: str, radial: str) -> str:
     *parts, leaf = path.split("/")
     leaf = _LEAVES.get(leaf, leaf)
     match parts:
-        case ["descriptor", "type_embedding"]:
-            return f"descriptor.type_embedding.embedding.embedding_net.layers.0.{leaf}"
+        case ["descriptor", "type_embedding" | "chg_embedding" | "spin_embedding" as table]:
+            return f"descriptor.{table}.embedding.embedding_net.layers.0.{leaf}"
+        case ["descriptor", "mix_cs_mlp"]:
+            return f"descriptor.mix_cs_mlp.{leaf}"
+        case ["descriptor", "repflow", "edge_embedding" | "angle_embedding" as net]:
+            return f"descriptor.repflows.{net.replace('embedding', 'embd')}.{leaf}"
+        case ["descriptor", "repflow", "layers", *rest]:
+            return ".".join(["descriptor.repflows.layers", *rest, leaf])
         case ["descriptor", "g1_transform"]:
             return f"descriptor.g1_shape_tranform.{leaf}"
         case ["descriptor", "tebd_transform"]:
@@ -115,7 +121,8 @@ def tensor_name(path: str, head: str, radial: str) -> str:
 
 
 def _block(name: str, radial: str) -> str:
-    return {"repinit": radial, "three_body": "repinit_three_body", "repformer": "repformers"}[name]
+    names = {"three_body": "repinit_three_body", "repformer": "repformers", "repflow": "repflows"}
+    return {"repinit": radial, **names}[name]
 
 
 def _completed(descriptor: dict, own: dict[str, np.ndarray]) -> dict:
@@ -132,12 +139,16 @@ def _completed(descriptor: dict, own: dict[str, np.ndarray]) -> dict:
             _resolve(block, key, widths.get(name))
         _resolve(repformer, "nsel", widths.get("repformers"))
         found |= {"repinit": repinit, "repformer": repformer}
+    elif found.get("type") == "dpa3":
+        repflow = dict(found["repflow"])
+        _resolve(repflow, "e_sel", widths.get("repflows"))
+        found["repflow"] = repflow
     else:
         _resolve(found, "sel", widths.get("se_atten"))
     return found
 
 
-_BLOCKS = ("repinit", "repinit_three_body", "repformers", "se_atten")
+_BLOCKS = ("repinit", "repinit_three_body", "repformers", "repflows", "se_atten")
 
 
 def _resolve(block: dict, key: str, width: int | None) -> None:
@@ -150,7 +161,8 @@ def _by_type(key: str, value: np.ndarray) -> np.ndarray:
     *_, last = key.split(".")
     if last in ("mean", "stddev") and value.ndim == 3:
         zero = np.zeros_like(value)
-        return statistics(**{"mean": zero, "stddev": zero, last: value}, name=key)[last]
+        angular = ".repflows." in key
+        return statistics(**{"mean": zero, "stddev": zero, last: value}, name=key, angular=angular)[last]
     return value.reshape(-1) if re.search(r"(out_bias|out_std|bias_atom_e|case_embd|param_\w+)$", key) else value
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from lamjax.descriptors import DPA1Config
+from lamjax.descriptors import DPA1Config, DPA3Config
 from lamjax.interop.deepmd import audit, options, write
 from lamjax.potential import (
     DEFAULT_HEAD,
@@ -19,6 +19,7 @@ _STRUCTURE = {
     *("@class", "@version", "@variables", "type_embedding", "env_mat", "embeddings", "embeddings_strip"),
     *("attention_layers", "repinit_args", "repformer_args", "g1_shape_tranform", "tebd_transform"),
     *("repinit_variable", "repinit_three_body_variable", "repformers_variable"),
+    *("repflow_args", "repflow_variable", "chg_embedding", "spin_embedding", "mix_cs_mlp"),
 }
 _FITTING_STRUCTURE = {"@class", "@version", "@variables", "nets"}
 
@@ -47,6 +48,8 @@ def from_tree(tree: dict) -> tuple[PotentialConfig, Params]:
 
 def with_actual_means(config: PotentialConfig, params: Params) -> PotentialConfig:
     """`set_davg_zero` as the statistics say it: only then may the empty slots of the radial block be left out."""
+    if isinstance(config.descriptor, DPA3Config):  # whose empty slots never count
+        return config
     zero = not np.any(params.descriptor["repinit"]["statistics"]["mean"])
     descriptor = config.descriptor
     if isinstance(descriptor, DPA1Config):
@@ -56,13 +59,13 @@ def with_actual_means(config: PotentialConfig, params: Params) -> PotentialConfi
     return replace(config, descriptor=descriptor)
 
 
-def statistics(mean: np.ndarray, stddev: np.ndarray, name: str) -> dict:
-    """mean and stddev per type; files hold one row a slot, all alike."""
+def statistics(mean: np.ndarray, stddev: np.ndarray, name: str, angular: bool = False) -> dict:
+    """mean and stddev per type; files hold one row a slot, all alike. With `angular` any column may have a mean."""
     rows = {"mean": mean, "stddev": stddev}
     for key, values in rows.items():
         if np.any(values != values[:, :1]):
             raise CheckpointError(f"the {key} of {name} differs from neighbour slot to slot, which is not supported.")
-    if np.any(mean[..., 1:]):
+    if np.any(mean[..., 1:]) and not angular:
         raise CheckpointError(f"the angular mean of {name} is not zero, which is not supported.")
     return {key: values[:, 0] for key, values in rows.items()}
 
@@ -70,6 +73,8 @@ def statistics(mean: np.ndarray, stddev: np.ndarray, name: str) -> dict:
 def _descriptor_options(d: dict) -> dict:
     """The options among a descriptor's entries, older versions completed."""
     found = {key: value for key, value in d.items() if key not in _STRUCTURE}
+    if d["type"] == "dpa3":  # its copies of the options in `env_mat` are not the true ones
+        return {**found, "repflow": d["repflow_args"]}
     for block in (d, *(d.get(name, {}) for name in _STRUCTURE if name.endswith("_variable"))):
         if block.get("env_mat", {}).get("use_exp_switch"):
             raise CheckpointError("use_exp_switch = True is not supported (supported: False).")
@@ -88,7 +93,9 @@ def _head_config(model: dict):
 
 
 def _descriptor_params(config, d: dict) -> dict:
-    embedding = _layer(d["type_embedding"]["embedding"]["layers"][0])
+    embedding = _type_embedding(d["type_embedding"])
+    if isinstance(config, DPA3Config):
+        return {"type_embedding": embedding, **_dpa3_params(config, d)}
     if isinstance(config, DPA1Config):
         return {"type_embedding": embedding, "repinit": _embedding(d, "the environment")}
     repformers = d["repformers_variable"]
@@ -108,6 +115,32 @@ def _descriptor_params(config, d: dict) -> dict:
     if d["add_tebd_to_repinit_out"]:
         params["tebd_transform"] = _layer(d["tebd_transform"])
     return params
+
+
+def _dpa3_params(config: DPA3Config, d: dict) -> dict:
+    block = d["repflow_variable"]
+    variables = block["@variables"]
+    repflow = {
+        "edge_embedding": _layer(block["edge_embd"]),
+        "angle_embedding": _layer(block["angle_embd"]),
+        "layers": [_repflow_layer(layer) for layer in block["repflow_layers"]],
+        "statistics": statistics(variables["davg"], variables["dstd"], "repflow", angular=True),
+    }
+    if not config.add_chg_spin_ebd:
+        return {"repflow": repflow}
+    tables = {name: _type_embedding(d[name]) for name in ("chg_embedding", "spin_embedding")}
+    return {"repflow": repflow, **tables, "mix_cs_mlp": _layer(d["mix_cs_mlp"])}
+
+
+def _repflow_layer(layer: dict) -> dict:
+    params = {name: _layer(value) for name, value in layer.items() if isinstance(value, dict) and "@class" in value}
+    vectors = {**layer, **layer.get("@variables", {})}  # the first version had them among the options
+    names = ("n_residual", "e_residual", "a_residual")
+    return params | {name: list(vectors[name]) for name in names if len(vectors.get(name) or ())}
+
+
+def _type_embedding(entry: dict) -> dict:
+    return _layer(entry["embedding"]["layers"][0])
 
 
 def _embedding(block: dict, name: str) -> dict:

@@ -1,0 +1,233 @@
+"""Repflow: layers that update atoms (N, n_dim), edges (E, e_dim) and angles (A, a_dim).
+
+Edges are directed, from an atom i to a neighbour j; angles are ordered pairs (ij, ik) of the nearest edges of an atom,
+j = k included, so that they are dense blocks beside a prefix of the edge list. Every sum carries the switch: an empty
+slot adds nothing, and arrays are only as wide as the structures need. The concatenated inputs of a layer's matrices are
+never built: the rows that belong to atoms are multiplied once per atom, those of edges once per edge.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from lamjax import nn, numerics
+from lamjax.descriptors.dpa3.config import RepflowConfig
+from lamjax.descriptors.environment import environment, statistics_init
+from lamjax.descriptors.updates import combine, residuals_init
+
+
+class Graph(NamedTuple):
+    """What all layers share. `width` are the slots of edges, `narrow` those with angles."""
+
+    indices: Int[Array, "n_atoms width"]
+    weight: Float[Array, "n_atoms width"]  # w_ij / ne; 0 on padding
+    directions: Float[Array, "n_atoms width 3"]  # w_ij H_ij / sqrt(ne); 0 on padding
+    radial: Float[Array, "n_atoms width"]  # what edges start from
+    has_angles: Bool[Array, "n_atoms narrow"]
+    angle_weight: Float[Array, "n_atoms narrow"]  # wa_ij / na^(1/4), so that a pair has the product; 0 on padding
+    cosines: Float[Array, "n_atoms narrow narrow"]  # c_ijk / sqrt(pi)
+
+
+class Angles(NamedTuple):
+    """A = left @ right. Before the first update they are the cosine times one vector, which is not multiplied out."""
+
+    left: Float[Array, "n_atoms narrow narrow _"]
+    right: Float[Array, "_ n_features"] | None
+
+    def times(self, w: Float[Array, "n_features n_out"]):
+        """A W."""
+        if self.right is None:
+            return nn.linear({"w": w}, self.left)
+        return self.left * (self.right @ w)[0]
+
+    def value(self):
+        return self.left if self.right is None else self.left * self.right[0]
+
+
+def init(key, c: RepflowConfig, n_types: int, dtype=None):
+    keys = nn.split(key, c.nlayers + 2)
+    return {
+        "edge_embedding": nn.linear_init(keys[0], 1, c.e_dim, dtype=dtype),
+        "angle_embedding": nn.linear_init(keys[1], 1, c.a_dim, bias=False, dtype=dtype),
+        "layers": [_layer_init(k, c, dtype) for k in keys[2:]],
+        "statistics": statistics_init(n_types, dtype, c.fix_stat_std or 1.0),
+    }
+
+
+def graph(c: RepflowConfig, params, types, indices, masks, displacements, protection: float) -> Graph:
+    """Geometry of edges and angles; `masks` are those of the two shells, without excluded pairs."""
+    r = numerics.safe_norm(displacements)
+    mask = masks[0] & (r <= c.e_rcut)  # the exponential switch does not end there
+    cutoffs = (c.e_rcut, c.e_rcut_smth, protection, c.use_exp_switch)
+    env = environment(displacements, mask, types, params["statistics"], *cutoffs)
+    narrow = masks[1].shape[1]
+    near = r[:, :narrow]
+    has_angles = masks[1] & mask[:, :narrow] & (near < c.a_rcut)
+    switch = numerics.exponential_switch if c.use_exp_switch else numerics.switch
+    unit = displacements[:, :narrow] / (near + 1e-6)[..., None]
+    ne, na = c.divisors
+    return Graph(
+        indices=indices,
+        weight=env.switch / ne,
+        directions=env.matrix[..., 1:] * (env.switch / ne**0.5)[..., None],
+        radial=r if c.edge_init_use_dist else env.matrix[..., 0],
+        has_angles=has_angles,
+        angle_weight=jnp.where(has_angles, switch(near, c.a_rcut_smth, c.a_rcut) / na**0.25, 0),
+        cosines=jnp.einsum("njx,nkx->njk", unit, unit) * ((1 - 1e-6) / jnp.pi**0.5),
+    )
+
+
+def apply(params, c: RepflowConfig, act, graph: Graph, nodes):
+    """N (n_atoms, n_dim) after all layers. What the energy does not depend on at the end is not computed."""
+    edges = nn.linear(params["edge_embedding"], graph.radial[..., None])
+    edges = edges if c.edge_init_use_dist else act(edges)
+    angles = Angles(graph.cosines[..., None], params["angle_embedding"]["w"])
+    layer = _sequential_layer if c.sequential_update else _parallel_layer
+    last = c.nlayers - 1
+    for k, p in enumerate(params["layers"]):
+        step = jax.checkpoint(lambda p, *state, k=k: layer(p, c, act, graph, *state, left=last - k))
+        nodes, edges, angles = step(p, nodes, edges, angles)
+    return nodes
+
+
+def _layer_init(key, c: RepflowConfig, dtype=None):
+    n, e, a, m, h = c.n_dim, c.e_dim, c.a_dim, c.axis_neuron, c.n_multi_edge_message
+    from_node, from_edge = c.compressed
+    z = a + from_node + 2 * from_edge
+    shapes = {
+        "node_self_mlp": (n, n),
+        "node_sym_linear": (m * (n + e), n),
+        "node_edge_linear": (2 * n + e, h * n),
+        "edge_self_linear": (2 * n + e, e),
+    }
+    if c.update_angle:
+        shapes |= {"edge_angle_linear1": (z, e), "edge_angle_linear2": (e, e), "angle_self_linear": (z, a)}
+    compress = {}
+    if c.update_angle and c.a_compress_rate and not c.a_compress_use_split:
+        compress = {"a_compress_n_linear": (n, from_node), "a_compress_e_linear": (e, from_edge)}
+    k = iter(nn.split(key, 12))
+    params = {name: nn.linear_init(next(k), *shape, dtype=dtype) for name, shape in shapes.items()}
+    params |= {name: nn.linear_init(next(k), *shape, bias=False, dtype=dtype) for name, shape in compress.items()}
+    if c.update_style == "res_residual":
+        params |= _residual_init(next(k), c, dtype)
+    return params
+
+
+def _residual_init(key, c: RepflowConfig, dtype):
+    sizes = {"n_residual": (2 + c.n_multi_edge_message, c.n_dim), "e_residual": (1 + c.update_angle, c.e_dim)}
+    if c.update_angle:
+        sizes["a_residual"] = (1, c.a_dim)
+    return {
+        name: residuals_init(k, *size, c.update_residual, c.update_residual_init, dtype)
+        for k, (name, size) in zip(nn.split(key, len(sizes)), sizes.items(), strict=True)
+    }
+
+
+def _parallel_layer(p, c: RepflowConfig, act, graph: Graph, nodes, edges, angles, left: int):
+    """One layer that reads its input values only; `left` layers follow."""
+    if left == 0:
+        (message,) = _on_edges([p["node_edge_linear"]], act, graph, nodes, edges)
+        return _new_nodes(p, c, act, graph, nodes, edges, message), None, None
+    message, own = _on_edges([p["node_edge_linear"], p["edge_self_linear"]], act, graph, nodes, edges)
+    terms = [edges, own]
+    new_angles = angles
+    if c.update_angle:
+        layers = [p["edge_angle_linear1"], p["angle_self_linear"]][: 1 if left == 1 else 2]
+        pairs, *own_angles = _on_angles(layers, act, angles, *_compressed(p, c, nodes, edges, graph))
+        terms.append(_angle_messages(p, c, act, graph, pairs, edges))
+        value = [angles.value(), *own_angles]
+        new_angles = Angles(combine(c.update_style, p.get("a_residual"), value), None) if own_angles else None
+    new_edges = combine(c.update_style, p.get("e_residual"), terms)
+    return _new_nodes(p, c, act, graph, nodes, edges, message), new_edges, new_angles
+
+
+def _sequential_layer(p, c: RepflowConfig, act, graph: Graph, nodes, edges, angles, left: int):
+    """One layer in which edges, angles, edges and atoms are updated one after another."""
+    (own,) = _on_edges([p["edge_self_linear"]], act, graph, nodes, edges)
+    edges = edges + p["e_residual"][0] * own
+    inputs = _compressed(p, c, nodes, edges, graph)
+    (own,) = _on_angles([p["angle_self_linear"]], act, angles, *inputs)
+    angles = Angles(angles.value() + p["a_residual"][0] * own, None)
+    (pairs,) = _on_angles([p["edge_angle_linear1"]], act, angles, *inputs)
+    edges = edges + p["e_residual"][1] * _angle_messages(p, c, act, graph, pairs, edges)
+    (message,) = _on_edges([p["node_edge_linear"]], act, graph, nodes, edges)
+    new_nodes = _new_nodes(p, c, act, graph, nodes, edges, message)
+    return (new_nodes, edges, angles) if left else (new_nodes, None, None)
+
+
+def _new_nodes(p, c: RepflowConfig, act, graph: Graph, nodes, edges, message):
+    """N with its updates: self, symmetrised surroundings, messages along the edges."""
+    around = [_symmetrise(graph, edges, c.axis_neuron), _symmetrise(graph, nodes[graph.indices], c.axis_neuron)]
+    message = jnp.einsum("nw,nwc->nc", graph.weight, message)
+    terms = [
+        nodes,
+        act(nn.linear(p["node_self_mlp"], nodes)),
+        act(nn.linear(p["node_sym_linear"], jnp.concatenate(around, axis=-1))),
+        *jnp.split(message, c.n_multi_edge_message, axis=-1),
+    ]
+    return combine(c.update_style, p.get("n_residual"), terms)
+
+
+def _symmetrise(graph: Graph, features, axis_neuron: int):
+    """(1/3) Q[:, :m]ᵀ Q with Q = (1/sqrt(ne)) Σ_j w_ij H_ij ⊗ G_ij, flattened with the channel of Q fastest."""
+    q = jnp.einsum("nwx,nwc->nxc", graph.directions, features)
+    return (jnp.einsum("nxa,nxc->nac", q[..., :axis_neuron], q) / 3).reshape(len(features), -1)
+
+
+def _on_edges(layers, act, graph: Graph, nodes, edges):
+    """act([N_i, N_j, E_ij] W + b) of several layers (n_atoms, width, n_out), their matrices side by side."""
+    w, b = _side_by_side(layers)
+    n = nodes.shape[-1]
+    centre, neighbor = nodes @ w[:n] + b, nodes @ w[n : 2 * n]
+    total = centre[:, None] + neighbor[graph.indices] + nn.linear({"w": w[2 * n :]}, edges)
+    return [act(part) for part in _apart(total, layers)]
+
+
+def _on_angles(layers, act, angles: Angles, nodes, edges):
+    """act([A_ijk, n'_i, e'_ik, e'_ij] W + b) of several layers (n_atoms, j, k, n_out), their matrices side by side."""
+    w, b = _side_by_side(layers)
+    e = edges.shape[-1]
+    of_angles, of_nodes, of_k, of_j = jnp.split(w, [len(w) - 2 * e - nodes.shape[-1], len(w) - 2 * e, len(w) - e])
+    centre = nodes @ of_nodes + b
+    j, k = nn.linear({"w": of_j}, edges) + centre[:, None], nn.linear({"w": of_k}, edges)
+    total = angles.times(of_angles) + j[:, :, None] + k[:, None]
+    return [act(part) for part in _apart(total, layers)]
+
+
+def _compressed(p, c: RepflowConfig, nodes, edges, graph: Graph):
+    """n' and e' of the angles' inputs, the latter for the slots that have angles."""
+    edges = edges[:, : graph.has_angles.shape[1]]
+    if c.a_compress_rate == 0:
+        return nodes, edges
+    if c.a_compress_use_split:
+        from_node, from_edge = c.compressed
+        return nodes[..., :from_node], edges[..., :from_edge]
+    return nn.linear(p["a_compress_n_linear"], nodes), nn.linear(p["a_compress_e_linear"], edges)
+
+
+def _angle_messages(p, c: RepflowConfig, act, graph: Graph, pairs, edges):
+    """What the angles of an edge say to it, act(B_ij W + b), B_ij = (1/sqrt(na)) Σ_k wa_ij wa_ik act(...)."""
+    width, narrow = edges.shape[1], pairs.shape[1]
+    b = jnp.einsum("nk,njkc->njc", graph.angle_weight, pairs) * graph.angle_weight[..., None]
+    if c.smooth_edge_update:  # edges without angles have B = 0
+        found = act(nn.linear(p["edge_angle_linear2"], b))
+        rest = jnp.broadcast_to(act(p["edge_angle_linear2"]["b"]), (len(b), width - narrow, b.shape[-1]))
+        return jnp.concatenate([found, rest], axis=1)
+    b = jnp.where(graph.has_angles[..., None], b, edges[:, :narrow])
+    return act(nn.linear(p["edge_angle_linear2"], jnp.concatenate([b, edges[:, narrow:]], axis=1)))
+
+
+def _side_by_side(layers):
+    """One matrix and bias for several layers of the same input."""
+    return jnp.concatenate([p["w"] for p in layers], axis=1), jnp.concatenate([p["b"] for p in layers])
+
+
+def _apart(total, layers):
+    """The columns of each layer."""
+    ends, start = [], 0
+    for p in layers[:-1]:
+        start += len(p["b"])
+        ends.append(start)
+    return jnp.split(total, ends, axis=-1)

@@ -1,0 +1,24 @@
+"""How a layer's updates are added to what they update: averages, increments, or residual vectors."""
+
+import jax.numpy as jnp
+
+from lamjax import nn
+
+
+def residuals_init(key, number: int, width: int, size: float, kind: str, dtype=None) -> list:
+    """`number` residual vectors: all `size` ("const"), or N(0, size) ("norm")."""
+    if kind == "const":
+        return [jnp.full(width, size, dtype) for _ in range(number)]
+    return [size * nn.normal(k, (width,), dtype) for k in nn.split(key, number)]
+
+
+def combine(style: str, residuals, terms):
+    """u0 with its updates: their average, increments over sqrt, or residual vectors matched by position."""
+    base, *updates = terms
+    if not updates:
+        return base
+    if style == "res_avg":
+        return sum(updates, base) / len(terms) ** 0.5
+    if style == "res_incr":
+        return base + sum(updates) / len(updates) ** 0.5
+    return base + sum(v * u for v, u in zip(residuals, updates, strict=True))
