@@ -29,7 +29,7 @@ from lamjax.relaxation.slots import (
     stack,
     state_of,
 )
-from lamjax.system import System
+from lamjax.system import System, as_jax_casts
 from lamjax.threads import same_settings, usable_cores
 
 CHUNK = 32  # steps after which the host looks, at most
@@ -289,7 +289,7 @@ def _first(work: Work, number: int) -> Traveller:
 
 
 def _read(work: Work, number: int) -> System:
-    return jax.tree.map(np.asarray, work.systems[number])
+    return as_jax_casts(jax.tree.map(np.asarray, work.systems[number]))
 
 
 def _checked_like(system: System, like: System | None) -> System:
