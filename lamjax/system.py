@@ -90,6 +90,11 @@ def cast(system: System, dtype) -> System:
     return jax.tree.map(lambda x: x.astype(dtype) if x.dtype.kind == "f" and x.dtype != dtype else x, system)
 
 
+def as_jax_casts(system: System) -> System:
+    """One structure (numpy) in the floats that jax makes of it, which are float32 where x64 is off; see `cast`."""
+    return cast(system, jax.dtypes.canonicalize_dtype(system.positions.dtype))
+
+
 def moved_by(system: System, shift) -> System:
     """The structure (numpy) with its atoms moved by whole numbers (n_atoms, 3) of lattice vectors."""
     if not np.any(shift):

@@ -1,14 +1,18 @@
 """Structures: to and from ASE, padding, strain, and what is refused."""
 
 import ase
+import ase.build
+import ase.geometry
 import jax
 import numpy as np
 import pytest
 import structures
 
 import lamjax
-from lamjax import neighbors
+from lamjax import classical, neighbors
 from lamjax import system as systems
+from lamjax.calculator import Calculator
+from lamjax.system import host_system
 
 
 def test_ase_and_back(atoms, dtype):
@@ -102,3 +106,52 @@ def test_several_structures_are_refused_where_one_is_meant(atoms):
     ):
         with pytest.raises(ValueError, match="takes one structure, got several"):
             use(several)
+
+
+def wandering(rng, cells: int) -> tuple[ase.Atoms, ase.Atoms]:
+    """A slab, periodic in two directions, and the same with its atoms moved by up to `cells` lattice vectors."""
+    atoms = ase.build.fcc100("Cu", (2, 2, 3), vacuum=6.0)
+    atoms.rattle(0.05, rng=rng)
+    atoms.wrap()
+    far = atoms.copy()
+    steps = rng.integers(-cells, cells + 1, (len(atoms), 3)) * atoms.pbc
+    far.positions += steps @ atoms.cell.array
+    return atoms, far
+
+
+@pytest.mark.parametrize("cells", [20, 2000])
+def test_atoms_come_home_before_float32(rng, cells):
+    home, far = wandering(rng, cells)
+    assert not far.pbc[2] and np.abs(far.positions[:, :2]).max() > 50
+    found = host_system(far, np.float32)
+    np.testing.assert_allclose(found.positions[:, 2], home.positions[:, 2], atol=1e-5)  # not periodic: not moved
+    d = ase.geometry.find_mic(found.positions - home.positions, home.cell, home.pbc)[1]
+    assert d.max() < 2e-6
+    assert np.abs(found.positions).max() < 40
+    np.testing.assert_array_equal(host_system(far).positions, far.positions)  # float64 has digits enough
+
+
+def test_energy_and_forces_of_an_unwrapped_trajectory_in_float32(rng):
+    """As those of the same crystal at home, through everything that makes float32 of positions."""
+    home, far = wandering(rng, 1500)
+    potential = classical.lennard_jones(sigma=2.2, epsilon=0.1, cutoff=4.0)
+    params = potential.init(jax.random.key(0), np.float32)
+    exact = Calculator((potential, params), dtype="float64")
+    home.calc = exact
+    forces = home.get_forces()
+    far.calc = Calculator((potential, params), dtype="float32")
+    np.testing.assert_allclose(far.get_forces(), forces, atol=2e-5)
+    system = lamjax.from_ase(far, np.float32)
+    found = lamjax.predict(potential, params, system, lamjax.allocate(potential, system))
+    np.testing.assert_allclose(found.forces, forces, atol=2e-5)
+
+
+def test_molecules_that_wandered_stay_whole():
+    """All atoms are moved by the same, so that a molecule across a face is not torn."""
+    molecule = ase.Atoms("CO", [(9.6, 1, 1), (10.7, 1, 1)], cell=[10, 10, 10], pbc=True)
+    for shift in ((0, 0, 0), (3, -2, 0), (500, -700, 33)):
+        atoms = molecule.copy()
+        atoms.positions += np.array(shift) @ atoms.cell.array
+        found = host_system(atoms, np.float32).positions
+        np.testing.assert_allclose(found[1] - found[0], (1.1, 0, 0), atol=1e-5)
+        assert np.abs(found).max() < 50

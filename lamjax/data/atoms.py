@@ -131,6 +131,8 @@ def _constraints(atoms: ase.Atoms, remarks: Remarks, source: str) -> dict:
             what = f"fixed={atoms.info['fixed']} in the header says nothing of single atoms and is ignored"
             remarks.add("note", what, "Atoms are held by a per-atom array fixed or move_mask.", source=source)
             given = None
+        else:
+            given = given.reshape(len(atoms), -1)
     if given is not None:
         fixed = fixed | fixed_mask(given, len(atoms))
     found = {"fixed": fixed} if fixed.any() or given is not None else {}

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from lamjax.data import matching
-from lamjax.data.atoms import from_atoms
+from lamjax.data.atoms import fixed_mask, from_atoms
 from lamjax.data.frames import Frame
 from lamjax.data.labels import ReadOptions
 from lamjax.data.read import iterate

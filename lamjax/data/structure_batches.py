@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from lamjax import pytree
-from lamjax.data.pairs import Pair
+from lamjax.data.pairs import Pair, cast_pair
 from lamjax.data.plan import cheapest, histogram, merge, work
 from lamjax.neighbors import Neighbors, Shell, count, host_neighbors, image_offsets, plan_capacities
 from lamjax.neighbors.search import FAR
@@ -79,6 +79,7 @@ def pack_pairs(pairs: Sequence[Pair], shells: Sequence[Shell], max_programs: int
     parameters that only some of them carry.
     """
     _require_alike(pairs)
+    pairs = [cast_pair(pair, jax.dtypes.canonicalize_dtype(pair.start.positions.dtype)) for pair in pairs]
     shapes, shells, shrink = plan_pairs(pairs, shells, max_programs), tuple(shells), _shrink(pairs)
     return PackedPairs(
         shapes=tuple(shape for shape, _ in shapes),

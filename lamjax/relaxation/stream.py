@@ -31,7 +31,7 @@ from lamjax.relaxation.slots import (
     stack,
     state_of,
 )
-from lamjax.system import PARAMETERS, System, as_system, fixed_mask, kept_by_constraints
+from lamjax.system import PARAMETERS, System, as_jax_casts, as_system, fixed_mask, kept_by_constraints
 from lamjax.threads import same_settings, usable_cores
 
 CHUNK = 32  # steps after which the host looks, at most
@@ -294,7 +294,7 @@ def _first(work: Work, number: int) -> Traveller:
 
 
 def _read(structure: System | ase.Atoms) -> System:
-    return jax.tree.map(np.asarray, as_system(structure))
+    return as_jax_casts(jax.tree.map(np.asarray, as_system(structure)))
 
 
 def sequences(systems, fixed) -> tuple[Sequence, Sequence | None]:

@@ -446,3 +446,24 @@ def test_no_warning_for_good_files():
         warnings.simplefilter("error")
         read_pairs([FILE])
         read_pairs(VARIABLE, variable_cell=True)
+
+
+@pytest.mark.parametrize("cells", [1, 900])
+def test_both_ends_of_a_pair_come_home_together_in_float32(tmp_path, cells):
+    """Displacements from start to target are those of the file, whatever images it gives."""
+    atoms = silicon()
+    way = np.random.default_rng(3).normal(scale=0.3, size=(8, 3))
+    steps = np.random.default_rng(4).integers(-cells, cells + 1, (8, 3)) @ atoms.cell.array
+    start, end = atoms.positions + steps, atoms.positions + steps + way
+    rows = [f"Si {' '.join(map(repr, (*a, *b)))}" for a, b in zip(start.tolist(), end.tolist(), strict=True)]
+    lattice = " ".join(map(repr, atoms.cell.array.ravel().tolist()))
+    header = f'Lattice="{lattice}" Properties=species:S:1:pos:R:3:final_positions:R:3'
+    (tmp_path / "far.xyz").write_text("\n".join(["8", header, *rows, ""]))
+    (exact,) = read_pairs(tmp_path / "far.xyz")
+    np.testing.assert_allclose(exact.target.positions - exact.start.positions, way, atol=1e-9)
+    (pair,) = read_pairs(tmp_path / "far.xyz", dtype=np.float32)
+    assert pair.start.positions.dtype == pair.target.positions.dtype == pair.labels.forces.dtype == np.float32
+    np.testing.assert_allclose(pair.target.positions - pair.start.positions, way, atol=1e-5)
+    assert np.abs(pair.start.positions).max() < 60
+    found = matching.nearest(pair.start.positions - atoms.positions, atoms.cell.array, atoms.pbc)
+    assert np.abs(found).max() < 1e-5

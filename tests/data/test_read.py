@@ -2,6 +2,7 @@
 
 import ase
 import ase.build
+import ase.geometry
 import ase.io
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 
-from lamjax import data
+from lamjax import classical, data, neighbors
+from lamjax.data import from_atoms
+from lamjax.neighbors.host import pairs
 
 
 def crystal(a: float = 3.6) -> ase.Atoms:
@@ -197,3 +200,56 @@ def test_a_file_that_was_cut_short_names_the_frame(tmp_path):
     path.write_text("\n".join(path.read_text().splitlines()[:-2]) + "\n")
     with pytest.raises(ValueError, match="frames.extxyz, frame .: not readable"):
         data.read(path)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 3)])
+@pytest.mark.parametrize("place", ["arrays", "info"])
+def test_components_that_are_fixed(tmp_path, shape, place):
+    """A per-atom array `fixed`, of truth values or of 0 and 1, beside what FixAtoms holds."""
+    atoms, held = crystal(), np.zeros(shape, int)
+    held[1] = 1
+    atoms.set_constraint(FixAtoms([3]))
+    if place == "arrays":
+        atoms.set_array("fixed", held)
+    else:
+        atoms.info["fixed"] = held.astype(bool).ravel()
+    (frame,) = data.read(written(tmp_path, atoms))
+    np.testing.assert_array_equal(frame.info["fixed"], np.repeat([[False], [True], [False], [True]], 3, axis=1))
+
+
+@pytest.mark.parametrize("word", [True, False, 3, "yes"])
+def test_a_word_fixed_in_the_header_holds_no_atom(tmp_path, word):
+    atoms = crystal()
+    atoms.info["fixed"] = word
+    notes: list = []
+    (frame,) = data.iterate(written(tmp_path, atoms), on_remark=notes.append)
+    assert "fixed" not in frame.info
+    assert "says nothing of single atoms" in notes[0].what
+
+
+def test_a_fixed_array_that_is_no_truth_value(tmp_path):
+    atoms = crystal()
+    atoms.set_array("fixed", np.array([0.0, 0.5, 1.0, 0.0]))
+    with pytest.raises(ValueError, match="frame 0: the array `fixed` has shape .* needs a truth value"):
+        data.read(written(tmp_path, atoms))
+
+
+@pytest.mark.parametrize("cells", [3, 700])
+def test_unwrapped_frames_in_float32_are_the_same_crystal(tmp_path, cells):
+    """From a file, from a store in float32, and in the arrays of a batch."""
+    atoms = crystal()
+    far = atoms.copy()
+    far.positions += np.random.default_rng(1).integers(-cells, cells + 1, (4, 3)) @ atoms.cell.array
+    ase.io.write(tmp_path / "far.traj", far)
+    frames = data.read(tmp_path / "far.traj")
+    data.write_store(tmp_path / "far.h5", frames, np.float32)
+    potential = classical.lennard_jones(sigma=2.2, epsilon=0.1, cutoff=4.0)
+    packed = data.pack(frames, data.plan(frames, potential.shells, 1, 1, 1), np.float32)
+    (one,) = packed.buckets[0].made
+    (read,), (stored,) = data.read(tmp_path / "far.traj", np.float32), data.read(tmp_path / "far.h5", np.float32)
+    for system in (read.system, stored.system, one.system):
+        way = ase.geometry.find_mic(np.asarray(system.positions, float) - atoms.positions, atoms.cell)[1]
+        assert system.positions.dtype == np.float32 and way.max() < 3e-6
+    d = neighbors.displacements(one.system, one.neighbors)
+    reach = np.linalg.norm(np.asarray(d), axis=-1)[np.asarray(one.neighbors.mask)]
+    assert reach.max() <= 4.0 + 1e-4 and len(reach) == len(pairs(from_atoms(atoms).system, 4.0)[0])

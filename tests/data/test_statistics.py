@@ -114,6 +114,27 @@ def test_frames_without_energy_cannot_give_a_bias():
         data.energy_bias(potential_of("oxide"), frames)
 
 
+@pytest.mark.parametrize("predicted", [False, True])
+@pytest.mark.parametrize("block", [None, 3])
+def test_frames_without_energy_do_not_enter_the_fit(monkeypatch, predicted, block):
+    """The energies of a set are those of its labelled part, whatever lies between; 0 eV would be far off."""
+    if block is not None:
+        monkeypatch.setattr("lamjax.data.statistics.EQUATIONS", block)
+    potential, frames = potential_of("oxide"), frames_of("oxide")
+    missing = [f._replace(labels=Labels(np.zeros(()), *f.labels[1:3], np.array([0.0, 1, 1]))) for f in frames]
+    mixed = [frame for k in range(len(frames)) for frame in ((missing[k], frames[k]) if k % 2 else (frames[k],))]
+    known = np.array([frame.labels.weights[0] > 0 for frame in mixed])
+    assert 2 < np.sum(~known) < np.sum(known)
+    guess = np.linspace(-3, 5, len(mixed)) if predicted else None
+    found = data.energy_bias(potential, mixed, guess)
+    expected = data.energy_bias(potential, frames, None if guess is None else guess[known])
+    np.testing.assert_allclose(found.energies, expected.energies, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(found.residual, expected.residual, rtol=1e-9, atol=1e-9)
+    counts = compositions(potential, frames)
+    target = np.array([f.labels.energy for f in frames]) - (0 if guess is None else guess[known])
+    np.testing.assert_allclose(counts @ found.energies, counts @ np.linalg.pinv(counts) @ target, atol=1e-6)
+
+
 def test_parameters_are_scaled_as_in_deepmd():
     """The numbers are those of DeePMD-kit 3.2.0 (EnergyFittingNet.compute_input_stats) for the atoms that are real."""
     frames = data.read(make.FIXTURES.parent / "deepmd_data" / "padded")

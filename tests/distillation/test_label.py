@@ -61,6 +61,21 @@ def test_options_reach_the_calculator(tmp_path):
     assert atoms.get_potential_energy() != other.get_potential_energy()
 
 
+class Metal(Calculator):
+    """Smeared electrons: E(sigma -> 0), and the free energy of which forces are the derivative."""
+
+    implemented_properties = ["energy", "free_energy", "forces"]
+
+    def calculate(self, atoms, properties, changes):
+        super().calculate(atoms, properties, changes)
+        self.results = {"energy": -1.0, "free_energy": -1.25, "forces": np.zeros((len(atoms), 3))}
+
+
+def test_a_calculator_with_a_free_energy_labels_with_it(tmp_path):
+    (atoms,) = CalculatorLabeller(Metal).label(frames(1), tmp_path)
+    assert atoms.get_potential_energy() == -1.25
+
+
 class Fragile(Calculator):
     """Crashes for larger structures, and is infinite for one of them."""
 
