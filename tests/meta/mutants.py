@@ -98,7 +98,7 @@ class Watch:
         start, profile = time.perf_counter(), cProfile.Profile()
         with profile:
             result = yield
-        self.seconds[name.partition(" ")[0]] += time.perf_counter() - start
+        self.seconds[name.removesuffix(" setup")] += time.perf_counter() - start
         codes = [entry.code for entry in profile.getstats() if not isinstance(entry.code, str)]
         mine = [code for code in codes if code.co_filename.startswith(self.package)]
         self.calls[name] |= {f"lamjax{c.co_filename[len(self.package) :]}:{c.co_firstlineno}" for c in mine}
@@ -150,7 +150,10 @@ def run_tests(folder: Path, tests: list[str], seconds: float, record: Path | Non
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)  # with whatever the tests started
     process.join()
-    end = [line for line in log.read_text(errors="replace").splitlines() if line.startswith(("FAILED", "ERROR", "E  "))]
+    said = log.read_text(errors="replace")
+    if process.exitcode == pytest.ExitCode.USAGE_ERROR and "not found:" in said:
+        raise RuntimeError(f"pytest does not know all of these tests: {tests}\n{said[-2000:]}")
+    end = [line for line in said.splitlines() if line.startswith(("FAILED", "ERROR", "E  "))]
     return "too long" if too_long else "failed" if process.exitcode else "passed", "\n".join(end[-3:])[:600]
 
 
