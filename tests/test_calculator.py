@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import ase
@@ -149,9 +150,12 @@ def test_cut_neighbours_are_reported_once(lennard_jones):
     atoms = argon()
     atoms.calc = Calculator((potential, lennard_jones.params))
     with pytest.warns(UserWarning, match="keeps the nearest"):
-        atoms.get_potential_energy()
+        before = atoms.get_potential_energy()
     atoms.positions[0] += 0.1
-    atoms.get_potential_energy()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert atoms.get_potential_energy() != before  # it was computed, and nothing was said again
+    assert said == []
 
 
 def test_single_precision(lennard_jones):

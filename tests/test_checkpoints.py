@@ -2,16 +2,23 @@
 
 import os
 import pickle
+import re
 from pathlib import Path
 
+import flax.serialization
 import h5py
 import jax
 import numpy as np
+import optax
 import potentials
 import pytest
+import yaml
 
 import lamjax
-from lamjax import checkpoints, classical
+from lamjax import checkpoints, classical, pytree, training
+from lamjax.descriptors import DPA2Config, RepformerConfig, RepinitConfig
+from lamjax.heads import EnergyHeadConfig
+from lamjax.interop.deepmd import checkpoint, state_dict, write
 from lamjax.potential import CheckpointError
 
 WATER = Path(__file__).parent / "fixtures" / "multitask" / "single_water.dp"
@@ -49,6 +56,83 @@ def test_a_dp_file_survives_a_bundle(tmp_path):
     again, same = lamjax.load(tmp_path / "water.lamjax")
     assert again is potential
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), params, same))
+
+
+@pytest.fixture(scope="module")
+def twelve():
+    """A model of twelve layers in each of its stacks; all numbers of layer k are k. As names, "10" < "2"."""
+    descriptor = DPA2Config(
+        repinit=RepinitConfig(rcut=4.0, rcut_smth=1.0, nsel=32, neuron=(2,) * 12, axis_neuron=2, tebd_dim=3),
+        repformer=RepformerConfig(**{**potentials._SMALL, "nlayers": 12}),
+    )
+    config = lamjax.PotentialConfig(("O", "H"), descriptor, (("Default", EnergyHeadConfig(neuron=(3,) * 12)),))
+    potential = lamjax.build(config)
+    shapes = jax.eval_shape(potential.init, jax.random.key(0))
+    return potential, jax.tree_util.tree_map_with_path(lambda p, x: _filled(pytree.path_name(p), x.shape), shapes)
+
+
+def _filled(name: str, shape) -> np.ndarray:
+    """Zeros for a mean, ones for what else is no layer, the number of the layer else."""
+    layer = re.search(r"(?:layers|net)/(\d+)/", name)
+    return np.full(shape, float(layer[1]) if layer else float("mean" not in name))
+
+
+def assert_in_order(params, n_numbers: int = 12) -> None:
+    """Every number of layer k is k, in the descriptor's blocks and in the head."""
+    stacks = (params.descriptor["repinit"]["net"], params.descriptor["repformer"]["layers"])
+    for layers in (*stacks, params.heads["Default"]["layers"][:n_numbers]):
+        assert [{float(v) for x in jax.tree.leaves(one) for v in np.ravel(x)} for one in layers] == [
+            {float(k)} for k in range(n_numbers)
+        ]
+
+
+def test_a_bundle_keeps_twelve_layers_in_order(twelve, tmp_path):
+    lamjax.save(tmp_path / "deep.lamjax", *twelve)
+    assert_in_order(lamjax.load(tmp_path / "deep.lamjax")[1])
+    content = flax.serialization.msgpack_restore((tmp_path / "deep.lamjax").read_bytes()[len(checkpoints.MAGIC) :])
+    stored = content["params"]["descriptor"]["repformer"]["layers"]
+    assert {k: float(layer["linear1"]["b"][0]) for k, layer in stored.items()} == {str(k): k for k in range(12)}
+
+
+def test_files_of_deepmd_keep_twelve_layers_in_order(twelve, tmp_path):
+    potential, params = twelve
+    (tmp_path / "deep.dp").write_bytes(write.dp_bytes(potential.config, params, "Default"))
+    tree = checkpoint.read_dp(tmp_path / "deep.dp")
+    layers = tree["model"]["descriptor"]["repformers_variable"]["repformer_layers"]
+    assert [float(layer["linear1"]["@variables"]["b"][0]) for layer in layers] == list(range(12))
+    (tmp_path / "deep.yaml").write_text(yaml.safe_dump(_described(tree)))
+    for name in ("deep.dp", "deep.yaml"):
+        assert_in_order(lamjax.load(tmp_path / name)[1])
+
+
+def _described(node):
+    """Arrays as DeePMD-kit writes them into a `.yaml`."""
+    if isinstance(node, np.ndarray):
+        return {"@class": "np.ndarray", "@is_variable": True, "dtype": node.dtype.name, "value": node.tolist()}
+    if isinstance(node, dict):
+        return {key: _described(value) for key, value in node.items()}
+    return [_described(value) for value in node] if isinstance(node, list) else node
+
+
+def test_a_torch_checkpoint_keeps_twelve_layers_in_order(twelve):
+    potential, params = twelve
+    tensors = {}
+    for path, x in jax.tree_util.tree_flatten_with_path(params)[0]:
+        name = state_dict.tensor_name(pytree.path_name(path), "Default", "repinit")
+        layer = re.search(r"layers\.(\d+)\.", name.replace("embedding_net.layers", ""))  # one layer embeds the types
+        tensors["model.Default.atomic_model." + name] = np.full(
+            x.shape, float(layer[1]) if layer else "mean" not in name
+        )
+    options = write.to_tree(potential.config, params, "Default")["model_def_script"]
+    for names in (sorted(tensors), sorted(tensors, reverse=True)):  # the order in the file means nothing
+        state = {**{name: tensors[name] for name in names}, "_extra_state": {"model_params": options}}
+        assert_in_order(state_dict.from_checkpoint({"model": state})[1])
+
+
+def test_a_training_state_keeps_twelve_layers_in_order(twelve, tmp_path):
+    state = training.init(twelve[1], optax.sgd(0.1))
+    training.save_state(tmp_path, state)
+    assert_in_order(training.restore_state(tmp_path, jax.tree.map(np.zeros_like, state)).params)
 
 
 def test_every_truncation_is_noticed(bundle, tmp_path):

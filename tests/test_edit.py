@@ -375,7 +375,7 @@ def test_precision_and_kind_of_arrays_stay(as_array):
 def test_changes_work_inside_jit():
     potential, params = tiny(tebd_dim=4)
     inside = jax.jit(lambda p: every_change(potential, p)[1])(params)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-12), inside, every_change(potential, params)[1])
+    chex.assert_trees_all_close(inside, every_change(potential, params)[1], rtol=1e-12)
 
 
 def test_a_changed_model_survives_a_bundle(tmp_path):

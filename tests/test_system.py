@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import structures
+from ase.constraints import FixAtoms, FixBondLength, FixCartesian, FixedPlane
 
 import lamjax
 from lamjax import classical, neighbors
@@ -35,9 +36,42 @@ def test_padding_comes_last_and_goes_away(atoms):
         np.testing.assert_array_equal(lamjax.to_ase(padded).positions, atoms.positions)
 
 
-def test_padding_labels():
-    labels = systems.Labels(np.float64(1), np.ones((3, 3)), np.zeros((3, 3)), np.ones(3))
-    assert systems.pad_labels(labels, 5).forces.shape == (5, 3)
+def test_padding_labels(rng):
+    labels = systems.Labels(np.float64(1), rng.normal(size=(3, 3)), rng.normal(size=(3, 3)), np.ones(3))
+    padded = systems.pad_labels(labels, 5)
+    np.testing.assert_array_equal(padded.forces, [*labels.forces, np.zeros(3), np.zeros(3)])
+    np.testing.assert_array_equal(padded.virial, labels.virial)
+
+
+@pytest.mark.parametrize("given", [np.int64, np.float64])  # a temperature may be an integer
+@pytest.mark.parametrize("width", [1, 2, 5])
+def test_frame_and_atomic_parameters_come_along(given, width, dtype):
+    atoms = structures.molecule()
+    frame, each = np.arange(1, width + 1, dtype=given), np.arange(len(atoms) * width, dtype=given).reshape(-1, width)
+    atoms.info["fparam"], atoms.arrays["aparam"] = frame, each
+    for system in (systems.host_system(atoms, dtype), lamjax.from_ase(atoms, dtype)):
+        assert system.fparam.dtype == system.aparam.dtype == dtype
+        padded = systems.pad(system, len(atoms) + 2)
+        np.testing.assert_array_equal(padded.fparam, frame)
+        np.testing.assert_array_equal(padded.aparam, [*each, np.zeros(width), np.zeros(width)])
+        back = lamjax.to_ase(padded)
+        np.testing.assert_array_equal(back.info["fparam"], frame)
+        np.testing.assert_array_equal(back.arrays["aparam"], each)
+    assert lamjax.from_ase(atoms).fparam.dtype == lamjax.from_ase(atoms).positions.dtype == jax.numpy.zeros(1).dtype
+
+
+def test_a_single_frame_parameter_may_be_a_number():
+    atoms = structures.molecule()
+    atoms.info["fparam"] = 300
+    np.testing.assert_array_equal(lamjax.from_ase(atoms).fparam, [300.0])
+
+
+@pytest.mark.parametrize(("name", "where"), [("fparam", "info"), ("aparam", "arrays")])
+def test_parameters_that_are_not_finite_are_refused(name, where):
+    atoms = structures.molecule()
+    getattr(atoms, where)[name] = np.full((len(atoms), 2), np.nan)
+    with pytest.raises(ValueError, match=f"{name} holds a value that is not finite"):
+        lamjax.from_ase(atoms)
 
 
 def test_a_bucket_that_is_too_small_is_refused():
@@ -68,6 +102,28 @@ def test_face_distances_of_a_skewed_cell():
     cell = structures.triclinic().cell.array
     expected = [abs(np.linalg.det(cell)) / np.linalg.norm(np.cross(cell[k - 2], cell[k - 1])) for k in range(3)]
     np.testing.assert_allclose(systems.face_distances(cell, np.ones(3, bool)), expected, rtol=1e-13)
+
+
+def test_fixed_components_are_those_that_ase_holds():
+    atoms = structures.triclinic()
+    held = [FixAtoms([1, 3]), FixCartesian([0, 3], (True, False, True)), FixCartesian(2, (False, True, False))]
+    atoms.set_constraint(held)
+    fixed = systems.fixed_components(atoms)
+    free = np.ones((len(atoms), 3))
+    for constraint in held:
+        constraint.adjust_forces(atoms, free)
+    np.testing.assert_array_equal(fixed, free == 0)
+    again = atoms.copy()
+    again.set_constraint(systems.constraints(fixed))
+    np.testing.assert_array_equal(systems.fixed_components(again), fixed)
+    assert [type(c) for c in again.constraints] == [FixAtoms, FixCartesian, FixCartesian]
+    assert systems.constraints(np.zeros((5, 3), bool)) == []
+
+
+def test_other_constraints_are_named():
+    atoms = structures.triclinic()
+    atoms.set_constraint([FixAtoms([0]), FixBondLength(1, 2), FixBondLength(3, 4), FixedPlane(2, (0, 0, 1))])
+    assert systems.other_constraints(atoms) == ("FixBondLengths", "FixedPlane")
 
 
 def refused():

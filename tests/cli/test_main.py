@@ -56,12 +56,16 @@ def test_it_does_so_once_and_not_against_the_user(begun, monkeypatch):
 
 
 def test_a_process_that_cannot_be_replaced_goes_on(begun, monkeypatch):
-    def refused(*_):
+    asked = []
+
+    def refused(*arguments):
+        asked.append(arguments)
         raise PermissionError("no")
 
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     monkeypatch.setattr(os, "execve", refused)
     entry.with_huge_pages()
+    assert len(asked) == 1 and "GLIBC_TUNABLES" not in os.environ  # it was tried, and this process is as it was
 
 
 def test_python_m_is_the_command():

@@ -442,10 +442,10 @@ def test_assignment_is_the_best_of_all_within_elements(rng):
 
 
 def test_no_warning_for_good_files():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        read_pairs([FILE])
-        read_pairs(VARIABLE, variable_cell=True)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert len(read_pairs([FILE])) > 0 and len(read_pairs(VARIABLE, variable_cell=True)) > 0
+    assert said == []
 
 
 @pytest.mark.parametrize("cells", [1, 900])

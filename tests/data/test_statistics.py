@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import label_frames as make
 import numpy as np
 import pytest
+from ase.neighborlist import neighbor_list
 
-from lamjax import data
+from lamjax import data, to_ase
 from lamjax.data.statistics import compositions
 from lamjax.descriptors import DPA2Config, RepformerConfig, RepinitConfig, ThreeBodyConfig
 from lamjax.heads import EnergyHeadConfig
@@ -108,6 +109,54 @@ def test_excluded_pairs_count_as_empty_slots():
     assert np.sum(found["repinit"]["stddev"][:, 0] == 0.01) == len(present)  # the floor; 0.1 for absent elements
 
 
+def environment_by_hand(frames, elements, rcut, rcut_smth, sel, excluded) -> dict[str, np.ndarray]:
+    """Mean and deviation of s(r)/r and of s(r)/r x/r from ASE's pairs; slots that are empty or excluded are zero."""
+    table = {ase.data.atomic_numbers[name]: k for k, name in enumerate(elements)}
+    slots, radial, angular = np.zeros(len(elements)), [[] for _ in elements], [[] for _ in elements]
+    for frame in frames:
+        atoms = to_ase(frame.system)
+        types = np.array([table[z] for z in atoms.numbers])
+        i, j, r, d = neighbor_list("ijdD", atoms, rcut)
+        u = np.clip((r - rcut_smth) / (rcut - rcut_smth), 0, 1)
+        s = (1 - 10 * u**3 + 15 * u**4 - 6 * u**5) / r
+        slots += sel * np.bincount(types, minlength=len(elements))
+        for atom in range(len(atoms)):
+            nearest = np.flatnonzero(i == atom)[np.argsort(r[i == atom], kind="stable")][:sel]
+            for k in nearest:
+                if not {(types[atom], types[j[k]]), (types[j[k]], types[atom])} & excluded:
+                    radial[types[atom]].append(s[k])
+                    angular[types[atom]] += list(s[k] * d[k] / r[k])
+    n = np.maximum(slots, 1)
+    mean = np.array([sum(x) for x in radial]) / n
+    std = np.sqrt(np.array([np.sum(np.square(x)) for x in radial]) / n - mean**2)
+    turned = np.array([np.sum(np.square(x)) / m - (np.sum(x) / m) ** 2 for x, m in zip(angular, 3 * n, strict=True)])
+    return {
+        "mean": mean,
+        "radial": np.where(slots > 0, np.maximum(std, 0.01), 0.1),
+        "angular": np.where(slots > 0, np.maximum(np.sqrt(turned), 0.01), 0.1),
+    }
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_an_excluded_pair_is_an_empty_slot_at_both_ends_and_nowhere_else(turned):
+    potential, frames = potential_of("oxide"), frames_of("oxide")[:2]
+    elements = potential.config.elements
+    present = [k for k, e in enumerate(elements) if any(ase.data.atomic_numbers[e] in f.system.numbers for f in frames)]
+    a, b = present[0], present[-1]
+    assert a != b  # pairs of equal elements stay
+    pair = (b, a) if turned else (a, b)
+    found = data.environment_statistics(build(replace(potential.config, pair_exclude_types=(pair,))), frames)
+    for name, block in (
+        ("repinit", potential.config.descriptor.repinit),
+        ("repformer", potential.config.descriptor.repformer),
+    ):
+        expected = environment_by_hand(frames, elements, block.rcut, block.rcut_smth, block.nsel, {pair})
+        np.testing.assert_allclose(found[name]["mean"][:, 0], expected["mean"], atol=1e-10)
+        np.testing.assert_allclose(found[name]["stddev"][:, 0], expected["radial"], atol=1e-10)
+        np.testing.assert_allclose(found[name]["stddev"][:, 1], expected["angular"], atol=1e-10)
+        np.testing.assert_array_equal(found[name]["stddev"][:, 2:], found[name]["stddev"][:, 1:2] * np.ones(2))
+
+
 def test_frames_without_energy_cannot_give_a_bias():
     frames = [f._replace(labels=f.labels._replace(weights=np.zeros(3))) for f in frames_of("oxide")[:2]]
     with pytest.raises(ValueError, match="No frame carries an energy"):
@@ -150,6 +199,9 @@ def test_parameters_are_scaled_as_in_deepmd():
     bare = frames[1]._replace(system=frames[1].system._replace(fparam=None))
     with pytest.raises(ValueError, match="padded/set.000 frame 1: the head takes 2 numbers fparam, the frame has none"):
         data.set_parameters(potential, start(potential), [frames[0], bare])
+    long = frames[1]._replace(system=frames[1].system._replace(fparam=np.ones(3)))
+    with pytest.raises(ValueError, match="the head takes 2 numbers fparam, the frame has 3"):
+        data.set_parameters(potential, start(potential), [frames[0], long])
     default = replace(head, default_fparam=(0.1, 0.2))
     other = build(replace(potential.config, heads=(("Default", default),)))
     found = data.set_parameters(other, start(other), [bare]).heads["Default"]["statistics"]["fparam_avg"]
@@ -184,3 +236,15 @@ def test_a_sample_is_spread_evenly_and_misses_no_element():
     chosen = data.sample(frames, 5)
     assert chosen.rows.tolist() == [0, 12, 13, 24, 37, 49]
     np.testing.assert_array_equal(data.sample(frames[14:], 3).rows, [0, 18, 35])
+
+
+def test_an_element_adds_one_frame_to_a_sample_however_many_hold_it(monkeypatch):
+    frames = make.copper_frames(50)
+    for k, z in ((13, 92), (31, 92), (33, 17), (34, 92)):
+        numbers = frames[k].system.numbers.copy()
+        numbers[1] = z
+        frames[k] = frames[k]._replace(system=frames[k].system._replace(numbers=numbers))
+    for block in (1, 400, 1 << 20):  # numbers that are looked at together: one frame, a few, all
+        monkeypatch.setattr("lamjax.data.columns._BLOCK", block)
+        chosen = data.sample(data.Joined([frames[:20], frames[20:]]), 5)
+        assert chosen.rows.tolist() == [0, 12, 13, 24, 33, 37, 49]

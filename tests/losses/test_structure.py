@@ -4,6 +4,7 @@ from importlib import resources
 from pathlib import Path
 
 import ase
+import ase.data
 import bound_models as models
 import jax
 import jax.numpy as jnp
@@ -99,18 +100,78 @@ def test_what_explodes_is_dropped_and_counted():
     assert nothing == 0 and metrics["dq_median"] == 0 and all(g == 0 for g in gradient.values())
 
 
-def test_kinds_are_functions_of_the_distance():
+STARTS, TARGETS = (2.2, 2.3, 2.05, None, 2.9), (2.6, 2.0, 2.7, None, 2.5)
+
+
+@pytest.fixture(scope="module")
+def relaxed_dimers():
+    """Dimers after five steps: the potential, its parameters, their batch, and lengths (Å) and energies (eV)."""
     potential = models.morse()
     params = models.params_of(potential)
-    batch = pair_of_dimers(potential, (2.2, 2.3), (2.6, 2.7))
-    values = {}
-    for kind in ("dq", "squared", "bounded"):
-        config = StructureLossConfig(RelaxConfig(adjoint=Unrolled(5)), DistanceConfig(kind, scale=2.0))
-        values[kind], metrics = jax.jit(structure_loss(potential, config))(params, batch)
-    relaxed = 2 * metrics["dq_mean"] - metrics["dq_median"]
-    assert values["dq"] == pytest.approx(float(relaxed))
-    assert 0 < values["bounded"] < values["dq"] / 2
-    assert values["squared"] >= values["dq"] ** 2
+    batch = pair_of_dimers(potential, STARTS, TARGETS)
+    run = jax.jit(lambda system, lists: lamjax.relax(potential, params, system, lists, FIVE_STEPS))
+    ends = [run(*pytree.take((batch.start, batch.neighbors), k)) for k, start in enumerate(STARTS) if start]
+    lengths = np.array([np.linalg.norm(np.subtract(*end.system.positions)) for end in ends])
+    return potential, params, batch, lengths, np.array([end.energy for end in ends])
+
+
+FIVE_STEPS = RelaxConfig(adjoint=Unrolled(5))
+PRESENT = [k for k, start in enumerate(STARTS) if start]
+COPPER = ase.data.atomic_masses[29]
+
+
+def dq_of(lengths) -> np.ndarray:
+    """amu^1/2 Å: two equal atoms share the difference of the lengths, whatever the directions."""
+    return np.abs(lengths - np.array([TARGETS[k] for k in PRESENT])) * np.sqrt(COPPER / 2)
+
+
+@pytest.mark.parametrize("kind", ["rmsd", "squared", "bounded"])
+def test_kinds_are_functions_of_the_distance(relaxed_dimers, kind):
+    potential, params, batch, lengths, _ = relaxed_dimers
+    config = StructureLossConfig(FIVE_STEPS, DistanceConfig(kind, scale=2.0))
+    value, metrics = jax.jit(structure_loss(potential, config))(params, batch)
+    dq = dq_of(lengths)
+    assert len(np.unique(dq.round(6))) == len(dq) == 4  # the mean is not the median
+    rmsd = dq / np.sqrt(2 * COPPER)
+    expected = {"rmsd": rmsd, "squared": dq**2, "bounded": dq / (2.0 + dq)}[kind]
+    assert value == pytest.approx(expected.mean(), rel=1e-9)
+    assert metrics["dq_mean"] == pytest.approx(dq.mean(), rel=1e-9)
+    assert metrics["dq_median"] == pytest.approx(np.median(dq), rel=1e-9)
+    assert metrics["rmsd"] == pytest.approx(rmsd.mean(), rel=1e-9)
+    assert metrics["largest_displacement"] == pytest.approx(rmsd.max(), rel=1e-9)
+    assert metrics["n_structures"] == 4 and metrics["n_steps"] == 5
+
+
+def test_energies_count_per_atom_where_the_target_has_one(relaxed_dimers):
+    potential, params, batch, lengths, energies = relaxed_dimers
+    labels = batch.labels._replace(
+        energy=np.array([-0.1, -0.7, 5.0, 0.0, -0.4]),
+        weights=np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 0], [1, 0, 0]], float),
+    )
+    batch = batch._replace(labels=labels)
+    loss = jax.jit(structure_loss(potential, StructureLossConfig(FIVE_STEPS, energy=0.3)))
+    each = dq_of(lengths) + 0.3 * np.abs(energies - labels.energy[PRESENT]) / 2 * [1, 1, 0, 1]
+    assert loss(params, batch)[0] == pytest.approx(each.mean(), rel=1e-9)
+    three = jax.tree.map(lambda x: np.where(np.arange(5).reshape(-1, *[1] * (np.ndim(x) - 1)) < 4, x, 0), batch)
+    value, metrics = loss(params, three._replace(neighbors=batch.neighbors))
+    assert value == pytest.approx(each[:3].mean(), rel=1e-9)
+    assert metrics["dq_median"] == pytest.approx(np.median(dq_of(lengths)[:3]), rel=1e-9)  # of an odd number
+
+
+def test_what_moved_too_far_is_left_out(relaxed_dimers):
+    potential, params, batch, lengths, _ = relaxed_dimers
+    moved = np.abs(lengths - np.array([STARTS[k] for k in PRESENT])) / 2  # Å, of either atom
+    limit = float(np.sort(moved)[1:3].mean())
+    config = StructureLossConfig(FIVE_STEPS, max_motion=limit)
+    value, metrics = jax.jit(structure_loss(potential, config))(params, batch)
+    assert metrics["n_structures"] == metrics["n_dropped"] == 2
+    assert value == pytest.approx(dq_of(lengths)[moved <= limit].mean(), rel=1e-9)
+
+
+@pytest.mark.parametrize("wrong", [{"scale": 0.0}, {"scale": -1.0}, {"cell": -0.1}])
+def test_settings_of_a_distance_are_checked(wrong):
+    with pytest.raises(ValueError, match="scale > 0 and cell >= 0"):
+        DistanceConfig(**wrong)
 
 
 def test_unknown_kind_is_an_error():

@@ -16,12 +16,12 @@ import yaml
 
 from lamjax import checkpoints, data, losses, relaxation
 from lamjax.neighbors import Shell
-from lamjax.training import NonFiniteError, curve, evaluate, structures
+from lamjax.training import NonFiniteError, curve, evaluate, schedule, structures
 from lamjax.training.config import schema, to_json, validate
 from lamjax.training.structures import StructureTuneConfig, read_config
 from lamjax.training.structures_config import TEMPLATE, complete, judge_of, objective_of
 from lamjax.training.structures_data import Packing, hold_out
-from lamjax.training.structures_judge import Labels, compare, read_structures
+from lamjax.training.structures_judge import Judgement, Labels, compare, read_structures, summary
 
 FORCE = {"type": "force"}  # compiles in a fraction of the time of a relaxation
 
@@ -109,6 +109,27 @@ def test_errors_of_virials_are_measured_where_there_are_labels():
         assert found[f"{name}_rmse_v"] == pytest.approx(expected["rmse_v"], rel=1e-9) and expected["rmse_v"] > 1e-3
 
 
+def test_a_summary_is_of_all_structures_the_failed_ones_too():
+    before = Judgement(*np.full((5, 5), 2.0), np.full(5, 9), np.ones(5, bool), np.zeros(5, bool))
+    found = Judgement(
+        dq=np.array([1.0, 2.0, 0.25, 7.0, 4.0]),
+        rmsd=np.array([0.5, 0.1, 0.2, 0.9, 0.4]),
+        largest=np.array([0.3, 0.5, 0.1, np.inf, 0.49]),
+        strain=np.array([0.01, 0.05, 0.02, 0.09, 0.03]),
+        volume=np.array([-0.08, 0.01, -0.02, 0.03, -0.06]),
+        n_steps=np.array([10, 50, 20, 400, 30]),
+        converged=np.array([True, True, True, False, True]),
+        failed=np.array([False, False, False, True, False]),
+    )
+    told = summary(found, before, basin=0.5)._asdict()
+    assert told == pytest.approx(
+        {"dq_median": 2.0, "dq_mean": 2.85, "dq_q1": 1.0, "dq_q3": 4.0}
+        | {"rmsd_median": 0.4, "rmsd_mean": 0.42, "rmsd_q1": 0.2, "rmsd_q3": 0.5}
+        | {"strain_median": 0.03, "volume_median": 0.03, "in_basin": 0.6, "improved": 0.4}
+        | {"converged": 0.8, "failed": 0.2, "n_steps": 30}
+    )
+
+
 def test_validation_is_a_relaxation_and_its_error(tuned, folder):
     potential, params = checkpoints.load(folder / "tuned" / "best.lamjax", dtype=np.float64)
     pairs = data.read_pairs(folder / "test.extxyz")
@@ -127,7 +148,10 @@ def test_a_run_leaves_everything_behind(tuned, folder):
     output = folder / "tuned"
     history = curve.read(output / "history.csv")
     assert [int(row["step"]) for row in history] == list(range(1, 17))
-    assert {"loss", "grad_norm", "dq_mean", "n_dropped", "replay_rmse_f", "lr"} <= history[0].keys()
+    assert {"loss", "grad_norm", "dq_mean", "n_dropped", "replay_rmse_f"} <= history[0].keys()
+    assert [int(row["epoch"]) for row in history] == [1 + k // 2 for k in range(16)]  # six pairs in batches of three
+    rate = schedule(tuned[0].schedule, 16)
+    np.testing.assert_allclose([float(row["lr"]) for row in history], [rate(k) for k in range(16)], rtol=1e-6)
     with (output / "structures.csv").open() as file:
         assert [row["structure"] for row in csv.DictReader(file)] == ["c7-0", "c7-1", "c7-2"]
     assert (output / "structures.png").read_bytes().startswith(b"\x89PNG")
