@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from lamjax import numerics, pytree
 from lamjax import system as systems
+from lamjax.arguments import as_tuples, at_least
 from lamjax.potential import Potential, Prediction, predict
 from lamjax.system import Labels, System
 
@@ -43,6 +44,10 @@ class LabelLossConfig:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     def __post_init__(self):
+        as_tuples(self)
+        at_least(self, 0, *(f"{end}_pref_{x}" for x in "efv" for end in ("start", "limit")))
+        if not np.all(np.asarray(self.huber_delta) > 0):
+            raise ValueError(f"huber_delta must be above 0, got {self.huber_delta}.")
         if self.f_use_norm and self.loss_func == "mse" and not self.use_huber:
             raise ValueError('f_use_norm needs loss_func "mae" or use_huber.')
         if self.loss_func == "mae" and self.use_huber:

@@ -6,6 +6,8 @@ from typing import ClassVar, Literal
 
 import jax.numpy as jnp
 
+from lamjax.arguments import at_least
+
 Schedule = Callable  # step -> learning rate; jittable
 
 
@@ -32,6 +34,12 @@ class ScheduleConfig:
     def __post_init__(self):
         if not 0 < self.stop_lr <= self.start_lr:
             raise ValueError(f"Needs 0 < stop_lr <= start_lr, got stop_lr {self.stop_lr}, start_lr {self.start_lr}.")
+        at_least(self, 1, "decay_steps")
+        at_least(self, 0, "warmup_steps", "warmup_start_factor")
+        for name in ("decay_rate", "decay_phase_ratio"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise ValueError(f"{name} must be above 0 and at most 1, got {value}.")
 
 
 def schedule(config: ScheduleConfig, n_steps: int) -> Schedule:
