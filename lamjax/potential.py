@@ -83,9 +83,7 @@ class PotentialConfig:
     def _check_heads(self) -> None:
         for pair in self.heads:
             if not isinstance(pair, tuple) or [type(part) for part in pair] != [str, EnergyHeadConfig]:
-                raise ArgumentError(
-                    f"heads holds {describe(pair)}; write (('{DEFAULT_HEAD}', EnergyHeadConfig()),)."
-                )
+                raise ArgumentError(f"heads holds {describe(pair)}; write (('{DEFAULT_HEAD}', EnergyHeadConfig()),).")
         names = [pair[0] for pair in self.heads]
         if not names:
             raise ValueError(f"heads is empty: a model needs one, for example [[{DEFAULT_HEAD}, {{}}]].")

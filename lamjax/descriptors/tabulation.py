@@ -20,7 +20,7 @@ from lamjax.descriptors.environment import Empty, Environment, padding_rows, per
 BLOCK = {"cpu": 256}  # atoms whose neighbours are in memory together; as many as a processor's caches hold
 OTHERWISE = 16_384
 FEW_TYPES = 4  # elements; for so many, products for all of them are cheaper than picking each atom's
-SAMPLE = 48  # pairs of types whose functions are looked at first, and that join them
+SAMPLE = 64  # pairs of types whose functions are looked at first, and that join them
 ATTEMPTS = 6
 NODES = 2049  # places in x where the functions of the sample are looked at
 CHECKED = 64  # where those of all pairs are, beside places that the functions of the sample choose
