@@ -141,10 +141,8 @@ def build(config: PotentialConfig, head: str | None = None) -> Potential:
 
     Equal configs give the same object, so that jit does not compile twice.
     """
-    remedy = "Make one: PotentialConfig(elements=('O', 'H'), descriptor=DPA2Config())"
-    expect(
-        config, PotentialConfig, "build takes a PotentialConfig", f"{remedy}; a model file is opened by lamjax.load."
-    )
+    remedy = "Make one: PotentialConfig(('O', 'H'), DPA2Config()); a model file is opened by lamjax.load."
+    expect(config, PotentialConfig, "build takes a PotentialConfig", remedy)
     names = config.head_names
     if head is None and len(names) == 1:
         head = names[0]
@@ -184,8 +182,18 @@ def _build(config: PotentialConfig, head: str | None) -> Potential:
     return Potential(config, descriptor.shells, init, atomic_energies, config.elements, head)
 
 
+def check_potential(potential: Any, function: str) -> None:
+    """ArgumentError that says how to get a potential, for anything else."""
+    if not hasattr(potential, "atomic_energies") or not hasattr(potential, "shells"):
+        raise ArgumentError(
+            f"{function} takes a potential first, got {describe(potential)}. potential, params = lamjax.load(path) "
+            "gives both of a model; of a config it is lamjax.build(config)."
+        )
+
+
 def select(potential: Potential, head: str) -> Potential:
     """The same model with the energy of another head."""
+    check_potential(potential, "select")
     return build(potential.config, head)
 
 

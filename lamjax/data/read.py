@@ -13,10 +13,11 @@ import ase.io
 import numpy as np
 
 from lamjax import units
+from lamjax.arguments import expect
 from lamjax.data import deepmd
 from lamjax.data.columns import elements as present_elements
 from lamjax.data.columns import facts
-from lamjax.data.frames import LABELS, Frame, Joined, join
+from lamjax.data.frames import LABELS, Frame, Joined, check_frames, join
 from lamjax.data.store import Store, is_store
 from lamjax.neighbors.host import pairs
 from lamjax.system import Labels, System, fixed_components, host_system, other_constraints
@@ -66,7 +67,7 @@ def iterate(
 
     With `on_error`, a frame that cannot be used is told to it and left out, instead of raised.
     """
-    paths = [paths] if isinstance(paths, str | Path) else list(paths)
+    paths = _paths(paths)
     known = None if elements is None else tuple(elements)
     require = _known_labels(require)
     for path in map(Path, paths):
@@ -85,7 +86,7 @@ def open_frames(
 
     A list for ordinary files, a `Store` for a single store, a `Joined` sequence for several of either kind.
     """
-    paths = [paths] if isinstance(paths, str | Path) else list(paths)
+    paths = _paths(paths)
     known = None if elements is None else tuple(elements)
     require = _known_labels(require)
     return join(
@@ -117,6 +118,7 @@ def _parsed(
 def summarize(frames: Sequence[Frame]) -> Summary:
     """Counts of labels, keys, elements and sizes over the frames; of a store without reading positions."""
     frames = frames if isinstance(frames, Sequence) else list(frames)
+    check_frames(frames, "summarize")
     said, present = facts(frames), present_elements(frames)
     sizes = said.n_atoms if len(frames) else np.zeros(1, int)
     labelled = np.sum(said.weights > 0, axis=0)
@@ -156,6 +158,7 @@ def _periodic(frames: Sequence[Frame]) -> int:
 
 def from_atoms(atoms: ase.Atoms, dtype=np.float64, source: str = "structure") -> Frame:
     """The frame of one ASE structure with whatever labels it carries; ValueError if it cannot be used."""
+    expect(atoms, ase.Atoms, "from_atoms takes one ASE structure", "Of several, make a frame of each.")
     system = host_system(atoms, dtype)
     _check_distances(system)
     found = (_find(atoms, "energy"), _find(atoms, "forces"), _find_virial(atoms))
@@ -176,6 +179,15 @@ def _constraints(atoms: ase.Atoms) -> dict:
     """`fixed` (n_atoms, 3) and the kinds of `other_constraints`, each only where there are some."""
     fixed, others = fixed_components(atoms), ", ".join(other_constraints(atoms))
     return ({"fixed": fixed} if fixed.any() else {}) | ({"other_constraints": others} if others else {})
+
+
+def _paths(paths) -> list[str | Path]:
+    """One or more files as a list; ArgumentError for what is no name of a file."""
+    paths = [paths] if isinstance(paths, str | Path) or not isinstance(paths, Iterable) else list(paths)
+    for path in paths:
+        remedy = "An ASE structure becomes a frame with data.from_atoms."
+        expect(path, (str, Path), "Files are given by their names", remedy)
+    return paths
 
 
 def _known_labels(names: Iterable[str]) -> tuple[str, ...]:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import jax.numpy as jnp
+import numpy as np
 
-from lamjax.arguments import at_least
+from lamjax.arguments import at_least, expect
 
 Schedule = Callable  # step -> learning rate; jittable
 
@@ -44,6 +45,9 @@ class ScheduleConfig:
 
 def schedule(config: ScheduleConfig, n_steps: int) -> Schedule:
     """The learning rate as a function of the step, for a run of `n_steps`."""
+    order = "The order is schedule(config, n_steps)."
+    expect(config, ScheduleConfig, "schedule takes a ScheduleConfig first", order)
+    expect(n_steps, (int, float, np.number), "schedule takes a number of steps second", order)
     length = n_steps - config.warmup_steps
     if length <= 0:
         raise ValueError(f"warmup_steps {config.warmup_steps} must be less than the {n_steps} steps of the run.")

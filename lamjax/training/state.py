@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
+from lamjax.arguments import ArgumentError, describe, expect
 from lamjax.potential import Params
 from lamjax.training.schedules import Schedule
 
@@ -51,6 +52,8 @@ def optimizer(
     `per_head`), while the learning rate follows the steps of the run. With `accumulate` k the mean gradient of k
     batches makes one update (optax.MultiSteps).
     """
+    remedy = "For example OptimizerConfig('adam'); of optax's own optimisers fit takes any."
+    expect(config, OptimizerConfig, "optimizer takes an OptimizerConfig first", remedy)
     update = _factory(config)(learning_rate=1.0 if by_head else learning_rate)
     if by_head:
         update = optax.chain(per_head(update), optax.scale_by_learning_rate(learning_rate, flip_sign=False))
@@ -117,6 +120,9 @@ def per_member(inner: optax.GradientTransformation) -> optax.GradientTransformat
 
 def init(params: Any, optimizer: optax.GradientTransformation, ema: bool = False) -> TrainState:
     """The state before the first step. The parameters are copied, because a step reuses the memory of its state."""
+    remedy = "Make one: training.optimizer(OptimizerConfig('adam'), 1e-3). The order is init(params, optimizer)."
+    if not hasattr(optimizer, "init") or not hasattr(optimizer, "update"):
+        raise ArgumentError(f"init takes an optimiser second, got {describe(optimizer)}. {remedy}")
 
     def copy(params):
         return jax.tree.map(lambda x: jnp.array(x, copy=True), params)
