@@ -12,6 +12,7 @@ import numpy as np
 
 from lamjax import neighbors as neighbor_lists
 from lamjax import units
+from lamjax.arguments import ArgumentError, describe
 from lamjax.checkpoints import load
 from lamjax.neighbors import Neighbors
 from lamjax.neighbors.host import pairs
@@ -38,7 +39,7 @@ class Calculator(base.Calculator):
         super().__init__(**kwargs)
         self.dtype = np.dtype(dtype)
         with self._precision():
-            potential, params = load(model, head, self.dtype) if isinstance(model, str | Path) else model
+            potential, params = load(model, head, self.dtype) if isinstance(model, str | Path) else _pair(model)
             if head is not None and potential.head != head:
                 potential = select(potential, head)
             self.potential, self.params = potential, cast_params(params, self.dtype)
@@ -113,6 +114,17 @@ _TRUNCATED = (
     "An atom has {} neighbours within the model's shells {}, of which the model keeps the nearest `sel`, as DeePMD-kit "
     "does. Said once for this calculator."
 )
+
+
+def _pair(model) -> tuple:
+    """A pair (potential, parameters); ArgumentError for anything else."""
+    pair = tuple(model) if isinstance(model, list | tuple) and not hasattr(model, "_fields") else (model,)
+    if len(pair) != 2 or not hasattr(pair[0], "atomic_energies"):
+        raise ArgumentError(
+            f"Calculator takes a model file or a pair (potential, params), got {describe(model)}. For example "
+            "Calculator(lamjax.load('model.lamjax'))."
+        )
+    return pair
 
 
 def grow(capacities: tuple[int, ...], found, shells, spare: float = 0.15) -> tuple[int, ...]:

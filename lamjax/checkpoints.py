@@ -10,10 +10,12 @@ from pydantic import ValidationError
 
 from lamjax import potential as potentials
 from lamjax import pytree
+from lamjax.arguments import ArgumentError, describe, expect
 from lamjax.interop.deepmd import checkpoint as deepmd
 from lamjax.potential import CheckpointError, Params, Potential, PotentialConfig
 from lamjax.reports.files import write_atomically as write_atomically
 
+MODELS = (".lamjax", ".pt", ".dp", ".yaml")
 MAGIC = b"lamjax bundle 1\n"
 
 
@@ -31,10 +33,15 @@ def save(path: str | Path, potential: Potential, params: Params, card: dict[str,
 
     The file appears whole or not at all; an older file of that name stays until the new one is complete.
     """
+    order = "The order is save(path, potential, params)."
+    expect(path, (str, Path), "save takes the name of a file first", order)
+    if not hasattr(potential, "config"):
+        raise ArgumentError(f"save takes a potential second, got {describe(potential)}. {order}")
     if not isinstance(potential.config, PotentialConfig):
         raise CheckpointError(
             f"A {type(potential.config).__name__} potential has no bundle; only models of `build` do."
         )
+    expect(params, Params, "save takes the parameters of a potential third", order)
     potentials.check_structure(potential.config, params)
     state = flax.serialization.to_state_dict(jax.tree.map(np.asarray, params._asdict()))
     content = {"config": potentials.to_json(potential.config), "params": state, "card": card or {}}
@@ -102,10 +109,19 @@ def _restore(config: PotentialConfig, state: dict) -> Params:
 
 
 def _existing(path: str | Path) -> Path:
+    expect(path, (str, Path), "A model is read from a file", "Give its name: lamjax.load('model.lamjax').")
     path = Path(path)
+    if path.is_dir():
+        raise FileNotFoundError(f"{path} is a folder, not a model file. {_models_in(path)}")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such model file.")
     return path
+
+
+def _models_in(folder: Path) -> str:
+    """What of a folder may be meant."""
+    found = sorted(path.name for path in folder.iterdir() if path.suffix in MODELS)
+    return f"It holds {', '.join(found[:5])}: name one." if found else f"No {', '.join(MODELS)} is in it."
 
 
 def _describe(path: Path) -> str:

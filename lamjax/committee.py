@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from lamjax import numerics, pytree
 from lamjax import system as systems
+from lamjax.arguments import ArgumentError, describe
 from lamjax.neighbors import Neighbors
 from lamjax.potential import Potential, Prediction, predict
 from lamjax.system import System
@@ -23,7 +24,15 @@ class Deviation(NamedTuple):
 
 
 def stack_members(members: Sequence) -> object:
-    """The parameters of several models of one config as one tree with a leading axis of members."""
+    """The parameters of several models of one config as one tree with a leading axis of members.
+
+    Raises ValueError where there are none, and where they are of different configs.
+    """
+    if not isinstance(members, list | tuple) or hasattr(members, "_fields") or not members:
+        raise ArgumentError(
+            f"stack_members takes a list of the parameters of each member, got {describe(members)}. For example "
+            "stack_members([params, params_of_another]); list(...) takes an iterator."
+        )
     shapes = [jax.tree.map(jnp.shape, member) for member in members]
     if any(shape != shapes[0] for shape in shapes):
         raise ValueError("The members of a committee must be models of one config: their parameters differ in shape.")

@@ -5,15 +5,17 @@ Every function takes (potential, params) and returns a new pair; nothing is chan
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
+from types import NoneType
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lamjax.arguments import expect
 from lamjax.descriptors import DPA1Config, DPA2Config, repinit
 from lamjax.descriptors.base import type_embedding, type_inputs
 from lamjax.heads import EnergyHeadConfig, energy_head
-from lamjax.potential import Params, Potential, PotentialConfig, build, check_structure
+from lamjax.potential import Params, Potential, PotentialConfig, build, check_potential, check_structure
 
 # What an element that the model has never seen gets, as in DeePMD-kit; all other parameters do not depend on types.
 _UNSEEN = {"mean": 0.0, "stddev": 0.1, "bias_atom_e": 0.0, "out_bias": 0.0, "out_std": 1.0}
@@ -112,6 +114,7 @@ def extend_elements(
     Raises ValueError for an element that is known already, or a model element that is not.
     """
     config = _config_of(potential)
+    expect(like, (Mapping, NoneType), "like says which element a new one is like", "For example like={'Ge': 'Si'}.")
     new, like = _symbols(new), dict(like or {})
     if known := [e for e in new if e in config.elements]:
         raise ValueError(f"Element {', '.join(known)} is already in the type map [{', '.join(config.elements)}].")
@@ -145,6 +148,8 @@ def tabulate(
     Raises ValueError for a model that is a table already or has no such net, or a tolerance that cannot be reached.
     """
     config = _config_of(potential)
+    if not (closest > 0 and tolerance > 0):
+        raise ValueError(f"closest (Å) and tolerance must be above 0, got {closest} and {tolerance}.")
     descriptor = config.descriptor
     if not isinstance(descriptor, DPA1Config | DPA2Config):
         raise ValueError(f"A {descriptor.type} model has no radial net that a table could replace. Use it as it is.")
@@ -257,6 +262,7 @@ def _common_config(config: PotentialConfig, names: Sequence[str]) -> EnergyHeadC
 
 
 def _config_of(potential: Potential) -> PotentialConfig:
+    check_potential(potential, "A function of edit")
     if not isinstance(potential.config, PotentialConfig):
         kind = type(potential.config).__name__
         raise ValueError(f"A potential of {kind} has no heads and elements to edit; only models of `build` do.")

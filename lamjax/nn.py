@@ -124,7 +124,9 @@ def activation(name: str):
     if match := re.fullmatch(r"(?:silut|custom_silu)(?::([-+.\de]+))?", name):
         return _silut(float(match[1] or 3))
     if name not in _ACTIVATIONS:
-        raise ValueError(f"Unknown activation function {name!r}; known: {', '.join(sorted(_ACTIVATIONS))}, silut:T.")
+        raise ValueError(
+            f"activation_function is {name!r}, which is not known; known: {', '.join(sorted(_ACTIVATIONS))}, silut:T."
+        )
     return _ACTIVATIONS[name]
 
 

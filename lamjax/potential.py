@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple, get_args
 
 import ase
 import ase.data
@@ -15,6 +15,7 @@ from pydantic import Discriminator, Tag, TypeAdapter
 from lamjax import neighbors as neighbor_lists
 from lamjax import nn, numerics, pytree, units
 from lamjax import system as systems
+from lamjax.arguments import ArgumentError, as_tuples, describe, expect
 from lamjax.descriptors import DPA1Config, DPA2Config, DPA3Config, allowed_pairs, dpa1, dpa2, dpa3, mask_excluded
 from lamjax.factories import factory
 from lamjax.heads import EnergyHeadConfig, energy_head
@@ -66,11 +67,42 @@ class PotentialConfig:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     def __post_init__(self):
-        unknown = [e for e in self.elements if e not in ase.data.atomic_numbers or e == "X"]
-        if unknown or len(set(self.elements)) != len(self.elements):
+        as_tuples(self)
+        if not self.elements:
+            raise ValueError("elements is empty: list the chemical symbols that the model is to know, such as [O, H].")
+        if unknown := [e for e in self.elements if e not in ase.data.atomic_numbers or e == "X"]:
             raise ValueError(
-                f"elements must be distinct chemical symbols, got {list(self.elements)} (wrong: {unknown})."
+                f"elements must be distinct chemical symbols, {', '.join(map(repr, unknown))} is none. Write a list of "
+                "them, such as [O, H]."
             )
+        if twice := sorted({e for e in self.elements if self.elements.count(e) > 1}):
+            raise ValueError(f"elements must be distinct, {', '.join(twice)} is there more than once. Remove it.")
+        if not isinstance(self.descriptor, _configs()):
+            raise ArgumentError(f"descriptor is {describe(self.descriptor)}; supported: {_names(_configs())}.")
+        self._check_heads()
+        self._check_excluded()
+
+    def _check_heads(self) -> None:
+        for pair in self.heads:
+            if not isinstance(pair, tuple) or [type(part) for part in pair] != [str, EnergyHeadConfig]:
+                raise ArgumentError(f"heads holds {describe(pair)}; write (('{DEFAULT_HEAD}', EnergyHeadConfig()),).")
+        names = [pair[0] for pair in self.heads]
+        if not names:
+            raise ValueError(f"heads is empty: a model needs one, for example [[{DEFAULT_HEAD}, {{}}]].")
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"heads must have different names, {', '.join(twice)} is there more than once.")
+
+    def _check_excluded(self) -> None:
+        """ValueError for excluded types that are numbers of no element."""
+        found = {"pair_exclude_types": [t for pair in self.pair_exclude_types for t in pair]}
+        found["descriptor.exclude_types"] = [t for pair in getattr(self.descriptor, "exclude_types", ()) for t in pair]
+        found |= {f"exclude_types of head {name}": [*head.exclude_types] for name, head in self.heads}
+        for name, types in found.items():
+            if wrong := [t for t in types if not 0 <= t < len(self.elements)]:
+                raise ValueError(
+                    f"{name} names type {wrong[0]}, but the {len(self.elements)} elements are counted from 0 to "
+                    f"{len(self.elements) - 1} ({', '.join(self.elements)})."
+                )
 
     @property
     def head_names(self) -> tuple[str, ...]:
@@ -114,6 +146,8 @@ def build(config: PotentialConfig, head: str | None = None) -> Potential:
 
     Equal configs give the same object, so that jit does not compile twice.
     """
+    remedy = "Make one: PotentialConfig(('O', 'H'), DPA2Config()); a model file is opened by lamjax.load."
+    expect(config, PotentialConfig, "build takes a PotentialConfig", remedy)
     names = config.head_names
     if head is None and len(names) == 1:
         head = names[0]
@@ -156,8 +190,18 @@ def _build(config: PotentialConfig, head: str | None) -> Potential:
     return Potential(config, descriptor.shells, init, atomic_energies, config.elements, head)
 
 
+def check_potential(potential: Any, function: str) -> None:
+    """ArgumentError that says how to get a potential, for anything else."""
+    if not hasattr(potential, "atomic_energies") or not hasattr(potential, "shells"):
+        raise ArgumentError(
+            f"{function} takes a potential first, got {describe(potential)}. potential, params = lamjax.load(path) "
+            "gives both of a model; of a config it is lamjax.build(config)."
+        )
+
+
 def select(potential: Potential, head: str) -> Potential:
     """The same model with the energy of another head."""
+    check_potential(potential, "select")
     return build(potential.config, head)
 
 
@@ -288,8 +332,16 @@ def _descriptor(config, elements: tuple[str, ...]):
             return dpa1(config, elements)
         case DPA3Config():
             return dpa3(config, elements)
-    supported = "DPA1Config, DPA2Config, DPA3Config"
-    raise ValueError(f"Unknown descriptor config {type(config).__name__}; supported: {supported}.")
+    raise ArgumentError(f"There is no descriptor for {describe(config)}; supported: {_names(_configs())}.")
+
+
+def _configs() -> tuple[type, ...]:
+    """The descriptor configs that there are."""
+    return tuple(get_args(option)[0] for option in get_args(get_args(DescriptorConfig)[0]))
+
+
+def _names(kinds: tuple[type, ...]) -> str:
+    return ", ".join(kind.__name__ for kind in kinds)
 
 
 def _require_head(head: str | None, names: tuple[str, ...]) -> None:

@@ -1,6 +1,8 @@
 """The radial net as a table: the same numbers, and what is out of its range is seen."""
 
 import functools
+import itertools
+import tracemalloc
 from pathlib import Path
 
 import ase.data
@@ -10,7 +12,8 @@ import pytest
 
 import lamjax
 from lamjax import edit
-from lamjax.descriptors import tabulation
+from lamjax.descriptors import DPA1Config, tabulation
+from lamjax.heads import EnergyHeadConfig
 from lamjax.interop.deepmd import write
 from lamjax.potential import CheckpointError, cast_params
 
@@ -137,3 +140,34 @@ def test_a_table_is_saved_and_loaded_but_not_edited_or_written_for_deepmd(tmp_pa
 def test_a_tolerance_out_of_reach_is_said():
     with pytest.raises(ValueError, match="intervals and .* the table is off by"):
         edit.tabulate(*lamjax.load(FIXTURES / MODELS[0]), tolerance=1e-16)
+
+
+def test_many_elements_take_little_memory_and_the_same_accuracy(monkeypatch):
+    """1,600 pairs of types: functions of a few pairs serve all, and a pair that they do not serve joins them."""
+    config = lamjax.PotentialConfig(
+        tuple(ase.data.chemical_symbols[1:41]),
+        DPA1Config(rcut=5.0, rcut_smth=1.0, sel=80, neuron=(4, 8), axis_neuron=2, tebd_dim=4),
+        (("Default", EnergyHeadConfig(neuron=(4,))),),
+    )
+    potential = lamjax.build(config)
+    params = jax.tree.map(lambda x: x.astype(np.float64), potential.init(jax.random.key(0), np.float64))
+    rng = np.random.default_rng(0)
+    params.descriptor["repinit"]["statistics"]["stddev"] *= rng.uniform(0.05, 0.3, (40, 1))
+    attempts = []
+    monkeypatch.setattr(tabulation, "SAMPLE", 6)
+    find = tabulation._basis
+    monkeypatch.setattr(
+        tabulation, "_basis", lambda net, pairs, *a: attempts.append(len(pairs)) or find(net, pairs, *a)
+    )
+    tracemalloc.start()
+    table = edit.tabulate(potential, params)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert attempts[0] == 6 and len(attempts) > 1 and attempts[-1] < 100
+    assert peak < 150e6  # of G and its slope at 2,049 places for all pairs: 420 MB, and several times so many
+    numbers = rng.permutation(np.arange(1, 41, dtype=np.int32))
+    places = 2.2 * np.array(list(itertools.product(range(4), range(4), range(3))))[:40] + rng.normal(0, 0.2, (40, 3))
+    system = lamjax.System(places, numbers, np.diag([8.8, 8.8, 6.6]), np.full(3, True))
+    exact, found = predict(potential, params, system), predict(*table, system)
+    assert np.abs(exact.forces).max() > 1e-3
+    assert np.abs(exact.forces - found.forces).max() < 1e-6

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import ase
 import numpy as np
 
+from lamjax.arguments import expect
 from lamjax.data import labels
 from lamjax.data.frames import Frame
 from lamjax.data.labels import ReadOptions
@@ -51,6 +52,7 @@ class Remarks:
 
 def from_atoms(atoms: ase.Atoms, dtype=np.float64, source: str = "structure", options: ReadOptions = _DEFAULT) -> Frame:
     """The frame of one ASE structure with whatever labels it carries; ValueError if it cannot be used."""
+    expect(atoms, ase.Atoms, "from_atoms takes one ASE structure", "Of several, make a frame of each.")
     return frame_of(atoms, dtype, source, options, Remarks(Path(source)))
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import ase.data
 import numpy as np
 
+from lamjax.arguments import expect
 from lamjax.data import consistency, references, verdicts
 from lamjax.data.frames import LABELS, Frame
 from lamjax.neighbors.host import pairs
@@ -63,6 +64,7 @@ def audit(sets: Mapping[str, Iterable[Frame]]) -> Audit:
     Signs and units of forces and virials are judged from similar frames of a set and from clusters in vacuum (see
     `consistency`), and from magnitudes; where that cannot tell, the audit says "not testable".
     """
+    expect(sets, Mapping, "audit takes sets of frames by name", "For example audit({'train': data.read('train.xyz')}).")
     looked = [_Set(name) for name in sets]
     for one, frames in zip(looked, sets.values(), strict=True):
         for frame in frames:

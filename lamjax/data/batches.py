@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from lamjax import pytree
+from lamjax.arguments import expect
 from lamjax.data.pack import Members, Packed, Structure, only
 from lamjax.data.rows import RowShape, row_shape, split
 from lamjax.neighbors import Neighbors
@@ -45,6 +46,7 @@ def batches(
     With `bucket`, a number in the plan, only frames of that bucket are shown. A batch is spread over `multiple` rows
     (devices); of these, `part` (k, n) yields the k-th of n equal shares (processes).
     """
+    check_packed(packed, "batches")
     if bucket is not None:
         packed = only(packed, bucket)
     length = n_batches(packed, batch_size)
@@ -57,9 +59,16 @@ def batches(
 
 def n_batches(packed: Packed, batch_size: int | str = "auto", bucket: int | None = None) -> int:
     """Batches in one epoch, of one bucket of the plan or of all."""
+    check_packed(packed, "n_batches")
     if bucket is not None:
         packed = only(packed, bucket)
     return sum(members.filling(batch_size).n_batches for members in packed.buckets)
+
+
+def check_packed(packed: Packed, function: str) -> None:
+    """ArgumentError that says how frames are packed, for anything else."""
+    remedy = "Pack the frames first: data.pack(frames, data.plan(frames, potential.shells)); pairs have pair_batches."
+    expect(packed, Packed, f"{function} takes packed frames", remedy)
 
 
 def _order(packed: Packed, batch_size, seed: int | None, epoch: int, first: int):

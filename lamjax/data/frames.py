@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lamjax.arguments import ArgumentError, describe, expect_all
+from lamjax.neighbors import Shell
 from lamjax.system import Labels, System
 
 LABELS = ("energy", "forces", "virial")  # in the order of Labels.weights
@@ -90,6 +92,24 @@ def source(frames: Sequence[Frame], k: int) -> str:
         case Subset():
             return source(frames.frames, int(frames.rows[k]))
     return frames.source(k) if hasattr(frames, "source") else frames[k].source
+
+
+def check_frames(frames: Any, function: str) -> None:
+    """ArgumentError that says how to get frames, for anything else."""
+    expect_all(
+        frames,
+        Frame,
+        f"{function} takes a list of frames",
+        "Read them with data.read(path); of an ASE structure data.from_atoms makes one; list(...) takes an iterator.",
+    )
+
+
+def check_shells(shells: Any, function: str) -> None:
+    """ArgumentError that says where a potential's shells are, for anything else."""
+    said = f"{function} takes the shells of a potential"
+    if not shells and isinstance(shells, list | tuple):
+        raise ArgumentError(f"{said}, got {describe(shells)}. Give potential.shells.")
+    expect_all(shells, Shell, said, "Give potential.shells.")
 
 
 def _checked(k: int, n: int) -> int:

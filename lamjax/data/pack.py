@@ -7,7 +7,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from lamjax.data.frames import Frame, Joined, Names, Subset, source
+from lamjax.arguments import expect
+from lamjax.data.frames import Frame, Joined, Names, Subset, check_frames, source
 from lamjax.data.plan import Plan, choose
 from lamjax.data.rows import Bucket, Filling, fill
 from lamjax.data.shapes import exact_shapes
@@ -77,6 +78,8 @@ def pack(frames: Sequence[Frame], plan: Plan, dtype=None, memory: float = MEMORY
     Raises ValueError for a frame that fits no bucket of the plan, and for frame or atomic parameters that only some
     frames carry.
     """
+    check_frames(frames, "pack")
+    expect(plan, Plan, "pack takes a plan of shapes", "Make it of all frames: data.plan(frames, potential.shells).")
     _require_alike(frames)
     dtype = np.dtype(jax.dtypes.canonicalize_dtype(float) if dtype is None else dtype)
     shapes = exact_shapes(frames, plan.shells)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool
 
+from lamjax.arguments import ArgumentError, describe
 from lamjax.data import matching
 from lamjax.data.atoms import fixed_mask, from_atoms
 from lamjax.data.frames import Frame
@@ -154,6 +155,11 @@ def _groups(frames: Iterable[Frame], left_out: list[str]) -> list[tuple[str, str
     """(form, name, frames) of all candidates, in the order in which they begin."""
     found: dict[tuple[str, str], list[Frame]] = {}
     for k, frame in enumerate(frames):
+        if not isinstance(frame, Frame):
+            raise ArgumentError(
+                f"Pairs are made of frames, got {describe(frame)}. data.read_pairs(path) reads them from a file; of an "
+                "ASE structure data.from_atoms makes a frame."
+            )
         info = frame.info
         if "final_positions" in info:
             found["final_positions", str(k)] = [frame]

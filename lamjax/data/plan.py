@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lamjax.data.frames import Frame
+from lamjax.data.frames import Frame, check_frames, check_shells
 from lamjax.data.rows import Bucket as Bucket
 from lamjax.data.rows import fill, frames_per_batch, row_shape, wanted_atoms
 from lamjax.data.shapes import exact_shapes
@@ -44,6 +44,8 @@ def plan(
     all, only if it saves more than its compilation costs. Neighbour slots are multiples of four, and never more than a
     model's `sel`.
     """
+    check_frames(frames, "plan")
+    check_shells(shells, "plan")
     if max_programs < 1 or not frames:
         raise ValueError(f"Needs at least one frame and one program; got {len(frames)} and {max_programs}.")
     shells = tuple(shells)

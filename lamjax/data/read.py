@@ -10,12 +10,13 @@ import ase
 import ase.data
 import numpy as np
 
+from lamjax.arguments import expect
 from lamjax.data import deepmd, formats
 from lamjax.data.atoms import Remark, Remarks, frame_of, held
 from lamjax.data.atoms import from_atoms as from_atoms
 from lamjax.data.columns import elements as present_elements
 from lamjax.data.columns import facts
-from lamjax.data.frames import LABELS, Frame, Joined, join
+from lamjax.data.frames import LABELS, Frame, Joined, check_frames, join
 from lamjax.data.labels import ReadOptions
 from lamjax.data.store import Store, is_store
 from lamjax.system import Labels, cast
@@ -69,7 +70,7 @@ def iterate(
     With `on_error`, a frame that cannot be used is told to it and left out, instead of raised. What is odd in a file is
     told to `on_remark` at the file's end; without, of severity "warning" alone and as a warning.
     """
-    paths = [paths] if isinstance(paths, str | Path) else list(paths)
+    paths = _paths(paths)
     known = None if elements is None else tuple(elements)
     require = _known_labels(require)
     for path in map(Path, paths):
@@ -95,7 +96,7 @@ def open_frames(
 
     A list for ordinary files, a `Store` for a single store, a `Joined` sequence for several of either kind.
     """
-    paths = [paths] if isinstance(paths, str | Path) else list(paths)
+    paths = _paths(paths)
     known = None if elements is None else tuple(elements)
     require = _known_labels(require)
     return join(
@@ -140,6 +141,7 @@ def _parsed(
 def summarize(frames: Sequence[Frame]) -> Summary:
     """Counts of labels, keys, elements and sizes over the frames; of a store without reading positions."""
     frames = frames if isinstance(frames, Sequence) else list(frames)
+    check_frames(frames, "summarize")
     said, present = facts(frames), present_elements(frames)
     sizes = said.n_atoms if len(frames) else np.zeros(1, int)
     labelled = np.sum(said.weights > 0, axis=0)
@@ -175,6 +177,15 @@ def _periodic(frames: Sequence[Frame]) -> int:
     if isinstance(frames, Store):
         return int(np.sum(frames.arrays["pbc"].all(axis=1)))
     return sum(bool(frame.system.pbc.all()) for frame in frames)
+
+
+def _paths(paths) -> list[str | Path]:
+    """One or more files as a list; ArgumentError for what is no name of a file."""
+    paths = [paths] if isinstance(paths, str | Path) or not isinstance(paths, Iterable) else list(paths)
+    for path in paths:
+        remedy = "An ASE structure becomes a frame with data.from_atoms."
+        expect(path, (str, Path), "Files are given by their names", remedy)
+    return paths
 
 
 def _known_labels(names: Iterable[str]) -> tuple[str, ...]:

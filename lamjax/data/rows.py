@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lamjax.arguments import ArgumentError, describe
+
 BLOCK = 1 << 16  # structures that are fitted into rows one by one; larger sets repeat the pattern
 LEVEL = 1.03  # rows of about equal content may be so many times more than the fewest
 
@@ -55,6 +57,8 @@ def wanted_atoms(batch_size: int | str) -> int | None:
         if kind != "auto" or not (atoms or "32").isdigit() or int(atoms or 32) < 1:
             raise ValueError(f'batch_size must be a number, "auto" or "auto:N", got {batch_size!r}.')
         return int(atoms or 32)
+    if not isinstance(batch_size, int | np.integer):
+        raise ArgumentError(f'batch_size must be a whole number, "auto" or "auto:N", got {describe(batch_size)}.')
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     return None

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from lamjax.data.columns import composition_blocks, facts, sample
-from lamjax.data.frames import Frame
+from lamjax.data.frames import Frame, check_frames
 from lamjax.descriptors import Block
 from lamjax.descriptors.environment import raw_rows
 from lamjax.neighbors.host import pairs
-from lamjax.potential import Params, Potential, type_table
+from lamjax.potential import Params, Potential, check_potential, type_table
 
 MOST = 10_000  # frames that the environment statistics look at
 EQUATIONS = 100_000  # of the least squares that are solved as they are
@@ -41,6 +41,9 @@ def environment_statistics(
     least 0.01, and 0.1 for an element without data. The mean is returned even where the model leaves it at zero.
     Of a set of more than `most` frames, so many are taken, evenly spread, and one for each element these would miss.
     """
+    check_potential(potential, "environment_statistics")
+    if isinstance(frames, Sequence):
+        check_frames(frames, "environment_statistics")
     if most is not None and isinstance(frames, Sequence):
         frames = sample(frames, most)
     config = potential.config
@@ -61,6 +64,8 @@ def energy_bias(potential: Potential, frames: Sequence[Frame], predicted: np.nda
 
     Raises ValueError if no frame carries an energy.
     """
+    check_potential(potential, "energy_bias")
+    check_frames(frames, "energy_bias")
     said = facts(frames)
     use = said.weights[:, 0] > 0
     if not use.any():

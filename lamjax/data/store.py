@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
+from lamjax.arguments import expect
 from lamjax.data.frames import Frame, Subset
 from lamjax.data.labels import looks_like_label
 from lamjax.system import PARAMETERS, Labels, System, cast
@@ -121,6 +122,7 @@ def write_store(path: str | Path, frames: Iterable[Frame], dtype=np.float64) -> 
     a number. The file is there complete or not at all; while it is written, its bytes lie twice on the disk.
     Raises ValueError for a set without frames, and for fparam or aparam that only some frames carry.
     """
+    expect(path, (str, Path), "write_store takes the name of a file first", "The order is write_store(path, frames).")
     path, dtype = Path(path), np.dtype(dtype)
     if dtype not in (np.float32, np.float64):
         raise ValueError(f"A store holds float32 or float64, not {dtype}.")
@@ -188,6 +190,7 @@ def _spool(folder: Path, frames: Iterable[Frame], dtype: np.dtype) -> tuple[int,
     n, atoms, texts, columns, files, tables, first = 0, 0, 0, [], {}, _Tables(), None
     try:
         for frame in frames:
+            expect(frame, Frame, "write_store takes frames", "Of an ASE structure data.from_atoms makes one.")
             if first is None:
                 first, columns = frame, _columns(frame, dtype)
                 files = {column.name: open(folder / column.name, "wb", buffering=1 << 18) for column in columns}

@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from lamjax import pytree
+from lamjax.arguments import expect, expect_all
+from lamjax.data.frames import check_shells
 from lamjax.data.pairs import Pair, cast_pair
 from lamjax.data.plan import cheapest, histogram, merge, work
 from lamjax.neighbors import Neighbors, Shell, count, host_neighbors, image_offsets, plan_capacities
@@ -56,6 +58,8 @@ def plan_pairs(
     was too little. The images suffice for both cells and, if that of any pair changes, for cells a tenth shorter in
     every direction. Raises ValueError if there are no pairs.
     """
+    _check_pairs(pairs, "plan_pairs")
+    check_shells(shells, "plan_pairs")
     if max_programs < 1 or not pairs:
         raise ValueError(f"There are no pairs to batch, or no program: got {len(pairs)} pairs and {max_programs}.")
     shells, shrink = tuple(shells), _shrink(pairs)
@@ -78,6 +82,8 @@ def pack_pairs(pairs: Sequence[Pair], shells: Sequence[Shell], max_programs: int
     Takes about 34 bytes for each neighbour slot. Raises ValueError if there are no pairs, and for frame or atomic
     parameters that only some of them carry.
     """
+    _check_pairs(pairs, "pack_pairs")
+    check_shells(shells, "pack_pairs")
     _require_alike(pairs)
     pairs = [cast_pair(pair, jax.dtypes.canonicalize_dtype(pair.start.positions.dtype)) for pair in pairs]
     shapes, shells, shrink = plan_pairs(pairs, shells, max_programs), tuple(shells), _shrink(pairs)
@@ -94,6 +100,8 @@ def pair_batches(packed: PackedPairs, batch_size: int, seed: int | None = None) 
     With a `seed` the pairs of a shape and the batches of all shapes are shuffled; without, they come in the order of
     `packed.members`. Raises ValueError for a batch size below one.
     """
+    remedy = "Pack the pairs first: data.pack_pairs(pairs, potential.shells); frames have data.batches."
+    expect(packed, PackedPairs, "pair_batches takes packed pairs", remedy)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     rng = None if seed is None else np.random.default_rng(seed)
@@ -104,6 +112,11 @@ def pair_batches(packed: PackedPairs, batch_size: int, seed: int | None = None) 
     for k in range(len(batches)) if rng is None else rng.permutation(len(batches)):
         empty = jax.tree.map(np.zeros_like, batches[k][0])
         yield pytree.stack(batches[k] + [empty] * (batch_size - len(batches[k])))
+
+
+def _check_pairs(pairs: Sequence[Pair], function: str) -> None:
+    remedy = "Read them with data.read_pairs(path), or make them of frames with data.pairs_from_frames."
+    expect_all(pairs, Pair, f"{function} takes a list of pairs", remedy)
 
 
 def _row(pair: Pair, shape: PairShape, shells: tuple[Shell, ...], shrink: float) -> StructureBatch:

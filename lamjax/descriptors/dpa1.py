@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import jax.numpy as jnp
 
 from lamjax import nn
+from lamjax.arguments import as_tuples
 from lamjax.descriptors import repinit
 from lamjax.descriptors.base import (
     Descriptor,
@@ -49,6 +50,10 @@ class DPA1Config:
     use_tebd_bias: bool = False
     table: TableConfig | None = None  # the radial net as a table, see `edit.tabulate`; not for training
     __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    def __post_init__(self):
+        as_tuples(self)
+        repinit.check_block(self, self.sel, "sel")
 
     @property
     def shells(self) -> tuple[Shell, ...]:

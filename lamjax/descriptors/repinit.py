@@ -1,12 +1,13 @@
 """Repinit: the radial embedding of DPA-1, contracted to rotation-invariant features D = A A[:M]ᵀ."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import jax.numpy as jnp
-import numpy as np
 
 from lamjax import nn
+from lamjax.arguments import as_tuples, at_least
 from lamjax.descriptors import tabulation
 from lamjax.descriptors.embedding import concat_embedding, embedding_init, strip_embedding
 from lamjax.descriptors.environment import Empty, Environment, padding_rows, per_atom, raw_rows, statistics_init
@@ -30,6 +31,42 @@ class RepinitConfig:
     resnet_dt: bool = False
     table: TableConfig | None = None  # the radial net as a table, see `edit.tabulate`; not for training
     __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    def __post_init__(self):
+        as_tuples(self)
+        check_block(self, self.nsel, "nsel")
+
+
+def check_block(config, sel: int, name: str) -> None:
+    """ValueError for a radial block (repinit, or all of DPA-1) that cannot be computed; `name` is that of `sel`."""
+    check_shell(config, sel, name)
+    check_net(config)
+    at_least(config, 1, "tebd_dim", "axis_neuron")
+    if config.axis_neuron > config.neuron[-1]:
+        raise ValueError(
+            f"axis_neuron is {config.axis_neuron}, more than the last of neuron, {list(config.neuron)}: it is how many "
+            f"of these {config.neuron[-1]} features are multiplied with all. Lower axis_neuron, or widen neuron."
+        )
+
+
+def check_shell(config, sel: int, name: str) -> None:
+    """ValueError for cutoffs and numbers of neighbours that no block can have."""
+    if not 0 <= config.rcut_smth < config.rcut < math.inf:
+        raise ValueError(
+            f"rcut_smth ({config.rcut_smth:g} Å) must be at least 0 and below rcut ({config.rcut:g} Å): the switch "
+            "falls from 1 at rcut_smth to 0 at rcut."
+        )
+    if sel < 1:
+        raise ValueError(f"{name} must be at least 1, got {sel}: it is how many neighbours within rcut are kept.")
+
+
+def check_net(config) -> None:
+    """ValueError for layers without width, or an activation function that is not known."""
+    if not config.neuron:
+        raise ValueError("neuron is empty: it lists the widths of the layers, for example [25, 50, 100].")
+    at_least(config, 1, "neuron")
+    if hasattr(config, "activation_function"):
+        nn.activation(config.activation_function)
 
 
 def init(key, config, n_types: int, dtype=None):
@@ -61,18 +98,17 @@ def tabulate(params, config: RepinitConfig, smooth: bool, table, protection: flo
     """
     statistics = params["statistics"]
     n_types = len(statistics["mean"])
-    centre, neighbor = (jnp.asarray(t) for t in np.indices((n_types, n_types)))
-    mean, stddev = per_atom(statistics, centre)
     by_switch = smooth and config.tebd_input_mode == "strip"
 
-    def radial(x):
-        s = (x[:, None, None] - mean[..., 0]) / stddev[..., 0]
+    def radial(x, centre, neighbor):
+        mean, stddev = per_atom(statistics, centre)
+        s = (x - mean[:, 0]) / stddev[:, 0]
         weights = (jnp.zeros_like(s), jnp.ones_like(s)) if by_switch else (jnp.ones_like(s),)
         first, *rest = (_embed(params, config, smooth, table, s, centre, neighbor, w) for w in weights)
         return jnp.stack([first, *(g - first for g in rest)], axis=1)
 
     rows, _ = raw_rows(jnp.array([closest, 0.0, 0.0]), config.rcut, config.rcut_smth, protection)
-    return tabulation.tabulate(radial, float(rows[0]), closest, tolerance)
+    return tabulation.tabulate(radial, n_types, float(rows[0]), closest, tolerance)
 
 
 def _contract(params, config, smooth, empty, table, types, neighbor_types, env: Environment):

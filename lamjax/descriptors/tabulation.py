@@ -5,12 +5,14 @@ digits, in a space of some twenty functions U_k(x), found by singular value deco
 G_ij = U(x_ij) C[t_i, t_j]. The neighbours are summed before C is applied, so that no edge ever carries G's full width.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.linalg
 
 from lamjax import numerics
 from lamjax.descriptors.environment import Empty, Environment, padding_rows, per_atom
@@ -18,6 +20,11 @@ from lamjax.descriptors.environment import Empty, Environment, padding_rows, per
 BLOCK = {"cpu": 256}  # atoms whose neighbours are in memory together; as many as a processor's caches hold
 OTHERWISE = 16_384
 FEW_TYPES = 4  # elements; for so many, products for all of them are cheaper than picking each atom's
+SAMPLE = 64  # pairs of types whose functions are looked at first, and that join them
+ATTEMPTS = 6
+NODES = 2049  # places in x where the functions of the sample are looked at
+CHECKED = 64  # where those of all pairs are, beside places that the functions of the sample choose
+EDGES, PAIRS = 1 << 14, 128  # values of the net, and pairs of types, that are in memory together
 
 
 @dataclass(frozen=True)
@@ -80,46 +87,135 @@ def _evaluate(spline, table: TableConfig, x):
     return jnp.where((t <= table.intervals)[..., None], value, jnp.nan)
 
 
-def tabulate(radial, x_max: float, closest: float, tolerance: float) -> tuple[TableConfig, dict]:
-    """Config and parameters (numpy float64) for `radial`: x (n,) -> (n, parts, n_types, n_types, width), jittable.
+def tabulate(radial, n_types: int, x_max: float, closest: float, tolerance: float) -> tuple[TableConfig, dict]:
+    """Config and parameters (numpy float64) for `radial`: x, centre, neighbour (n,) -> (n, parts, width), jittable.
 
-    `tolerance` is the error of G and, ten times it, of dG/dx, relative to their largest values; needs x64.
-    Raises ValueError if 32,768 intervals do not suffice.
+    The functions U_k are those of a sample of the pairs of types; the coefficients of every pair follow by least
+    squares, and pairs that are not reproduced join the sample. So memory and time hold a few functions of all pairs,
+    not thousands. `tolerance` is the error of G and, ten times it, of dG/dx, relative to their largest values; needs
+    x64. Raises ValueError if it cannot be reached.
     """
+    net, pairs = _net(radial), np.indices((n_types, n_types)).reshape(2, -1).T
+    sample = np.unique(np.linspace(0, len(pairs) - 1, SAMPLE).round().astype(int))
+    for attempt in range(ATTEMPTS):
+        basis = _basis(net, pairs[sample], x_max, tolerance, 0.03 * tolerance / 3**attempt)
+        coefficients, errors = _coefficients(net, pairs, basis, x_max)
+        far = errors > (tolerance, 10 * tolerance)
+        if not far.any():
+            _, parts, rank, width = coefficients.shape
+            by_pair = coefficients.swapaxes(0, 1).reshape(parts, n_types, n_types, rank, width)
+            table = TableConfig(rank, len(basis.spline), x_max, closest, parts)
+            return table, {"spline": basis.spline, "coefficients": by_pair}
+        wrong = np.flatnonzero(far.any(axis=1))
+        sample = np.union1d(sample, wrong[np.argsort(-errors[wrong].max(axis=1))[:SAMPLE]])
+    raise ValueError(_off(len(basis.spline), basis.spline.shape[2], errors.max(axis=0), tolerance))
 
-    @jax.jit
-    def value_and_slope(x):
-        return jax.jvp(radial, (x,), (jnp.ones_like(x),))
 
-    x = np.linspace(0, x_max, 2049)
-    g, slope = (np.asarray(v) for v in value_and_slope(x))
-    shape = g.shape[1:]
-    largest = abs(g).max(), abs(slope).max()
-    stacked = np.concatenate([f.reshape(len(x), -1) / size for f, size in zip((g, slope), largest, strict=True)])
-    coefficients = _directions(stacked, 0.1 * tolerance)  # orthonormal, so U = G Cᵀ
-    rank = len(coefficients)
-    intervals = 512
-    while intervals <= 32768:
-        nodes = np.linspace(0, x_max, intervals + 1)
-        between = nodes[:-1] + 0.25 * x_max / intervals
-        values, slopes = (np.asarray(f).reshape(intervals + 1, -1) @ coefficients.T for f in value_and_slope(nodes))
-        spline = _hermite(values, slopes * x_max / intervals)
-        got = [p @ coefficients for p in _quarter(spline, x_max / intervals)]
-        wanted = [np.asarray(f).reshape(intervals, -1) for f in value_and_slope(between)]
-        errors = [abs(a - b).max() / size for a, b, size in zip(got, wanted, largest, strict=True)]
-        if errors[0] < tolerance and errors[1] < 10 * tolerance:
-            table = TableConfig(rank, intervals, x_max, closest, shape[0])
-            by_pair = coefficients.reshape(rank, *shape).transpose(1, 2, 3, 0, 4)
-            return table, {"spline": spline, "coefficients": by_pair}
-        intervals *= 2
-    raise ValueError(
-        f"With {intervals // 2} intervals and {rank} functions the table is off by {errors[0]:.1e} (slope "
+class _Basis(NamedTuple):
+    """Functions that span those of a sample of pairs."""
+
+    spline: np.ndarray  # (intervals, 4, rank)
+    largest: tuple[float, float]  # |G| and |dG/dx| of the sample, to which errors are relative
+
+
+def _off(intervals: int, rank: int, errors, tolerance: float) -> str:
+    return (
+        f"With {intervals} intervals and {rank} functions the table is off by {errors[0]:.1e} (slope "
         f"{errors[1]:.1e}), more than {tolerance:.1e}. Give a larger tolerance or a larger closest distance."
     )
 
 
-def _directions(rows: np.ndarray, tolerance: float) -> np.ndarray:
-    """Right singular vectors (rank, n) whose singular values are above `tolerance` times the largest.
+class _Net(NamedTuple):
+    """G of pairs (n_pairs, 2) of types at x (n,); slopes take four times as long as values."""
+
+    values: Callable  # (x, pairs) -> (n, n_pairs, parts, width)
+    values_and_slopes: Callable  # (x, pairs) -> (2, n, n_pairs, parts, width)
+
+
+def _net(radial) -> _Net:
+    def both(x, centre, neighbor):
+        return jnp.stack(jax.jvp(lambda x: radial(x, centre, neighbor), (x,), (jnp.ones_like(x),)), axis=1)
+
+    slopes_last = _evaluator(both)
+    return _Net(_evaluator(radial), lambda x, pairs: np.moveaxis(slopes_last(x, pairs), 2, 0))
+
+
+def _evaluator(function):
+    """`function` of edges (n,) for all x (n,) and pairs (n_pairs, 2) of types: one program for all sizes."""
+    block = jax.jit(function)
+
+    def evaluate(x: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+        edges = np.repeat(x, len(pairs)), np.tile(pairs[:, 0], len(x)), np.tile(pairs[:, 1], len(x))
+        n, found = len(edges[0]), None
+        for start in range(0, n, EDGES):
+            part = [np.resize(column[start : start + EDGES], EDGES) for column in edges]
+            values = np.asarray(block(*part))[: n - start]
+            if found is None:
+                found = np.empty((n, *values.shape[1:]))
+            found[start : start + EDGES] = values
+        return found.reshape(len(x), len(pairs), *found.shape[1:])
+
+    return evaluate
+
+
+def _basis(net: _Net, pairs: np.ndarray, x_max: float, tolerance: float, cut: float) -> _Basis:
+    """Splines of the functions whose singular values are above `cut`; ValueError if 32,768 intervals do not suffice."""
+
+    def both(x):
+        return net.values_and_slopes(x, pairs).reshape(2, len(x), -1)
+
+    rows = both(np.linspace(0, x_max, NODES))
+    largest = tuple(max(rows[k].max(), -rows[k].min()) for k in range(2))
+    rows /= np.array(largest)[:, None, None]
+    directions = _directions(rows.reshape(2 * NODES, -1), cut)  # orthonormal, so U = G Cᵀ
+    intervals, size = 512, 1 + EDGES // len(pairs)
+    while intervals <= 32768:
+        h = x_max / intervals
+        nodes = np.linspace(0, x_max, intervals + 1)
+        u = np.concatenate([both(x) @ directions.T for x in _cut(nodes, size)], axis=1)
+        spline, errors = _hermite(u[0], u[1] * h), np.zeros(2)
+        for k in _cut(np.arange(intervals), size):  # a quarter into every interval neither error of a cubic vanishes
+            off = _evaluate_at(spline, x_max, nodes[k] + h / 4) @ directions - both(nodes[k] + h / 4)
+            errors = np.maximum(errors, abs(off).max(axis=(1, 2)) / largest)
+        if errors[0] < tolerance and errors[1] < 10 * tolerance:
+            return _Basis(spline, largest)
+        intervals *= 2
+    raise ValueError(_off(intervals // 2, len(directions), errors, tolerance))
+
+
+def _cut(x: np.ndarray, size: int) -> list[np.ndarray]:
+    return [x[k : k + size] for k in range(0, len(x), size)]
+
+
+def _coefficients(net: _Net, pairs: np.ndarray, basis: _Basis, x_max: float) -> tuple[np.ndarray, np.ndarray]:
+    """C (n_pairs, parts, rank, width) of all pairs by least squares, and errors (n_pairs, 2) at other places."""
+    nodes = _places(basis.spline, x_max)
+    steps = np.linspace(0, 1, CHECKED + 1)[:-1]
+    others = np.concatenate([x_max * (steps + 0.618 * steps % (1 / CHECKED)), nodes[:-1] + 0.4 * np.diff(nodes)])
+    fit = np.linalg.pinv(_evaluate_at(basis.spline, x_max, nodes)[0])
+    u = _evaluate_at(basis.spline, x_max, others)
+    found, errors = [], []
+    for some in _cut(pairs, PAIRS):
+        c = np.tensordot(fit, net.values(nodes, some), axes=1)  # rank, pairs, parts, width
+        off = np.tensordot(u, c, axes=1) - net.values_and_slopes(others, some)
+        errors.append(abs(off).max(axis=(1, 3, 4)).T / basis.largest)
+        found.append(c.transpose(1, 2, 0, 3))
+    return np.concatenate(found), np.concatenate(errors)
+
+
+def _places(spline: np.ndarray, x_max: float) -> np.ndarray:
+    """Places in x, three times as many as functions, that tell these apart: the pivots of QR decompositions."""
+    left = np.linspace(0, x_max, NODES)
+    found = []
+    for _ in range(3):
+        pivots = scipy.linalg.qr(_evaluate_at(spline, x_max, left)[0].T, mode="r", pivoting=True)[1][: spline.shape[2]]
+        found.append(left[pivots])
+        left = np.delete(left, pivots)
+    return np.sort(np.concatenate(found))
+
+
+def _directions(rows: np.ndarray, cut: float) -> np.ndarray:
+    """Right singular vectors (rank, n) whose singular values are above `cut` times the largest.
 
     Of a random sample of the range, which is doubled until it holds them all (Halko et al., SIAM Rev. 53, 217): of
     thousands of columns some twenty count.
@@ -130,7 +226,7 @@ def _directions(rows: np.ndarray, tolerance: float) -> np.ndarray:
         basis = np.linalg.qr(rows @ rng.normal(size=(rows.shape[1], n)))[0]
         basis = np.linalg.qr(rows @ (rows.T @ basis))[0]  # once more, for what is small
         _, s, v = np.linalg.svd(basis.T @ rows, full_matrices=False)
-        rank = max(1, int(np.sum(s > tolerance * s[0])))
+        rank = max(1, int(np.sum(s > cut * s[0])))
         if rank < n // 2 or n == min(rows.shape):
             return v[:rank]
         n *= 2
@@ -142,7 +238,10 @@ def _hermite(values: np.ndarray, slopes: np.ndarray) -> np.ndarray:
     return np.stack([a, da, 3 * (b - a) - 2 * da - db, 2 * (a - b) + da + db], axis=1)
 
 
-def _quarter(spline: np.ndarray, h: float) -> tuple[np.ndarray, np.ndarray]:
-    """Value and slope a quarter into every interval, where neither error of a cubic vanishes."""
-    a, b, c, d = spline.transpose(1, 0, 2)
-    return a + b / 4 + c / 16 + d / 64, (b + c / 2 + 3 * d / 16) / h
+def _evaluate_at(spline: np.ndarray, x_max: float, x: np.ndarray) -> np.ndarray:
+    """Value and slope (2, n, rank) at x (n,) within the table, on the host."""
+    t = x * (len(spline) / x_max)
+    interval = np.minimum(t.astype(int), len(spline) - 1)
+    f = (t - interval)[:, None]
+    a, b, c, d = spline[interval].transpose(1, 0, 2)
+    return np.stack([a + f * (b + f * (c + f * d)), (b + f * (2 * c + 3 * f * d)) * (len(spline) / x_max)])

@@ -5,6 +5,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator
 
+from lamjax.arguments import as_tuples, at_least
+from lamjax.data import frames_per_batch
 from lamjax.losses import LabelLossConfig
 from lamjax.potential import PotentialConfig
 from lamjax.training import OptimizerConfig, ScheduleConfig
@@ -63,14 +65,6 @@ enough: {deviation: 0.1, force: 0.05, energy: 0.002}   # eV/Å (95 % of frames),
 seed: 0
 output: distilled                  # folder with all rounds and the student
 """
-
-
-def at_least(config, least: float, *names: str) -> None:
-    """ValueError for numbers that are smaller than that; None is no number."""
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and not value >= least:
-            raise ValueError(f"{name} must be at least {least}, got {value}.")
 
 
 @dataclass(frozen=True)
@@ -136,6 +130,7 @@ class StudentConfig:
         at_least(self, 1, "steps", "max_programs")
         at_least(self, 0, "hessian")
         check_ema(self.ema_decay)
+        frames_per_batch(1, self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -160,6 +155,7 @@ class ExploreConfig:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     def __post_init__(self):
+        as_tuples(self)
         at_least(self, 1, "steps", "every", "relax_steps", "relax_every", "similar")
         at_least(self, 0, "simulations", "relaxations", "perturbed", "substitutions", "displacement", "strain")
         if not self.timestep > 0 or not all(t > 0 for t in self.temperatures):
@@ -230,6 +226,7 @@ class DistillConfig:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     def __post_init__(self):
+        as_tuples(self)
         if not self.start:
             raise ValueError("`start` names no file. List structures where exploration begins: [structures.extxyz].")
         at_least(self, 1, "rounds")

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 import jax.numpy as jnp
 
 from lamjax import nn, numerics
+from lamjax.arguments import as_tuples, at_least
 from lamjax.factories import factory
 from lamjax.heads.base import Head
 
@@ -26,6 +27,10 @@ class EnergyHeadConfig:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     def __post_init__(self):
+        as_tuples(self)
+        at_least(self, 1, "neuron")
+        at_least(self, 0, "numb_fparam", "numb_aparam", "dim_case_embd")
+        nn.activation(self.activation_function)
         if self.default_fparam is not None and len(self.default_fparam) != self.numb_fparam:
             raise ValueError(
                 f"default_fparam has {len(self.default_fparam)} numbers and numb_fparam is {self.numb_fparam}: "

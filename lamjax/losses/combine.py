@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from lamjax import pytree
+from lamjax.arguments import ArgumentError, describe
 from lamjax.factories import factory
 from lamjax.losses.labels import LabelLossConfig, Loss, compare, predict_rows
 from lamjax.potential import Params, Potential, select
@@ -34,6 +35,8 @@ def heads_loss(potential: Potential, heads: Sequence[str], configs: Sequence[Lab
     looked up by number when the program runs, so that a further task costs no further compilation.
     Raises ValueError unless all heads are of one shape and all losses of one form (`same_form`).
     """
+    if not heads or len(heads) != len(configs):
+        raise ValueError(f"Each task needs a head and a config: got {len(heads)} heads and {len(configs)} configs.")
     if not all(same_form(potential, (head, c), (heads[0], configs[0])) for head, c in zip(heads, configs, strict=True)):
         raise ValueError("Tasks in one loss need heads of one shape, and losses that differ in prefactors only.")
     one = select(potential, heads[0])
@@ -71,6 +74,7 @@ def multitask_loss(losses: Mapping[str, Loss]) -> Loss:
     """
 
     def loss(params, batch, lr_ratio=1.0):
+        _check_parts(batch, losses, one=True)
         ((group, part),) = batch.items()
         return losses[group](params, part, lr_ratio)
 
@@ -95,10 +99,14 @@ def committee_loss(loss: Loss) -> Loss:
 def weighted_sum(losses: Mapping[str, tuple[float, Loss]]) -> Loss:
     """Σ_k w_k L_k(params, batch[k]) for a dict of weights and losses, and a batch that is a dict with the same keys.
 
-    Metrics are named "k/metric".
+    Metrics are named "k/metric". Raises ValueError for a batch without one of the keys.
     """
+    for name, part in losses.items():
+        if not isinstance(part, tuple) or len(part) != 2 or callable(part[0]):
+            raise ArgumentError(f"weighted_sum takes {{name: (weight, loss)}}, got {describe(part)} for {name!r}.")
 
     def loss(params, batch, lr_ratio=1.0):
+        _check_parts(batch, losses, one=False)
         total, metrics = 0.0, {}
         for name, (weight, part) in losses.items():
             value, found = part(params, batch[name], lr_ratio)
@@ -107,6 +115,16 @@ def weighted_sum(losses: Mapping[str, tuple[float, Loss]]) -> Loss:
         return total, metrics
 
     return loss
+
+
+def _check_parts(batch: Any, losses: Mapping[str, Any], one: bool) -> None:
+    """ArgumentError unless the batch is a dict with a part for each of the losses, or for one of them."""
+    named = batch.keys() if isinstance(batch, Mapping) else set()
+    if len(named) == 1 and named <= losses.keys() if one else named and named >= losses.keys():
+        return
+    got = f"parts for {', '.join(map(str, named))}" if named else describe(batch)
+    wanted = "one of the losses" if one else "each of the losses"
+    raise ArgumentError(f"The batch is a dict with a part for {wanted} {', '.join(map(str, losses))}; got {got}.")
 
 
 def _without_prefactors(config: LabelLossConfig) -> LabelLossConfig:

@@ -9,10 +9,11 @@ from jaxtyping import Array, Float
 
 from lamjax import numerics
 from lamjax import system as systems
+from lamjax.arguments import expect
 from lamjax.factories import factory
 from lamjax.losses.labels import LabelLossConfig, Loss, compare, predict_rows
 from lamjax.neighbors import Neighbors
-from lamjax.potential import Potential, predict
+from lamjax.potential import Potential, check_potential, predict
 from lamjax.system import System
 
 
@@ -48,6 +49,9 @@ def distillation_loss(potential: Potential, config: DistillationLossConfig = Dis
     `probe_directions` draws them the mean over v of |ΔH v|² is the squared Frobenius norm of ΔH. p_h follows the
     learning rate as the other prefactors do. Further metrics: product_sq, product_abs, product_n (sums).
     """
+    check_potential(potential, "distillation_loss")
+    remedy = "A LabelLossConfig goes into it: DistillationLossConfig(labels=LabelLossConfig(...))."
+    expect(config, DistillationLossConfig, "distillation_loss takes a DistillationLossConfig second", remedy)
 
     def loss(params, batch, lr_ratio=1.0):
         labelled = batch.batch if isinstance(batch, Probed) else batch

@@ -12,8 +12,9 @@ from jaxtyping import Array, Float
 
 from lamjax import numerics, pytree
 from lamjax import system as systems
+from lamjax.arguments import ArgumentError, as_tuples, at_least, describe, expect
 from lamjax.factories import factory
-from lamjax.potential import Potential, Prediction, predict
+from lamjax.potential import Potential, Prediction, check_potential, predict
 from lamjax.system import Labels, System
 
 TERMS = ("energy", "forces", "virial")
@@ -44,6 +45,10 @@ class LabelLossConfig:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     def __post_init__(self):
+        as_tuples(self)
+        at_least(self, 0, *(f"{end}_pref_{x}" for x in "efv" for end in ("start", "limit")))
+        if not np.all(np.asarray(self.huber_delta) > 0):
+            raise ValueError(f"huber_delta must be above 0, got {self.huber_delta}.")
         if self.f_use_norm and self.loss_func == "mse" and not self.use_huber:
             raise ValueError('f_use_norm needs loss_func "mae" or use_huber.')
         if self.loss_func == "mae" and self.use_huber:
@@ -74,6 +79,8 @@ def label_loss(potential: Potential, config: LabelLossConfig = LabelLossConfig()
     The loss takes (params, batch, lr_ratio): `lr_ratio` = lr/lr_start sets the prefactors. Its metrics are sums of
     absolute and squared errors and their numbers (energy and virial per atom), made readable by `errors`.
     """
+    check_potential(potential, "label_loss")
+    expect(config, LabelLossConfig, "label_loss takes a LabelLossConfig second", "Leave it out for the defaults.")
 
     def loss(params, batch, lr_ratio=1.0):
         return compare(config, predict_rows(potential, params, batch), batch, lr_ratio)
@@ -83,6 +90,11 @@ def label_loss(potential: Potential, config: LabelLossConfig = LabelLossConfig()
 
 def predict_rows(potential: Potential, params, batch) -> Prediction:
     """The predictions of a batch (`data.Batch`), row by row."""
+    if not hasattr(batch, "frame") or not hasattr(batch, "neighbors"):
+        raise ArgumentError(
+            f"A loss of labels takes a batch of frames, got {describe(batch)}. Batches come from data.batches(packed), "
+            "and packed is data.pack(frames, data.plan(frames, potential.shells))."
+        )
     if len(batch.frame) == 1:  # the same without a further axis
         return jax.tree.map(
             lambda x: x[None], predict(potential, params, *pytree.take((batch.system, batch.neighbors), 0))
@@ -110,8 +122,14 @@ def compare(
 def errors(sums: Mapping[str, Any]) -> dict[str, float]:
     """RMSE and MAE of metrics: rmse_e (eV/atom), rmse_f (eV/Å), rmse_v (eV/atom), rmse_s (stress, eV/Å³), mae_...
 
-    What has no label is absent.
+    What has no label is absent. Raises ValueError for metrics that are no such sums.
     """
+    if missing := [name for name in (*TERMS, "stress") if f"{name}_n" not in sums]:
+        raise ValueError(
+            f"RMSE and MAE are made of the sums that a loss of labels returns; {missing[0]}_n is not among "
+            f"{', '.join(sorted(sums)) or 'nothing'}. Take losses.label_loss(potential); the metrics of other losses "
+            "are errors already: average them, or measure relaxations with losses.structure_error."
+        )
     found = {}
     for name in (*TERMS, "stress"):
         n = float(sums[f"{name}_n"])

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from lamjax import neighbors as neighbor_lists
+from lamjax.arguments import ArgumentError, describe, expect
 from lamjax.factories import factory
 from lamjax.losses.geometry import StructureError, structure_error
+from lamjax.potential import check_potential
 from lamjax.relaxation import Hybrid, Implicit, Relaxation, RelaxConfig, Unrolled, implicit, landscape, minimiser, relax
 from lamjax.system import System, real
 
@@ -71,14 +73,27 @@ def structure_loss(potential, config: StructureLossConfig | None = None) -> Call
     implicit gradient (n_gated), and one where the curvature was not positive a truncated one (n_negative).
     Dramko et al., arXiv 2512.01067.
     """
+    check_potential(potential, "structure_loss")
     config = StructureLossConfig() if config is None else config
+    remedy = "A RelaxConfig goes into it: StructureLossConfig(relax=RelaxConfig(...))."
+    expect(config, StructureLossConfig, "structure_loss takes a StructureLossConfig second", remedy)
     by_adjoint = _at_minimum if isinstance(config.relax.adjoint, Implicit | Hybrid) else _on_the_way
 
     def loss(params, batch, lr_ratio=1.0):  # the ratio is for losses whose weights follow the learning rate
+        check_pairs(batch)
         learned = params if isinstance(params, Learned) else Learned(params, {})
         return by_adjoint(potential, learned, batch, config)
 
     return loss
+
+
+def check_pairs(batch) -> None:
+    """ArgumentError unless the batch holds starts and targets."""
+    if not hasattr(batch, "start") or not hasattr(batch, "target"):
+        raise ArgumentError(
+            f"A loss of structures takes a batch of starts and targets, got {describe(batch)}. Batches come from "
+            "data.pair_batches(packed, batch_size), and packed is data.pack_pairs(pairs, potential.shells)."
+        )
 
 
 def distance(error: StructureError, config: DistanceConfig) -> Float[Array, "*batch"]:

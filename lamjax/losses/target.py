@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lamjax.arguments import expect
 from lamjax.factories import factory
-from lamjax.losses.structure import DistanceConfig, mean, shaped
+from lamjax.losses.structure import DistanceConfig, check_pairs, mean, shaped
+from lamjax.potential import check_potential
 from lamjax.relaxation import CellConfig, Implicit, coordinates, implicit, landscape
 from lamjax.relaxation.landscape import Landscape
 from lamjax.system import masses, real
@@ -50,6 +52,8 @@ def target_force_loss(potential, config: ForceTargetConfig = ForceTargetConfig()
 
     In eV²/Å². A potential can make it small by becoming flat: mix in labels elsewhere (`weighted_sum`).
     """
+    check_potential(potential, "target_force_loss")
+    expect(config, ForceTargetConfig, "target_force_loss takes a ForceTargetConfig", "Leave it out for the defaults.")
 
     def loss(params, batch, lr_ratio=1.0):
         there, z, lists, present = _at_target(potential, batch, config.cell)
@@ -73,6 +77,8 @@ def newton_loss(potential, config: NewtonTargetConfig = NewtonTargetConfig()) ->
     become smaller when the whole surface is made flat. Where a direction of the curvature is negative the damping is
     raised tenfold until none is (n_damped); structures where that does not help are left out (n_negative).
     """
+    check_potential(potential, "newton_loss")
+    expect(config, NewtonTargetConfig, "newton_loss takes a NewtonTargetConfig", "Leave it out for the defaults.")
 
     def loss(params, batch, lr_ratio=1.0):
         there, z, lists, present = _at_target(potential, batch, config.cell)
@@ -113,6 +119,7 @@ def _tie(potential, params, there: Landscape, z, lists, config: NewtonTargetConf
 
 def _at_target(potential, batch, cell: CellConfig | None):
     """Landscape, coordinates and neighbours of the targets, and which rows hold atoms."""
+    check_pairs(batch)
     target, lists = jax.tree.map(jnp.asarray, (batch.target, batch.target_neighbors))
     there = landscape.over(target, batch.fixed, cell)
     return there, jax.vmap(coordinates.start)(target), lists, jnp.any(real(target), axis=-1)

@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Literal, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from lamjax.data import ReadOptions
+from lamjax.arguments import as_tuples, describe, plain
+from lamjax.data import ReadOptions, frames_per_batch
 from lamjax.losses import LabelLossConfig
 from lamjax.potential import PotentialConfig
 from lamjax.training.schedules import ScheduleConfig
@@ -106,6 +107,11 @@ class TaskConfig:
     type_map: tuple[str, ...] = ()
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
+    def __post_init__(self):
+        as_tuples(self)
+        if self.batch_size is not None:
+            frames_per_batch(1, self.batch_size)
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -155,6 +161,8 @@ class TrainConfig:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     def __post_init__(self):
+        as_tuples(self)
+        frames_per_batch(1, self.batch_size)
         if (self.model is None) == (self.base is None):
             raise ValueError("Give either `model` (a fresh model) or `base` (a model file to fine-tune), not both.")
         self._check_data()
@@ -231,7 +239,7 @@ def read(path: str | Path, command: str = "lamjax train") -> dict[str, Any]:
 def validate(content: dict[str, Any], source: str = "config", kind: type[Config] = TrainConfig) -> Config:
     """The config of plain data; ValueError that begins with `source` and names every key that is wrong."""
     try:
-        return TypeAdapter(kind).validate_python(content)
+        return TypeAdapter(kind).validate_python(plain(content, kind))
     except ValidationError as error:
         faults = "\n".join(f"  {_fault(fault, kind)}" for fault in _meant(error.errors()))
         raise ValueError(f"{source}: the config is not valid:\n{faults}") from error
@@ -239,8 +247,21 @@ def validate(content: dict[str, Any], source: str = "config", kind: type[Config]
 
 def schema(kind: type = TrainConfig, title: str = "lamjax train") -> str:
     """The JSON schema of a config, with which an editor completes and checks YAML files."""
-    found = TypeAdapter(kind).json_schema()
+    found = _with_singles(TypeAdapter(kind).json_schema())
     return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title, **found})
+
+
+def _with_singles(node: Any) -> Any:
+    """The schema in which a single value stands for a list of one, as `validate` takes it."""
+    if isinstance(node, list):
+        return [_with_singles(x) for x in node]
+    if not isinstance(node, dict):
+        return node
+    node = {key: _with_singles(x) for key, x in node.items()}
+    if node.get("type") == "array" and isinstance(node.get("items"), dict) and "prefixItems" not in node:
+        several = {key: node.pop(key) for key in ("type", "items")}
+        return {"anyOf": [several, several["items"]], **node}
+    return node
 
 
 def differences(old: Config, new: Config) -> list[str]:
@@ -278,7 +299,15 @@ def _meant(errors: list[dict]) -> list[dict]:
         siblings = {e["loc"][: len(branch)] for e in errors if e["loc"][: len(branch) - 1] == branch[:-1]}
         return siblings <= wrong and loc == (*branch, "type")  # the type fits none of them: only that is told
 
-    return [error for error in errors if is_meant(error["loc"])]
+    found, types = [], {}
+    for error in (error for error in errors if is_meant(error["loc"])):
+        if error["loc"][:-1] in wrong:  # the type fits no alternative: they are one fault
+            first = types.setdefault(error["loc"][:-2], error)
+            if first is not error:
+                first["ctx"] = {"expected": f"{first['ctx']['expected']}, {error['ctx']['expected']}"}
+                continue
+        found.append(error)
+    return found
 
 
 def _is_class(loc: tuple) -> bool:
@@ -288,13 +317,54 @@ def _is_class(loc: tuple) -> bool:
 
 def _fault(error: dict, kind: type) -> str:
     """One line of a validation error; for an unknown key the known one that is meant, or all there are."""
-    place = ".".join(str(part) for part in error["loc"])
-    if error["type"] not in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"{place or 'config'}: {error['msg']}"
-    known = _keys(error["loc"][:-1], kind)
-    close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
-    hint = f"Did you mean {close[0]}?" if close else f"Known keys: {', '.join(known)}." if known else ""
-    return f"{place}: unknown key. {hint}".rstrip()
+    place = ".".join(str(part) for part in error["loc"] if not _is_class((part,))) or "config"
+    context, value = error.get("ctx", {}), error.get("input")
+    match error["type"]:
+        case "unexpected_keyword_argument" | "extra_forbidden":
+            known = _keys(error["loc"][:-1], kind)
+            close = _near(error["loc"][-1], known)
+            hint = close or (f"Known keys: {', '.join(known)}." if known else "")
+            return f"{place}: unknown key. {hint}".rstrip()
+        case "union_tag_invalid":
+            return f"{place}.type: {_unsupported(context['tag'], context['expected_tags'])}"
+        case "literal_error":
+            return f"{place}: {_unsupported(value, context['expected'])}"
+        case "union_tag_not_found" | "dataclass_type" | "dict_type":
+            return f"{place}: expected keys and values, got {describe(value)}."
+        case "objective":
+            return f"{place}: {error['msg']}, got {value.get('type')!r}." if isinstance(value, dict) else error["msg"]
+        case "missing":
+            return f"{place}: is missing."
+        case "value_error":
+            return f"{place}: {context['error']}"
+    return f"{place}: {_EXPECTED.get(error['type'], error['msg'])}, got {describe(value)}."
+
+
+_EXPECTED = {
+    "tuple_type": "expected a list",
+    "string_type": "expected a text",
+    "int_parsing": "expected a whole number",
+    "int_type": "expected a whole number",
+    "int_from_float": "expected a whole number",
+    "float_parsing": "expected a number",
+    "float_type": "expected a number",
+    "bool_parsing": "expected true or false",
+    "bool_type": "expected true or false",
+}
+
+
+def _unsupported(value: Any, expected: str) -> str:
+    """What is supported instead of a value; `expected` is pydantic's list of it."""
+    known = re.findall(r"'([^']*)'", expected) or [expected]
+    said = f"{value!r} is not supported; supported: {', '.join(known)}."
+    return f"{said} {_near(value, known)}".rstrip()
+
+
+def _near(value: Any, known: list[str]) -> str:
+    """The known name that is meant, as a question; empty if none is like it."""
+    lower = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(str(value).lower(), lower, n=1)
+    return f"Did you mean {lower[close[0]]}?" if close else ""
 
 
 def _keys(path: tuple, kind: type) -> list[str]:

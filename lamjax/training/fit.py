@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import optax
 
+from lamjax.arguments import ArgumentError, describe, expect
 from lamjax.losses import Loss, errors
 from lamjax.numerics import compiler_options
 from lamjax.training.state import TrainState
@@ -33,6 +34,9 @@ def fit(
     `sources[k]` names the frame k, or `sources(batch)` the frames of a batch; `options` are those of `make_step`.
     Raises NonFiniteError that names the frames of the batch.
     """
+    remedy = "It is training.init(params, optimizer)."
+    expect(state, TrainState, "fit takes the state of a training second", remedy)
+    _check_batches(batches, "fit")
     yield from updates(make_step(loss, optimizer, **options), state, batches, sources)
 
 
@@ -50,12 +54,25 @@ def updates(
 
 
 def evaluate(loss: Loss, params: Any, batches: Iterable) -> dict[str, float]:
-    """RMSE and MAE (see `losses.errors`) over all batches, however cut; slots of batches with slots are added up."""
+    """RMSE and MAE (see `losses.errors`) over all batches, however cut; slots of batches with slots are added up.
+
+    For losses whose metrics are sums over labels, as those of `losses.label_loss`; ValueError for others.
+    """
+    _check_batches(batches, "evaluate")
     run = _jitted(loss)
     found = [run(params, batch) for batch in batches]
     if not found:
         raise ValueError("There is no batch to evaluate.")
     return errors({key: np.sum(value) for key, value in add(found).items()})
+
+
+def _check_batches(batches, function: str) -> None:
+    """ArgumentError for one batch, or packed frames, where several batches are meant."""
+    if hasattr(batches, "_fields") or not isinstance(batches, Iterable):
+        raise ArgumentError(
+            f"{function} takes several batches, got {describe(batches)}. Give data.batches(packed, epochs=1), or a "
+            "list of batches."
+        )
 
 
 def add(sums: Iterable[dict[str, Any]]) -> dict[str, np.ndarray]:

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import jax.numpy as jnp
+import numpy as np
 
+from lamjax.arguments import at_least, expect
 from lamjax.factories import factory
 
 Schedule = Callable  # step -> learning rate; jittable
@@ -34,11 +36,20 @@ class ScheduleConfig:
     def __post_init__(self):
         if not 0 < self.stop_lr <= self.start_lr:
             raise ValueError(f"Needs 0 < stop_lr <= start_lr, got stop_lr {self.stop_lr}, start_lr {self.start_lr}.")
+        at_least(self, 1, "decay_steps")
+        at_least(self, 0, "warmup_steps", "warmup_start_factor")
+        for name in ("decay_rate", "decay_phase_ratio"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise ValueError(f"{name} must be above 0 and at most 1, got {value}.")
 
 
 @factory
 def schedule(config: ScheduleConfig, n_steps: int) -> Schedule:
     """The learning rate as a function of the step, for a run of `n_steps`."""
+    order = "The order is schedule(config, n_steps)."
+    expect(config, ScheduleConfig, "schedule takes a ScheduleConfig first", order)
+    expect(n_steps, (int, float, np.number), "schedule takes a number of steps second", order)
     length = n_steps - config.warmup_steps
     if length <= 0:
         raise ValueError(f"warmup_steps {config.warmup_steps} must be less than the {n_steps} steps of the run.")

@@ -1,5 +1,7 @@
 """What a training run is at a step: everything needed to go on as if it had never stopped."""
 
+import difflib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -8,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
+from lamjax.arguments import ArgumentError, describe, expect
 from lamjax.factories import factory
 from lamjax.potential import Params
 from lamjax.training.schedules import Schedule
@@ -35,6 +38,11 @@ class OptimizerConfig:
     options: dict[str, Any] = field(default_factory=dict)
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
+    def __post_init__(self):
+        _factory(self)(learning_rate=1.0)
+        if self.max_norm is not None and not self.max_norm > 0:
+            raise ValueError(f"max_norm must be above 0, got {self.max_norm}; null leaves the gradient as it is.")
+
 
 @factory
 def optimizer(
@@ -46,18 +54,34 @@ def optimizer(
     `per_head`), while the learning rate follows the steps of the run. With `accumulate` k the mean gradient of k
     batches makes one update (optax.MultiSteps).
     """
-    known = getattr(optax, config.name, None) or getattr(optax.contrib, config.name, None)
-    if not callable(known) or config.name.startswith("_"):
-        raise ValueError(f"optax has no optimiser {config.name!r}. Examples: adam, adamw, muon, lion, sgd, adabelief.")
-    try:
-        update = known(learning_rate=1.0 if by_head else learning_rate, **config.options)
-    except TypeError as error:
-        raise ValueError(f"optax.{config.name} does not take these options: {config.options} ({error}).") from error
+    remedy = "For example OptimizerConfig('adam'); of optax's own optimisers fit takes any."
+    expect(config, OptimizerConfig, "optimizer takes an OptimizerConfig first", remedy)
+    update = _factory(config)(learning_rate=1.0 if by_head else learning_rate)
     if by_head:
         update = optax.chain(per_head(update), optax.scale_by_learning_rate(learning_rate, flip_sign=False))
     if config.max_norm is not None:
         update = optax.chain(optax.clip_by_global_norm(config.max_norm), update)
     return update if accumulate == 1 else optax.MultiSteps(update, accumulate).gradient_transformation()
+
+
+def _factory(config: OptimizerConfig) -> Callable:
+    """learning_rate -> optax optimiser; ValueError for what optax does not have."""
+    factory = getattr(optax, config.name, None) or getattr(optax.contrib, config.name, None)
+    if not callable(factory) or config.name.startswith("_"):
+        known = [name for name in (*dir(optax), *dir(optax.contrib)) if name.islower()]
+        close = difflib.get_close_matches(config.name.lower(), known, n=1)
+        hint = f"Did you mean {close[0]}? " if close else ""
+        raise ValueError(
+            f"optax has no optimiser {config.name!r}. {hint}Examples: adam, adamw, muon, lion, sgd, adabelief."
+        )
+
+    def make(learning_rate):
+        try:
+            return factory(learning_rate=learning_rate, **config.options)
+        except TypeError as error:
+            raise ValueError(f"optax.{config.name} does not take these options: {config.options} ({error}).") from error
+
+    return make
 
 
 def per_head(inner: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -98,6 +122,9 @@ def per_member(inner: optax.GradientTransformation) -> optax.GradientTransformat
 
 def init(params: Any, optimizer: optax.GradientTransformation, ema: bool = False) -> TrainState:
     """The state before the first step. The parameters are copied, because a step reuses the memory of its state."""
+    remedy = "Make one: training.optimizer(OptimizerConfig('adam'), 1e-3). The order is init(params, optimizer)."
+    if not hasattr(optimizer, "init") or not hasattr(optimizer, "update"):
+        raise ArgumentError(f"init takes an optimiser second, got {describe(optimizer)}. {remedy}")
 
     def copy(params):
         return jax.tree.map(lambda x: jnp.array(x, copy=True), params)

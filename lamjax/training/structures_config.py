@@ -7,6 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Tag
 
+from lamjax.arguments import as_tuples
+from lamjax.data import frames_per_batch
 from lamjax.losses import ForceTargetConfig, LabelLossConfig, NewtonTargetConfig, StructureLossConfig
 from lamjax.relaxation import CellConfig, Implicit, RelaxConfig
 from lamjax.training.config import apply, check_common, read, validate
@@ -101,6 +103,8 @@ class ReplayConfig:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     def __post_init__(self):
+        as_tuples(self)
+        frames_per_batch(1, self.batch_size)
         if not self.files:
             raise ValueError("`replay.files` names no file. List at least one, or leave `replay` out.")
         if self.weight <= 0:
@@ -149,6 +153,7 @@ class StructureTuneConfig:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     def __post_init__(self):
+        as_tuples(self)
         if not self.pairs:
             raise ValueError("`pairs` names no file. List at least one, for example [relaxations.extxyz].")
         if not 0 <= self.hold_out < 1 or (self.hold_out == 0 and not self.validation):

@@ -3,12 +3,15 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from lamjax import nn
+from lamjax.arguments import as_tuples, at_least
 from lamjax.descriptors.environment import Block
-from lamjax.descriptors.repinit import RepinitConfig
+from lamjax.descriptors.repinit import RepinitConfig, check_net, check_shell
 from lamjax.descriptors.tabulation import TableConfig
 from lamjax.neighbors import Shell
 
 _STRICT = {"extra": "forbid"}
+_HIDDEN = ("attn1_hidden", "attn1_nhead", "attn2_hidden", "attn2_nhead")
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,11 @@ class ThreeBodyConfig:
     sel: int = 40
     neuron: tuple[int, ...] = (2, 4, 8)
     __pydantic_config__: ClassVar = _STRICT
+
+    def __post_init__(self):
+        as_tuples(self)
+        check_shell(self, self.sel, "sel")
+        check_net(self)
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,19 @@ class RepformerConfig:
     ln_eps: float = 1e-5
     __pydantic_config__: ClassVar = _STRICT
 
+    def __post_init__(self):
+        check_shell(self, self.nsel, "nsel")
+        at_least(self, 1, "nlayers", "g1_dim", "g2_dim", "axis_neuron", *_HIDDEN)
+        nn.activation(self.activation_function)
+        widths = {"g2_dim": self.g2_dim if self.update_g1_has_grrg else None}
+        widths |= {"g1_dim": self.g1_dim if self.update_g1_has_drrd else None}
+        for name, width in widths.items():
+            if width is not None and self.axis_neuron > width:
+                raise ValueError(
+                    f"axis_neuron is {self.axis_neuron}, more than {name}, {width}: it is how many of these features "
+                    f"are multiplied with all. Lower axis_neuron, or raise {name}."
+                )
+
 
 @dataclass(frozen=True)
 class DPA2Config:
@@ -76,6 +97,7 @@ class DPA2Config:
     __pydantic_config__: ClassVar = _STRICT
 
     def __post_init__(self):
+        as_tuples(self)
         if not (self.repformer.update_g1_has_grrg or self.repformer.update_g1_has_drrd):
             if self.repformer.g1_out_conv and self.repformer.g1_out_mlp:
                 raise ValueError(
