@@ -92,12 +92,12 @@ def update(neighbors: Neighbors, system: System, shells: tuple[Shell, ...]) -> N
     Raises ValueError for a list of other cutoffs, and for one without the images that a search needs (batches of
     `data.pack` have none).
     """
-    check_shells(neighbors, shells, anew=True)
     if neighbors.offsets.shape[-2] == 0:
         raise ValueError(
             "This list has no images to search, because it was made to be used once (data.pack, the calculator). "
             "Begin with lamjax.allocate, or relaxation.relax_structures for many structures."
         )
+    check_shells(neighbors, shells, anew=True)
     new = all_images(system, shells, neighbors.capacities, neighbors.offsets)
     return new._replace(
         overflow=new.overflow | neighbors.overflow,
