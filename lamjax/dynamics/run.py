@@ -20,7 +20,7 @@ from lamjax.neighbors import grid, verlet
 from lamjax.neighbors.grid import Shapes
 from lamjax.neighbors.verlet import Verlet
 from lamjax.potential import check_elements, predict
-from lamjax.system import System, as_jax_casts, check_single, volume
+from lamjax.system import System, as_jax_casts, check_single, fixed_mask, volume
 
 SKIN = 1.0  # Å
 HEADROOM = 1.1  # slots relative to the neighbours of the start: empty ones cost time, and too few become more
@@ -91,7 +91,7 @@ def begin(
     check_single(system, "A simulation")
     system = host = as_jax_casts(jax.tree.map(np.asarray, system))
     check_elements(ensemble.potential, host)
-    fixed = np.zeros((host.n_atoms, 3), bool) if fixed is None else np.asarray(fixed, bool)
+    fixed = np.zeros((host.n_atoms, 3), bool) if fixed is None else np.asarray(fixed_mask(fixed, host.numbers))
     ensembles.check(ensemble, host, fixed)
     if momenta is None:
         wanted = getattr(ensemble.config, "temperature", None) if temperature is None else temperature

@@ -89,21 +89,21 @@ def assemble(squared, indices, images, offsets, shells, capacities: tuple[int, .
 def update(neighbors: Neighbors, system: System, shells: tuple[Shell, ...]) -> Neighbors:
     """The list rebuilt for new positions (and cell) in the same shapes; a past `overflow` or `truncated` is kept.
 
-    Raises ValueError for a list of other shells, and for one without the images that a search needs (batches of
+    Raises ValueError for a list of other cutoffs, and for one without the images that a search needs (batches of
     `data.pack` have none).
     """
-    check_shells(neighbors, shells)
     if neighbors.offsets.shape[-2] == 0:
         raise ValueError(
             "This list has no images to search, because it was made to be used once (data.pack, the calculator). "
             "Begin with lamjax.allocate, or relaxation.relax_structures for many structures."
         )
+    check_shells(neighbors, shells, anew=True)
     new = all_images(system, shells, neighbors.capacities, neighbors.offsets)
     return new._replace(
         overflow=new.overflow | neighbors.overflow,
         truncated=new.truncated | neighbors.truncated,
         found=jnp.maximum(new.found, neighbors.found),
-        made_for=neighbors.made_for,  # a list that is carried through a loop keeps its type
+        made_for=None if neighbors.made_for is None else new.made_for,  # carried through a loop, it keeps its type
     )
 
 

@@ -79,10 +79,11 @@ def displacements(system: System, neighbors: Neighbors) -> Float[Array, "n_atoms
     return jnp.where(neighbors.mask[..., None], d, jnp.array([1.0, 0.0, 0.0], d.dtype))
 
 
-def check_shells(neighbors: Neighbors, shells: tuple[Shell, ...]) -> None:
+def check_shells(neighbors: Neighbors, shells: tuple[Shell, ...], anew: bool = False) -> None:
     """Raise ValueError for a list that was not made for these shells, while a program is traced.
 
-    Another `sel` is fine where neither shell has fewer places than the list: nothing can have been dropped unseen.
+    Another `sel` is fine where neither shell has fewer places than the list: nothing can have been dropped unseen; and
+    where the list is searched `anew`.
     """
     widths = neighbors.capacities
     if neighbors.made_for is None:
@@ -90,6 +91,8 @@ def check_shells(neighbors: Neighbors, shells: tuple[Shell, ...]) -> None:
             raise ValueError(f"The list of neighbours is for {len(widths)} cutoffs, {len(shells)} are needed.{_AGAIN}")
         return
     made = neighbors.made_for.shells
+    if anew:
+        made, shells = (tuple(s._replace(sel=None) for s in both) for both in (made, shells))
     fit = len(made) >= len(shells) and all(map(_fits, made, shells, widths))
     if not fit:
         raise ValueError(

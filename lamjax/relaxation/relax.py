@@ -123,7 +123,7 @@ def relax(
 
 def _relax(potential, params, system, neighbors, config: RelaxConfig, fixed, numbers) -> Relaxation:
     dtype = system.positions.dtype
-    check_shells(neighbors, potential.shells)
+    check_shells(neighbors, potential.shells, anew=True)
     method = minimiser(config.minimiser)
     numbers = method.numbers(dtype) | (numbers or {})
     weights = Weights(params, numbers, system.cell)

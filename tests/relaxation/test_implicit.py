@@ -1,0 +1,39 @@
+"""The linear solve of the implicit adjoint, against a dense Hessian."""
+
+import ase
+import bound_models as models
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lamjax import neighbors, pytree
+from lamjax.relaxation import Implicit, coordinates, implicit, landscape
+from lamjax.system import host_system
+
+
+def test_the_solution_holds_no_translation_and_no_rotation():
+    """For a right side that pushes and turns the whole molecule: that part of it has no answer."""
+    potential = models.morse()
+    params = models.params_of(potential)
+    place = 2.5 * np.array([(0, 0, 0), (1, 0, 0), (0.5, 0.75**0.5, 0)]) + (3, -2, 1)  # its minimum
+    system = host_system(ase.Atoms("Cu3", place))
+    lists = neighbors.host_neighbors(system, potential.shells, (4,), 1)
+    systems, lists = pytree.stack([system]), pytree.stack([lists])
+    there, z = landscape.over(systems, None, None), jax.vmap(coordinates.start)(systems)
+    inside = jnp.asarray(place - place.mean(axis=0))  # all bonds longer
+    rigid = 5.0 + jnp.cross(jnp.array([0.1, -0.3, 0.7]), inside)
+
+    def solved(atoms):
+        rhs = jnp.zeros_like(z).at[0, :-3].set(atoms)
+        rule = Implicit(tol=1e-10)
+        return implicit.solve(potential, params, there, z, lists, None, rhs, rule)
+
+    x, report = jax.jit(solved)(inside + rigid)
+    expected, _ = jax.jit(solved)(inside)
+    assert not report.negative[0] and report.iterations[0] > 0 and report.residual[0] < 1e-9
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(x, expected, rtol=0, atol=1e-8 * scale)
+    assert np.abs(np.asarray(x)[0, :-3].sum(axis=0)).max() < 1e-8 * scale
+    energy = lambda y: potential.energy(params, system._replace(positions=y), pytree.take(lists, 0))  # noqa: E731
+    hessian = np.asarray(jax.jit(jax.hessian(energy))(jnp.asarray(place))).reshape(9, 9)
+    np.testing.assert_allclose(hessian @ np.asarray(x)[0, :-3].ravel(), inside.ravel(), rtol=0, atol=1e-6)
