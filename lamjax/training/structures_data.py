@@ -18,6 +18,7 @@ from lamjax.data import (
     batches,
     facts,
     iterate,
+    levels,
     pack,
     pack_pairs,
     pair_batches,
@@ -69,6 +70,8 @@ def read_sets(config: StructureTuneConfig, potential: Potential, replayed: Poten
     else:
         train, validation = hold_out(found, config.hold_out, config.group_by, config.seed)
     replay = labelled(config.replay.files, replayed) if config.replay else []
+    if len(said := levels.levels(replay)) > 1:
+        warnings.warn(f"replay: one head learns {levels.described(said)}: of one level of theory?", stacklevel=2)
     frames = {HELD_OUT: _labelled_steps(config.validation or config.pairs, validation)}
     frames |= {REPLAYED: sample(replay, MOST)} if config.replay else {}
     return PairSets(train, validation, {name: some for name, some in frames.items() if len(some)}, replay)
