@@ -9,7 +9,7 @@ import ase.data
 import numpy as np
 
 from lamjax.arguments import expect
-from lamjax.data import consistency, references, verdicts
+from lamjax.data import consistency, levels, references, verdicts
 from lamjax.data.frames import LABELS, Frame
 from lamjax.neighbors.host import pairs
 
@@ -70,7 +70,7 @@ def audit(sets: Mapping[str, Iterable[Frame]]) -> Audit:
         for frame in frames:
             one.look(frame)
     findings = [found for one in looked for found in one.findings()]
-    findings += _copies(looked) + _shifts(looked)
+    findings += _copies(looked) + _shifts(looked) + _other_levels(looked)
     order = {"error": 0, "warning": 1, "note": 2}
     return Audit(tuple(one.result() for one in looked), tuple(sorted(findings, key=lambda f: order[f.severity])))
 
@@ -92,6 +92,8 @@ class _Set:
         self.largest: list[float] = []  # eV/Å, force of each frame
         self.faults: dict[tuple[str, str, str], list[tuple[str, float]]] = defaultdict(list)
         self.stresses: list[float] = []
+        self.levels: dict[str, str] = {}  # who labelled -> the first such frame
+        self.n_levels: Counter = Counter()
 
     def look(self, frame: Frame) -> None:
         """One more frame."""
@@ -102,6 +104,9 @@ class _Set:
         self.weights.append(np.asarray(frame.labels.weights, np.float64))
         self.keys.update(f"{label}: {key}" for label, key in zip(LABELS, frame.keys, strict=True) if key)
         self.prints.append(_prints(frame))
+        if any(frame.labels.weights):
+            self.levels.setdefault(levels.level_of(frame), frame.source)
+            self.n_levels[levels.level_of(frame)] += 1
         self._compare(frame)
         self._distances(frame, numbers)
         self._forces(frame)
@@ -171,6 +176,13 @@ class _Set:
         """What this set alone shows."""
         found = [self._of(key, hits) for key, hits in self.faults.items()]
         found += self._verdicts() + self._outliers() + self._missing()
+        if len(self.levels) > 1:
+            what = f"labels of several levels of theory: {levels.described(self.n_levels)}"
+            rarest = min(self.n_levels, key=self.n_levels.__getitem__)
+            remedy = "Give each a set, and a head, of its own, unless all are of one level."
+            severity = "error" if len(self.levels.keys() - {levels.UNKNOWN}) > 1 else "warning"
+            where, n = self.levels[rarest], self.n_levels[rarest]
+            found.append(Finding(severity, self.name, where, n, what, remedy, (where,)))
         return found
 
     def _of(self, key: tuple[str, str, str], hits: list[tuple[str, float]]) -> Finding:
@@ -358,4 +370,17 @@ def _shifts(looked: list[_Set]) -> list[Finding]:
                 what = f"energies lie {shift:+.2f} eV/atom from those of {one.name} (median, same elements)"
                 remedy = "Another level of theory: give each set a head of its own (tasks), or shift it."
                 found.append(Finding("warning", other.name, other.sources[0], len(other.sources), what, remedy))
+    return found
+
+
+def _other_levels(looked: list[_Set]) -> list[Finding]:
+    """Sets that were labelled by others than the first one; one that does not say is not compared."""
+    found = []
+    named = [(one, set(one.levels) - {levels.UNKNOWN}) for one in looked]
+    first = next(((one, who) for one, who in named if who), None)
+    for other, who in named:
+        if first is not None and who and who != first[1]:
+            what = f"labelled by {' and '.join(sorted(who))}; {first[0].name} by {' and '.join(sorted(first[1]))}"
+            remedy = "Another level of theory: give each set a head of its own (tasks)."
+            found.append(Finding("warning", other.name, other.sources[0], len(other.sources), what, remedy))
     return found

@@ -128,7 +128,7 @@ def _settings(labeller: Labeller, frames: Sequence[Frame]) -> dict[str, Any]:
 
 def _finish(frames: Sequence[Frame], out: Path, dtype) -> Written:
     """The labelled frames in the output and the others beside it; then the partial file goes."""
-    partial, failed = _partial(out), out.with_name(f"{out.stem}.failed.extxyz")
+    partial, failed = _partial(out), out.with_name(f"{out.name}.failed.extxyz")
     answers = list(_failures(partial))
     failures = Counter(reason for reason in answers if reason is not None)
     if len(failures) and not any(reason is None for reason in answers):

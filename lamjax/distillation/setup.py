@@ -1,12 +1,13 @@
 """All that a distillation needs before its first round, or before it goes on."""
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
 
 from lamjax import checkpoints
-from lamjax.data import Frame, ReadOptions, read
+from lamjax.data import Frame, ReadOptions, levels, read
 from lamjax.distillation.config import DistillConfig
 from lamjax.distillation.explore import plain_start
 from lamjax.distillation.explored import check_pressures
@@ -48,6 +49,7 @@ def prepare(config: DistillConfig, resume: bool = False, labeller: Labeller | No
         known &= set(labeller.potential.elements or known)
     explored = config.explore
     starts += substitutes(starts, explored.substitutions, config.seed, sorted(known), explored.similar)
+    _check_initial(initial, labeller)
     trainer = Trainer(config.student, potential, config.seed)
     asked = Shapes(potential.shells, config.student.max_programs, ASKED, config.student.precision)
     checkpoints.write_atomically(Path(config.output) / CONFIG, to_json(config).encode())
@@ -60,6 +62,20 @@ def _check_teacher(teacher: Potential, starts: list[Frame]) -> None:
             check_elements(teacher, frame.system)
         except ValueError as error:
             raise ValueError(f"The teacher cannot label {frame.source}: {error}") from error
+
+
+def _check_initial(initial: list[Frame], labeller: Labeller) -> None:
+    """A warning for labels to learn from that are not those of the labeller."""
+    level, others = getattr(labeller, "level", None), levels.levels(initial)
+    others.pop(level, None)
+    if not isinstance(labeller, PotentialLabeller):
+        others.pop(levels.UNKNOWN, None)  # of the same calculations, as a rule
+    if level and others:
+        warnings.warn(
+            f"`initial` holds {levels.described(others)}, the labeller is {level}: students learn both. Leave "
+            "`initial` out unless both are of one level of theory.",
+            stacklevel=2,
+        )
 
 
 def _begun(config: DistillConfig, resume: bool) -> list[str]:

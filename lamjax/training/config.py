@@ -32,6 +32,7 @@ hold_out: 0.0                      # share of `train` that is held out at random
 # tasks:                           # ... or several data sets, each with a head of the model, instead of train
 #   oxides: {train: [data/oxides], validation: [], head: oxides, probability: 0.7, loss: {}, batch_size: auto}
 #   water: {train: [data/water]}   # head: its name; probability: by frames; loss, batch_size, bias: those below
+mix_levels: false                  # whether one head may learn labels that frames say are of several labellers
 tasks_per_step: 1                  # tasks drawn for one step; they may lie on different devices
 share_layers: 0                    # first layers that all heads have in common, or all (see dim_case_embd of a head)
 model:                             # a fresh model ...
@@ -129,6 +130,7 @@ class TrainConfig:
     type_map: tuple[str, ...] = ()  # elements of types 1, 2, ... of LAMMPS dumps
     hold_out: float = 0.0
     tasks: dict[str, TaskConfig] = field(default_factory=dict)
+    mix_levels: bool = False
     tasks_per_step: int = 1
     share_layers: int | Literal["all"] = 0
     model: PotentialConfig | None = None

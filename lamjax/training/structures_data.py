@@ -19,6 +19,7 @@ from lamjax.data import (
     batches,
     facts,
     iterate,
+    levels,
     pack,
     pack_pairs,
     pair_batches,
@@ -73,6 +74,8 @@ def read_sets(config: StructureTuneConfig, potential: Potential, replayed: Poten
     else:
         train, validation = hold_out(found, config.hold_out, config.group_by, config.seed)
     replay = labelled(config.replay.files, replayed, options) if config.replay else []
+    if len(said := levels.levels(replay)) > 1:
+        warnings.warn(f"replay: one head learns {levels.described(said)}: of one level of theory?", stacklevel=2)
     frames = {HELD_OUT: _labelled_steps(config.validation or config.pairs, validation, options)}
     frames |= {REPLAYED: sample(replay, MOST)} if config.replay else {}
     return PairSets(train, validation, {name: some for name, some in frames.items() if len(some)}, replay)

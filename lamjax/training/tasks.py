@@ -1,5 +1,6 @@
 """The tasks of a run: data sets with a head each, their statistics, and which of them share a program."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from lamjax.data import (
     facts,
     frames_per_batch,
     join,
+    levels,
     open_frames,
     pack,
     plan,
@@ -54,11 +56,13 @@ class Group(NamedTuple):
 def read_tasks(config: TrainConfig, potential: Potential) -> tuple[Task, ...]:
     """The tasks of a run with frames read, checked and packed into shapes that all of them share.
 
-    Raises ValueError for a head that the model does not have and for a frame without any label.
+    Raises ValueError for a head that the model does not have, for a frame without any label, and for labels of several
+    levels of theory under one head.
     """
     settings = config.tasks or {"": TaskConfig(config.train, config.validation, potential.head)}
     selected = {name: _select(potential, name, task) for name, task in settings.items()}
     found = {name: _frames(config, task, potential) for name, task in settings.items()}
+    _check_levels(config, {name: selected[name].head for name in settings}, found)
     everything = join(frames for sets in found.values() for frames in sets)
     looks = _structures(config, everything)
     shapes = plan(everything, potential.shells, config.max_programs, looks, config.batch_size)
@@ -133,6 +137,13 @@ def with_statistics(config: TrainConfig, potential: Potential, params: Params, t
             predicted = np.array([float(p.energy) for p in found])
         params = set_bias(mine[0].potential, params, frames, predicted if shift else None)
     return params
+
+
+def _check_levels(config: TrainConfig, heads: dict[str, str], found: dict[str, tuple]) -> None:
+    """ValueError for a head that would learn labels of several levels of theory, unless the config allows it."""
+    for head in dict.fromkeys(heads.values()):
+        mine = sum((levels.levels(found[name][0]) for name in heads if heads[name] == head), Counter())
+        levels.check(mine, f"The head {head}", config.mix_levels)
 
 
 def _select(potential: Potential, name: str, task: TaskConfig) -> Potential:
