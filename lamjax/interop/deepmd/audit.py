@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lamjax.interop.deepmd.options import ATTENTION, DPA1_NAMES
+from lamjax.interop.deepmd.options import ATTENTION, COMPRESSED, DPA1_NAMES
 from lamjax.interop.deepmd.words import short
 from lamjax.potential import CheckpointError
 
@@ -38,10 +38,7 @@ def check_formats(tree: dict) -> None:
     entries = list(_entries(tree.get("model"), "model"))
     for path, entry in entries:
         if "compress" in entry:
-            raise CheckpointError(
-                f"the model is compressed ({path}.compress): tables stand for its embedding nets. "
-                "Use the model that it was compressed from."
-            )
+            raise CheckpointError(f"the model is compressed ({path}.compress): {COMPRESSED}")
     if all(_kind(entry) in _NEWEST for _, entry in entries if entry.get("@class") in _TYPED):  # else said elsewhere
         for path, entry in entries:
             if "@class" in entry:

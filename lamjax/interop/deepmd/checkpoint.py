@@ -1,4 +1,4 @@
-"""DeePMD-kit's model files, told apart by content: `.dp` (HDF5), `.yaml`, and torch checkpoints (`.pt`)."""
+"""DeePMD-kit's model files, told apart by content: `.dp` (HDF5), `.yaml`, and torch's `.pt`, `.pth`, `.pt2`."""
 
 import json
 from pathlib import Path
@@ -14,13 +14,16 @@ from lamjax.potential import CheckpointError, Params, PotentialConfig
 
 
 def kind(path: str | Path) -> str | None:
-    """ "dp", "yaml" or "pt" for a file of DeePMD-kit (readable, perhaps damaged further on); None for anything else."""
+    """ "dp", "yaml", "pt" (a checkpoint), "pth" (frozen) or "pt2" (exported, also `.pte`); None for anything else.
+
+    The file is one of DeePMD-kit, perhaps damaged further on.
+    """
     with open(path, "rb") as file:
         head = file.read(512)
     if head.startswith(b"\x89HDF"):
         return "dp" if _is_dp(path) else None
     if head.startswith(b"PK"):
-        return "pt" if torch_file.is_torch_file(path) else None
+        return torch_file.kind(path)
     return "yaml" if _looks_like_yaml(head) else None
 
 
@@ -38,14 +41,18 @@ def load(path: str | Path, head: str | None = None) -> tuple[PotentialConfig, Pa
                 return from_tree(read_yaml(path))
             case "pt":
                 return state_dict.from_checkpoint(torch_file.read(path), head)
+            case "pth":
+                return state_dict.from_checkpoint(torch_file.read_script(path), head)
+            case "pt2":
+                return from_tree(_arrays(torch_file.read_exported(path)))
     except CheckpointError as error:
         said = str(error)
         raise CheckpointError(said if said.startswith(str(path)) else f"{path}: {said}") from error
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
         raise CheckpointError(
-            f"{path}: an entry of the model is missing or of a wrong form ({type(error).__name__}: {error})."
+            f"{path}: an entry of the model is missing or of a wrong form ({type(error).__name__}: {str(error)[:200]})."
         ) from error
-    raise CheckpointError(f"{path}: not a model file of DeePMD-kit (.dp, .yaml or a torch checkpoint .pt).")
+    raise CheckpointError(f"{path}: not a model file of DeePMD-kit (.dp, .yaml, .pt, .pth, .pt2).")
 
 
 def read_dp(path: str | Path) -> dict:

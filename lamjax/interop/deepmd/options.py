@@ -23,12 +23,13 @@ from lamjax.potential import CheckpointError, PotentialConfig
 SUPPORTED = (
     'an energy model (fitting "ener") with the descriptor "dpa2" or "dpa3", or "dpa1"/"se_atten" with attn_layer 0'
 )
+COMPRESSED = "tables stand for its embedding nets. Use the model that it was compressed from."
 _TEBD = "repformer_add_type_ebd_to_seq"  # the older name of add_tebd_to_repinit_out
 DescriptorConfig = DPA1Config | DPA2Config | DPA3Config
 DPA1_NAMES = ("dpa1", "se_atten", "se_atten_v2")
 # without influence on the function that a model is: training, statistics of a fresh model, where it runs
 _TRAINING = {"seed", "precision", "trainable", "trainable_ln", "ntypes", "type_map", "type"}
-_MODEL_KEYS = {
+MODEL_KEYS = {
     *("type_map", "descriptor", "fitting_net", "pair_exclude_types", "atom_exclude_types", "type"),
     *("data_stat_nbatch", "data_stat_protect", "data_bias_nsample", "preset_out_bias", "srtab_add_bias"),
     *("finetune_head", "info", "rcond", "model_branch_alias", "bridging_r_inner", "bridging_r_outer"),
@@ -47,7 +48,7 @@ def model_config(section: dict, head: str) -> PotentialConfig:
         )
     section = {key: value for key, value in section.items() if value is not None}
     _refuse_values(section, {"bridging_method": "None", "use_srtab": None, "spin": None}, "model")
-    _refuse_unknown(section, _MODEL_KEYS, "model")
+    _refuse_unknown(section, MODEL_KEYS, "model")
     if "type_map" not in section:
         raise CheckpointError("the model has no type_map: its elements are not known.")
     return PotentialConfig(

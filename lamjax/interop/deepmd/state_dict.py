@@ -10,12 +10,22 @@ from lamjax import pytree
 from lamjax.descriptors import DPA1Config
 from lamjax.interop.deepmd import options
 from lamjax.interop.deepmd.tree import statistics, with_actual_means
+from lamjax.interop.deepmd.words import short
 from lamjax.potential import CheckpointError, Params, PotentialConfig, build
 
 _LEAVES = {"w": "matrix", "b": "bias"}
-# tensors that hold no parameter: nets under a second name, and what is also an option or belongs to a compressed model
+# tensors that hold no parameter: nets under a second name; what is also an option; what a compressed model has
 _COPIES = re.compile(r"\.filter_layers(_strip)?\._networks\.")
-_LEFTOVERS = re.compile(r"\.(min_nbor_dist|type_embd_data|compress_(info|data)\.\d+|default_fparam_tensor)$")
+_DERIVED = re.compile(r"\.(_?min_nbor_dist|type_mask|graph_lower_disabled)$")
+_TABLES = re.compile(r"\.(type_embd_data|compress_(info|data)\.\d+)$")
+# names of the backend `pt_expt`, and those of `pt`
+_EXPORTABLE = (
+    (re.compile(r"\.(?:embeddings|nets)(_strip)?\._module_networks\."), r".filter_layers\1.networks."),
+    (re.compile(r"\.(?:embeddings|nets)(_strip)?\._networks\."), r".filter_layers\1._networks."),
+    (re.compile(r"(?<!\.embedding)\.embedding_net\."), ".embedding.embedding_net."),
+    (re.compile(r"\.w$"), ".matrix"),
+    (re.compile(r"\.b$"), ".bias"),
+)
 _SWITCHES = ("use_sqrt_nnei", "g1_out_conv", "g1_out_mlp")
 _MOST = 12  # names listed of each kind of fault
 
@@ -28,7 +38,7 @@ def from_checkpoint(content: Any, head: str | None = None) -> tuple[PotentialCon
     """
     tensors, sections = _sections(content)
     if head is not None and head not in sections:
-        raise ValueError(f"Head {head!r} is unknown; available: {', '.join(sections)}.")
+        raise CheckpointError(f"Head {short(head)} is unknown; available: {', '.join(sections)}.")
     branches = {name: _branch(name, section, tensors) for name, section in sections.items()}
     foreign = [key for key in tensors if key.split(".")[:2] not in [["model", name] for name in sections]]
     if foreign:
@@ -60,10 +70,46 @@ def _sections(content: Any) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
         raise CheckpointError(
             f"a torch checkpoint without DeePMD-kit's model options (it holds {found}); supported: {options.SUPPORTED}."
         )
+    others = {key: value for key, value in state.items() if not isinstance(value, np.ndarray) and key != "_extra_state"}
+    others |= {f"_extra_state.{key}": extra[key] for key in extra if key not in ("model_params", "train_infos")}
+    if others:
+        names = ", ".join(f"{key} = {short(value)}" for key, value in others.items())
+        raise CheckpointError(f"the file holds {names[:300]}, which lamjax does not know.")
     section = extra["model_params"]
-    sections = section.get("model_dict", {"Default": section})
-    tensors = {key: value for key, value in state.items() if isinstance(value, np.ndarray)}
-    return {k: v for k, v in tensors.items() if not _COPIES.search(k) and not _LEFTOVERS.search(k)}, sections
+    return _parameters(state), _branches(section)
+
+
+def _branches(section: dict) -> dict[str, dict]:
+    """The options of every branch, by its name."""
+    if "model_dict" not in section:
+        return {"Default": section}
+    if unknown := sorted(section.keys() - options.MODEL_KEYS - {"model_dict", "shared_dict"}):
+        raise CheckpointError(
+            f"model_params has {unknown[0]} = {short(section[unknown[0]])}, which lamjax does not know."
+        )
+    return section["model_dict"]
+
+
+def _parameters(state: dict) -> dict[str, np.ndarray]:
+    """The parameters by the names that the backend `pt` gives them; tensors that only repeat something are checked."""
+    named = {}
+    for key, value in state.items():
+        if not isinstance(value, np.ndarray) or _DERIVED.search(key):
+            continue
+        for pattern, name in _EXPORTABLE:
+            key = pattern.sub(name, key)
+        if _TABLES.search(key):
+            if value.size:
+                raise CheckpointError(f"the model is compressed ({key}): {options.COMPRESSED}")
+            continue
+        if key in named:
+            raise CheckpointError(f"the file holds {key} twice, under the names of two backends of DeePMD-kit.")
+        named[key] = value
+    for key in [key for key in named if _COPIES.search(key)]:
+        original = key.replace("._networks.", ".networks.")
+        if not np.array_equal(named.pop(key), named.get(original, np.nan), equal_nan=True):
+            raise CheckpointError(f"{key} is a second name of {original}, but they differ: the file is damaged.")
+    return named
 
 
 def _branch(name: str, section: dict, tensors: dict[str, np.ndarray]) -> tuple[PotentialConfig, Params]:

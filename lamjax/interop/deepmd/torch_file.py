@@ -1,134 +1,116 @@
-"""Torch's checkpoint files (`torch.save`) read without torch, and without running anything that they contain."""
+"""Torch's archives read as data alone, without torch: checkpoints, TorchScript (`.pth`), exported models (`.pt2`)."""
 
-import io
-import pickle
+import json
+import re
 import zipfile
-from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import ml_dtypes
 import numpy as np
 
+from lamjax.interop.deepmd.unpickle import Script, Unpickler
 from lamjax.potential import CheckpointError
 
-_DTYPES = {
-    "DoubleStorage": np.float64,
-    "FloatStorage": np.float32,
-    "HalfStorage": np.float16,
-    "BFloat16Storage": ml_dtypes.bfloat16,
-    "LongStorage": np.int64,
-    "IntStorage": np.int32,
-    "ShortStorage": np.int16,
-    "CharStorage": np.int8,
-    "ByteStorage": np.uint8,
-    "BoolStorage": np.bool_,
-}
+# An archive whose parts are together larger than this, and than so many times the file, is no model.
+_LARGEST, _INFLATION = 2**28, 8
+_EXPORTED = re.compile(r"(^|/)extra(_files)?/model\.json$")
+_MODIFIER = re.compile(r"(^|/)extra/data_modifier\.pth$")
 
 
-class _Storage(NamedTuple):
-    """The flat numbers behind one or more tensors."""
-
-    values: np.ndarray
-
-
-def is_torch_file(path: str | Path) -> bool:
-    """True for a zip archive that holds a pickled object as `torch.save` writes it; told by content, not by name."""
+def kind(path: str | Path) -> str | None:
+    """ "pt" for an archive as `torch.save` writes it, "pth" TorchScript, "pt2" an exported model; told by content."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return _prefix(archive) is not None
+            names = archive.namelist()
     except (zipfile.BadZipFile, OSError):
-        return False
+        return None
+    if any(_EXPORTED.search(name) for name in names):
+        return "pt2"
+    prefix = _prefix(names)
+    if prefix is None:
+        return None
+    script = f"{prefix}/constants.pkl" in names or any(name.startswith(f"{prefix}/code/") for name in names)
+    return "pth" if script else "pt"
 
 
 def read(path: str | Path) -> Any:
-    """The object of a checkpoint: dicts, lists, numbers and strings, with tensors as numpy arrays.
+    """The object of a checkpoint or a TorchScript file: dicts, lists, numbers and strings, tensors as numpy arrays.
 
     Only tensors and plain containers are admitted. Raises CheckpointError that names anything else, and for a damaged
     or truncated archive.
     """
+    with _opened(path) as archive:
+        names = archive.namelist()
+        prefix = _prefix(names)
+        if prefix is None:
+            raise CheckpointError("a zip archive without `data.pkl`; torch's checkpoints hold one.")
+        if f"{prefix}/byteorder" in names and archive.read(f"{prefix}/byteorder").strip() != b"little":
+            raise CheckpointError("the numbers are stored big-endian, which is not supported.")
+        data = archive.read(f"{prefix}/data.pkl")
+        return Unpickler(data, lambda key: archive.read(f"{prefix}/data/{key}")).load()
+
+
+def read_script(path: str | Path) -> dict:
+    """A frozen `.pth` as the checkpoint's content that it was made from: named tensors and the model's options."""
+    with _opened(path) as archive:
+        if any(_MODIFIER.search(part.filename) and part.file_size for part in archive.infolist()):
+            raise CheckpointError("the model has a data modifier (data_modifier.pth), which is not supported.")
+    model = read(path)
+    script = model.get("model_def_script") if isinstance(model, Script) else None
+    try:
+        options = json.loads(script)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            "a TorchScript file without DeePMD-kit's `model_def_script`, which holds the model's options. Use the "
+            "checkpoint (`model.ckpt.pt`) that it was frozen from."
+        ) from error
+    tensors = {f"model.Default.{name}": value for name, value in _tensors(model, "")}
+    return {"model": {**tensors, "_extra_state": {"model_params": options}}}
+
+
+def read_exported(path: str | Path) -> Any:
+    """The serialised tree of a `.pt2` or `.pte`, without its arrays' values in place."""
+    with _opened(path) as archive:
+        name = next(name for name in archive.namelist() if _EXPORTED.search(name))
+        return json.loads(archive.read(name))
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[zipfile.ZipFile]:
+    """The archive; whatever is wrong with it becomes a CheckpointError that begins with its name."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return _load(path, archive)
-    except CheckpointError:
-        raise
+            _check_size(archive, Path(path).stat().st_size)
+            yield archive
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:  # zip, pickle and numpy have many ways to say that bytes are missing
         raise CheckpointError(
-            f"{path}: not a complete torch checkpoint ({type(error).__name__}: {error}). Was the copy truncated?"
+            f"{path}: not a complete torch file ({type(error).__name__}: {str(error)[:200]}). Was the copy truncated?"
         ) from error
 
 
-def _load(path, archive: zipfile.ZipFile) -> Any:
-    prefix = _prefix(archive)
-    if prefix is None:
-        raise CheckpointError(f"{path}: a zip archive without `data.pkl`; torch's checkpoints hold one.")
-    names = set(archive.namelist())
-    if f"{prefix}/constants.pkl" in names or any(name.startswith(f"{prefix}/code/") for name in names):
+def _check_size(archive: zipfile.ZipFile, size: int) -> None:
+    announced = sum(part.file_size for part in archive.infolist())
+    if announced > max(_LARGEST, _INFLATION * size):
         raise CheckpointError(
-            f"{path}: a TorchScript archive (a frozen `.pth`), which is a program and not data. Use the checkpoint "
-            "(`model.ckpt.pt`) that it was frozen from, or convert it with DeePMD-kit to `.dp`."
+            f"its parts announce {announced:,} bytes in a file of {size:,}: torch's files are not compressed, so this "
+            "is a damaged file or one made to fill the memory. Nothing was read."
         )
-    if f"{prefix}/byteorder" in names and archive.read(f"{prefix}/byteorder") != b"little":
-        raise CheckpointError(f"{path}: the numbers are stored big-endian, which is not supported.")
-    return _Unpickler(path, archive, prefix).load()
 
 
-def _prefix(archive: zipfile.ZipFile) -> str | None:
+def _prefix(names: list[str]) -> str | None:
     """The folder in the archive that holds `data.pkl`."""
-    found = [name for name in archive.namelist() if name.endswith("/data.pkl") and name.count("/") == 1]
+    found = [name for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
     return found[0].removesuffix("/data.pkl") if found else None
 
 
-class _Unpickler(pickle.Unpickler):
-    """Builds tensors and plain containers; every other class or function is refused before it exists."""
-
-    def __init__(self, path, archive: zipfile.ZipFile, prefix: str):
-        super().__init__(io.BytesIO(archive.read(f"{prefix}/data.pkl")), encoding="utf-8")
-        self._path, self._archive, self._prefix = path, archive, prefix
-        self._storages: dict[str, _Storage] = {}
-
-    def find_class(self, module: str, name: str):
-        if module == "torch" and name in _DTYPES:
-            return name
-        if found := _ADMITTED.get((module, name)):
-            return found
-        raise CheckpointError(
-            f"{self._path}: the file asks for {module}.{name}. Only tensors and plain containers are admitted, because "
-            "anything else could run code; nothing was run. Do not trust this file."
-        )
-
-    def persistent_load(self, pid) -> _Storage:
-        kind, storage_type, key, _, size = pid
-        if kind != "storage" or storage_type not in _DTYPES:
-            raise CheckpointError(f"{self._path}: unknown storage {pid!r}.")
-        if key not in self._storages:
-            values = np.frombuffer(self._archive.read(f"{self._prefix}/data/{key}"), _DTYPES[storage_type])
-            if len(values) < size:
-                raise CheckpointError(
-                    f"{self._path}: storage {key} holds {len(values)} numbers, {size} were announced."
-                )
-            self._storages[key] = _Storage(values)
-        return self._storages[key]
-
-
-def _tensor(storage: _Storage, offset: int, size: tuple, stride: tuple, *_) -> np.ndarray:
-    """A view of a storage; every element must lie inside it."""
-    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if min((offset, *size, *stride)) < 0 or (0 not in size and last >= len(storage.values)):
-        raise ValueError(f"a tensor of shape {tuple(size)} reaches beyond its storage of {len(storage.values)} numbers")
-    if 0 in size:
-        return np.zeros(size, storage.values.dtype)
-    strides = tuple(step * storage.values.itemsize for step in stride)
-    return np.lib.stride_tricks.as_strided(storage.values[offset:], size, strides, writeable=False)
-
-
-def _parameter(tensor: np.ndarray, *_) -> np.ndarray:
-    return tensor
-
-
-_ADMITTED = {
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("torch", "Size"): tuple,
-    ("collections", "OrderedDict"): OrderedDict,
-}
+def _tensors(module: Script, prefix: str) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors of a TorchScript object and the objects below it, by their path."""
+    for name, value in module.items():
+        if isinstance(value, Script):
+            yield from _tensors(value, f"{prefix}{name}.")
+        elif isinstance(value, np.ndarray):
+            yield f"{prefix}{name}", value
