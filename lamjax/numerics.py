@@ -70,7 +70,7 @@ def compiler_options() -> dict[str, Any]:
 def in_blocks(function: Callable, size: int, *arrays):
     """`function` of arrays with a row for every atom, block by block of `size` rows; the same numbers in less memory.
 
-    `function` takes pytrees of arrays (n, ...) to an array (n, ...), row by row. What happens inside a block is kept
+    `function` takes pytrees of arrays (n, ...) to such a pytree, row by row. What happens inside a block is kept
     for no gradient but computed again, so that memory holds the intermediates of one block.
     """
     n = len(jax.tree.leaves(arrays)[0])
@@ -84,4 +84,4 @@ def in_blocks(function: Callable, size: int, *arrays):
         return padded.reshape(n_blocks, size, *x.shape[1:])
 
     found = jax.lax.map(lambda block: kept(*block), jax.tree.map(cut, arrays))
-    return found.reshape(n_blocks * size, *found.shape[2:])[:n]
+    return jax.tree.map(lambda x: x.reshape(n_blocks * size, *x.shape[2:])[:n], found)

@@ -17,6 +17,9 @@ from lamjax.descriptors.dpa3.config import RepflowConfig
 from lamjax.descriptors.environment import environment, statistics_init
 from lamjax.descriptors.updates import combine, residuals_init
 
+BLOCK = {"cpu": 1 << 19}  # numbers of one array over pairs of edges in memory together
+OTHERWISE = 1 << 30
+
 
 class Graph(NamedTuple):
     """What all layers share. `width` are the slots of edges, `narrow` those with angles."""
@@ -127,40 +130,31 @@ def _residual_init(key, c: RepflowConfig, dtype):
 
 def _parallel_layer(p, c: RepflowConfig, act, graph: Graph, nodes, edges, angles, left: int):
     """One layer that reads its input values only; `left` layers follow."""
+    new_nodes = _new_nodes(p, c, act, graph, nodes, edges)
     if left == 0:
-        (message,) = _on_edges([p["node_edge_linear"]], act, graph, nodes, edges)
-        return _new_nodes(p, c, act, graph, nodes, edges, message), None, None
-    message, own = _on_edges([p["node_edge_linear"], p["edge_self_linear"]], act, graph, nodes, edges)
-    terms = [edges, own]
+        return new_nodes, None, None
+    terms = [edges, act(_on_edges(p["edge_self_linear"], graph, nodes, edges))]
     new_angles = angles
     if c.update_angle:
-        layers = [p["edge_angle_linear1"], p["angle_self_linear"]][: 1 if left == 1 else 2]
-        pairs, *own_angles = _on_angles(layers, act, angles, *_compressed(p, c, nodes, edges, graph))
-        terms.append(_angle_messages(p, c, act, graph, pairs, edges))
-        value = [angles.value(), *own_angles]
-        new_angles = Angles(combine(c.update_style, p.get("a_residual"), value), None) if own_angles else None
-    new_edges = combine(c.update_style, p.get("e_residual"), terms)
-    return _new_nodes(p, c, act, graph, nodes, edges, message), new_edges, new_angles
+        messages, new_angles = _through_angles(p, c, act, graph, nodes, edges, angles, updated=left > 1)
+        terms.append(_to_edges(p, c, act, graph, messages, edges))
+    return new_nodes, combine(c.update_style, p.get("e_residual"), terms), new_angles
 
 
 def _sequential_layer(p, c: RepflowConfig, act, graph: Graph, nodes, edges, angles, left: int):
     """One layer in which edges, angles, edges and atoms are updated one after another."""
-    (own,) = _on_edges([p["edge_self_linear"]], act, graph, nodes, edges)
-    edges = edges + p["e_residual"][0] * own
-    inputs = _compressed(p, c, nodes, edges, graph)
-    (own,) = _on_angles([p["angle_self_linear"]], act, angles, *inputs)
-    angles = Angles(angles.value() + p["a_residual"][0] * own, None)
-    (pairs,) = _on_angles([p["edge_angle_linear1"]], act, angles, *inputs)
-    edges = edges + p["e_residual"][1] * _angle_messages(p, c, act, graph, pairs, edges)
-    (message,) = _on_edges([p["node_edge_linear"]], act, graph, nodes, edges)
-    new_nodes = _new_nodes(p, c, act, graph, nodes, edges, message)
+    edges = edges + p["e_residual"][0] * act(_on_edges(p["edge_self_linear"], graph, nodes, edges))
+    messages, angles = _through_angles(p, c, act, graph, nodes, edges, angles, updated=True)
+    edges = edges + p["e_residual"][1] * _to_edges(p, c, act, graph, messages, edges)
+    new_nodes = _new_nodes(p, c, act, graph, nodes, edges)
     return (new_nodes, edges, angles) if left else (new_nodes, None, None)
 
 
-def _new_nodes(p, c: RepflowConfig, act, graph: Graph, nodes, edges, message):
+def _new_nodes(p, c: RepflowConfig, act, graph: Graph, nodes, edges):
     """N with its updates: self, symmetrised surroundings, messages along the edges."""
     around = [_symmetrise(graph, edges, c.axis_neuron), _symmetrise(graph, nodes[graph.indices], c.axis_neuron)]
-    message = jnp.einsum("nw,nwc->nc", graph.weight, message)
+    message = act(_on_edges(p["node_edge_linear"], graph, nodes, edges))
+    message = jnp.sum(graph.weight[..., None] * message, axis=1)
     terms = [
         nodes,
         act(nn.linear(p["node_self_mlp"], nodes)),
@@ -176,24 +170,45 @@ def _symmetrise(graph: Graph, features, axis_neuron: int):
     return (jnp.einsum("nxa,nxc->nac", q[..., :axis_neuron], q) / 3).reshape(len(features), -1)
 
 
-def _on_edges(layers, act, graph: Graph, nodes, edges):
-    """act([N_i, N_j, E_ij] W + b) of several layers (n_atoms, width, n_out), their matrices side by side."""
-    w, b = _side_by_side(layers)
+def _on_edges(layer, graph: Graph, nodes, edges):
+    """[N_i, N_j, E_ij] W + b (n_atoms, width, n_out)."""
     n = nodes.shape[-1]
-    centre, neighbor = nodes @ w[:n] + b, nodes @ w[n : 2 * n]
-    total = centre[:, None] + neighbor[graph.indices] + nn.linear({"w": w[2 * n :]}, edges)
-    return [act(part) for part in _apart(total, layers)]
+    of_i, of_j, of_edge = jnp.split(layer["w"], [n, 2 * n])
+    centre, neighbor = nodes @ of_i + layer["b"], nodes @ of_j
+    return centre[:, None] + neighbor[graph.indices] + nn.linear({"w": of_edge}, edges)
 
 
-def _on_angles(layers, act, angles: Angles, nodes, edges):
-    """act([A_ijk, n'_i, e'_ik, e'_ij] W + b) of several layers (n_atoms, j, k, n_out), their matrices side by side."""
-    w, b = _side_by_side(layers)
-    e = edges.shape[-1]
-    of_angles, of_nodes, of_k, of_j = jnp.split(w, [len(w) - 2 * e - nodes.shape[-1], len(w) - 2 * e, len(w) - e])
-    centre = nodes @ of_nodes + b
+def _on_angles(layer, angles: Angles, nodes, edges):
+    """[A_ijk, n'_i, e'_ik, e'_ij] W + b (n_atoms, j, k, n_out)."""
+    n, e, z = nodes.shape[-1], edges.shape[-1], len(layer["w"])
+    of_angle, of_node, of_k, of_j = jnp.split(layer["w"], [z - n - 2 * e, z - 2 * e, z - e])
+    centre = nodes @ of_node + layer["b"]
     j, k = nn.linear({"w": of_j}, edges) + centre[:, None], nn.linear({"w": of_k}, edges)
-    total = angles.times(of_angles) + j[:, :, None] + k[:, None]
-    return [act(part) for part in _apart(total, layers)]
+    return angles.times(of_angle) + j[:, :, None] + k[:, None]
+
+
+def _through_angles(p, c: RepflowConfig, act, graph: Graph, nodes, edges, angles: Angles, updated: bool):
+    """B_ij = (1/sqrt(na)) Σ_k wa_ij wa_ik act(...) (n_atoms, narrow, e_dim), and the new angles if they are `updated`.
+
+    Some atoms at a time: the pairs of all do not fit a processor's caches. Each layer has a product of its own, for
+    taking columns of a common one apart costs more, in the gradient, than it saves.
+    """
+
+    def rows(left, from_nodes, from_edges, weight):
+        old = new = Angles(left, angles.right)
+        if updated:
+            own = act(_on_angles(p["angle_self_linear"], old, from_nodes, from_edges))
+            new = Angles(combine(c.update_style, p.get("a_residual"), [old.value(), own]), None)
+        said = new if c.sequential_update else old
+        messages = act(_on_angles(p["edge_angle_linear1"], said, from_nodes, from_edges))
+        b = jnp.sum(weight[:, None, :, None] * messages, axis=2) * weight[..., None]
+        return (b, new.left) if updated else (b, None)
+
+    n_pairs = graph.has_angles.shape[1] ** 2
+    size = max(1, BLOCK.get(jax.default_backend(), OTHERWISE) // (n_pairs * max(c.e_dim, c.a_dim)))
+    inputs = angles.left, *_compressed(p, c, nodes, edges, graph), graph.angle_weight
+    b, new = numerics.in_blocks(rows, size, *inputs)
+    return b, Angles(new, None) if updated else None
 
 
 def _compressed(p, c: RepflowConfig, nodes, edges, graph: Graph):
@@ -207,27 +222,12 @@ def _compressed(p, c: RepflowConfig, nodes, edges, graph: Graph):
     return nn.linear(p["a_compress_n_linear"], nodes), nn.linear(p["a_compress_e_linear"], edges)
 
 
-def _angle_messages(p, c: RepflowConfig, act, graph: Graph, pairs, edges):
-    """What the angles of an edge say to it, act(B_ij W + b), B_ij = (1/sqrt(na)) Σ_k wa_ij wa_ik act(...)."""
-    width, narrow = edges.shape[1], pairs.shape[1]
-    b = jnp.einsum("nk,njkc->njc", graph.angle_weight, pairs) * graph.angle_weight[..., None]
-    if c.smooth_edge_update:  # edges without angles have B = 0
+def _to_edges(p, c: RepflowConfig, act, graph: Graph, b, edges):
+    """What the angles of an edge say to it, act(B_ij W + b); an edge without angles has B = 0, or E_ij."""
+    width, narrow = edges.shape[1], b.shape[1]
+    if c.smooth_edge_update:
         found = act(nn.linear(p["edge_angle_linear2"], b))
         rest = jnp.broadcast_to(act(p["edge_angle_linear2"]["b"]), (len(b), width - narrow, b.shape[-1]))
         return jnp.concatenate([found, rest], axis=1)
     b = jnp.where(graph.has_angles[..., None], b, edges[:, :narrow])
     return act(nn.linear(p["edge_angle_linear2"], jnp.concatenate([b, edges[:, narrow:]], axis=1)))
-
-
-def _side_by_side(layers):
-    """One matrix and bias for several layers of the same input."""
-    return jnp.concatenate([p["w"] for p in layers], axis=1), jnp.concatenate([p["b"] for p in layers])
-
-
-def _apart(total, layers):
-    """The columns of each layer."""
-    ends, start = [], 0
-    for p in layers[:-1]:
-        start += len(p["b"])
-        ends.append(start)
-    return jnp.split(total, ends, axis=-1)
