@@ -1,6 +1,7 @@
 """DeePMD-kit's model files, told apart by content: `.dp` (HDF5), `.yaml`, and torch's `.pt`, `.pth`, `.pt2`."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 
 from lamjax.interop.deepmd import state_dict, torch_file
 from lamjax.interop.deepmd.tree import from_tree
+from lamjax.interop.deepmd.types import with_elements
 from lamjax.potential import CheckpointError, Params, PotentialConfig
 
 
@@ -27,24 +29,28 @@ def kind(path: str | Path) -> str | None:
     return "yaml" if _looks_like_yaml(head) else None
 
 
-def load(path: str | Path, head: str | None = None) -> tuple[PotentialConfig, Params]:
+def load(
+    path: str | Path, head: str | None = None, elements: Mapping[str, str] | None = None
+) -> tuple[PotentialConfig, Params]:
     """Config and parameters (numpy, as stored) with all heads of a file.
 
     A `.dp` or `.yaml` holds one head, called "Default". Of a multi-task checkpoint whose heads do not share one
-    descriptor only `head` is loaded. Nothing of the file is executed.
+    descriptor only `head` is loaded. `elements` says which element a type is whose name is none, as in {"OW": "O"}.
+    Nothing of the file is executed.
     """
     try:
         match kind(path):
             case "dp":
-                return from_tree(read_dp(path))
+                return from_tree(with_elements(read_dp(path), elements))
             case "yaml":
-                return from_tree(read_yaml(path))
+                return from_tree(with_elements(read_yaml(path), elements))
             case "pt":
-                return state_dict.from_checkpoint(torch_file.read(path), head)
+                return state_dict.from_checkpoint(with_elements(torch_file.read(path), elements), head)
             case "pth":
-                return state_dict.from_checkpoint(torch_file.read_script(path), head)
+                return state_dict.from_checkpoint(with_elements(torch_file.read_script(path), elements), head)
             case "pt2":
-                return from_tree(_arrays(torch_file.read_exported(path)))
+                exported, graph = torch_file.read_exported(path)
+                return from_tree(with_elements(_arrays(exported), elements), graph)
     except CheckpointError as error:
         said = str(error)
         raise CheckpointError(said if said.startswith(str(path)) else f"{path}: {said}") from error

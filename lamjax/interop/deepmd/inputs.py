@@ -9,6 +9,8 @@ import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import ase.data
+
 from lamjax import potential as potentials
 from lamjax.interop.deepmd import options
 from lamjax.interop.deepmd.sections import Section
@@ -201,6 +203,11 @@ def _potential(model: Section, descriptor: dict, fitting: dict, head: str, type_
         zero_mean = descriptor.get("type") != "se_atten_v2"
         descriptor = {"set_davg_zero": zero_mean, **_DPA1_DEFAULTS, **_renamed(descriptor)}
     keys = {"type_map": type_map} if type_map else {}
+    if names := [n for n in type_map or model.peek("type_map") or () if n not in ase.data.atomic_numbers or n == "X"]:
+        raise ValueError(
+            f"{model.name('type_map')} holds {', '.join(map(str, names[:12]))}, which are no chemical symbols. Name "
+            "elements there and in the type_map.raw of the data: lamjax's types are elements."
+        )
     return options.model_config({**model.rest(), **keys, "descriptor": descriptor, "fitting_net": fitting}, head)
 
 

@@ -16,6 +16,7 @@ SUPPORTED = 'an energy model (fitting "ener") with the descriptor "dpa2", or "dp
 COMPRESSED = "tables stand for its embedding nets. Use the model that it was compressed from."
 _TEBD = "repformer_add_type_ebd_to_seq"  # the older name of add_tebd_to_repinit_out
 DPA1_NAMES = ("dpa1", "se_atten", "se_atten_v2")
+_OWN = {"table", "graph"}  # what lamjax's configs say beside DeePMD-kit's options
 # without influence on the function that a model is: training, statistics of a fresh model, where it runs
 _TRAINING = {"seed", "precision", "trainable", "trainable_ln", "ntypes", "type_map", "type"}
 MODEL_KEYS = {
@@ -82,6 +83,7 @@ def descriptor_options(config: DPA2Config | DPA1Config) -> dict:
     if block.pop("table") is not None:
         raise CheckpointError("the radial net is a table, which DeePMD-kit does not know. Write the model it is of.")
     if isinstance(config, DPA1Config):
+        block.pop("graph")
         return {**_plain(block), "attn_layer": 0}
     repinit = {**block, "use_three_body": config.three_body is not None}
     three = config.three_body or ThreeBodyConfig()
@@ -129,7 +131,8 @@ def _dpa1(options: dict) -> DPA1Config:
 
 
 def _config(cls, options: dict, block: str, ignored=frozenset()):
-    known = {name: _tuples(value) for name, value in options.items() if name in cls.__dataclass_fields__}
+    fields = cls.__dataclass_fields__.keys() - _OWN
+    known = {name: _tuples(value) for name, value in options.items() if name in fields}
     _refuse_unknown(options, known.keys() | ignored, block)
     if isinstance(sel := known.get("nsel", known.get("sel")), str):
         raise CheckpointError(f"{block} has sel {short(sel)}: give the number of neighbours that it stands for.")

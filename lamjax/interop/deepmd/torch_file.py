@@ -70,11 +70,13 @@ def read_script(path: str | Path) -> dict:
     return {"model": {**tensors, "_extra_state": {"model_params": options}}}
 
 
-def read_exported(path: str | Path) -> Any:
-    """The serialised tree of a `.pt2` or `.pte`, without its arrays' values in place."""
+def read_exported(path: str | Path) -> tuple[Any, bool]:
+    """The serialised tree of a `.pt2` or `.pte`, its arrays as maps, and whether its sums run over neighbours alone."""
     with _opened(path) as archive:
         name = next(name for name in archive.namelist() if _EXPORTED.search(name))
-        return json.loads(archive.read(name))
+        described = f"{name.removesuffix('model.json')}metadata.json"
+        metadata = json.loads(archive.read(described)) if described in archive.namelist() else {}
+        return json.loads(archive.read(name)), metadata.get("lower_input_kind", "nlist") != "nlist"
 
 
 @contextmanager
