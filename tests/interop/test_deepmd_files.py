@@ -320,7 +320,7 @@ def test_flat_options_of_the_first_alpha_are_named():
     descriptor = c["model"]["_extra_state"]["model_params"]["descriptor"]
     for block in ("repinit", "repformer"):
         descriptor |= {f"{block}_{key}": value for key, value in descriptor.pop(block).items()}
-    with pytest.raises(CheckpointError, match=r"options are flat \(repformer_activation_function, .*3\.0\.0a0"):
+    with pytest.raises(CheckpointError, match=r"options are flat \(repformer_attn1_hidden, .*3\.0\.0a0"):
         state_dict.from_checkpoint(c)
 
 
@@ -368,6 +368,46 @@ def test_truncated_files(tmp_path, name, fraction):
     path = tmp_path / Path(name).name
     path.write_bytes(whole[: int(fraction * len(whole))])
     with pytest.raises(CheckpointError, match="truncated|not a complete"):
+        lamjax.load(path)
+
+
+def _elsewhere(file, name):
+    with h5py.File(Path(file.filename).with_name("other.h5"), "w") as other:
+        other["x"] = file[name][()]
+    del file[name]
+    file[name] = h5py.ExternalLink("other.h5", "x")
+
+
+def _raw(file, name):
+    del file[name]
+    file.create_dataset(name, (4,), np.float64, external=[(Path(file.filename).with_name("raw.bin"), 0, 32)])
+
+
+def _huge(file, name):
+    del file[name]
+    file.create_dataset(name, (10**6, 10**6), np.float64, chunks=(64, 64))
+
+
+def _text(file, name):
+    del file[name]
+    file[name] = "text"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_elsewhere, "in another file"),
+        (_raw, "in another file"),
+        (_huge, "announces 8,000,000,000,000"),
+        (_text, "is no array"),
+    ],
+    ids=["linked", "external", "huge", "text"],
+)
+def test_arrays_that_are_not_in_the_file(tmp_path, change, said):
+    path = shutil.copy(DPA1, tmp_path / "x.dp")
+    with h5py.File(path, "a") as file:
+        change(file, "variable_0003")
+    with pytest.raises(CheckpointError, match=said):
         lamjax.load(path)
 
 

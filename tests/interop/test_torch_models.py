@@ -136,7 +136,7 @@ def test_missing_storage(tmp_path):
 
 
 def test_archive_that_unpacks_to_much_more_than_it_holds(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch_file, "_LARGEST", 2**22)
+    monkeypatch.setattr(torch_file, "LARGEST", 2**22)
     zeros = [(f"data/{100 + k}", bytes(2**20)) for k in range(5)]
     path = rewritten(tmp_path, "l0.pth", extra=zeros, compression=zipfile.ZIP_DEFLATED)
     with pytest.raises(CheckpointError, match=r"parts announce 5,\d+,\d+ bytes.*Nothing was read"):

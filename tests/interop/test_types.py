@@ -16,7 +16,6 @@ from lamjax.interop.deepmd import checkpoint, state_dict, torch_file
 from lamjax.interop.deepmd.types import with_elements
 from lamjax.potential import CheckpointError
 
-
 FILES = Path(__file__).parents[1] / "fixtures/torch_files"
 
 

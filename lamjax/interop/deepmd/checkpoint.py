@@ -10,8 +10,10 @@ import numpy as np
 import yaml
 
 from lamjax.interop.deepmd import state_dict, torch_file
+from lamjax.interop.deepmd.torch_file import INFLATION, LARGEST
 from lamjax.interop.deepmd.tree import from_tree
 from lamjax.interop.deepmd.types import with_elements
+from lamjax.interop.deepmd.words import short
 from lamjax.potential import CheckpointError, Params, PotentialConfig
 
 
@@ -66,7 +68,9 @@ def read_dp(path: str | Path) -> dict:
     try:
         with h5py.File(path) as file:
             return _resolve(json.loads(file.attrs["json"]), file, inside=False)
-    except (OSError, KeyError, json.JSONDecodeError) as error:
+    except CheckpointError:
+        raise
+    except (OSError, KeyError, ValueError) as error:
         raise CheckpointError(
             f"{path}: not a complete DeePMD-kit `.dp` file ({error}). Expected HDF5 with the attribute 'json' and the "
             "arrays that it names. Was the copy truncated?"
@@ -119,4 +123,19 @@ def _resolve(node: Any, file, inside: bool):
         return {key: _resolve(value, file, inside or key == "@variables") for key, value in node.items()}
     if isinstance(node, list):
         return [_resolve(value, file, inside) for value in node]
-    return np.asarray(file[node][()]) if inside and isinstance(node, str) else node
+    return _numbers(file, node) if inside and isinstance(node, str) else node
+
+
+def _numbers(file: h5py.File, name: str) -> np.ndarray:
+    """The array of a data set that lies in this file as a whole."""
+    data = file[name]
+    if not isinstance(data, h5py.Dataset) or data.dtype.kind not in "biuf":
+        raise CheckpointError(f"{file.filename}: {short(name)} is no array of numbers.")
+    if data.file.filename != file.filename or data.external or data.is_virtual:
+        raise CheckpointError(f"{file.filename}: the array {short(name)} lies in another file. Copy it into this one.")
+    if data.nbytes > max(LARGEST, INFLATION * Path(file.filename).stat().st_size):
+        raise CheckpointError(
+            f"{file.filename}: the array {short(name)} announces {data.nbytes:,} bytes, far more than the file has: "
+            "it is damaged, or made to fill the memory."
+        )
+    return np.asarray(data[()])

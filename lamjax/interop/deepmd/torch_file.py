@@ -13,8 +13,8 @@ import numpy as np
 from lamjax.interop.deepmd.unpickle import Script, Unpickler
 from lamjax.potential import CheckpointError
 
-# An archive whose parts are together larger than this, and than so many times the file, is no model.
-_LARGEST, _INFLATION = 2**28, 8
+# what a file may hold: bytes, or else so many times its own size; more is no model
+LARGEST, INFLATION = 2**28, 8
 _EXPORTED = re.compile(r"(^|/)extra(_files)?/model\.json$")
 _MODIFIER = re.compile(r"(^|/)extra/data_modifier\.pth$")
 
@@ -96,7 +96,7 @@ def _opened(path: str | Path) -> Iterator[zipfile.ZipFile]:
 
 def _check_size(archive: zipfile.ZipFile, size: int) -> None:
     announced = sum(part.file_size for part in archive.infolist())
-    if announced > max(_LARGEST, _INFLATION * size):
+    if announced > max(LARGEST, INFLATION * size):
         raise CheckpointError(
             f"its parts announce {announced:,} bytes in a file of {size:,}: torch's files are not compressed, so this "
             "is a damaged file or one made to fill the memory. Nothing was read."
