@@ -411,6 +411,16 @@ def test_arrays_that_are_not_in_the_file(tmp_path, change, said):
         lamjax.load(path)
 
 
+@pytest.mark.parametrize("last", ["*a29", "&a30 [*a30]"], ids=["many", "cyclic"])
+def test_text_whose_references_unfold_without_end(tmp_path, last):
+    """Thirty lines, each a list of two of the line before: 2^30 values."""
+    lines = ["a0: &a0 [1, 1]", *(f"a{k}: &a{k} [*a{k - 1}, *a{k - 1}]" for k in range(1, 30))]
+    path = tmp_path / "x.yaml"
+    path.write_text("\n".join(["backend: x", *lines, f"model: {last}", "version: 1"]))
+    with pytest.raises(CheckpointError, match="references make it larger|recursion"):
+        lamjax.load(path)
+
+
 def test_kinds_are_told_by_content(tmp_path):
     for name in ("model.dp", "model.pt", "model.yaml"):
         path = tmp_path / f"{name}.anything"

@@ -53,10 +53,12 @@ def test_numbers_of_a_molecule_a_head_and_a_single_precision_model():
     assert max(errors("single.pth", "skew")) < 2e-6  # the reference is computed in float32
 
 
-def test_frozen_and_converted_files_are_one_model():
-    one, other = (checkpoint.load(FILES / name) for name in ("l0.pth", "l0.dp"))
-    assert one[0] == other[0]
-    assert all(map(np.array_equal, jax.tree.leaves(one[1]), jax.tree.leaves(other[1])))
+@pytest.mark.parametrize("other", ["l0.dp", "l0.pt"])
+def test_forms_of_one_model_without_attention(other):
+    """`se_atten_v2` with `attn_layer` 0, as the published DPA1-L0 models: checkpoint, frozen and native file."""
+    (config, params), (same_config, same_params) = (checkpoint.load(FILES / name) for name in ("l0.pth", other))
+    assert config == same_config and config.descriptor.tebd_input_mode == "strip"
+    assert all(map(np.array_equal, jax.tree.leaves(params), jax.tree.leaves(same_params)))
 
 
 def test_kinds_are_told_by_content(tmp_path):

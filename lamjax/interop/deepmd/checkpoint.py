@@ -80,8 +80,12 @@ def read_dp(path: str | Path) -> dict:
 def read_yaml(path: str | Path) -> dict:
     """The serialised tree of a `.yaml` file with its arrays in place."""
     try:
-        tree = _arrays(yaml.load(Path(path).read_text(), _Loader))
-    except (yaml.YAMLError, ValueError) as error:
+        text = Path(path).read_text()
+        tree = yaml.load(text, _Loader)
+        if _size(tree, {}) > len(text):
+            raise ValueError("its references make it larger than it is, as in a file made to fill the memory")
+        tree = _arrays(tree)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a complete YAML file ({error}). Was the copy truncated?") from error
     if missing := [key for key in ("model", "version") if not isinstance(tree, dict) or key not in tree]:
         raise CheckpointError(
@@ -106,6 +110,15 @@ def _looks_like_yaml(head: bytes) -> bool:
 
 # the C loader is several times faster, and not in every build of PyYAML
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def _size(node: Any, known: dict[int, int]) -> int:
+    """The number of values in a tree whose parts may be referred to many times."""
+    if not isinstance(node, dict | list):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = sum(_size(value, known) for value in (node.values() if isinstance(node, dict) else node))
+    return known[id(node)]
 
 
 def _arrays(node: Any):

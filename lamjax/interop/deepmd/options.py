@@ -145,7 +145,7 @@ def _config(cls, options: dict, block: str, ignored=frozenset()):
 
 def _refuse_unknown(options: dict, known, block: str) -> None:
     if unknown := sorted(options.keys() - set(known)):
-        said = ", ".join(f"{name} = {short(options[name])}" for name in unknown)
+        said = ", ".join(f"{name} = {short(options[name])}" for name in unknown[:6])
         raise CheckpointError(f"{block} has the option {said}, which lamjax does not know.")
 
 

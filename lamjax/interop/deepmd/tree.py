@@ -6,6 +6,7 @@ import numpy as np
 
 from lamjax.descriptors import DPA1Config
 from lamjax.interop.deepmd import audit, options, write
+from lamjax.interop.deepmd.words import short
 from lamjax.potential import (
     DEFAULT_HEAD,
     CheckpointError,
@@ -31,7 +32,9 @@ def from_tree(tree: dict, graph: bool = False) -> tuple[PotentialConfig, Params]
     model = tree.get("model", {})
     kind = (model.get("type"), model.get("descriptor", {}).get("type"), model.get("fitting", {}).get("type"))
     if kind[0] != "standard" or None in kind:
-        raise CheckpointError(f"model, descriptor and fitting are of type {kind}; supported: {options.SUPPORTED}.")
+        raise CheckpointError(
+            f"model, descriptor and fitting are of type {short(kind)}; supported: {options.SUPPORTED}."
+        )
     audit.check_kind(tree)
     descriptor = model["descriptor"]
     config = PotentialConfig(
