@@ -1,5 +1,6 @@
 """Models in and out of files: lamjax's one-file bundle, and whatever else `load` can open, told apart by content."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,27 +49,32 @@ def save(path: str | Path, potential: Potential, params: Params, card: dict[str,
     write_atomically(path, MAGIC + flax.serialization.msgpack_serialize(content))
 
 
-def load(path: str | Path, head: str | None = None, dtype=None) -> tuple[Potential, Params]:
-    """The potential and parameters of a lamjax bundle or a DeePMD-kit model: `.dp`, `.yaml`, torch checkpoint `.pt`.
+def load(
+    path: str | Path, head: str | None = None, dtype=None, elements: Mapping[str, str] | None = None
+) -> tuple[Potential, Params]:
+    """The potential and parameters of a lamjax bundle or a DeePMD-kit model: `.dp`, `.yaml`, `.pt`, `.pth`, `.pt2`.
 
-    `head` chooses whose energy is meant where there are several; `dtype` defaults to jax's default float.
+    `head` chooses whose energy is meant where there are several; `dtype` defaults to jax's default float; `elements`
+    says which element a type of DeePMD-kit's is whose name is none, as in {"OW": "O"}.
     Raises FileNotFoundError, or CheckpointError that says what was found; ValueError listing the heads for a wrong one.
     Nothing of the file is executed.
     """
-    stored = read(path, head)
+    stored = read(path, head, elements)
     return potentials.build(stored.config, head), potentials.cast_params(stored.params, dtype)
 
 
-def read(path: str | Path, head: str | None = None) -> Stored:
-    """What a model file holds, in the precision of the file; the files and errors are those of `load`."""
+def read(path: str | Path, head: str | None = None, elements: Mapping[str, str] | None = None) -> Stored:
+    """What a model file holds, in the precision of the file; arguments, files and errors are those of `load`."""
     path = _existing(path)
     if is_bundle(path):
+        if elements:
+            raise CheckpointError(f"{path}: a lamjax bundle, whose types are elements. Leave out `elements`.")
         return _read_bundle(path)
     if kind := deepmd.kind(path):
-        return Stored(*deepmd.load(path, head), {}, f"DeePMD-kit .{kind}")
+        return Stored(*deepmd.load(path, head, elements), {}, f"DeePMD-kit .{kind}")
     raise CheckpointError(
         f"{path}: {_describe(path)}. lamjax opens its own bundles (lamjax.save) and DeePMD-kit's models: `.dp`, "
-        "`.yaml`, and torch checkpoints `.pt`."
+        "`.yaml`, checkpoints `.pt`, frozen `.pth`, exported `.pt2` and `.pte`."
     )
 
 
@@ -130,7 +136,7 @@ def _describe(path: Path) -> str:
     if not head:
         return "the file is empty"
     if head.startswith(b"PK"):
-        return "a zip archive that is not a torch checkpoint, or a truncated one"
+        return "a zip archive that is no model of torch, or a truncated one"
     if head.startswith(b"\x89HDF"):
         return "an HDF5 file that is not a DeePMD-kit model, or a truncated one"
     return f"an unknown kind of file (begins with {head!r})"

@@ -16,12 +16,17 @@ BUNDLE, NATIVE = ".lamjax", {".dp": dp_bytes, ".yaml": yaml_bytes}  # DeePMD-kit
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="A model (lamjax bundle; DeePMD-kit .pt, .dp, .yaml) or input.json.")],
+    source: Annotated[
+        Path, typer.Argument(help="A model (lamjax bundle; DeePMD-kit .pt, .pth, .dp ...) or input.json.")
+    ],
     target: Annotated[
         Path, typer.Argument(help="model.lamjax, model.dp or model.yaml (DeePMD-kit, one head), or config.yaml.")
     ],
     heads: Annotated[str | None, typer.Option(help="Keep these heads, as in water,alloy. A .dp takes one.")] = None,
     elements: Annotated[str | None, typer.Option(help="Keep these elements, as in O,H: smaller, same numbers.")] = None,
+    types: Annotated[
+        str | None, typer.Option(help="The elements of DeePMD-kit types whose names are none, as in OW=O,HW=H.")
+    ] = None,
     toward: Annotated[
         Path | None, typer.Option(help="A model that was fine-tuned from this one: write one between the two.")
     ] = None,
@@ -36,8 +41,10 @@ def convert(
     if not source.is_file():
         raise FileNotFoundError(f"{source}: no such file.")
     if is_input(source):
-        if heads or elements or toward or tabulate:
-            raise ValueError("--heads, --elements, --toward and --tabulate are for models, not for a training input.")
+        if heads or elements or types or toward or tabulate:
+            raise ValueError(
+                "--heads, --elements, --types, --toward and --tabulate are for models, not for a training input."
+            )
         if target.suffix not in (".yaml", ".yml"):
             raise ValueError(f"{target}: a training input becomes a config; its name must end in .yaml.")
         convert_input(source, target)
@@ -46,7 +53,7 @@ def convert(
         native = " or ".join(NATIVE)
         raise ValueError(f"{target}: the name must end in {BUNDLE} (all heads) or {native} (DeePMD-kit, one head).")
     with jax.enable_x64(True):  # so that float64 parameters stay float64
-        _convert(source, target, _names(heads), _names(elements), toward, share, tabulate)
+        _convert(source, target, _names(heads), _names(elements), _pairs(types), toward, share, tabulate)
 
 
 def _convert(
@@ -54,13 +61,14 @@ def _convert(
     target: Path,
     heads: list[str],
     elements: list[str],
+    types: dict[str, str],
     toward: Path | None,
     share: float,
     tabulate: bool,
 ) -> None:
-    stored, potential, params = _read(source, heads, elements)
+    stored, potential, params = _read(source, heads, elements, types)
     if toward is not None:
-        _, other, numbers = _read(toward, heads, elements)
+        _, other, numbers = _read(toward, heads, elements, {} if checkpoints.is_bundle(toward) else types)
         if other.elements != potential.elements:
             raise ValueError(f"{source} and {toward} know other elements: name those of both with --elements.")
         potential, params = edit.interpolate(potential, params, numbers, share)
@@ -80,9 +88,11 @@ def _convert(
     console.print(f"{target}: {count}, {len(potential.elements)} elements", soft_wrap=True)
 
 
-def _read(path: Path, heads: list[str], elements: list[str]) -> tuple[checkpoints.Stored, Potential, Params]:
+def _read(
+    path: Path, heads: list[str], elements: list[str], types: dict[str, str]
+) -> tuple[checkpoints.Stored, Potential, Params]:
     """A model with the heads and elements that are wanted."""
-    stored = checkpoints.read(path, heads[0] if len(heads) == 1 else None)
+    stored = checkpoints.read(path, heads[0] if len(heads) == 1 else None, types)
     potential, params = build(stored.config), stored.params
     if heads:
         potential, params = edit.select_heads(potential, params, heads)
@@ -93,3 +103,11 @@ def _read(path: Path, heads: list[str], elements: list[str]) -> tuple[checkpoint
 
 def _names(text: str | None) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()] if text else []
+
+
+def _pairs(text: str | None) -> dict[str, str]:
+    """Names and elements of `OW=O,HW=H`."""
+    pairs = [name.split("=") for name in _names(text)]
+    if wrong := ["=".join(pair) for pair in pairs if len(pair) != 2 or not all(pair)]:
+        raise ValueError(f"--types: {wrong[0]!r} is not NAME=ELEMENT, as in OW=O,HW=H.")
+    return {name.strip(): symbol.strip() for name, symbol in pairs}

@@ -39,7 +39,7 @@ def _summary(stored: Stored) -> list[tuple]:
         ("elements", f"{len(config.elements)}: {' '.join(config.elements)}"),
         ("elements in the statistics", _seen(stored)),
         ("descriptor", config.descriptor.type),
-        ("cutoffs (Å)", ", ".join(f"{shell.cutoff:g} (sel {shell.sel})" for shell in shells)),
+        ("cutoffs (Å)", ", ".join(f"{shell.cutoff:g} (sel {shell.sel or 'all'})" for shell in shells)),
         ("parameters", f"{pytree.n_parameters(params):,}"),
         ("  of the descriptor", f"{pytree.n_parameters(params.descriptor):,}"),
         ("stored as", ", ".join(dtypes)),

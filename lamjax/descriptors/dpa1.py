@@ -48,6 +48,7 @@ class DPA1Config:
     env_protection: float = 0.0
     use_econf_tebd: bool = False  # types are embedded by their electronic configuration
     use_tebd_bias: bool = False
+    graph: bool = False  # sums run over all neighbours and no empty slots; `sel` only divides (DeePMD-kit's graph form)
     table: TableConfig | None = None  # the radial net as a table, see `edit.tabulate`; not for training
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
@@ -58,7 +59,7 @@ class DPA1Config:
     @property
     def shells(self) -> tuple[Shell, ...]:
         """The one cutoff."""
-        return (Shell(self.rcut, self.sel),)
+        return (Shell(self.rcut, None if self.graph else self.sel),)
 
     @property
     def width(self) -> int:
@@ -101,7 +102,7 @@ def _apply(params, config: DPA1Config, inputs, types, neighbors, displacements, 
     mask = mask_excluded(mask, types, indices, allowed_pairs(config.exclude_types, len(inputs)))
     statistics = params["repinit"]["statistics"]
     env = environment(displacements, mask, types, statistics, config.rcut, config.rcut_smth, config.env_protection)
-    empty = empty_slots(config.set_davg_zero, config.sel, neighbors, types, first)
+    empty = empty_slots(config.set_davg_zero or config.graph, config.sel, neighbors, types, first)
     features = repinit.apply(
         params["repinit"], config.repinit, config.smooth_type_embedding, empty, table, types, neighbor_types, env
     )

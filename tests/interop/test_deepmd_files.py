@@ -204,6 +204,148 @@ def test_older_native_files(tmp_path):
         checkpoint.load(old)
 
 
+def changed(source: Path, target: Path, change) -> Path:
+    """A `.dp` whose tree went through `change`; its arrays stay."""
+    shutil.copy(source, target)
+    with h5py.File(target, "a") as file:
+        content = json.loads(file.attrs["json"])
+        change(content)
+        file.attrs["json"] = json.dumps(content)
+    return target
+
+
+def entry(tree, path: str):
+    for key in path.split("."):
+        tree = tree[int(key) if key.isdigit() else key]
+    return tree
+
+
+DPA2, DPA1 = MATRIX / "m03_everything_on/model.dp", FIXTURES / "student/s01_strip/model.dp"
+LAYER = "model.descriptor.repformers_variable.repformer_layers.0"
+EVERY_KIND = [
+    *((DPA2, path) for path in ("model", "model.descriptor", "model.fitting", "model.descriptor.type_embedding")),
+    *((DPA2, f"model.descriptor.{path}") for path in ("type_embedding.embedding.layers.0", "g1_shape_tranform")),
+    *((DPA2, f"model.descriptor.repinit_variable.embeddings{path}") for path in ("", ".networks.0")),
+    *((DPA2, f"{LAYER}{path}") for path in ("", ".linear1", ".attn2g_map", ".attn2_mh_apply", ".attn2_lm")),
+    *((DPA2, path) for path in (f"{LAYER}.loc_attn", "model.fitting.nets", "model.fitting.nets.networks.0.layers.1")),
+    *((DPA1, f"model.descriptor{path}") for path in ("", ".attention_layers", ".embeddings_strip.networks.0.layers.0")),
+]
+
+
+@pytest.mark.parametrize(("source", "path"), EVERY_KIND, ids=[f"{s.parent.name}:{path}" for s, path in EVERY_KIND])
+def test_newer_formats_are_refused_wherever_they_stand(tmp_path, source, path):
+    def newer(tree):
+        entry(tree, path)["@version"] += 1
+
+    with pytest.raises(CheckpointError, match=f"{path} has @version [2345]; known: 1 to [1234]"):
+        checkpoint.load(changed(source, tmp_path / "new.dp", newer))
+
+
+@pytest.mark.parametrize("version", [0, 99, "2", None, True, float("nan")])
+def test_versions_that_are_none(tmp_path, version):
+    with pytest.raises(CheckpointError, match=r"model\.fitting has @version"):
+        checkpoint.load(
+            changed(DPA1, tmp_path / "x.dp", lambda tree: tree["model"]["fitting"].update({"@version": version}))
+        )
+
+
+CONTRADICTIONS = [
+    (DPA2, f"{LAYER}.linear1", "activation_function", "relu"),
+    (DPA2, f"{LAYER}.linear1", "resnet", True),
+    (DPA2, LAYER, "attn2_has_gate", None),
+    (DPA2, f"{LAYER}.attn2g_map", "attnw_shift", 10.0),
+    (DPA2, f"{LAYER}.attn2_lm", "eps", 1e-3),
+    (DPA2, "model.descriptor.repinit_variable.env_mat", "rcut", 4.5),
+    (DPA2, "model.descriptor.repinit_variable.env_mat", "use_exp_switch", True),
+    (DPA2, "model.descriptor.repinit_variable.embeddings", "ndim", 1),
+    (DPA2, "model.descriptor.repinit_variable.embeddings.networks.0", "activation_function", "gelu"),
+    (DPA2, "model.fitting.nets.networks.0", "out_dim", 2),
+    (DPA2, "model.fitting", "ntypes", 3),
+    (DPA2, "model.fitting", "tot_ener_zero", True),
+    (DPA2, "model.descriptor", "type_map", ["H", "O"]),
+    (DPA2, "model.descriptor.type_embedding", "padding", False),
+    (DPA1, "model.descriptor.attention_layers", "layer_num", 2),
+    (DPA1, "model.descriptor", "lmax", 2),
+    (DPA1, "model.descriptor", "spin", {"use_spin": [True]}),
+]
+
+
+@pytest.mark.parametrize(
+    ("source", "path", "key", "value"), CONTRADICTIONS, ids=[f"{c[1]}.{c[2]}" for c in CONTRADICTIONS]
+)
+def test_entries_that_lamjax_would_not_follow_are_refused(tmp_path, source, path, key, value):
+    with pytest.raises(CheckpointError, match=key):
+        checkpoint.load(changed(source, tmp_path / "x.dp", lambda tree: entry(tree, path).update({key: value})))
+
+
+@pytest.mark.parametrize("path", ["", "model", "model.descriptor", "model.fitting", f"{LAYER}", f"{LAYER}.linear1"])
+def test_keys_that_are_not_known_are_refused(tmp_path, path):
+    def add(tree):
+        (entry(tree, path) if path else tree)["novelty"] = list(range(1000))
+
+    with pytest.raises(CheckpointError, match="novelty") as error:
+        checkpoint.load(changed(DPA2, tmp_path / "x.dp", add))
+    assert len(str(error.value)) < 500  # the value is shortened
+
+
+def test_variables_that_are_not_known_are_refused(tmp_path):
+    """`degree_gain_raw` weighs the degrees of a DPA-1 with `lmax`."""
+
+    def add(tree):
+        tree["model"]["descriptor"]["@variables"]["degree_gain_raw"] = tree["model"]["descriptor"]["@variables"]["davg"]
+
+    with pytest.raises(CheckpointError, match="degree_gain_raw = an array of shape"):
+        checkpoint.load(changed(DPA1, tmp_path / "x.dp", add))
+
+
+@pytest.mark.parametrize(("source", "path"), [(DPA1, "model.descriptor"), (DPA2, "model.descriptor.repinit_variable")])
+def test_compressed_native_files_are_named_in_a_line(tmp_path, source, path):
+    tables = {"@variables": {"compress_data": [[0.0] * 1000] * 9}, "geo_compress": True}
+    with pytest.raises(CheckpointError, match="the model is compressed.*Use the model that it was") as error:
+        checkpoint.load(changed(source, tmp_path / "x.dp", lambda tree: entry(tree, path).update(compress=tables)))
+    assert len(str(error.value)) < 400
+
+
+def test_what_has_no_effect_is_read(tmp_path):
+    def change(tree):
+        tree["jax_version"] = "0.10"
+        tree["model"]["descriptor"].update(trainable=False, attn=64, attn_dotr=False, temperature=1.0)
+        tree["model"]["fitting"].update(trainable=[False] * 4, atom_ener=[None] * 7)
+
+    assert same(checkpoint.load(changed(DPA1, tmp_path / "x.dp", change)), checkpoint.load(DPA1))
+
+
+def test_flat_options_of_the_first_alpha_are_named():
+    c = content()
+    descriptor = c["model"]["_extra_state"]["model_params"]["descriptor"]
+    for block in ("repinit", "repformer"):
+        descriptor |= {f"{block}_{key}": value for key, value in descriptor.pop(block).items()}
+    with pytest.raises(CheckpointError, match=r"options are flat \(repformer_attn1_hidden, .*3\.0\.0a0"):
+        state_dict.from_checkpoint(c)
+
+
+def test_hessian_mode_is_of_no_effect():
+    c = content()
+    c["model"]["_extra_state"]["model_params"]["hessian_mode"] = True
+    assert same(state_dict.from_checkpoint(c), checkpoint.load(MATRIX / "m03_everything_on/model.pt"))
+
+
+def test_second_names_of_nets_must_agree():
+    c = content()
+    key = next(key for key in c["model"] if "._networks." in key)
+    c["model"][key] = c["model"][key] + 1
+    with pytest.raises(CheckpointError, match="is a second name of .* but they differ"):
+        state_dict.from_checkpoint(c)
+
+
+@pytest.mark.parametrize("where", ["model", "model._extra_state", "model._extra_state.model_params"])
+def test_entries_of_a_checkpoint_that_are_not_known(where):
+    c = content()
+    entry(c, where)["novelty"] = 3
+    with pytest.raises(CheckpointError, match="novelty = 3"):
+        state_dict.from_checkpoint(c)
+
+
 def test_sel_given_as_auto_is_read_off_the_statistics():
     c = content()
     descriptor = c["model"]["_extra_state"]["model_params"]["descriptor"]
@@ -226,6 +368,56 @@ def test_truncated_files(tmp_path, name, fraction):
     path = tmp_path / Path(name).name
     path.write_bytes(whole[: int(fraction * len(whole))])
     with pytest.raises(CheckpointError, match="truncated|not a complete"):
+        lamjax.load(path)
+
+
+def _elsewhere(file, name):
+    with h5py.File(Path(file.filename).with_name("other.h5"), "w") as other:
+        other["x"] = file[name][()]
+    del file[name]
+    file[name] = h5py.ExternalLink("other.h5", "x")
+
+
+def _raw(file, name):
+    del file[name]
+    file.create_dataset(name, (4,), np.float64, external=[(Path(file.filename).with_name("raw.bin"), 0, 32)])
+
+
+def _huge(file, name):
+    del file[name]
+    file.create_dataset(name, (10**6, 10**6), np.float64, chunks=(64, 64))
+
+
+def _text(file, name):
+    del file[name]
+    file[name] = "text"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_elsewhere, "in another file"),
+        (_raw, "in another file"),
+        (_huge, "announces 8,000,000,000,000"),
+        (_text, "is no array"),
+    ],
+    ids=["linked", "external", "huge", "text"],
+)
+def test_arrays_that_are_not_in_the_file(tmp_path, change, said):
+    path = shutil.copy(DPA1, tmp_path / "x.dp")
+    with h5py.File(path, "a") as file:
+        change(file, "variable_0003")
+    with pytest.raises(CheckpointError, match=said):
+        lamjax.load(path)
+
+
+@pytest.mark.parametrize("last", ["*a29", "&a30 [*a30]"], ids=["many", "cyclic"])
+def test_text_whose_references_unfold_without_end(tmp_path, last):
+    """Thirty lines, each a list of two of the line before: 2^30 values."""
+    lines = ["a0: &a0 [1, 1]", *(f"a{k}: &a{k} [*a{k - 1}, *a{k - 1}]" for k in range(1, 30))]
+    path = tmp_path / "x.yaml"
+    path.write_text("\n".join(["backend: x", *lines, f"model: {last}", "version: 1"]))
+    with pytest.raises(CheckpointError, match="references make it larger|recursion"):
         lamjax.load(path)
 
 

@@ -132,7 +132,13 @@ def test_a_malicious_pickle_is_not_run(tmp_path, protocol, load):
         ("torch", "load"),
         ("torch.serialization", "FloatStorage"),
         ("collections", "namedtuple"),
-        ("numpy.core.multiarray", "scalar"),
+        ("numpy", "load"),
+        ("numpy.core.multiarray", "fromfile"),
+        ("torch.serialization", "load"),
+        ("torch.storage", "_load_from_bytes"),
+        ("torch._utils", "_rebuild_device_tensor_from_numpy"),
+        ("builtins", "__import__"),
+        ("__torch", "x"),
         ("collections.OrderedDict", "fromkeys"),
         ("torch._utils", "_rebuild_tensor_v2.__globals__"),
     ],
@@ -140,6 +146,62 @@ def test_a_malicious_pickle_is_not_run(tmp_path, protocol, load):
 def test_only_tensors_and_plain_containers_are_admitted(tmp_path, module, name):
     with pytest.raises(CheckpointError, match=f"{module}.{name}"):
         torch_file.read(archive(tmp_path / "x.pt", pickled([_Global(module, name)])))
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_numpy_scalars_and_arrays_are_numbers(tmp_path, protocol):
+    """As checkpoints hold them that were written before 3.0.0b4 (`lr`), by any numpy."""
+    content = {
+        "lr": np.float64(1.5e-3),
+        "step": np.int64(7),
+        "flag": np.bool_(True),
+        "name": np.str_("abc"),
+        "big": np.array(2.5, ">f8")[()],
+        "array": np.arange(6.0).reshape(2, 3),
+        "fortran": np.asfortranarray(np.arange(6, dtype=np.int32).reshape(2, 3)),
+        "empty": np.zeros((0, 2), np.float32),
+        "dtype": np.dtype("<f4"),
+        "bytes": b"\x00\xff",
+        "set": {1, 2},
+    }
+    read = torch_file.read(archive(tmp_path / "x.pt", pickle.dumps(content, protocol)))
+    assert read["lr"] == 1.5e-3 and type(read["lr"]) is float
+    assert read["step"] == 7 and read["flag"] is True and read["name"] == "abc" and read["big"] == 2.5
+    for name in ("array", "fortran", "empty"):
+        np.testing.assert_array_equal(read[name], content[name])
+        assert read[name].dtype == content[name].dtype
+    assert read["bytes"] == b"\x00\xff" and read["set"] == {1, 2}
+
+
+def test_names_of_torch_are_text(tmp_path):
+    class Device:
+        def __reduce__(self):
+            return _device, ("cuda", 0)
+
+    names = [_Global("torch", "float32"), _Global("torch", "bfloat16"), Device()]
+    data = pickled(names).replace(f"{__name__}\n_device\n".encode(), b"torch\ndevice\n")
+    assert torch_file.read(archive(tmp_path / "x.pt", data)) == ["float32", "bfloat16", "cuda:0"]
+
+
+def _device(*_):
+    raise AssertionError("this stands for torch's class and is never called")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [np.array([os.mkdir], object), np.zeros(2, [("a", "i4"), ("b", "f8")]), np.datetime64("2026-01-01")],
+    ids=["objects", "fields", "dates"],
+)
+def test_numpy_arrays_of_other_things_are_refused(tmp_path, content):
+    with pytest.raises(CheckpointError, match="mkdir|dtype|scalar"):
+        torch_file.read(archive(tmp_path / "x.pt", pickle.dumps({"x": content}, 2)))
+
+
+def test_numpy_arrays_stay_inside_their_bytes(tmp_path):
+    data = pickle.dumps(np.arange(3, dtype=np.int32), 2)
+    assert data.count(b"K\x03\x85") == 1  # the shape
+    with pytest.raises(CheckpointError, match=r"shape \(200,\) has 12 bytes"):
+        torch_file.read(archive(tmp_path / "x.pt", data.replace(b"K\x03\x85", b"K\xc8\x85")))
 
 
 def test_extension_codes_are_refused(tmp_path):
@@ -157,8 +219,9 @@ def test_extension_codes_are_refused(tmp_path):
         Tensor(_Storage("FloatStorage", "0", 4), 0, (2, 2), (1,)),
         Tensor(_Storage("FloatStorage", "0", 400), 0, (2,), (1,)),
         Tensor(_Storage("FloatStorage", "1", 4), 0, (2,), (1,)),
+        Tensor(_Storage("FloatStorage", "0", 4), 0, (10**9, 10**6), (0, 0)),
     ],
-    ids=["beyond", "offset", "stride", "rank", "short", "absent"],
+    ids=["beyond", "offset", "stride", "rank", "short", "absent", "repeated"],
 )
 def test_tensors_stay_inside_their_storage(tmp_path, tensor):
     with pytest.raises(CheckpointError):
@@ -167,8 +230,10 @@ def test_tensors_stay_inside_their_storage(tmp_path, tensor):
 
 def test_other_archives_are_told_apart(tmp_path):
     data = pickled({})
-    with pytest.raises(CheckpointError, match="TorchScript"):
-        torch_file.read(archive(tmp_path / "a.pth", data, extra={"code/x.py": b"", "constants.pkl": b""}))
+    script = archive(tmp_path / "a.pth", data, extra={"code/x.py": b"", "constants.pkl": b""})
+    assert torch_file.kind(script) == "pth"
+    with pytest.raises(CheckpointError, match="TorchScript file without DeePMD-kit's `model_def_script`"):
+        lamjax.load(script)
     with pytest.raises(CheckpointError, match="big-endian"):
         torch_file.read(archive(tmp_path / "b.pt", data, extra={"byteorder": b"big"}))
     assert "torch" not in sys.modules

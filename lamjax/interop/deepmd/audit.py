@@ -31,18 +31,20 @@ _SILENT = {"@version", "precision", "rcond", "preset_out_bias", "seed", "trainab
 _MOST = 3  # faults that are said
 
 
-def check_formats(tree: dict) -> None:
-    """CheckpointError for an entry of the tree, at any depth, that is newer than the known formats."""
+def check_kind(tree: dict) -> None:
+    """CheckpointError for a file that holds more than a model, and for a compressed model."""
     if unknown := sorted(key for key in tree if key not in _TOP and not _RELEASES.match(key)):
         raise CheckpointError(f"the file holds {unknown[0]} = {short(tree[unknown[0]])}, which lamjax does not know.")
-    entries = list(_entries(tree.get("model"), "model"))
-    for path, entry in entries:
+    for path, entry in _entries(tree["model"], "model"):
         if "compress" in entry:
             raise CheckpointError(f"the model is compressed ({path}.compress): {COMPRESSED}")
-    if all(_kind(entry) in _NEWEST for _, entry in entries if entry.get("@class") in _TYPED):  # else said elsewhere
-        for path, entry in entries:
-            if "@class" in entry:
-                _check_format(path, entry)
+
+
+def check_formats(model: dict) -> None:
+    """CheckpointError for an entry of the model's tree, at any depth, of an unknown class or too new a format."""
+    for path, entry in _entries(model, "model"):
+        if "@class" in entry:
+            _check_format(path, entry)
 
 
 def _kind(entry: dict) -> str | tuple[str, str]:

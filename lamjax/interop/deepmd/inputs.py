@@ -9,9 +9,12 @@ import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import ase.data
+
 from lamjax import potential as potentials
 from lamjax.interop.deepmd import options
 from lamjax.interop.deepmd.sections import Section
+from lamjax.interop.deepmd.words import short
 from lamjax.potential import DEFAULT_HEAD, PotentialConfig
 
 _ALIASES = {
@@ -148,7 +151,7 @@ def _shared_descriptor(branches: dict[str, Section], shared: Section) -> Section
             ((name, value),) = found.items()
             return Section(value, f"model.model_dict.{name}.descriptor", shared.dropped)
         raise ValueError(
-            f"model.model_dict: the branches' descriptors are {found}. All heads of a lamjax model share one "
+            f"model.model_dict: the branches' descriptors are {short(found)}. All heads of a lamjax model share one "
             f"descriptor as a whole: name one entry of model.shared_dict ({', '.join(shared.left)}) in every branch."
         )
     descriptor = shared.section(whole.pop())
@@ -165,7 +168,7 @@ def _fittings(branches: dict[str, Section], shared: Section) -> tuple[dict[str, 
         if isinstance(value, str):
             key = value.partition(":")[0]
             if key not in sections and key not in shared.left:
-                raise ValueError(f"{branch.name('fitting_net')} = {value!r}: model.shared_dict has no such entry.")
+                raise ValueError(f"{branch.name('fitting_net')} = {short(value)}: model.shared_dict has no such entry.")
             if key not in sections:
                 sections[key] = _net(shared.section(key), "heads")
             users.setdefault(key, []).append(name)
@@ -201,6 +204,11 @@ def _potential(model: Section, descriptor: dict, fitting: dict, head: str, type_
         zero_mean = descriptor.get("type") != "se_atten_v2"
         descriptor = {"set_davg_zero": zero_mean, **_DPA1_DEFAULTS, **_renamed(descriptor)}
     keys = {"type_map": type_map} if type_map else {}
+    if names := [n for n in type_map or model.peek("type_map") or () if n not in ase.data.atomic_numbers or n == "X"]:
+        raise ValueError(
+            f"{model.name('type_map')} holds {', '.join(map(str, names[:12]))}, which are no chemical symbols. Name "
+            "elements there and in the type_map.raw of the data: lamjax's types are elements."
+        )
     return options.model_config({**model.rest(), **keys, "descriptor": descriptor, "fitting_net": fitting}, head)
 
 
@@ -213,7 +221,7 @@ def _precision_and_freeze(top: Section, parts: list[tuple]) -> dict[str, Any]:
     """One precision for the whole network, the widest that was asked for; DeePMD-kit's default is float64."""
     found = {"float64" if precision == "default" else precision for _, precision, _ in parts}
     if other := sorted(found - {"float32", "float64"}):
-        raise ValueError(f"model: precision {other[0]!r} is not supported. Use float32 or float64.")
+        raise ValueError(f"model: precision {short(other[0])} is not supported. Use float32 or float64.")
     if len(found) > 1:
         top.note("model", "parts of different precision: all of the network is float64")
     freeze = list(dict.fromkeys(name for _, _, names in parts for name in names))
@@ -253,13 +261,13 @@ def _batch_size(section: Section) -> int | str:
         size = size[0]
     if isinstance(size, int) or size == "auto" or (isinstance(size, str) and size.startswith("auto:")):
         return size
-    raise ValueError(f"{section.name('batch_size')} = {size!r} is not supported. Give a number, auto or auto:N.")
+    raise ValueError(f"{section.name('batch_size')} = {short(size)} is not supported. Give a number, auto or auto:N.")
 
 
 def _loss(section: Section) -> dict[str, Any]:
     kind = section.take("type", "ener")
     if kind not in ("ener", "ener_hess"):
-        raise ValueError(f"{section.name('type')} = {kind!r} is not supported (only 'ener').")
+        raise ValueError(f"{section.name('type')} = {short(kind)} is not supported (only 'ener').")
     absent = {f"{which}_pref_{term}": 0 for which in ("start", "limit") for term in ("h", "ae", "pf", "gf")}
     section.refuse("Leave it out.", **absent, enable_atom_ener_coeff=False)
     for key in ("use_default_pf", "numb_generalized_coord"):  # of terms that are refused
@@ -270,7 +278,7 @@ def _loss(section: Section) -> dict[str, Any]:
 def _schedule(section: Section, n_steps: int) -> dict[str, Any]:
     kind = section.take("type", "exp")
     if kind not in _SCHEDULE:
-        raise ValueError(f"{section.name('type')} = {kind!r} is not supported; known: {', '.join(_SCHEDULE)}.")
+        raise ValueError(f"{section.name('type')} = {short(kind)} is not supported; known: {', '.join(_SCHEDULE)}.")
     section.drop("a run is one process", "scale_by_worker")
     start, stop, ratio = section.need("start_lr"), section.take("stop_lr"), section.take("stop_lr_ratio")
     warmup, share = section.take("warmup_steps", 0), section.take("warmup_ratio")
@@ -292,7 +300,7 @@ def _schedule(section: Section, n_steps: int) -> dict[str, Any]:
 def _optimizer(section: Section, training: Section) -> dict[str, Any]:
     kind = section.take("type", "Adam")
     if kind not in ("Adam", "AdamW"):
-        raise ValueError(f"{section.name('type')} = {kind!r} is not supported; known: Adam, AdamW.")
+        raise ValueError(f"{section.name('type')} = {short(kind)} is not supported; known: Adam, AdamW.")
     settings = {"b1": section.take("adam_beta1", 0.9), "b2": section.take("adam_beta2", 0.999)}
     if kind == "AdamW":
         settings["weight_decay"] = section.take("weight_decay", 0.0)

@@ -27,6 +27,7 @@ COMPRESSED = "tables stand for its embedding nets. Use the model that it was com
 _TEBD = "repformer_add_type_ebd_to_seq"  # the older name of add_tebd_to_repinit_out
 DescriptorConfig = DPA1Config | DPA2Config | DPA3Config
 DPA1_NAMES = ("dpa1", "se_atten", "se_atten_v2")
+_OWN = {"table", "graph"}  # what lamjax's configs say beside DeePMD-kit's options
 # without influence on the function that a model is: training, statistics of a fresh model, where it runs
 _TRAINING = {"seed", "precision", "trainable", "trainable_ln", "ntypes", "type_map", "type"}
 MODEL_KEYS = {
@@ -97,6 +98,7 @@ def descriptor_options(config: DescriptorConfig) -> dict:
     if block.pop("table") is not None:
         raise CheckpointError("the radial net is a table, which DeePMD-kit does not know. Write the model it is of.")
     if isinstance(config, DPA1Config):
+        block.pop("graph")
         return {**_plain(block), "attn_layer": 0}
     repinit = {**block, "use_three_body": config.three_body is not None}
     three = config.three_body or ThreeBodyConfig()
@@ -157,7 +159,8 @@ def _dpa1(options: dict) -> DPA1Config:
 
 
 def _config(cls, options: dict, block: str, ignored=frozenset()):
-    known = {name: _tuples(value) for name, value in options.items() if name in cls.__dataclass_fields__}
+    fields = cls.__dataclass_fields__.keys() - _OWN
+    known = {name: _tuples(value) for name, value in options.items() if name in fields}
     _refuse_unknown(options, known.keys() | ignored, block)
     for name in ("nsel", "sel", "e_sel", "a_sel"):
         if isinstance(sel := known.get(name), str):
@@ -171,7 +174,7 @@ def _config(cls, options: dict, block: str, ignored=frozenset()):
 
 def _refuse_unknown(options: dict, known, block: str) -> None:
     if unknown := sorted(options.keys() - set(known)):
-        said = ", ".join(f"{name} = {short(options[name])}" for name in unknown)
+        said = ", ".join(f"{name} = {short(options[name])}" for name in unknown[:6])
         raise CheckpointError(f"{block} has the option {said}, which lamjax does not know.")
 
 

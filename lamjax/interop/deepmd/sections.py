@@ -1,12 +1,14 @@
 """Settings that are taken one by one, so that none of an input can be forgotten."""
 
+from lamjax.interop.deepmd.words import short
+
 
 class Section:
     """One dict of the input whose keys are taken one by one, until none is left."""
 
     def __init__(self, content, path: str, dropped: list, aliases: dict[str, tuple[str, ...]] | None = None):
         if not isinstance(content, dict):
-            raise ValueError(f"{path}: expected keys and values, got {content!r}.")
+            raise ValueError(f"{path}: expected keys and values, got {short(content)}.")
         names = {old: new for new, olds in (aliases or {}).items() for old in olds}
         self.left = {names.get(key, key): value for key, value in _without_comments(content).items()}
         self.path, self.dropped, self.children = path, dropped, []
@@ -51,7 +53,7 @@ class Section:
         for key, value in supported.items():
             got = self.left.pop(key, value)
             if got not in (value, None):
-                raise ValueError(f"{self.name(key)} = {got!r} is not supported (only {value!r}). {remedy}")
+                raise ValueError(f"{self.name(key)} = {short(got)} is not supported (only {value!r}). {remedy}")
 
     def close(self) -> None:
         """ValueError if a key is left, here or below."""

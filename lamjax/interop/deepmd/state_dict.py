@@ -36,10 +36,13 @@ def from_checkpoint(content: Any, head: str | None = None) -> tuple[PotentialCon
     Every tensor must be used, present and of the shape that the options say; CheckpointError lists what is not.
     With `head`, only this one is read where the branches do not share their descriptor.
     """
-    tensors, sections = _sections(content)
+    named, sections = _sections(content)
+    tensors = _without_copies(named)
     if head is not None and head not in sections:
         raise CheckpointError(f"Head {short(head)} is unknown; available: {', '.join(sections)}.")
-    branches = {name: _branch(name, section, tensors) for name, section in sections.items()}
+    graph = any("._module_networks." in key for key in content.get("model", content))  # a checkpoint of `pt_expt`
+    branches = {name: _branch(name, section, tensors, graph) for name, section in sections.items()}
+    _check_copies(named)
     foreign = [key for key in tensors if key.split(".")[:2] not in [["model", name] for name in sections]]
     if foreign:
         raise CheckpointError(f"tensors belong to no branch of {', '.join(sections)}: {_list(foreign)}.")
@@ -91,7 +94,7 @@ def _branches(section: dict) -> dict[str, dict]:
 
 
 def _parameters(state: dict) -> dict[str, np.ndarray]:
-    """The parameters by the names that the backend `pt` gives them; tensors that only repeat something are checked."""
+    """The parameters by the names that the backend `pt` gives them, without what holds none."""
     named = {}
     for key, value in state.items():
         if not isinstance(value, np.ndarray) or _DERIVED.search(key):
@@ -105,15 +108,23 @@ def _parameters(state: dict) -> dict[str, np.ndarray]:
         if key in named:
             raise CheckpointError(f"the file holds {key} twice, under the names of two backends of DeePMD-kit.")
         named[key] = value
-    for key in [key for key in named if _COPIES.search(key)]:
-        original = key.replace("._networks.", ".networks.")
-        if not np.array_equal(named.pop(key), named.get(original, np.nan), equal_nan=True):
-            raise CheckpointError(f"{key} is a second name of {original}, but they differ: the file is damaged.")
     return named
 
 
-def _branch(name: str, section: dict, tensors: dict[str, np.ndarray]) -> tuple[PotentialConfig, Params]:
-    """Config and parameters of one branch."""
+def _without_copies(named: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {key: value for key, value in named.items() if not _COPIES.search(key)}
+
+
+def _check_copies(named: dict[str, np.ndarray]) -> None:
+    """CheckpointError for a tensor that differs from the one whose second name it has."""
+    for key in filter(_COPIES.search, named):
+        original = key.replace("._networks.", ".networks.")
+        if not np.array_equal(named[key], named.get(original, np.nan), equal_nan=True):
+            raise CheckpointError(f"{key} is a second name of {original}, but they differ: the file is damaged.")
+
+
+def _branch(name: str, section: dict, tensors: dict[str, np.ndarray], graph: bool) -> tuple[PotentialConfig, Params]:
+    """Config and parameters of one branch; `graph` as in `tree.from_tree`."""
     prefix = f"model.{name}.atomic_model."
     own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     try:
@@ -125,9 +136,13 @@ def _branch(name: str, section: dict, tensors: dict[str, np.ndarray]) -> tuple[P
     paths = jax.tree_util.tree_flatten_with_path(template)[0]
     expected = {tensor_name(pytree.path_name(path), name, radial): leaf.shape for path, leaf in paths}
     own = {key: _by_type(key, value) for key, value in own.items()}
+    if (repeated := own.pop("fitting_net.default_fparam_tensor", None)) is not None and repeated.size:
+        said = section["fitting_net"].get("default_fparam")
+        if not np.array_equal(np.ravel(repeated), np.asarray(said or (), repeated.dtype)):
+            raise CheckpointError(f"branch {name}: default_fparam is {short(said)}, its tensor {repeated.tolist()}.")
     _check(name, expected, own)
     params = jax.tree.unflatten(jax.tree.structure(template), [own[key] for key in expected])
-    return with_actual_means(config, params), params
+    return with_actual_means(config, params, graph), params
 
 
 def tensor_name(path: str, head: str, radial: str) -> str:
@@ -176,7 +191,7 @@ def _completed(descriptor: dict, own: dict[str, np.ndarray]) -> dict:
     found = dict(descriptor)
     found.setdefault("use_tebd_bias", "descriptor.type_embedding.embedding.embedding_net.layers.0.bias" in own)
     widths = {block: own[f"descriptor.{block}.mean"].shape[1] for block in _BLOCKS if f"descriptor.{block}.mean" in own}
-    if found.get("type") == "dpa2":
+    if found.get("type") == "dpa2" and {"repinit", "repformer"} <= found.keys():
         repinit, repformer = dict(found["repinit"]), dict(found["repformer"])
         old = "g1_out_mlp" not in repformer and not any(".g1_self_mlp." in key for key in own)
         for switch in _SWITCHES if old else ():  # models that know no such switches: what they do not say was off

@@ -13,8 +13,8 @@ import numpy as np
 from lamjax.interop.deepmd.unpickle import Script, Unpickler
 from lamjax.potential import CheckpointError
 
-# An archive whose parts are together larger than this, and than so many times the file, is no model.
-_LARGEST, _INFLATION = 2**28, 8
+# what a file may hold: bytes, or else so many times its own size; more is no model
+LARGEST, INFLATION = 2**28, 8
 _EXPORTED = re.compile(r"(^|/)extra(_files)?/model\.json$")
 _MODIFIER = re.compile(r"(^|/)extra/data_modifier\.pth$")
 
@@ -70,11 +70,13 @@ def read_script(path: str | Path) -> dict:
     return {"model": {**tensors, "_extra_state": {"model_params": options}}}
 
 
-def read_exported(path: str | Path) -> Any:
-    """The serialised tree of a `.pt2` or `.pte`, without its arrays' values in place."""
+def read_exported(path: str | Path) -> tuple[Any, bool]:
+    """The serialised tree of a `.pt2` or `.pte`, its arrays as maps, and whether its sums run over neighbours alone."""
     with _opened(path) as archive:
         name = next(name for name in archive.namelist() if _EXPORTED.search(name))
-        return json.loads(archive.read(name))
+        described = f"{name.removesuffix('model.json')}metadata.json"
+        metadata = json.loads(archive.read(described)) if described in archive.namelist() else {}
+        return json.loads(archive.read(name)), metadata.get("lower_input_kind", "nlist") != "nlist"
 
 
 @contextmanager
@@ -94,7 +96,7 @@ def _opened(path: str | Path) -> Iterator[zipfile.ZipFile]:
 
 def _check_size(archive: zipfile.ZipFile, size: int) -> None:
     announced = sum(part.file_size for part in archive.infolist())
-    if announced > max(_LARGEST, _INFLATION * size):
+    if announced > max(LARGEST, INFLATION * size):
         raise CheckpointError(
             f"its parts announce {announced:,} bytes in a file of {size:,}: torch's files are not compressed, so this "
             "is a damaged file or one made to fill the memory. Nothing was read."

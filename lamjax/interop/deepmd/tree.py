@@ -6,6 +6,7 @@ import numpy as np
 
 from lamjax.descriptors import DPA1Config, DPA3Config
 from lamjax.interop.deepmd import audit, options, write
+from lamjax.interop.deepmd.words import short
 from lamjax.potential import (
     DEFAULT_HEAD,
     CheckpointError,
@@ -24,13 +25,18 @@ _STRUCTURE = {
 _FITTING_STRUCTURE = {"@class", "@version", "@variables", "nets"}
 
 
-def from_tree(tree: dict) -> tuple[PotentialConfig, Params]:
-    """Config and parameters (numpy, as stored) of a tree; nothing unknown, missing or misshapen. It holds one head."""
+def from_tree(tree: dict, graph: bool = False) -> tuple[PotentialConfig, Params]:
+    """Config and parameters (numpy, as stored) of a tree; nothing unknown, missing or misshapen. It holds one head.
+
+    With `graph` the file is one whose sums DeePMD-kit takes over neighbours alone, not over `sel` slots.
+    """
     model = tree.get("model", {})
     kind = (model.get("type"), model.get("descriptor", {}).get("type"), model.get("fitting", {}).get("type"))
     if kind[0] != "standard" or None in kind:
-        raise CheckpointError(f"model, descriptor and fitting are of type {kind}; supported: {options.SUPPORTED}.")
-    audit.check_formats(tree)
+        raise CheckpointError(
+            f"model, descriptor and fitting are of type {short(kind)}; supported: {options.SUPPORTED}."
+        )
+    audit.check_kind(tree)
     descriptor = model["descriptor"]
     config = PotentialConfig(
         elements=tuple(model["type_map"]),
@@ -38,22 +44,26 @@ def from_tree(tree: dict) -> tuple[PotentialConfig, Params]:
         heads=((DEFAULT_HEAD, _head_config(model)),),
         pair_exclude_types=tuple(tuple(pair) for pair in model.get("pair_exclude_types") or ()),
     )
+    audit.check_formats(model)
     params = Params(_descriptor_params(config.descriptor, descriptor), {DEFAULT_HEAD: _head_params(model)})
-    config = with_actual_means(config, params)
+    config = with_actual_means(config, params, graph)
     check_structure(config, params)
     if isinstance(config.descriptor, write.WRITTEN):
         audit.check_entries(model, write.model_entry(config, params, DEFAULT_HEAD))
     return config, params
 
 
-def with_actual_means(config: PotentialConfig, params: Params) -> PotentialConfig:
-    """`set_davg_zero` as the statistics say it: only then may the empty slots of the radial block be left out."""
+def with_actual_means(config: PotentialConfig, params: Params, graph: bool = False) -> PotentialConfig:
+    """`set_davg_zero` as the statistics say it: only then may the empty slots of the radial block be left out.
+
+    With `graph` DeePMD-kit itself leaves them out.
+    """
     if isinstance(config.descriptor, DPA3Config):  # whose empty slots never count
         return config
     zero = not np.any(params.descriptor["repinit"]["statistics"]["mean"])
     descriptor = config.descriptor
     if isinstance(descriptor, DPA1Config):
-        descriptor = replace(descriptor, set_davg_zero=zero)
+        descriptor = replace(descriptor, set_davg_zero=zero, graph=graph)
     else:
         descriptor = replace(descriptor, repinit=replace(descriptor.repinit, set_davg_zero=zero))
     return replace(config, descriptor=descriptor)

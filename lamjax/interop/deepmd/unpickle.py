@@ -116,6 +116,11 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin-1")
 
 
+def _no_bytes() -> bytes:
+    """What the older protocols call for where bytes are empty."""
+    return b""
+
+
 class _Dtype:
     """A numpy dtype of plain numbers or text."""
 
@@ -172,6 +177,7 @@ _ADMITTED = {
     **{("torch.jit._pickle", f"build_{kind}list"): list for kind in ("int", "double", "bool", "tensor")},
     ("collections", "OrderedDict"): OrderedDict,
     ("_codecs", "encode"): _encode,
+    **{(module, "bytes"): _no_bytes for module in ("builtins", "__builtin__")},
     ("numpy", "dtype"): _Dtype,
     ("numpy", "ndarray"): "ndarray",
     **{(module, "scalar"): _scalar for module in _NUMPY},

@@ -73,6 +73,11 @@ def to_tree(config: PotentialConfig, params: Params, head: str) -> dict:
             "repinit's output is as wide as the repformer's g1_dim, so that there is no transform between them: "
             f"DeePMD-kit {FORMAT} writes such a model but cannot read it. Use another g1_dim or axis_neuron."
         )
+    if getattr(config.descriptor, "graph", False) and np.any(params.descriptor["repinit"]["statistics"]["mean"]):
+        raise CheckpointError(
+            "the model's sums leave empty neighbour slots out, as DeePMD-kit's backend pt_expt does, and the mean of "
+            "its environment is not zero. From a .dp DeePMD-kit would count them, which gives other energies."
+        )
     return {
         "software": "deepmd-kit",
         "version": FORMAT,

@@ -1,0 +1,69 @@
+"""Types of DeePMD-kit are names; those of lamjax are chemical elements, by which a structure gives its atoms."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ase.data
+
+from lamjax.potential import CheckpointError
+
+_ISOTOPES = {"D": "H", "T": "H"}
+
+
+def with_elements(tree: Any, given: Mapping[str, str] | None = None) -> Any:
+    """The tree with every `type_map` as chemical symbols; `given` says which element a type of another name is.
+
+    Deuterium and tritium (D, T) are H if nothing else is. Raises CheckpointError for names that say no element, and
+    for two types of one element, which atoms of a structure could not be told apart by.
+    """
+    used: set[str] = set()
+    found = _replaced(tree, dict(given or {}), used)
+    if unused := sorted(set(given or {}) - used):
+        raise CheckpointError(f"elements names the type {', '.join(unused)}, which is not in the model's type map.")
+    return found
+
+
+def _replaced(node: Any, given: dict[str, str], used: set[str]) -> Any:
+    if isinstance(node, dict):
+        return {key: _replaced(_value(key, value, given, used), given, used) for key, value in node.items()}
+    return [_replaced(value, given, used) for value in node] if isinstance(node, list) else node
+
+
+def _value(key: Any, value: Any, given: dict[str, str], used: set[str]) -> Any:
+    if key != "type_map" or not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
+        return value
+    used.update(value)
+    return _elements(list(value), given)
+
+
+def _elements(names: Sequence[str], given: dict[str, str]) -> list[str]:
+    """The chemical symbol of every type, all of them different."""
+    if wrong := sorted(name for name in given if _is_symbol(name) and given[name] != name):
+        raise CheckpointError(f"the type {wrong[0]} is that element already; elements says {given[wrong[0]]}.")
+    if wrong := sorted(symbol for symbol in given.values() if not _is_symbol(symbol)):
+        raise CheckpointError(f"elements says {wrong[0]!r}, which is no chemical symbol.")
+    symbols = [given.get(name, _ISOTOPES.get(name, name)) for name in names]
+    if unknown := [name for name, symbol in zip(names, symbols, strict=True) if not _is_symbol(symbol)]:
+        guess = {name: _guess(name) for name in unknown[:4]}
+        raise CheckpointError(
+            f"the type map holds {', '.join(unknown[:12])}, which are no chemical symbols. Say which element each is: "
+            f"lamjax.load(file, elements={guess}), or once for all commands: lamjax convert FILE model.lamjax "
+            f"--types {','.join(f'{name}={symbol}' for name, symbol in guess.items())}"
+        )
+    for symbol in symbols:
+        if len(same := [name for name, other in zip(names, symbols, strict=True) if other == symbol]) > 1:
+            raise CheckpointError(
+                f"the types {' and '.join(same)} are all {symbol}: a structure names its atoms' elements alone, so "
+                f"that it cannot say which of them an atom is. Let an element that your structures lack stand for all "
+                f"but one of them, there and in elements={{{same[-1]!r}: 'Og'}} (masses are then wrong)."
+            )
+    return symbols
+
+
+def _is_symbol(name: str) -> bool:
+    return name in ase.data.atomic_numbers and name != "X"
+
+
+def _guess(name: str) -> str:
+    """The element that a name begins with, to be shown, not taken: `OW` is O, `Na+` is Na."""
+    return next((name[:n] for n in (2, 1) if _is_symbol(name[:n])), "?")
