@@ -99,7 +99,7 @@ def same(got, config: RelaxConfig) -> None:
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_every_order_becomes_a_program(order):
-    """FIRE, whose settings jax-md keeps as arrays. What refers to a value of a trace that is over, cannot be lowered."""
+    """FIRE, whose settings jax-md keeps as arrays. What refers to a value of a trace that is over has no program."""
     make, of_two = ORDERS[order]
     value, at = value_of(RelaxConfig(fmax=1e-2, adjoint=Unrolled(3)))
     assert "while" in jax.jit(make(value)).lower(two(at) if of_two else at).as_text()
