@@ -26,7 +26,7 @@ STRUCTURES = {
     "cluster": TRIANGLE,
     "lone atom beside a pair": [(0, 0, 0), (1.5, 0.1, 0), (30, 0, 0)],
     "one atom": [(0.3, 0.2, 0.1)],
-    "nobody sees anybody": [(0, 0, 0), (20, 0, 0)],
+    "nobody sees anybody": [(0, 0, 0), (20, 0, 0), (0, 20, 0)],
     "stands still": [(0, 0, 0), (1.2455, 0, 0)],  # almost: it stops first
 }
 
