@@ -138,6 +138,7 @@ def simulate(
     moved by half the skin; arrays that become too narrow grow, and no step is lost or made with missing neighbours.
     Raises DynamicsError, with the last good state, if an atom moves more than 1 Å in a step or forces become infinite.
     """
+    _check_fits(ensemble, simulation)
     last, failures, ready = simulation.step + n_steps, 0, None
     bath = ensembles.bath(ensemble.config)
     n_records = CHUNK if math.isinf(seconds) else 1
@@ -165,10 +166,21 @@ def simulate(
 
 def observe(ensemble: Ensemble, params, simulation: Simulation, skin: float = SKIN) -> Record:
     """What is seen of a simulation where it is: a record of one step. Nothing is compiled that `simulate` does not."""
+    _check_fits(ensemble, simulation)
     here = simulation.state, simulation.system, simulation.fixed, simulation.lists
     chunk, bath = _programs(ensemble, simulation.shapes, skin).chunk, ensembles.bath(ensemble.config)
     *_, seen = chunk(bath, params, *here, simulation.step, simulation.step, 1, 1)
     return Record(*(np.asarray(x)[:1] for x in seen))
+
+
+def _check_fits(ensemble: Ensemble, simulation: Simulation) -> None:
+    """Raise ValueError for a simulation in arrays of another kind of potential; other cutoffs are searched anew."""
+    mine, its = len(ensemble.potential.shells), len(simulation.shapes.capacities)
+    if mine != its:
+        raise ValueError(
+            f"The simulation was begun with a potential of {its} cutoffs, this one has {mine}. Begin again with it, "
+            "from simulation.system and the momenta in simulation.state."
+        )
 
 
 def _wider(ensemble: Ensemble, params, simulation: Simulation, skin: float, give_up: bool) -> Simulation:

@@ -58,8 +58,10 @@ def accompanied(
     some, slot = has[donor], jnp.argmax(neighbors.mask[donor])
     partner = jnp.where(some, donor, jnp.where((row ^ 1) < n, row ^ 1, row - 1))
     nearest = _vector(system, neighbors, donor, slot)
-    apart = jnp.zeros((n, 3), nearest.dtype).at[:, 0].set(distance * (row % 2))
-    place = system.positions[donor] + jnp.where(some, nearest, apart)
+    # where there is no donor, two and two stand side by side, or one beside an atom that is shown where it is
+    beside = jnp.where(chosen[partner], row % 2, 1)[:, None] * jnp.array([distance, 0, 0], nearest.dtype)
+    apart = beside + jnp.where(chosen[partner, None], system.positions[0], system.positions[partner])
+    place = jnp.where(some, system.positions[donor] + nearest, apart)
     number = jnp.where(some, system.numbers[neighbors.indices[donor, slot]], jnp.max(system.numbers))
     seen = system._replace(
         positions=jnp.where(chosen[:, None], jax.lax.stop_gradient(place), system.positions),

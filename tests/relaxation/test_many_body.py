@@ -16,6 +16,7 @@ from lamjax.relaxation import (
     Unrolled,
     UntilConverged,
     relax,
+    relax_structures,
 )
 from lamjax.system import host_system, pad
 
@@ -25,7 +26,7 @@ STRUCTURES = {
     "cluster": TRIANGLE,
     "lone atom beside a pair": [(0, 0, 0), (1.5, 0.1, 0), (30, 0, 0)],
     "one atom": [(0.3, 0.2, 0.1)],
-    "nobody sees anybody": [(0, 0, 0), (20, 0, 0)],
+    "nobody sees anybody": [(0, 0, 0), (20, 0, 0), (0, 20, 0)],
     "stands still": [(0, 0, 0), (1.2455, 0, 0)],  # almost: it stops first
 }
 
@@ -95,3 +96,30 @@ def test_structures_that_do_not_count_change_no_gradient():
     expected = jax.jit(jax.grad(value))(params, *batch(("cluster",), empty=False))
     for name in params:
         assert got[name] == pytest.approx(float(expected[name]), rel=1e-10)
+
+
+def gupta(positions: np.ndarray) -> float:
+    """The energy (eV) by loops."""
+    p, energy = GUPTA.init(), 0.0
+    for i, x in enumerate(positions):
+        repulsion = density = 0.0
+        for j, y in enumerate(positions):
+            r = np.linalg.norm(y - x)
+            if i == j or r > 4.0:
+                continue
+            u = max(0.0, (r - 2.8) / 1.2)
+            w = 1 - 10 * u**3 + 15 * u**4 - 6 * u**5
+            repulsion += w * np.exp(-p["p"] * (r / p["r0"] - 1))
+            density += (w * np.exp(-p["q"] * (r / p["r0"] - 1))) ** 2
+        energy += p["a"] * repulsion - p["c"] * np.sqrt(density)
+    return float(energy)
+
+
+def test_a_stream_relaxes_lone_atoms_beside_others():
+    systems = [host_system(ase.Atoms(f"Cu{len(x)}", x)) for x in STRUCTURES.values()]
+    found = relax_structures(GUPTA, GUPTA.init(), systems, RelaxConfig(fmax=1e-4), slots=5)
+    for system, relaxed in zip(systems, found, strict=True):
+        assert relaxed.converged and relaxed.finite and np.isfinite(relaxed.forces).all()
+        assert relaxed.energy == pytest.approx(gupta(relaxed.system.positions), abs=1e-10)
+        assert relaxed.energy <= gupta(system.positions)
+    assert [int(r.n_steps) for r in found[2:4]] == [0, 0] and found[0].n_steps > 3
