@@ -75,4 +75,4 @@ def part(path: Path, process: int) -> Path:
 
 def _is_label(key: str) -> bool:
     """Whether a key of the start would be taken for a label of the end."""
-    return labels.quantity(key) is not None or labels.looks_like_label(key)
+    return labels.quantity(str(key)) is not None or labels.looks_like_label(key)

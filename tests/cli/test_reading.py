@@ -167,3 +167,15 @@ def test_what_is_converted_to_text_keeps_arrays_and_held_atoms(folder):
     np.testing.assert_allclose(frame.info["final_positions"], atoms.positions + 0.1, atol=1e-7)
     _, said, _ = run("data", "convert", "start.extxyz", "again.h5")
     assert "does not keep which atoms are fixed (1 frames)" in said
+
+
+@pytest.mark.parametrize("name", ["a[bold]b", "run@300K", "what*?", "[red]", "#1:2"])
+def test_names_that_mean_something_to_others(folder, name):
+    """To the terminal, to ASE or to the shell; they are names of files."""
+    source = folder / f"{name}.extxyz"
+    with open(source, "w") as file:
+        ase.io.write(file, silicon(), format="extxyz")
+    code, said, _ = run("data", "check", source.name)
+    assert code == 0 and source.name in said
+    code, said, _ = run("data", "convert", source.name, f"{source.name}.h5")
+    assert code == 0 and f"{source.name}.h5: 1 frames" in said
