@@ -9,6 +9,7 @@ import ase
 import ase.io
 import numpy as np
 import typer
+from rich.markup import escape
 
 from lamjax.cli import reading
 from lamjax.data import Frame, iterate, open_frames, write_store
@@ -51,7 +52,7 @@ def convert(
         n = _write_text(target, open_frames(sources, options=options))
     else:
         n = write_store(target, progress(_told(iterate(sources, options=options)), "Frames", None), dtype.value)
-    console.print(f"{target}: {n:,} frames, {target.stat().st_size / 1e6:,.1f} MB", soft_wrap=True)
+    console.print(f"{escape(str(target))}: {n:,} frames, {target.stat().st_size / 1e6:,.1f} MB", soft_wrap=True)
 
 
 def _told(frames: Iterable[Frame]) -> Iterator[Frame]:

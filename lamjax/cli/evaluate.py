@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import typer
 from ase.calculators.singlepoint import SinglePointCalculator
+from rich.markup import escape
 
 from lamjax import checkpoints, pytree, units
 from lamjax.cli import reading
@@ -94,7 +95,7 @@ def evaluate(
             console.print("The file's parameters are float32 numbers: a reference run in float32 has its own rounding.")
     if out is not None:
         write(out, frames, predicted, deviation)
-        console.print(f"Predictions: {out}")
+        console.print(f"Predictions: {escape(str(out))}", soft_wrap=True)
 
 
 def _report_heads(title: str, found: dict[str, list[ErrorRow]]) -> None:
@@ -130,7 +131,7 @@ def _report_parity(title: str, rows: list[Differences], lacking: list[str]) -> N
     console.print(table(title, columns, [(*row[:5], "-" if row.relative is None else row.relative) for row in rows]))
     console.print("Relative: largest ratio to the largest reference component of the same frame. Atoms count from 0.")
     for row in rows:
-        console.print(f"largest in {row.quantity}: {row.where}", soft_wrap=True)
+        console.print(f"largest in {row.quantity}: {escape(row.where)}", soft_wrap=True)
     if lacking:
         console.print(f"Not in the reference, not compared: {', '.join(lacking)}.")
 
@@ -140,7 +141,7 @@ def _report_deviation(frames: list[Frame], deviation: np.ndarray, n_members: int
     columns = ["largest force deviation in a frame", "unit", "frames", *found]
     row = (f"committee of {n_members}", "eV/Å", len(frames), *("∞" if q is None else q for q in found.values()))
     console.print(table("What the members do not agree on", columns, [row]))
-    console.print(f"largest in {frames[int(np.argmax(deviation))].source}", soft_wrap=True)
+    console.print(f"largest in {escape(frames[int(np.argmax(deviation))].source)}", soft_wrap=True)
 
 
 def _single(params) -> bool:

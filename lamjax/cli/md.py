@@ -11,6 +11,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import numpy as np
 import typer
+from rich.markup import escape
 
 from lamjax import checkpoints, data, dynamics, units
 from lamjax.cli import md_report as report
@@ -221,7 +222,8 @@ def _go(run: Run, n_steps: int, every: int, most: float | None) -> None:
             raise ValueError(f"{error} It is in {output.paths.last}.") from error
     report.picture(output)
     console.print(report.summary(output, simulation, n_steps, clock))
-    console.print(f"{output.paths.trajectory}, {output.paths.table.name}, {output.paths.picture.name}", soft_wrap=True)
+    paths = output.paths
+    console.print(escape(f"{paths.trajectory}, {paths.table.name}, {paths.picture.name}"), soft_wrap=True)
     if simulation.step < n_steps:
         console.print(f"Stopped at step {simulation.step} of {n_steps}; --resume goes on.")
 

@@ -6,7 +6,7 @@ The format is that of https://github.com/libAtoms/extxyz; what ASE makes of a fi
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ase
@@ -24,17 +24,18 @@ _CLOSES = {'"': '"', "'": "'", "{": "}", "[": "]"}
 _COLUMNS = {"pos": "positions", "position": "positions", "positions": "positions"}
 _COLUMNS |= {name: "numbers" for name in ("z", "numbers", "atomic_numbers", "atomic_number")}
 _COLUMNS |= {name: "symbols" for name in ("species", "symbols", "symbol", "element", "elements")}
-_COLUMNS |= {"charge": "charges", "move_mask": "move_mask"}  # as ASE calls them
+_COLUMNS |= {"types": "type", "charge": "charges", "move_mask": "move_mask"}
 _PER_ATOM = {"energies", "forces", "stresses", "charges", "magmoms", "bec"}
 _PLAIN = "species:S:1:pos:R:3"
 _PLAIN_RUN, _QUOTED_RUN = re.compile(r"""[^\s="'{\[\\]+"""), re.compile(r"""[^"'{}\[\]\\]+""")
 _TENSORS = ("virial", "stress")  # nine numbers, column after column
 
 
-def frames(lines: Iterator[str], note=None) -> Iterator[ase.Atoms]:
+def frames(lines: Iterator[str], note=None, elements: Sequence[str] = ()) -> Iterator[ase.Atoms]:
     """The structures of the lines of a file; ValueError that names the line of what cannot be read.
 
-    `note(severity, what, remedy)` is told of what is odd but readable.
+    `note(severity, what, remedy)` is told of what is odd but readable. `elements` are those of types 1, 2, ... where
+    atoms have numbers instead of elements, as in LAMMPS's xyz files.
     """
     numbered = enumerate(lines, 1)
     for number, line in numbered:
@@ -50,7 +51,7 @@ def frames(lines: Iterator[str], note=None) -> Iterator[ase.Atoms]:
                 "cut short."
             )
         try:
-            yield _frame(rows[0], rows[1:], number + 2, note)
+            yield _frame(rows[0], rows[1:], number + 2, note, elements)
         except KeyError as error:
             raise ValueError(f"line {number + 1}: {error}") from error
 
@@ -64,7 +65,7 @@ def header(text: str) -> dict[str, Any]:
     return found
 
 
-def _frame(comment: str, rows: list[str], first: int, note) -> ase.Atoms:
+def _frame(comment: str, rows: list[str], first: int, note, elements: Sequence[str]) -> ase.Atoms:
     """One structure; `first` is the number of the first row's line."""
     try:
         info = header(comment)
@@ -82,7 +83,10 @@ def _frame(comment: str, rows: list[str], first: int, note) -> ase.Atoms:
         what = f"atoms have more than the {width} values of a plain xyz file, and no Properties says what they are"
         note("warning", what, 'If they are forces, add Properties="species:S:1:pos:R:3:forces:R:3" to the frames.')
     arrays = _arrays(layout, words, first)
-    return _atoms(arrays, cell, pbc, info, first)
+    if "numbers" not in arrays:
+        symbols = arrays.pop("symbols") if "symbols" in arrays else arrays["type"].astype(int).astype(str)
+        arrays["numbers"] = [_number(str(symbol), elements, first + k) for k, symbol in enumerate(symbols)]
+    return _atoms(arrays, cell, pbc, info)
 
 
 def _reserved(info: dict[str, Any]) -> tuple[np.ndarray | None, Any, str | None]:
@@ -117,7 +121,7 @@ def _layout(properties: str) -> list[tuple[str, str, int]]:
     names = [name for name, _, _ in layout]
     if len(set(names)) < len(names):
         raise ValueError(f"Properties names a column twice: {properties}.")
-    if ("positions", 3) not in [(name, n) for name, _, n in layout] or not {"symbols", "numbers"} & set(names):
+    if ("positions", 3) not in [(name, n) for name, _, n in layout] or not {"symbols", "numbers", "type"} & set(names):
         raise ValueError(f"Properties is {properties!r}: without elements (species:S:1) or positions (pos:R:3).")
     return layout
 
@@ -158,11 +162,9 @@ def _is(kind: str, word: str) -> bool:
     return True
 
 
-def _atoms(arrays: dict[str, np.ndarray], cell, pbc, info: dict[str, Any], first: int) -> ase.Atoms:
-    symbols, numbers = arrays.pop("symbols", None), arrays.pop("numbers", None)
-    if numbers is None:
-        numbers = [_number(str(symbol), first + k) for k, symbol in enumerate(symbols)]
-    atoms = ase.Atoms(numbers=numbers, positions=arrays.pop("positions"), cell=cell, pbc=pbc)
+def _atoms(arrays: dict[str, np.ndarray], cell, pbc, info: dict[str, Any]) -> ase.Atoms:
+    arrays.pop("symbols", None)
+    atoms = ase.Atoms(numbers=arrays.pop("numbers"), positions=arrays.pop("positions"), cell=cell, pbc=pbc)
     if (move := arrays.pop("move_mask", None)) is not None:
         atoms.set_constraint(constraints(~np.broadcast_to(move.reshape(len(atoms), -1).astype(bool), (len(atoms), 3))))
     if (charges := arrays.pop("initial_charges", None)) is not None:
@@ -187,13 +189,16 @@ def _is_result(key: str, value) -> bool:
     return np.asarray(value).dtype.kind in "if" and (key != "stress" or np.size(value) in (6, 9))
 
 
-def _number(symbol: str, line: int) -> int:
-    """The atomic number of a symbol in any case, or of the number itself."""
-    if symbol.isdigit():
-        return int(symbol)
+def _number(symbol: str, elements: Sequence[str], line: int) -> int:
+    """The atomic number of a symbol in any case, or of a type 1, 2, ... by the elements of the types."""
+    if symbol.isdigit() and 1 <= int(symbol) <= len(elements):
+        symbol = elements[int(symbol) - 1]
     number = ase.data.atomic_numbers.get(symbol.capitalize(), 0)
     if not number:
-        raise ValueError(f"line {line}: {symbol!r} is no chemical element. Write elements, as in H, O, Si.")
+        remedy = "Write elements, as in H, O, Si."
+        if symbol.isdigit():  # LAMMPS's types, or atomic numbers
+            remedy = "Give the elements of types 1, 2, ... (--elements Si,O), or call a column of atomic numbers Z:I:1."
+        raise ValueError(f"line {line}: {symbol!r} is no chemical element. {remedy}")
     return number
 
 

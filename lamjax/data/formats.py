@@ -27,7 +27,7 @@ def structures(path: Path, options: ReadOptions, note) -> Iterator[ase.Atoms]:
     match kind(path):
         case "extxyz":
             with text.open_text(path) as file:
-                yield from extxyz.frames(text.lines(file), note)
+                yield from extxyz.frames(text.lines(file), note, options.elements)
         case "lammps-dump-text":
             with text.open_text(path) as file:
                 yield from lammps.frames(text.lines(file), options.elements, note)

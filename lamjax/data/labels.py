@@ -84,7 +84,7 @@ def find(atoms: ase.Atoms, options: ReadOptions) -> Found:
     forces = _first(entries["forces"])
     energy = _energy(entries["energy"], forces is not None)
     kind, tensor = _tensor(entries) if atoms.pbc.all() else ("virial", None)
-    factors, stated = _factors(atoms.info)
+    factors, stated = _factors({k: v for k, v in atoms.info.items() if isinstance(k, str)})
     taken = {name: entry for name, entry in (("energy", energy), ("forces", forces), (kind, tensor)) if entry}
     _check_complete(factors, taken)
     labels = {name: Label(_number(entry, name) * factors.get(name, 1.0), entry.key) for name, entry in taken.items()}
@@ -137,8 +137,8 @@ def _places(atoms: ase.Atoms) -> list[dict[str, Any]]:
     results = {k: v for k, v in (getattr(atoms.calc, "results", None) or {}).items() if v is not None}
     if "forces" in results:
         results["forces"] = atoms.get_forces(apply_constraint=False)
-    own = ("numbers", "positions")
-    return [results, atoms.info, {k: v for k, v in atoms.arrays.items() if k not in own}]
+    info = {k: v for k, v in atoms.info.items() if isinstance(k, str)}
+    return [results, info, {k: v for k, v in atoms.arrays.items() if k not in ("numbers", "positions")}]
 
 
 def _entries(atoms: ase.Atoms, name: str, chosen: str | None) -> list[_Entry]:
@@ -177,6 +177,13 @@ def _energy(entries: list[_Entry], forces: bool) -> _Entry | None:
     return free[0] if free and not _equal(free[0].value, first.value) else first
 
 
+def _agree(virial: _Entry, stress: _Entry, atoms: ase.Atoms) -> bool:
+    """Whether a virial and a stress of one structure say the same."""
+    a = _virial(Label(_number(virial, "virial"), ""), "virial", atoms).value
+    b = _virial(Label(_number(stress, "stress"), ""), "stress", atoms).value
+    return np.allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(a).max())
+
+
 def _chosen(options: ReadOptions) -> set[str]:
     """The quantities whose keys were chosen; a stress stands for a virial and the other way round."""
     found = set(options.keys())
@@ -198,8 +205,9 @@ def _unused(atoms: ase.Atoms, entries: dict[str, list[_Entry]], taken: dict[str,
     found -= usual | _RESULTS
     found -= {key for key in found if (spelled := quantity(key)) is not None and spelled[0] in chosen}
     for name, some in entries.items():
-        if name in ("virial", "stress") and name not in taken and {"virial", "stress"} & taken.keys():
-            found -= {entry.key for entry in some}  # a stress beside a virial says the same
+        if name == "stress" and "virial" in taken:
+            first = taken["virial"].rank[0] <= 0
+            found -= {entry.key for entry in some if first or _agree(taken["virial"], entry, atoms)}
         if (one := taken.get(name)) is None:
             continue
         # REF_ and a chosen key go before others by what they are, and a free energy before E(sigma -> 0)

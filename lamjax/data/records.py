@@ -29,7 +29,7 @@ def plain_info(info: dict[str, Any]) -> dict[str, Any]:
 
 def _is_label(key: str) -> bool:
     """Whether a reader would take a key for a label."""
-    return labels.quantity(key) is not None or labels.looks_like_label(key)
+    return labels.quantity(str(key)) is not None or labels.looks_like_label(key)
 
 
 def one_line(text: str, most: int = 1000) -> str:

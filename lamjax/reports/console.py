@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -14,10 +15,13 @@ console = Console(highlight=False)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
-    """A rich table; the first column is left-aligned, numbers to the right, floats with four digits."""
-    result = Table(title=title, title_justify="left")
+    """A rich table; the first column is left-aligned, numbers to the right, floats with four digits.
+
+    Brackets are what they are: names of files may have them.
+    """
+    result = Table(title=escape(title), title_justify="left")
     for index, column in enumerate(columns):
-        result.add_column(column, justify="left" if index == 0 else "right")
+        result.add_column(escape(column), justify="left" if index == 0 else "right")
     for row in rows:
         result.add_row(*(_cell(value) for value in row))
     return result
@@ -36,9 +40,9 @@ def progress(items: Iterable, description: str, total: int | None, interval: flo
     """
     if console.is_terminal:
         with bars() as shown:
-            yield from shown.track(items, total=total, description=description)
+            yield from shown.track(items, total=total, description=escape(description))
         return
-    last = time.monotonic()
+    last, description = time.monotonic(), escape(description)
     if total is not None:
         console.print(f"{description}: {total} to do")
     for done, item in enumerate(items, start=1):
@@ -73,4 +77,4 @@ def bar(what: str, total: int, done: int = 0, interval: float = math.inf) -> Ite
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
-    return str(value)
+    return escape(str(value))

@@ -146,3 +146,21 @@ def test_columns_that_a_plain_file_does_not_explain_are_named(tmp_path):
     with pytest.warns(UserWarning, match="atoms have more than the 4 values of a plain xyz file"):
         (frame,) = data.read(tmp_path / "plain.xyz")
     np.testing.assert_array_equal(frame.labels.weights, 0)
+
+
+LAMMPS = "2\nAtoms. Timestep: 0\n1 0.0 0.0 0.0\n2 0.0 0.0 1.6\n"
+TYPES = "2\nProperties=type:I:1:pos:R:3\n1 0.0 0.0 0.0\n2 0.0 0.0 1.6\n"
+
+
+@pytest.mark.parametrize("text", [LAMMPS, TYPES])
+def test_types_in_the_place_of_elements_are_no_atomic_numbers(tmp_path, text):
+    """LAMMPS's `dump xyz` writes types: 1 is not hydrogen."""
+    (tmp_path / "run.xyz").write_text(text)
+    with pytest.raises(
+        ValueError, match=r"line 3: '1' is no chemical element. Give the elements of types 1, 2.*--elements"
+    ):
+        data.read(tmp_path / "run.xyz")
+    (frame,) = data.read(tmp_path / "run.xyz", options=data.ReadOptions(elements=("Si", "O")))
+    assert frame.system.numbers.tolist() == [14, 8]
+    with pytest.raises(ValueError, match="line 4: '2' is no chemical element"):
+        data.read(tmp_path / "run.xyz", options=data.ReadOptions(elements=("Si",)))

@@ -212,3 +212,12 @@ def test_units_that_are_not_known_are_refused(tmp_path, header):
 def test_units_of_what_is_no_label_do_not_matter(tmp_path):
     (frame,) = data.read(write(tmp_path / "one.xyz", "energy=-3 time_unit=fs charge-unit=e"))
     assert frame.labels.energy == -3
+
+
+@pytest.mark.parametrize(("sign", "named"), [(1, False), (-1, True)])
+def test_a_stress_that_contradicts_the_virial_is_named(tmp_path, sign, named):
+    path = write(tmp_path / "one.xyz", f'energy=-3 virial="{nine(VIRIAL)}" stress="{nine(sign * STRESS)}"')
+    remarks: list = []
+    (frame,) = data.iterate(path, on_remark=remarks.append)
+    np.testing.assert_allclose(frame.labels.virial, VIRIAL)
+    assert [remark.what.partition(" ")[0] for remark in remarks] == ["stress"] * named
