@@ -20,15 +20,15 @@ def ends(frames: Sequence[Frame], fmax: float, targets_alone: bool) -> list[tupl
     """(start, target) of the frames of one file: the first and the last step of a relaxation, as its forces tell.
 
     With `targets_alone`, for objectives that need no start, relaxed structures are each its own start. `fmax` (eV/Å)
-    tells them from steps on the way. Nothing for a single frame, and without forces; ValueError for frames that are not
-    the steps of a relaxation.
+    tells them from steps on the way. Nothing for a single frame, without forces, and for frames that are all relaxed;
+    ValueError for frames that are not the steps of a relaxation.
     """
     largest = [largest_force(frame) for frame in frames]
     alike = all(_same_atoms(frames[0], frame) for frame in frames)
-    on_the_way = any(force is not None and force > fmax for force in largest)
-    if targets_alone and (len(frames) == 1 or not alike or not on_the_way):
+    on_the_way = [_is_unrelaxed(frame, fmax) for frame in frames]
+    if targets_alone and (len(frames) == 1 or not alike or not any(on_the_way)):
         return [(frame, frame) for frame in frames]
-    if len(frames) == 1 or largest[-1] is None:
+    if len(frames) == 1 or largest[-1] is None or not any(on_the_way):
         return []
     if not alike:
         k = next(k for k, frame in enumerate(frames) if not _same_atoms(frames[0], frame))
@@ -46,6 +46,12 @@ def largest_force(frame: Frame) -> float | None:
     fixed = np.asarray(frame.info.get("fixed", False))
     free = np.where(fixed.reshape(fixed.shape[:1] + (-1,)) if fixed.ndim else fixed, 0, frame.labels.forces)
     return float(np.linalg.norm(free, axis=1).max())
+
+
+def _is_unrelaxed(frame: Frame, fmax: float) -> bool:
+    """True if a force, or a row of the virial (eV per atom), is larger than that."""
+    virial = np.linalg.norm(frame.labels.virial, axis=1).max() / frame.system.n_atoms
+    return (largest_force(frame) or 0) > fmax or (frame.labels.weights[2] > 0 and virial > fmax)
 
 
 def _same_atoms(a: Frame, b: Frame) -> bool:

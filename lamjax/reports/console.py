@@ -3,10 +3,12 @@
 import contextlib
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -68,6 +70,18 @@ def bar(what: str, total: int, done: int = 0, interval: float = math.inf) -> Ite
     with bars("{task.fields[note]}") as shown:
         task = shown.add_task(what, total=total, completed=done, note="")
         yield lambda done, note="": shown.update(task, completed=done, note=note)
+
+
+@contextlib.contextmanager
+def warnings_as_text() -> Iterator[None]:
+    """Warnings as text, without the place in the source that issued them."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            yield
+        finally:
+            for warning in caught:
+                console.print(f"[yellow]Warning:[/] {escape(str(warning.message))}", soft_wrap=True)
 
 
 def _cell(value: Any) -> str:

@@ -79,12 +79,13 @@ REFUSED = {
         dimer(2.6, 1.0, energy=0.0), dimer(2.4, 0.01, energy=-1.0), dimer(2.7, 1.0, energy=-0.9),
         dimer(2.4, 0.01, energy=-1.1),
     ],
-    "energy rises by 1 eV from the first to the last of 2 frames": [dimer(2.4, 0.01), dimer(2.6, 0.02, energy=1.0)],
+    "energy rises by 1 eV from the first to the last of 2 frames": [dimer(2.4, 0.2), dimer(2.6, 0.02, energy=1.0)],
     "Cu2 in the first frame, CuO in frame 1: not one relaxation": [
         dimer(2.6, 1.0), dimer(2.4, 0.01, symbols="CuO", energy=-1.0)
     ],
     r"the target is not relaxed, its largest force is 0.5 eV/Å": [dimer(2.6, 1.0), dimer(2.5, 0.5, energy=-1.0)],
     "frame 0: nothing says where the structure relaxes to. Give all steps": [dimer(2.4, 0.01)],
+    "frame 0: nothing says": [dimer(2.4, 0.01), dimer(2.41, 0.02, energy=-0.1)],
     "frame 1: nothing says": [ase.Atoms("Cu2", [[0, 0, 0], [2.5, 0, 0]])] * 2,
 }  # fmt: skip
 
