@@ -18,7 +18,16 @@ from lamjax.distillation.select import deviations, quantiles
 from lamjax.potential import Prediction
 from lamjax.reports import console, table
 from lamjax.system import to_ase
-from lamjax.training.errors import FORCES, SHIFTED, VIRIAL, ErrorRow, error_table, predictions, zero_shot
+from lamjax.training.errors import (
+    FORCES,
+    SHIFTED,
+    VIRIAL,
+    ErrorRow,
+    error_table,
+    predictions,
+    unseen_elements,
+    zero_shot,
+)
 from lamjax.training.parity import Differences, missing, parity_table, read_reference, write_predictions
 
 _SHORT = {SHIFTED: "E", FORCES: "F", VIRIAL: "V"}
@@ -79,7 +88,8 @@ def evaluate(
                     f"--reference, --committee and --out need --head, one of {', '.join(potential.config.head_names)}."
                 )
             found = zero_shot(potential, params, frames, packed, size)
-            _report_heads(f"{model.name} ({precision}): {len(frames)} frames", found)
+            unseen = unseen_elements(potential, params, frames)
+            _report_heads(f"{model.name} ({precision}): {len(frames)} frames", found, unseen)
             return
         predicted = predictions(potential, params, packed, size)
         members = load_members(potential, params, committee) if committee else None
@@ -98,8 +108,8 @@ def evaluate(
         console.print(f"Predictions: {escape(str(out))}", soft_wrap=True)
 
 
-def _report_heads(title: str, found: dict[str, list[ErrorRow]]) -> None:
-    """One line a head: RMSE and MAE of every quantity that has labels."""
+def _report_heads(title: str, found: dict[str, list[ErrorRow]], unseen: dict[str, list[str]]) -> None:
+    """One line a head: RMSE and MAE of every quantity that has labels, and elements that its data did not hold."""
     first = next(iter(found.values()))
     kept = [row.quantity for row in first if row.quantity != "energy"]
     if not kept:
@@ -111,12 +121,29 @@ def _report_heads(title: str, found: dict[str, list[ErrorRow]]) -> None:
         if row.quantity in kept
         for kind in ("RMSE", "MAE")
     ]
+    strange = any(unseen.values())
+    columns += ["never seen"] if strange else []
     rows = [
         [head, *(x for row in lines if row.quantity in kept for x in (row.rmse, row.mae))]
+        + ([", ".join(unseen[head]) or "-"] if strange else [])
         for head, lines in found.items()
     ]
     console.print(table(title, columns, rows))
-    console.print(f"Energies after a least-squares shift per element. {next(iter(found))} suits these frames best.")
+    console.print(f"Energies after a least-squares shift per element. {advice(list(found), unseen)}", soft_wrap=True)
+
+
+def advice(heads: list[str], unseen: dict[str, list[str]]) -> str:
+    """Which head suits the frames, of heads with the best first: one whose data held all elements of the frames."""
+    known = [head for head in heads if not unseen[head]]
+    if not known:
+        return (
+            f"No head has seen all elements of these frames ({heads[0]}, of the least error, never saw "
+            f"{', '.join(unseen[heads[0]])}): do not rely on any, fine-tune one with `lamjax finetune`."
+        )
+    said = f"{known[0]} suits these frames best."
+    if known[0] != heads[0]:
+        said += f" {heads[0]} has a smaller error, but never saw {', '.join(unseen[heads[0]])}."
+    return said
 
 
 def _report_errors(title: str, rows: list[ErrorRow], alone: bool) -> None:

@@ -1,18 +1,17 @@
 """`lamjax finetune --objective structures`: a stored model learns where structures relax to."""
 
 import contextlib
+import math
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-from rich.markup import escape
 
 from lamjax import pytree
 from lamjax.cli.train import banner
-from lamjax.reports import bars, console, progress, table
+from lamjax.reports import bars, console, progress, table, warnings_as_text
 from lamjax.training import structures
 from lamjax.training.fit import NonFiniteError
 from lamjax.training.setup import BEST, MODEL
@@ -35,7 +34,7 @@ def finetune_structures(base: Path, files: list[Path], given: dict[str, Any]) ->
     config = read_config(given.get("config"), content, given.get("set_") or ())
     with jax.enable_x64(True):  # for positions and sums of energies; the network runs in the config's precision
         console.print(banner(config.precision))
-        with _told():
+        with warnings_as_text():
             run = structures.prepare(config, given.get("resume", False))
         _describe(run)
         try:
@@ -88,18 +87,6 @@ def _pair(option: str) -> tuple[str, str]:
     if not equals or not key or not value:
         raise ValueError(f"--rate takes NAME=VALUE, got {option!r}.")
     return key, value
-
-
-@contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """Warnings as text, without the place in the source that issued them."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            yield
-        finally:
-            for warning in caught:
-                console.print(f"[yellow]Warning:[/] {escape(str(warning.message))}", soft_wrap=True)
 
 
 def _describe(run: TuneRun) -> None:
@@ -161,9 +148,10 @@ def line(event: structures.Event, run: TuneRun, before: Summary | None = None) -
         case structures.Judged(step, found, _, best):
             was = "" if before is None or step == 0 else f" (before {before.dq_median:.4g})"
             share = "" if step == 0 else f"{found.improved:.0%} improved, "
+            basin = "" if math.isnan(found.in_basin) else f"{found.in_basin:.0%} in the right basin, "
             return (
-                f"held out, step {step}: median Dq {found.dq_median:.4g} amu^½ Å{was}, {share}{found.in_basin:.0%} in "
-                f"the right basin, {found.converged:.0%} converged" + ("  (best so far)" if best and step else "")
+                f"held out, step {step}: median Dq {found.dq_median:.4g} amu^½ Å{was}, {share}{basin}"
+                f"{found.converged:.0%} converged" + ("  (best so far)" if best and step else "")
             )
         case structures.Widened(n, capacities):
             slots = "; ".join("/".join(map(str, c)) for c in capacities)
@@ -248,4 +236,4 @@ def _range(low: float, high: float) -> str:
 
 
 def _share(x: float) -> str:
-    return f"{x:.0%}"
+    return "-" if math.isnan(x) else f"{x:.0%}"

@@ -12,6 +12,7 @@ from lamjax import checkpoints, pytree
 from lamjax.checkpoints import Stored
 from lamjax.potential import build
 from lamjax.reports import console, table
+from lamjax.training.errors import seen_elements
 
 
 def show(
@@ -52,12 +53,10 @@ def _summary(stored: Stored) -> list[tuple]:
 
 
 def _heads(stored: Stored) -> list[tuple]:
-    rows = []
+    rows, potential = [], build(stored.config, stored.config.head_names[0])
     for name, head in stored.config.heads:
         params = stored.params.heads[name]
-        bias = params["statistics"]["out_bias"] + params["statistics"]["bias_atom_e"]
-        size = np.abs(bias)  # a least-squares fit leaves rounding, not always zero, for an element without data
-        known = [e for e, s in zip(stored.config.elements, size, strict=True) if s > 1e-9 * size.max()]
+        known = seen_elements(potential, stored.params, name) or ()
         inputs = {"fparam": head.numb_fparam, "aparam": head.numb_aparam, "case": head.dim_case_embd}
         said = ", ".join(f"{n} {width}" for n, width in inputs.items() if width)
         net = "-".join(map(str, head.neuron))

@@ -13,7 +13,7 @@ from lamjax import pytree
 from lamjax.cli import reading
 from lamjax.cli.data import data_table
 from lamjax.data import n_batches
-from lamjax.reports import bar, console, table
+from lamjax.reports import bar, console, table, warnings_as_text
 from lamjax.training import run as runs
 from lamjax.training import sharding
 from lamjax.training.config import TEMPLATE, TrainConfig, parse
@@ -63,7 +63,8 @@ def run_config(settings: TrainConfig, resume: bool = False) -> runs.Run:
 def _run(settings: TrainConfig, resume: bool) -> runs.Run:
     console.quiet = not sharding.is_first()
     console.print(banner(settings.precision))
-    run = runs.prepare(settings, resume)
+    with warnings_as_text():
+        run = runs.prepare(settings, resume)
     _describe(run)
     with bar("training", settings.steps, run.done) as advance:
         for event in runs.events(run):

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from lamjax.arguments import ArgumentError, describe
-from lamjax.data import matching
+from lamjax.data import matching, trajectories
 from lamjax.data.atoms import fixed_mask, from_atoms
 from lamjax.data.frames import Frame
 from lamjax.data.labels import ReadOptions
@@ -47,6 +47,14 @@ class _Rules(NamedTuple):
     fmax: float
     variable_cell: bool
     keep_unrelaxed: bool
+    targets_alone: bool
+
+
+class _Read(NamedTuple):
+    """A frame, and the file that it is from."""
+
+    frame: Frame
+    file: str
 
 
 class _Ends(NamedTuple):
@@ -64,6 +72,7 @@ def read_pairs(
     variable_cell: bool = False,
     keep_unrelaxed: bool = False,
     options: ReadOptions | None = None,
+    targets_alone: bool = False,
 ) -> list[Pair]:
     """All pairs of one or more files (whatever `data.read` reads, with its `options`); see `pairs_from_frames`.
 
@@ -72,7 +81,7 @@ def read_pairs(
     """
     left_out: list[str] = []
     frames = _readable(paths, options or ReadOptions(), left_out)
-    found = _pairs(frames, left_out, _Rules(fmax, variable_cell, keep_unrelaxed))
+    found = _pairs(frames, left_out, _Rules(fmax, variable_cell, keep_unrelaxed, targets_alone))
     return [cast_pair(pair, dtype) for pair in found]
 
 
@@ -90,13 +99,20 @@ def cast_pair(pair: Pair, dtype) -> Pair:
 
 
 def pairs_from_frames(
-    frames: Iterable[Frame], fmax: float = 0.1, variable_cell: bool = False, keep_unrelaxed: bool = False
+    frames: Iterable[Frame],
+    fmax: float = 0.1,
+    variable_cell: bool = False,
+    keep_unrelaxed: bool = False,
+    targets_alone: bool = False,
 ) -> list[Pair]:
-    """Pairs from frames that say where they relax to, in the order of the frames, in any mixture of three forms.
+    """Pairs from frames that say where they relax to, in the order of the frames, in any mixture of four forms.
 
     `final_positions`: a per-atom array beside the positions of the start, with a variable cell perhaps `final_cell`
     in the info (rows are lattice vectors). `relax_id` and `step`: a trajectory, of which step 0 is the start and the
-    last of `n_steps` the target. `pair_id` and `role`: two frames, the roles "start" and "target".
+    last of `n_steps` the target. `pair_id` and `role`: two frames, the roles "start" and "target". A file whose frames
+    say nothing, but have forces, is one relaxation: its first frame is the start and its last one the target (ASE's
+    .traj, OUTCAR, vasprun.xml). With `targets_alone`, for losses that look at targets only, relaxed structures need no
+    start.
 
     The cell may differ, and be a degree of freedom, with `variable_cell` only. A component is fixed if the start says
     so: FixAtoms and FixCartesian of ASE, `move_mask` of extxyz, or a per-atom array `fixed`. If the target has its
@@ -107,24 +123,35 @@ def pairs_from_frames(
     (eV/Å) on what is not fixed, or with `variable_cell` a row of the virial above `fmax` (eV) per atom.
     `keep_unrelaxed` keeps those and warns. Raises ValueError with the same reasons if no pair is left.
     """
-    return _pairs(frames, [], _Rules(fmax, variable_cell, keep_unrelaxed))
+    rules = _Rules(fmax, variable_cell, keep_unrelaxed, targets_alone)
+    return _pairs((_Read(frame, _file_of(frame)) for frame in frames), [], rules)
 
 
-def _readable(paths, options: ReadOptions, left_out: list[str]) -> Iterator[Frame]:
+def _file_of(frame: Frame) -> str:
+    if not isinstance(frame, Frame):
+        raise ArgumentError(
+            f"Pairs are made of frames, got {describe(frame)}. data.read_pairs(path) reads them from a file; of an "
+            "ASE structure data.from_atoms makes a frame."
+        )
+    return frame.source.rpartition(" frame ")[0]
+
+
+def _readable(paths, options: ReadOptions, left_out: list[str]) -> Iterator[_Read]:
     """The frames that can be read; what is wrong with the others is added to `left_out`."""
     for path in [paths] if isinstance(paths, str | Path) else paths:
         try:
-            yield from iterate(path, on_error=lambda error: left_out.append(str(error)), options=options)
+            found = iterate(path, on_error=lambda error: left_out.append(str(error)), options=options)
+            yield from (_Read(frame, str(path)) for frame in found)
         except ValueError as error:
             left_out.append(str(error))
 
 
-def _pairs(frames: Iterable[Frame], left_out: list[str], rules: _Rules) -> list[Pair]:
+def _pairs(frames: Iterable[_Read], left_out: list[str], rules: _Rules) -> list[Pair]:
     pairs: list[Pair] = []
     remarks: Remarks = defaultdict(list)
-    for form, name, members in _groups(frames, left_out):
+    for form, name, members in _groups(frames, left_out, rules):
         try:
-            pairs.append(_checked(_ENDS[form](members, name), rules, remarks))
+            pairs.append(_checked(_ENDS[form](members, name, rules), rules, remarks))
         except ValueError as error:
             left_out.append(str(error))
     _report(len(pairs), left_out, remarks)
@@ -151,15 +178,10 @@ def listed(headline: str, lines: list[str]) -> str:
 # ---- which frames belong together
 
 
-def _groups(frames: Iterable[Frame], left_out: list[str]) -> list[tuple[str, str, list[Frame]]]:
+def _groups(frames: Iterable[_Read], left_out: list[str], rules: _Rules) -> Iterator[tuple[str, str, list[Frame]]]:
     """(form, name, frames) of all candidates, in the order in which they begin."""
     found: dict[tuple[str, str], list[Frame]] = {}
-    for k, frame in enumerate(frames):
-        if not isinstance(frame, Frame):
-            raise ArgumentError(
-                f"Pairs are made of frames, got {describe(frame)}. data.read_pairs(path) reads them from a file; of an "
-                "ASE structure data.from_atoms makes a frame."
-            )
+    for k, (frame, file) in enumerate(frames):
         info = frame.info
         if "final_positions" in info:
             found["final_positions", str(k)] = [frame]
@@ -168,14 +190,29 @@ def _groups(frames: Iterable[Frame], left_out: list[str]) -> list[tuple[str, str
         elif "pair_id" in info and "role" in info:
             found.setdefault(("pair_id", str(info["pair_id"])), []).append(frame)
         else:
-            left_out.append(
-                f"{frame.source}: nothing says where the structure relaxes to. Give it an array `final_positions`, or "
-                "in the info `relax_id` and `step`, or `pair_id` and `role`."
-            )
-    return [(form, name, members) for (form, name), members in found.items()]
+            found.setdefault(("file", file), []).append(frame)
+    for (form, name), members in found.items():
+        if form != "file":
+            yield form, name, members
+            continue
+        try:
+            ends = trajectories.ends(members, rules.fmax, rules.targets_alone)
+        except ValueError as error:
+            left_out.append(f"{name}: {error}")
+            continue
+        yield from ((form, name, [*pair]) for pair in ends)
+        left_out += [] if ends else [f"{frame.source}: {trajectories.UNNAMED}" for frame in members]
 
 
-def _of_final_positions(frames: list[Frame], name: str) -> _Ends:
+def _of_file(frames: list[Frame], name: str, rules: _Rules) -> _Ends:
+    start, target = frames
+    if start is target:
+        return _Ends(start, target, start.source)
+    start = start._replace(info={**start.info, "trajectory": name})
+    return _Ends(start, target, f"{name} ({start.source} to {target.source})")
+
+
+def _of_final_positions(frames: list[Frame], name: str, rules: _Rules) -> _Ends:
     (start,) = frames
     atoms = to_ase(start.system)
     try:
@@ -191,7 +228,7 @@ def _of_final_positions(frames: list[Frame], name: str) -> _Ends:
     return _Ends(start, target, start.source)
 
 
-def _of_trajectory(frames: list[Frame], name: str) -> _Ends:
+def _of_trajectory(frames: list[Frame], name: str, rules: _Rules) -> _Ends:
     steps = np.array([_number(frame, "step") for frame in frames])
     order = np.argsort(steps, kind="stable")
     start, target = frames[order[0]], frames[order[-1]]
@@ -200,6 +237,8 @@ def _of_trajectory(frames: list[Frame], name: str) -> _Ends:
         doubled = steps[order][1:][np.diff(steps[order]) == 0]
         raise ValueError(f"{where} has step {doubled[0]} twice. Do two relaxations bear the same relax_id?")
     n_steps = _number(target, "n_steps") if "n_steps" in target.info else last + 1
+    if rules.targets_alone and last == n_steps - 1 and first != 0:
+        return _Ends(target, target, target.source)
     if len(steps) < 2 or first != 0 or last != n_steps - 1:
         raise ValueError(
             f"{where} holds steps {first} to {last} of {n_steps}: the start (step 0) or its partner, "
@@ -208,15 +247,17 @@ def _of_trajectory(frames: list[Frame], name: str) -> _Ends:
     return _Ends(start, target, where)
 
 
-def _of_roles(frames: list[Frame], name: str) -> _Ends:
+def _of_roles(frames: list[Frame], name: str, rules: _Rules) -> _Ends:
     where = f"Pair {name} ({' and '.join(frame.source for frame in frames)})"
     roles = [str(frame.info["role"]) for frame in frames]
+    if rules.targets_alone and roles == ["target"]:
+        return _Ends(frames[0], frames[0], frames[0].source)
     if sorted(roles) != ["start", "target"]:
         raise ValueError(f"{where} has the roles {', '.join(roles)}; needs one start and one target.")
     return _Ends(frames[roles.index("start")], frames[roles.index("target")], where)
 
 
-_ENDS = {"final_positions": _of_final_positions, "relax_id": _of_trajectory, "pair_id": _of_roles}
+_ENDS = {"final_positions": _of_final_positions, "relax_id": _of_trajectory, "pair_id": _of_roles, "file": _of_file}
 
 
 def _number(frame: Frame, key: str) -> int:

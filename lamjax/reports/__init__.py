@@ -5,3 +5,4 @@ from lamjax.reports.console import bars as bars
 from lamjax.reports.console import console as console
 from lamjax.reports.console import progress as progress
 from lamjax.reports.console import table as table
+from lamjax.reports.console import warnings_as_text as warnings_as_text

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -72,6 +73,18 @@ def bar(what: str, total: int, done: int = 0, interval: float = math.inf) -> Ite
     with bars("{task.fields[note]}") as shown:
         task = shown.add_task(what, total=total, completed=done, note="")
         yield lambda done, note="", total=total: shown.update(task, completed=done, note=note, total=total)
+
+
+@contextlib.contextmanager
+def warnings_as_text() -> Iterator[None]:
+    """Warnings as text, without the place in the source that issued them."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            yield
+        finally:
+            for warning in caught:
+                console.print(f"[yellow]Warning:[/] {escape(str(warning.message))}", soft_wrap=True)
 
 
 def _cell(value: Any) -> str:

@@ -302,9 +302,10 @@ def _meant(errors: list[dict]) -> list[dict]:
         return siblings <= wrong and loc == (*branch, "type")  # the type fits none of them: only that is told
 
     found, types = [], {}
-    for error in (error for error in errors if is_meant(error["loc"])):
+    for error in [error for error in errors if is_meant(error["loc"])]:
         if error["loc"][:-1] in wrong:  # the type fits no alternative: they are one fault
             first = types.setdefault(error["loc"][:-2], error)
+            error["loc"] = (*error["loc"][:-2], "type")
             if first is not error:
                 first["ctx"] = {"expected": f"{first['ctx']['expected']}, {error['ctx']['expected']}"}
                 continue
@@ -319,7 +320,7 @@ def _is_class(loc: tuple) -> bool:
 
 def _fault(error: dict, kind: type) -> str:
     """One line of a validation error; for an unknown key the known one that is meant, or all there are."""
-    place = ".".join(str(part) for part in error["loc"] if not _is_class((part,))) or "config"
+    place = ".".join(map(str, error["loc"])) or "config"
     context, value = error.get("ctx", {}), error.get("input")
     match error["type"]:
         case "unexpected_keyword_argument" | "extra_forbidden":

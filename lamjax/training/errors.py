@@ -4,6 +4,7 @@ import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import ase.data
 import jax
 import numpy as np
 
@@ -49,6 +50,26 @@ def under_one_name(potential: Potential, params: Params, head: str) -> tuple[Pot
     configs = dict(potential.config.heads)
     name = next(name for name, config in configs.items() if config == configs[head])
     return select(potential, name), Params(params.descriptor, {name: params.heads[head]})
+
+
+def seen_elements(potential: Potential, params: Params, head: str) -> tuple[str, ...] | None:
+    """The elements that the data of a head held, as its energies per element tell; None if these are all zero."""
+    statistics = params.heads[head]["statistics"]
+    size = np.abs(np.asarray(statistics["out_bias"]) + np.asarray(statistics["bias_atom_e"]))
+    if not size.any():
+        return None
+    # a least-squares fit leaves rounding, not always zero, for an element without data
+    return tuple(e for e, s in zip(potential.config.elements, size, strict=True) if s > 1e-9 * size.max())
+
+
+def unseen_elements(potential: Potential, params: Params, frames: Sequence[Frame]) -> dict[str, list[str]]:
+    """Elements of the frames that the data of each head did not hold, as far as is known."""
+    present = {ase.data.chemical_symbols[z] for frame in frames for z in np.unique(frame.system.numbers) if z > 0}
+    found = {}
+    for head in potential.config.head_names:
+        seen = seen_elements(potential, params, head)
+        found[head] = [] if seen is None else sorted(present - set(seen))
+    return found
 
 
 def zero_shot(

@@ -20,6 +20,7 @@ from lamjax.data import (
     facts,
     iterate,
     levels,
+    matching,
     pack,
     pack_pairs,
     pair_batches,
@@ -27,7 +28,8 @@ from lamjax.data import (
     read_pairs,
     sample,
 )
-from lamjax.data.pairs import listed
+from lamjax.data.pairs import SAME_CELL, STILL, listed
+from lamjax.losses import StructureLossConfig
 from lamjax.neighbors import Shell, host_neighbors, plan_capacities
 from lamjax.potential import Potential
 from lamjax.training.config import read_options
@@ -58,13 +60,16 @@ class PairSets(NamedTuple):
 def read_sets(config: StructureTuneConfig, potential: Potential, replayed: Potential) -> PairSets:
     """All pairs and frames of a config; what cannot be used is left out and named in warnings.
 
-    Raises ValueError if nothing is left, and for pairs that are both trained on and held out.
+    Raises ValueError if nothing is left, for pairs that are both trained on and held out, and, where relaxations are
+    learned, if all held-out starts are their targets.
     """
 
     options = read_options(config)
 
     def pairs_of(files: Sequence[str]) -> list[Pair]:
-        found = read_pairs(files, fmax=config.fmax, variable_cell=config.variable_cell, options=options)
+        rules = {"fmax": config.fmax, "variable_cell": config.variable_cell}
+        alone = not isinstance(config.objective, StructureLossConfig)
+        found = read_pairs(files, **rules, options=options, targets_alone=alone)
         return _known(found, potential.elements)
 
     found = pairs_of(config.pairs)
@@ -73,12 +78,37 @@ def read_sets(config: StructureTuneConfig, potential: Potential, replayed: Poten
         _check_apart(train, validation)
     else:
         train, validation = hold_out(found, config.hold_out, config.group_by, config.seed)
+    if isinstance(config.objective, StructureLossConfig):
+        validation = _begun_elsewhere(validation)
     replay = labelled(config.replay.files, replayed, options) if config.replay else []
     if len(said := levels.levels(replay)) > 1:
         warnings.warn(f"replay: one head learns {levels.described(said)}: of one level of theory?", stacklevel=2)
     frames = {HELD_OUT: _labelled_steps(config.validation or config.pairs, validation, options)}
     frames |= {REPLAYED: sample(replay, MOST)} if config.replay else {}
     return PairSets(train, validation, {name: some for name, some in frames.items() if len(some)}, replay)
+
+
+def is_at_target(pair: Pair) -> bool:
+    """True for a start that is its target: a relaxation from there finds no basin."""
+    start, target = pair.start, pair.target
+    moved = matching.nearest(matching.in_cell_of(start, target) - start.positions, start.cell, start.pbc)
+    same_cell = np.allclose(start.cell, target.cell, rtol=0, atol=SAME_CELL)
+    return bool(same_cell and np.abs(np.where(pair.fixed, 0, moved)).max() < STILL)
+
+
+def _begun_elsewhere(pairs: list[Pair]) -> list[Pair]:
+    """The pairs whose starts are not their targets; the others are named in a warning. ValueError if none is left."""
+    lines = [pair.source for pair in pairs if is_at_target(pair)]
+    if len(lines) == len(pairs):
+        raise ValueError(
+            f"All {len(pairs)} held-out starts are their targets, the first {lines[0]}: relaxed from there, any model "
+            "would seem to find the right structure. Give relaxations with their starts (unrelaxed structures) as "
+            "validation, or learn from targets alone with the objective force or newton."
+        )
+    if lines:
+        headline = f"Left out {len(lines)} of {len(pairs)} held-out pairs whose start is their target"
+        warnings.warn(listed(headline, lines), stacklevel=3)
+    return [pair for pair in pairs if not is_at_target(pair)]
 
 
 def hold_out(pairs: Sequence[Pair], share: float, group_by: str | None, seed: int) -> tuple[list[Pair], list[Pair]]:
@@ -109,7 +139,8 @@ def _group(pair: Pair, key: str) -> str:
 
 def name(pair: Pair) -> str:
     """What a table calls a pair: its relax_id or pair_id, or where it was read."""
-    return str(pair.info.get("relax_id", pair.info.get("pair_id", pair.source)))
+    known = (pair.info[key] for key in ("relax_id", "pair_id", "trajectory") if key in pair.info)
+    return str(next(known, pair.source))
 
 
 def _known(pairs: list[Pair], elements: Sequence[str] | None) -> list[Pair]:
@@ -151,16 +182,18 @@ def _labelled_steps(files: Sequence[str], pairs: Sequence[Pair], options: ReadOp
     """The labelled frames of the files that belong to the pairs: whole trajectories where there are such."""
     ids = {(key, str(pair.info[key])) for pair in pairs for key in ("relax_id", "pair_id") if key in pair.info}
     sources = {pair.source for pair in pairs}
+    whole = {pair.info.get("trajectory") for pair in pairs}
 
-    def belongs(frame: Frame) -> bool:
+    def belongs(frame: Frame, path: str) -> bool:
         mine = {(key, str(frame.info[key])) for key in ("relax_id", "pair_id") if key in frame.info}
-        return bool(frame.labels.weights.any()) and (frame.source in sources or bool(mine & ids))
+        known = frame.source in sources or str(path) in whole or bool(mine & ids)
+        return bool(frame.labels.weights.any()) and known
 
     found = []
     for path in files:
         with contextlib.suppress(ValueError):  # what cannot be read was named when the pairs were
             read = iterate(path, on_error=lambda error: None, options=options, on_remark=lambda remark: None)
-            found += [frame for frame in read if belongs(frame)]
+            found += [frame for frame in read if belongs(frame, path)]
     return sample(found, MOST)
 
 

@@ -50,7 +50,7 @@ class Summary(NamedTuple):
     rmsd_q3: float
     strain_median: float
     volume_median: float  # of the absolute relative change
-    in_basin: float  # share of structures with no atom farther off than the config's `basin`
+    in_basin: float  # share of structures with no atom farther off than the config's `basin`; NaN: all began there
     improved: float  # share with a smaller dq than before training
     converged: float  # share
     failed: float  # share
@@ -101,8 +101,12 @@ def compare(systems: Sequence, pairs: Sequence[Pair]) -> StructureError:
     return StructureError(*(np.concatenate(column)[: len(pairs)] for column in zip(*parts, strict=True)))
 
 
-def summary(found: Judgement, before: Judgement, basin: float) -> Summary:
-    """The numbers of a judgement; `before` is that of the model before training, `basin` in Å."""
+def summary(found: Judgement, before: Judgement, basin: float, apart: Bool[np.ndarray, " n"] | None = None) -> Summary:
+    """The numbers of a judgement; `before` is that of the model before training, `basin` in Å.
+
+    `apart` are the structures that began elsewhere than at their target: of these alone the basin says something.
+    """
+    within = (found.largest < basin)[np.ones(len(found.dq), bool) if apart is None else apart]
     quartiles = {f"{x}_q{k}": _quantile(getattr(found, x), k / 4) for x in ("dq", "rmsd") for k in (1, 3)}
     means = {f"{x}_mean": float(np.mean(getattr(found, x))) for x in ("dq", "rmsd")}
     return Summary(
@@ -110,7 +114,7 @@ def summary(found: Judgement, before: Judgement, basin: float) -> Summary:
         rmsd_median=float(np.median(found.rmsd)),
         strain_median=float(np.median(found.strain)),
         volume_median=float(np.median(np.abs(found.volume))),
-        in_basin=float(np.mean(found.largest < basin)),
+        in_basin=float(np.mean(within)) if len(within) else np.nan,
         improved=float(np.mean(found.dq < before.dq)),
         converged=float(np.mean(found.converged)),
         failed=float(np.mean(found.failed)),

@@ -16,6 +16,7 @@ from lamjax.training import curve
 from lamjax.training.setup import BEST
 from lamjax.training.state import TrainState, result
 from lamjax.training.structures_config import judge_of
+from lamjax.training.structures_data import is_at_target
 from lamjax.training.structures_judge import Summary, judge, read_structures, summary, write_structures
 from lamjax.training.structures_setup import HISTORY, STRUCTURES, VALIDATION, TuneRun, model, past
 
@@ -118,7 +119,8 @@ class Log:
             run.config.matmul_precision,
         )
         self.before = found if step == 0 else self.before
-        told, errors = summary(found, self.before, run.config.basin), run.labels.errors(params)
+        apart = np.array([not is_at_target(pair) for pair in pairs])
+        told, errors = summary(found, self.before, run.config.basin, apart), run.labels.errors(params)
         best = step == 0 or told.dq_median < self.scores[self.best]
         if best:
             save_model(run, state, self.output / BEST, step, told.dq_median)

@@ -1,7 +1,8 @@
 """The tasks of a run: data sets with a head each, their statistics, and which of them share a program."""
 
+import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +30,8 @@ from lamjax.losses import LabelLossConfig, Loss, heads_loss, multitask_loss, sam
 from lamjax.potential import Params, Potential, select
 from lamjax.training.config import TaskConfig, TrainConfig, read_options
 from lamjax.training.errors import predictions
+
+MOST_COMPARED = 100_000  # frames of the training whose places are compared with those of the validation
 
 
 class Task(NamedTuple):
@@ -63,6 +66,7 @@ def read_tasks(config: TrainConfig, potential: Potential) -> tuple[Task, ...]:
     selected = {name: _select(potential, name, task) for name, task in settings.items()}
     found = {name: _frames(config, task, potential) for name, task in settings.items()}
     _check_levels(config, {name: selected[name].head for name in settings}, found)
+    check_apart(found.values())
     everything = join(frames for sets in found.values() for frames in sets)
     looks = _structures(config, everything)
     shapes = plan(everything, potential.shells, config.max_programs, looks, config.batch_size)
@@ -165,8 +169,56 @@ def _frames(config: TrainConfig, task: TaskConfig, potential: Potential) -> tupl
     order = np.random.default_rng(config.seed).permutation(len(frames))
     n = max(1, round(config.hold_out * len(frames)))
     if n >= len(frames):
-        raise ValueError(f"hold_out {config.hold_out}: nothing would be left of {len(frames)} frames to train on.")
+        raise ValueError(
+            f"hold_out {config.hold_out}: nothing would be left of {len(frames)} frames to train on. Give more frames, "
+            "other files as `validation` (--validation), or hold_out 0 (--set hold_out=0) to train on all of them."
+        )
     return Subset(frames, np.sort(order[n:])), Subset(frames, np.sort(order[:n]))
+
+
+def check_apart(sets: Iterable[tuple[Sequence[Frame], Sequence[Frame]]]) -> None:
+    """A warning if frames of a validation are trained on, ValueError if all of all are; the first is named.
+
+    `sets` are (train, held out) of every task.
+    """
+    shared = [(common(*one), len(one[1])) for one in sets if len(one[1])]
+    said = [
+        f"{found[0]} of {n} frames of the validation are trained on as well, the first {found[1]}"
+        for found, n in shared
+        if found
+    ]
+    if said and all(found and found[0] == n for found, n in shared):
+        raise ValueError(
+            f"{said[0]}: their errors would say nothing of other structures. Name other files as `validation`, or "
+            "leave it out and set `hold_out`."
+        )
+    for line in said:
+        warnings.warn(f"{line}: the errors look better than they are. Remove them from one of the sets.", stacklevel=2)
+
+
+def common(train: Sequence[Frame], held_out: Sequence[Frame]) -> tuple[int, str] | None:
+    """How many frames of the second set are in the first, and the names of one in both; None if there are none.
+
+    Positions are compared only where number of atoms and energy are equal, so that large sets are not read through.
+    """
+    mine, others = (list(zip(*(x.tolist() for x in facts(some)[:2]), strict=True)) for some in (train, held_out))
+    alike = set(mine) & set(others)
+    places: dict[tuple, list[int]] = {}
+    for j in [j for j, key in enumerate(others) if key in alike][:MOST_COMPARED]:
+        places.setdefault(_places(held_out[j]), []).append(j)
+    both: dict[int, int] = {}
+    for k in [k for k, key in enumerate(mine) if key in alike][:MOST_COMPARED]:
+        both |= dict.fromkeys(places.pop(_places(train[k]), ()), k)
+    if not both:
+        return None
+    j, k = min(both.items())
+    return len(both), f"{source(held_out, j)}, which is {source(train, k)}"
+
+
+def _places(frame: Frame) -> tuple[bytes, ...]:
+    """Elements, and positions and cell to 1e-5 Å, for comparisons."""
+    numbers, *rest = frame.system.numbers, frame.system.positions, frame.system.cell
+    return np.asarray(numbers).tobytes(), *((np.round(x, 5) + 0.0).astype(np.float32).tobytes() for x in rest)
 
 
 def labelled(paths, potential: Potential, options: ReadOptions | None = None) -> Sequence[Frame]:

@@ -16,11 +16,11 @@ import yaml
 
 from lamjax import checkpoints, data, losses, relaxation
 from lamjax.neighbors import Shell
-from lamjax.training import NonFiniteError, curve, evaluate, schedule, structures
+from lamjax.training import NonFiniteError, curve, evaluate, schedule, structures, structures_data
 from lamjax.training.config import schema, to_json, validate
 from lamjax.training.structures import StructureTuneConfig, read_config
 from lamjax.training.structures_config import TEMPLATE, complete, judge_of, objective_of
-from lamjax.training.structures_data import Packing, hold_out
+from lamjax.training.structures_data import Packing, hold_out, is_at_target, read_sets
 from lamjax.training.structures_judge import Judgement, Labels, compare, read_structures, summary
 
 FORCE = {"type": "force"}  # compiles in a fraction of the time of a relaxation
@@ -142,6 +142,53 @@ def test_validation_is_a_relaxation_and_its_error(tuned, folder):
     best = min(structures.validations(folder / "tuned"), key=lambda judged: judged.summary.dq_median)
     assert best.best and best.summary.dq_median == np.median(after.dq)
     assert best.summary.dq_mean == pytest.approx(np.mean(by_hand), rel=1e-6)
+
+
+def write_alone(path: Path, n: int) -> None:
+    """Relaxed clusters without a start, each of another size."""
+    ase.io.write(path, [clusters.labelled((clusters.TARGET + 1e-3 * k) * clusters.TETRAHEDRON, 2.45) for k in range(n)])
+
+
+def test_held_out_starts_that_are_their_targets_say_nothing(folder):
+    frames = ase.io.read(folder / "train.extxyz", ":")
+    for k, start in enumerate(frames[::2]):  # each start becomes its target
+        start.positions = frames[2 * k + 1].positions
+    ase.io.write(folder / "ends.extxyz", frames)
+    with pytest.raises(ValueError, match="All 6 held-out starts are their targets, .* Relaxation .*force or newton"):
+        structures.prepare(config_of(folder, "bad", pairs=["test.extxyz"], validation=["ends.extxyz"]))
+    files = {"pairs": ["train.extxyz"], "validation": ["test.extxyz", "ends.extxyz"]}
+    with pytest.warns(UserWarning, match="Left out 6 of 9 held-out pairs whose start is their target"):
+        sets = read_sets(config_of(folder, "bad", **files), checkpoints.load(folder / "base.lamjax")[0], None)
+    assert [structures_data.name(pair) for pair in sets.validation] == ["c7-0", "c7-1", "c7-2"]
+
+
+def test_relaxed_structures_alone_are_enough_for_an_objective_at_the_target(folder):
+    write_alone(folder / "alone.extxyz", 5)
+    files = {"pairs": ["alone.extxyz"], "validation": []}
+    with pytest.raises(ValueError, match="nothing says where the structure relaxes to"):
+        structures.prepare(config_of(folder, "bad", **files))
+    prepared = structures.prepare(config_of(folder, "alone", objective=FORCE, hold_out=0.2, **files))
+    assert len(prepared.sets.train) == 4 and is_at_target(prepared.sets.validation[0])
+    assert len(prepared.labels.sets["heldout"][1]) == 1  # its forces are measured too
+    zeros = np.zeros(2)
+    found = Judgement(zeros, zeros, np.array([0.1, 0.9]), zeros, zeros, zeros, zeros > 0, zeros > 0)
+    assert np.isnan(summary(found, found, 0.5, np.array([False, False])).in_basin)
+    assert summary(found, found, 0.5, np.array([False, True])).in_basin == 0
+    assert summary(found, found, 0.5).in_basin == 0.5
+
+
+def test_a_trajectory_of_ase_is_a_relaxation(folder):
+    """No relax_id: one file is one relaxation, and all its labelled steps are measured where it is held out."""
+    frames = ase.io.read(folder / "train.extxyz", ":")
+    for k in range(3):
+        ase.io.write(folder / f"{k}.traj", [clusters.labelled(a.positions, 2.45) for a in frames[2 * k : 2 * k + 2]])
+    files = {"pairs": ["0.traj", "1.traj"], "validation": ["2.traj"]}
+    prepared = structures.prepare(config_of(folder, "bad", objective=FORCE, **files))
+    assert [structures_data.name(pair) for pair in prepared.sets.train] == [
+        str(folder / "0.traj"),
+        str(folder / "1.traj"),
+    ]
+    assert len(prepared.sets.frames["heldout"]) == 2
 
 
 def test_a_run_leaves_everything_behind(tuned, folder):
@@ -328,7 +375,9 @@ WRONG = {
     r"objective.structure.relax.adjoint.Unrolled.stepz: unknown key. Did you mean steps\?$": {
         "objective": {"relax": {"adjoint": {"type": "unrolled", "stepz": 3}}}
     },
-    "adjoint.Implicit.type: Input should be 'implicit'": {"objective": {"relax": {"adjoint": {"type": "implicitly"}}}},
+    r"adjoint.type: 'implicitly' is not supported; supported: .*implicit.*Did you mean implicit\?": {
+        "objective": {"relax": {"adjoint": {"type": "implicitly"}}}
+    },
     "objective: type must be structure, force or newton": {"objective": {"type": "forces"}},
     "replay.weight must be above 0": {"replay": {"files": ["a"], "weight": 0}},
     "set variable_cell, or leave their `cell` out": {"judge": {"cell": {}}},
