@@ -65,7 +65,7 @@ def test_products_are_the_mean_square_over_structures(probed):
     rows, params, change = probed.batch, MORSE.init(), jax.jit(force_change, static_argnums=0)
     student = jax.tree.map(lambda x: 1.05 * x, params)
     only = DistillationLossConfig(LabelLossConfig(start_pref_e=0, limit_pref_e=0, start_pref_f=0, limit_pref_f=0), 3, 7)
-    value, _ = evaluated(only, student, probed, 0.5)
+    value, _ = evaluated(only, student, probed, 0.25)  # p = 7 + (3 - 7)/4
     squares = []
     for k in range(3):
         here = np.asarray((rows.system.structure[0] == k) & (rows.system.numbers[0] > 0))
@@ -77,7 +77,7 @@ def test_products_are_the_mean_square_over_structures(probed):
         v = probed.directions[0][here]
         d = change(MORSE, student, system, lists, v) - change(MORSE, params, system, lists, v)
         squares.append(np.mean(np.square(d)))
-    np.testing.assert_allclose(value, 5 * np.mean(squares), rtol=1e-9)
+    np.testing.assert_allclose(value, 6 * np.mean(squares), rtol=1e-9)
 
 
 def test_gradient_is_that_of_differences(probed):

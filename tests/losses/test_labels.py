@@ -157,6 +157,16 @@ def test_missing_labels_weigh_nothing(morse):
     assert sorted(losses.errors(loss(params, one_batch(only_forces, plan, 8))[1])) == ["mae_f", "rmse_f"]
 
 
+def test_a_weight_scales_its_label_and_leaves_errors_as_they_are(morse):
+    frames, plan, params, loss = morse
+    weights = [np.array([0.5, 0.5, 0.5]), *(f.labels.weights for f in frames[1:])]
+    some = [f._replace(labels=f.labels._replace(weights=w)) for f, w in zip(frames, weights, strict=True)]
+    value, metrics = loss(params, one_batch(some, plan, 8))
+    each = np.array([loss(params, one_batch([frame], plan, 8))[0] for frame in frames])
+    np.testing.assert_allclose(value, np.mean(each * [0.5, *np.ones(5)]), rtol=1e-12)
+    assert losses.errors(metrics) == losses.errors(loss(params, one_batch(frames, plan, 8))[1])
+
+
 def test_gradient_of_the_loss_by_finite_differences(morse):
     frames, plan, params, loss = morse
     batch = one_batch(frames, plan, 8)

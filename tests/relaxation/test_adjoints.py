@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import lamjax
-from lamjax import neighbors
+from lamjax import neighbors, pytree
 from lamjax.data import pack_pairs, read_pairs
 from lamjax.losses.geometry import structure_error
 from lamjax.relaxation import (
@@ -25,10 +25,13 @@ from lamjax.relaxation import (
     RelaxConfig,
     Unrolled,
     UntilConverged,
+    coordinates,
+    implicit,
+    landscape,
     minimiser,
     relax,
 )
-from lamjax.system import System
+from lamjax.system import System, host_system
 
 FILE = Path(__file__).parent.parent / "fixtures" / "si_defects" / "sub_B_1.extxyz"
 DEMO = str(resources.files("lamjax") / "assets" / "demo" / "base.lamjax")
@@ -209,6 +212,26 @@ def test_no_implicit_gradient_without_a_minimum():
     assert gradient(RelaxConfig(max_steps=2, adjoint=Implicit()), system) == [0, 0, 0]
     line = system._replace(positions=jnp.zeros((5, 3)).at[:, 0].set(2.5 * jnp.arange(5)))
     assert np.isfinite(gradient(RelaxConfig(fmax=1e-3, adjoint=Implicit()), line)).all()
+
+
+@pytest.mark.parametrize("tries", [0, 1])
+def test_damping_is_raised_as_often_as_allowed(tries):
+    """Two dimers, stretched beyond and up to the point of inflection of the Morse curve (3.0 Å)."""
+    potential, shells = models.morse(), models.morse().shells
+    systems = [host_system(ase.Atoms("Cu2", positions=[(0, 0, 0), (r, 0, 0)])) for r in (3.35, 2.8)]
+    there = landscape.over(pytree.stack(systems), np.zeros((2, 2, 3), bool), None)
+    z = jax.vmap(coordinates.start)(there.reference)
+    lists = pytree.stack([neighbors.host_neighbors(s, shells, (4,), 1) for s in systems])
+    params, rhs = models.params_of(potential), jnp.zeros_like(z).at[:, 0, 0].set(1.0).at[:, 1, 0].set(-1.0)
+    product = landscape.hessian_product(potential, params, there, z, lists, None)
+    along = [float(x) for x in jnp.sum(rhs * product(rhs), axis=(1, 2)) / 2]
+    assert -1.0 < along[0] < -0.1 and along[1] > 0  # the first raise, to 1 eV/Å², makes both positive
+    rule = Implicit(tol=1e-8, damping=0.01)
+    _, report, damping = implicit.enough_damping(potential, params, there, z, lists, None, rhs, rule, tries)
+    for k, curvature in enumerate(along):
+        raised = curvature < 0 and tries > 0
+        assert bool(report.negative[k]) == (curvature < 0 and not raised)
+        assert float(damping[k]) == (1.0 if raised else 0.01)
 
 
 def test_checkpoints_bound_the_memory():
