@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from lamjax import distillation
 from lamjax.cli import reading
+from lamjax.cli.labeller import HELP, OPTION_HELP, labeller_config
 from lamjax.cli.train import banner
 from lamjax.distillation import TEMPLATE, DistillConfig, StudentConfig
 from lamjax.distillation.outcome import Model
@@ -50,6 +51,8 @@ def distill(
     config: Annotated[Path | None, typer.Option(help="YAML with any key of --template; options go first.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change a key: --set explore.steps=500.")] = None,
     head: Annotated[str | None, typer.Option(help="Head of a teacher that has several.")] = None,
+    labeller: Annotated[str | None, typer.Option(help=f"Instead of TEACHER. {HELP}")] = None,
+    option: Annotated[list[str] | None, typer.Option(help=OPTION_HELP)] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the rounds and the student; default: distilled.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the rounds in the output folder.")] = False,
     template: Annotated[bool, typer.Option("--template", help="Print a config file with all keys and stop.")] = False,
@@ -66,8 +69,9 @@ def distill(
     its members disagree (largest force deviation between two trust levels) are labelled by the teacher and learned.
     It ends when deviation, and errors on fresh frames, are below the thresholds of `enough`, or after `rounds`.
 
-    Instead of a teacher the config can name a labeller: an ASE calculator (quantum chemistry), or files that come back
-    later. With `student.base` the same loop is active learning: labels in, a better model out.
+    Instead of a teacher the config, or --labeller, can name a calculator (quantum chemistry, or another code's model;
+    package.module:factory is imported because you name it), and the config files that come back later. With
+    `student.base` the same loop is active learning: labels in, a better model out.
 
     Every stage is on disk (round-000/explored.extxyz, selected, labelled, student-0.lamjax, round.json, ...) when the
     next one begins; a killed run goes on with --resume. At the end: student.lamjax, student-tabulated.lamjax (the same,
@@ -76,9 +80,12 @@ def distill(
     if template or schema:
         print(TEMPLATE if template else config_schema(DistillConfig, COMMAND), end="")
         return
+    if teacher and labeller or option and not labeller:
+        raise ValueError("Give either TEACHER or --labeller, and --option to a calculator that --labeller names.")
+    named = None if labeller is None else dataclasses.asdict(labeller_config(labeller, option or (), head))
     options = reading.options(energy_key, forces_key, stress_key, virial_key, elements)
     changes = [*(set_ or ()), *reading.changes(options)]
-    settings = _settings(teacher, student, start, config, changes, head, out)
+    settings = _settings(teacher, student, start, config, changes, head, out, named)
     # x64 for positions and sums of energies; networks run in the configs' precisions
     with files.alone(settings.output), jax.enable_x64(True):
         _run(settings, resume)
@@ -108,14 +115,16 @@ def _run(settings: DistillConfig, resume: bool) -> None:
     _conclude(settings, rounds, found, picture)
 
 
-def _settings(teacher, student, start, config, changes, head, out) -> DistillConfig:
+def _settings(teacher, student, start, config, changes, head, out, labeller=None) -> DistillConfig:
     """The config of a file, with what the options say in its place."""
     content = read(config, COMMAND) if config else {}
+    if labeller:
+        content["labeller"] = labeller
     if teacher:
         old = content.get("labeller", {})
         kept = {key: value for key, value in old.items() if old.get("type") == "potential"}
         content["labeller"] = {**kept, "type": "potential", "model": str(teacher)}
-    if head:
+    if head and not labeller:
         content.setdefault("labeller", {"type": "potential"})["head"] = head
     if student:
         content["student"] = _student(student)

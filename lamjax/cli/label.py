@@ -32,6 +32,9 @@ def label(
         bool | None, typer.Option(help="One calculator for many frames; by default if it is imported.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was killed.")] = False,
+    skip: Annotated[
+        bool, typer.Option("--skip", help="With --resume: leave out the structure in which the run was killed.")
+    ] = False,
 ) -> None:
     """Label structures: energy (of which the forces are the derivative), forces, and stress where all is periodic.
 
@@ -50,6 +53,8 @@ def label(
         if not isinstance(config, CalculatorConfig):
             raise ValueError(f"--reuse and --no-reuse are for calculators; {labeller} is a model file.")
         config = dataclasses.replace(config, reuse=reuse)
+    if skip and not resume:
+        raise ValueError("--skip leaves out the structure in which an earlier run was killed: it needs --resume.")
     check_output(out, structures, ENDINGS)
     began = time.monotonic()
     with files.alone(out), jax.enable_x64(True):  # for positions and sums of energies
@@ -57,7 +62,7 @@ def label(
         if not len(frames):
             raise ValueError(data.pairs.listed("No structure could be read", wrong or ["The files are empty."]))
         made = distillation.open_labeller(config)
-        written = _run(distillation.label_set(made, frames, out, resume), len(frames))
+        written = _run(distillation.label_set(made, frames, out, resume, skip), len(frames))
     _report(written, wrong, out, time.monotonic() - began)
 
 

@@ -1,6 +1,5 @@
 """Relaxations and simulations with an ASE calculator, for explorations without a potential of lamjax."""
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -8,9 +7,6 @@ import ase
 import numpy as np
 from ase import units
 from ase.filters import FrechetCellFilter
-from ase.md.langevin import Langevin
-from ase.md.nptberendsen import NPTBerendsen
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.optimize import FIRE
 
 from lamjax.data import Frame
@@ -21,13 +17,17 @@ from lamjax.relaxation import RelaxConfig
 from lamjax.system import System, constraints, host_system, to_ase
 
 FRICTION = 0.01  # 1/fs, of Langevin dynamics
-COUPLING = 100.0, 1000.0  # fs, of Berendsen's thermostat and barostat
+BAROSTAT = 100.0  # fs, in which the pressure comes near
 COMPRESSIBILITY = 0.01  # 1/GPa, that of a solid; it sets how fast the barostat works, not where it leads
+CHANGE = 0.98, 1.02  # of the volume in a step, at most
 HOT = 1e5  # K; a simulation that is hotter has exploded
 
 
 def calculator_engine(make: Callable[[], Any]) -> Engine:
-    """ASE's FIRE (with its cell filter), Langevin dynamics, and Berendsen's barostat where there is a pressure."""
+    """ASE's FIRE (with its cell filter), Langevin dynamics, and Berendsen's barostat where there is a pressure.
+
+    The dynamics are written here: ASE's warn of their own successors, and draw other numbers in other versions.
+    """
 
     def relax(config: ExploreConfig, starts: Sequence[Frame], seed: int, first: int = 0) -> Iterator[Walk]:
         for number, start in enumerate(starts, first):
@@ -65,30 +65,39 @@ def _relaxed(calculator: Any, config: ExploreConfig, atoms: ase.Atoms) -> Iterat
 
 def _simulated(calculator: Any, config: ExploreConfig, one: Simulation, seed: int) -> Iterator[tuple[int, System]]:
     """(step, structure) of every `every`-th step."""
-    atoms, rng = _atoms(one.start.system, one.start), np.random.RandomState(seed % 2**32)
+    atoms, rng = _atoms(one.start.system, one.start), np.random.default_rng(seed)
     atoms.calc = calculator
-    MaxwellBoltzmannDistribution(atoms, temperature_K=one.temperature, rng=rng)
-    step = config.timestep * units.fs
-    if one.pressure is None:
-        friction = FRICTION / units.fs
-        moves = Langevin(atoms, step, temperature_K=one.temperature, friction=friction, rng=rng, logfile=None)
-    else:
-        thermostat, barostat = (time * units.fs for time in COUPLING)
-        moves = NPTBerendsen(
-            atoms,
-            step,
-            temperature_K=one.temperature,
-            pressure_au=one.pressure * units.GPa,
-            taut=thermostat,
-            taup=barostat,
-            compressibility_au=COMPRESSIBILITY / units.GPa,
-            logfile=None,
-        )
-    for done in range(config.every, config.steps + 1, config.every):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # of what explodes; it is looked for below
-            moves.run(config.every)
-        yield done, _checked(atoms)
+    atoms.set_momenta(_thermal(atoms, one.temperature, rng))
+    for done in range(1, config.steps + 1):
+        _langevin(atoms, config.timestep * units.fs, one.temperature, rng)
+        if one.pressure is not None:
+            _scale(atoms, config.timestep, one.pressure)
+        if done % config.every == 0:
+            yield done, _checked(atoms)
+
+
+def _langevin(atoms: ase.Atoms, step: float, temperature: float, rng: np.random.Generator) -> None:
+    """One step of BAOAB (Leimkuhler and Matthews, 10.1093/amrx/abs010); constraints hold what they hold."""
+    half, masses = step / 2, atoms.get_masses()[:, None]
+    kept = np.exp(-FRICTION / units.fs * step)
+    atoms.set_momenta(atoms.get_momenta() + half * atoms.get_forces())
+    atoms.set_positions(atoms.positions + half * atoms.get_momenta() / masses)
+    drawn = _thermal(atoms, temperature, rng)
+    atoms.set_momenta(kept * atoms.get_momenta() + np.sqrt(1 - kept**2) * drawn)
+    atoms.set_positions(atoms.positions + half * atoms.get_momenta() / masses)
+    atoms.set_momenta(atoms.get_momenta() + half * atoms.get_forces())
+
+
+def _thermal(atoms: ase.Atoms, temperature: float, rng: np.random.Generator) -> np.ndarray:
+    """Momenta of Maxwell and Boltzmann's distribution."""
+    return np.sqrt(atoms.get_masses() * units.kB * temperature)[:, None] * rng.normal(size=(len(atoms), 3))
+
+
+def _scale(atoms: ase.Atoms, timestep: float, pressure: float) -> None:
+    """The cell and the atoms scaled as Berendsen et al. do (10.1063/1.448118), toward a pressure (GPa)."""
+    now = -np.trace(atoms.get_stress(voigt=False, include_ideal_gas=True)) / 3 / units.GPa
+    volume = 1 - COMPRESSIBILITY * timestep / BAROSTAT * (pressure - now)
+    atoms.set_cell(np.clip(volume, *CHANGE) ** (1 / 3) * atoms.cell.array, scale_atoms=True)
 
 
 def _atoms(system: System, start: Frame) -> ase.Atoms:

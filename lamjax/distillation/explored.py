@@ -42,7 +42,8 @@ def explore_set(
 
     Every frame's info says its origin, the start and the seed. The same starts, config, engine and seed give the same
     set. Frames are kept in OUT.partial, part by part, until all is done; with `resume` a run that was killed goes on at
-    the part that it was in. `name` is the engine's, which must stay. `elements` may be substituted.
+    the part that it was in; simulations on a potential may then differ in the last digits, as their arrays may be
+    narrower. `name` is the engine's, which must stay. `elements` may be substituted.
     """
     _check(config, engine, starts)
     starts = [plain_start(start) for start in starts]

@@ -5,7 +5,7 @@ import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import ase
 import ase.io
@@ -23,6 +23,7 @@ from lamjax.system import to_ase
 
 WRITER = "lamjax label"
 PIECE = 256  # structures that are held as ASE's at a time
+KILLED = "left out: the process was killed while this structure was labelled"
 DROPPED = {FAILED, levels.KEY}  # info of an earlier labelling
 
 
@@ -57,12 +58,18 @@ def read_structures(paths: Sequence[str | Path]) -> tuple[Sequence[Frame], list[
 
 
 def label_set(
-    labeller: Labeller, frames: Sequence[Frame], out: Path, resume: bool = False, dtype=np.float64
+    labeller: Labeller,
+    frames: Sequence[Frame],
+    out: Path,
+    resume: bool = False,
+    skip: bool = False,
+    dtype=np.float64,
 ) -> Iterator[Step | Written]:
     """Label every frame into a store (.h5) or an extxyz file, in their order; who labelled is in each frame's info.
 
     A frame that gets no label is written to OUT.failed.extxyz with the reason. Answers are kept in OUT.partial until
     the set is whole; with `resume` those of an earlier run are taken up, and the result is the same to the last bit.
+    With `skip` the frame that the earlier run was killed in gets no label: a calculator may end the whole process.
     Raises ValueError for an output that exists, a partial one without `resume`, or one of other frames or labels.
     """
     done = _begin(labeller, frames, out, resume)
@@ -70,6 +77,10 @@ def label_set(
     if isinstance(labeller, PotentialLabeller):
         labeller.shapes.cover(frames)
     with open(_partial(out), "a") as file:
+        if skip and done < len(frames):
+            _leave_out(file, labeller, frames[done])
+            done += 1
+            yield Step(done, len(frames), KILLED)
         while done < len(frames):
             stop = min((done // piece + 1) * piece, len(frames))
             part = [as_written(frames[k]) for k in range(done, stop)]
@@ -111,6 +122,16 @@ def _begin(labeller: Labeller, frames: Sequence[Frame], out: Path, resume: bool)
         partial.unlink(missing_ok=True)  # of a run that was killed before it was known of what
         files.write_facts(_facts(out), settings)
     return done
+
+
+def _leave_out(file: TextIO, labeller: Labeller, frame: Frame) -> None:
+    if together(labeller) > 1:
+        raise ValueError(
+            "Only a calculator's frame can be left out: a potential labels many at once, and ends on none."
+        )
+    atoms = as_written(frame)
+    atoms.info[FAILED] = KILLED
+    records.append(file, atoms)
 
 
 def _settings(labeller: Labeller, frames: Sequence[Frame]) -> dict[str, Any]:

@@ -25,7 +25,10 @@ def run(*arguments):
     return result.exit_code, result.output
 
 
-@pytest.mark.parametrize("command", ["", "demo", "train", "eval", "relax", "data", "data check", "show", "info"])
+@pytest.mark.parametrize(
+    "command",
+    ["", "demo", "train", "distill", "explore", "label", "eval", "relax", "data", "data check", "show", "info"],
+)
 def test_help_names_what_a_command_does(command):
     code, output = run(*command.split(), "--help")
     assert code == 0 and "Usage: " in output

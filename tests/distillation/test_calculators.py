@@ -1,10 +1,12 @@
 """Calculators that are imported by name: what may be named, what they answer, and what their failures cost."""
 
 import ase.build
+import ase.io
 import fake_calculators
 import numpy as np
 import pytest
 from ase.calculators.emt import EMT
+from invoke import invoke
 
 from lamjax.distillation import CalculatorConfig, DistillConfig, Failed, open_labeller
 from lamjax.distillation.calculators import calculator_class
@@ -117,3 +119,23 @@ def test_reading_a_config_imports_nothing(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="has no 'Calculator'"):
         open_labeller(config.labeller)
     assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--labeller", "no_such_package:Thing"], "'no_such_package:Thing' cannot be imported"),
+        (["--labeller", f"{FAKE}:Spring", "--option", "strength=2"], "with the options {'strength': 2}"),
+        (["--labeller", "emt", "--head", "a"], "--head a: that is for a model file"),
+        (["teacher.lamjax", "--labeller", "emt"], "either TEACHER or --labeller"),
+        (["--option", "a=2"], "--option to a calculator"),
+    ],
+)
+def test_distill_takes_a_calculator_in_the_command(tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "student.yaml").write_text(
+        "model: {elements: [Cu], descriptor: {type: dpa1}, heads: [[Default, {}]]}\n"
+    )
+    ase.io.write("start.extxyz", frames(1))
+    code, _, error = invoke("distill", *words, "--student", "student.yaml", "--start", "start.extxyz")
+    assert code and isinstance(error, ValueError) and said in str(error)

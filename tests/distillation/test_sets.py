@@ -80,6 +80,23 @@ def test_a_killed_run_goes_on_to_the_same_set(folder, tmp_path, monkeypatch, lab
     assert not list(tmp_path.glob("*.partial*"))
 
 
+def test_a_structure_that_ends_the_process_can_be_left_out(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    with jax.enable_x64(True):
+        frames, _ = distillation.read_structures(["structures.extxyz"])
+        emt = distillation.open_labeller(CalculatorConfig("emt"))
+        begun = distillation.label_set(emt, frames, tmp_path / "set.extxyz")
+        next(begun), next(begun)
+        begun.close()
+    words = ["structures.extxyz", "--labeller", "emt", "--out", tmp_path / "set.extxyz", "--skip"]
+    assert "needs --resume" in str(run(*words)[2])
+    code, output, error = run(*words, "--resume")
+    assert code == 0 and "1 without a label: left out: the process was killed" in output, error
+    (lost,) = ase.io.read(tmp_path / "set.extxyz.failed.extxyz", ":")
+    assert lost.info["source"] == "structures.extxyz frame 2"
+    assert len(ase.io.read(tmp_path / "set.extxyz", ":")) == SOME - 1
+
+
 def test_labels_are_those_of_the_calculator_and_say_who_gave_them(folder, tmp_path):
     code, output, error = run(folder / "structures.extxyz", "--labeller", "emt", "--out", tmp_path / "set.extxyz")
     assert code == 0, error
