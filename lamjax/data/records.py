@@ -10,7 +10,10 @@ import ase.io
 import numpy as np
 from ase.io.extxyz import key_val_str_to_dict
 
-LABELS = {"energy", "free_energy", "virial", "stress"}  # would be taken for those of the structure that is written
+from lamjax.data import levels
+
+# would be taken for those of the structure that is written
+LABELS = {"energy", "free_energy", "virial", "stress", levels.KEY}
 
 
 def append(file: TextIO, atoms: ase.Atoms) -> None:
