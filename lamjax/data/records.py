@@ -10,7 +10,7 @@ import ase.io
 import numpy as np
 from ase.io.extxyz import key_val_str_to_dict
 
-from lamjax.data import labels
+from lamjax.data import labels, levels
 
 
 def append(file: TextIO, atoms: ase.Atoms) -> None:
@@ -29,7 +29,7 @@ def plain_info(info: dict[str, Any]) -> dict[str, Any]:
 
 def _is_label(key: str) -> bool:
     """Whether a reader would take a key for a label."""
-    return labels.quantity(str(key)) is not None or labels.looks_like_label(key)
+    return key == levels.KEY or labels.quantity(str(key)) is not None or labels.looks_like_label(key)
 
 
 def one_line(text: str, most: int = 1000) -> str:

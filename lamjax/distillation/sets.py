@@ -12,7 +12,7 @@ import ase.io
 import numpy as np
 
 from lamjax import data
-from lamjax.data import Frame, from_atoms, levels, records, write_store
+from lamjax.data import Frame, from_atoms, records, write_store
 from lamjax.data.store import SUFFIXES, is_store
 from lamjax.distillation import files
 from lamjax.distillation.answers import Failed
@@ -24,7 +24,6 @@ from lamjax.system import to_ase
 WRITER = "lamjax label"
 PIECE = 256  # structures that are held as ASE's at a time
 KILLED = "left out: the process was killed while this structure was labelled"
-DROPPED = {FAILED, levels.KEY}  # info of an earlier labelling
 
 
 class Step(NamedTuple):
@@ -93,7 +92,7 @@ def label_set(
 def as_written(frame: Frame) -> ase.Atoms:
     """The structure with the digits that extxyz keeps, which are those that are labelled, and without old labels."""
     atoms = to_ase(frame.system)
-    kept = {key: value for key, value in records.plain_info(frame.info).items() if key not in DROPPED}
+    kept = {key: value for key, value in records.plain_info(frame.info).items() if key != FAILED}
     atoms.info |= {"source": frame.source} | kept
     text = io.StringIO()
     ase.io.write(text, atoms, format="extxyz")

@@ -186,3 +186,24 @@ def test_a_set_of_which_nothing_can_be_labelled_says_why(folder, tmp_path):
     code, _, error = run(tmp_path / "bad.extxyz", *words)
     assert code and "No frame could be labelled" in str(error) and "the energy is not finite" in str(error)
     assert not (tmp_path / "set.h5").exists()
+
+
+@pytest.mark.parametrize(("together", "kept"), [(1, 6), (4, 4), (3, 6), (7, 0)])
+def test_what_belongs_together_is_asked_for_again_as_a_whole(tmp_path, together, kept):
+    path = tmp_path / "partial"
+    ase.io.write(path, [ase.build.bulk("Cu")] * 6, format="extxyz")
+    with open(path, "a") as file:
+        file.write("1\nLattice=")
+    assert distillation.labelling.keep_whole(path, "lamjax label", together) == kept
+    assert path.read_text().count("Lattice") == kept
+
+
+def test_an_answer_of_many_lines_is_one_record(tmp_path):
+    asked = [ase.build.bulk("Cu") for _ in range(3)]
+    asked[1].info["trouble"] = "crash"
+    labeller = distillation.open_labeller(CalculatorConfig("fake_calculators:Troubled"))
+    with open(tmp_path / "partial", "a") as file:
+        list(distillation.labelling.append_answers(file, labeller, asked, tmp_path))
+    _, failed, last = ase.io.read(tmp_path / "partial", ":", format="extxyz")
+    assert failed.info["failed"].endswith("scf did not converge, after 500 steps")
+    assert last.info["labelled_by"] == "fake_calculators:Troubled"
