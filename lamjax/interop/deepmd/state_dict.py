@@ -71,7 +71,8 @@ def _sections(content: Any) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
     if not isinstance(extra, dict) or "model_params" not in extra:
         found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(
-            f"a torch checkpoint without DeePMD-kit's model options (it holds {found}); supported: {options.SUPPORTED}."
+            f"a torch checkpoint without DeePMD-kit's model options (it holds {short(found)}); "
+            f"supported: {options.SUPPORTED}."
         )
     others = {key: value for key, value in state.items() if not isinstance(value, np.ndarray) and key != "_extra_state"}
     others |= {f"_extra_state.{key}": extra[key] for key in extra if key not in ("model_params", "train_infos")}
