@@ -32,10 +32,10 @@ def structures(path: Path, options: ReadOptions, note) -> Iterator[ase.Atoms]:
             with text.open_text(path) as file:
                 yield from lammps.frames(text.lines(file), options.elements, note)
         case "vasp-out":
-            with _plain(path, "vasp-out") as plain, text.open_text(plain) as file:
-                yield from vasp.outcar(file, note)
+            with text.open_text(path) as file:
+                yield from vasp.outcar(text.lines(file), path.absolute().parent, note)
         case "vasp-xml":
-            with _plain(path, "vasp-xml") as plain:
+            with _plain(path, None) as plain:  # its encoding is in its first line
                 yield from vasp.vasprun(str(plain), note)
         case "cif":
             with text.open_text(path) as file:

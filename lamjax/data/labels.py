@@ -45,7 +45,7 @@ _WORDS = {"energy", "energies", "force", "forces", "virial", "virials", "stress"
 _WORDS |= {"etot", "etotal", "toten", "epot", "fx", "fy", "fz", "enthalpy"}
 _OTHER = {"kinetic", "weight", "weights", "std", "sigma", "variance", "uncertainty", "error", "errors", "max", "rms"}
 _OTHER |= {"unit", "units", "mean", "norm", "key", "type", "cutoff", "field", "convergence", "converged", "threshold"}
-_OTHER |= {"hull", "fermi", "gap", "band", "above", "formation", "rate", "constant"}
+_OTHER |= {"hull", "fermi", "gap", "band", "above", "formation", "rate", "constant", "correction"}
 _RESULTS = {"energies", "stresses"}  # what ASE calls the parts of atoms
 
 
@@ -101,7 +101,7 @@ def find(atoms: ase.Atoms, options: ReadOptions) -> Found:
 def looks_like_label(key: str) -> bool:
     """True for a key that speaks of an energy, of forces, a stress or a virial."""
     words = set(_tokens(key))
-    return words in ({"e"}, {"f"}) or bool(words & _WORDS) and not words & _OTHER
+    return words in ({"e"}, {"f"}, {"e0"}) or bool(words & _WORDS) and not words & _OTHER
 
 
 def is_free(key: str) -> bool:
