@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import ase
+import ase.data
 import numpy as np
 from ase import units as _ase
 
@@ -25,6 +26,12 @@ class ReadOptions:
     stress_key: str | None = None  # eV/Å³, positive in tension
     virial_key: str | None = None  # eV, -V stress
     elements: tuple[str, ...] = ()  # of the types 1, 2, ... of LAMMPS dumps
+
+    def __post_init__(self):
+        if wrong := [name for name in self.elements if name not in ase.data.chemical_symbols[1:]]:
+            raise ValueError(
+                f"{wrong[0]!r} is no chemical element. Name those of types 1, 2, ... in their order, as in Si, O."
+            )
 
     def keys(self) -> dict[str, str]:
         """The keys that are chosen, by quantity."""
@@ -104,6 +111,12 @@ def looks_like_label(key: str) -> bool:
     return words in ({"e"}, {"f"}, {"e0"}) or bool(words & _WORDS) and not words & _OTHER
 
 
+def named(keys: Iterable[str], chosen: str) -> list[str]:
+    """The keys that are called so: exactly, or else in another case."""
+    keys = list(keys)
+    return [chosen] if chosen in keys else [key for key in keys if key.lower() == chosen.lower()]
+
+
 def is_free(key: str) -> bool:
     """True for the key of a free energy."""
     return "free" in _tokens(key)
@@ -146,7 +159,7 @@ def _entries(atoms: ase.Atoms, name: str, chosen: str | None) -> list[_Entry]:
     found = []
     for place, values in enumerate(_places(atoms)):
         if chosen is not None:
-            found += [_Entry((-1, place, 0), chosen, values[chosen])] if chosen in values else []
+            found += [_Entry((-1, place, int(key != chosen)), key, values[key]) for key in named(values, chosen)]
             continue
         for key, value in values.items():
             spelled = quantity(key)
