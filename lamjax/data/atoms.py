@@ -155,7 +155,8 @@ def fixed_mask(fixed, n_atoms: int) -> np.ndarray:
 
 def held(atoms: ase.Atoms) -> set[str]:
     """The keys of whatever a structure carries."""
-    return {*atoms.info, *atoms.arrays, *(getattr(atoms.calc, "results", None) or {})} - {"numbers", "positions"}
+    found = (*atoms.info, *atoms.arrays, *(getattr(atoms.calc, "results", None) or {}))
+    return {key for key in found if isinstance(key, str)} - {"numbers", "positions"}
 
 
 def _checked(value, shape: tuple[int, ...], name: str):

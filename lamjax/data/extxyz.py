@@ -60,8 +60,12 @@ def header(text: str) -> dict[str, Any]:
     """The keys and values of a comment line, values as numbers, truth values, arrays or text."""
     found: dict[str, Any] = {}
     for key, value in _pairs(text):
-        if key:
-            found[key] = value if key.lower() == "uid" else _value(value)
+        if not key:
+            continue
+        value = value if key.lower() == "uid" else _value(value)
+        if key in found and not np.array_equal(found[key], value):
+            raise ValueError(f"the key {key!r} is there twice, as {found[key]} and as {value}. Keep one.")
+        found[key] = value
     return found
 
 

@@ -12,7 +12,7 @@ import ase
 import ase.io
 from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 
-from lamjax.data import cif, extxyz, lammps, text, vasp
+from lamjax.data import cif, extxyz, lammps, shelx, text, vasp
 from lamjax.data.labels import ReadOptions
 
 XYZ = (".xyz", ".extxyz")
@@ -32,14 +32,19 @@ def structures(path: Path, options: ReadOptions, note) -> Iterator[ase.Atoms]:
             with text.open_text(path) as file:
                 yield from lammps.frames(text.lines(file), options.elements, note)
         case "vasp-out":
-            with _plain(path, "vasp-out") as plain, text.open_text(plain) as file:
-                yield from vasp.outcar(file, note)
+            with text.open_text(path) as file:
+                yield from vasp.outcar(text.lines(file), path.absolute().parent, note)
         case "vasp-xml":
-            with _plain(path, "vasp-xml") as plain:
+            with _plain(path, None) as plain:  # its encoding is in its first line
                 yield from vasp.vasprun(str(plain), note)
         case "cif":
             with text.open_text(path) as file:
                 yield from cif.frames(io.StringIO("\n".join(text.lines(file))))
+        case "res":
+            with text.open_text(path) as file:
+                shelx.check(text.lines(file))
+            with _plain(path, "res") as plain:
+                yield from ase.io.iread(str(plain), ":", format="res", do_not_split_by_at_sign=True)
         case other:
             with _plain(path, other) as plain:
                 yield from ase.io.iread(str(plain), ":", format=other, do_not_split_by_at_sign=True)
@@ -73,7 +78,7 @@ def _plain(path: Path, kind: str | None) -> Iterator[Path]:
 
     Absolute, because ASE takes names that begin with postgres or mysql for data bases.
     """
-    binary = kind is None or ioformats[kind].isbinary
+    binary = kind is None or ioformats[kind].isbinary or not text.is_text(path)
     if not text.is_packed(path) and (binary or _is_clean(path)):
         yield path.absolute()
         return

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import ase
+import ase.data
 import numpy as np
 from ase import units as _ase
 
@@ -25,6 +26,12 @@ class ReadOptions:
     stress_key: str | None = None  # eV/Å³, positive in tension
     virial_key: str | None = None  # eV, -V stress
     elements: tuple[str, ...] = ()  # of the types 1, 2, ... of LAMMPS dumps
+
+    def __post_init__(self):
+        if wrong := [name for name in self.elements if name not in ase.data.chemical_symbols[1:]]:
+            raise ValueError(
+                f"{wrong[0]!r} is no chemical element. Name those of types 1, 2, ... in their order, as in Si, O."
+            )
 
     def keys(self) -> dict[str, str]:
         """The keys that are chosen, by quantity."""
@@ -42,10 +49,10 @@ _SPELLINGS = {
 _MARKS = {"ref": 0, "reference": 0, "dft": 1, "qm": 1, "target": 1, "label": 1}  # before or behind, and their rank
 _PLAIN = 2  # rank of a key without a mark
 _WORDS = {"energy", "energies", "force", "forces", "virial", "virials", "stress", "stresses", "gradient", "gradients"}
-_WORDS |= {"etot", "etotal", "toten", "epot", "fx", "fy", "fz", "enthalpy"}
+_WORDS |= {"etot", "etotal", "toten", "epot", "fx", "fy", "fz", "frc", "grad", "enthalpy"}
 _OTHER = {"kinetic", "weight", "weights", "std", "sigma", "variance", "uncertainty", "error", "errors", "max", "rms"}
 _OTHER |= {"unit", "units", "mean", "norm", "key", "type", "cutoff", "field", "convergence", "converged", "threshold"}
-_OTHER |= {"hull", "fermi", "gap", "band", "above", "formation", "rate", "constant"}
+_OTHER |= {"hull", "fermi", "gap", "band", "above", "formation", "rate", "constant", "correction"}
 _RESULTS = {"energies", "stresses"}  # what ASE calls the parts of atoms
 
 
@@ -101,7 +108,13 @@ def find(atoms: ase.Atoms, options: ReadOptions) -> Found:
 def looks_like_label(key: str) -> bool:
     """True for a key that speaks of an energy, of forces, a stress or a virial."""
     words = set(_tokens(key))
-    return words in ({"e"}, {"f"}) or bool(words & _WORDS) and not words & _OTHER
+    return words in ({"e"}, {"f"}, {"e0"}) or bool(words & _WORDS) and not words & _OTHER
+
+
+def named(keys: Iterable[str], chosen: str) -> list[str]:
+    """The keys that are called so: exactly, or else in another case."""
+    keys = list(keys)
+    return [chosen] if chosen in keys else [key for key in keys if key.lower() == chosen.lower()]
 
 
 def is_free(key: str) -> bool:
@@ -146,7 +159,7 @@ def _entries(atoms: ase.Atoms, name: str, chosen: str | None) -> list[_Entry]:
     found = []
     for place, values in enumerate(_places(atoms)):
         if chosen is not None:
-            found += [_Entry((-1, place, 0), chosen, values[chosen])] if chosen in values else []
+            found += [_Entry((-1, place, int(key != chosen)), key, values[key]) for key in named(values, chosen)]
             continue
         for key, value in values.items():
             spelled = quantity(key)

@@ -17,7 +17,7 @@ from lamjax.data.atoms import from_atoms as from_atoms
 from lamjax.data.columns import elements as present_elements
 from lamjax.data.columns import facts
 from lamjax.data.frames import LABELS, Frame, Joined, check_frames, join
-from lamjax.data.labels import ReadOptions
+from lamjax.data.labels import ReadOptions, named
 from lamjax.data.store import Store, is_store
 from lamjax.system import Labels, cast
 
@@ -120,14 +120,14 @@ def _parsed(
             _check_known(atoms.symbols, known)
             _check_labels(atoms, frame, require)
         except ValueError as error:
-            named = ValueError(f"{place}, frame {number}: {error}")
+            told = ValueError(f"{place}, frame {number}: {error}")
             if on_error is None:
-                raise named from error
-            on_error(named)
+                raise told from error
+            on_error(told)
             continue
         if lacking:
             present = held(atoms)
-            lacking = {name: key for name, key in lacking.items() if key not in present}
+            lacking = {name: key for name, key in lacking.items() if not named(present, key)}
             others |= present
         yield frame
     if lacking and others:

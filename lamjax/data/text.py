@@ -10,6 +10,7 @@ from typing import BinaryIO, TextIO
 
 _PACKED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 _OTHER = {b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "zstd", b"7z\xbc\xaf": "7z", b"Rar!": "rar"}
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")  # its byte order marks
 ENDINGS = (".gz", ".bz2", ".xz")
 
 
@@ -28,11 +29,18 @@ def open_binary(path: Path) -> BinaryIO:
     return _opener(path)(path, "rb")
 
 
+def is_text(path: Path) -> bool:
+    """False for a file with zero bytes at its beginning, unless these are of UTF-16."""
+    with open_binary(path) as file:
+        head = file.read(4096)
+    return b"\0" not in head or head.startswith(_UTF16)
+
+
 def open_text(path: Path) -> TextIO:
     """The lines of a file, ended by "\\n" alone, without a byte order mark; what is not UTF-8 is read as latin-1."""
     with open_binary(path) as file:
         head = file.read(2)
-    encoding = "utf-16" if head in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    encoding = "utf-16" if head in _UTF16 else "utf-8-sig"
     return io.TextIOWrapper(open_binary(path), encoding, errors="surrogateescape")
 
 

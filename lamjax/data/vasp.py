@@ -4,7 +4,6 @@ import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
 
 import ase
 from ase.io.vasp import read_vasp_xml
@@ -30,11 +29,27 @@ class _Nelm(SimpleVaspHeaderParser):
         return {"nelm": int(found[1])} if found else {}
 
 
-def outcar(file: TextIO, note) -> Iterator[ase.Atoms]:
-    """The converged ionic steps of an OUTCAR; how many others there are is a remark (`note`)."""
-    header = OutcarHeaderParser([*default_header_parsers.make_parsers(), _Nelm()], workdir=Path(file.name).parent)
+class _Lines:
+    """Lines as the file that ASE expects: it iterates, and asks for the name."""
+
+    def __init__(self, lines: Iterator[str], name: str):
+        self.lines, self.name = lines, name
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> str:
+        return next(self.lines) + "\n"
+
+
+def outcar(lines: Iterator[str], folder: Path, note) -> Iterator[ase.Atoms]:
+    """The converged ionic steps of an OUTCAR; how many others there are is a remark (`note`).
+
+    Constraints are those of a CONTCAR or POSCAR in the `folder`.
+    """
+    header = OutcarHeaderParser([*default_header_parsers.make_parsers(), _Nelm()], workdir=folder)
     left, n = 0, 0
-    for chunk in outcarchunks(file, header_parser=header):
+    for chunk in outcarchunks(_Lines(lines, str(folder / "OUTCAR")), header_parser=header):
         n += 1
         if _is_converged(chunk.lines, chunk.header.get("nelm")):
             yield chunk.build()

@@ -129,6 +129,10 @@ WRONG = {
     "no positions": (GPUMD.replace(":pos:", ":place:"), "line 2: Properties is .* without elements"),
     "eight": (GPUMD.replace("0.2 3.7", "3.7"), "line 2: Lattice is .*; expected nine numbers"),
     "twice": (GPUMD.replace("lattice", "Lattice=1 lattice"), "line 2: the key 'lattice' is there twice"),
+    "energies": (
+        GPUMD.replace("energy", "energy=-2 energy"),
+        "line 2: the key 'energy' is there twice, as -2 and as -1.5",
+    ),
     "pbc": (GPUMD.replace("energy", 'pbc="T F" energy'), "line 2: pbc is .*; expected three"),
 }
 

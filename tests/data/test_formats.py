@@ -5,6 +5,7 @@ import gzip
 import lzma
 
 import ase.build
+import ase.db
 import ase.io
 import numpy as np
 import pytest
@@ -32,6 +33,29 @@ def test_any_name(tmp_path, name, kind):
         ase.io.write(file, crystal(), format=formats[kind])
     (frame,) = data.read(path)
     np.testing.assert_allclose(frame.system.positions, crystal().positions, atol=1e-7)
+
+
+def test_a_data_base_of_ase(tmp_path):
+    """A binary file that is no text, though ASE wants its name; also packed."""
+    with ase.db.connect(tmp_path / "a@1.db") as base:
+        base.write(crystal())
+        base.write(crystal())
+    (tmp_path / "b.db.gz").write_bytes(gzip.compress((tmp_path / "a@1.db").read_bytes()))
+    for name in ("a@1.db", "b.db.gz"):
+        assert [float(frame.labels.energy) for frame in data.read(tmp_path / name)] == [-1, -1]
+
+
+RES = "TITL x\nCELL 1.0 5 5 5 90 90 90\nLATT -1\nSFAC Si O\nSi 1 0 0 0 {}\nO 2 0.5 0.5 0.5 {}\nEND\n"
+
+
+def test_occupancies_of_shelx(tmp_path):
+    for k, whole in enumerate([("1.0", "1.0"), ("11.00000", "1")]):
+        (tmp_path / f"{k}.res").write_text(RES.format(*whole))
+        (frame,) = data.read(tmp_path / f"{k}.res")
+        assert frame.system.numbers.tolist() == [14, 8]
+    (tmp_path / "part.res").write_text(RES.format("10.5", "0.25"))
+    with pytest.raises(ValueError, match=r"line 5: 2 sites are partly occupied: Si \(0.5\), O \(0.25\)"):
+        data.read(tmp_path / "part.res")
 
 
 def test_a_name_with_an_at_sign_is_not_the_file_before_it(tmp_path):

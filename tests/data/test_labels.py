@@ -165,6 +165,10 @@ def test_keys_that_are_chosen(tmp_path):
     assert frame.keys == ("pbe", "pull", "sigma") and frame.labels.energy == -3
     np.testing.assert_array_equal(frame.labels.forces, FORCES)
     np.testing.assert_allclose(frame.labels.virial, VIRIAL)
+    (frame,) = data.read(path, options=ReadOptions("PBE", "Pull", "SIGMA"))
+    assert frame.keys == ("pbe", "pull", "sigma")
+    with pytest.raises(ValueError, match="'Sx' is no chemical element"):
+        ReadOptions(elements=("Si", "Sx"))
     with pytest.raises(ValueError, match=r"one.xyz: no frame has the key 'blyp'.*energy.*The frames have: .*pbe"):
         data.read(path, options=ReadOptions(energy_key="blyp"))
     data.write_store(tmp_path / "one.h5", data.read(path, options=options))

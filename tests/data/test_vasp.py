@@ -1,8 +1,13 @@
 """OUTCAR and vasprun.xml: unconverged steps, the free energy, stresses."""
 
+import bz2
+import gzip
+import lzma
+
 import ase.io
 import numpy as np
 import pytest
+from ase.constraints import FixAtoms
 
 from lamjax import data, units
 
@@ -80,12 +85,21 @@ def test_a_file_of_which_nothing_converged_says_so(tmp_path):
 
 @pytest.mark.parametrize("name", ["run@300K.OUTCAR.gz", "result.txt"])
 def test_an_outcar_of_another_name_is_known_by_its_content(tmp_path, name):
-    import gzip
-
     path = outcar(tmp_path / "OUTCAR", step(1, 2, REACHED), step(2, 2, REACHED))
     packed = gzip.compress(path.read_bytes()) if name.endswith("gz") else path.read_bytes()
     (tmp_path / name).write_bytes(packed)
     assert len(data.read(tmp_path / name)) == 2
+
+
+def test_constraints_of_the_folder_hold_for_a_packed_outcar(tmp_path):
+    atoms = ase.io.read(outcar(tmp_path / "OUTCAR", step(1, 2, REACHED)))
+    atoms.set_constraint(FixAtoms([1]))
+    ase.io.write(tmp_path / "POSCAR", atoms, format="vasp")
+    (tmp_path / "OUTCAR.bz2").write_bytes(bz2.compress((tmp_path / "OUTCAR").read_bytes()))
+    for name in ("OUTCAR", "OUTCAR.bz2"):
+        (frame,) = data.read(tmp_path / name)
+        np.testing.assert_array_equal(frame.info["fixed"], [[False] * 3, [True] * 3])
+        np.testing.assert_array_equal(frame.labels.forces[1], (-0.1, -0.2, -0.3))  # without constraints
 
 
 def vasprun(path, *electronic_steps: int, nelm: int = 4):
@@ -125,8 +139,6 @@ def test_unconverged_steps_of_a_vasprun_are_left_out_and_counted(tmp_path):
 
 @pytest.mark.parametrize("name", ["vasprun.xml.xz", "step-1.xml"])
 def test_a_packed_vasprun(tmp_path, name):
-    import lzma
-
     raw = vasprun(tmp_path / "vasprun.xml", 3, 2).read_bytes()
     (tmp_path / name).write_bytes(lzma.compress(raw) if name.endswith("xz") else raw)
     assert len(data.read(tmp_path / name)) == 2
