@@ -247,10 +247,19 @@ def _file(path: Path) -> Iterator[tuple[Path, int, ase.Atoms]]:
             raise ValueError(f"{path}: the file is empty. Was the copy cut short?") from error
         raise ValueError(
             f"{path}, frame {number}: not readable as a structure file ({type(error).__name__}: {error}). "
-            "Expected extxyz, plain or .gz, or another format that ase.io.read knows."
+            f"{_instead(path)}Expected extxyz, plain or .gz, or another format that ase.io.read knows."
         ) from error
     if number == 0:
         raise ValueError(f"{path}: the file is empty: no structure in it. Was the copy cut short?")
+
+
+def _instead(path: Path) -> str:
+    """What a file that holds no structures seems to be."""
+    with open(path, "rb") as file:
+        is_bundle = file.read(13) == b"lamjax bundle"
+    if is_bundle or path.suffix in (".pt", ".dp"):
+        return "It is a model: a command takes that first, and then files of structures. "
+    return "It seems to be a config, not structures. " if path.suffix in (".yaml", ".yml", ".json") else ""
 
 
 def _parse(path: Path) -> Iterator[ase.Atoms]:
