@@ -6,9 +6,9 @@ import jax
 
 
 def join(coordinator: str | None, processes: int | None, process: int | None) -> None:
-    """Join the processes of --coordinator: HOST:PORT, or auto under SLURM or MPI. ValueError for options that do not fit.
+    """Join the processes of --coordinator: HOST:PORT, or auto under SLURM or MPI; nothing happens without it.
 
-    Nothing happens without --coordinator.
+    Raises ValueError for options that do not fit.
     """
     if coordinator is None:
         return

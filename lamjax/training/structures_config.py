@@ -26,7 +26,8 @@ TEMPLATE = """\
 # `base` and `pairs` are the MODEL and the FILES of the command. Paths are relative to the folder where it runs.
 base: model.lamjax                 # a lamjax bundle or a DeePMD-kit .pt, .dp, .yaml
 head: null                         # its head, where there are several
-pairs: [relaxations.extxyz]        # trajectories (relax_id, step), starts with final_positions, or pair_id and role
+pairs: [relaxations.extxyz]        # trajectories (relax_id, step), starts with final_positions, pair_id and role, or
+                                   # a file with all steps of each; force and newton take relaxed structures alone
 validation: []                     # pairs that are relaxed to convergence and compared, never trained on
 hold_out: 0.1                      # share of `pairs` that is held out instead where there is no `validation`
 group_by: null                     # key of the starts' info, such as family: a group is held out as a whole
