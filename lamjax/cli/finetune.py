@@ -58,8 +58,8 @@ def finetune(
         list[Path],
         typer.Argument(
             help="Labelled structures: extxyz, what ASE reads, DeePMD folders, h5. With --objective structures: "
-            "relaxations: a file with all steps of each (.traj, OUTCAR, vasprun.xml), trajectories (relax_id, step), starts "
-            "with final_positions, or pair_id and role."
+            "relaxations: a file with all steps of each (.traj, OUTCAR, vasprun.xml), trajectories (relax_id, step), "
+            "starts with final_positions, or pair_id and role."
         ),
     ],
     objective: Annotated[
