@@ -16,6 +16,7 @@ from lamjax.interop.deepmd import checkpoint as deepmd
 from lamjax.potential import CheckpointError, Params, Potential, PotentialConfig
 from lamjax.reports.files import write_atomically as write_atomically
 
+STRUCTURES = (".extxyz", ".xyz", ".extxyz.gz", ".xyz.gz", ".traj", ".cif", ".vasp", ".h5", "POSCAR", "OUTCAR")
 MODELS = (".lamjax", ".pt", ".dp", ".yaml")
 MAGIC = b"lamjax bundle 1\n"
 
@@ -139,4 +140,6 @@ def _describe(path: Path) -> str:
         return "a zip archive that is no model of torch, or a truncated one"
     if head.startswith(b"\x89HDF"):
         return "an HDF5 file that is not a DeePMD-kit model, or a truncated one"
+    if path.name.endswith(STRUCTURES):
+        return "a file of structures, it seems, where a model is meant (a command takes the model first)"
     return f"an unknown kind of file (begins with {head!r})"

@@ -39,7 +39,7 @@ def convert(
     over is listed. The kind of the source is told by its content, that of the target by its ending.
     """
     if not source.is_file():
-        raise FileNotFoundError(f"{source}: no such file.")
+        raise FileNotFoundError(f"{source}: {'a folder, not a model file' if source.is_dir() else 'no such file'}.")
     if is_input(source):
         if heads or elements or types or toward or tabulate:
             raise ValueError(

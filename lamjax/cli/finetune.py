@@ -10,7 +10,7 @@ import typer
 
 from lamjax import checkpoints
 from lamjax.cli import reading
-from lamjax.cli.finetune_structures import finetune_structures
+from lamjax.cli.finetune_structures import finetune_structures, rates
 from lamjax.cli.train import run_config
 from lamjax.data import open_frames
 from lamjax.reports import console, table
@@ -59,7 +59,8 @@ def finetune(
         list[Path],
         typer.Argument(
             help="Labelled structures: extxyz, what ASE reads, DeePMD folders, h5. With --objective structures: "
-            "relaxations, as whole trajectories (relax_id, step), starts with final_positions, or pair_id and role."
+            "relaxations: a file with all steps of each (.traj, OUTCAR, vasprun.xml), trajectories (relax_id, step), "
+            "starts with final_positions, or pair_id and role."
         ),
     ],
     objective: Annotated[
@@ -257,6 +258,8 @@ def make_config(
     base, files, head, source, validation, replay, new_share, steps, lr, bias, freeze, rate, output
 ) -> dict[str, Any]:
     """The training config of a fine-tuning, as plain data."""
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}.")
     known = checkpoints.read(base).config.head_names
     if head in known and source is not None:
         raise ValueError(
@@ -287,7 +290,7 @@ def make_config(
         "steps": steps,
         "ema_decay": float(np.clip(1 - 20 / steps, 0.5, 0.999)),
         "freeze": list(freeze or ()),
-        "rates": {part: float(factor) for part, (factor,) in _pairs(rate, "--rate").items()},
+        "rates": rates(rate or ()),
         "output": str(output),
         "print_every": max(1, steps // 20),
         "validate_every": max(1, steps // 10),

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def make_content(given: dict[str, Any]) -> dict[str, Any]:
     if "lr" in given:
         content["schedule"] = {"start_lr": given["lr"], "stop_lr": given["lr"] / 20}
     if "rate" in given:
-        content["rates"] = {part: float(factor) for part, factor in map(_pair, given["rate"])}
+        content["rates"] = rates(given["rate"])
     replay = {key: given[name] for key, name in (("files", "replay"), ("weight", "replay_weight")) if name in given}
     if replay:
         content["replay"] = {key: _plain(value) for key, value in replay.items()}
@@ -82,11 +82,18 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _pair(option: str) -> tuple[str, str]:
-    key, equals, value = option.partition("=")
-    if not equals or not key or not value:
-        raise ValueError(f"--rate takes NAME=VALUE, got {option!r}.")
-    return key, value
+def rates(options: Iterable[str]) -> dict[str, float]:
+    """{part: factor} of --rate PART=FACTOR."""
+    found = {}
+    for option in options:
+        part, equals, factor = option.partition("=")
+        if not equals or not part or not factor:
+            raise ValueError(f"--rate takes NAME=VALUE, got {option!r}.")
+        try:
+            found[part] = float(factor)
+        except ValueError:
+            raise ValueError(f"--rate {option}: the factor must be a number, for example {part}=0.1.") from None
+    return found
 
 
 def _describe(run: TuneRun) -> None:

@@ -14,6 +14,7 @@ from rich.markup import escape
 from lamjax import checkpoints, data, units
 from lamjax.cli import reading
 from lamjax.cli import relax_records as records
+from lamjax.cli.processes import join
 from lamjax.cli.relax_records import labelled as labelled
 from lamjax.relaxation import CellConfig, RelaxConfig, stream
 from lamjax.reports import console, files, plots, progress, table
@@ -124,7 +125,7 @@ def _cell(relaxes: bool, pressure: float, keep: Keep | None) -> CellConfig | Non
 def _share(out: Path, coordinator: str | None, processes: int | None, process: int | None) -> Share:
     """The part of this process; ValueError for numbers that do not fit."""
     if coordinator is not None:
-        jax.distributed.initialize(*(() if coordinator == "auto" else (coordinator, processes, process)))
+        join(coordinator, processes, process)
         processes, process = jax.process_count(), jax.process_index()
     if (processes is None) != (process is None) or (processes or 1) <= (process or 0):
         raise ValueError(f"--processes {processes} --process {process}: give both; processes are numbered from 0.")

@@ -23,6 +23,8 @@ def show(
 ) -> None:
     """Print what a model file holds: heads, elements, descriptor settings, parameters, precision, card."""
     stored = checkpoints.read(model, head)
+    if head is not None and head not in stored.config.head_names:
+        raise ValueError(f"{model} has no head {head!r}; it has {', '.join(stored.config.head_names)}.")
     console.print(table(str(model), ("what", "value"), _summary(stored)))
     console.print(table("Heads", ("head", "parameters", "net", "inputs", "elements with an energy"), _heads(stored)))
     console.print(table("Descriptor", ("option", "value"), _options(stored.config.descriptor)))

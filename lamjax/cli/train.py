@@ -12,6 +12,7 @@ import typer
 from lamjax import pytree
 from lamjax.cli import reading
 from lamjax.cli.data import data_table
+from lamjax.cli.processes import join
 from lamjax.data import n_batches
 from lamjax.reports import bar, console, table, warnings_as_text
 from lamjax.training import run as runs
@@ -47,9 +48,7 @@ def train(
         return
     if config is None:
         raise ValueError("Name a config file: lamjax train config.yaml. `lamjax train --template` prints one.")
-    if coordinator is not None:
-        found = () if coordinator == "auto" else (coordinator, processes, process)
-        jax.distributed.initialize(*found)
+    join(coordinator, processes, process)
     options = reading.options(energy_key, forces_key, stress_key, virial_key, elements)
     run_config(parse(config, [*(set_ or ()), *reading.changes(options)]), resume)
 

@@ -255,12 +255,21 @@ def _file(path: Path, options: ReadOptions, remarks: Remarks) -> Iterator[tuple[
         hint = "Expected extxyz or another format that ase.io.read knows, packed (.gz, .bz2, .xz) or not."
         raise ValueError(
             f"{path}, frame {number}: not readable as a structure file ({kind}{str(error).rstrip('.')})."
-            f"{'' if own else f' {hint}'}"
+            f"{'' if own else f' {_instead(path)}{hint}'}"
         ) from error
     if number == 0:
         left = "; ".join(remark.what for remark in remarks.all() if remark.severity == "warning")
         reason = left or f"its {path.stat().st_size} bytes are white space or lack what makes a structure"
         raise ValueError(f"{path}: no structure in it: {reason}. Was the copy cut short, or another file meant?")
+
+
+def _instead(path: Path) -> str:
+    """What a file that holds no structures seems to be."""
+    with open(path, "rb") as file:
+        is_bundle = file.read(13) == b"lamjax bundle"
+    if is_bundle or path.suffix in (".pt", ".dp"):
+        return "It is a model: a command takes that first, and then files of structures. "
+    return "It seems to be a config, not structures. " if path.suffix in (".yaml", ".yml", ".json") else ""
 
 
 def _check_known(symbols: Iterable[str], known: tuple[str, ...] | None) -> None:

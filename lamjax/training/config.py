@@ -228,9 +228,12 @@ def read(path: str | Path, command: str = "lamjax train") -> dict[str, Any]:
     """The keys and values of a YAML (or JSON) file. Raises FileNotFoundError, or ValueError if it holds no such."""
     path, hint = Path(path), f"`{command} --template`"
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such config file. {hint} prints one to begin with.")
+        what = "a folder, not a config file" if path.is_dir() else "no such config file"
+        raise FileNotFoundError(f"{path}: {what}. {hint} prints one to begin with.")
     try:
-        content = yaml.load(path.read_text(), _Loader)
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text file. A config is YAML, see {hint}.") from error
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not a YAML file: {error}") from error
     if not isinstance(content, dict):
@@ -410,7 +413,11 @@ def apply(content: dict[str, Any], change: str, option: str = "--set") -> None:
         content = content[name]
         if not isinstance(content, dict):
             raise ValueError(f"{option} {change}: {name} is not a group of keys.")
-    content[last] = yaml.load(value, _Loader)
+    try:
+        content[last] = yaml.load(value, _Loader)
+    except yaml.YAMLError as error:
+        said = str(error).splitlines()[-1].strip() if not getattr(error, "problem", "") else error.problem
+        raise ValueError(f"{option} {change}: the value is not YAML ({said}). Quote it as one word.") from error
 
 
 class _Loader(yaml.SafeLoader):

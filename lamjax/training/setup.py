@@ -95,6 +95,8 @@ def prepare(config: TrainConfig, resume: bool = False) -> Run:
 def begun(config, resume: bool, accumulate: int = 1) -> list[int]:
     """The steps of the states in the output folder of a config; ValueError unless the run may begin or go on there."""
     output = Path(config.output)
+    if output.is_file():
+        raise ValueError(f"output: {output} is a file. Name a folder: states, tables and models are written into it.")
     saved = saved_steps(output / STATES)
     if saved and not resume:
         raise ValueError(

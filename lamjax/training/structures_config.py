@@ -26,7 +26,8 @@ TEMPLATE = """\
 # `base` and `pairs` are the MODEL and the FILES of the command. Paths are relative to the folder where it runs.
 base: model.lamjax                 # a lamjax bundle or a DeePMD-kit .pt, .dp, .yaml
 head: null                         # its head, where there are several
-pairs: [relaxations.extxyz]        # trajectories (relax_id, step), starts with final_positions, or pair_id and role
+pairs: [relaxations.extxyz]        # trajectories (relax_id, step), starts with final_positions, pair_id and role, or
+                                   # a file with all steps of each; force and newton take relaxed structures alone
 validation: []                     # pairs that are relaxed to convergence and compared, never trained on
 energy_key: null                   # key of the energy in all files, where it is none of the usual ones; likewise
 forces_key: null
