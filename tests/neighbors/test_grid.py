@@ -58,6 +58,14 @@ def test_it_finds_what_all_images_find(name):
     same(narrow(found, system, SHELLS, lists.capacities), afresh(lists, system, SHELLS))
 
 
+def test_an_atom_on_the_radius_itself_is_listed():  # where no skin hides it
+    system, _, lists = started(ase.Atoms("Cu3", [(0, 0, 0), (4.0, 0, 0), (9.0, 0, 0)]), SHELLS, 0.0)
+    empty, planned = verlet.empty(system, lists, SHELLS, 0.0), grid.plan(system, SHELLS[0].cutoff)
+    everywhere = jax.jit(verlet.search, static_argnums=(2, 3))
+    for found in (search(empty, system, SHELLS, 0.0, planned)[0], everywhere(empty, system, SHELLS, 0.0)):
+        np.testing.assert_array_equal(found.mask.sum(axis=1), [1, 1, 0])
+
+
 def test_padding_is_nobody():
     system = jax.tree.map(np.asarray, lamjax.from_ase(CASES["slab"]))
     planned = grid.plan(system, 4.5)

@@ -1,0 +1,35 @@
+"""Parts of the search by themselves: completed cells, and atoms just on the cutoff."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lamjax import neighbors
+from lamjax.neighbors import Shell, search
+from lamjax.system import System
+
+
+@pytest.mark.parametrize("pbc", list(itertools.product((False, True), repeat=3)))
+def test_a_cell_in_any_direction_is_completed_by_unit_normals(pbc, rng):
+    """Lattice vectors in no plane of the coordinate system: what a normal is divided by shows."""
+    cell, pbc = rng.normal(size=(3, 3)) * [[3.0], [5.0], [7.0]], np.array(pbc)
+    basis = np.asarray(search.basis(System(jnp.zeros((1, 3)), jnp.ones(1, int), jnp.asarray(cell), jnp.asarray(pbc))))
+    np.testing.assert_array_equal(basis[pbc], cell[pbc])
+    made = basis[~pbc]
+    np.testing.assert_allclose(made @ made.T, np.eye(len(made)), atol=1e-12)
+    np.testing.assert_allclose(made @ cell[pbc].T, 0, atol=1e-11)
+
+
+def test_an_atom_on_the_cutoff_is_a_neighbour_and_counts():
+    shells = (Shell(4.0), Shell(3.0))
+    line = System(np.array([[0, 0, 0], [3.0, 0, 0], [7.0, 0, 0]]), np.ones(3, np.int32), np.eye(3), np.zeros(3, bool))
+    found = jax.jit(neighbors.all_images, static_argnums=(1, 2))(line, shells, (2, 1), np.zeros((1, 3), np.int32))
+    assert list(found.found) == [2, 1] and not found.overflow
+    np.testing.assert_array_equal(found.mask.sum(axis=1), [1, 2, 1])
+    np.testing.assert_array_equal(found.inner[0].sum(axis=1), [1, 1, 0])
+    assert jax.jit(neighbors.all_images, static_argnums=(1, 2))(
+        line, shells, (1, 1), np.zeros((1, 3), np.int32)
+    ).overflow
