@@ -11,7 +11,14 @@ import structures
 
 import lamjax
 from lamjax import classical, neighbors, numerics, pytree
-from lamjax.descriptors import DPA2Config, RepformerConfig, RepinitConfig, ThreeBodyConfig
+from lamjax.descriptors import (
+    DPA2Config,
+    DPA3Config,
+    RepflowConfig,
+    RepformerConfig,
+    RepinitConfig,
+    ThreeBodyConfig,
+)
 from lamjax.heads import EnergyHeadConfig
 from lamjax.neighbors import Shell
 from lamjax.potential import Params, Potential, PotentialConfig, Prediction
@@ -59,6 +66,22 @@ def default_config() -> PotentialConfig:
     )
 
 
+def dpa3_config() -> PotentialConfig:
+    """The form of the published DPA-3 models, but with the switch that ends at the cutoff, and an update of angles."""
+    return PotentialConfig(
+        ELEMENTS,
+        DPA3Config(
+            repflow=RepflowConfig(
+                n_dim=6, e_dim=4, a_dim=4, nlayers=3, e_rcut=4.0, e_rcut_smth=1.0, e_sel=480, a_rcut=2.8,
+                a_rcut_smth=1.2, a_sel=240, a_compress_rate=1, a_compress_e_rate=2, a_compress_use_split=True,
+                axis_neuron=2, use_dynamic_sel=True, smooth_edge_update=True, edge_init_use_dist=True,
+                update_residual=0.5,
+            ),
+        ),
+        (("Default", EnergyHeadConfig(neuron=(6, 6), activation_function="silu")),),
+    )  # fmt: skip
+
+
 _SMALL = {
     "rcut": 3.4, "rcut_smth": 1.5, "nsel": 32, "nlayers": 2, "g1_dim": 6, "g2_dim": 4, "axis_neuron": 2,
     "attn1_hidden": 3, "attn1_nhead": 2, "attn2_hidden": 3, "attn2_nhead": 2,
@@ -70,7 +93,7 @@ def random_params(potential: Potential, seed: int, mean: float) -> Params:
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(potential.init, jax.random.key(0))
     params = jax.tree.map(lambda x: rng.normal(size=x.shape) / max(x.shape[:-1], default=4) ** 0.5, shapes)
-    for block in ("repinit", "three_body", "repformer"):
+    for block in ("repinit", "three_body", "repformer", "repflow"):
         if block in params.descriptor:
             params.descriptor[block]["statistics"] = _statistics(mean)
     return jax.tree.map(jnp.asarray, params)
@@ -109,24 +132,26 @@ def gupta(cutoff: float = 4.0) -> Potential:
 def cases() -> dict[str, Case]:
     """All potentials by name."""
     preset, default = lamjax.build(preset_config()), lamjax.build(default_config())
+    dpa3 = lamjax.build(dpa3_config())
     lj = classical.lennard_jones(sigma=1.2, epsilon=0.1, cutoff=4.0)
     morse = classical.morse(depth=0.3, width=1.5, distance=1.4, cutoff=4.0)
     return {
         "dpa2_preset": Case(preset, random_params(preset, 1, mean=0.0)),
         "dpa2_default": Case(default, random_params(default, 2, mean=0.3), first_atom_counts=True, smooth=False),
+        "dpa3": Case(dpa3, random_params(dpa3, 3, mean=0.0)),
         "lennard_jones": Case(lj, lj.init()),
         "morse": Case(morse, morse.init()),
         "gupta": Case(gupta(), gupta().init()),
     }
 
 
-NAMES = ("dpa2_preset", "dpa2_default", "lennard_jones", "morse", "gupta")
+NAMES = ("dpa2_preset", "dpa2_default", "dpa3", "lennard_jones", "morse", "gupta")
 
 
 def prepare(potential: Potential, atoms: ase.Atoms, n_atoms: int = structures.N_ATOMS, extra: int = 0):
     """System and neighbours in the one shape that all tests of a potential share, on the host."""
     system = pad(host_system(atoms), n_atoms)
-    capacities = tuple((48 if s.sel is None else s.sel) + extra for s in potential.shells)
+    capacities = tuple((48 if s.sel is None else min(s.sel, 48 >> k)) + extra for k, s in enumerate(potential.shells))
     lists = neighbors.host_neighbors(system, potential.shells, capacities)
     assert not lists.overflow and not lists.truncated, f"the shape is too narrow: {lists.found}"
     return system, lists._replace(offsets=np.zeros((0, 3), np.int32))

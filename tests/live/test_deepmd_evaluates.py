@@ -12,7 +12,15 @@ import pytest
 
 import lamjax
 from lamjax import edit
-from lamjax.descriptors import DPA1Config, DPA2Config, RepformerConfig, RepinitConfig, ThreeBodyConfig
+from lamjax.descriptors import (
+    DPA1Config,
+    DPA2Config,
+    DPA3Config,
+    RepflowConfig,
+    RepformerConfig,
+    RepinitConfig,
+    ThreeBodyConfig,
+)
 from lamjax.heads import EnergyHeadConfig
 from lamjax.interop.deepmd import write
 from lamjax.potential import PotentialConfig
@@ -97,6 +105,41 @@ def _repformer(flip, pick) -> RepformerConfig:
     )
 
 
+def random_dpa3(rng: np.random.Generator) -> PotentialConfig:
+    """A DPA-3 of any combination of options."""
+
+    def flip(p=0.5):
+        return bool(rng.random() < p)
+
+    def pick(*values):
+        return values[rng.integers(len(values))]
+
+    smooth, angles, style = flip(0.6), flip(0.8), pick("res_avg", "res_incr", "res_residual", "res_residual")
+    repflow = RepflowConfig(
+        n_dim=pick(8, 11), e_dim=pick(8, 16), a_dim=8, nlayers=pick(1, 2, 3), e_rcut=5.0, e_rcut_smth=pick(2.0, 4.4),
+        e_sel=pick(20, 70), a_rcut=3.4, a_rcut_smth=pick(1.5, 3.0), a_sel=pick(6, 30), a_compress_rate=pick(0, 1, 2),
+        a_compress_e_rate=pick(1, 2), a_compress_use_split=flip(), n_multi_edge_message=pick(1, 1, 2),
+        axis_neuron=pick(2, 3, 4), update_angle=angles, update_style=style, fix_stat_std=pick(0.0, 0.3),
+        optim_update=flip(), smooth_edge_update=smooth, edge_init_use_dist=flip(), use_exp_switch=flip(),
+        use_dynamic_sel=smooth and flip(), sel_reduce_factor=pick(2.5, 10.0),
+        sequential_update=angles and style == "res_residual" and flip(),
+    )  # fmt: skip
+    charged = flip(0.3)
+    descriptor = DPA3Config(
+        repflow=repflow,
+        concat_output_tebd=flip(),
+        activation_function=pick(*ACTIVATIONS, "custom_silu:3.0"),
+        exclude_types=((0, 1), (2, 2)) if flip(0.3) else (),
+        env_protection=pick(0.0, 0.02),
+        use_econf_tebd=flip(0.3),
+        use_tebd_bias=flip(),
+        use_loc_mapping=flip(),
+        add_chg_spin_ebd=charged,
+        default_chg_spin=(1.0, 2.0) if charged and flip() else None,
+    )
+    return PotentialConfig(ELEMENTS, descriptor, (("Default", EnergyHeadConfig(neuron=(8, 8))),))
+
+
 def filled(params, rng: np.random.Generator):
     """Every number random and of a size that matters; deviations positive, means zero in every other model."""
     mean = rng.integers(2) * 0.1
@@ -126,6 +169,7 @@ def structures() -> list[lamjax.System]:
         cell = cell if periodic else np.zeros((3, 3))
         system = lamjax.System(positions, numbers, cell, np.full(3, periodic))
         found.append(system._replace(fparam=rng.normal(size=2), aparam=rng.normal(size=(n, 1))))
+        found[-1] = found[-1]._replace(charge_spin=np.array([rng.integers(-3, 4), rng.integers(1, 5)], np.int32))
     return found
 
 
@@ -144,7 +188,7 @@ def evaluate_in_deepmd(path, config: PotentialConfig, system: lamjax.System):
     """Energy, forces, virial, atomic energies by DeePMD-kit."""
     import torch
 
-    head = config.heads[0][1]
+    head, charged = config.heads[0][1], getattr(config.descriptor, "add_chg_spin_ebd", False)
     types = [config.elements.index(s) for s in lamjax.to_ase(system).symbols]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -154,6 +198,7 @@ def evaluate_in_deepmd(path, config: PotentialConfig, system: lamjax.System):
             box=torch.tensor(system.cell.reshape(1, 9), device="cpu") if system.pbc.all() else None,
             fparam=torch.tensor(system.fparam[None], device="cpu") if head.numb_fparam else None,
             aparam=torch.tensor(system.aparam[None], device="cpu") if head.numb_aparam else None,
+            **({"charge_spin": torch.tensor(system.charge_spin[None], dtype=torch.float64)} if charged else {}),
         )
     parts = [found[name][0].detach().numpy() for name in ("energy", "force", "virial", "atom_energy")]
     return parts[0].item(), parts[1], parts[2].reshape(3, 3), parts[3].ravel()
@@ -169,10 +214,12 @@ def assert_equal_numbers(path, potential, params):
             assert error < 1e-9 * max(1, np.abs(b).max()), f"{name}: {error:.1e}"
 
 
+@pytest.mark.filterwarnings("ignore:.*the model keeps the nearest")
+@pytest.mark.parametrize("made", [random_config, random_dpa3])
 @pytest.mark.parametrize("seed", range(40))
-def test_random_models_give_deepmds_numbers(tmp_path, seed):
+def test_random_models_give_deepmds_numbers(tmp_path, made, seed):
     rng = np.random.default_rng(seed)
-    config = random_config(rng)
+    config = made(rng)
     potential = lamjax.build(config)
     params = filled(potential.init(jax.random.key(seed)), rng)
     (tmp_path / "model.dp").write_bytes(write.dp_bytes(config, params, "Default"))

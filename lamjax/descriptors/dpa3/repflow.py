@@ -17,8 +17,8 @@ from lamjax.descriptors.dpa3.config import RepflowConfig
 from lamjax.descriptors.environment import environment, statistics_init
 from lamjax.descriptors.updates import combine, residuals_init
 
-BLOCK = {"cpu": 1 << 19}  # numbers of one array over pairs of edges in memory together
-OTHERWISE = 1 << 30
+BLOCK = {"cpu": 1 << 19}  # numbers of the largest array of the atoms that are treated together: as caches hold
+OTHERWISE = 1 << 26
 
 
 class Graph(NamedTuple):
@@ -33,10 +33,18 @@ class Graph(NamedTuple):
     cosines: Float[Array, "n_atoms narrow narrow"]  # c_ijk / sqrt(pi)
 
 
+class Given(NamedTuple):
+    """What atoms give to those that they are neighbours of, (n_atoms, _): gathered by each edge."""
+
+    nodes: Float[Array, "n_atoms n_dim"]
+    message: Float[Array, "n_atoms _"]  # N_j W of node_edge_linear
+    edge: Float[Array, "n_atoms e_dim"]  # N_j W of edge_self_linear
+
+
 class Angles(NamedTuple):
     """A = left @ right. Before the first update they are the cosine times one vector, which is not multiplied out."""
 
-    left: Float[Array, "n_atoms narrow narrow _"]
+    left: Float[Array, "n_atoms narrow narrow _"] | None
     right: Float[Array, "_ n_features"] | None
 
     def times(self, w: Float[Array, "n_features n_out"]):
@@ -47,6 +55,9 @@ class Angles(NamedTuple):
 
     def value(self):
         return self.left if self.right is None else self.left * self.right[0]
+
+
+_NONE = Angles(None, None)  # where nothing depends on them
 
 
 def init(key, c: RepflowConfig, n_types: int, dtype=None):
@@ -87,12 +98,27 @@ def apply(params, c: RepflowConfig, act, graph: Graph, nodes):
     edges = nn.linear(params["edge_embedding"], graph.radial[..., None])
     edges = edges if c.edge_init_use_dist else act(edges)
     angles = Angles(graph.cosines[..., None], params["angle_embedding"]["w"])
-    layer = _sequential_layer if c.sequential_update else _parallel_layer
     last = c.nlayers - 1
     for k, p in enumerate(params["layers"]):
-        step = jax.checkpoint(lambda p, *state, k=k: layer(p, c, act, graph, *state, left=last - k))
-        nodes, edges, angles = step(p, nodes, edges, angles)
+        nodes, edges, angles = _layer(p, c, act, graph, nodes, edges, angles, left=last - k)
     return nodes
+
+
+def _layer(p, c: RepflowConfig, act, graph: Graph, nodes, edges, angles: Angles, left: int):
+    """One layer, some atoms at a time: the pairs of edges of all atoms do not fit a processor's caches."""
+    n = c.n_dim
+    given = Given(nodes, *(nodes @ p[name]["w"][n : 2 * n] for name in ("node_edge_linear", "edge_self_linear")))
+    layer = _sequential if c.sequential_update else _parallel
+
+    def rows(graph, nodes, edges, features):
+        *found, new = layer(p, c, act, graph, given, nodes, edges, Angles(features, angles.right), left)
+        return *found, new.left
+
+    width, narrow = graph.indices.shape[1], graph.has_angles.shape[1]
+    numbers = max(narrow * narrow * max(c.e_dim, c.a_dim), width * n * c.n_multi_edge_message)
+    size = max(1, BLOCK.get(jax.default_backend(), OTHERWISE) // numbers)
+    *found, new = numerics.in_blocks(rows, size, graph, nodes, edges, angles.left)
+    return *found, Angles(new, None if c.update_angle else angles.right)
 
 
 def _layer_init(key, c: RepflowConfig, dtype=None):
@@ -128,32 +154,34 @@ def _residual_init(key, c: RepflowConfig, dtype):
     }
 
 
-def _parallel_layer(p, c: RepflowConfig, act, graph: Graph, nodes, edges, angles, left: int):
-    """One layer that reads its input values only; `left` layers follow."""
-    new_nodes = _new_nodes(p, c, act, graph, nodes, edges)
+def _parallel(p, c: RepflowConfig, act, graph: Graph, given: Given, nodes, edges, angles, left: int):
+    """New atoms, edges and angles from the old ones; `left` layers follow."""
+    new_nodes = _new_nodes(p, c, act, graph, given, nodes, edges)
     if left == 0:
-        return new_nodes, None, None
-    terms = [edges, act(_on_edges(p["edge_self_linear"], graph, nodes, edges))]
-    new_angles = angles
+        return new_nodes, None, _NONE
+    terms = [edges, act(_on_edges(p["edge_self_linear"], graph, given.edge, nodes, edges))]
     if c.update_angle:
-        messages, new_angles = _through_angles(p, c, act, graph, nodes, edges, angles, updated=left > 1)
+        messages, angles = _through_angles(p, c, act, graph, nodes, edges, angles, updated=left > 1)
         terms.append(_to_edges(p, c, act, graph, messages, edges))
-    return new_nodes, combine(c.update_style, p.get("e_residual"), terms), new_angles
+    return new_nodes, combine(c.update_style, p.get("e_residual"), terms), angles
 
 
-def _sequential_layer(p, c: RepflowConfig, act, graph: Graph, nodes, edges, angles, left: int):
-    """One layer in which edges, angles, edges and atoms are updated one after another."""
-    edges = edges + p["e_residual"][0] * act(_on_edges(p["edge_self_linear"], graph, nodes, edges))
+def _sequential(p, c: RepflowConfig, act, graph: Graph, given: Given, nodes, edges, angles, left: int):
+    """Edges, angles, edges and atoms updated one after another."""
+    edges = edges + p["e_residual"][0] * act(_on_edges(p["edge_self_linear"], graph, given.edge, nodes, edges))
     messages, angles = _through_angles(p, c, act, graph, nodes, edges, angles, updated=True)
     edges = edges + p["e_residual"][1] * _to_edges(p, c, act, graph, messages, edges)
-    new_nodes = _new_nodes(p, c, act, graph, nodes, edges)
-    return (new_nodes, edges, angles) if left else (new_nodes, None, None)
+    new_nodes = _new_nodes(p, c, act, graph, given, nodes, edges)
+    return (new_nodes, edges, angles) if left else (new_nodes, None, _NONE)
 
 
-def _new_nodes(p, c: RepflowConfig, act, graph: Graph, nodes, edges):
+def _new_nodes(p, c: RepflowConfig, act, graph: Graph, given: Given, nodes, edges):
     """N with its updates: self, symmetrised surroundings, messages along the edges."""
-    around = [_symmetrise(graph, edges, c.axis_neuron), _symmetrise(graph, nodes[graph.indices], c.axis_neuron)]
-    message = act(_on_edges(p["node_edge_linear"], graph, nodes, edges))
+    around = [
+        _symmetrise(graph, features, c.axis_neuron).reshape(len(nodes), -1)
+        for features in (edges, given.nodes[graph.indices])
+    ]
+    message = act(_on_edges(p["node_edge_linear"], graph, given.message, nodes, edges))
     message = jnp.sum(graph.weight[..., None] * message, axis=1)
     terms = [
         nodes,
@@ -165,17 +193,16 @@ def _new_nodes(p, c: RepflowConfig, act, graph: Graph, nodes, edges):
 
 
 def _symmetrise(graph: Graph, features, axis_neuron: int):
-    """(1/3) Q[:, :m]ᵀ Q with Q = (1/sqrt(ne)) Σ_j w_ij H_ij ⊗ G_ij, flattened with the channel of Q fastest."""
+    """(1/3) Q[:, :m]ᵀ Q (n_atoms, m, n_channels), Q = (1/sqrt(ne)) Σ_j w_ij H_ij ⊗ G_ij."""
     q = jnp.einsum("nwx,nwc->nxc", graph.directions, features)
-    return (jnp.einsum("nxa,nxc->nac", q[..., :axis_neuron], q) / 3).reshape(len(features), -1)
+    return jnp.einsum("nxa,nxc->nac", q[..., :axis_neuron], q) / 3
 
 
-def _on_edges(layer, graph: Graph, nodes, edges):
-    """[N_i, N_j, E_ij] W + b (n_atoms, width, n_out)."""
+def _on_edges(layer, graph: Graph, given, nodes, edges):
+    """[N_i, N_j, E_ij] W + b (n_atoms, width, n_out); `given` is the part of N_j, of all atoms."""
     n = nodes.shape[-1]
-    of_i, of_j, of_edge = jnp.split(layer["w"], [n, 2 * n])
-    centre, neighbor = nodes @ of_i + layer["b"], nodes @ of_j
-    return centre[:, None] + neighbor[graph.indices] + nn.linear({"w": of_edge}, edges)
+    centre = nodes @ layer["w"][:n] + layer["b"]
+    return centre[:, None] + given[graph.indices] + nn.linear({"w": layer["w"][2 * n :]}, edges)
 
 
 def _on_angles(layer, angles: Angles, nodes, edges):
@@ -190,25 +217,17 @@ def _on_angles(layer, angles: Angles, nodes, edges):
 def _through_angles(p, c: RepflowConfig, act, graph: Graph, nodes, edges, angles: Angles, updated: bool):
     """B_ij = (1/sqrt(na)) Σ_k wa_ij wa_ik act(...) (n_atoms, narrow, e_dim), and the new angles if they are `updated`.
 
-    Some atoms at a time: the pairs of all do not fit a processor's caches. Each layer has a product of its own, for
-    taking columns of a common one apart costs more, in the gradient, than it saves.
+    Each linear map has a product of its own: to take columns of a common one apart costs more, in the gradient, than
+    it saves.
     """
-
-    def rows(left, from_nodes, from_edges, weight):
-        old = new = Angles(left, angles.right)
-        if updated:
-            own = act(_on_angles(p["angle_self_linear"], old, from_nodes, from_edges))
-            new = Angles(combine(c.update_style, p.get("a_residual"), [old.value(), own]), None)
-        said = new if c.sequential_update else old
-        messages = act(_on_angles(p["edge_angle_linear1"], said, from_nodes, from_edges))
-        b = jnp.sum(weight[:, None, :, None] * messages, axis=2) * weight[..., None]
-        return (b, new.left) if updated else (b, None)
-
-    n_pairs = graph.has_angles.shape[1] ** 2
-    size = max(1, BLOCK.get(jax.default_backend(), OTHERWISE) // (n_pairs * max(c.e_dim, c.a_dim)))
-    inputs = angles.left, *_compressed(p, c, nodes, edges, graph), graph.angle_weight
-    b, new = numerics.in_blocks(rows, size, *inputs)
-    return b, Angles(new, None) if updated else None
+    nodes, edges = _compressed(p, c, nodes, edges, graph)
+    new = _NONE
+    if updated:
+        own = act(_on_angles(p["angle_self_linear"], angles, nodes, edges))
+        new = Angles(combine(c.update_style, p.get("a_residual"), [angles.value(), own]), None)
+    messages = act(_on_angles(p["edge_angle_linear1"], new if c.sequential_update else angles, nodes, edges))
+    weight = graph.angle_weight
+    return jnp.sum(weight[:, None, :, None] * messages, axis=2) * weight[..., None], new
 
 
 def _compressed(p, c: RepflowConfig, nodes, edges, graph: Graph):
