@@ -10,8 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from lamjax import checkpoints
-from lamjax.data import Audit, Finding, Frame, audit, iterate, summarize
-from lamjax.reports import console, progress, table
+from lamjax.data import Audit, Finding, Frame, audit, files_of, iterate, summarize
+from lamjax.reports import console, outputs, progress, table
 
 
 def check(
@@ -26,6 +26,9 @@ def check(
     and stress) and from clusters in vacuum; "not testable" where a set has neither. Ends with status 1 if there is an
     error, 0 else.
     """
+    if json_ is not None:
+        outputs.check_ending(json_, (".json",), "the audit is")
+        outputs.claim([json_], [*files_of(files), *([model] if model else [])], "--json")
     elements = checkpoints.load(model)[0].elements if model else None
     unusable: list[Finding] = []
     read = {str(path): _frames(path, elements, require or (), unusable) for path in files}

@@ -9,9 +9,9 @@ import ase
 import ase.io
 import typer
 
-from lamjax.data import Frame, iterate, open_frames, write_store
+from lamjax.data import Frame, files_of, iterate, open_frames, write_store
 from lamjax.data.store import SUFFIXES
-from lamjax.reports import console, progress
+from lamjax.reports import console, outputs, progress
 from lamjax.system import to_ase
 
 TEXT = (".extxyz", ".xyz")
@@ -35,8 +35,8 @@ def convert(
     *sources, target = files
     if not sources:
         raise ValueError("Give at least one file to read, and the target: `lamjax data convert FILES... TARGET.h5`.")
-    if target.suffix not in (*SUFFIXES, *TEXT):
-        raise ValueError(f"{target}: the name must end in {' or '.join((*SUFFIXES, *TEXT))}.")
+    outputs.check_ending(target, (*SUFFIXES, *TEXT), "frames are")
+    outputs.claim([target], files_of(sources), "TARGET")
     if target.exists() and not overwrite:
         raise ValueError(f"{target} exists. Choose another name, or replace it with --overwrite.")
     if target.suffix in TEXT:

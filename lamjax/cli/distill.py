@@ -17,6 +17,7 @@ from lamjax.distillation.outcome import Model
 from lamjax.reports import bars, console, files, table
 from lamjax.training.config import apply, read, validate
 from lamjax.training.config import schema as config_schema
+from lamjax.training.setup import check_sources
 
 COMMAND = "lamjax distill"
 COLUMNS = (
@@ -71,6 +72,7 @@ def distill(
         print(TEMPLATE if template else config_schema(DistillConfig, COMMAND), end="")
         return
     settings = _settings(teacher, student, start, config, set_ or (), head, out)
+    check_sources(settings, distillation.WRITTEN, [path for path in (config, student) if path], resume)
     # x64 for positions and sums of energies; networks run in the configs' precisions
     with files.alone(settings.output), jax.enable_x64(True):
         _run(settings, resume)

@@ -15,10 +15,10 @@ from lamjax.cli.train import banner
 from lamjax.reports import bars, console, progress, table
 from lamjax.training import structures
 from lamjax.training.fit import NonFiniteError
-from lamjax.training.setup import BEST, MODEL
+from lamjax.training.setup import BEST, MODEL, check_sources
 from lamjax.training.structures import StructureTuneConfig, read_config
 from lamjax.training.structures_judge import Summary
-from lamjax.training.structures_setup import TuneRun
+from lamjax.training.structures_setup import WRITTEN, TuneRun
 
 ADJOINTS = {"unrolled": "steps_unrolled", "hybrid": "window", "until_converged": None, "implicit": None}
 PERIOD = 10.0  # s between lines where there is no terminal
@@ -33,6 +33,8 @@ def finetune_structures(base: Path, files: list[Path], given: dict[str, Any]) ->
     """Run to the end; `given` are the options of `lamjax finetune` that are not at their defaults."""
     content = {"base": str(base), "pairs": [str(path) for path in files], **make_content(given)}
     config = read_config(given.get("config"), content, given.get("set_") or ())
+    if "config" in given:
+        check_sources(config, WRITTEN, [given["config"]], given.get("resume", False))
     with jax.enable_x64(True):  # for positions and sums of energies; the network runs in the config's precision
         console.print(banner(config.precision))
         with _told():

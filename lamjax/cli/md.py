@@ -20,7 +20,7 @@ from lamjax.cli.train import banner
 from lamjax.data import Frame
 from lamjax.dynamics import DynamicsError, Ensemble, NPTConfig, NVEConfig, NVTConfig, Output, Record, Scene, Simulation
 from lamjax.dynamics.records import COLUMNS
-from lamjax.reports import bar, console, files
+from lamjax.reports import bar, console, files, outputs
 from lamjax.system import MASSES
 
 SECONDS = 5.0  # that a chunk takes, about: what a kill may lose
@@ -104,6 +104,8 @@ def md(
     given |= {"thermostat_time": thermostat_time, "barostat_time": barostat_time}
     config = _config(ensemble, timestep, given)
     n_steps = _n_steps(steps, picoseconds, timestep)
+    outputs.check_ending(output, dynamics.SUFFIXES, "a trajectory is")
+    outputs.claim(dynamics.paths(output), [model, structure, *(committee or ())], "--output")
     with jax.enable_x64(True):  # for positions and sums of energies
         console.print(banner(precision.value))
         potential, params = checkpoints.load(model, head, np.dtype(precision.value))

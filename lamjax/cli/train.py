@@ -17,6 +17,7 @@ from lamjax.training import run as runs
 from lamjax.training import sharding
 from lamjax.training.config import TEMPLATE, TrainConfig, parse
 from lamjax.training.config import schema as config_schema
+from lamjax.training.setup import WRITTEN, check_sources
 from lamjax.training.tasks import Task
 
 
@@ -44,7 +45,9 @@ def train(
     if coordinator is not None:
         found = () if coordinator == "auto" else (coordinator, processes, process)
         jax.distributed.initialize(*found)
-    run_config(parse(config, set_ or ()), resume)
+    settings = parse(config, set_ or ())
+    check_sources(settings, WRITTEN, [config], resume)
+    run_config(settings, resume)
 
 
 def run_config(settings: TrainConfig, resume: bool = False) -> runs.Run:

@@ -16,7 +16,7 @@ from lamjax import units
 from lamjax.data import deepmd
 from lamjax.data.columns import elements as present_elements
 from lamjax.data.columns import facts
-from lamjax.data.frames import LABELS, Frame, Joined, join
+from lamjax.data.frames import LABELS, Frame, FrameError, Joined, join
 from lamjax.data.store import Store, is_store
 from lamjax.neighbors.host import pairs
 from lamjax.system import Labels, System, fixed_components, host_system, other_constraints
@@ -106,7 +106,7 @@ def _parsed(
             _check_known(atoms.symbols, known)
             _check_labels(atoms, frame, require)
         except ValueError as error:
-            named = ValueError(f"{place}, frame {number}: {error}")
+            named = FrameError(f"{place}, frame {number}: {error}", source, atoms)
             if on_error is None:
                 raise named from error
             on_error(named)

@@ -25,5 +25,6 @@ from lamjax.distillation.rounds import Round as Round
 from lamjax.distillation.rounds import Run as Run
 from lamjax.distillation.rounds import Stage as Stage
 from lamjax.distillation.rounds import events as events
+from lamjax.distillation.setup import WRITTEN as WRITTEN
 from lamjax.distillation.setup import prepare as prepare
 from lamjax.distillation.train import Errors as Errors

@@ -205,6 +205,12 @@ class DistillConfig:
     output: str = "distilled"
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
+    @property
+    def files(self) -> list[str]:
+        """All that a distillation reads: models and data."""
+        models = (self.student.base, getattr(self.labeller, "model", None))
+        return [*self.start, *self.initial, *(path for path in models if path is not None)]
+
     def __post_init__(self):
         if not self.start:
             raise ValueError("`start` names no file. List structures where exploration begins: [structures.extxyz].")

@@ -4,16 +4,19 @@ import json
 from pathlib import Path
 
 from lamjax import checkpoints
-from lamjax.data import Frame, read
+from lamjax.data import Frame, files_of, read
 from lamjax.distillation.config import DistillConfig
 from lamjax.distillation.label import Labeller, PotentialLabeller, open_labeller
+from lamjax.distillation.outcome import PLOT, STUDENT, TABLE
 from lamjax.distillation.rounds import ASKED, Run
 from lamjax.distillation.shapes import Shapes
 from lamjax.distillation.train import Trainer, open_student
 from lamjax.potential import Potential, check_elements
+from lamjax.reports import outputs
 from lamjax.training.config import differences, to_json, validate
 
 CONFIG = "config.json"
+WRITTEN = (CONFIG, "round-*", STUDENT, TABLE, PLOT)
 # what the students of all rounds, and their labels, must share
 KEPT = ("labeller", "members", "seed", "student.base", "student.head", "student.model", "student.precision")
 
@@ -24,6 +27,7 @@ def prepare(config: DistillConfig, resume: bool = False, labeller: Labeller | No
     Raises ValueError for elements that student or teacher do not know, for pressures on what is not periodic, and for
     an output folder with rounds in it, unless `resume` and the same student and labeller.
     """
+    outputs.claim_folder(config.output, WRITTEN, files_of(config.files))
     changed = _begun(config, resume)
     potential = open_student(config.student)
     starts = read(config.start, elements=potential.elements)

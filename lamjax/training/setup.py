@@ -2,6 +2,7 @@
 
 import json
 import platform
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -12,9 +13,10 @@ import numpy as np
 import optax
 
 from lamjax import checkpoints, edit, pytree
-from lamjax.data import Plan, facts, row_shape
+from lamjax.data import Plan, facts, files_of, row_shape
 from lamjax.losses import Loss
 from lamjax.potential import Potential, build
+from lamjax.reports import outputs
 from lamjax.training import sharding
 from lamjax.training.checkpoints import restore_state, saved_steps
 from lamjax.training.config import TrainConfig, differences, to_json, validate
@@ -26,6 +28,7 @@ from lamjax.training.tasks import Group, Task, groups, read_tasks, run_loss, wit
 
 STATES, MODEL, BEST, CURVE = "states", "model.lamjax", "best.lamjax", "lcurve.csv"
 CONFIG, FACTS = "config.json", "facts.json"
+WRITTEN = (CONFIG, FACTS, CURVE, BEST, MODEL, f"{STATES}/*", "tensorboard/*", "parity*.png", "curve*.png")
 
 
 class Run(NamedTuple):
@@ -74,6 +77,7 @@ def prepare(config: TrainConfig, resume: bool = False) -> Run:
     Raises ValueError for an output folder that holds states already, unless `resume`, and for a state that was made
     with another config or other data.
     """
+    outputs.claim_folder(config.output, WRITTEN, files_of(config.files))
     output, saved = Path(config.output), begun(config, resume, config.accumulate)
     potential, params = _model(config)
     check_names(config, params)
@@ -90,6 +94,15 @@ def prepare(config: TrainConfig, resume: bool = False) -> Run:
     found = groups(tasks)
     where = sharding.layout(config.tasks_per_step)
     return Run(config, potential, state, run_loss(tasks, found), updates, learning_rate, tasks, found, where)
+
+
+def check_sources(config, written: Sequence[str], sources: Iterable[str | Path], resume: bool) -> None:
+    """ValueError if the run of a config would write over one of these files, of which it was made.
+
+    A run that goes on may be started with the config.json that it has written itself.
+    """
+    own = (CONFIG,) if resume else ()
+    outputs.claim_folder(config.output, [name for name in written if name not in own], sources)
 
 
 def begun(config, resume: bool, accumulate: int = 1) -> list[int]:

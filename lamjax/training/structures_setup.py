@@ -7,14 +7,15 @@ import numpy as np
 import optax
 
 from lamjax import checkpoints, losses
-from lamjax.data import Packed, set_bias
+from lamjax.data import Packed, files_of, set_bias
 from lamjax.losses import Learned, Loss
 from lamjax.potential import Potential, select
+from lamjax.reports import outputs
 from lamjax.training import curve
 from lamjax.training.checkpoints import restore_state
 from lamjax.training.errors import predictions
 from lamjax.training.schedules import Schedule, schedule
-from lamjax.training.setup import STATES, begun, check_data, check_names
+from lamjax.training.setup import BEST, CONFIG, FACTS, MODEL, STATES, begun, check_data, check_names
 from lamjax.training.state import TrainState, init, optimizer
 from lamjax.training.structures_config import StructureTuneConfig, objective_of
 from lamjax.training.structures_data import (
@@ -29,6 +30,8 @@ from lamjax.training.structures_data import (
 from lamjax.training.structures_judge import Labels
 
 HISTORY, VALIDATION, STRUCTURES, PLOT = "history.csv", "validation.csv", "structures.csv", "structures.png"
+MINIMISER = "minimiser.json"
+WRITTEN = (CONFIG, FACTS, HISTORY, VALIDATION, STRUCTURES, PLOT, MINIMISER, BEST, MODEL, f"{STATES}/*")
 MOST_WIDENED = 4  # times that the arrays grow
 
 
@@ -59,6 +62,7 @@ def prepare(config: StructureTuneConfig, resume: bool = False) -> TuneRun:
 
     What is wrong with single pairs is warned of. Raises ValueError as `training.setup.prepare` does.
     """
+    outputs.claim_folder(config.output, WRITTEN, files_of(config.files))
     output, saved = Path(config.output), begun(config, resume)
     potential, params = _model(config)
     replayed = _replayed(config, potential)
