@@ -12,6 +12,8 @@ from lamjax.data.columns import facts as facts
 from lamjax.data.columns import sample as sample
 from lamjax.data.deepmd import DeepmdSystem as DeepmdSystem
 from lamjax.data.deepmd import files_of as files_of
+from lamjax.data.digest import digests as digests
+from lamjax.data.digest import pair_digests as pair_digests
 from lamjax.data.frames import Frame as Frame
 from lamjax.data.frames import FrameError as FrameError
 from lamjax.data.frames import Joined as Joined

@@ -224,6 +224,16 @@ def test_two_runs_do_not_write_one_file(tmp_path):
     assert isinstance(error, ValueError) and f"Another process is writing {out}" in str(error)
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+    """A model with random numbers that is compiled in no time."""
+    descriptor = DPA1Config(rcut=3.2, rcut_smth=0.5, sel=12, neuron=(2, 4), axis_neuron=2, tebd_dim=2)
+    potential = lamjax.build(PotentialConfig(("Si",), descriptor, (("Default", EnergyHeadConfig(neuron=(4,))),)))
+    path = tmp_path_factory.mktemp("small") / "model.lamjax"
+    lamjax.save(path, potential, potential.init(jax.random.key(0), np.float64))
+    return path
+
+
 def stiff_and_soft(n: int) -> list[ase.Atoms]:
     """Starts of which every second one is nearly relaxed, so that they finish in another order than they stand in."""
     found = []
@@ -248,7 +258,7 @@ def check_order(out: Path, starts: list[ase.Atoms]) -> list[dict[str, str]]:
     return rows
 
 
-def test_results_stand_in_the_order_of_the_structures(tmp_path, monkeypatch):
+def test_results_stand_in_the_order_of_the_structures(tmp_path, monkeypatch, small):
     starts = stiff_and_soft(6)
     ase.io.write(tmp_path / "a.extxyz", starts[:4])
     ase.io.write(tmp_path / "b.extxyz", starts[4:])
@@ -258,21 +268,23 @@ def test_results_stand_in_the_order_of_the_structures(tmp_path, monkeypatch):
     monkeypatch.setattr(
         relax_records, "append", lambda file, atoms: (written.append(atoms.info["number"]), append(file, atoms))
     )
-    options = ["--slots", 2, "--max-steps", 60, "--cell"]
-    assert run(BASE, *files_, "--out", out, *options)[0] == 0
+    options = ["--slots", 2, "--max-steps", 6, "--cell"]
+    assert run(small, *files_, "--out", out, *options)[0] == 0
     assert written != sorted(written), "the structures finish in their order: the test tells nothing"
     rows = check_order(out, starts)
-    volumes = [end.get_volume() / start.get_volume() - 1 for end, start in zip(ase.io.read(out, ":"), starts, strict=True)]
+    ends = ase.io.read(out, ":")
+    volumes = [end.get_volume() / start.get_volume() - 1 for end, start in zip(ends, starts, strict=True)]
     np.testing.assert_allclose([float(row["volume_change"]) for row in rows], volumes, atol=1e-6)
     whole = out.read_bytes()
-    assert run(BASE, *files_, "--out", out, *options, "--resume")[0] == 0 and out.read_bytes() == whole
+    assert run(small, *files_, "--out", out, *options, "--resume")[0] == 0 and out.read_bytes() == whole
     # the files in another order: so are the results
-    assert run(BASE, *files_[::-1], "--out", out, *options, "--resume")[0] == 0
+    assert run(small, *files_[::-1], "--out", out, *options, "--resume")[0] == 0
     check_order(out, starts[4:] + starts[:4])
 
 
-def test_an_interrupted_run_is_in_order_and_goes_on(tmp_path, monkeypatch):
+def test_an_interrupted_run_is_in_order_and_goes_on(tmp_path, monkeypatch, small):
     """Ctrl-C while the second record is written: that one is whole, the rest is to be done."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     starts = stiff_and_soft(5)
     ase.io.write(tmp_path / "a.extxyz", starts)
     out, append, n = tmp_path / "relaxed.extxyz", relax_records.append, []
@@ -284,17 +296,17 @@ def test_an_interrupted_run_is_in_order_and_goes_on(tmp_path, monkeypatch):
         append(file, atoms)
 
     monkeypatch.setattr(relax_records, "append", interrupted)
-    code, said, _ = run(BASE, tmp_path / "a.extxyz", "--out", out, "--slots", 2, "--max-steps", 60)
+    code, said, _ = run(small, tmp_path / "a.extxyz", "--out", out, "--slots", 2, "--max-steps", 6)
     assert code != 0 and "--resume goes on" in said and "Traceback" not in said
     numbers = [atoms.info["number"] for atoms in ase.io.read(out, ":")]
     assert len(numbers) == 2 and numbers == sorted(numbers)
     rows = table_of(out)
     assert [k for k, row in enumerate(rows) if "not relaxed yet" not in row["error"]] == numbers and len(rows) == 5
-    assert run(BASE, tmp_path / "a.extxyz", "--out", out, "--max-steps", 60, "--resume")[0] == 0
+    assert run(small, tmp_path / "a.extxyz", "--out", out, "--max-steps", 6, "--resume")[0] == 0
     check_order(out, starts)
 
 
-def test_what_failed_is_tried_again_and_keeps_its_place(tmp_path, monkeypatch):
+def test_what_failed_is_tried_again_and_keeps_its_place(tmp_path, monkeypatch, small):
     starts = stiff_and_soft(3)
     ase.io.write(tmp_path / "a.extxyz", starts)
     out, command = tmp_path / "relaxed.extxyz", sys.modules["lamjax.cli.relax"]
@@ -306,19 +318,19 @@ def test_what_failed_is_tried_again_and_keeps_its_place(tmp_path, monkeypatch):
             yield outcome._replace(number=outcome.number + 1)
 
     monkeypatch.setattr(command, "stream", failing)
-    assert run(BASE, tmp_path / "a.extxyz", "--out", out, "--max-steps", 2)[0] == 0
+    assert run(small, tmp_path / "a.extxyz", "--out", out, "--max-steps", 2)[0] == 0
     first, *_ = found = ase.io.read(out, ":")
     assert [atoms.info["name"] for atoms in found] == [start.info["name"] for start in starts]
     assert first.info["failed"] and first.info["error"] == 'no "room" for it' and table_of(out)[0]["energy"] == ""
     monkeypatch.setattr(command, "stream", stream)
-    assert run(BASE, tmp_path / "a.extxyz", "--out", out, "--max-steps", 2, "--resume")[0] == 0
+    assert run(small, tmp_path / "a.extxyz", "--out", out, "--max-steps", 2, "--resume")[0] == 0
     check_order(out, starts)
 
 
-def test_what_processes_have_done_is_put_together(tmp_path):
+def test_what_processes_have_done_is_put_together(tmp_path, small):
     starts = stiff_and_soft(3)
     ase.io.write(tmp_path / "a.extxyz", starts)
-    out, common = tmp_path / "relaxed.extxyz", [BASE, tmp_path / "a.extxyz", "--max-steps", 1]
+    out, common = tmp_path / "relaxed.extxyz", [small, tmp_path / "a.extxyz", "--max-steps", 1]
     for process in (0, 1):
         assert run(*common, "--out", out, "--processes", 2, "--process", process)[0] == 0
     assert [row["number"] for row in table_of(tmp_path / "relaxed.0.extxyz")] == ["0", "2"]
