@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 
 from lamjax import distillation
+from lamjax.cli import warned
 from lamjax.cli.train import banner
 from lamjax.distillation import TEMPLATE, DistillConfig, StudentConfig
 from lamjax.distillation.outcome import Model
@@ -74,13 +75,14 @@ def distill(
     settings = _settings(teacher, student, start, config, set_ or (), head, out)
     check_sources(settings, distillation.WRITTEN, [path for path in (config, student) if path], resume)
     # x64 for positions and sums of energies; networks run in the configs' precisions
-    with files.alone(settings.output), jax.enable_x64(True):
+    with files.alone(settings.output), warned.resumable(settings.output), jax.enable_x64(True):
         _run(settings, resume)
 
 
 def _run(settings: DistillConfig, resume: bool) -> None:
     console.print(banner(settings.student.precision))
-    run, changed = distillation.prepare(settings, resume)
+    with warned.told():
+        run, changed = distillation.prepare(settings, resume)
     if changed:
         console.print(f"Changed for the rounds to come: {'; '.join(changed)}", soft_wrap=True)
     rounds: list[dict[str, Any]] = []

@@ -2,16 +2,15 @@
 
 import contextlib
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-from rich.markup import escape
 
 from lamjax import pytree
 from lamjax.cli.train import banner
+from lamjax.cli.warned import resumable, told
 from lamjax.reports import bars, console, progress, table
 from lamjax.training import structures
 from lamjax.training.fit import NonFiniteError
@@ -35,9 +34,10 @@ def finetune_structures(base: Path, files: list[Path], given: dict[str, Any]) ->
     config = read_config(given.get("config"), content, given.get("set_") or ())
     if "config" in given:
         check_sources(config, WRITTEN, [given["config"]], given.get("resume", False))
-    with jax.enable_x64(True):  # for positions and sums of energies; the network runs in the config's precision
+    # x64 for positions and sums of energies; the network runs in the config's precision
+    with resumable(config.output), jax.enable_x64(True):
         console.print(banner(config.precision))
-        with _told():
+        with told():
             run = structures.prepare(config, given.get("resume", False))
         _describe(run)
         try:
@@ -90,18 +90,6 @@ def _pair(option: str) -> tuple[str, str]:
     if not equals or not key or not value:
         raise ValueError(f"--rate takes NAME=VALUE, got {option!r}.")
     return key, value
-
-
-@contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """Warnings as text, without the place in the source that issued them."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            yield
-        finally:
-            for warning in caught:
-                console.print(f"[yellow]Warning:[/] {escape(str(warning.message))}", soft_wrap=True)
 
 
 def _describe(run: TuneRun) -> None:

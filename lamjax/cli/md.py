@@ -17,6 +17,7 @@ from lamjax.cli import md_report as report
 from lamjax.cli.committee import Watch, identity, load_members
 from lamjax.cli.relax import Precision
 from lamjax.cli.train import banner
+from lamjax.cli.warned import told
 from lamjax.data import Frame
 from lamjax.dynamics import DynamicsError, Ensemble, NPTConfig, NVEConfig, NVTConfig, Output, Record, Scene, Simulation
 from lamjax.dynamics.records import COLUMNS
@@ -90,9 +91,9 @@ def md(
     (traj.restart): a run that was killed goes on with --resume to the last digit, and one that is done goes on if
     --steps is larger. Ctrl-C stops after what is being done, with everything written.
 
-    Velocities of the structure are used if it has any, and else drawn at --temperature; nve draws them whenever a
-    temperature is given. FixAtoms and FixCartesian are respected. If the simulation explodes, the last good structure
-    is in traj-last.extxyz.
+    Velocities of the structure are used if it has any, less a drift of the centre of mass where nothing is fixed, and
+    else drawn at --temperature; nve draws them whenever a temperature is given. FixAtoms and FixCartesian are
+    respected. If the simulation explodes, the last good structure is in traj-last.extxyz.
 
     With --committee: sqrt(<|F - <F>|²>) over the model and these members, of the atom where it is largest, in every
     frame. What the members do not agree on, none of them has learned.
@@ -183,9 +184,10 @@ def _prepare(
     momenta = start.info.get("momenta") if drawn is None else None
     momenta = momenta if np.any(momenta) else None
     output.refuse()
-    simulation = dynamics.begin(
-        ensemble, params, start.system, temperature=drawn, momenta=momenta, fixed=fixed, seed=settings["seed"]
-    )
+    with told():
+        simulation = dynamics.begin(
+            ensemble, params, start.system, temperature=drawn, momenta=momenta, fixed=fixed, seed=settings["seed"]
+        )
     output.begin(simulation)
     whence = "drawn" if momenta is None else "those of the structure"
     console.print(report.beginning(ensemble, start, fixed, whence), soft_wrap=True)

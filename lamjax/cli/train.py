@@ -11,6 +11,7 @@ import typer
 
 from lamjax import pytree
 from lamjax.cli.data import data_table
+from lamjax.cli.warned import resumable, told
 from lamjax.data import n_batches
 from lamjax.reports import bar, console, table
 from lamjax.training import run as runs
@@ -52,14 +53,16 @@ def train(
 
 def run_config(settings: TrainConfig, resume: bool = False) -> runs.Run:
     """Train to the end, saying in the first process what is done."""
-    with jax.enable_x64(True):  # for sums of energies; the network runs in the config's precision
+    # x64 for sums of energies; the network runs in the config's precision
+    with resumable(settings.output), jax.enable_x64(True):
         return _run(settings, resume)
 
 
 def _run(settings: TrainConfig, resume: bool) -> runs.Run:
     console.quiet = not sharding.is_first()
     console.print(banner(settings.precision))
-    run = runs.prepare(settings, resume)
+    with told():
+        run = runs.prepare(settings, resume)
     _describe(run)
     with bar("training", settings.steps, run.done) as advance:
         for event in runs.events(run):

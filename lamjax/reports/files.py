@@ -72,10 +72,10 @@ def locked(lock: str | Path) -> IO | None:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """A first Ctrl-C waits until this is over, and then has its effect; a second one has it at once.
+    """A Ctrl-C waits until this is over, and then has its effect.
 
-    What is being written is then written whole, and no helping thread is stopped half-way. Outside the main thread,
-    where nobody interrupts, nothing is changed.
+    What is being written is written whole, and no helping thread is stopped half-way. Outside the main thread, where
+    nobody interrupts, nothing is changed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -83,11 +83,7 @@ def uninterrupted() -> Iterator[None]:
     came: list[int] = []
     before = signal.getsignal(signal.SIGINT)
 
-    def note(number: int, frame) -> None:
-        came.append(number)
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, note)
+    signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
     try:
         yield
     finally:

@@ -296,7 +296,7 @@ def test_a_run_is_lengthened_where_its_rate_does_not_depend_on_its_end(folder, w
         runs.prepare(parse(folder / "config.yaml", ["steps=9"]), resume=True)
     schedule = ["schedule={type: wsd, start_lr: 1e-2, stop_lr: 1e-3, decay_phase_ratio: 0.25}"]
     small = "{type: dpa1, rcut: 3.0, sel: 16, neuron: [2, 4], axis_neuron: 2, tebd_dim: 2}"
-    common = [*schedule, f"model.descriptor={small}", "save_every=2", "validate_every=2", "max_programs=2", "plots=false"]
+    common = [*schedule, f"model.descriptor={small}", "save_every=2", "validate_every=2", "plots=false"]
 
     def config(name, steps):
         return parse(folder / "config.yaml", [*common, f"output={tmp_path / name}", f"steps={steps}"])
