@@ -216,9 +216,10 @@ def finetune(
     for change in set_ or ():
         apply(content, change)
     settings = validate(content, "lamjax finetune")
-    measured = _old(base, _pairs(old, "--old"))
-    reads = [path for paths in _pairs(old, "--old").values() for path in paths]
-    check_sources(settings, (*WRITTEN, REPORT), [*files_of(settings.files), *files_of(reads)], resume)
+    named = _pairs(old, "--old")
+    reads = [*settings.files, *(path for paths in named.values() for path in paths)]
+    check_sources(settings, (*WRITTEN, REPORT), files_of(reads), resume)
+    measured = _old(base, named)
     run = run_config(settings, resume)
     with jax.enable_x64(True):
         lines = _measure(run, base, Path(run.config.output) / MODEL, head, measured)

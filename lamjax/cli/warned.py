@@ -28,5 +28,5 @@ def resumable(output: str | Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        console.print(f"Interrupted. --resume goes on from the last state in {output}, if there is one.", soft_wrap=True)
+        console.print(f"Interrupted. --resume goes on from the last state that is in {output}.", soft_wrap=True)
         raise
