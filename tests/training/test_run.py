@@ -15,12 +15,12 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from pydantic import TypeAdapter
 from typer.testing import CliRunner
 
-from lamjax import checkpoints, data
+from lamjax import Calculator, checkpoints, data
 from lamjax.cli.data import check
 from lamjax.cli.evaluate import evaluate
 from lamjax.cli.train import line, train
 from lamjax.training import run as runs
-from lamjax.training import saved_steps
+from lamjax.training import restore_state, saved_steps
 from lamjax.training.config import TEMPLATE, TrainConfig, parse, to_json
 from lamjax.training.errors import predictions
 
@@ -289,6 +289,30 @@ def test_a_run_goes_on_with_the_very_same_frames_only(folder, whole, name):
     finally:
         path.write_bytes(kept)
         (whole / "facts.json").write_text(json.dumps(facts))
+
+
+def test_validation_is_of_the_running_mean(folder, tmp_path):
+    """The errors of the curve are those of the model that is saved, as ASE's calculator has it."""
+    small = "{type: dpa1, rcut: 3.0, sel: 16, neuron: [2, 4], axis_neuron: 2, tebd_dim: 2}"
+    changes = [f"model.descriptor={small}", "ema_decay=0.9", "steps=3", "validate_every=3", "plots=false"]
+    run = runs.prepare(parse(folder / "config.yaml", [*changes, f"output={tmp_path / 'mean'}"]))
+    *_, record = (event for event in runs.events(run) if isinstance(event, runs.Record))
+    mean = checkpoints.load(tmp_path / "mean" / "model.lamjax", dtype=np.float64)
+    last = restore_state(tmp_path / "mean" / "states", run.state).params
+
+    def errors(potential, params):
+        found = {"e": [], "f": []}
+        for atoms in ase.io.read(folder / "held_out.extxyz", ":"):
+            free = atoms.copy()
+            free.calc = Calculator((potential, params))
+            found["e"].append((free.get_potential_energy() - atoms.get_potential_energy()) / len(atoms))
+            found["f"].append(free.get_forces() - atoms.get_forces())
+        return {f"rmse_{kind}": np.sqrt(np.mean(np.square(x))) for kind, x in found.items()}
+
+    told, raw = errors(*mean), errors(mean[0], last)
+    for kind, value in told.items():
+        assert record.validation[kind] == pytest.approx(value, rel=1e-6)
+        assert abs(raw[kind] - value) > 1e-3 * value  # else nothing would be tested
 
 
 def test_a_run_is_lengthened_where_its_rate_does_not_depend_on_its_end(folder, whole, tmp_path):
