@@ -19,8 +19,8 @@ from lamjax import Calculator, checkpoints, data
 from lamjax.cli.data import check
 from lamjax.cli.evaluate import evaluate
 from lamjax.cli.train import line, train
-from lamjax.training import run as runs
 from lamjax.training import restore_state, saved_steps
+from lamjax.training import run as runs
 from lamjax.training.config import TEMPLATE, TrainConfig, parse, to_json
 from lamjax.training.errors import predictions
 
