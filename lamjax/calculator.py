@@ -1,6 +1,7 @@
 """Any potential as an ASE calculator."""
 
 import contextlib
+import difflib
 import functools
 import math
 import warnings
@@ -17,7 +18,7 @@ from lamjax.checkpoints import load
 from lamjax.neighbors import Neighbors
 from lamjax.neighbors.host import pairs
 from lamjax.neighbors.types import round_up
-from lamjax.potential import cast_params, check_elements, predict, select
+from lamjax.potential import Params, Potential, cast_params, check_elements, predict, select
 from lamjax.system import System, host_system
 
 
@@ -29,6 +30,10 @@ class Calculator(base.Calculator):
     by `jax.enable_x64` around the calculator's own computations, nowhere else. Neighbour lists are made on the host;
     their widths grow in steps and never shrink, so that a simulation compiles few programs.
 
+    Results are computed anew whenever anything has changed that they depend on: also `info["fparam"]`,
+    `arrays["aparam"]`, and `params`, which may be replaced. Of ASE's own options `atoms`, `label` and `directory` are
+    known; TypeError for any other one.
+
     Raises ValueError for an element that the potential does not know, PropertyNotImplementedError for the stress of a
     structure that is not periodic in all three directions, and FloatingPointError for results that are not finite.
     """
@@ -36,13 +41,15 @@ class Calculator(base.Calculator):
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]
 
     def __init__(self, model: str | Path | tuple, head: str | None = None, dtype="float64", **kwargs):
+        _check_options(kwargs)
         super().__init__(**kwargs)
-        self.dtype = np.dtype(dtype)
+        self.dtype = _precision_of(dtype)
         with self._precision():
             potential, params = load(model, head, self.dtype) if isinstance(model, str | Path) else _pair(model)
             if head is not None and potential.head != head:
                 potential = select(potential, head)
-            self.potential, self.params = potential, cast_params(params, self.dtype)
+        self._potential, self.params = potential, params
+        self._system: System | None = None  # of the last calculation
         self._truncated = False
         self._capacities = tuple(0 for _ in self.potential.shells)
         self._predict = jax.jit(functools.partial(predict, self.potential))
@@ -50,17 +57,51 @@ class Calculator(base.Calculator):
     def __getstate__(self) -> dict:
         """For pickle: parameters as numpy arrays, which keep float64 wherever they are read; nothing compiled."""
         kept = {name: value for name, value in vars(self).items() if name != "_predict"}
-        return kept | {"params": jax.tree.map(np.asarray, self.params)}
+        return kept | {"_params": jax.tree.map(np.asarray, self.params)}
 
     def __setstate__(self, state: dict) -> None:
         vars(self).update(state)
         with self._precision():
-            self.params = cast_params(self.params, self.dtype)
+            self._params = cast_params(self._params, self.dtype)
         self._predict = jax.jit(functools.partial(predict, self.potential))
+
+    @property
+    def potential(self) -> Potential:
+        """What is evaluated; that of a calculator never changes."""
+        return self._potential
+
+    @property
+    def params(self) -> Params:
+        """Its parameters, in the precision of the calculator. What was computed with others is forgotten."""
+        return self._params
+
+    @params.setter
+    def params(self, params: Params) -> None:
+        with self._precision():
+            self._params = cast_params(params, self.dtype)
+        self.reset()
+
+    def set(self, **kwargs) -> dict:
+        """Nothing can be set: TypeError for any option."""
+        if fixed := [name for name in kwargs if name in (*OWN, *ASES)]:
+            raise TypeError(
+                f"{', '.join(fixed)} cannot be set later. Make another lamjax.Calculator(model, ...) with it."
+            )
+        _check_options(kwargs)
+        return super().set()
+
+    def check_state(self, atoms, tol=1e-15):
+        """What has changed since the last calculation: as ASE says, and whatever else a `System` is made of."""
+        changes = super().check_state(atoms, tol)
+        if changes or self._system is None:
+            return changes or list(base.all_changes)
+        both = zip(System._fields, self._system, host_system(atoms, self.dtype), strict=True)
+        return [name for name, before, now in both if not _equal(before, now)]
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=base.all_changes):
         """Compute everything that the structure allows; called by ASE."""
         super().calculate(atoms, properties, system_changes)
+        self._system = None
         periodic = bool(self.atoms.pbc.all())
         if "stress" in properties and not periodic:
             raise base.PropertyNotImplementedError(
@@ -68,6 +109,7 @@ class Calculator(base.Calculator):
             )
         system = host_system(self.atoms, self.dtype)
         check_elements(self.potential, system)
+        self._system = jax.tree.map(np.array, system)  # copies: what is in `info` may be changed in place
         with self._precision():
             result = jax.tree.map(np.asarray, self._predict(self.params, system, self._neighbors(system)))
         if not all(np.isfinite(part).all() for part in result):
@@ -108,6 +150,60 @@ class Calculator(base.Calculator):
     def _precision(self):
         """A context in which `dtype` exists."""
         return jax.enable_x64(True) if self.dtype == np.float64 else contextlib.nullcontext()
+
+
+OWN = ("model", "head", "dtype")
+ASES = ("restart", "ignore_bad_restart_file", "label", "atoms", "directory")  # options of any calculator
+INSTEAD = {  # what other calculators call it: what to do here
+    "default_dtype": "dtype",
+    "precision": "dtype",
+    "model_path": "model",
+    "model_paths": "model",
+    "path": "model",
+    "potential": "model",
+    "checkpoint": "model",
+    "task": "head",
+    "task_name": "head",
+    "branch": "head",
+    "modal": "head",
+}
+
+
+def _check_options(options: dict) -> None:
+    """TypeError that names each option that there is not, with the one that is meant."""
+    if options.get("restart") is not None:
+        raise TypeError("restart: a lamjax calculator keeps no files from which it could start again. Leave it out.")
+    if strange := [name for name in options if name not in ASES]:
+        raise TypeError(f"lamjax.Calculator: {' '.join(_meant(name, options[name]) for name in strange)}")
+
+
+def _meant(name: str, value) -> str:
+    """One sentence on an option that there is not."""
+    if "device" in name:
+        return (
+            f"There is no option {name}: JAX computes on the first device it finds. Choose with the environment "
+            "variable JAX_PLATFORMS (cpu, cuda), or around the calls with jax.default_device(jax.devices('cpu')[0])."
+        )
+    close = INSTEAD.get(name) or next(iter(difflib.get_close_matches(name, OWN, n=1)), None)
+    if close is not None:
+        return f"There is no option {name}: use {close}={value!r}."
+    return f"There is no option {name}; there are {', '.join((*OWN, *ASES[2:]))}."
+
+
+def _precision_of(dtype) -> np.dtype:
+    """float32 or float64; ValueError for anything else."""
+    try:
+        found = np.dtype(dtype)
+    except TypeError:
+        found = None
+    if found not in (np.float32, np.float64):
+        raise ValueError(f"dtype is {dtype!r}; positions and parameters are computed in float32 or float64.")
+    return found
+
+
+def _equal(before, now) -> bool:
+    """Whether two values, or the lack of them, are the same."""
+    return before is now if before is None or now is None else np.array_equal(before, now)
 
 
 _TRUNCATED = (

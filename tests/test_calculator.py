@@ -8,6 +8,7 @@ from pathlib import Path
 import ase
 import ase.build
 import jax
+import jax.numpy as jnp
 import numpy as np
 import potentials
 import pytest
@@ -203,3 +204,97 @@ def test_a_file_is_a_model_and_a_wrong_head_lists_those_that_exist():
     np.testing.assert_allclose(atoms.get_forces(), expected.forces, atol=1e-12)
     with pytest.raises(ValueError, match="available: Default"):
         Calculator(water, head="Oxide")
+
+
+def parametrised() -> Calculator:
+    """The energies of the atoms depend on all that a System holds."""
+    pairs = classical.lennard_jones(sigma=3.4, epsilon=0.0104, cutoff=8.0)
+
+    def atomic_energies(params, system, neighbors):
+        found = pairs.atomic_energies(params, system, neighbors) * (1 + 0.1 * system.numbers)
+        for given in (system.fparam, system.aparam):
+            found = found if given is None else found * (1 + jnp.sum(given))
+        return found
+
+    return Calculator((pairs._replace(atomic_energies=atomic_energies), pairs.init()))
+
+
+CHANGES = {
+    "fparam": lambda atoms: atoms.info.update(fparam=[0.3, 0.2]),
+    "fparam in place": lambda atoms: atoms.info["fparam"].__setitem__(0, 7.0),
+    "no fparam": lambda atoms: atoms.info.pop("fparam"),
+    "aparam": lambda atoms: atoms.arrays["aparam"].__setitem__((1, 0), 0.5),
+    "no aparam": lambda atoms: atoms.arrays.pop("aparam"),
+    "pbc": lambda atoms: atoms.set_pbc([True, True, False]),
+    "cell": lambda atoms: atoms.set_cell(1.01 * atoms.cell.array),
+    "numbers": lambda atoms: atoms.numbers.__setitem__(0, 10),
+    "positions": lambda atoms: atoms.positions.__setitem__((0, 0), 0.1),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_whatever_changes_after_a_call_is_noticed(name):
+    atoms, calculator = argon(), parametrised()
+    atoms.info["fparam"], atoms.arrays["aparam"] = np.array([0.1, 0.2]), np.array([[0.1], [0.2]])
+    atoms.calc = calculator
+    before = atoms.get_potential_energy()
+    assert atoms.get_potential_energy() == before and not calculator.calculation_required(atoms, ["energy"])
+    CHANGES[name](atoms)
+    fresh = atoms.copy()
+    fresh.calc = parametrised()
+    assert calculator.calculation_required(atoms, ["energy"])
+    assert atoms.get_potential_energy() == fresh.get_potential_energy() != before
+    np.testing.assert_array_equal(atoms.get_forces(), fresh.get_forces())
+
+
+def test_a_wrong_parameter_is_told_and_can_be_mended(lennard_jones):
+    atoms = argon()
+    atoms.calc = lennard_jones
+    expected = atoms.get_potential_energy()
+    atoms.info["fparam"] = [np.nan]
+    for _ in range(2):
+        with pytest.raises(ValueError, match="fparam holds a value that is not finite"):
+            atoms.get_potential_energy()
+    del atoms.info["fparam"]
+    assert atoms.get_potential_energy() == expected
+
+
+def test_other_parameters_are_used_at_once(lennard_jones):
+    atoms = argon()
+    atoms.calc = lennard_jones
+    before = atoms.get_potential_energy()
+    lennard_jones.params = {**lennard_jones.params, "epsilon": np.float32(2 * lennard_jones.params["epsilon"])}
+    assert atoms.get_potential_energy() == pytest.approx(2 * before, rel=1e-6)
+    with pytest.raises(AttributeError):
+        lennard_jones.potential = classical.morse()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"default_dtype": "float32"}, "no option default_dtype: use dtype='float32'"),
+        ({"dtyp": "float32"}, "no option dtyp: use dtype='float32'"),
+        ({"precision": "float32"}, "use dtype='float32'"),
+        ({"device": "cuda"}, "no option device: JAX computes on .*JAX_PLATFORMS"),
+        ({"device": "cuda", "heads": "water"}, "device: .*no option heads: use head='water'"),
+        ({"model_path": "x.lamjax"}, "use model='x.lamjax'"),
+        ({"xc": "PBE"}, "no option xc; there are model, head, dtype, label, atoms, directory"),
+        ({"restart": "old"}, "keeps no files"),
+    ],
+)
+def test_options_that_there_are_not_are_named(options, said):
+    potential = classical.lennard_jones()
+    with pytest.raises(TypeError, match=said):
+        Calculator((potential, potential.init()), **options)
+    calculator = Calculator((potential, potential.init()), label="fine", directory=".")
+    with pytest.raises(TypeError, match="cannot be set later" if "restart" in options else said):
+        calculator.set(**options)
+    with pytest.raises(TypeError, match="dtype cannot be set later. Make another lamjax.Calculator"):
+        calculator.set(dtype="float32")
+
+
+def test_a_precision_that_there_is_not_is_named():
+    potential = classical.lennard_jones()
+    for dtype in ("float16", "int32", "double precision"):
+        with pytest.raises(ValueError, match=f"dtype is '{dtype}'; .* float32 or float64"):
+            Calculator((potential, potential.init()), dtype=dtype)

@@ -10,7 +10,7 @@ from lamjax import checkpoints, edit, pytree
 from lamjax.cli.convert_input import convert_input, is_input
 from lamjax.interop.deepmd.write import dp_bytes, yaml_bytes
 from lamjax.potential import Params, Potential, build
-from lamjax.reports import console
+from lamjax.reports import console, outputs
 
 BUNDLE, NATIVE = ".lamjax", {".dp": dp_bytes, ".yaml": yaml_bytes}  # DeePMD-kit's, one head a file
 
@@ -45,13 +45,12 @@ def convert(
             raise ValueError(
                 "--heads, --elements, --types, --toward and --tabulate are for models, not for a training input."
             )
-        if target.suffix not in (".yaml", ".yml"):
-            raise ValueError(f"{target}: a training input becomes a config; its name must end in .yaml.")
+        outputs.check_ending(target, (".yaml", ".yml"), "a training input becomes a config, which is")
+        outputs.claim([target], [source], "TARGET")
         convert_input(source, target)
         return
-    if target.suffix not in (BUNDLE, *NATIVE):
-        native = " or ".join(NATIVE)
-        raise ValueError(f"{target}: the name must end in {BUNDLE} (all heads) or {native} (DeePMD-kit, one head).")
+    outputs.check_ending(target, (BUNDLE, *NATIVE), "a model (.dp, .yaml: one head, for DeePMD-kit) is")
+    outputs.claim([target], [source, *([toward] if toward else [])], "TARGET")
     with jax.enable_x64(True):  # so that float64 parameters stay float64
         _convert(source, target, _names(heads), _names(elements), _pairs(types), toward, share, tabulate)
 
@@ -72,9 +71,11 @@ def _convert(
         if other.elements != potential.elements:
             raise ValueError(f"{source} and {toward} know other elements: name those of both with --elements.")
         potential, params = edit.interpolate(potential, params, numbers, share)
+    names = potential.config.head_names
+    if target.suffix == NATIVE and len(names) > 1:
+        raise ValueError(f"A .dp holds one head. Choose it with --heads, one of {', '.join(names)}.")
     if tabulate:
         potential, params = edit.tabulate(potential, params)
-    names = potential.config.head_names
     if target.suffix == BUNDLE:
         card = stored.card or {"converted_from": f"{source.name} ({stored.kind})"}
         if toward is not None:

@@ -12,8 +12,8 @@ from rich.table import Table
 
 from lamjax import checkpoints
 from lamjax.cli import reading
-from lamjax.data import Audit, Finding, Frame, ReadOptions, Remark, audit, iterate, summarize
-from lamjax.reports import console, progress, table
+from lamjax.data import Audit, Finding, Frame, ReadOptions, Remark, audit, files_of, iterate, summarize
+from lamjax.reports import console, outputs, progress, table
 
 
 def check(
@@ -33,6 +33,9 @@ def check(
     and stress) and from clusters in vacuum; "not testable" where a set has neither. Ends with status 1 if there is an
     error, 0 else.
     """
+    if json_ is not None:
+        outputs.check_ending(json_, (".json",), "the audit is")
+        outputs.claim([json_], [*files_of(files), *([model] if model else [])], "--json")
     known = checkpoints.load(model)[0].elements if model else None
     options = reading.options(energy_key, forces_key, stress_key, virial_key, elements)
     remarks: list[Finding] = []

@@ -12,9 +12,9 @@ import typer
 from rich.markup import escape
 
 from lamjax.cli import reading
-from lamjax.data import Frame, iterate, open_frames, write_store
+from lamjax.data import Frame, files_of, iterate, open_frames, write_store
 from lamjax.data.store import SUFFIXES
-from lamjax.reports import console, progress
+from lamjax.reports import console, outputs, progress
 from lamjax.system import constraints, to_ase
 
 TEXT = (".extxyz", ".xyz")
@@ -43,8 +43,8 @@ def convert(
     *sources, target = files
     if not sources:
         raise ValueError("Give at least one file to read, and the target: `lamjax data convert FILES... TARGET.h5`.")
-    if target.suffix not in (*SUFFIXES, *TEXT):
-        raise ValueError(f"{target}: the name must end in {' or '.join((*SUFFIXES, *TEXT))}.")
+    outputs.check_ending(target, (*SUFFIXES, *TEXT), "frames are")
+    outputs.claim([target], files_of(sources), "TARGET")
     if target.exists() and not overwrite:
         raise ValueError(f"{target} exists. Choose another name, or replace it with --overwrite.")
     options = reading.options(energy_key, forces_key, stress_key, virial_key, elements)

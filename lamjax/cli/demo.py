@@ -14,7 +14,7 @@ import typer
 from lamjax import checkpoints, data, losses, relaxation, training
 from lamjax.cli.relax import labelled
 from lamjax.relaxation import Relaxation, RelaxConfig, Unrolled
-from lamjax.reports import console, plots, progress, table
+from lamjax.reports import console, outputs, plots, progress, table
 
 ASSETS = resources.files("lamjax") / "assets" / "demo"
 RELAX = RelaxConfig(fmax=0.02, max_steps=400)  # how structures are judged: at full convergence
@@ -42,6 +42,7 @@ def demo(
     Held-out defects are relaxed before and after; the table tells how far they end from where DFT relaxes them to.
     """
     began = time.monotonic()
+    outputs.claim_folder(out, ("*",), option="--out")
     potential, params = checkpoints.load(str(ASSETS / "base.lamjax"))
     frames = {name: data.read(str(ASSETS / f"si_defects_{name}.extxyz.gz")) for name in ("train", "heldout")}
     pairs = {name: data.pairs_from_frames(f) for name, f in frames.items()}
@@ -51,7 +52,6 @@ def demo(
     )
     before = judge(potential, params, pairs["heldout"], frames["heldout"], "relaxing held-out defects, before")
     params, history = tune(potential, params, pairs["train"], epochs, seed)
-    out.mkdir(parents=True, exist_ok=True)
     card = {"what": "the demo's base model, fine-tuned through relaxation on silicon defects", "made by": "lamjax demo"}
     checkpoints.save(out / "tuned.lamjax", potential, params, card)
     after = judge(potential, params, pairs["heldout"], frames["heldout"], "relaxing held-out defects, after")

@@ -12,13 +12,15 @@ from rich.markup import escape
 
 from lamjax import distillation
 from lamjax.cli import reading
+from lamjax.cli.interrupted import resumable
 from lamjax.cli.labeller import HELP, OPTION_HELP, labeller_config
 from lamjax.cli.train import banner
 from lamjax.distillation import TEMPLATE, DistillConfig, StudentConfig
 from lamjax.distillation.outcome import Model
-from lamjax.reports import bars, console, files, table
+from lamjax.reports import bars, console, files, table, warnings_as_text
 from lamjax.training.config import apply, read, validate
 from lamjax.training.config import schema as config_schema
+from lamjax.training.setup import check_sources
 
 COMMAND = "lamjax distill"
 COLUMNS = (
@@ -86,14 +88,16 @@ def distill(
     options = reading.options(energy_key, forces_key, stress_key, virial_key, elements)
     changes = [*(set_ or ()), *reading.changes(options)]
     settings = _settings(teacher, student, start, config, changes, head, out, named)
+    check_sources(settings, distillation.WRITTEN, [path for path in (config, student) if path], resume)
     # x64 for positions and sums of energies; networks run in the configs' precisions
-    with files.alone(settings.output), jax.enable_x64(True):
+    with files.alone(settings.output), resumable(settings.output), jax.enable_x64(True):
         _run(settings, resume)
 
 
 def _run(settings: DistillConfig, resume: bool) -> None:
     console.print(banner(settings.student.precision))
-    run, changed = distillation.prepare(settings, resume)
+    with warnings_as_text():
+        run, changed = distillation.prepare(settings, resume)
     if changed:
         console.print(f"Changed for the rounds to come: {'; '.join(changed)}", soft_wrap=True)
     rounds: list[dict[str, Any]] = []

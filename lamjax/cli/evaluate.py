@@ -1,5 +1,6 @@
 """`lamjax eval`: errors of a model on labelled structures."""
 
+import gzip
 from pathlib import Path
 from typing import Annotated
 
@@ -13,10 +14,11 @@ from rich.markup import escape
 from lamjax import checkpoints, pytree, units
 from lamjax.cli import reading
 from lamjax.cli.committee import load_members
-from lamjax.data import Frame, pack, plan, read
+from lamjax.data import Frame, files_of, pack, plan, read
 from lamjax.distillation.select import deviations, quantiles
 from lamjax.potential import Prediction
-from lamjax.reports import console, table
+from lamjax.reports import console, outputs, table
+from lamjax.reports.files import replacing
 from lamjax.system import to_ase
 from lamjax.training.errors import (
     FORCES,
@@ -72,8 +74,10 @@ def evaluate(
     """
     if precision not in ("float32", "float64"):
         raise ValueError(f"precision must be float32 or float64, got {precision!r}.")
-    if out is not None and not out.name.endswith((".npz", ".extxyz", ".extxyz.gz")):
-        raise ValueError(f"{out}: predictions are written as .npz, .extxyz or .extxyz.gz.")
+    if out is not None:
+        outputs.check_ending(out, (".npz", ".extxyz", ".extxyz.gz"), "predictions are")
+        read_too = [path for path in (reference, *(committee or ())) if path is not None]
+        outputs.claim([out], [model, *files_of(files), *read_too], "--out")
     with jax.enable_x64(True):  # for sums of energies; the network runs in `precision`
         potential, params = checkpoints.load(model, head, np.dtype(precision))
         options = reading.options(energy_key, forces_key, stress_key, virial_key, elements)
@@ -187,7 +191,8 @@ def write(path: Path, frames: list[Frame], predicted: list[Prediction], deviatio
     atoms = [_atoms(f, p) for f, p in zip(frames, predicted, strict=True)]
     for k, one in enumerate(atoms):
         one.info |= {name: float(values[k]) for name, values in more.items()}
-    ase.io.write(path, atoms, format="extxyz")
+    with replacing(path) as temporary, (gzip.open if path.suffix == ".gz" else open)(temporary, "wt") as file:
+        ase.io.write(file, atoms, format="extxyz")
 
 
 def _atoms(frame: Frame, prediction: Prediction):

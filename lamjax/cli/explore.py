@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from lamjax import data, distillation
-from lamjax.cli.label import SECONDS, check_output
+from lamjax.cli.label import SECONDS, claim
 from lamjax.cli.labeller import HELP, OPTION_HELP, labeller_config
 from lamjax.cli.relax import Precision
 from lamjax.distillation import CalculatorLabeller, Engine, ExploreConfig, Labeller
@@ -69,7 +69,7 @@ def explore(
     config = validate(content, "options", ExploreConfig)
     if potential is None and (option or head or precision):
         raise ValueError("--option, --head and --precision are about a --potential: name one.")
-    check_output(out, structures, ENDINGS)
+    claim(out, [*structures, potential], ENDINGS, "structures are")
     began = time.monotonic()
     with files.alone(out), jax.enable_x64(True):  # for positions and sums of energies
         starts, wrong = distillation.read_structures(structures)

@@ -1,6 +1,7 @@
 """`lamjax finetune`: a stored model learns new labels or structures, and says what that cost it elsewhere."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,13 +13,14 @@ from lamjax import checkpoints
 from lamjax.cli import reading
 from lamjax.cli.finetune_structures import finetune_structures, rates
 from lamjax.cli.train import run_config
-from lamjax.data import open_frames
+from lamjax.data import Frame, files_of, open_frames
 from lamjax.reports import console, table
 from lamjax.training.config import apply, validate
 from lamjax.training.forgetting import Forgetting, forgetting
-from lamjax.training.setup import MODEL, Run
+from lamjax.training.setup import MODEL, WRITTEN, Run, check_sources
 from lamjax.training.structures_config import TEMPLATE
 
+REPORT = "forgetting.json"
 LOSS = {"start_pref_e": 0.02, "limit_pref_e": 1.0, "start_pref_f": 100.0, "limit_pref_f": 10.0} | {
     "start_pref_v": 0.02,
     "limit_pref_v": 0.1,
@@ -223,11 +225,15 @@ def finetune(
     content["tasks"][head] |= reading.keys(options)
     for change in set_ or ():
         apply(content, change)
-    measured = _pairs(old, "--old")
-    run = run_config(validate(content, "lamjax finetune"), resume)
+    settings = validate(content, "lamjax finetune")
+    named = _pairs(old, "--old")
+    reads = [*settings.files, *(path for paths in named.values() for path in paths)]
+    check_sources(settings, (*WRITTEN, REPORT), files_of(reads), resume)
+    measured = _old(base, named)
+    run = run_config(settings, resume)
     with jax.enable_x64(True):
         lines = _measure(run, base, Path(run.config.output) / MODEL, head, measured)
-    path = Path(run.config.output) / "forgetting.json"
+    path = Path(run.config.output) / REPORT
     path.write_text(json.dumps([line._asdict() for line in lines], indent=1) + "\n")
     report(lines)
     console.print(f"{path}\n{Path(run.config.output) / MODEL}")
@@ -314,15 +320,20 @@ def report(lines: list[Forgetting]) -> None:
         console.print("* no data of this head: RMS change of its predictions for the new structures")
 
 
-def _measure(run: Run, base: Path, tuned: Path, head: str, measured: dict[str, list[str]]) -> list[Forgetting]:
+def _old(base: Path, files: dict[str, list[str]]) -> dict[str, Sequence[Frame]]:
+    """The frames of --old for each head of the base: read, and found wrong, before anything is trained."""
+    stored = checkpoints.read(base).config
+    if unknown := sorted(files.keys() - set(stored.head_names)):
+        raise ValueError(f"--old {unknown[0]}: the base has the heads {', '.join(stored.head_names)}.")
+    return {name: open_frames(paths, stored.elements) for name, paths in files.items()}
+
+
+def _measure(run: Run, base: Path, tuned: Path, head: str, old: dict[str, Sequence[Frame]]) -> list[Forgetting]:
     dtype = np.dtype(run.config.precision)
     before, after = (checkpoints.load(path, dtype=dtype) for path in (base, tuned))
     tasks = {task.potential.head: task.held_out or task.frames for task in run.tasks}
     sets = {name: frames for name, frames in tasks.items() if name in before[0].config.head_names}
-    sets |= {name: open_frames(paths, before[0].elements) for name, paths in measured.items()}
-    if unknown := sorted(sets.keys() - set(before[0].config.head_names)):
-        raise ValueError(f"--old {unknown[0]}: the base has the heads {', '.join(before[0].config.head_names)}.")
-    return forgetting(before, after, sets, tasks[head], run.config.precision)
+    return forgetting(before, after, sets | old, tasks[head], run.config.precision)
 
 
 def _pairs(options: list[str] | None, name: str) -> dict[str, list[str]]:

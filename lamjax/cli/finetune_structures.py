@@ -10,14 +10,15 @@ from typing import Any
 import jax
 
 from lamjax import pytree
+from lamjax.cli.interrupted import resumable
 from lamjax.cli.train import banner
 from lamjax.reports import bars, console, progress, table, warnings_as_text
 from lamjax.training import structures
 from lamjax.training.fit import NonFiniteError
-from lamjax.training.setup import BEST, MODEL
+from lamjax.training.setup import BEST, MODEL, check_sources
 from lamjax.training.structures import StructureTuneConfig, read_config
 from lamjax.training.structures_judge import Summary
-from lamjax.training.structures_setup import TuneRun
+from lamjax.training.structures_setup import WRITTEN, TuneRun
 
 ADJOINTS = {"unrolled": "steps_unrolled", "hybrid": "window", "until_converged": None, "implicit": None}
 PERIOD = 10.0  # s between lines where there is no terminal
@@ -32,7 +33,10 @@ def finetune_structures(base: Path, files: list[Path], given: dict[str, Any]) ->
     """Run to the end; `given` are the options of `lamjax finetune` that are not at their defaults."""
     content = {"base": str(base), "pairs": [str(path) for path in files], **make_content(given)}
     config = read_config(given.get("config"), content, given.get("set_") or ())
-    with jax.enable_x64(True):  # for positions and sums of energies; the network runs in the config's precision
+    if "config" in given:
+        check_sources(config, WRITTEN, [given["config"]], given.get("resume", False))
+    # x64 for positions and sums of energies; the network runs in the config's precision
+    with resumable(config.output), jax.enable_x64(True):
         console.print(banner(config.precision))
         with warnings_as_text():
             run = structures.prepare(config, given.get("resume", False))

@@ -14,10 +14,11 @@ from lamjax import data, distillation
 from lamjax.cli.labeller import HELP, OPTION_HELP, labeller_config
 from lamjax.cli.relax import Precision
 from lamjax.distillation import CalculatorConfig
-from lamjax.reports import bar, console, files, table
+from lamjax.reports import bar, console, files, outputs, table
 
 ENDINGS = (".h5", ".hdf5", ".extxyz", ".xyz")
 SECONDS = 10.0  # between two lines where there is no terminal
+BESIDE = (".partial", ".partial.json", ".failed.extxyz")
 NAMED = 5  # reasons that are printed
 
 
@@ -55,7 +56,7 @@ def label(
         config = dataclasses.replace(config, reuse=reuse)
     if skip and not resume:
         raise ValueError("--skip leaves out the structure in which an earlier run was killed: it needs --resume.")
-    check_output(out, structures, ENDINGS)
+    claim(out, [*structures, labeller], ENDINGS, "labelled sets are")
     began = time.monotonic()
     with files.alone(out), jax.enable_x64(True):  # for positions and sums of energies
         frames, wrong = distillation.read_structures(structures)
@@ -66,16 +67,12 @@ def label(
     _report(written, wrong, out, time.monotonic() - began)
 
 
-def check_output(out: Path, inputs: Sequence[Path], endings: Sequence[str]) -> None:
-    """Raise ValueError, before any work, for an output that is an input or has a wrong ending; make its folder."""
-    if out.suffix not in endings:
-        raise ValueError(f"{out}: the name must end in {' or '.join(endings)}.")
-    for path in inputs:
-        if out.resolve() == path.resolve() or out.exists() and path.exists() and out.samefile(path):
-            raise ValueError(f"{out} is one of the inputs and would be lost. Name another --out.")
-    if out.is_dir():
-        raise ValueError(f"{out} is a folder. Name a file.")
-    out.parent.mkdir(parents=True, exist_ok=True)
+def claim(out: Path, inputs: Sequence[Path | str | None], endings: Sequence[str], what: str) -> None:
+    """Make sure, before any work, that an output and the files beside it can be written and are no inputs."""
+    outputs.check_ending(out, endings, what)
+    beside = (out.with_name(f"{out.name}{ending}") for ending in BESIDE)
+    given = [path for path in map(Path, filter(None, inputs)) if path.exists()]
+    outputs.claim([out, *beside], data.files_of(given), "--out")
 
 
 def _run(steps, total: int) -> distillation.Written:

@@ -22,7 +22,7 @@ from lamjax.cli.train import banner
 from lamjax.data import Frame
 from lamjax.dynamics import DynamicsError, Ensemble, NPTConfig, NVEConfig, NVTConfig, Output, Record, Scene, Simulation
 from lamjax.dynamics.records import COLUMNS
-from lamjax.reports import bar, console, files
+from lamjax.reports import bar, console, files, outputs, warnings_as_text
 from lamjax.system import MASSES
 
 SECONDS = 5.0  # that a chunk takes, about: what a kill may lose
@@ -93,9 +93,9 @@ def md(
     (traj.restart): a run that was killed goes on with --resume to the last digit, and one that is done goes on if
     --steps is larger. Ctrl-C stops after what is being done, with everything written.
 
-    Velocities of the structure are used if it has any, and else drawn at --temperature; nve draws them whenever a
-    temperature is given. FixAtoms and FixCartesian are respected. If the simulation explodes, the last good structure
-    is in traj-last.extxyz.
+    Velocities of the structure are used if it has any, less a drift of the centre of mass where nothing is fixed, and
+    else drawn at --temperature; nve draws them whenever a temperature is given. FixAtoms and FixCartesian are
+    respected. If the simulation explodes, the last good structure is in traj-last.extxyz.
 
     With --committee: sqrt(<|F - <F>|²>) over the model and these members, of the atom where it is largest, in every
     frame. What the members do not agree on, none of them has learned.
@@ -107,6 +107,8 @@ def md(
     given |= {"thermostat_time": thermostat_time, "barostat_time": barostat_time}
     config = _config(ensemble, timestep, given)
     n_steps = _n_steps(steps, picoseconds, timestep)
+    outputs.check_ending(output, dynamics.SUFFIXES, "a trajectory is")
+    outputs.claim(dynamics.paths(output), [model, structure, *(committee or ())], "--output")
     with jax.enable_x64(True):  # for positions and sums of energies
         console.print(banner(precision.value))
         potential, params = checkpoints.load(model, head, np.dtype(precision.value))
@@ -184,9 +186,10 @@ def _prepare(
     momenta = start.info.get("momenta") if drawn is None else None
     momenta = momenta if np.any(momenta) else None
     output.refuse()
-    simulation = dynamics.begin(
-        ensemble, params, start.system, temperature=drawn, momenta=momenta, fixed=fixed, seed=settings["seed"]
-    )
+    with warnings_as_text():
+        simulation = dynamics.begin(
+            ensemble, params, start.system, temperature=drawn, momenta=momenta, fixed=fixed, seed=settings["seed"]
+        )
     output.begin(simulation)
     whence = "drawn" if momenta is None else "those of the structure"
     console.print(report.beginning(ensemble, start, fixed, whence), soft_wrap=True)

@@ -6,6 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import ase
 import jax
 import numpy as np
 import typer
@@ -17,7 +18,7 @@ from lamjax.cli import relax_records as records
 from lamjax.cli.processes import join
 from lamjax.cli.relax_records import labelled as labelled
 from lamjax.relaxation import CellConfig, RelaxConfig, stream
-from lamjax.reports import console, files, plots, progress, table
+from lamjax.reports import console, files, outputs, plots, progress, table
 from lamjax.system import System
 
 
@@ -39,10 +40,16 @@ class Start(NamedTuple):
     """A structure of a file."""
 
     source: str  # "file#frame"
-    number: int  # among all that could be read
-    system: System
-    fixed: np.ndarray | None
+    number: int  # of all frames of all files
+    start: System | ase.Atoms  # as it was read, if it cannot be relaxed
     info: dict[str, Any]
+    error: str | None = None  # why it cannot be relaxed
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What is written of it in any case."""
+        kept = {key: value for key, value in self.info.items() if key not in records.OWN}
+        return kept | {"source": self.source, "number": self.number}
 
 
 class Told(NamedTuple):
@@ -53,6 +60,14 @@ class Told(NamedTuple):
     n_steps: int
     widened: bool
     truncated: bool
+
+
+class Results(NamedTuple):
+    """What has become of structures in this run."""
+
+    told: list[Told]
+    errors: dict[str, str]  # source -> why it failed
+    is_whole: bool  # not interrupted
 
 
 class Share(NamedTuple):
@@ -66,7 +81,7 @@ class Share(NamedTuple):
 def relax(
     model: Annotated[Path, typer.Argument(help="A lamjax bundle or a DeePMD-kit model (.pt, .dp, .yaml).")],
     structures: Annotated[list[Path], typer.Argument(help="Files that ASE reads; every frame is relaxed.")],
-    out: Annotated[Path, typer.Option(help="Relaxed structures, extxyz, in the order in which they finish.")] = Path(
+    out: Annotated[Path, typer.Option(help="Relaxed structures, extxyz, at the end in the order of the files.")] = Path(
         "relaxed.extxyz"
     ),
     fmax: Annotated[float, typer.Option(help="Converged when no atom (nor the cell) feels more (eV/Å).")] = 0.02,
@@ -87,33 +102,74 @@ def relax(
     """Relax every structure; energy, forces, stress, converged, finite, n_steps and fmax are written with each.
 
     Also truncated (there were more neighbours than the model looks at, and it kept the nearest), how far the atom that
-    went farthest is from its start (moved, Å), and with --cell the volume_change. A picture of the steps and of both
-    lies beside the output (relaxed.png).
+    went farthest is from its start (moved, Å), and with --cell the volume_change. Beside the output lie a table with a
+    line for each structure (relaxed.csv) and a picture of steps and changes (relaxed.png).
 
-    Results are appended as they finish, so that a killed run loses nothing that was done: --resume goes on. A file or
-    frame that cannot be read or relaxed is reported, and the others go on. FixAtoms and FixCartesian are respected.
+    Results are appended as they finish, so that a killed run loses nothing that was done: --resume goes on. At the end
+    they stand in the order of the structures in their files, frame k of the output for structure k: for one that could
+    not be relaxed its start stands there, with failed=T, the reason as error, and no energy. A file that cannot be read
+    is reported, and the others go on. FixAtoms and FixCartesian are respected.
 
     Of several processes (--processes 4 --process 0, and so on) each relaxes every 4th structure on its own and writes
     relaxed.0.extxyz, and so on; they need not know of each other. --coordinator auto takes both numbers from SLURM or
-    MPI.
+    MPI. When all have ended, --resume without these options puts everything together in relaxed.extxyz.
     """
+    outputs.check_ending(out, (".extxyz", ".xyz"), "relaxed structures are")
     config = RelaxConfig(fmax=fmax, max_steps=max_steps, cell=_cell(cell, pressure, keep))
     share = _share(out, coordinator, processes, process)
+    outputs.claim(_written(share.out), [model, *data.files_of(structures)], "--out")
     began = time.monotonic()
     with files.alone(share.out), jax.enable_x64(True):  # for positions and sums of energies
         done = _done(share, out, resume)
         potential, params = checkpoints.load(model, head, np.dtype(precision.value))
-        starts, failures = _read(structures, potential.elements, reading.options(elements=elements))
-        mine = [s for s in starts[share.process :: share.processes] if s.source not in done]
-        told, failed = _relax(potential, params, mine, config, share.out, slots, max_programs)
-    failures += failed
-    if not told and not done:
-        raise ValueError(data.pairs.listed("Nothing was relaxed", failures or ["There are no structures."]))
-    lost = len(mine) + len(failures) - len(failed) - len(told)
-    console.print(_report(told, lost, len(done), time.monotonic() - began, config, share.out))
-    _plot(share.out, config)
+        starts, unread = _read(structures, potential.elements, reading.options(elements=elements))
+        # what another process has relaxed stands in its file; without several, all is put together in one
+        mine = [s for s in starts[share.process :: share.processes] if not _elsewhere(share, done.get(s.source))]
+        left = [s for s in mine if s.source not in done]
+        found = _relax(potential, params, left, config, share.out, slots, max_programs)
+        with files.uninterrupted():
+            failures = unread + [f"{source}: {error}" for source, error in found.errors.items()]
+            if not found.told and not done:
+                _nothing(found, failures)
+            _sort(share, mine, done, found)
+            _plot(share.out, config)
+    if not found.is_whole:
+        console.print(f"Interrupted: {share.out} holds what was done, --resume goes on.", soft_wrap=True)
+        raise KeyboardInterrupt
+    lost = len(unread) + len(left) - len(found.told)
+    console.print(_report(found.told, lost, len(done), time.monotonic() - began, config, share.out))
     if failures:
         console.print(escape(data.pairs.listed("Failed", failures)), soft_wrap=True)
+
+
+def _nothing(found: Results, failures: list[str]) -> None:
+    """Raise what ends a run in which no structure was relaxed."""
+    if not found.is_whole:
+        raise KeyboardInterrupt
+    raise ValueError(data.pairs.listed("Nothing was relaxed", failures or ["There are no structures."]))
+
+
+def _written(out: Path) -> list[Path]:
+    """The files of a run."""
+    return [out, *(out.with_suffix(suffix) for suffix in (".csv", ".png"))]
+
+
+def _elsewhere(share: Share, place: records.Place | None) -> bool:
+    return share.processes > 1 and place is not None and place.path != share.out
+
+
+def _sort(share: Share, mine: Sequence[Start], done: dict[str, records.Place], found: Results) -> None:
+    """The output in the order of the structures, and its table."""
+    here = {source: place for source, place in done.items() if not _elsewhere(share, place)}
+    here |= records.relaxed([share.out])
+    sources = {start.source: start.number for start in mine}
+    failed = {
+        start.source: records.unrelaxed(start.start, start.facts, found.errors[start.source])
+        for start in mine
+        if start.source in found.errors and start.source not in here
+    }
+    records.sort(share.out, sources, here, failed)
+    records.write_table(share.out.with_suffix(".csv"), sources, here, found.errors)
 
 
 def _cell(relaxes: bool, pressure: float, keep: Keep | None) -> CellConfig | None:
@@ -134,58 +190,69 @@ def _share(out: Path, coordinator: str | None, processes: int | None, process: i
     return Share(process, processes, records.part(out, process))
 
 
-def _done(share: Share, out: Path, resume: bool) -> set[str]:
-    """Sources of the structures that are in the output already; those of other processes are left as they are."""
+def _done(share: Share, out: Path, resume: bool) -> dict[str, records.Place]:
+    """Where the structures stand that were relaxed already, here or by another process."""
     if not resume and share.out.exists() and share.out.stat().st_size:
         raise ValueError(f"{share.out} exists. Go on with --resume, name another --out, or remove it.")
-    share.out.parent.mkdir(parents=True, exist_ok=True)
-    if not resume:
-        return set()
-    found = [info for path in records.parts(out) for info in records.known(path, cut=path == share.out)]
-    return {str(info["source"]) for info in found}
+    return records.relaxed(records.parts(out), cut=share.out) if resume else {}
 
 
 def _read(paths: Sequence[Path], elements, options: data.ReadOptions) -> tuple[list[Start], list[str]]:
-    """All structures that can be read, and what is wrong with the others."""
+    """All structures of the files, those that cannot be relaxed with the reason; and what could not be read."""
     if len(set(paths)) < len(paths):
         raise ValueError("A file is named twice. Name every file once.")
     starts: list[Start] = []
-    failures: list[str] = []
+    unread: list[str] = []
+
+    def add(path: Path, source: str, start: System | ase.Atoms, info: dict[str, Any], error: str | None = None) -> None:
+        name, number = source.rsplit(" frame ", 1)
+        starts.append(Start(f"{path.parent / name}#{number}", len(starts), start, info, error))
+
     for path in paths:
+
+        def strange(error: ValueError, path=path) -> None:
+            if isinstance(error, data.FrameError):
+                add(path, error.source, error.atoms, error.atoms.info, str(error))
+            else:
+                unread.append(str(error))
+
         try:
-            told = {"on_error": lambda e: failures.append(str(e)), "on_remark": reading.tell}
+            told = {"on_error": strange, "on_remark": reading.tell}
             for frame in data.iterate(path, elements=elements, options=options, **told):
-                name, number = frame.source.rsplit(" frame ", 1)
-                source, fixed = f"{path.parent / name}#{number}", frame.info.get("fixed")
-                starts.append(Start(source, len(starts), frame.system, fixed, frame.info))
+                add(path, frame.source, frame.system, frame.info)
         except (ValueError, OSError) as error:
-            failures.append(str(error))
+            unread.append(str(error))
     ignored = sorted({kind for s in starts for kind in s.info.get("other_constraints", "").split(", ") if kind})
     if ignored:
         console.print(f"[yellow]Constraints that are not respected: {', '.join(ignored)}[/]")
-    return starts, failures
+    return starts, unread
 
 
-def _relax(potential, params, starts: Sequence[Start], config, out: Path, slots, max_programs):
-    """Written one by one; what is told of each, and what is wrong with those that failed."""
-    told: list[Told] = []
-    failures: list[str] = []
-    systems, fixed = [s.system for s in starts], [s.fixed for s in starts]
-    found = stream(potential, params, systems, config, fixed=fixed, slots=slots, max_programs=max_programs)
+def _relax(potential, params, starts: Sequence[Start], config, out: Path, slots, max_programs) -> Results:
+    """Written one by one, to the end or until somebody interrupts it."""
+    found = Results([], {start.source: start.error for start in starts if start.error is not None}, True)
+    starts = [start for start in starts if start.error is None]
+    systems, fixed = [s.start for s in starts], [s.info.get("fixed") for s in starts]
+    moving = stream(potential, params, systems, config, fixed=fixed, slots=slots, max_programs=max_programs)
     with open(out, "a") as file:
-        for outcome in progress(found, "relaxing", len(starts)) if starts else ():
-            start, relaxed = starts[outcome.number], outcome.relaxation
-            if outcome.error is not None:
-                failures.append(f"{start.source}: {outcome.error}")
-            if relaxed is None:
-                continue
-            info = start.info | {"source": start.source, "number": start.number}
-            records.append(
-                file, labelled(relaxed, info | records.changes(start.system, relaxed.system, config.cell is not None))
-            )
-            kept = bool(relaxed.converged), bool(relaxed.finite), int(relaxed.n_steps)
-            told.append(Told(*kept, widened=outcome.n_widened > 0, truncated=bool(relaxed.truncated)))
-    return told, failures
+        try:
+            for outcome in progress(moving, "relaxing", len(starts)) if starts else ():
+                start, relaxed = starts[outcome.number], outcome.relaxation
+                if outcome.error is not None:
+                    found.errors[start.source] = outcome.error
+                if relaxed is None:
+                    continue
+                info = start.facts | records.changes(start.start, relaxed.system, config.cell is not None)
+                info |= {} if outcome.error is None else {"error": outcome.error}
+                with files.uninterrupted():
+                    records.append(file, labelled(relaxed, info))
+                    kept = bool(relaxed.converged), bool(relaxed.finite), int(relaxed.n_steps)
+                    found.told.append(Told(*kept, widened=outcome.n_widened > 0, truncated=bool(relaxed.truncated)))
+        except KeyboardInterrupt:
+            console.print("Interrupted: what is done is being put in order.")
+            moving.close()
+            return found._replace(is_whole=False)
+    return found
 
 
 def _report(told: Sequence[Told], lost: int, n_before: int, seconds: float, config: RelaxConfig, out: Path):
@@ -202,7 +269,7 @@ def _report(told: Sequence[Told], lost: int, n_before: int, seconds: float, conf
         *([("done before", n_before)] if n_before else []),
         *([("steps, median and most", f"{np.median(steps):.0f}, {max(steps)}")] if told else []),
         *([("time per structure", f"{seconds / len(told):.2g} s")] if told else []),
-        ("written to", f"{out}, {out.with_suffix('.png').name}"),
+        ("written to", ", ".join([str(out), *(path.name for path in _written(out)[1:])])),
     ]
     what = "fixed cell" if config.cell is None else "variable cell"
     return table(f"Relaxation at {what} to {config.fmax:g} eV/Å", ("what", "value"), rows)
@@ -210,7 +277,7 @@ def _report(told: Sequence[Told], lost: int, n_before: int, seconds: float, conf
 
 def _plot(out: Path, config: RelaxConfig) -> None:
     """The picture of all that is in the output, an earlier part of the run included."""
-    found = [info for info in records.known(out) if info["finite"]]
+    found = [place.info for place in records.known(out) if place.info["finite"]]
     panels = {"moved": "way of the atom that went farthest (Å)", "volume_change": "volume change (%)"}
     factor = {"moved": 1, "volume_change": 100}
     values = {

@@ -1,7 +1,12 @@
-"""What `lamjax relax` writes: a record for each structure as it finishes, found again by a later run."""
+"""What `lamjax relax` writes: a record for each structure as it finishes, found again by a later run; at the end all
+of them in the order of the structures, with a table."""
 
+import csv
+import io
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ase
 import numpy as np
@@ -15,6 +20,18 @@ from lamjax.reports import files
 from lamjax.system import System
 
 OUTCOME = ("converged", "finite", "n_steps", "fmax")
+OWN = {*OUTCOME, "truncated", "moved", "volume_change", "failed", "error"}  # a start may be the end of another run
+COLUMNS = ("number", "name", "steps", "converged", "fmax", "energy", "volume_change", "moved", "error")
+NOT_YET = "not relaxed yet: --resume goes on"
+
+
+class Place(NamedTuple):
+    """A record in a file."""
+
+    path: Path
+    first: int  # byte
+    end: int
+    info: dict[str, Any]
 
 
 def labelled(relaxed: Relaxation, info: dict[str, Any]) -> ase.Atoms:
@@ -36,6 +53,17 @@ def labelled(relaxed: Relaxation, info: dict[str, Any]) -> ase.Atoms:
     return atoms
 
 
+def unrelaxed(start: System | ase.Atoms, info: dict[str, Any], error: str) -> ase.Atoms:
+    """What stands for a structure that could not be relaxed: the start, `failed`, with the `error` and no energy."""
+    atoms = system.to_ase(start) if isinstance(start, System) else start
+    kept = ase.Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+    outcome = {"converged": False, "finite": False, "n_steps": 0, "fmax": np.nan, "failed": True, "error": error}
+    kept.info = records.plain_info(info | outcome)
+    if "fixed" in info:
+        kept.set_constraint(system.constraints(info["fixed"]))
+    return kept
+
+
 def changes(start: System, end: System, cell: bool) -> dict[str, float]:
     """`moved`, the way (Å) of the atom that went farthest, without the strain; with a `cell`, its `volume_change`."""
     before, after = (np.asarray(x.cell, np.float64) for x in (start, end))
@@ -47,19 +75,58 @@ def changes(start: System, end: System, cell: bool) -> dict[str, float]:
     return found
 
 
-def known(path: Path, cut: bool = False) -> list[dict[str, Any]]:
-    """The info of the whole records in a file; with `cut` a last one that was not written to its end is cut off.
+def known(path: Path, cut: bool = False) -> list[Place]:
+    """The whole records in a file; with `cut` a last one that was not written to its end is cut off.
 
     Raises ValueError for a file that `append` did not make.
     """
-    infos, end = [], 0
-    for info, end in records.whole_records(path, "lamjax relax"):  # noqa: B007
+    places, end = [], 0
+    for info, end_ in records.whole_records(path, "lamjax relax"):
         if not {"source", *OUTCOME} <= info.keys():
-            raise ValueError(f"{path}, record {len(infos)}: not written by `lamjax relax`. Name another --out.")
-        infos.append(info)
+            raise ValueError(f"{path}, record {len(places)}: not written by `lamjax relax`. Name another --out.")
+        places.append(Place(path, end, end_, info))
+        end = end_
     if cut:
         files.cut(path, end)
-    return infos
+    return places
+
+
+def relaxed(paths: Iterable[Path], cut: Path | None = None) -> dict[str, Place]:
+    """The records of files by their source, without those that stand for what could not be relaxed."""
+    places = (place for path in paths for place in known(path, path == cut))
+    return {str(place.info["source"]): place for place in places if not place.info.get("failed")}
+
+
+def sort(out: Path, sources: Mapping[str, int], found: Mapping[str, Place], failed: Mapping[str, ase.Atoms]) -> None:
+    """The records in the order of the `sources` {name: number}, each of the `failed` ones in its place.
+
+    What was relaxed of other sources follows. The file is as it was, with all that is in it, until it is written anew.
+    """
+    with files.replacing(out) as temporary, open(temporary, "wb") as file:
+        for source, number in sources.items():
+            if source in found:
+                file.write(_numbered(found[source], number))
+            elif source in failed:
+                file.write(_text(failed[source]))
+        for place in (place for source, place in found.items() if source not in sources):
+            file.write(_bytes(place))
+
+
+def write_table(path: Path, sources: Mapping[str, int], found: Mapping[str, Place], errors: Mapping[str, str]) -> None:
+    """CSV with a line for each of the `sources`, in their order; eV, eV/Å, Å; empty where there is no such number."""
+    text = io.StringIO()
+    rows = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
+    rows.writeheader()
+    for source, number in sources.items():
+        row = {"number": number, "name": source, "converged": False}
+        if source in found:
+            info = found[source].info
+            row |= {key: info[key] for key in COLUMNS if key in info and key not in ("number", "name")}
+            row |= {"steps": info["n_steps"]}
+        else:
+            row |= {"error": errors.get(source, NOT_YET)}
+        rows.writerow(row)
+    files.write_atomically(path, text.getvalue().encode())
 
 
 def parts(path: Path) -> list[Path]:
@@ -71,3 +138,24 @@ def parts(path: Path) -> list[Path]:
 def part(path: Path, process: int) -> Path:
     """The file of one of several processes."""
     return path.with_name(f"{path.stem}.{process}{path.suffix}")
+
+
+def _text(atoms: ase.Atoms) -> bytes:
+    text = io.StringIO()
+    append(text, atoms)
+    return text.getvalue().encode()
+
+
+def _bytes(place: Place) -> bytes:
+    with open(place.path, "rb") as file:
+        file.seek(place.first)
+        return file.read(place.end - place.first)
+
+
+def _numbered(place: Place, number: int) -> bytes:
+    """A record with its `number`, which is another one than it was written with if other files were given then."""
+    content = _bytes(place)
+    if place.info.get("number") == number:
+        return content
+    first, comment, rest = content.split(b"\n", 2)
+    return b"\n".join((first, re.sub(rb"(^| )number=\d+", rb"\g<1>number=%d" % number, comment), rest))

@@ -12,6 +12,7 @@ import typer
 from lamjax import pytree
 from lamjax.cli import reading
 from lamjax.cli.data import data_table
+from lamjax.cli.interrupted import resumable
 from lamjax.cli.processes import join
 from lamjax.data import n_batches
 from lamjax.reports import bar, console, table, warnings_as_text
@@ -19,6 +20,7 @@ from lamjax.training import run as runs
 from lamjax.training import sharding
 from lamjax.training.config import TEMPLATE, TrainConfig, parse
 from lamjax.training.config import schema as config_schema
+from lamjax.training.setup import WRITTEN, check_sources
 from lamjax.training.tasks import Task
 
 
@@ -50,12 +52,15 @@ def train(
         raise ValueError("Name a config file: lamjax train config.yaml. `lamjax train --template` prints one.")
     join(coordinator, processes, process)
     options = reading.options(energy_key, forces_key, stress_key, virial_key, elements)
-    run_config(parse(config, [*(set_ or ()), *reading.changes(options)]), resume)
+    settings = parse(config, [*(set_ or ()), *reading.changes(options)])
+    check_sources(settings, WRITTEN, [config], resume)
+    run_config(settings, resume)
 
 
 def run_config(settings: TrainConfig, resume: bool = False) -> runs.Run:
     """Train to the end, saying in the first process what is done."""
-    with jax.enable_x64(True):  # for sums of energies; the network runs in the config's precision
+    # x64 for sums of energies; the network runs in the config's precision
+    with resumable(settings.output), jax.enable_x64(True):
         return _run(settings, resume)
 
 

@@ -13,7 +13,11 @@ from lamjax.data.columns import Facts as Facts
 from lamjax.data.columns import facts as facts
 from lamjax.data.columns import sample as sample
 from lamjax.data.deepmd import DeepmdSystem as DeepmdSystem
+from lamjax.data.deepmd import files_of as files_of
+from lamjax.data.digest import digests as digests
+from lamjax.data.digest import pair_digests as pair_digests
 from lamjax.data.frames import Frame as Frame
+from lamjax.data.frames import FrameError as FrameError
 from lamjax.data.frames import Joined as Joined
 from lamjax.data.frames import Subset as Subset
 from lamjax.data.frames import join as join

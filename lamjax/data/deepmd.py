@@ -1,7 +1,7 @@
 """DeePMD-kit's npy data sets: folders with type.raw and set.*/coord.npy, read frame by frame from mapped arrays."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,6 +99,16 @@ def systems(path: str | Path) -> list[Path]:
             f"{path}: a directory without a DeePMD data set in it (a folder with type.raw and set.*/coord.npy). "
             "Name the structure files themselves, or the folder that holds the set."
         )
+    return found
+
+
+def files_of(paths: Iterable[str | Path]) -> list[Path]:
+    """The files that reading these paths opens: of a folder the arrays and tables of DeePMD systems, else the path."""
+    found: list[Path] = []
+    for path in map(Path, paths):
+        inside = os.walk(path) if path.is_dir() else ()
+        below = (Path(folder) / name for folder, _, names in inside for name in names)
+        found += [file for file in below if file.suffix in (".npy", ".raw") or file.name == "nopbc"] or [path]
     return found
 
 

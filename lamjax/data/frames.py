@@ -4,6 +4,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import ase
 import numpy as np
 
 from lamjax.arguments import ArgumentError, describe, expect_all
@@ -21,6 +22,14 @@ class Frame(NamedTuple):
     source: str  # "train.extxyz frame 12"
     keys: tuple[str, ...]  # where energy, forces and virial were found, "" where they were not
     info: dict[str, Any]  # what else the file says of the frame: `atoms.info` and further per-atom arrays
+
+
+class FrameError(ValueError):
+    """A frame that cannot be used, with what the reader made of it."""
+
+    def __init__(self, message: str, source: str, atoms: ase.Atoms):
+        super().__init__(message)
+        self.source, self.atoms = source, atoms
 
 
 class Joined(Sequence):

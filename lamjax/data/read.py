@@ -16,7 +16,7 @@ from lamjax.data.atoms import Remark, Remarks, frame_of, held
 from lamjax.data.atoms import from_atoms as from_atoms
 from lamjax.data.columns import elements as present_elements
 from lamjax.data.columns import facts
-from lamjax.data.frames import LABELS, Frame, Joined, check_frames, join
+from lamjax.data.frames import LABELS, Frame, FrameError, Joined, check_frames, join
 from lamjax.data.labels import ReadOptions, named
 from lamjax.data.store import Store, is_store
 from lamjax.system import Labels, cast
@@ -120,7 +120,7 @@ def _parsed(
             _check_known(atoms.symbols, known)
             _check_labels(atoms, frame, require)
         except ValueError as error:
-            told = ValueError(f"{place}, frame {number}: {error}")
+            told = FrameError(f"{place}, frame {number}: {error}", source, atoms)
             if on_error is None:
                 raise told from error
             on_error(told)

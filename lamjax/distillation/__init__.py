@@ -34,6 +34,7 @@ from lamjax.distillation.sets import Step as Step
 from lamjax.distillation.sets import Written as Written
 from lamjax.distillation.sets import label_set as label_set
 from lamjax.distillation.sets import read_structures as read_structures
+from lamjax.distillation.setup import WRITTEN as WRITTEN
 from lamjax.distillation.setup import prepare as prepare
 from lamjax.distillation.substitute import similar as similar
 from lamjax.distillation.substitute import substitutes as substitutes

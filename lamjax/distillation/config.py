@@ -225,6 +225,12 @@ class DistillConfig:
     output: str = "distilled"
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
+    @property
+    def files(self) -> list[str]:
+        """All that a distillation reads: models and data."""
+        models = (self.student.base, getattr(self.labeller, "model", None))
+        return [*self.start, *self.initial, *(path for path in models if path is not None)]
+
     def __post_init__(self):
         as_tuples(self)
         if not self.start:

@@ -13,7 +13,7 @@ import ase.io
 from lamjax import checkpoints
 
 EXPLORED, SELECTED, PARTIAL, LABELLED = "explored.extxyz", "selected.extxyz", "labelled.partial", "labelled.extxyz"
-STATES, ROUND = "states", "round.json"
+STATES, ROUND, LEARNING = "states", "round.json", "learning.json"
 
 
 def write_frames(path: Path, frames: Sequence[ase.Atoms]) -> None:

@@ -220,6 +220,7 @@ def _train(run: Run, number: int, stacked: Params | None, facts: dict[str, Any])
     facts |= {"learned_from": len(frames)}
     _keep(run, number, facts, "train", began)
     files.remove(folder / files.STATES)
+    (folder / files.LEARNING).unlink(missing_ok=True)
 
 
 def _members(run: Run, number: int) -> Params:

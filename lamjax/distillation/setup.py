@@ -1,25 +1,31 @@
 """All that a distillation needs before its first round, or before it goes on."""
 
+import hashlib
 import json
 import warnings
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from lamjax import checkpoints
-from lamjax.data import Frame, ReadOptions, levels, read
+from lamjax.data import Frame, ReadOptions, digests, files_of, levels, read
 from lamjax.distillation.config import DistillConfig
 from lamjax.distillation.explore import plain_start
 from lamjax.distillation.explored import check_pressures
+from lamjax.distillation.files import read_facts, write_facts
 from lamjax.distillation.label import Labeller, PotentialLabeller, open_labeller
+from lamjax.distillation.outcome import PLOT, STUDENT, TABLE
 from lamjax.distillation.rounds import ASKED, Run
 from lamjax.distillation.shapes import Shapes
 from lamjax.distillation.substitute import substitutes
 from lamjax.distillation.train import Trainer, open_student
 from lamjax.potential import Potential, check_elements
+from lamjax.reports import outputs
 from lamjax.training.config import differences, read_options, to_json, validate
 
-CONFIG = "config.json"
+CONFIG, FACTS = "config.json", "facts.json"
+WRITTEN = (CONFIG, FACTS, "round-*", STUDENT, TABLE, PLOT)
 # what the students of all rounds, and their labels, must share
 KEPT = ("labeller", "members", "seed", "student.base", "student.head", "student.model", "student.precision")
 
@@ -30,6 +36,7 @@ def prepare(config: DistillConfig, resume: bool = False, labeller: Labeller | No
     Raises ValueError for elements that student or teacher do not know, for pressures on what is not periodic, and for
     an output folder with rounds in it, unless `resume` and the same student and labeller.
     """
+    outputs.claim_folder(config.output, WRITTEN, files_of(config.files))
     changed = _begun(config, resume)
     potential = open_student(config.student)
     options, required = read_options(config), ("energy", "forces")
@@ -50,10 +57,51 @@ def prepare(config: DistillConfig, resume: bool = False, labeller: Labeller | No
     explored = config.explore
     starts += substitutes(starts, explored.substitutions, config.seed, sorted(known), explored.similar)
     _check_initial(initial, labeller)
+    data = _fingerprint(config, starts, initial, labeller)
+    if (Path(config.output) / CONFIG).is_file():
+        _check_data(config, data, changed)
     trainer = Trainer(config.student, potential, config.seed)
     asked = Shapes(potential.shells, config.student.max_programs, ASKED, config.student.precision)
     checkpoints.write_atomically(Path(config.output) / CONFIG, to_json(config).encode())
+    write_facts(Path(config.output) / FACTS, data)
     return Run(config, potential, starts, initial, labeller, trainer, asked), changed
+
+
+def _fingerprint(config: DistillConfig, starts, initial, labeller: Labeller) -> dict[str, dict[str, str] | str]:
+    """Names of all that rounds are made from: the frames that are given, and the numbers of teacher and base."""
+    found = {"start": digests(starts), "initial": digests(initial)}
+    if isinstance(labeller, PotentialLabeller):
+        found["labeller"] = _name(labeller.params)
+    if config.student.base is not None:
+        found["student.base"] = _name(checkpoints.read(config.student.base, config.student.head).params)
+    return found
+
+
+def _name(params) -> str:
+    """Another one for parameters with another number in them."""
+    numbers = hashlib.blake2b(digest_size=12)
+    for leaf in map(np.asarray, jax.tree.leaves(params)):
+        numbers.update(f"{leaf.dtype}{leaf.shape}".encode() + np.ascontiguousarray(leaf).tobytes())
+    return numbers.hexdigest()
+
+
+def _check_data(config: DistillConfig, new: dict, changed: list[str]) -> None:
+    """ValueError if what the files of the config hold is not what it was, though the config names the same files."""
+    file = Path(config.output) / FACTS
+    old = read_facts(file)
+    if not old:
+        warnings.warn(
+            f"{config.output} was begun by an older lamjax, which did not note what its files held: whether starts, "
+            "labelled frames, teacher and base are those of the beginning is not known. From now on it will be.",
+            stacklevel=3,
+        )
+    named = {one.partition(":")[0] for one in changed}
+    if other := [key for key in new if key in old and old[key] != new[key] and key not in named]:
+        raise ValueError(
+            f"{config.output} was begun with other files: what {' and '.join(other)} names is not what it was. Put it "
+            "back, or begin anew in another output folder, with what is labelled already as `initial`. Other starts "
+            "for the rounds to come go into a file of another name."
+        )
 
 
 def _check_teacher(teacher: Potential, starts: list[Frame]) -> None:

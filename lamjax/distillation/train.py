@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -12,9 +13,9 @@ import numpy as np
 
 from lamjax import checkpoints, edit, pytree
 from lamjax.committee import stack_members
-from lamjax.data import Frame, Packed, batches, prefetch, set_bias, set_statistics
+from lamjax.data import Frame, Packed, batches, digests, prefetch, set_bias, set_statistics
 from lamjax.distillation.config import StudentConfig
-from lamjax.distillation.files import STATES
+from lamjax.distillation.files import LEARNING, STATES, read_facts, remove, write_facts
 from lamjax.distillation.probes import with_probes
 from lamjax.distillation.shapes import Shapes
 from lamjax.losses import DistillationLossConfig, committee_loss, distillation_loss, errors
@@ -31,6 +32,7 @@ from lamjax.training import (
     updates,
 )
 from lamjax.training import schedule as make_schedule
+from lamjax.training.config import to_json
 from lamjax.training.errors import FORCES, error_table, predictions
 from lamjax.training.step import is_frozen
 
@@ -74,6 +76,7 @@ class Trainer:
     def train(self, stacked: Params, frames: Sequence[Frame], folder: Path) -> Generator[Progress, None, Params]:
         """The members after `steps` more steps; their state is kept in the folder, and taken up from there."""
         packed = self.shapes.pack(frames)
+        self._begin(frames, folder)
         first = init(stacked, self.optimizer, ema=self.config.ema_decay is not None)
         if saved_steps(folder / STATES):
             first = restore_state(folder / STATES, first)
@@ -90,6 +93,25 @@ class Trainer:
                 if done % SAVE == 0:
                     save_state(folder / STATES, state, keep=1)
         return result(state)
+
+    def _begin(self, frames: Sequence[Frame], folder: Path) -> None:
+        """What the states of the folder learn from, and how. States that learned in another way are removed.
+
+        Raises ValueError if the frames are others than those that the states began with.
+        """
+        course = json.loads(to_json(self.config)) | {"seed": self.seed}
+        new = {"frames": digests(frames), "course": course}
+        old = read_facts(folder / LEARNING) if saved_steps(folder / STATES) else {}
+        if old and old["frames"] != new["frames"]:
+            other = ", ".join(part for part, name in new["frames"].items() if old["frames"].get(part) != name)
+            raise ValueError(
+                f"{folder}: the training that was interrupted here began with other frames ({other} differ). Put the "
+                f"labelled files of the rounds, and `initial`, back as they were, or remove {folder / STATES} so that "
+                "this round is trained anew."
+            )
+        if old and old["course"] != course:
+            remove(folder / STATES)
+        write_facts(folder / LEARNING, new)
 
 
 def _progress(step: int, metrics: dict[str, Any], n: int, seconds: float) -> Progress:

@@ -249,22 +249,30 @@ def kinetic_energy(state) -> Float[Array, ""]:
 
 
 def degrees_of_freedom(config: Config, n_atoms: int, n_fixed=0):
-    """Components that can move, without the three that conserved momentum takes: heat is counted by this everywhere.
+    """Components that can move, less one for each axis along which momentum is conserved: heat is counted by this.
 
-    Langevin forces conserve no momentum, nor do fixed components (`n_fixed`, which may be traced).
+    `n_fixed` components are fixed, in all or along each axis (3,); it may be traced. Momentum is conserved along axes
+    where none is, but not by Langevin forces; of one atom all motion is heat. The rotation of a molecule in vacuum is
+    counted as heat, too.
     """
     langevin = isinstance(config, NVTConfig) and config.thermostat == "langevin"
-    conserved = 0 if langevin or n_atoms == 1 else 3
-    return 3 * n_atoms - n_fixed - conserved * (n_fixed == 0)
+    along = n_fixed * np.ones(3, int) if np.ndim(n_fixed) == 0 else n_fixed
+    conserved = 0 if langevin or n_atoms == 1 else (along == 0).sum()
+    return 3 * n_atoms - (n_fixed if np.ndim(n_fixed) == 0 else n_fixed.sum()) - conserved
+
+
+def drift(system: System, fixed: Bool[np.ndarray, "n_atoms 3"], momenta) -> Float[np.ndarray, "3"]:
+    """The velocity of the centre of mass (sqrt(eV/amu)) of several atoms; 0 along axes where a component is fixed."""
+    mass = np.asarray(masses(system), np.float64)
+    free = ~np.asarray(fixed).any(axis=0) & (len(mass) > 1)
+    return np.where(free, np.asarray(momenta, np.float64).sum(axis=0) / mass.sum(), 0)
 
 
 def thermal_momenta(config: Config, system: System, fixed, kelvin: float, seed: int) -> Float[np.ndarray, "n_atoms 3"]:
-    """Maxwell-Boltzmann momenta (sqrt(amu eV)) of just this temperature, with no drift unless an atom is fixed."""
+    """Maxwell-Boltzmann momenta (sqrt(amu eV)) of just this temperature, without a drift (see `drift`)."""
     mass = np.asarray(masses(system), np.float64)[:, None]
     p = np.random.default_rng(seed).normal(size=(len(mass), 3)) * np.sqrt(mass)
     p[np.asarray(fixed)] = 0
-    n_fixed = int(np.sum(fixed))
-    if not n_fixed and len(mass) > 1:
-        p -= mass * p.sum(axis=0) / mass.sum()
-    now = np.sum(p**2 / mass) / max(1, degrees_of_freedom(config, len(mass), n_fixed))
+    p -= mass * drift(system, fixed, p)
+    now = np.sum(p**2 / mass) / max(1, degrees_of_freedom(config, len(mass), np.sum(fixed, axis=0)))
     return p * np.sqrt(kelvin * units.KB / now) if now > 0 else p

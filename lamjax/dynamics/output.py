@@ -64,7 +64,11 @@ class Output:
         return files.size(self.paths.table) > 0
 
     def write(self, simulation: Simulation, seen: Record) -> None:
-        """What was seen up to where the simulation is."""
+        """What was seen up to where the simulation is; Ctrl-C waits until it is written."""
+        with files.uninterrupted():
+            self._write(simulation, seen)
+
+    def _write(self, simulation: Simulation, seen: Record) -> None:
         if not self.has_seen:
             files.append(self.paths.table, records.header(self.columns).encode())
         files.append(self.paths.table, records.rows(seen, self.scene.timestep, self.columns).encode())

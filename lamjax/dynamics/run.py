@@ -3,6 +3,7 @@
 import functools
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -20,10 +21,11 @@ from lamjax.neighbors import grid, verlet
 from lamjax.neighbors.grid import Shapes
 from lamjax.neighbors.verlet import Verlet
 from lamjax.potential import check_elements, predict
-from lamjax.system import System, as_jax_casts, check_single, fixed_mask, volume
+from lamjax.system import MASSES, System, as_jax_casts, check_single, fixed_mask, volume
 
 SKIN = 1.0  # Å
 HEADROOM = 1.1  # slots relative to the neighbours of the start: empty ones cost time, and too few become more
+DRIFT = 1e-6  # of the kinetic energy; less of it is left
 FARTHEST = 1.0  # Å in one step; what moves farther has exploded
 CHUNK = 50  # records that one call of the device makes, at most
 TRIES = 5  # times in a row that arrays grow without a step
@@ -83,10 +85,12 @@ def begin(
     """A simulation at its first step.
 
     Momenta (sqrt(amu eV), as in ASE) are given, or drawn at `temperature` (K; default: that of the ensemble) with
-    `seed`. Components that are `fixed` (n_atoms, 3) do not move. Arrays are at least as wide as `room`, the `shapes` of
-    an earlier simulation of as many atoms, so that what was compiled for it serves again. Raises ValueError for what
-    cannot begin: unknown elements, padding, atoms on one place, a cell that is to change but is not periodic, fixed
-    atoms with a Nosé-Hoover chain.
+    `seed`. A drift of the centre of mass is no heat: it is taken off given momenta, with a warning, along axes without
+    fixed atoms; the rotation of a molecule is left as it is. Components that are `fixed` (n_atoms, 3) do not move.
+    Arrays are at least as wide as `room`, the `shapes` of an earlier simulation of as many atoms, so that what was
+    compiled for it serves again. Raises ValueError for what cannot begin: unknown elements, padding, atoms on one
+    place, momenta of another shape or not finite, a cell that is to change but is not periodic, fixed atoms with a
+    Nosé-Hoover chain.
     """
     check_single(system, "A simulation")
     system = host = as_jax_casts(jax.tree.map(np.asarray, system))
@@ -97,8 +101,12 @@ def begin(
         wanted = getattr(ensemble.config, "temperature", None) if temperature is None else temperature
         if wanted is None:
             raise ValueError("Give momenta, or a temperature (K) at which they are drawn: nve has none of its own.")
+        if not (np.isfinite(wanted) and wanted >= 0):
+            raise ValueError(f"temperature is {wanted} K; momenta are drawn at 0 K or more.")
         momenta = thermal_momenta(ensemble.config, host, fixed, wanted, seed)
-    momenta = np.where(fixed, 0, np.asarray(momenta, host.positions.dtype)).astype(host.positions.dtype)
+    else:
+        momenta = _given(host, fixed, momenta)
+    momenta = momenta.astype(host.positions.dtype)
     shapes, bath = _shapes(ensemble, host, skin, room), ensembles.bath(ensemble.config)
     while True:
         lists = _empty(host, shapes, ensemble)
@@ -111,6 +119,29 @@ def begin(
         if grown == shapes:
             raise ValueError("Energy or forces of the start are infinite or NaN. Relax it first, or look at its atoms.")
         shapes = grown
+
+
+def _given(system: System, fixed: np.ndarray, momenta) -> np.ndarray:
+    """Momenta that were given, checked, 0 where atoms are fixed and without a drift of the centre of mass."""
+    momenta = np.asarray(momenta, np.float64)
+    if momenta.shape != (system.n_atoms, 3):
+        raise ValueError(f"momenta have shape {momenta.shape}; expected {(system.n_atoms, 3)}, a vector for each atom.")
+    if bad := np.flatnonzero(~np.isfinite(momenta).all(axis=1)).tolist():
+        raise ValueError(
+            f"The momentum of atom {bad[0]} is {momenta[bad[0]]}: not finite. Repair the start, or leave momenta out: "
+            "they are then drawn."
+        )
+    momenta, mass = np.where(fixed, 0, momenta), MASSES[np.asarray(system.numbers)][:, None]
+    velocity = ensembles.drift(system, fixed, momenta)
+    of_drift, whole = mass.sum() * np.sum(velocity**2), np.sum(momenta**2 / mass)
+    if of_drift <= DRIFT * whole:  # rounding
+        return momenta
+    warnings.warn(
+        f"The momenta had a drift: the centre of mass moved with {np.linalg.norm(velocity) * units.FS:.3g} Å/fs, "
+        f"{of_drift / whole:.0%} of the kinetic energy. It is taken off, since it is no heat.",
+        stacklevel=3,
+    )
+    return momenta - mass * velocity
 
 
 def like(ensemble: Ensemble, params, system: System, fixed, shapes: Shapes, step: int, n_grown: int) -> Simulation:
@@ -323,7 +354,7 @@ def _compiled(ensemble: Ensemble, shapes: Shapes, skin: float) -> Programs:
         virial = said.virial + velocity.T @ state.momentum  # of the potential and of the motion
         stress = jnp.where(jnp.all(here.pbc), units.to_voigt(units.virial_to_stress(virial, space)), jnp.nan)
         kinetic = ensembles.kinetic_energy(state)
-        freedom = ensembles.degrees_of_freedom(ensemble.config, system.n_atoms, jnp.sum(fixed))
+        freedom = ensembles.degrees_of_freedom(ensemble.config, system.n_atoms, jnp.sum(fixed, axis=0))
         return Record(
             step=step,
             potential_energy=said.energy,

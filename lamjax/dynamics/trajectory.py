@@ -18,6 +18,7 @@ from lamjax.dynamics.records import Record
 from lamjax.reports import files
 from lamjax.system import MASSES, System, constraints, to_ase
 
+SUFFIXES = (".extxyz", ".xyz", ".traj", ".h5", ".hdf5")
 ULM_HEADER = 48  # bytes at the begin of an ASE trajectory that change when a frame is added
 
 

@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -66,6 +68,28 @@ def locked(lock: str | Path) -> IO | None:
         except FileNotFoundError:
             pass
         file.close()  # another one ended in between and took the file's name away: who comes next makes a new one
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """A Ctrl-C waits until this is over, and then has its effect.
+
+    What is being written is written whole, and no helping thread is stopped half-way. Outside the main thread, where
+    nobody interrupts, nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+
+    signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if came and callable(before):
+            before(came[0], None)
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from lamjax.reports.files import uninterrupted
 from lamjax.training.state import TrainState
 
 
 def save_state(folder: str | Path, state: TrainState, keep: int = 3) -> Path:
     """Writes the state to folder/<step> and leaves the last `keep` states; returns when it is safely on disk."""
-    with _manager(folder, keep) as manager:
+    with uninterrupted(), _manager(folder, keep) as manager:
         step = int(state.step)
         if step not in manager.all_steps():
             manager.save(step, args=ocp.args.StandardSave(state))
@@ -30,7 +31,7 @@ def restore_state(folder: str | Path, like: TrainState, step: int | None = None)
         raise FileNotFoundError(f"{folder}: {wanted} was not found; there are states of steps {steps}.")
     step = steps[-1] if step is None else step
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, jax.tree.map(jnp.asarray, like))
-    with _manager(folder) as manager:
+    with uninterrupted(), _manager(folder) as manager:
         try:
             return manager.restore(step, args=ocp.args.StandardRestore(abstract))
         except (ValueError, KeyError) as error:
@@ -44,7 +45,7 @@ def saved_steps(folder: str | Path) -> list[int]:
     """The steps of which there are complete states."""
     if not Path(folder).is_dir():
         return []
-    with _manager(folder) as manager:
+    with uninterrupted(), _manager(folder) as manager:
         return sorted(manager.all_steps())
 
 

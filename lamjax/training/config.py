@@ -176,6 +176,12 @@ class TrainConfig:
         if self.share_layers != "all" and self.share_layers < 0:
             raise ValueError(f'share_layers must be 0 or more, or "all", got {self.share_layers}.')
 
+    @property
+    def files(self) -> list[str]:
+        """All that a run reads: model and data."""
+        tasks = [path for task in self.tasks.values() for path in (*task.train, *task.validation)]
+        return [*([self.base] if self.base else []), *self.train, *self.validation, *tasks]
+
     def _check_data(self) -> None:
         if self.tasks and (self.train or self.validation or self.head):
             raise ValueError("With `tasks`, give train, validation and head in each task, not for the run.")

@@ -10,6 +10,7 @@ import numpy as np
 
 from lamjax.data import Frame, read
 from lamjax.potential import Prediction
+from lamjax.reports.files import replacing
 
 # the names of a quantity in an npz file; the first one is lamjax's
 _NAMES = {
@@ -51,7 +52,9 @@ def write_predictions(
         for name in Prediction._fields
     }
     sources = np.array([frame.source for frame in frames])
-    np.savez_compressed(path, **arrays, n_atoms=_sizes(frames), sources=sources, **(more or {}))
+    path = path if str(path).endswith(".npz") else f"{path}.npz"
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays, n_atoms=_sizes(frames), sources=sources, **(more or {}))
 
 
 def read_reference(path: str | Path, frames: Sequence[Frame]) -> list[Prediction]:

@@ -2,6 +2,8 @@
 
 import json
 import platform
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -12,13 +14,14 @@ import numpy as np
 import optax
 
 from lamjax import checkpoints, edit, pytree
-from lamjax.data import Plan, facts, row_shape
+from lamjax.data import Plan, digests, facts, files_of, row_shape
 from lamjax.losses import Loss
 from lamjax.potential import Potential, build
+from lamjax.reports import outputs
 from lamjax.training import sharding
 from lamjax.training.checkpoints import restore_state, saved_steps
 from lamjax.training.config import TrainConfig, differences, to_json, validate
-from lamjax.training.schedules import Schedule, schedule
+from lamjax.training.schedules import Schedule, ScheduleConfig, schedule
 from lamjax.training.sharding import Layout
 from lamjax.training.state import TrainState, init, optimizer
 from lamjax.training.step import shared, unknown_names
@@ -26,6 +29,7 @@ from lamjax.training.tasks import Group, Task, groups, read_tasks, run_loss, wit
 
 STATES, MODEL, BEST, CURVE = "states", "model.lamjax", "best.lamjax", "lcurve.csv"
 CONFIG, FACTS = "config.json", "facts.json"
+WRITTEN = (CONFIG, FACTS, CURVE, BEST, MODEL, f"{STATES}/*", "tensorboard/*", "parity*.png", "curve*.png")
 
 
 class Run(NamedTuple):
@@ -40,6 +44,8 @@ class Run(NamedTuple):
     tasks: tuple[Task, ...]  # one of name "" unless the config has `tasks`
     groups: tuple[Group, ...]  # tasks that share programs
     layout: Layout
+    data: dict[str, dict[str, Any]]  # what `check_data` compares
+    planned: int  # steps for which shapes were planned: those of the run's beginning, whatever it was extended to
 
     @property
     def plan(self) -> Plan:
@@ -74,12 +80,15 @@ def prepare(config: TrainConfig, resume: bool = False) -> Run:
     Raises ValueError for an output folder that holds states already, unless `resume`, and for a state that was made
     with another config or other data.
     """
+    outputs.claim_folder(config.output, WRITTEN, files_of(config.files))
     output, saved = Path(config.output), begun(config, resume, config.accumulate)
     potential, params = _model(config)
     check_names(config, params)
-    tasks = read_tasks(config, potential)
+    planned = planned_steps(output, config) if saved else config.steps
+    tasks = read_tasks(replace(config, steps=planned), potential)
+    data = _fingerprint(tasks)
     if saved:
-        check_data(output, _fingerprint(tasks))
+        check_data(output, data)
     else:
         params = shared(with_statistics(config, potential, params, tasks), shared_layers(config, potential))
     learning_rate = schedule(config.schedule, config.steps)
@@ -89,7 +98,17 @@ def prepare(config: TrainConfig, resume: bool = False) -> Run:
         state = restore_state(output / STATES, state)
     found = groups(tasks)
     where = sharding.layout(config.tasks_per_step)
-    return Run(config, potential, state, run_loss(tasks, found), updates, learning_rate, tasks, found, where)
+    loss = run_loss(tasks, found)
+    return Run(config, potential, state, loss, updates, learning_rate, tasks, found, where, data, planned)
+
+
+def check_sources(config, written: Sequence[str], sources: Iterable[str | Path], resume: bool) -> None:
+    """ValueError if the run of a config would write over one of these files, of which it was made.
+
+    A run that goes on may be started with the config.json that it has written itself.
+    """
+    own = (CONFIG,) if resume else ()
+    outputs.claim_folder(config.output, [name for name in written if name not in own], sources)
 
 
 def begun(config, resume: bool, accumulate: int = 1) -> list[int]:
@@ -104,7 +123,7 @@ def begun(config, resume: bool, accumulate: int = 1) -> list[int]:
             "or choose another output folder."
         )
     if saved:
-        check_config(output, config)
+        check_config(output, config, saved[-1] // accumulate)
     return saved
 
 
@@ -121,11 +140,11 @@ def _shapes(run: Run, group: Group, packed_of) -> set[tuple]:
 
 def write_facts(run: Run) -> None:
     """The resolved config, and versions, devices and data, beside the states."""
-    write_settings(Path(run.config.output), run.config, _fingerprint(run.tasks))
+    write_settings(Path(run.config.output), run.config, run.data, planned_steps=run.planned)
 
 
-def write_settings(output: Path, config: Any, data: dict[str, dict[str, Any]]) -> None:
-    """config.json and facts.json; `data` is what `check_data` will compare."""
+def write_settings(output: Path, config: Any, data: dict[str, dict[str, Any]], **more: Any) -> None:
+    """config.json and facts.json, with `more` facts; `data` is what `check_data` will compare."""
     output.mkdir(parents=True, exist_ok=True)
     checkpoints.write_atomically(output / CONFIG, to_json(config).encode())
     packages = ("lamjax", "jax", "jaxlib", "numpy", "optax", "orbax-checkpoint", "flax", "ase")
@@ -133,6 +152,7 @@ def write_settings(output: Path, config: Any, data: dict[str, dict[str, Any]]) -
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "devices": sorted(f"{d.platform} {d.device_kind}" for d in jax.devices()),
         "data": data,
+        **more,
     }
     checkpoints.write_atomically(output / FACTS, json.dumps(facts, indent=1, ensure_ascii=False).encode())
 
@@ -191,41 +211,95 @@ def _parts(params) -> list[str]:
     return sorted({"/".join(name[:2]) for name in names})
 
 
-def check_config(output: Path, config: Any) -> None:
-    """ValueError naming what differs from the config that the run began with."""
-    file = output / CONFIG
-    if not file.is_file():
-        return
-    changed = differences(validate(json.loads(file.read_text()), str(file), type(config)), config)
-    if changed:
+def check_config(output: Path, config: Any, done: int) -> None:
+    """ValueError naming what differs from the config that the run began with; of the length `check_length` judges."""
+    old = begun_with(output, config)
+    changed = [] if old is None else differences(old, config)
+    length = "steps" if isinstance(config, TrainConfig) else "epochs"
+    longer = [one for one in changed if one.startswith(f"{length}: ")]
+    if changed != longer:
         raise ValueError(
             f"{output} was begun with another config: {'; '.join(changed)}. An exact continuation needs the same. "
             f"Change them back, or begin a new run in another output folder with `base: {output / MODEL}`."
         )
+    if longer and length == "steps":
+        check_length(output, config.schedule, longer[0], (old.steps, config.steps), done)
+
+
+def check_length(output: Path, config: ScheduleConfig, changed: str, lengths: tuple[int, int], done: int) -> None:
+    """ValueError if a run would have taken the steps that are done in another way, had it begun with its new length.
+
+    That is if the learning rate was another one in any of them. `lengths` are the old and the new one in steps.
+    """
+    before, now = lengths
+    if now < done:
+        raise ValueError(f"{output} was begun with another config: {changed}, but {done} steps are done already.")
+    steps = np.arange(done)
+    was, would_be = (np.asarray(schedule(config, n)(steps)) for n in (before, now))
+    if other := np.flatnonzero(was != would_be).tolist():
+        k = other[0]
+        raise ValueError(
+            f"{output} was begun with another config: {changed}. It cannot go on to the new length, since the learning "
+            f"rate falls towards the end of a run (schedule.type {config.type}): it would have been {would_be[k]:.3g} "
+            f"in step {k + 1}, which was done with {was[k]:.3g}. Train on in another output folder, with `base: "
+            f"{output / MODEL}`. Runs that can be lengthened are those whose rate does not depend on their end: "
+            "schedule.type constant, exp with decay_rate, or wsd before its decay begins."
+        )
+
+
+def planned_steps(output: Path, config: TrainConfig) -> int:
+    """The steps that a run was begun with: shapes, and with them batches, stay as they were when it is extended."""
+    facts, old = output / FACTS, begun_with(output, config)
+    first = old.steps if old is not None else config.steps
+    return json.loads(facts.read_text()).get("planned_steps", first) if facts.is_file() else first
+
+
+def begun_with(output: Path, config: Any) -> Any:
+    """The config that the last part of the run had; None if it is not known."""
+    file = output / CONFIG
+    return validate(json.loads(file.read_text()), str(file), type(config)) if file.is_file() else None
 
 
 def check_data(output: Path, new: dict[str, dict[str, Any]]) -> None:
-    """ValueError naming the data set that is not the one that the run began with."""
+    """ValueError naming what of the data is not as it was when the run began; a warning if little is known of that."""
     file = output / FACTS
     if not file.is_file():
         return
     old = json.loads(file.read_text())["data"]
-    changed = [
-        f"{name or 'the run'}: {old.get(name)} -> {new.get(name)}" for name in new if old.get(name) != new.get(name)
-    ]
+    changed = [f"{name or 'the run'}: {what}" for name in new for what in _changes(old.get(name, {}), new[name])]
     if changed:
         raise ValueError(
-            f"{output} was begun with other data ({'; '.join(changed)}). An exact continuation needs the same files."
+            f"{output} was begun with other data ({'; '.join(changed)}). An exact continuation needs the same files, "
+            "with their frames in the same order. Put them back, or begin a new run in another output folder with "
+            f"`base: {output / MODEL}`."
+        )
+    if not all("digests" in one for one in old.values()):
+        warnings.warn(
+            f"{file} was written by an older lamjax, which kept numbers of frames and sums alone: whether labels, "
+            "positions and order are those of the run's beginning is not known. From now on it will be.",
+            stacklevel=3,
         )
 
 
+def _changes(old: dict[str, Any], new: dict[str, Any], above: str = "") -> list[str]:
+    """What differs, "train: 10 -> 12 frames" or "the forces of train"; what the old one does not know is left out."""
+    found: list[str] = []
+    for key, value in new.items():
+        if isinstance(value, dict):
+            found += _changes(old.get(key, {}), value, key)
+        elif old and key in old and old[key] != value:
+            found.append(f"other {key} ({above})" if isinstance(value, str) else f"{key} {old[key]} -> {value}")
+    return found
+
+
 def _fingerprint(tasks: tuple[Task, ...]) -> dict[str, dict[str, Any]]:
-    """Numbers of frames and the sum of the energies (eV) of every task."""
+    """Numbers of frames, the sum of the energies (eV), and names of all structures and labels of every task."""
     return {
         task.name: {
             "train": len(task.frames),
             "validation": len(task.held_out),
             "energy_sum": float(np.sum(facts(task.frames).energy)),
+            "digests": {"training": digests(task.frames), "held out": digests(task.held_out)},
         }
         for task in tasks
     }

@@ -24,10 +24,8 @@ from lamjax.training.structures_judge import Judgement, read_structures
 from lamjax.training.structures_log import COUNTS as COUNTS
 from lamjax.training.structures_log import Epoch, Judged, Log, Watch, save_model
 from lamjax.training.structures_log import validations as validations
-from lamjax.training.structures_setup import PLOT, STRUCTURES, TuneRun, times_widened
+from lamjax.training.structures_setup import MINIMISER, PLOT, STRUCTURES, TuneRun, times_widened
 from lamjax.training.structures_setup import prepare as prepare
-
-MINIMISER = "minimiser.json"
 
 
 class Stepped(NamedTuple):

@@ -169,6 +169,11 @@ class StructureTuneConfig:
         self._check_noise()
         self._check_minimiser()
 
+    @property
+    def files(self) -> list[str]:
+        """All that a run reads: model and data."""
+        return [self.base, *self.pairs, *self.validation, *(self.replay.files if self.replay else ())]
+
     def _check_cells(self) -> None:
         objective = getattr(self.objective, "relax", self.objective).cell
         if not self.variable_cell and (objective is not None or self.judge.cell is not None):

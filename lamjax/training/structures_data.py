@@ -17,6 +17,7 @@ from lamjax.data import (
     ReadOptions,
     StructureBatch,
     batches,
+    digests,
     facts,
     iterate,
     levels,
@@ -24,6 +25,7 @@ from lamjax.data import (
     pack,
     pack_pairs,
     pair_batches,
+    pair_digests,
     plan,
     read_pairs,
     sample,
@@ -274,11 +276,15 @@ def fingerprint(sets: PairSets) -> dict[str, dict[str, Any]]:
 
     def of_pairs(pairs: Sequence[Pair]) -> dict[str, Any]:
         distances = [float(np.abs(pair.target.positions).sum()) for pair in pairs]
-        return {"pairs": len(pairs), "position_sum": float(np.sum(distances))}
+        names = {"digests": {"pairs": pair_digests(pairs)}}
+        return {"pairs": len(pairs), "position_sum": float(np.sum(distances)), **names}
 
     found = {"train": of_pairs(sets.train), "validation": of_pairs(sets.validation)}
     if len(sets.replay):
         found["replay"] = {"frames": len(sets.replay), "energy_sum": float(np.sum(facts(sets.replay).energy))}
+        found["replay"] |= {"digests": {"frames": digests(sets.replay)}}
+    if HELD_OUT in sets.frames:
+        found["labelled steps"] = {"digests": {"frames": digests(sets.frames[HELD_OUT])}}
     return found
 
 

@@ -7,14 +7,26 @@ import numpy as np
 import optax
 
 from lamjax import checkpoints, losses
-from lamjax.data import Packed, set_bias
+from lamjax.data import Packed, files_of, set_bias
 from lamjax.losses import Learned, Loss
 from lamjax.potential import Potential, select
+from lamjax.reports import outputs
 from lamjax.training import curve
 from lamjax.training.checkpoints import restore_state
 from lamjax.training.errors import predictions
 from lamjax.training.schedules import Schedule, schedule
-from lamjax.training.setup import STATES, begun, check_data, check_names
+from lamjax.training.setup import (
+    BEST,
+    CONFIG,
+    FACTS,
+    MODEL,
+    STATES,
+    begun,
+    begun_with,
+    check_data,
+    check_length,
+    check_names,
+)
 from lamjax.training.state import TrainState, init, optimizer
 from lamjax.training.structures_config import StructureTuneConfig, objective_of
 from lamjax.training.structures_data import (
@@ -29,6 +41,8 @@ from lamjax.training.structures_data import (
 from lamjax.training.structures_judge import Labels
 
 HISTORY, VALIDATION, STRUCTURES, PLOT = "history.csv", "validation.csv", "structures.csv", "structures.png"
+MINIMISER = "minimiser.json"
+WRITTEN = (CONFIG, FACTS, HISTORY, VALIDATION, STRUCTURES, PLOT, MINIMISER, BEST, MODEL, f"{STATES}/*")
 MOST_WIDENED = 4  # times that the arrays grow
 
 
@@ -59,6 +73,7 @@ def prepare(config: StructureTuneConfig, resume: bool = False) -> TuneRun:
 
     What is wrong with single pairs is warned of. Raises ValueError as `training.setup.prepare` does.
     """
+    outputs.claim_folder(config.output, WRITTEN, files_of(config.files))
     output, saved = Path(config.output), begun(config, resume)
     potential, params = _model(config)
     replayed = _replayed(config, potential)
@@ -72,6 +87,9 @@ def prepare(config: StructureTuneConfig, resume: bool = False) -> TuneRun:
         params = losses.with_minimiser(params, config.objective.relax, config.precision)
     check_names(config, params)
     packing = Packing(sets.train, potential.shells, config, _widened(output, saved[-1]) if saved else 0)
+    if saved and (old := begun_with(output, config)) is not None:
+        before, now = (n * packing.per_epoch for n in (old.epochs, config.epochs))
+        check_length(output, config.schedule, f"epochs: {old.epochs} -> {config.epochs}", (before, now), saved[-1])
     rate = schedule(config.schedule, config.epochs * packing.per_epoch)
     updates = optimizer(config.optimizer, rate)
     state = init(params, updates, ema=config.ema_decay is not None)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
 import lamjax
@@ -85,6 +86,38 @@ def test_public_names_are_there_when_asked_for():
         assert getattr(lamjax, name) is not None
     with pytest.raises(AttributeError, match="nothing"):
         _ = lamjax.nothing
+
+
+def test_a_device_that_there_is_not_is_a_message():
+    environment = os.environ | {"JAX_PLATFORMS": "rocket", "COLUMNS": "400"}
+    environment.pop("LAMJAX_TRACEBACK", None)
+    run = [sys.executable, "-m", "lamjax", "info"]
+    done = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and "Traceback" not in done.stdout + done.stderr
+    assert "JAX finds no device of the kind that JAX_PLATFORMS=rocket asks for" in done.stdout
+
+
+@pytest.mark.parametrize("error", [AssertionError(), ValueError("damaged")])
+def test_a_missing_device_is_told_whatever_it_led_to(monkeypatch, capsys, error):
+    """JAX without CUDA's plugin raises an AssertionError without a text, wherever it is first asked to compute."""
+
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(cli, "app", fails)
+    monkeypatch.delenv("LAMJAX_TRACEBACK", raising=False)
+    told, devices = jax.config.jax_platforms, jax.devices
+    jax.config.update("jax_platforms", "cpu")
+    try:
+        with pytest.raises((AssertionError, SystemExit)):
+            cli.main()
+        assert "finds no device" not in capsys.readouterr().out
+        monkeypatch.setattr(cli.jax, "devices", fails)
+        with pytest.raises(SystemExit):
+            cli.main()
+    finally:
+        jax.config.update("jax_platforms", told)
+    assert "finds no device" in capsys.readouterr().out.replace("\n", " ") and devices()
 
 
 @pytest.mark.parametrize(

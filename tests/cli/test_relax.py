@@ -1,5 +1,6 @@
 """`lamjax relax` as a user types it: what it writes, what it survives, and how it goes on."""
 
+import csv
 import gzip
 import os
 import signal
@@ -22,6 +23,7 @@ from lamjax.cli import relax_records
 from lamjax.descriptors import DPA1Config
 from lamjax.heads import EnergyHeadConfig
 from lamjax.potential import PotentialConfig
+from lamjax.relaxation.stream import Outcome
 from lamjax.reports import files
 from lamjax.system import fixed_components
 
@@ -33,6 +35,12 @@ COMMAND = [sys.executable, "-c", "from lamjax.cli import main; main()", "relax"]
 def run(*arguments):
     """The command in this process; (exit code, output, exception)."""
     return invoke("relax", *arguments)
+
+
+def table_of(out: Path) -> list[dict[str, str]]:
+    """The lines of the table beside an output."""
+    with open(out.with_suffix(".csv"), newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def crystals(n: int = 6) -> list[ase.Atoms]:
@@ -89,8 +97,17 @@ def test_what_is_bad_is_reported_and_the_rest_goes_on(tmp_path):
     flat = " ".join(output.split())
     for said in ("broken.cif", "nowhere.cif", "Au is not in", "two atoms on one place", "failed before the first step"):
         assert said in flat
-    (kept,) = ase.io.read(out, ":")
-    assert kept.info["source"].endswith("mixed.extxyz#1") and kept.info["number"] == 0
+    first, kept, last = ase.io.read(out, ":")  # frame by frame what was given
+    assert kept.info["source"].endswith("mixed.extxyz#1") and kept.info["number"] == 1 and "failed" not in kept.info
+    for atoms, start, said in ((first, gold, "Au is not in"), (last, double, "two atoms on one place")):
+        assert atoms.info["failed"] and said in atoms.info["error"] and not atoms.info["converged"]
+        assert atoms.calc is None and not np.isfinite(atoms.info["fmax"])
+        assert atoms.symbols.get_chemical_formula() == start.symbols.get_chemical_formula()
+        np.testing.assert_allclose(atoms.positions, start.positions, atol=1e-8)
+    rows = table_of(out)
+    assert [row["name"][-1] for row in rows] == ["0", "1", "2"] and [row["number"] for row in rows] == ["0", "1", "2"]
+    assert [row["energy"] != "" for row in rows] == [False, True, False]
+    assert rows[2]["error"] == last.info["error"] and rows[1]["error"] == "" and rows[1]["steps"] == "1"
 
 
 def test_neighbours_that_the_model_drops_are_counted(tmp_path):
@@ -205,3 +222,117 @@ def test_two_runs_do_not_write_one_file(tmp_path):
     with files.alone(out):
         _, _, error = run(BASE, "silicon.cif", "--out", out)
     assert isinstance(error, ValueError) and f"Another process is writing {out}" in str(error)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+    """A model with random numbers that is compiled in no time."""
+    descriptor = DPA1Config(rcut=3.2, rcut_smth=0.5, sel=12, neuron=(2, 4), axis_neuron=2, tebd_dim=2)
+    potential = lamjax.build(PotentialConfig(("Si",), descriptor, (("Default", EnergyHeadConfig(neuron=(4,))),)))
+    path = tmp_path_factory.mktemp("small") / "model.lamjax"
+    lamjax.save(path, potential, potential.init(jax.random.key(0), np.float64))
+    return path
+
+
+def stiff_and_soft(n: int) -> list[ase.Atoms]:
+    """Starts of which every second one is nearly relaxed, so that they finish in another order than they stand in."""
+    found = []
+    for k in range(n):
+        atoms = ase.build.bulk("Si", "diamond", a=5.4)
+        atoms.rattle(0.3 if k % 2 == 0 else 0.001, seed=k)
+        atoms.info |= {"name": f"crystal {k}", "failed": True, "error": "of another run"}
+        found.append(atoms)
+    return found
+
+
+def check_order(out: Path, starts: list[ase.Atoms]) -> list[dict[str, str]]:
+    """Frame k of the output, and line k of the table, are those of start k; the lines of the table."""
+    ends, rows = ase.io.read(out, ":"), table_of(out)
+    assert [end.info["name"] for end in ends] == [start.info["name"] for start in starts]
+    assert len(rows) == len(ends)
+    for k, (end, row) in enumerate(zip(ends, rows, strict=True)):
+        assert end.info["number"] == int(row["number"]) == k and row["name"] == end.info["source"]
+        assert float(row["energy"]) == pytest.approx(end.get_potential_energy(), abs=1e-7)
+        assert int(row["steps"]) == end.info["n_steps"] and row["converged"] == str(bool(end.info["converged"]))
+        assert "failed" not in end.info and "error" not in end.info and row["error"] == ""
+    return rows
+
+
+def test_results_stand_in_the_order_of_the_structures(tmp_path, monkeypatch, small):
+    starts = stiff_and_soft(6)
+    ase.io.write(tmp_path / "a.extxyz", starts[:4])
+    ase.io.write(tmp_path / "b.extxyz", starts[4:])
+    out, files_ = tmp_path / "relaxed.extxyz", [tmp_path / "a.extxyz", tmp_path / "b.extxyz"]
+    written = []
+    append = relax_records.append
+    monkeypatch.setattr(
+        relax_records, "append", lambda file, atoms: (written.append(atoms.info["number"]), append(file, atoms))
+    )
+    options = ["--slots", 2, "--max-steps", 6, "--cell"]
+    assert run(small, *files_, "--out", out, *options)[0] == 0
+    assert written != sorted(written), "the structures finish in their order: the test tells nothing"
+    rows = check_order(out, starts)
+    ends = ase.io.read(out, ":")
+    volumes = [end.get_volume() / start.get_volume() - 1 for end, start in zip(ends, starts, strict=True)]
+    np.testing.assert_allclose([float(row["volume_change"]) for row in rows], volumes, atol=1e-6)
+    whole = out.read_bytes()
+    assert run(small, *files_, "--out", out, *options, "--resume")[0] == 0 and out.read_bytes() == whole
+    # the files in another order: so are the results
+    assert run(small, *files_[::-1], "--out", out, *options, "--resume")[0] == 0
+    check_order(out, starts[4:] + starts[:4])
+
+
+def test_an_interrupted_run_is_in_order_and_goes_on(tmp_path, monkeypatch, small):
+    """Ctrl-C while the second record is written: that one is whole, the rest is to be done."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    starts = stiff_and_soft(5)
+    ase.io.write(tmp_path / "a.extxyz", starts)
+    out, append, n = tmp_path / "relaxed.extxyz", relax_records.append, []
+
+    def interrupted(file, atoms):
+        n.append(atoms)
+        if len(n) == 2:
+            signal.raise_signal(signal.SIGINT)
+        append(file, atoms)
+
+    monkeypatch.setattr(relax_records, "append", interrupted)
+    code, said, _ = run(small, tmp_path / "a.extxyz", "--out", out, "--slots", 2, "--max-steps", 6)
+    assert code != 0 and "--resume goes on" in said and "Traceback" not in said
+    numbers = [atoms.info["number"] for atoms in ase.io.read(out, ":")]
+    assert len(numbers) == 2 and numbers == sorted(numbers)
+    rows = table_of(out)
+    assert [k for k, row in enumerate(rows) if "not relaxed yet" not in row["error"]] == numbers and len(rows) == 5
+    assert run(small, tmp_path / "a.extxyz", "--out", out, "--max-steps", 6, "--resume")[0] == 0
+    check_order(out, starts)
+
+
+def test_what_failed_is_tried_again_and_keeps_its_place(tmp_path, monkeypatch, small):
+    starts = stiff_and_soft(3)
+    ase.io.write(tmp_path / "a.extxyz", starts)
+    out, command = tmp_path / "relaxed.extxyz", sys.modules["lamjax.cli.relax"]
+    stream = command.stream
+
+    def failing(potential, params, systems, *arguments, **options):
+        yield Outcome(0, None, 'no "room"\nfor it')
+        for outcome in stream(potential, params, systems[1:], *arguments, **options | {"fixed": [None, None]}):
+            yield outcome._replace(number=outcome.number + 1)
+
+    monkeypatch.setattr(command, "stream", failing)
+    assert run(small, tmp_path / "a.extxyz", "--out", out, "--max-steps", 2)[0] == 0
+    first, *_ = found = ase.io.read(out, ":")
+    assert [atoms.info["name"] for atoms in found] == [start.info["name"] for start in starts]
+    assert first.info["failed"] and first.info["error"] == 'no "room" for it' and table_of(out)[0]["energy"] == ""
+    monkeypatch.setattr(command, "stream", stream)
+    assert run(small, tmp_path / "a.extxyz", "--out", out, "--max-steps", 2, "--resume")[0] == 0
+    check_order(out, starts)
+
+
+def test_what_processes_have_done_is_put_together(tmp_path, small):
+    starts = stiff_and_soft(3)
+    ase.io.write(tmp_path / "a.extxyz", starts)
+    out, common = tmp_path / "relaxed.extxyz", [small, tmp_path / "a.extxyz", "--max-steps", 1]
+    for process in (0, 1):
+        assert run(*common, "--out", out, "--processes", 2, "--process", process)[0] == 0
+    assert [row["number"] for row in table_of(tmp_path / "relaxed.0.extxyz")] == ["0", "2"]
+    assert run(*common, "--out", out, "--resume")[0] == 0
+    check_order(out, starts)

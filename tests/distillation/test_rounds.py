@@ -1,11 +1,13 @@
 """Two rounds of distillation by the command: what is written, resumed after kills, told and refused."""
 
+import dataclasses
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import ase.build
 import ase.io
@@ -19,8 +21,9 @@ from invoke import invoke
 
 import lamjax
 from lamjax import checkpoints, data, distillation
-from lamjax.distillation import TEMPLATE, DistillConfig
+from lamjax.distillation import TEMPLATE, DistillConfig, StudentConfig, files, train
 from lamjax.distillation.rounds import last_members
+from lamjax.distillation.train import Trainer
 from lamjax.training.config import validate
 
 CONFIG = """
@@ -247,6 +250,47 @@ def test_a_folder_with_rounds_is_not_touched_without_resume(whole, folder):
     assert code == 1 and "Add --resume" in str(error)
     code, _, error = run("--config", folder / "config.yaml", "--out", whole[0], "--resume", "--set", "members=3")
     assert code == 1 and "members: 2 -> 3" in str(error)
+
+
+def test_rounds_go_on_with_the_same_starts_only(whole, folder):
+    """Other starts under the same name are refused; under another name they are for the rounds to come."""
+    path, facts = folder / "start.extxyz", whole[0] / "facts.json"
+    kept, options = path.read_bytes(), ("--config", folder / "config.yaml", "--out", whole[0], "--resume")
+    try:
+        moved = ase.io.read(path)
+        moved.positions[0, 0] += 0.01
+        ase.io.write(path, moved)
+        _, _, error = run(*options)
+        assert isinstance(error, ValueError) and "other files: what start names is not what it was" in str(error)
+        old = facts.read_bytes()
+        facts.unlink()  # as an older version left it
+        with pytest.warns(UserWarning, match="was begun by an older lamjax"):
+            settings = validate(json.loads((whole[0] / "config.json").read_text()), "", DistillConfig)
+            prepared, _ = distillation.prepare(settings, resume=True)
+        assert json.loads(facts.read_text())["start"] == data.digests(prepared.starts)
+        facts.write_bytes(old)
+    finally:
+        path.write_bytes(kept)
+
+
+def test_an_interrupted_training_goes_on_with_the_same_frames_only(folder, tmp_path, monkeypatch):
+    frames = data.read(folder / "start.extxyz")
+    config = validate(yaml.safe_load(CONFIG)["student"], "", StudentConfig)
+    begin = lambda frames, **changes: Trainer._begin(  # noqa: E731
+        SimpleNamespace(config=dataclasses.replace(config, **changes), seed=0), frames, tmp_path
+    )
+    states = tmp_path / files.STATES
+    states.mkdir()
+    monkeypatch.setattr(train, "saved_steps", lambda _: [1000])
+    begin(frames)
+    begin(frames)
+    system = frames[0].system
+    other = frames[0]._replace(system=system._replace(positions=system.positions + 0.1))
+    with pytest.raises(ValueError, match=r"began with other frames \(structures differ\)"):
+        begin([other])
+    assert states.exists()
+    begin(frames, steps=99)  # another course: this training begins anew
+    assert not states.exists()
 
 
 def test_the_template_is_a_config_with_the_defaults():

@@ -2,6 +2,7 @@
 
 import ase
 import ase.build
+import ase.md.velocitydistribution
 import ase.md.verlet
 import jax
 import numpy as np
@@ -175,6 +176,83 @@ def test_degrees_of_freedom_are_those_that_momentum_leaves():
     assert [degrees_of_freedom(c, 1) for c in (NVEConfig(), langevin)] == [3, 3]
     assert [degrees_of_freedom(c, 32, 6) for c in (NVEConfig(), langevin)] == [90, 90]
     assert int(jax.jit(lambda n: degrees_of_freedom(chain, 32, n))(0)) == 93
+    # 32 atoms in a plane: they drift in it; one atom held along x: along y and z
+    along = [np.array([0, 0, 32]), np.array([1, 0, 0])]
+    assert [int(degrees_of_freedom(NVEConfig(), 32, n)) for n in along] == [62, 93]
+    assert [int(degrees_of_freedom(langevin, 32, n)) for n in along] == [64, 95]
+
+
+def drifting(atoms: ase.Atoms, kelvin: float, speed) -> np.ndarray:
+    """Momenta of a temperature, of a centre of mass that moves."""
+    momenta = (
+        np.random.default_rng(1).normal(size=(len(atoms), 3)) * np.sqrt(kelvin * units.KB * atoms.get_masses())[:, None]
+    )
+    momenta -= atoms.get_masses()[:, None] * momenta.sum(axis=0) / atoms.get_masses().sum()
+    return momenta + atoms.get_masses()[:, None] * np.asarray(speed)
+
+
+@pytest.mark.parametrize("make", [dynamics.nve, dynamics.nvt])
+def test_a_drift_of_the_whole_is_no_heat(make):
+    """What ASE counts of the atoms alone, whatever the velocity of the centre of mass."""
+    atoms = copper()
+    atoms.symbols[::3] = "Ni"
+    momenta = drifting(atoms, 300, (0.1, -0.2, 0.05))
+    with pytest.warns(
+        UserWarning, match=r"centre of mass moved with 0.0225 Å/fs, 9\d% of the kinetic energy. It is taken"
+    ):
+        simulation = dynamics.begin(make(MORSE), PARAMS, lamjax.from_ase(atoms), momenta=momenta)
+    seen = dynamics.observe(make(MORSE), PARAMS, simulation)
+    alone = atoms.copy()
+    alone.set_momenta(momenta)
+    ase.md.velocitydistribution.Stationary(alone, preserve_temperature=False)
+    np.testing.assert_allclose(seen.momenta[0], alone.get_momenta(), atol=1e-12)
+    n = 96 if make is dynamics.nvt else 93
+    assert seen.temperature[0] == pytest.approx(2 * alone.get_kinetic_energy() / (n * units.KB), rel=1e-9)
+
+
+def test_momenta_without_a_drift_are_taken_to_the_last_bit():
+    atoms = copper()
+    momenta = np.round(drifting(atoms, 300, (0, 0, 0)), 8)  # as a file has them
+    simulation = dynamics.begin(dynamics.nve(MORSE), PARAMS, lamjax.from_ase(atoms), momenta=momenta)
+    np.testing.assert_array_equal(simulation.state.momentum, momenta)
+
+
+def test_what_is_fixed_holds_its_axes():
+    """One atom is held along x: there is no drift along x, but along y and z. So it is with drawn momenta."""
+    atoms, fixed = copper(), np.zeros((32, 3), bool)
+    fixed[5, 0] = True
+    momenta = drifting(atoms, 300, (0.1, 0.1, 0.1))
+    with pytest.warns(UserWarning, match="drift"):
+        simulation = dynamics.begin(dynamics.nve(MORSE), PARAMS, lamjax.from_ase(atoms), momenta=momenta, fixed=fixed)
+    found = np.asarray(simulation.state.momentum)
+    expected = np.where(fixed, 0, momenta)
+    np.testing.assert_array_equal(found[:, 0], expected[:, 0])
+    np.testing.assert_allclose(found[:, 1:], expected[:, 1:] - expected[:, 1:].mean(axis=0), atol=1e-12)
+    drawn = dynamics.begin(dynamics.nve(MORSE), PARAMS, lamjax.from_ase(atoms), temperature=300, fixed=fixed)
+    np.testing.assert_allclose(np.asarray(drawn.state.momentum).sum(axis=0)[1:], 0, atol=1e-12)
+    assert abs(np.asarray(drawn.state.momentum).sum(axis=0)[0]) > 0.1
+    seen = dynamics.observe(dynamics.nve(MORSE), PARAMS, drawn)
+    assert seen.temperature[0] == pytest.approx(300, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"momenta": np.ones(3)}, r"momenta have shape \(3,\); expected \(32, 3\)"),
+        ({"momenta": np.ones((32, 1))}, r"shape \(32, 1\)"),
+        ({"momenta": 0.0}, r"shape \(\)"),
+        (
+            {"momenta": np.where(np.arange(96).reshape(32, 3) == 40, np.nan, 1)},
+            "momentum of atom 13 is .*nan.*not finite",
+        ),
+        ({"momenta": np.full((32, 3), np.inf)}, "momentum of atom 0"),
+        ({"temperature": -10.0}, "temperature is -10.0 K"),
+        ({"temperature": np.nan}, "temperature is nan K"),
+    ],
+)
+def test_momenta_that_cannot_be_are_refused(given, said):
+    with pytest.raises(ValueError, match=said):
+        dynamics.begin(dynamics.nve(MORSE), PARAMS, lamjax.from_ase(copper()), **given)
 
 
 def test_a_neighbour_on_the_cutoff_itself_fits():
@@ -271,7 +349,8 @@ def test_single_precision_stays_single_and_is_near(make):
     ends = []
     for dtype, mine in ((np.float32, params), (np.float64, PARAMS)):
         system = lamjax.from_ase(copper(), dtype)
-        momenta = np.random.default_rng(0).normal(size=(32, 3), scale=1.5).astype(np.float32)
+        momenta = np.random.default_rng(0).normal(size=(32, 3), scale=1.5)
+        momenta = (momenta - momenta.mean(axis=0)).astype(np.float32)
         simulation = dynamics.begin(make(MORSE), mine, system, momenta=momenta)
         assert simulation.state.position.dtype == dtype
         simulation, seen = records(make(MORSE), simulation, 20, params=mine)

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -36,6 +37,48 @@ def test_what_is_cut_must_have_been_longer(tmp_path):
     with pytest.raises(ValueError, match="has 5 bytes, but 6"):
         files.cut(path, 6)
     assert files.size(tmp_path / "none") == 0
+
+
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises KeyboardInterrupt, as in a program that a shell has not put into the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_waits_for_what_is_being_written(interruptible):
+    done = []
+    with pytest.raises(KeyboardInterrupt), files.uninterrupted():
+        for k in range(3):  # whoever is impatient presses again
+            signal.raise_signal(signal.SIGINT)
+            done.append(k)
+    with pytest.raises(KeyboardInterrupt), files.uninterrupted():
+        with files.uninterrupted():
+            signal.raise_signal(signal.SIGINT)
+            done.append(3)
+        done.append(4)
+    assert done == [0, 1, 2, 3, 4]
+    with files.uninterrupted():
+        pass
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_is_not_lost_with_an_error_and_ignored_where_it_was(interruptible):
+    with pytest.raises(KeyboardInterrupt), files.uninterrupted():
+        signal.raise_signal(signal.SIGINT)
+        raise OSError("disk full")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with files.uninterrupted():
+        signal.raise_signal(signal.SIGINT)
+    with ThreadPoolExecutor(1) as pool:
+
+        def inside():
+            with files.uninterrupted():
+                return signal.getsignal(signal.SIGINT)
+
+        assert pool.submit(inside).result() is signal.SIG_IGN
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no flock")

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import label_frames as make
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 import lamjax
@@ -148,6 +150,30 @@ def test_states_come_back_bit_for_bit_and_old_ones_go(tmp_path, morse):
     other = training.init({**params, "more": jnp.zeros(3)}, optimizer, ema=True)
     with pytest.raises(ValueError, match="does not fit this model, optimiser and precision"):
         training.restore_state(tmp_path, other)
+
+
+def test_ctrl_c_while_a_state_is_written_leaves_it_whole(tmp_path, monkeypatch):
+    """Else the threads of orbax end with tracebacks, and the state is lost."""
+    optimizer = training.optimizer(training.OptimizerConfig(), 1e-3)
+    state = training.init(make.MORSE.init(), optimizer)
+    save = ocp.CheckpointManager.save
+
+    def interrupted(*arguments, **options):
+        threading.Thread(target=lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        result = save(*arguments, **options)
+        time.sleep(0.1)  # by now the signal is there
+        return result
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            training.save_state(tmp_path / "states", state)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    found = training.restore_state(tmp_path / "states", state)
+    assert training.saved_steps(tmp_path / "states") == [0]
+    jax.tree.map(np.testing.assert_array_equal, found.params, state.params)
 
 
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path):

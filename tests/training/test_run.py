@@ -15,12 +15,12 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from pydantic import TypeAdapter
 from typer.testing import CliRunner
 
-from lamjax import checkpoints, data
+from lamjax import Calculator, checkpoints, data
 from lamjax.cli.data import check
 from lamjax.cli.evaluate import evaluate
 from lamjax.cli.train import line, train
+from lamjax.training import restore_state, saved_steps
 from lamjax.training import run as runs
-from lamjax.training import saved_steps
 from lamjax.training.config import TEMPLATE, TrainConfig, parse, to_json
 from lamjax.training.errors import predictions
 
@@ -251,10 +251,94 @@ def test_a_run_goes_on_only_with_the_same_config_and_data(folder, whole, tmp_pat
     kept = (whole / "config.json").read_text()
     try:
         (whole / "config.json").write_text(json.dumps(stored))
-        with pytest.raises(ValueError, match="was begun with other data .*'train': 7.*'train': 6"):
+        with pytest.raises(ValueError, match=r"was begun with other data \(the run: train 7 -> 6; .*other structures"):
             runs.prepare(parse(tmp_path / "config.yaml"), resume=True)
     finally:
         (whole / "config.json").write_text(kept)
+
+
+def turned(atoms):
+    """Other forces, the same energy."""
+    results = {**atoms.calc.results, "forces": -atoms.calc.results["forces"]}
+    atoms.calc = SinglePointCalculator(atoms, **results)
+    return atoms
+
+
+CHANGED = {
+    "forces turned": ("train", lambda frames: [*frames[:-1], turned(frames[-1])], r"other forces \(training\)"),
+    "another order": ("train", lambda frames: [*frames[1:], frames[0]], r"other structures \(training\)"),
+    "held out": ("held_out", lambda frames: frames[::-1], r"other energies \(held out\)"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_run_goes_on_with_the_very_same_frames_only(folder, whole, name):
+    """The same numbers of frames and sums of energies are not enough."""
+    file, change, said = CHANGED[name]
+    path, config = folder / f"{file}.extxyz", parse(folder / "config.yaml")
+    kept, facts = path.read_bytes(), json.loads((whole / "facts.json").read_text())
+    try:
+        ase.io.write(path, change(ase.io.read(path, ":")))
+        with pytest.raises(ValueError, match=f"begun with other data .*{said}.* new run in another output folder"):
+            runs.prepare(config, resume=True)
+        if name == "forces turned":  # a run of a version that did not look at forces goes on, and that is said
+            old = {"": {key: value for key, value in facts["data"][""].items() if key != "digests"}}
+            (whole / "facts.json").write_text(json.dumps(facts | {"data": old}))
+            with pytest.warns(UserWarning, match="facts.json was written by an older lamjax"):
+                assert runs.prepare(config, resume=True).done == 8
+    finally:
+        path.write_bytes(kept)
+        (whole / "facts.json").write_text(json.dumps(facts))
+
+
+def test_validation_is_of_the_running_mean(folder, tmp_path):
+    """The errors of the curve are those of the model that is saved, as ASE's calculator has it."""
+    small = "{type: dpa1, rcut: 3.0, sel: 16, neuron: [2, 4], axis_neuron: 2, tebd_dim: 2}"
+    changes = [f"model.descriptor={small}", "ema_decay=0.9", "steps=3", "validate_every=3", "plots=false"]
+    run = runs.prepare(parse(folder / "config.yaml", [*changes, f"output={tmp_path / 'mean'}"]))
+    *_, record = (event for event in runs.events(run) if isinstance(event, runs.Record))
+    mean = checkpoints.load(tmp_path / "mean" / "model.lamjax", dtype=np.float64)
+    last = restore_state(tmp_path / "mean" / "states", run.state).params
+
+    def errors(potential, params):
+        found = {"e": [], "f": []}
+        for atoms in ase.io.read(folder / "held_out.extxyz", ":"):
+            free = atoms.copy()
+            free.calc = Calculator((potential, params))
+            found["e"].append((free.get_potential_energy() - atoms.get_potential_energy()) / len(atoms))
+            found["f"].append(free.get_forces() - atoms.get_forces())
+        return {f"rmse_{kind}": np.sqrt(np.mean(np.square(x))) for kind, x in found.items()}
+
+    told, raw = errors(*mean), errors(mean[0], last)
+    for kind, value in told.items():
+        assert record.validation[kind] == pytest.approx(value, rel=1e-6)
+        assert abs(raw[kind] - value) > 1e-3 * value  # else nothing would be tested
+
+
+def test_a_run_is_lengthened_where_its_rate_does_not_depend_on_its_end(folder, whole, tmp_path):
+    with pytest.raises(ValueError, match=r"steps: 8 -> 9.*exp\): it would have been .* in step 3, .*`base: .*constant"):
+        runs.prepare(parse(folder / "config.yaml", ["steps=9"]), resume=True)
+    schedule = ["schedule={type: wsd, start_lr: 1e-2, stop_lr: 1e-3, decay_phase_ratio: 0.25}"]
+    small = "{type: dpa1, rcut: 3.0, sel: 16, neuron: [2, 4], axis_neuron: 2, tebd_dim: 2}"
+    common = [*schedule, f"model.descriptor={small}", "save_every=2", "validate_every=2", "plots=false"]
+
+    def config(name, steps):
+        return parse(folder / "config.yaml", [*common, f"output={tmp_path / name}", f"steps={steps}"])
+
+    list(runs.events(runs.prepare(config("whole", 8))))
+    for event in runs.events(runs.prepare(config("grown", 4))):
+        if isinstance(event, runs.Saved):
+            break  # after two steps, one before the rate falls
+    grown = runs.prepare(config("grown", 8), resume=True)
+    assert (grown.done, grown.planned) == (2, 4)
+    list(runs.events(grown))
+    one, other = (checkpoints.read(tmp_path / name / "model.lamjax").params for name in ("whole", "grown"))
+    assert jax.tree.all(jax.tree.map(np.array_equal, one, other))
+    assert runs.prepare(config("grown", 8), resume=True).planned == 4
+    with pytest.raises(ValueError, match="steps: 8 -> 9.*wsd.*in step 8"):
+        runs.prepare(config("grown", 9), resume=True)
+    with pytest.raises(ValueError, match="steps: 8 -> 7, but 8 steps are done"):
+        runs.prepare(config("grown", 7), resume=True)
 
 
 def test_a_run_leaves_pictures_and_facts(whole):

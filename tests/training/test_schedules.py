@@ -40,6 +40,26 @@ def test_wsd_is_constant_then_falls_to_the_end(decay):
     np.testing.assert_allclose(values[10], 0.1)
 
 
+@pytest.mark.parametrize(("ratio", "warmup"), [(0.1, 0), (0.3, 0), (0.3, 100), (0.85, 150), (1.0, 0)])
+@pytest.mark.parametrize("decay", ["inverse_linear", "cosine", "linear"])
+def test_the_decay_of_wsd_takes_its_share_of_the_whole_run(ratio, warmup, decay):
+    """The share is one of all steps, warmup included; before it the rate is the first one."""
+    n, start, stop = 1000, 1e-3, 1e-5
+    config = ScheduleConfig("wsd", start, stop, warmup_steps=warmup, decay_phase_ratio=ratio, decay_type=decay)
+    rate = jax.vmap(schedule(config, n))(np.arange(n + 1))
+    first = n - ratio * n  # where the fall begins
+    expected = []
+    for t in range(n + 1):
+        done = max(0.0, (t - first) / (n - first))
+        fall = {
+            "inverse_linear": start * stop / (stop + (start - stop) * done),
+            "cosine": stop + (start - stop) * np.cos(np.pi * done / 2) ** 2,
+            "linear": (1 - done) * start + done * stop,
+        }
+        expected.append(start * t / warmup if t < warmup else fall[decay])
+    np.testing.assert_allclose(rate, expected, rtol=1e-9)
+
+
 def test_wrong_settings_are_refused():
     with pytest.raises(ValueError, match="0 < stop_lr <= start_lr"):
         ScheduleConfig(start_lr=1e-4, stop_lr=1e-3)

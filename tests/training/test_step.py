@@ -13,7 +13,7 @@ from lamjax import PotentialConfig, build, data, losses, numerics, pytree, train
 from lamjax.descriptors import DPA1Config
 from lamjax.heads import EnergyHeadConfig
 from lamjax.losses import LabelLossConfig, Slots
-from lamjax.potential import select
+from lamjax.potential import Params, select
 
 LOSS = losses.label_loss(make.MORSE)
 SMALL = DPA1Config(rcut=3.0, sel=16, neuron=(2, 4), axis_neuron=2, tebd_dim=2)
@@ -46,6 +46,50 @@ def test_accumulated_batches_are_one_large_batch(packed, wrong):
     four = last(LOSS, wrong, training.optimizer(config, 1e-2, accumulate=4), small, accumulate=4)
     assert int(four.step) == 12 and int(one.step) == 3
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), one.params, four.params)
+
+
+class Adam:
+    """Kingma & Ba, arXiv 1412.6980, algorithm 1, of a gradient that is first scaled down to a norm, in numpy."""
+
+    def __init__(self, rate: float, most: float):
+        self.rate, self.most, self.m, self.v, self.t = rate, most, 0.0, 0.0, 0
+
+    def step(self, gradient: np.ndarray, norm: float) -> np.ndarray:
+        g, self.t = gradient * min(1, self.most / norm), self.t + 1
+        self.m, self.v = 0.9 * self.m + 0.1 * g, 0.999 * self.v + 0.001 * g**2
+        return -self.rate * self.m / (1 - 0.9**self.t) / (np.sqrt(self.v / (1 - 0.999**self.t)) + 1e-8)
+
+
+@pytest.mark.parametrize("way", ["plain", "by head", "accumulated"])
+def test_gradients_are_clipped_before_adam(way):
+    """Norms above and below the limit: of gradients of one size Adam hides what is done to them before."""
+    rng, most = np.random.default_rng(0), 0.5
+    gradients = [size * rng.normal(size=(2, 5)) for size in (2.0, 0.03, 0.4, 1e-3, 1.0)]
+    assert {np.linalg.norm(g) > most for g in gradients} == {True, False}
+    k = 2 if way == "accumulated" else 1
+    optimizer = training.optimizer(training.OptimizerConfig("adam", most), 1e-2, by_head=way == "by head", accumulate=k)
+
+    def tree(values):
+        return Params({"w": jnp.asarray(values[0])}, {"a": {"w": jnp.asarray(values[1])}})
+
+    expected, own = np.zeros((2, 5)), [Adam(1e-2, most) for _ in range(2)]
+    params = tree(expected)
+    state = optimizer.init(params)
+    for gradient in gradients:
+        for part in (1.5, 0.5) if k == 2 else (1.0,):  # their mean is the gradient
+            updates, state = optimizer.update(tree(part * gradient), state, params)
+            params = optax.apply_updates(params, updates)
+        norm = np.linalg.norm(gradient)  # of all parameters together
+        expected = expected + [adam.step(g, norm) for adam, g in zip(own, gradient, strict=True)]
+        found = np.array([params.descriptor["w"], params.heads["a"]["w"]])
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_members_of_a_committee_are_clipped_one_by_one():
+    gradients = np.array([[3.0, 4.0], [0.03, 0.04]])  # norms 5 and 0.05, the limit is 0.5
+    optimizer = training.per_member(training.optimizer(training.OptimizerConfig("sgd", 0.5), 1.0))
+    updates, _ = optimizer.update({"w": jnp.asarray(gradients)}, optimizer.init({"w": jnp.zeros((2, 2))}))
+    np.testing.assert_allclose(updates["w"], [[-0.3, -0.4], [-0.03, -0.04]], rtol=1e-12)
 
 
 def test_rates_and_running_means_follow_updates_not_batches(packed, wrong):

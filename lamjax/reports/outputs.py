@@ -1,0 +1,118 @@
+"""What a command will write, made sure of before its work begins: it can be written, and it is none of the inputs."""
+
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+
+Name = str | Path
+
+
+def check_ending(path: Name, endings: Sequence[str], what: str) -> None:
+    """Raise ValueError, with what there is, for a file whose name says another format than is written to it."""
+    if not str(path).endswith(tuple(endings)) and not _is_device(Path(path)):
+        raise ValueError(f"{path}: the name must end in {_listed(endings)}: {what} written in no other format.")
+
+
+def claim(paths: Iterable[Name], inputs: Iterable[Name] = (), option: str = "output") -> None:
+    """Make the folders of these files, and make sure that the files can be written and are none of the inputs.
+
+    However an input is named: relative, by a symbolic or a hard link. `option` is what the user shall change. Raises
+    ValueError for an input and for a folder, OSError for what cannot be written.
+    """
+    paths, known = list(map(Path, paths)), _Files(inputs)
+    for path in paths:
+        if (given := known.find(path)) is not None:
+            raise ValueError(_over(path, given, option))
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder. Name a file for {option}, for example {path / 'NAME'}.")
+    for path in paths:
+        if _is_device(path):
+            continue
+        _make(path.parent, option)
+        if path.exists() and not os.access(path, os.W_OK):
+            raise OSError(f"{path} is write-protected. Choose another {option}, or give the right to write it.")
+
+
+def claim_folder(folder: Name, names: Sequence[str], inputs: Iterable[Name] = (), option: str = "output") -> None:
+    """Make a folder, and make sure that it can be written and that none of the inputs is among what will be in it.
+
+    `names` are those of the files that a run writes, relative to the folder, with * for anything ("states/*"); an
+    input of another name may well lie in the same folder. Raises as `claim`.
+    """
+    folder, inputs = Path(folder), list(inputs)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file. Name a folder for {option}.")
+    whole, known = os.path.realpath(folder), _Files(inputs)
+    for given in inputs:
+        inside = os.path.relpath(os.path.realpath(given), whole).replace(os.sep, "/")
+        if any(fnmatch(inside, pattern) for pattern in names):
+            raise ValueError(_over(folder / inside, given, option))
+    for path in _written(folder, names):
+        if (given := known.find(path)) is not None:
+            raise ValueError(_over(path, given, option))
+    _make(folder, option)
+
+
+class _Files:
+    """Files by what they are, not by how they are named."""
+
+    def __init__(self, paths: Iterable[Name]):
+        self.places: dict[str, Name] = {}
+        self.nodes: dict[tuple[int, int], Name] = {}
+        for path in paths:
+            self.places.setdefault(os.path.realpath(path), path)
+            if (node := _node(path)) is not None:
+                self.nodes.setdefault(node, path)
+
+    def find(self, path: Path) -> Name | None:
+        """The name under which this file is among them; None if it is not."""
+        if _is_device(path):
+            return None
+        return self.places.get(os.path.realpath(path), self.nodes.get(_node(path)))
+
+
+def _node(path: Name) -> tuple[int, int] | None:
+    """The number of a file on its disk, which all its hard links share."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _written(folder: Path, names: Sequence[str]) -> Iterable[Path]:
+    """The files that are in a folder already and that a run writes."""
+    for place, folders, files in os.walk(folder):
+        if place == str(folder):  # do not walk through what else lies there
+            folders[:] = [name for name in folders if any(fnmatch(f"{name}/", pattern) for pattern in names)]
+        for path in (Path(place) / name for name in files):
+            if any(fnmatch(path.relative_to(folder).as_posix(), pattern) for pattern in names):
+                yield path
+
+
+def _make(folder: Path, option: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"{folder}: nothing can be written to this folder ({error.strerror}). Choose another {option}, or give "
+            "the right to write there."
+        ) from error
+
+
+def _over(path: Path, given: Name, option: str) -> str:
+    named = "" if str(path) == str(given) else f" (given as {given})"
+    return f"{path} would be written, but it is one of the inputs{named} and would be lost. Choose another {option}."
+
+
+def _is_device(path: Path) -> bool:
+    """Whether it is a terminal, a pipe or the like, where nothing can be lost."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def _listed(endings: Sequence[str]) -> str:
+    return endings[0] if len(endings) == 1 else f"{', '.join(endings[:-1])} or {endings[-1]}"
