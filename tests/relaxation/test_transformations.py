@@ -20,9 +20,9 @@ from lamjax.relaxation import (
     RelaxConfig,
     Unrolled,
     UntilConverged,
-    minimiser,
     relax,
 )
+from lamjax.relaxation.minimisers import N_NUMBERS
 from lamjax.system import Labels
 
 MORSE = models.morse()
@@ -45,7 +45,11 @@ def value_of(config: RelaxConfig):
         total = relaxed.energy + jnp.sum(relaxed.system.positions[1] * jnp.array([1.0, 0.3, 0.2]))
         return total if relaxed.window is None else total + jnp.sum(jnp.sin(relaxed.window.positions[1]))
 
-    return value, (models.params_of(MORSE), minimiser(config.minimiser).numbers(np.float64))
+    # the minimiser itself is first made inside a trace: what jax-md makes of its settings there must outlive it
+    numbers = {"dt_start": 0.1, "alpha_start": 0.1}
+    if isinstance(config.minimiser, GradientFlowConfig):
+        numbers = {"eta": 0.05, "additive": np.full((N_NUMBERS, 3), 1e-3)}
+    return value, (models.params_of(MORSE), jax.tree.map(jnp.asarray, numbers))
 
 
 def two(learned):
