@@ -35,7 +35,7 @@ def frames(lines: Iterator[str], elements: Sequence[str] = (), note=None) -> Ite
 
 
 def data_file(lines: Iterator[str], elements: Sequence[str] = ()) -> ase.Atoms:
-    """The structure of a LAMMPS data file in metal units; its types are the `elements`, or else told by their masses."""
+    """The structure of a LAMMPS data file in metal units; its types are `elements`, or told by their masses."""
     lines = list(lines)
     found = next((int(m[1]) for line in lines if (m := re.match(r"\s*(\d+)\s+atom types\b", line))), 0)
     masses = dict(_masses(lines))
