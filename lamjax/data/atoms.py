@@ -109,7 +109,7 @@ def _check_occupancy(atoms: ase.Atoms) -> None:
             for k, v in sites.items()
             if len(v) > 1 or any(abs(float(x) - 1) > PARTIAL for x in v.values())
         ]
-    for name in ("occupancy", "occupancies", "occ"):
+    for name in ("occupancy", "occupancies"):
         values = np.asarray(atoms.arrays.get(name, 1.0))
         if values.dtype.kind in "if" and values.any():  # zeros alone are a column that nobody filled
             partial += [f"atom {k} ({values[k]:g})" for k in np.flatnonzero(np.abs(values - 1) > PARTIAL)]

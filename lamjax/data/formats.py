@@ -31,6 +31,9 @@ def structures(path: Path, options: ReadOptions, note) -> Iterator[ase.Atoms]:
         case "lammps-dump-text":
             with text.open_text(path) as file:
                 yield from lammps.frames(text.lines(file), options.elements, note)
+        case "lammps-data":
+            with text.open_text(path) as file:
+                yield lammps.data_file(text.lines(file), options.elements)
         case "vasp-out":
             with text.open_text(path) as file:
                 yield from vasp.outcar(text.lines(file), path.absolute().parent, note)
@@ -59,6 +62,8 @@ def kind(path: Path) -> str:
         head = file.read(_HEAD).lstrip()
     if head.startswith("ITEM:"):
         return "lammps-dump-text"
+    if re.search(r"^\s*\d+\s+atoms\s*$", head, re.M) and re.search(r"\bxlo\s+xhi\b", head):
+        return "lammps-data"
     if re.match(r"vasp\.\d", head):
         return "vasp-out"
     if head.startswith("<?xml") and "<modeling>" in head:

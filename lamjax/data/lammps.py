@@ -1,4 +1,4 @@
-"""LAMMPS text dumps: the frames of a file, checked to be whole, in their units, with elements for their types."""
+"""LAMMPS text dumps (frames checked to be whole, in their units) and data files, with elements for their types."""
 
 import io
 import re
@@ -8,6 +8,7 @@ import ase
 import ase.data
 import numpy as np
 from ase.calculators.lammps import unitconvert
+from ase.io.lammpsdata import read_lammps_data
 from ase.io.lammpsrun import read_lammps_dump_text
 
 MASS = 0.1  # amu; a mass that is farther from that of every element is none of them
@@ -31,6 +32,36 @@ def frames(lines: Iterator[str], elements: Sequence[str] = (), note=None) -> Ite
         yield _frame(number, sections, units or "metal", elements)
     if units is None and note is not None:
         note("note", "no ITEM: UNITS: taken as LAMMPS's metal units (Å, eV/Å)", "If the run had others, add the item.")
+
+
+def data_file(lines: Iterator[str], elements: Sequence[str] = ()) -> ase.Atoms:
+    """The structure of a LAMMPS data file in metal units; its types are `elements`, or told by their masses."""
+    lines = list(lines)
+    found = next((int(m[1]) for line in lines if (m := re.match(r"\s*(\d+)\s+atom types\b", line))), 0)
+    masses = dict(_masses(lines))
+    if elements and found <= len(elements):
+        symbols = list(elements[:found])
+    elif not elements and found and all(k in masses for k in range(1, found + 1)):
+        symbols = [_of_mass(*masses[k]) for k in range(1, found + 1)]
+    else:
+        given = f"elements are given for types 1 to {len(elements)}" if elements else "it has no Masses"
+        raise ValueError(
+            f"line 1: a LAMMPS data file of {found} types, and {given}. Give the elements of types 1, 2, ... "
+            "(--elements Si,O; elements of ReadOptions)."
+        )
+    numbers = {k: ase.data.atomic_numbers[symbol] for k, symbol in enumerate(symbols, 1)}
+    return read_lammps_data(io.StringIO("\n".join(lines) + "\n"), Z_of_type=numbers)
+
+
+def _masses(lines: list[str]) -> Iterator[tuple[int, tuple[float, int]]]:
+    """(type, (mass, line number)) of the section Masses."""
+    inside = False
+    for number, line in enumerate(lines, 1):
+        words = line.partition("#")[0].split()
+        if words and not words[0].isdigit():
+            inside = words == ["Masses"]
+        elif inside and len(words) == 2:
+            yield int(words[0]), (float(words[1]), number)
 
 
 def _sections(lines: Iterator[str]) -> Iterator[tuple[int, dict[str, tuple[str, list[str]]]]]:

@@ -114,3 +114,36 @@ def test_a_note_where_the_dump_states_no_units(tmp_path):
     notes: list = []
     list(data.iterate(written(tmp_path, dump()), options=OPTIONS, on_remark=notes.append))
     assert [(note.severity, "metal" in note.what) for note in notes] == [("note", True)]
+
+
+DATA = """LAMMPS data file
+
+2 atoms
+2 atom types
+
+0.0 4.0 xlo xhi
+0.0 5.0 ylo yhi
+0.0 6.0 zlo zhi
+{}
+Atoms # atomic
+
+1 1 0.5 0.5 0.5
+2 2 1.0 2.0 3.0
+"""
+
+
+def test_types_of_a_data_file(tmp_path):
+    """Its masses tell them; without masses 1 is not hydrogen."""
+    masses = "\nMasses\n\n1 28.085 # Si\n2 15.999\n"
+    for name in ("a.data", "a.lmp"):
+        (frame,) = data.read(written(tmp_path, DATA.format(masses), name))
+        assert frame.system.numbers.tolist() == [14, 8] and frame.system.pbc.all()
+        np.testing.assert_array_equal(frame.system.positions, [(0.5, 0.5, 0.5), (1, 2, 3)])
+        with pytest.raises(ValueError, match="2 types, and it has no Masses. Give the elements"):
+            data.read(written(tmp_path, DATA.format(""), name))
+        (frame,) = data.read(tmp_path / name, options=OPTIONS)
+        assert frame.system.numbers.tolist() == [14, 8]
+        with pytest.raises(ValueError, match="elements are given for types 1 to 1"):
+            data.read(tmp_path / name, options=ReadOptions(elements=("Si",)))
+    with pytest.raises(ValueError, match="line 13: no element has the mass 56 amu"):
+        data.read(written(tmp_path, DATA.format(masses.replace("15.999", "56"))))
