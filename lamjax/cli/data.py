@@ -11,6 +11,7 @@ from rich.table import Table
 
 from lamjax import checkpoints
 from lamjax.data import Audit, Finding, Frame, audit, iterate, summarize
+from lamjax.data.frames import LABELS
 from lamjax.reports import console, progress, table
 
 
@@ -26,6 +27,8 @@ def check(
     and stress) and from clusters in vacuum; "not testable" where a set has neither. Ends with status 1 if there is an
     error, 0 else.
     """
+    if unknown := sorted(set(require or ()) - set(LABELS)):
+        raise ValueError(f"--require {unknown[0]}: no such label; labels are {', '.join(LABELS)}.")
     elements = checkpoints.load(model)[0].elements if model else None
     unusable: list[Finding] = []
     read = {str(path): _frames(path, elements, require or (), unusable) for path in files}

@@ -215,6 +215,7 @@ def finetune(
     for change in set_ or ():
         apply(content, change)
     measured = _pairs(old, "--old")
+    _check_measured(measured, base)
     run = run_config(validate(content, "lamjax finetune"), resume)
     with jax.enable_x64(True):
         lines = _measure(run, base, Path(run.config.output) / MODEL, head, measured)
@@ -305,14 +306,21 @@ def report(lines: list[Forgetting]) -> None:
         console.print("* no data of this head: RMS change of its predictions for the new structures")
 
 
+def _check_measured(measured: dict[str, list[str]], base: Path) -> None:
+    """ValueError or FileNotFoundError before the training for what --old could not be measured with after it."""
+    if unknown := sorted(measured.keys() - set(_heads(base))):
+        raise ValueError(f"--old {unknown[0]}: the base has the heads {', '.join(_heads(base))}.")
+    for path in (path for paths in measured.values() for path in paths):
+        if not Path(path).exists():
+            raise FileNotFoundError(f"--old {path}: no such file.")
+
+
 def _measure(run: Run, base: Path, tuned: Path, head: str, measured: dict[str, list[str]]) -> list[Forgetting]:
     dtype = np.dtype(run.config.precision)
     before, after = (checkpoints.load(path, dtype=dtype) for path in (base, tuned))
     tasks = {task.potential.head: task.held_out or task.frames for task in run.tasks}
     sets = {name: frames for name, frames in tasks.items() if name in before[0].config.head_names}
     sets |= {name: open_frames(paths, before[0].elements) for name, paths in measured.items()}
-    if unknown := sorted(sets.keys() - set(before[0].config.head_names)):
-        raise ValueError(f"--old {unknown[0]}: the base has the heads {', '.join(before[0].config.head_names)}.")
     return forgetting(before, after, sets, tasks[head], run.config.precision)
 
 
