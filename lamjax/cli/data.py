@@ -13,6 +13,7 @@ from rich.table import Table
 from lamjax import checkpoints
 from lamjax.cli import reading
 from lamjax.data import Audit, Finding, Frame, ReadOptions, Remark, audit, files_of, iterate, summarize
+from lamjax.data.frames import LABELS
 from lamjax.reports import console, outputs, progress, table
 
 
@@ -33,6 +34,8 @@ def check(
     and stress) and from clusters in vacuum; "not testable" where a set has neither. Ends with status 1 if there is an
     error, 0 else.
     """
+    if unknown := sorted(set(require or ()) - set(LABELS)):
+        raise ValueError(f"--require {unknown[0]}: no such label; labels are {', '.join(LABELS)}.")
     if json_ is not None:
         outputs.check_ending(json_, (".json",), "the audit is")
         outputs.claim([json_], [*files_of(files), *([model] if model else [])], "--json")

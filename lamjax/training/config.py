@@ -342,6 +342,8 @@ def _fault(error: dict, kind: type) -> str:
         case "literal_error":
             return f"{place}: {_unsupported(value, context['expected'])}"
         case "union_tag_not_found" | "dataclass_type" | "dict_type":
+            if isinstance(value, dict):
+                return f"{place}: the key `type` is missing."
             return f"{place}: expected keys and values, got {describe(value)}."
         case "objective":
             return f"{place}: {error['msg']}, got {value.get('type')!r}." if isinstance(value, dict) else error["msg"]

@@ -45,7 +45,9 @@ WRONG = {
     "eval a.extxyz m.lamjax": "takes the model first",
     "eval m.lamjax a.extxyz --batch-size many": "batch_size must be a number",
     "convert emptydir x.lamjax": "emptydir: a folder, not a model file",
-    "data check a.extxyz --require foo": "Unknown label foo",
+    "data check a.extxyz --require foo": "--require foo: no such label; labels are energy",
+    "finetune m.lamjax a.extxyz --head Default --old x=a.extxyz": "--old x: the base has the heads Default",
+    "finetune m.lamjax a.extxyz --head Default --old Default=nowhere": "--old nowhere: no such file",
     "train m.lamjax": "m.lamjax: not a text file. A config is YAML",
     "train emptydir": "emptydir: a folder, not a config file",
     "train c.yaml --set steps=[1": r"--set steps=\[1: the value is not YAML",
@@ -82,9 +84,8 @@ def test_a_head_that_never_saw_an_element_is_not_recommended():
     assert advice(["a", "b"], {"a": [], "b": ["O"]}) == "a suits these frames best."
     said = advice(["a", "b"], {"a": ["H", "O"], "b": []})
     assert said == "b suits these frames best. a has a smaller error, but never saw H, O."
-    assert "No head has seen all elements" in advice(["a"], {"a": ["O"]}) and "never saw O" in advice(
-        ["a"], {"a": ["O"]}
-    )
+    said = advice(["a"], {"a": ["O"]})
+    assert "No head has seen all elements" in said and "never saw O" in said
 
 
 def test_a_config_of_another_program_is_named(folder):
