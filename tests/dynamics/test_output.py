@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import fcntl
 import os
 import resource
 import signal
@@ -266,6 +267,15 @@ def test_an_hdf5_file_survives_a_kill_in_the_middle_of_writing(tmp_path):
         assert list(file["step"]) == [0, 1, 2, 3] and list(file["numbers"]) == [29] * 4
         np.testing.assert_array_equal(file["forces"], np.concatenate([fake(0).forces, fake(2).forces]))
         assert file["cell"].attrs["unit"] and file.attrs["timestep_fs"] == 1.0
+
+
+def test_who_reads_an_hdf5_file_does_not_stop_who_writes(tmp_path):
+    path = tmp_path / "run.h5"
+    hdf5.append(path, fake(0), {"numbers": np.full(4, 29)}, 1.0)
+    with path.open("rb") as reader:
+        fcntl.flock(reader, fcntl.LOCK_SH)  # as HDF5 does
+        hdf5.append(path, fake(2), {}, 1.0)
+        assert hdf5.mark(path) == {"frames": 4}
 
 
 def test_a_full_disk_leaves_the_hdf5_file_as_it_was(tmp_path):
