@@ -1,4 +1,4 @@
-"""Energy, forces and virial, and one training step, of DPA-2 small and medium on four systems, float32.
+"""Energy, forces and virial, and one training step, of DPA-2 and DPA-3 on four systems, float32.
 
 lamjax against DeePMD-kit's `pt` and `jax` backends with the same weights, in one run. See README.md beside this file.
 """
@@ -23,11 +23,11 @@ from common import (
     warn_if_busy,
     write_results,
 )
-from systems import SYSTEMS, prepare
+from systems import DPA3, SYSTEMS, prepare
 
 from lamjax.reports import console, table
 
-MODELS = ("small", "medium")
+MODELS = ("small", "medium", *DPA3)
 BACKENDS = ("lamjax", "pt", "jax")
 TASKS = {
     "efv": "energy, forces, virial; neighbour list included",
@@ -39,7 +39,7 @@ TOLERANCE = 1e-4  # float32: relative to the largest component of the reference
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
+    parser.add_argument("--models", nargs="+", default=MODELS[:2], choices=MODELS)
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=list(SYSTEMS))
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--repetitions", type=int, default=9)
@@ -94,7 +94,7 @@ def measure(model: str, system: str, names: list[str], folder: Path, options) ->
         timings = {}
         for task in options.tasks:
             timings[task] = {k: t._asdict() for k, t in interleave(workers, task, options.repetitions).items()}
-            show(f"DPA-2 {model}, {SYSTEMS[system]}, float32: {TASKS[task]}", timings[task])
+            show(f"{model}, {SYSTEMS[system]}, float32: {TASKS[task]}", timings[task])
         return {
             "timings": timings,
             "ratio": {task: ratio(rows) for task, rows in timings.items()},
@@ -194,7 +194,7 @@ def show_summary(models: dict[str, dict]) -> None:
         for task, rows in found["timings"].items()
     ]
     console.width = max(console.width, 160)  # a log file counts as 80 columns, too few for this table
-    console.print(table("DPA-2, float32", columns, body))
+    console.print(table("float32", columns, body))
 
 
 def summary_cells(rows: dict[str, dict], compared: dict, counted: dict) -> tuple[str, ...]:

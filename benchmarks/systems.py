@@ -12,6 +12,8 @@ from common import PRESETS, Frames
 
 import lamjax
 from lamjax import checkpoints, edit, potential
+from lamjax.descriptors import DPA3Config, RepflowConfig
+from lamjax.heads import EnergyHeadConfig
 from lamjax.interop.deepmd.write import dp_bytes
 
 SYSTEMS = {
@@ -20,6 +22,7 @@ SYSTEMS = {
     "molecule": "20 atoms, pyridine and ethanol, not periodic",
     "crystals": "a batch of 32 crystals of 4 atoms, periodic",
 }
+DPA3 = {"dpa3-l3": 3, "dpa3-l6": 6}  # layers
 LIKE = {"C": "O", "N": "O", "Mg": "H", "Si": "H", "Al": "H", "Na": "H", "Cl": "O"}  # whom a new element behaves like
 CRYSTALS = (  # four atoms each, so that every backend can take them as one batch
     ("MgO", {"crystalstructure": "rocksalt", "a": 4.21, "orthorhombic": True}),
@@ -34,9 +37,11 @@ CRYSTALS = (  # four atoms each, so that every backend can take them as one batc
 
 
 def prepare(system: str, model: str, folder: Path) -> tuple[Path, Path]:
-    """The model file (`.dp`) of a preset and the frames (`.npz`) of a system with their float64 reference."""
-    original = PRESETS / f"dpa2_{model}_f32.dp"
-    if system == "water":
+    """The model file (`.dp`) of a model and the frames (`.npz`) of a system with their float64 reference."""
+    original = dpa3(model, folder) if model in DPA3 else PRESETS / f"dpa2_{model}_f32.dp"
+    if system == "water" and model in DPA3:
+        weights, frames = original, evaluated([water_atoms()], original)
+    elif system == "water":
         weights, frames = original, water(model)
     else:
         weights = extended(original, folder / f"{model}.dp")
@@ -44,6 +49,29 @@ def prepare(system: str, model: str, folder: Path) -> tuple[Path, Path]:
     path = folder / f"{model}_{system}.npz"
     frames.write(path)
     return weights, path
+
+
+def dpa3(model: str, folder: Path) -> Path:
+    """A DPA-3 of the options and widths of DeePMD-kit's example, with random weights, written once; float32."""
+    path = folder / f"{model}_original.dp"
+    if not path.exists():
+        repflow = RepflowConfig(
+            n_dim=128, e_dim=64, a_dim=32, nlayers=DPA3[model], e_rcut=6.0, e_rcut_smth=5.3, e_sel=120, a_rcut=4.0,
+            a_rcut_smth=3.5, a_sel=30, a_compress_rate=1, a_compress_e_rate=2, a_compress_use_split=True,
+            smooth_edge_update=True, edge_init_use_dist=True, use_exp_switch=True,
+        )  # fmt: skip
+        head = EnergyHeadConfig(neuron=(240, 240, 240), activation_function="silut:10.0")
+        descriptor = DPA3Config(repflow=repflow, activation_function="silut:10.0")
+        config = potential.PotentialConfig(("H", "O"), descriptor, (("Default", head),))
+        params = potential.build(config).init(jax.random.key(0), jnp.float32)
+        path.write_bytes(dp_bytes(config, jax.tree.map(np.asarray, params), "Default"))
+    return path
+
+
+def water_atoms() -> ase.Atoms:
+    """The stored frame of water."""
+    frame = water("small")
+    return ase.Atoms(numbers=frame.numbers[0], positions=frame.positions[0], cell=frame.cell[0], pbc=True)
 
 
 def structures(system: str) -> list[ase.Atoms]:

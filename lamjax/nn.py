@@ -121,13 +121,21 @@ def layer_norm(params, x, eps: float):
 def activation(name: str):
     """The function of an activation name of DeePMD-kit (case-insensitive; "silut:T" takes a threshold)."""
     name = name.lower()
-    if match := re.fullmatch(r"(?:silut|custom_silu)(?::([-+.\de]+))?", name):
+    if match := _SILUT.fullmatch(name):
         return _silut(float(match[1] or 3))
     if name not in _ACTIVATIONS:
         raise ValueError(
             f"activation_function is {name!r}, which is not known; known: {', '.join(sorted(_ACTIVATIONS))}, silut:T."
         )
     return _ACTIVATIONS[name]
+
+
+def kinks(name: str) -> str | None:
+    """Where a derivative of an activation function jumps, of first or second order; None where it is smooth."""
+    name = name.lower()
+    if match := _SILUT.fullmatch(name):
+        return f"the second derivative jumps at {float(match[1] or 3):g}"
+    return {"relu": "the first derivative jumps at 0", "relu6": "the first derivative jumps at 0 and 6"}.get(name)
 
 
 def _gelu(x):
@@ -152,6 +160,7 @@ def _silut(threshold: float):
     return silut
 
 
+_SILUT = re.compile(r"(?:silut|custom_silu)(?::([-+.\de]+))?")
 _ACTIVATIONS = {
     "tanh": jnp.tanh,
     "gelu": _gelu,

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import typer
 
-from lamjax import checkpoints, pytree
+from lamjax import checkpoints, nn, pytree
 from lamjax.checkpoints import Stored
 from lamjax.potential import build
 from lamjax.reports import console, table
@@ -47,6 +47,7 @@ def _summary(stored: Stored) -> list[tuple]:
         ("  of the descriptor", f"{pytree.n_parameters(params.descriptor):,}"),
         ("stored as", ", ".join(dtypes)),
     ]
+    rows += [(f"  {name}", kink) for name, kink in _kinks(stored)]
     if config.pair_exclude_types:
         rows += [
             ("excluded pairs", ", ".join("-".join(config.elements[t] for t in p) for p in config.pair_exclude_types))
@@ -85,6 +86,13 @@ def _seen(stored: Stored) -> str:
         return f"none are taken: the standard deviation is {block.stddev:g}"
     found = _observed(stored.params.descriptor[block.name]["statistics"], config.elements)
     return "all" if len(found) == len(config.elements) else " ".join(found) or "none"
+
+
+def _kinks(stored: Stored) -> list[tuple[str, str]]:
+    """Activation functions that are not smooth to second order, which Hessians and implicit gradients need."""
+    parts = (stored.config.descriptor, *(head for _, head in stored.config.heads))
+    names = {value for part in parts for name, value in _options(part) if name.endswith("activation_function")}
+    return [(name, kink) for name in sorted(names) if (kink := nn.kinks(name))]
 
 
 def _observed(statistics: dict, elements: tuple[str, ...]) -> list[str]:
