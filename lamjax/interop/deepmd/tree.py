@@ -48,8 +48,7 @@ def from_tree(tree: dict, graph: bool = False) -> tuple[PotentialConfig, Params]
     params = Params(_descriptor_params(config.descriptor, descriptor), {DEFAULT_HEAD: _head_params(model)})
     config = with_actual_means(config, params, graph)
     check_structure(config, params)
-    if isinstance(config.descriptor, write.WRITTEN):
-        audit.check_entries(model, write.model_entry(config, params, DEFAULT_HEAD))
+    audit.check_entries(model, write.model_entry(config, params, DEFAULT_HEAD))
     return config, params
 
 

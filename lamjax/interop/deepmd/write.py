@@ -15,7 +15,6 @@ from lamjax.interop.deepmd.options import descriptor_options
 from lamjax.potential import CheckpointError, Params, PotentialConfig
 
 FORMAT = "3.2.0"  # the release of DeePMD-kit whose format this is
-WRITTEN = (DPA1Config, DPA2Config, DPA3Config)
 # the C dumper is several times faster, and not in every build of PyYAML
 _Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
