@@ -114,7 +114,7 @@ def test_a_relaxation_becomes_atoms_with_results():
     for start in (trimer(), crystal):
         system = pad(host_system(start), 4)
         said = lamjax.predict(lj, lj.init(), system, lamjax.allocate(lj, system))
-        flags = [np.zeros(())] * 7
+        flags = [np.zeros(())] * 8
         atoms = to_ase(Relaxation(system, said.energy, said.forces, said.virial, *flags))
         reference = atoms.copy()
         reference.calc = LennardJones(sigma=2.3, epsilon=0.2, rc=6.0 - 1e-6, smooth=False)
