@@ -76,7 +76,9 @@ class PotentialConfig:
                 "them, such as [O, H]."
             )
         if twice := sorted({e for e in self.elements if self.elements.count(e) > 1}):
-            raise ValueError(f"elements must be distinct, {', '.join(twice)} is there more than once. Remove it.")
+            raise ValueError(
+                f"elements must be distinct chemical symbols, {', '.join(twice)} is there more than once. Remove it."
+            )
         if not isinstance(self.descriptor, _configs()):
             raise ArgumentError(f"descriptor is {describe(self.descriptor)}; supported: {_names(_configs())}.")
         self._check_heads()

@@ -47,7 +47,9 @@ WRONG = {
     "activation_function is 'swish'": lambda: EnergyHeadConfig(activation_function="swish"),
     "numb_fparam must be at least 0": lambda: EnergyHeadConfig(numb_fparam=-1),
     "distinct chemical symbols, 'Xx' is none": lambda: lamjax.PotentialConfig(("O", "Xx"), DPA2Config()),
-    "distinct, O is there more than once": lambda: lamjax.PotentialConfig(("O", "H", "O"), DPA2Config()),
+    "distinct chemical symbols, O is there more than once": lambda: lamjax.PotentialConfig(
+        ("O", "H", "O"), DPA2Config()
+    ),
     "elements is empty": lambda: lamjax.PotentialConfig((), DPA2Config()),
     "descriptor is a dict; supported: DPA2Config": lambda: lamjax.PotentialConfig("O", {"type": "dpa2"}),
     "heads holds an EnergyHeadConfig": lambda: lamjax.PotentialConfig("O", DPA2Config(), EnergyHeadConfig()),

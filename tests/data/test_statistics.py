@@ -30,7 +30,12 @@ def potential_of(name: str, davg_zero: bool = False):
             tuple(model["type_map"]),
             DPA2Config(
                 repinit=RepinitConfig(
-                    rcut=a["rcut"], rcut_smth=a["rcut_smth"], nsel=a["nsel"], neuron=(4, 8), set_davg_zero=davg_zero
+                    rcut=a["rcut"],
+                    rcut_smth=a["rcut_smth"],
+                    nsel=a["nsel"],
+                    neuron=(4, 8),
+                    axis_neuron=4,
+                    set_davg_zero=davg_zero,
                 ),
                 three_body=ThreeBodyConfig(
                     rcut=a["three_body_rcut"], rcut_smth=a["three_body_rcut_smth"], sel=a["three_body_sel"]
