@@ -21,7 +21,7 @@ from lamjax.cli.evaluate import evaluate
 from lamjax.cli.train import line, train
 from lamjax.training import restore_state, saved_steps
 from lamjax.training import run as runs
-from lamjax.training.config import TEMPLATE, TrainConfig, parse, to_json
+from lamjax.training.config import TEMPLATE, TrainConfig, parse, read, to_json
 from lamjax.training.errors import predictions
 
 CONFIG = """
@@ -414,6 +414,16 @@ def test_files_that_are_no_configs(folder, tmp_path):
         parse(folder / "config.yaml", ["steps"])
     with pytest.raises(ValueError, match="steps is not a group of keys"):
         parse(folder / "config.yaml", ["steps.many=3"])
+
+
+def test_numbers_and_elements_of_yaml_are_what_they_look_like(tmp_path):
+    """YAML 1.1 has words for 1e-3 (no point) and for the element No (false)."""
+    for text, number in (("1e-3", 1e-3), ("-2E+4", -2e4), (".5e1", 5.0), ("1.0e-3", 1e-3), ("3", 3), ("0.25", 0.25)):
+        (tmp_path / "one.yaml").write_text(f"options: {{eps: {text}}}\n")
+        found = read(tmp_path / "one.yaml")["options"]["eps"]
+        assert found == number and type(found) is type(number)
+    (tmp_path / "one.yaml").write_text("elements: [No, N, Y, On, true, no]\n")
+    assert read(tmp_path / "one.yaml")["elements"] == ["No", "N", "Y", "On", True, "no"]
 
 
 def test_prepare_names_what_is_wrong(folder, tmp_path):
