@@ -3,10 +3,12 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from lamjax import nn
 from lamjax.descriptors.environment import Block
 from lamjax.neighbors import Shell
 
 _STRICT = {"extra": "forbid"}
+STYLES = ("res_avg", "res_incr", "res_residual")
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,9 @@ class RepflowConfig:
             _require(in_range, f"{kind}_rcut_smth is {start:g}: it must be {least} and below {kind}_rcut {cutoff:g}.")
 
     def _check_updates(self) -> None:
+        for name, known in (("update_style", STYLES), ("update_residual_init", ("norm", "const"))):
+            got = getattr(self, name)
+            _require(got in known, f"{name} is {got!r}; known: {', '.join(known)}.")
         if self.use_dynamic_sel:
             _require(self.smooth_edge_update, "use_dynamic_sel needs smooth_edge_update: true.")
             factor = self.sel_reduce_factor
@@ -120,6 +125,14 @@ class DPA3Config:
     add_chg_spin_ebd: bool = False  # charge and spin multiplicity of the structure enter, `System.charge_spin`
     default_chg_spin: tuple[float, float] | None = None  # for structures without them
     __pydantic_config__: ClassVar = _STRICT
+
+    def __post_init__(self):
+        nn.activation(self.activation_function)  # raises for one that is not known
+        default = self.default_chg_spin
+        _require(
+            default is None or (len(default) == 2 and all(x == int(x) for x in default)),
+            f"default_chg_spin is {default}: it must be two whole numbers, charge and spin multiplicity.",
+        )
 
     @property
     def shells(self) -> tuple[Shell, ...]:
