@@ -148,6 +148,7 @@ def test_tensors_of_no_branch_are_an_error():
     [
         (lambda m: m["descriptor"].update(type="se_e2_a"), "'se_e2_a'; supported"),
         (lambda m: m["descriptor"].update(type="dpa4"), "'dpa4'; supported"),
+        (lambda m: m["descriptor"].update(type="dpa3"), "has no options `repflow`|repinit = "),
         (lambda m: m["descriptor"].update(type="dpa1", attn_layer=2), "attn_layer 2"),
         (lambda m: m["fitting_net"].update(type="dipole"), "'dipole'"),
         (lambda m: m["fitting_net"].update(use_aparam_as_mask=True), "use_aparam_as_mask = True"),

@@ -117,7 +117,7 @@ def random_dpa3(rng: np.random.Generator) -> PotentialConfig:
     smooth, angles, style = flip(0.6), flip(0.8), pick("res_avg", "res_incr", "res_residual", "res_residual")
     repflow = RepflowConfig(
         n_dim=pick(8, 11), e_dim=pick(8, 16), a_dim=8, nlayers=pick(1, 2, 3), e_rcut=5.0, e_rcut_smth=pick(2.0, 4.4),
-        e_sel=pick(20, 70), a_rcut=3.4, a_rcut_smth=pick(1.5, 3.0), a_sel=pick(6, 30), a_compress_rate=pick(0, 1, 2),
+        e_sel=pick(20, 70), a_rcut=3.4, a_rcut_smth=pick(1.5, 3.0), a_sel=pick(6, 20), a_compress_rate=pick(0, 1, 2),
         a_compress_e_rate=pick(1, 2), a_compress_use_split=flip(), n_multi_edge_message=pick(1, 1, 2),
         axis_neuron=pick(2, 3, 4), update_angle=angles, update_style=style, fix_stat_std=pick(0.0, 0.3),
         optim_update=flip(), smooth_edge_update=smooth, edge_init_use_dist=flip(), use_exp_switch=flip(),

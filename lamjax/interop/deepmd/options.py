@@ -130,7 +130,9 @@ def _dpa2(options: dict) -> DPA2Config:
 
 
 def _dpa3(options: dict) -> DPA3Config:
-    repflow = dict(options.pop("repflow"))
+    if not (repflow := options.pop("repflow", None)):
+        raise CheckpointError("the descriptor is of type 'dpa3' but has no options `repflow` of its layers.")
+    repflow = dict(repflow)
     for old, new in (("edge_use_dist", "edge_init_use_dist"), ("use_env_envelope", "use_exp_switch")):
         _renamed(repflow, old, new)
     if repflow.pop("skip_stat", False):  # the older form of the same

@@ -202,7 +202,7 @@ def _completed(descriptor: dict, own: dict[str, np.ndarray]) -> dict:
         _resolve(repformer, "nsel", widths.get("repformers"))
         found |= {"repinit": repinit, "repformer": repformer}
     elif found.get("type") == "dpa3":
-        repflow = dict(found["repflow"])
+        repflow = dict(found.get("repflow") or {})
         _resolve(repflow, "e_sel", widths.get("repflows"))
         found["repflow"] = repflow
     else:
