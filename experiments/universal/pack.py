@@ -6,29 +6,32 @@ One sample in fifty is held out, with all its frames. Prints what the set holds.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from experiments.universal import archive
 from lamjax import units
 from lamjax.data import Frame, write_store
 from lamjax.system import Labels, System
 
-BLOCKS = Path(__file__).parents[2] / "build" / "universal" / "teacher_set"
-HELD_OUT = 50  # every so manieth sample
+HELD_OUT = 50  # one sample in so many
 KINDS = ("relaxation", "first steps", "perturbation", "hot")  # as in teacher_set.KINDS
 
 
-def frames(blocks: Sequence[Path]) -> Iterator[tuple[int, Frame]]:
-    """The sample number and the frame of every frame of the blocks."""
-    for path in blocks:
-        with np.load(path) as file:
-            block = dict(file)
+def frames(folder: Path) -> Iterator[tuple[int, Frame]]:
+    """The sample number and the frame of every frame of the archive and the folder."""
+    archived, fresh = archive.read(), archive.numbered(folder)
+    for number in sorted(archived.keys() | fresh.keys()):
+        block = archived.get(number)
+        if block is None:
+            with np.load(fresh[number]) as file:
+                block = dict(file)
         ends = np.cumsum(block["n_atoms"].astype(int))
         for k, last in enumerate(ends):
             atoms = slice(last - int(block["n_atoms"][k]), last)
-            yield int(block["sample"][k]), _frame(block, k, atoms, path.stem)
+            yield int(block["sample"][k]), _frame(block, k, atoms, f"block {number}")
 
 
 def _frame(block: dict[str, np.ndarray], k: int, atoms: slice, name: str) -> Frame:
@@ -47,8 +50,7 @@ def _frame(block: dict[str, np.ndarray], k: int, atoms: slice, name: str) -> Fra
 
 def main(blocks: Path, output: Path) -> None:
     """Write both stores."""
-    paths = sorted(blocks.glob("block_[0-9]*[0-9].npz"))
-    every = list(frames(paths))
+    every = list(frames(blocks))
     output.mkdir(parents=True, exist_ok=True)
     for name, held in (("teacher", False), ("teacher_held_out", True)):
         chosen = [frame for sample, frame in every if (sample % HELD_OUT == 0) == held]
@@ -61,7 +63,7 @@ def main(blocks: Path, output: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--blocks", type=Path, default=BLOCKS)
-    parser.add_argument("--output", type=Path, default=BLOCKS.parent)
+    parser.add_argument("--blocks", type=Path, default=archive.BLOCKS)
+    parser.add_argument("--output", type=Path, default=archive.BLOCKS.parent)
     options = parser.parse_args()
     main(options.blocks, options.output)

@@ -5,7 +5,8 @@
 
 Every sample comes from one crystal of experiments/data/materials_pbeu and the random numbers of (seed, sample) alone,
 so that any range of samples can be made again, in any order. Blocks of samples are written one by one: a killed run
-loses one block, and the same command goes on. No composition of the evaluation sets (`held_out.json`) is made.
+loses one block, and the same command goes on; what archive.py has kept is not made again. No composition of the
+evaluation sets (`held_out.json`) is made.
 """
 
 import argparse
@@ -29,6 +30,8 @@ from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.neighborlist import neighbor_list
 from ase.optimize import FIRE
+
+from experiments.universal import archive
 
 HERE = Path(__file__).parent
 STARTS = HERE.parent / "data" / "materials_pbeu" / "train.extxyz.gz"
@@ -269,9 +272,10 @@ def main(first: int, last: int, output: Path) -> None:
     torch.set_num_threads(1)
     maker = Maker(CHGNetCalculator(use_device="cpu", on_isolated_atoms="ignore"))
     output.mkdir(parents=True, exist_ok=True)
+    archived = archive.read()
     for block in range(first // BLOCK, -(-last // BLOCK)):
         path = output / f"block_{block:05d}.npz"
-        if path.exists():
+        if block in archived or path.exists():
             continue
         began, made = time.time(), []
         for number in range(block * BLOCK, (block + 1) * BLOCK):
