@@ -252,9 +252,10 @@ def _file(path: Path, options: ReadOptions, remarks: Remarks) -> Iterator[tuple[
     except Exception as error:  # every reader of ASE has its own exceptions
         own = type(error) is ValueError and str(error).startswith(("line ", "data block "))
         kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+        reason = f"{kind}{str(error).rstrip('.')}" if str(error) else "it does not have the form of one"
         hint = "Expected extxyz or another format that ase.io.read knows, packed (.gz, .bz2, .xz) or not."
         raise ValueError(
-            f"{path}, frame {number}: not readable as a structure file ({kind}{str(error).rstrip('.')})."
+            f"{path}, frame {number}: not readable as a structure file ({reason})."
             f"{'' if own else f' {_instead(path)}{hint}'}"
         ) from error
     if number == 0:
