@@ -110,8 +110,7 @@ def _reserved(info: dict[str, Any]) -> tuple[np.ndarray | None, Any, str | None]
         if cell.size != 9 or cell.dtype.kind not in "if":
             raise ValueError(
                 f"Lattice is {np.asarray(found['lattice']).tolist()!r}; expected nine numbers: ax ay az bx by bz cx cy "
-                'cz. Write out a box of lengths a, b, c as "a 0 0 0 b 0 0 0 c", and leave the key out where there is no '
-                "cell."
+                'cz. Write out a box of lengths a, b, c as "a 0 0 0 b 0 0 0 c"; leave it out where there is no cell.'
             )
         cell = cell.reshape(3, 3).astype(float)
     pbc = found.get("pbc", cell is not None)

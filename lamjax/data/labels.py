@@ -28,6 +28,11 @@ class ReadOptions:
     elements: tuple[str, ...] = ()  # of the types 1, 2, ... of LAMMPS dumps
 
     def __post_init__(self):
+        if isinstance(self.elements, str):
+            raise ValueError(f"elements is the text {self.elements!r}. Give a tuple of names: elements=('Si', 'O').")
+        if wrong := {k: v for k, v in self.keys().items() if not isinstance(v, str) or not v}:
+            name, key = next(iter(wrong.items()))
+            raise ValueError(f"{name}_key is {key!r}. Give the name of one key, for example {name}_key='my_{name}'.")
         if wrong := [name for name in self.elements if name not in ase.data.chemical_symbols[1:]]:
             raise ValueError(
                 f"{wrong[0]!r} is no chemical element. Name those of types 1, 2, ... in their order, as in Si, O."
