@@ -1,5 +1,6 @@
 """The `lamjax` command: each subcommand is a thin shell over functions of the library."""
 
+import inspect
 import os
 import sys
 
@@ -24,6 +25,12 @@ from lamjax.cli.show import show
 from lamjax.cli.train import train
 from lamjax.reports import console
 
+
+def flowing(command) -> str:
+    """The docstring of a command with a line for each paragraph, which a terminal of any width breaks by itself."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in inspect.getdoc(command).split("\n\n"))
+
+
 app = typer.Typer(
     help="Large atomic models in JAX: DPA-2, fine-tuned through its own relaxation.",
     no_args_is_help=True,
@@ -31,11 +38,11 @@ app = typer.Typer(
     add_completion=False,
 )
 data_app = typer.Typer(help="Look at data sets, and pack them.", no_args_is_help=True)
-data_app.command()(check)
-data_app.command("convert")(convert_data)
+data_app.command(help=flowing(check))(check)
+data_app.command("convert", help=flowing(convert_data))(convert_data)
 for command in (demo, train, finetune, distill, explore, label, relax, md, show, convert, info):
-    app.command()(command)
-app.command("eval")(evaluate)
+    app.command(help=flowing(command))(command)
+app.command("eval", help=flowing(evaluate))(evaluate)
 app.add_typer(data_app, name="data")
 
 

@@ -70,7 +70,7 @@ def frame_of(atoms: ase.Atoms, dtype, source: str, options: ReadOptions, remarks
         weights=np.array([label.value is not None for label in values], dtype),
     )
     for key in found.unused:
-        remarks.add("warning", *_not_taken(key, atoms), source=source, about="labels")
+        remarks.add("warning", *_not_taken(key, atoms, found), source=source, about="labels")
     if labels.is_free(found.energy.key) and labels.has_energy(atoms):
         remarks.add("note", *_FREE, source=source, about="labels")
     more = {k: v for k, v in atoms.arrays.items() if k not in ("positions", "numbers", "fixed")}
@@ -85,17 +85,26 @@ _FREE = (
 )
 
 
-def _not_taken(key: str, atoms: ase.Atoms) -> tuple[str, str]:
+def _not_taken(key: str, atoms: ase.Atoms, found: labels.Found) -> tuple[str, str]:
     """What is said of a key that looks like a label."""
-    spelled = labels.quantity(key)
+    spelled, kind = labels.quantity(key), labels.kind_of(key)
     if spelled is not None and spelled[0] in ("virial", "stress") and not atoms.pbc.all():
         what = f"{key} is not taken: pbc is {atoms.pbc.tolist()}"
         return what, "A stress needs a cell that is periodic in all three directions."
-    option = next((n for n in labels.QUANTITIES if n[:5] in key.lower() or n.rstrip("s") in key.lower()), "energy")
-    return (
-        f"{key} looks like a label and is not taken",
-        f"If it is one, name it: --{option}-key {key} ({option}_key in a config or ReadOptions); else ignore this.",
-    )
+    taken = {"energy": found.energy, "forces": found.forces}.get(kind, found.virial).key
+    option = f"--{kind}-key {key} ({kind}_key in a config or ReadOptions)"
+    what = f"{key} looks like a label and is not taken"
+    if spelled is not None and taken:
+        law = " (a virial is -V stress)" if found.virial.key == taken else ""
+        return f"{what}: {taken} is, and they do not agree{law}", f"To take it: {option}; else ignore this."
+    if kind == "gradient":
+        return what, "If it is one: forces are minus the gradient of the energy; write them as forces."
+    if key in atoms.arrays and atoms.arrays[key].shape != (len(atoms), 3):
+        return what, (
+            "It has no three numbers for each atom, as forces have (forces:R:3); energy and virial are those of the "
+            "frame, energy= and virial= in its header."
+        )
+    return what, f"If it is one, name it: {option}; else ignore this."
 
 
 def _check_occupancy(atoms: ase.Atoms) -> None:

@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from typing import TextIO
 
 import ase
+import numpy as np
 from ase.io.cif import parse_cif
 
 SHOWN = 8  # sites that a message lists
+SAME = 1e-3  # places whose fractional coordinates are nearer than this are one
 FULL = 1e-3  # an occupancy nearer to 1 than this is 1
 
 
@@ -22,8 +24,26 @@ def frames(file: TextIO) -> Iterator[ase.Atoms]:
                 "supercell with whole atoms and vacancies) and write that."
             )
         atoms = block.get_atoms(store_tags=False)
+        _check_places(block, atoms)
         atoms.info.pop("occupancy", None)  # of whole sites
         yield atoms
+
+
+def _check_places(block, atoms: ase.Atoms) -> None:
+    """ValueError for two elements on one place, of which ASE would keep the first."""
+    sites = block.get_unsymmetrized_structure()
+    places, numbers = sites.get_scaled_positions(), sites.numbers
+    for k in range(len(sites)) if len(set(numbers)) > 1 else ():
+        orbit, _ = atoms.info["spacegroup"].equivalent_sites(places[k])
+        others = np.flatnonzero(numbers != numbers[k])
+        apart = places[others] - orbit[:, None]
+        same = np.all(np.abs(apart - np.round(apart)) < SAME, axis=-1).any(axis=0)
+        if same.any():
+            shared = f"{sites.symbols[k]} and {sites.symbols[others[np.argmax(same)]]}"
+            raise ValueError(
+                f"data block {block.name}: {shared} are on one place {places[k].round(4).tolist()} (site {k + 1}): "
+                "disordered, or a mistake. Choose an ordered structure, with one atom there, and write that."
+            )
 
 
 def _partial(block) -> list[str]:

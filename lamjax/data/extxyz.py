@@ -28,6 +28,7 @@ _COLUMNS |= {"types": "type", "charge": "charges", "move_mask": "move_mask"}
 _PER_ATOM = {"energies", "forces", "stresses", "charges", "magmoms", "bec"}
 _PLAIN = "species:S:1:pos:R:3"
 _PLAIN_RUN, _QUOTED_RUN = re.compile(r"""[^\s="'{\[\\]+"""), re.compile(r"""[^"'{}\[\]\\]+""")
+_ENERGY_IN_TEXT = re.compile(r"(?i)(?<![\w-])energy\s*:?\s+[-+]?\d+\.\d+")  # as xtb and others write it
 _TENSORS = ("virial", "stress")  # nine numbers, column after column
 
 
@@ -87,6 +88,9 @@ def _frame(comment: str, rows: list[str], first: int, note, elements: Sequence[s
         what = f"atoms have more than the {width} values of a plain xyz file, and no Properties says what they are"
         note("warning", what, 'If they are forces, add Properties="species:S:1:pos:R:3:forces:R:3" to the frames.')
     arrays = _arrays(layout, words, first)
+    if note is not None and "energy" not in map(str.lower, info) and (lost := _ENERGY_IN_TEXT.search(comment)):
+        what = f"the comment tells an energy that is not read: {lost[0].strip()!r}"
+        note("warning", what, "If it is a label, write it as energy=NUMBER, in eV.", about="labels")
     if "numbers" not in arrays:
         symbols = arrays.pop("symbols") if "symbols" in arrays else arrays["type"].astype(int).astype(str)
         arrays["numbers"] = [_number(str(symbol), elements, first + k) for k, symbol in enumerate(symbols)]
@@ -104,11 +108,14 @@ def _reserved(info: dict[str, Any]) -> tuple[np.ndarray | None, Any, str | None]
     if cell is not None:
         cell = np.asarray(cell)
         if cell.size != 9 or cell.dtype.kind not in "if":
-            raise ValueError(f"Lattice is {found['lattice']!r}; expected nine numbers: ax ay az bx by bz cx cy cz.")
+            raise ValueError(
+                f"Lattice is {np.asarray(found['lattice']).tolist()!r}; expected nine numbers: ax ay az bx by bz cx cy "
+                'cz. Write out a box of lengths a, b, c as "a 0 0 0 b 0 0 0 c"; leave it out where there is no cell.'
+            )
         cell = cell.reshape(3, 3).astype(float)
     pbc = found.get("pbc", cell is not None)
     if np.size(pbc) not in (1, 3) or not np.isin(pbc, (0, 1)).all():
-        raise ValueError(f'pbc is {pbc!r}; expected three truth values: pbc="T T F".')
+        raise ValueError(f'pbc is {np.asarray(pbc).tolist()!r}; expected three truth values: pbc="T T F".')
     return cell, np.broadcast_to(np.asarray(pbc, bool), 3), found.get("properties")
 
 

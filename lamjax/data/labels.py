@@ -28,6 +28,11 @@ class ReadOptions:
     elements: tuple[str, ...] = ()  # of the types 1, 2, ... of LAMMPS dumps
 
     def __post_init__(self):
+        if isinstance(self.elements, str):
+            raise ValueError(f"elements is the text {self.elements!r}. Give a tuple of names: elements=('Si', 'O').")
+        if wrong := {k: v for k, v in self.keys().items() if not isinstance(v, str) or not v}:
+            name, key = next(iter(wrong.items()))
+            raise ValueError(f"{name}_key is {key!r}. Give the name of one key, for example {name}_key='my_{name}'.")
         if wrong := [name for name in self.elements if name not in ase.data.chemical_symbols[1:]]:
             raise ValueError(
                 f"{wrong[0]!r} is no chemical element. Name those of types 1, 2, ... in their order, as in Si, O."
@@ -53,6 +58,8 @@ _WORDS |= {"etot", "etotal", "toten", "epot", "fx", "fy", "fz", "frc", "grad", "
 _OTHER = {"kinetic", "weight", "weights", "std", "sigma", "variance", "uncertainty", "error", "errors", "max", "rms"}
 _OTHER |= {"unit", "units", "mean", "norm", "key", "type", "cutoff", "field", "convergence", "converged", "threshold"}
 _OTHER |= {"hull", "fermi", "gap", "band", "above", "formation", "rate", "constant", "correction"}
+_LETTERS = ({"e"}, {"f"}, {"e0"}, {"u0"})  # keys of one letter, and QM9's
+_TOTAL = {"tot", "total", "pot", "scf"}  # which energy a letter is
 _RESULTS = {"energies", "stresses"}  # what ASE calls the parts of atoms
 
 
@@ -108,7 +115,17 @@ def find(atoms: ase.Atoms, options: ReadOptions) -> Found:
 def looks_like_label(key: str) -> bool:
     """True for a key that speaks of an energy, of forces, a stress or a virial."""
     words = set(_tokens(key))
-    return words in ({"e"}, {"f"}, {"e0"}) or bool(words & _WORDS) and not words & _OTHER
+    of_gap = _tokens(key)[:1] == ("gap",)  # of a Gaussian approximation potential: gap_energy, gap_force
+    others = words & _OTHER - ({"gap"} if of_gap else set())
+    return words - _MARKS.keys() - _TOTAL in _LETTERS or bool(words & _WORDS) and not others
+
+
+def kind_of(key: str) -> str:
+    """The quantity that a key speaks of: one of QUANTITIES, or gradient."""
+    words = set(_tokens(key))
+    kinds = (("gradient", {"gradient", "gradients", "grad"}), ("forces", {"force", "forces", "f", "frc"}))
+    kinds += (("virial", {"virial", "virials"}), ("stress", {"stress", "stresses"}))
+    return next((name for name, spellings in kinds if words & spellings), "energy")
 
 
 def named(keys: Iterable[str], chosen: str) -> list[str]:
@@ -164,7 +181,7 @@ def _entries(atoms: ase.Atoms, name: str, chosen: str | None) -> list[_Entry]:
         for key, value in values.items():
             spelled = quantity(key)
             fits = np.ndim(value) > 0 if name == "forces" else place < 2  # of atoms, or of the frame
-            if spelled is not None and spelled[0] == name and fits:
+            if spelled is not None and spelled[0] == name and fits and not isinstance(value, bool | np.bool_):
                 exact = 2 * spelled[2] + (key != key.lower() and not key.startswith("REF_"))
                 found.append(_Entry((spelled[1], place, exact), key, value))
     return sorted(found, key=lambda entry: entry.rank)
@@ -215,6 +232,8 @@ def _unused(atoms: ase.Atoms, entries: dict[str, list[_Entry]], taken: dict[str,
     usual, found = {entry.key for entry in taken.values()}, set()
     for values in _places(atoms):
         found |= {key for key, value in values.items() if looks_like_label(key) and _holds_numbers(value)}
+    if "energy" in taken:  # those of atoms are its parts
+        found -= {key for key, value in atoms.arrays.items() if value.ndim == 1 and kind_of(key) == "energy"}
     found -= usual | _RESULTS
     found -= {key for key in found if (spelled := quantity(key)) is not None and spelled[0] in chosen}
     for name, some in entries.items():
@@ -235,6 +254,8 @@ def _holds_numbers(value) -> bool:
 
 def _number(entry: _Entry, name: str) -> np.ndarray:
     try:
+        if isinstance(entry.value, bool | np.bool_):
+            raise ValueError
         return np.asarray(entry.value, np.float64)
     except (TypeError, ValueError):
         shown = f"The {name} label ({entry.key}) is not a number: {entry.value!r}."
@@ -277,7 +298,7 @@ def _factors(info: dict[str, Any]) -> tuple[dict[str, float], set[str]]:
     """What the labels are multiplied by, and the keys that say so; ValueError for what is not known."""
     found, keys = {}, set()
     for key, value in info.items():
-        words = _tokens(key)
+        words = _tokens(re.sub(r"(?i)(?<=[a-z])units?$", r"_\g<0>", key))  # energyunit is energy_unit
         rest = [word for word in words if word not in ("unit", "units")]
         about = {_OF[word] for word in rest if word in _OF}
         behind = len(rest) < len(words) and (words[-1] not in rest or all(word in _OF for word in rest))
@@ -309,6 +330,8 @@ def _check_complete(factors: dict[str, float], taken: dict[str, _Entry]) -> None
 
 def _factor(about: str, unit: str) -> dict[str, float] | None:
     """{quantity: factor} of one statement, None if it is not understood."""
+    if "MeV" in unit:
+        return None  # in small letters it is a thousandth of an eV
     unit = re.sub(r"[\s()\[\]]", "", unit).replace("**", "^").replace("·", "*").lower()
     unit = unit.replace("angstroms", "angstrom").replace("å", "a")
     if about == "":

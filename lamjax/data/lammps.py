@@ -13,6 +13,7 @@ from ase.io.lammpsrun import read_lammps_dump_text
 
 MASS = 0.1  # amu; a mass that is farther from that of every element is none of them
 _NAMES = ("element", "typelabel", "mass")  # columns that tell the elements
+_POSITIONS = ("", "s", "u", "su")  # endings of x: in the box, in units of it, unwrapped, both
 _UNITS = {name for name in unitconvert.UNITSETS if name not in ("ASE", "lj")}
 
 
@@ -106,9 +107,23 @@ def _whole(found: dict[str, tuple[str, list[str]]], start: int) -> dict[str, tup
             f"line {start}: the frame from here announces {n} atoms of {width} values, {len(rows) - len(short)} such "
             "lines follow: it is cut short or damaged. Remove it."
         )
+    _check_columns(found["ATOMS"][0].split(), rows, start)
     if len(found["BOX BOUNDS"][0].split()) < 3:
         raise ValueError(f"line {start}: BOX BOUNDS does not say what is periodic. Write `pp pp pp` (or ff) behind it.")
     return found
+
+
+def _check_columns(columns: list[str], rows: list[str], start: int) -> None:
+    """ValueError without three columns of one kind of positions, and for two atoms of one id."""
+    if not any(all(axis + kind in columns for axis in "xyz") for kind in _POSITIONS):
+        raise ValueError(
+            f"line {start}: the atoms have the columns {' '.join(columns)}: no positions x y z (nor xs, xu, xsu ...). "
+            "Add x y z to the `dump custom` command."
+        )
+    ids = [row.split()[columns.index("id")] for row in rows] if "id" in columns else []
+    if len(set(ids)) < len(ids):
+        twice = next(name for k, name in enumerate(ids) if name in ids[:k])
+        raise ValueError(f"line {start}: two atoms of the frame from here have the id {twice}: damaged. Remove it.")
 
 
 def _frame(number: int, sections: dict, units: str, elements: Sequence[str]) -> ase.Atoms:

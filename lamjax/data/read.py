@@ -10,7 +10,7 @@ import ase
 import ase.data
 import numpy as np
 
-from lamjax.arguments import expect
+from lamjax.arguments import ArgumentError, expect
 from lamjax.data import deepmd, formats
 from lamjax.data.atoms import Remark, Remarks, frame_of, held
 from lamjax.data.atoms import from_atoms as from_atoms
@@ -71,7 +71,7 @@ def iterate(
     told to `on_remark` at the file's end; without, of severity "warning" alone and as a warning.
     """
     paths = _paths(paths)
-    known = None if elements is None else tuple(elements)
+    known = _known_elements(elements, options)
     require = _known_labels(require)
     for path in map(Path, paths):
         if is_store(path):
@@ -97,7 +97,7 @@ def open_frames(
     A list for ordinary files, a `Store` for a single store, a `Joined` sequence for several of either kind.
     """
     paths = _paths(paths)
-    known = None if elements is None else tuple(elements)
+    known = _known_elements(elements, options)
     require = _known_labels(require)
     return join(
         _checked_store(path, known, require, options)
@@ -188,8 +188,16 @@ def _paths(paths) -> list[str | Path]:
     return paths
 
 
+def _known_elements(elements: Iterable[str] | None, options: ReadOptions) -> tuple[str, ...] | None:
+    """The elements as a tuple; ArgumentError for a text, and for options that are none."""
+    expect(options, ReadOptions, "read takes ReadOptions", "Write data.ReadOptions(energy_key='my_energy').")
+    if isinstance(elements, str):
+        raise ArgumentError(f"elements is the text {elements!r}. Give a list of names: elements=['Si', 'O'].")
+    return None if elements is None else tuple(elements)
+
+
 def _known_labels(names: Iterable[str]) -> tuple[str, ...]:
-    names = tuple(names)
+    names = (names,) if isinstance(names, str) else tuple(names)
     if unknown := set(names) - set(LABELS):
         raise ValueError(f"Unknown label {', '.join(sorted(unknown))} required; labels are {', '.join(LABELS)}.")
     return names
@@ -252,9 +260,10 @@ def _file(path: Path, options: ReadOptions, remarks: Remarks) -> Iterator[tuple[
     except Exception as error:  # every reader of ASE has its own exceptions
         own = type(error) is ValueError and str(error).startswith(("line ", "data block "))
         kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+        reason = f"{kind}{str(error).rstrip('.')}" if str(error) else "it does not have the form of one"
         hint = "Expected extxyz or another format that ase.io.read knows, packed (.gz, .bz2, .xz) or not."
         raise ValueError(
-            f"{path}, frame {number}: not readable as a structure file ({kind}{str(error).rstrip('.')})."
+            f"{path}, frame {number}: not readable as a structure file ({reason})."
             f"{'' if own else f' {_instead(path)}{hint}'}"
         ) from error
     if number == 0:

@@ -80,3 +80,13 @@ def test_demo_writes_what_it_promises(tmp_path):
     assert len(ase.io.read(tmp_path / "demo" / "relaxed.extxyz", ":")) == 24
     lamjax.load(tmp_path / "demo" / "tuned.lamjax")
     assert "median Dq" in done.stdout and "force RMSE" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["train", "label", "explore", "relax"])
+def test_help_fills_80_columns_and_cuts_nothing(command):
+    result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "80", "TERM": "dumb"})
+    assert result.exit_code == 0 and "…" not in result.output
+    prose = result.output.partition("Arguments")[0].splitlines()
+    for line, following in zip(prose, prose[1:], strict=False):
+        if line.strip() and following.strip():  # within a paragraph a line ends where the next word has no place
+            assert len(line.rstrip()) + 1 + len(following.split()[0]) > 78, line

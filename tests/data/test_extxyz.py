@@ -128,6 +128,10 @@ WRONG = {
     "no element": (GPUMD.replace("Cu 1.8", "Cu_2 1.8"), "line 4: 'Cu_2' is no chemical element"),
     "no positions": (GPUMD.replace(":pos:", ":place:"), "line 2: Properties is .* without elements"),
     "eight": (GPUMD.replace("0.2 3.7", "3.7"), "line 2: Lattice is .*; expected nine numbers"),
+    "lengths": (
+        GPUMD.replace('lattice="', 'lattice="5 5 5" old="'),
+        r"line 2: Lattice is \[5, 5, 5\]; expected nine numbers: .*a 0 0 0 b 0 0 0 c",
+    ),
     "twice": (GPUMD.replace("lattice", "Lattice=1 lattice"), "line 2: the key 'lattice' is there twice"),
     "energies": (
         GPUMD.replace("energy", "energy=-2 energy"),

@@ -168,6 +168,18 @@ def test_partly_occupied_sites_of_a_cif_are_refused(tmp_path, columns, first, se
         data.read(tmp_path / "a.cif")
 
 
+@pytest.mark.parametrize("place", ["0 0 0", "1 0 -1", "0.5 0.5 0.0002"])
+def test_two_elements_on_one_place_of_a_cif_are_refused(tmp_path, place):
+    """Also where only the symmetry brings them together; ASE keeps the first."""
+    text = CIF.format(columns=GROUP, first=".", second=".").replace("'P 1'", "'F m -3 m'")
+    (tmp_path / "a.cif").write_text(text + f"K1 K {place} .\n")
+    with pytest.warns(UserWarning, match="equivalent"), pytest.raises(ValueError, match="Na and K are on one place"):
+        data.read(tmp_path / "a.cif")
+    (tmp_path / "a.cif").write_text(text)
+    (frame,) = data.read(tmp_path / "a.cif")
+    assert frame.system.n_atoms == 8
+
+
 @pytest.mark.parametrize(
     ("columns", "first", "second"),
     [(OCCUPANCY, "1", "1.0000"), (OCCUPANCY, "1.0(0)", "?"), (OCCUPANCY, ".", "1"), (GROUP, ".", "1")],

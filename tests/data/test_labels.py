@@ -225,3 +225,53 @@ def test_a_stress_that_contradicts_the_virial_is_named(tmp_path, sign, named):
     (frame,) = data.iterate(path, on_remark=remarks.append)
     np.testing.assert_allclose(frame.labels.virial, VIRIAL)
     assert [remark.what.partition(" ")[0] for remark in remarks] == ["stress"] * named
+
+
+@pytest.mark.parametrize("comment", ["energy minimised", "energy forces", "Energy virial=T"])
+def test_a_word_without_a_value_is_no_label(tmp_path, comment):
+    (frame,) = data.read(write(tmp_path / "one.xyz", comment))
+    np.testing.assert_array_equal(frame.labels.weights, [0, 1, 0])
+    with pytest.raises(ValueError, match=r"energy label .* is not a number: (np.)?True"):
+        data.read(tmp_path / "one.xyz", options=ReadOptions(energy_key="energy"))
+
+
+def test_an_energy_in_the_text_of_a_comment_is_named(tmp_path):
+    """xtb writes it so, in hartree."""
+    (tmp_path / "xtb.xyz").write_text("1\n energy: -5.070544 gnorm: 0.000057 xtb: 6.6.1\nH 0 0 0\n")
+    with pytest.warns(UserWarning, match="energy that is not read: 'energy: -5.070544'.*energy=NUMBER, in eV"):
+        (frame,) = data.read(tmp_path / "xtb.xyz")
+    assert not frame.labels.weights.any()
+
+
+@pytest.mark.parametrize(
+    ("key", "column", "remedy"),
+    [
+        ("gap_energy", "gap_force", "--forces-key gap_force"),
+        ("e_total", "F", "--forces-key F"),
+        ("U0", "frc", "--forces-key frc"),
+        ("E_dft", "dft_gradient", "forces are minus the gradient"),
+    ],
+)
+def test_the_remedy_fits_what_the_key_speaks_of(tmp_path, key, column, remedy):
+    path = write(tmp_path / "one.xyz", f"{key}=-3", forces=column)
+    remarks: list = []
+    list(data.iterate(path, on_remark=remarks.append))
+    said = {remark.what.partition(" ")[0]: remark.remedy for remark in remarks}
+    assert f"--energy-key {key} " in said[key] and remedy in said[column]
+
+
+def test_values_of_single_atoms_are_no_label_of_the_frame(tmp_path):
+    """GAP's local_energy beside the energy is no label and no fault; an energy of atoms alone is named."""
+    for header, n in (("energy=-3", 0), ("", 1)):
+        (tmp_path / "one.xyz").write_text(f"1\nProperties=species:S:1:pos:R:3:local_energy:R:1 {header}\nH 0 0 0 -3\n")
+        remarks: list = []
+        (frame,) = data.iterate(tmp_path / "one.xyz", on_remark=remarks.append)
+        assert len(remarks) == n and all("those of the frame" in remark.remedy for remark in remarks)
+        assert frame.labels.weights[0] == 1 - n
+
+
+def test_units_in_one_word_are_read_and_mega_is_not_milli(tmp_path):
+    (frame,) = data.read(write(tmp_path / "one.xyz", "energy=-3 energyunit=meV forceunits=eV/Ang"))
+    np.testing.assert_allclose(frame.labels.energy, -3e-3)
+    with pytest.raises(ValueError, match="energy_unit=MeV: this unit is not known"):
+        data.read(write(tmp_path / "two.xyz", "energy=-3 energy_unit=MeV force_unit=eV/Ang"))

@@ -77,6 +77,9 @@ WRONG = {
         "frame 1: .*line 12: .* has no BOX BOUNDS, ATOMS",
     ),
     "lj": (dump(units=["ITEM: UNITS", "lj"]), "frame 0: .*units 'lj' can't be converted"),
+    "twice": (dump("id type x y z", rows=["7 1 0 0 0", "7 1 1 1 1"]), "frame 0: .*two atoms .* have the id 7"),
+    "plane": (dump("id type x y", rows=["1 1 0 0", "2 1 1 1"]), "frame 0: .*columns id type x y: no positions x y z"),
+    "mixed": (dump("id type x ys zu", rows=["1 1 0 0 0", "2 1 1 1 1"]), "frame 0: .*no positions x y z"),
     "flags": (dump(bounds=""), "frame 0: .*BOX BOUNDS does not say what is periodic"),
 }
 

@@ -253,3 +253,16 @@ def test_unwrapped_frames_in_float32_are_the_same_crystal(tmp_path, cells):
     d = neighbors.displacements(one.system, one.neighbors)
     reach = np.linalg.norm(np.asarray(d), axis=-1)[np.asarray(one.neighbors.mask)]
     assert reach.max() <= 4.0 + 1e-4 and len(reach) == len(pairs(from_atoms(atoms).system, 4.0)[0])
+
+
+def test_a_text_where_a_list_is_meant(tmp_path):
+    ase.io.write(tmp_path / "a.extxyz", ase.Atoms("Cu", info={"REF_energy": -1.0}))
+    assert len(data.read(tmp_path / "a.extxyz", require="energy")) == 1
+    with pytest.raises(ValueError, match=r"elements is the text 'Cu'. Give a list of names: elements=\['Si', 'O'\]"):
+        data.read(tmp_path / "a.extxyz", elements="Cu")
+    with pytest.raises(ValueError, match="read takes ReadOptions, got .*dict"):
+        data.read(tmp_path / "a.extxyz", options={"energy_key": "x"})
+    with pytest.raises(ValueError, match="elements is the text 'Si,O'. Give a tuple"):
+        data.ReadOptions(elements="Si,O")
+    with pytest.raises(ValueError, match="forces_key is .*Give the name of one key"):
+        data.ReadOptions(forces_key=["a"])
