@@ -1,4 +1,4 @@
-"""The implicit adjoint of a minimum: a linear solve with the Hessian, by conjugate gradients on Hessian products."""
+"""The implicit adjoint of a minimum: a linear solve with the Hessian, by conjugate residuals on Hessian products."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -27,7 +27,8 @@ def solve(
 ) -> tuple[Float[Array, "n_batch rows 3"], Solve]:
     """x of (H + damping) x = b, b = `rhs` without what cannot change: rigid motions and what is not free.
 
-    Conjugate gradients of all structures side by side. Where pᵀHp <= curvature pᵀp the solution so far is kept.
+    Conjugate residuals of all structures side by side. Where rᵀHr <= 0 or |Hr| <= curvature |r| for the residual r
+    the solution so far is kept.
     `damping` (n_batch, eV/Å²) replaces that of the rule.
     """
     damping = jnp.full(len(z), rule.damping, z.dtype) if damping is None else damping
@@ -40,7 +41,7 @@ def solve(
     def apply(v):
         return within(product(v)) + _times(damping, v)
 
-    return conjugate_gradients(apply, within(rhs), rule)
+    return conjugate_residuals(apply, within(rhs), rule)
 
 
 def enough_damping(
@@ -66,8 +67,13 @@ def enough_damping(
     return x, report, damping
 
 
-def conjugate_gradients(apply: Callable, b, rule: Implicit) -> tuple[Float[Array, "n_batch rows 3"], Solve]:
-    """x with apply(x) = b for each row, to |residual| <= tol |b|; stops where the curvature is not positive."""
+def conjugate_residuals(apply: Callable, b, rule: Implicit) -> tuple[Float[Array, "n_batch rows 3"], Solve]:
+    """x of least |apply(x) - b| for each row, to |residual| <= tol |b|; stops where the curvature is not positive.
+
+    What of b no x can answer (a push on a fragment that nothing holds) stays in the residual r and is taken out of x;
+    the rest is solved for. Conjugate gradients would mix the two. Where rᵀHr <= 0 there is a negative curvature.
+    Stiefel, Comment. Math. Helv. 29, 157 (1955); Liu, Roosta, SIAM J. Optim. 32, 2636 (2022).
+    """
     target = rule.tol**2 * _dot(b, b)
 
     def going(carry):
@@ -75,22 +81,25 @@ def conjugate_gradients(apply: Callable, b, rule: Implicit) -> tuple[Float[Array
         return jnp.any(alive) & (jnp.max(k) < rule.max_iterations)
 
     def step(carry):
-        x, r, p, square, alive, negative, k = carry
-        product = apply(p)
-        along = _dot(p, product)
-        flat = alive & (along <= rule.curvature * _dot(p, p))
+        x, r, p, product, along, square, alive, negative, k = carry
+        change = apply(r)
+        new, bend = _dot(r, change), _dot(change, change)
+        valley = alive & (bend <= rule.curvature**2 * square)
+        flat = alive & (valley | (new <= 0))
         go = alive & ~flat
-        length = jnp.where(go, square / jnp.where(go, along, 1), 0)
+        x = x - _times(jnp.where(valley, _dot(r, x) / square, 0), r)
+        turn = jnp.where(go, new / along, 0)
+        p, product = r + _times(turn, p), change + _times(turn, product)
+        length = jnp.where(go, new / jnp.where(go, _dot(product, product), 1), 0)
         x, r = x + _times(length, p), r - _times(length, product)
-        new = _dot(r, r)
-        p = jnp.where(go[:, None, None], r + _times(new / jnp.where(square > 0, square, 1), p), p)
-        return x, r, p, jnp.where(go, new, square), go & (new > target), negative | flat, k + alive
+        along, square = jnp.where(go, new, along), jnp.where(go, _dot(r, r), square)
+        return x, r, p, product, along, square, go & (square > target), negative | flat, k + alive
 
     n = len(b)
-    square = _dot(b, b)
-    none = jnp.zeros(n, bool)
-    start = jnp.zeros_like(b), b, b, square, square > 0, none, jnp.zeros(n, jnp.int32)
-    x, _, _, square, _, negative, k = jax.lax.while_loop(going, step, start)
+    square, nothing = _dot(b, b), jnp.zeros_like(b)
+    start = nothing, b, nothing, nothing, jnp.ones_like(square), square, square > 0
+    start = *start, jnp.zeros(n, bool), jnp.zeros(n, jnp.int32)
+    x, *_, square, _, negative, k = jax.lax.while_loop(going, step, start)
     residual = jnp.sqrt(square / jnp.where(target > 0, _dot(b, b), 1))
     return x, Solve(k, residual, negative)
 

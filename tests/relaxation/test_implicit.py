@@ -5,6 +5,7 @@ import bound_models as models
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from lamjax import neighbors, pytree
 from lamjax.relaxation import Implicit, coordinates, implicit, landscape
@@ -37,3 +38,24 @@ def test_the_solution_holds_no_translation_and_no_rotation():
     energy = lambda y: potential.energy(params, system._replace(positions=y), pytree.take(lists, 0))  # noqa: E731
     hessian = np.asarray(jax.jit(jax.hessian(energy))(jnp.asarray(place))).reshape(9, 9)
     np.testing.assert_allclose(hessian @ np.asarray(x)[0, :-3].ravel(), inside.ravel(), rtol=0, atol=1e-6)
+
+
+def test_what_has_no_answer_spoils_no_other():
+    """Against the pseudo-inverse: a right side along null vectors of the matrix too; and one of negative curvature."""
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.normal(size=(9, 9)))[0]
+    spectra = np.stack([np.linspace(0.5, 30, 9), np.r_[0, 0, 0, np.linspace(0.5, 30, 6)], np.r_[-2.0, np.ones(8)]])
+    matrices = (basis * spectra[:, None]) @ basis.T
+    b = basis @ np.r_[np.full(3, 3.0), rng.normal(size=6)]
+    rhs = jnp.asarray(np.tile(b, (3, 1)).reshape(3, 3, 3))
+
+    def apply(v):
+        return jnp.einsum("bij,bj->bi", matrices, v.reshape(3, 9)).reshape(v.shape)
+
+    rule = Implicit(tol=1e-10, curvature=1e-9)
+    x, report = jax.jit(lambda rhs: implicit.conjugate_residuals(apply, rhs, rule))(rhs)
+    assert report.negative.tolist() == [False, True, True]
+    for k in range(2):
+        np.testing.assert_allclose(x[k].ravel(), np.linalg.pinv(matrices[k], rcond=1e-9) @ b, rtol=0, atol=1e-7)
+    assert report.residual[1] == pytest.approx(np.linalg.norm(basis[:, :3].T @ b) / np.linalg.norm(b), rel=1e-9)
+    assert np.isfinite(x).all() and report.residual[0] < 1e-10

@@ -10,6 +10,8 @@ import pytest
 from lamjax import neighbors, pytree
 from lamjax.relaxation import (
     GradientFlowConfig,
+    Hybrid,
+    Implicit,
     RelaxConfig,
     Unrolled,
     UntilConverged,
@@ -52,8 +54,9 @@ def number(relaxed):
     [
         RelaxConfig(fmax=0.3, adjoint=Unrolled(6)),
         RelaxConfig(fmax=0.3, adjoint=UntilConverged(6, checkpoints=3), minimiser=GradientFlowConfig(eta=0.03)),
+        RelaxConfig(fmax=1e-11, max_steps=2000, adjoint=Hybrid(6, Implicit(tol=1e-10, curvature=1e-9))),
     ],
-    ids=["unrolled", "until converged, flow"],
+    ids=["unrolled", "until converged, flow", "hybrid"],
 )
 def test_gradient_is_that_of_finite_differences(config):
     systems, lists = batch()
