@@ -88,10 +88,28 @@ def _search(system: System, cutoff: float, quantities: str):
     if len(real) == 0:
         return real, ()
     pbc = np.asarray(system.pbc)
-    cell, positions = complete_cell(system.cell, pbc), np.asarray(system.positions, np.float64)[real]
+    cell = complete_cell(system.cell, pbc)
+    positions = _without_gaps(np.asarray(system.positions, np.float64)[real], cell[~pbc], cutoff)
     threads = 1 if len(real) < FEW else 0  # more would wait for each other longer than they work
     finder = vesin.NeighborList(cutoff=cutoff, full_list=True, n_threads=threads)
     return real, finder.compute(points=positions, box=cell, periodic=list(map(bool, pbc)), quantities=quantities)
+
+
+def _without_gaps(positions, open_directions, cutoff: float) -> np.ndarray:
+    """Positions with every gap along the open directions (unit vectors) made at most 2 Å wider than the cutoff.
+
+    Nobody within the cutoff is on the other side of one. The search divides the whole extent into boxes of the cutoff:
+    an atom that has left a slab by thousands of Å would make millions of them.
+    """
+    for direction in open_directions:
+        along = positions @ direction
+        order = np.argsort(along)
+        excess = np.maximum(np.diff(along[order]) - (cutoff + 2), 0)
+        if excess.any():
+            shift = np.zeros(len(along))
+            shift[order[1:]] = np.cumsum(excess)
+            positions = positions - shift[:, None] * direction
+    return positions
 
 
 def image_offsets(cell, pbc, cutoff: float) -> np.ndarray:
