@@ -72,6 +72,7 @@ def test_what_cannot_be_is_refused_when_the_config_is_made(message):
 
 
 def test_the_edges_of_what_can_be_are_taken():
+    """The checks of configs refuse no value that a model can have."""
     RepinitConfig(neuron=(2, 4), axis_neuron=4, rcut_smth=0.0, nsel=48)
     RepformerConfig(axis_neuron=20, update_g1_has_grrg=False)
     EnergyHeadConfig(neuron=())
