@@ -192,11 +192,22 @@ def subset(path: str | Path, rows: Iterable[int], to: Path) -> str:
 
 
 def largest(paths: Iterable[str], to: Path, shells: Sequence[Shell]) -> str:
-    """The frames with the most atoms, and the most neighbours in each shell, of all the files in one."""
+    """The frames with the most atoms, and the most neighbours in each shell, of all the files in one.
+
+    A run is given them as its validation for the sake of their shapes. They are displaced as a whole, by 0.001 Å, since
+    frames that are trained on as well are no validation.
+    """
     text = [one for path in paths for one in frames(path)]
     buckets = [data.plan([frame], shells, 1).buckets[0] for path in paths for frame in data.read(path)]
     shapes = np.array([(bucket.n_atoms, *bucket.capacities) for bucket in buckets])
-    return write_frames(to, [text[row] for row in np.unique(np.argmax(shapes, axis=0))])
+    return write_frames(to, [_displaced(text[row], 0.001) for row in np.unique(np.argmax(shapes, axis=0))])
+
+
+def _displaced(frame: str, by: float) -> str:
+    """The text of a frame with all atoms moved along x (Å); its columns begin with species and position."""
+    count, header, *rows = frame.splitlines()
+    moved = [f"{name} {float(x) + by:.8f} {rest}" for name, x, rest in (row.split(maxsplit=2) for row in rows)]
+    return "\n".join([count, header, *moved, ""])
 
 
 def tasks(size: Size, work: Path, names: Sequence[str]) -> dict[str, TaskConfig]:

@@ -151,7 +151,8 @@ NAMES = ("dpa2_preset", "dpa2_default", "dpa3", "lennard_jones", "morse", "gupta
 def prepare(potential: Potential, atoms: ase.Atoms, n_atoms: int = structures.N_ATOMS, extra: int = 0):
     """System and neighbours in the one shape that all tests of a potential share, on the host."""
     system = pad(host_system(atoms), n_atoms)
-    capacities = tuple((48 if s.sel is None else min(s.sel, 48 >> k)) + extra for k, s in enumerate(potential.shells))
+    widths = zip((48, 32, 24), potential.shells, strict=False)
+    capacities = tuple((48 if shell.sel is None else min(shell.sel, most)) + extra for most, shell in widths)
     lists = neighbors.host_neighbors(system, potential.shells, capacities)
     assert not lists.overflow and not lists.truncated, f"the shape is too narrow: {lists.found}"
     return system, lists._replace(offsets=np.zeros((0, 3), np.int32))

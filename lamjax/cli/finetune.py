@@ -325,6 +325,8 @@ def _old(base: Path, files: dict[str, list[str]]) -> dict[str, Sequence[Frame]]:
     stored = checkpoints.read(base).config
     if unknown := sorted(files.keys() - set(stored.head_names)):
         raise ValueError(f"--old {unknown[0]}: the base has the heads {', '.join(stored.head_names)}.")
+    if missing := [path for paths in files.values() for path in paths if not Path(path).exists()]:
+        raise FileNotFoundError(f"--old {missing[0]}: no such file.")
     return {name: open_frames(paths, stored.elements) for name, paths in files.items()}
 
 

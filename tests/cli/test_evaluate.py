@@ -257,6 +257,6 @@ def test_files_that_are_no_reference_say_why(tmp_path):
 
 
 def test_wrong_options_are_refused(folder):
-    for options, said in ((("--precision", "half"), "float32 or float64"), (("--out", "x.csv"), "written as .npz")):
+    for options, said in ((("--precision", "half"), "float32 or float64"), (("--out", "x.csv"), "must end in .npz")):
         _, _, error = run("eval", MODEL / "model.dp", folder / "frames.extxyz", *options)
         assert isinstance(error, ValueError) and said in str(error)

@@ -148,7 +148,7 @@ def test_an_explosion_keeps_the_last_good_structure(folder):
         (["--steps", "5", "--ensemble", "nve"], "temperature"),
         (["--steps", "5", "--timestep", "-1"], "timestep is -1"),
         (["--steps", "5", "--frame", "4"], "no --frame 4"),
-        (["--steps", "5", "--output", "run.pdb"], ".traj (ASE) or .h5"),
+        (["--steps", "5", "--output", "run.pdb"], ".traj, .h5 or .hdf5: a trajectory"),
         (["--steps", "5", "--output", "there.h5"], "there.h5 exists. Go on"),
         (["--steps", "5", "--output", "there.h5", "--resume"], "exists without there.restart"),
     ],

@@ -51,7 +51,7 @@ WRONG = {
     "train m.lamjax": "m.lamjax: not a text file. A config is YAML",
     "train emptydir": "emptydir: a folder, not a config file",
     "train c.yaml --set steps=[1": r"--set steps=\[1: the value is not YAML",
-    "train c.yaml --set output=m.lamjax": "output: m.lamjax is a file. Name a folder",
+    "train c.yaml --set output=m.lamjax": "m.lamjax is a file. Name a folder for output",
     "train c.yaml --set train=one.extxyz --set hold_out=0.5": "nothing would be left of 1 frames.*--set hold_out=0",
     "train c.yaml --set validation=a.extxyz": "2 of 2 frames of the validation are trained on as well",
     "train c.yaml --coordinator here": "--coordinator here: give HOST:PORT",
@@ -91,4 +91,4 @@ def test_a_head_that_never_saw_an_element_is_not_recommended():
 def test_a_config_of_another_program_is_named(folder):
     (folder / "in.json").write_text(json.dumps({"model": {"type_map": ["O"]}, "training": {}}))
     code, _, error = invoke("convert", folder / "in.json", folder / "x.lamjax")
-    assert code and "its name must end in .yaml" in str(error)
+    assert code and "the name must end in .yaml" in str(error)

@@ -141,7 +141,7 @@ def test_what_is_dropped_is_listed_with_a_reason():
 
 UNSUPPORTED = {
     "model.descriptor.type": ("se_e2_a", "descriptor is of type 'se_e2_a'; supported"),
-    "model.descriptor.repinit.nsel": ("auto", "repinit has sel 'auto'"),
+    "model.descriptor.repinit.nsel": ("auto", "repinit has nsel 'auto'"),
     "model.descriptor.precision": ("float16", "precision 'float16' is not supported"),
     "model.descriptor.repformer.trainable_ln": (False, "repformer.trainable_ln = False is not supported"),
     "model.fitting_net.type": ("dipole", "fitting net is of type 'dipole'"),

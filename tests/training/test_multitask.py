@@ -296,7 +296,7 @@ WRONG = {
     "tasks.copper.probability=null": r"Give a probability above 0 to all tasks or to none, got \[None, 0.6\]",
     "tasks.copper.probability=0": "Give a probability above 0",
     "tasks.copper.weight=1": "tasks.copper.weight",
-    "tasks=null": "tasks: Input should be",
+    "tasks=null": "tasks: expected keys and values, got None",
     "tasks={}": "`train` names no file",
 }
 

@@ -158,7 +158,8 @@ def test_eval_measures_and_writes_predictions(folder, whole, tmp_path):
     stored = dict(np.load(tmp_path / "predicted.npz"))
     np.testing.assert_allclose(stored["energy"][1], predicted[1].get_potential_energy(), rtol=1e-9)
     assert "must be float32 or float64" in str(invoke("eval", model, frames, "--precision", "half").exception)
-    assert "predictions are written as" in str(invoke("eval", model, frames, "--out", "a.pdf").exception)
+    refused = str(invoke("eval", model, frames, "--out", "a.pdf").exception)
+    assert "must end in .npz, .extxyz or .extxyz.gz: predictions are written in no other" in refused
 
 
 def test_fine_tuning_keeps_the_weights_and_refits_the_bias(folder, whole, tmp_path):

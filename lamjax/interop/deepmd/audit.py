@@ -86,6 +86,8 @@ def _differences(theirs: Any, ours: Any, path: str, silent=frozenset(_SILENT)) -
     if isinstance(theirs, dict) and isinstance(ours, dict):
         if theirs.get("@class") == "Descriptor" and theirs.get("type") in DPA1_NAMES:
             silent = silent | ATTENTION
+        if "@class" in theirs and "@variables" in ours and "@variables" not in theirs:
+            ours = ours | ours["@variables"]  # first formats keep vectors among the options
         for key in theirs.keys() - silent:
             if key in ours:
                 yield from _differences(theirs[key], ours[key], f"{path}.{key}", silent)
