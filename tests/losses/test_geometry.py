@@ -1,6 +1,7 @@
 """The distance of two structures is exact in every cell, blind to what is no difference, and differentiable."""
 
 import functools
+import itertools
 
 import ase.build
 import ase.data
@@ -11,7 +12,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from lamjax import pytree
-from lamjax.losses.geometry import aligned_displacement, reduced_lattice, structure_error
+from lamjax.losses.geometry import _aside, aligned_displacement, reduced_lattice, structure_error
 from lamjax.system import System, host_system, pad
 
 CUBE = ((9, 0, 0), (0, 9, 0), (0, 0, 9))
@@ -144,6 +145,43 @@ def test_reduced_lattice_is_minkowskis(rng):
         assert abs(round(np.linalg.det(transform))) == 1
         lengths = np.sort(np.linalg.norm(transform @ cell, axis=1))
         np.testing.assert_allclose(lengths, np.sort(np.linalg.norm(expected, axis=1)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("signs", list(itertools.product((-1, 1), repeat=2)))
+def test_a_vector_that_two_steps_together_make_shorter_is_reduced(signs):
+    """Neither step alone shortens the third vector, and both have to go the right way."""
+    gram = np.array([[1, -0.3, 0.45], [-0.3, 1, 0.45], [0.45, 0.45, 1.2]])
+    flip = np.diag([*signs, 1.0])
+    cell = np.linalg.cholesky(flip @ gram @ flip)
+    transform = np.asarray(reduce(cell, np.ones(3, bool)))
+    expected, _ = ase.geometry.minkowski_reduce(cell)
+    lengths = np.linalg.norm(transform @ cell, axis=1)
+    np.testing.assert_allclose(np.sort(lengths), np.sort(np.linalg.norm(expected, axis=1)), rtol=1e-6)
+
+
+def test_any_translation_of_scattered_atoms_is_found(rng):
+    """Displacements of a third of the cell beside a translation: only from the mean on the circle is it found."""
+    cell = np.diag([6.0, 7.0, 8.0])
+    system = system_of(rng.uniform(0, 6, size=(6, 3)), cell, numbers=SIX)
+    mass = ase.data.atomic_masses[SIX][:, None]
+    for _ in range(40):
+        d = rng.uniform(-0.2, 0.2, size=(6, 3)) @ cell
+        d -= (mass * d).sum(axis=0) / mass.sum()
+        moved = system.positions + d + rng.uniform(0, 1, size=3) @ cell
+        assert error(system, at(system, moved)).dq <= np.sqrt((mass * d**2).sum()) * (1 + 1e-9)
+
+
+def test_a_wire_is_completed_from_a_direction_that_neither_axis_has(rng):
+    for _ in range(50):
+        target = np.zeros((3, 3))
+        target[2] = rng.normal(size=3)
+        system = target.copy()
+        normal = np.cross(target[2], np.eye(3)[np.argmin(np.abs(target[2]))])
+        system[2] = normal + 0.3 * rng.normal(size=3)
+        wires = [system_of(np.zeros((1, 3)), cell, (False, False, True)) for cell in (system, target)]
+        aside = np.asarray(_aside(*wires))
+        along = [abs(aside @ wire.cell[2]) / np.linalg.norm(wire.cell[2]) for wire in wires]
+        assert np.linalg.norm(aside) == pytest.approx(1) and along[1] < 1e-12 and along[0] <= 0.8
 
 
 def test_translation_lattice_vectors_and_padding_do_not_count(rng):

@@ -6,7 +6,7 @@ import pytest
 
 from lamjax.descriptors import DPA2Config
 from lamjax.distillation.config import DistillConfig
-from lamjax.training.config import TrainConfig, parse, schema, validate
+from lamjax.training.config import TrainConfig, differences, parse, schema, validate
 from lamjax.training.structures_config import StructureTuneConfig, read_config
 
 MODEL = {"elements": ["O", "H"], "descriptor": {}}
@@ -89,3 +89,11 @@ def test_types_of_nested_alternatives_are_one_fault():
 
 def test_a_good_config_is_as_it_was():
     assert validate({"train": ["a"], "model": MODEL}).model.descriptor == DPA2Config()
+
+
+def test_differences_name_keys_that_only_one_config_has():
+    plain = {"train": "x.extxyz", "base": "m"}
+    one, other = TrainConfig(**plain), TrainConfig(**plain, rates={"descriptor": 0.1})
+    assert "rates.descriptor: None -> 0.1" in differences(one, other)
+    assert "rates.descriptor: 0.1 -> None" in differences(other, one)
+    assert differences(one, TrainConfig(**plain, output="elsewhere")) == []
