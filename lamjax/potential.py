@@ -16,7 +16,8 @@ from lamjax import neighbors as neighbor_lists
 from lamjax import nn, numerics, pytree, units
 from lamjax import system as systems
 from lamjax.arguments import ArgumentError, as_tuples, describe, expect
-from lamjax.descriptors import DPA1Config, DPA2Config, DPA3Config, allowed_pairs, dpa1, dpa2, dpa3, mask_excluded
+from lamjax.descriptors import DPA1Config, DPA2Config, DPA3Config, NequIPConfig, allowed_pairs, mask_excluded
+from lamjax.descriptors import dpa1, dpa2, dpa3, nequip
 from lamjax.factories import factory
 from lamjax.heads import EnergyHeadConfig, energy_head
 from lamjax.neighbors import Neighbors, Shell, solitary
@@ -51,7 +52,10 @@ def _kind(descriptor) -> str | None:
 
 
 DescriptorConfig = Annotated[
-    Annotated[DPA2Config, Tag("dpa2")] | Annotated[DPA1Config, Tag("dpa1")] | Annotated[DPA3Config, Tag("dpa3")],
+    Annotated[DPA2Config, Tag("dpa2")]
+    | Annotated[DPA1Config, Tag("dpa1")]
+    | Annotated[DPA3Config, Tag("dpa3")]
+    | Annotated[NequIPConfig, Tag("nequip")],
     Discriminator(_kind),
 ]
 
@@ -179,7 +183,7 @@ def _build(config: PotentialConfig, head: str | None) -> Potential:
         types = jnp.asarray(table)[system.numbers]
         if allowed is not None:
             neighbors = _without_pairs(neighbors, types, allowed)
-        dtype = params.descriptor["type_embedding"]["w"].dtype
+        dtype = network_dtype(params)
         d = neighbor_lists.displacements(system, neighbors).astype(dtype)
         charge_spin, fparam = (
             None if value is None else systems.of_atoms(system, value) for value in (system.charge_spin, system.fparam)
@@ -298,6 +302,11 @@ def cast_params(params: Params, dtype=None) -> Params:
     return jax.tree_util.tree_map_with_path(cast, params)
 
 
+def network_dtype(params: Params):
+    """The precision of the network, which positions are cast to; output biases have their own."""
+    return jax.tree.leaves(params.descriptor)[0].dtype
+
+
 def check_structure(config: PotentialConfig, params: Params) -> None:
     """Raise CheckpointError naming every missing, unused or misshapen parameter for this config."""
     expected = _shapes(jax.eval_shape(build(config).init, jax.random.key(0)))
@@ -334,6 +343,8 @@ def _descriptor(config, elements: tuple[str, ...]):
             return dpa1(config, elements)
         case DPA3Config():
             return dpa3(config, elements)
+        case NequIPConfig():
+            return nequip(config, elements)
     raise ArgumentError(f"There is no descriptor for {describe(config)}; supported: {_names(_configs())}.")
 
 
