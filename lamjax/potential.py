@@ -16,8 +16,18 @@ from lamjax import neighbors as neighbor_lists
 from lamjax import nn, numerics, pytree, units
 from lamjax import system as systems
 from lamjax.arguments import ArgumentError, as_tuples, describe, expect
-from lamjax.descriptors import DPA1Config, DPA2Config, DPA3Config, NequIPConfig, allowed_pairs, mask_excluded
-from lamjax.descriptors import dpa1, dpa2, dpa3, nequip
+from lamjax.descriptors import (
+    DPA1Config,
+    DPA2Config,
+    DPA3Config,
+    NequIPConfig,
+    allowed_pairs,
+    dpa1,
+    dpa2,
+    dpa3,
+    mask_excluded,
+    nequip,
+)
 from lamjax.factories import factory
 from lamjax.heads import EnergyHeadConfig, energy_head
 from lamjax.neighbors import Neighbors, Shell, solitary

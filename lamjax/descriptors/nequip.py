@@ -53,6 +53,11 @@ class NequIPConfig:
         at_least(self, 0, "lmax")
         if not self.channels:
             raise ValueError("channels is empty: give the number of features of l = 0, 1, ..., for example [64, 32].")
+        if self.lmax < len(self.channels) - 1:
+            raise ValueError(
+                f"channels go up to l = {len(self.channels) - 1}, lmax is {self.lmax}: edges cannot make these. "
+                "Raise lmax, or leave out the last of channels."
+            )
         for name in ("rcut", "polynomial_p", "avg_n_neighbors"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}.")
@@ -203,9 +208,7 @@ def _layer_init(key, config: NequIPConfig, layer: Layer, is_first: bool, dtype) 
             nn.normal(next(keys), (n, m), dtype) / np.asarray(n**0.5, dtype)
             for n, m in zip(widths[:-1], widths[1:], strict=True)
         ],
-        "gather": [
-            nn.normal(next(keys), (n, m), dtype) for n, m in zip(layer.gathered, layer.raw, strict=True) if n and m
-        ],
+        "gather": [nn.normal(next(keys), (n, m), dtype) for n, m in zip(layer.gathered, layer.raw, strict=True)],
     }
     if not is_first:
         params["send"] = [nn.normal(next(keys), (n, n), dtype) for n in layer.inputs]
@@ -284,7 +287,7 @@ def _linear(weights, features: Features) -> Features:
 
 
 def _layer_norm(gamma, z: list) -> list:
-    """z_l gamma_l / sqrt(q), q the mean over l of Σ z_l² / (2l+1)²: summed over channels, as the weights were trained."""
+    """z_l gamma_l / sqrt(q), q the mean over l of Σ z_l² / (2l+1)²: summed over channels, as weights are trained."""
     q = sum(jnp.sum(x * x, axis=(1, 2)) / x.shape[1] ** 2 for x in z) / len(z)
     inverse = jax.lax.rsqrt(q + EPS)[:, None, None]
     return [g * x * inverse for g, x in zip(gamma, z, strict=True)]
