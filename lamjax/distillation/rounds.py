@@ -19,8 +19,9 @@ from lamjax.distillation.label import Labeller
 from lamjax.distillation.labelling import FAILED, append_answers, keep_whole, together
 from lamjax.distillation.select import ASKED, deviations, quantiles, select
 from lamjax.distillation.shapes import Shapes
-from lamjax.distillation.train import Progress, Trainer, first_members, measured, unstack
+from lamjax.distillation.train import Trainer, first_members, measured, unstack
 from lamjax.potential import Params, Potential
+from lamjax.training.records import Record
 
 NAMED = 5  # reasons that are kept of a kind of failure
 
@@ -208,12 +209,15 @@ def _train(run: Run, number: int, stacked: Params | None, facts: dict[str, Any])
     training = run.trainer.train(stacked, frames, folder)
     while True:
         try:
-            step: Progress = next(training)
+            event = next(training)
         except StopIteration as end:
             stacked = end.value
             break
-        said = f"loss {step.loss:.3e}  E {1000 * step.energy:.3g} meV/atom  F {1000 * step.force:.3g} meV/Å"
-        yield Stage(number, "train", step.step, config.student.steps, said)
+        if isinstance(event, Record):
+            errors = [1000 * event.train.get(key, np.nan) for key in ("rmse_e", "rmse_f")]
+            loss = event.loss / config.members
+            said = "loss {:.3e}  E {:.3g} meV/atom  F {:.3g} meV/Å".format(loss, *errors)
+            yield Stage(number, "train", event.step, config.student.steps, said)
     for member, params in enumerate(unstack(stacked)):
         card = {"round": number, "member": member, "frames": len(frames), "seed": config.seed}
         checkpoints.save(files.student(folder, member), run.potential, params, card)

@@ -10,6 +10,7 @@ import pytest
 import lamjax
 from lamjax import __main__ as entry
 from lamjax import cli, training
+from lamjax.cli import failure
 
 
 class Replaced(Exception):
@@ -112,7 +113,7 @@ def test_a_missing_device_is_told_whatever_it_led_to(monkeypatch, capsys, error)
         with pytest.raises((AssertionError, SystemExit)):
             cli.main()
         assert "finds no device" not in capsys.readouterr().out
-        monkeypatch.setattr(cli.jax, "devices", fails)
+        monkeypatch.setattr(failure.jax, "devices", fails)
         with pytest.raises(SystemExit):
             cli.main()
     finally:

@@ -3,7 +3,7 @@
 import pytest
 
 from lamjax.training import curve
-from lamjax.training.curve import Record
+from lamjax.training.records import Record
 
 
 def record(step: int, **more) -> Record:
