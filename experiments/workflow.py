@@ -225,7 +225,7 @@ def train(config: TrainConfig, curve: list[tuple[int, float]] | None = None) -> 
     began = time.monotonic()
     run = label_runs.prepare(config, resume=True)
     for event in engine.events(run):
-        if isinstance(event, engine.Record):
+        if isinstance(event, engine.RunRecord):
             error = ", ".join(f"{key} {1000 * value:.0f}" for key, value in event.train.items() if "rmse_f" in key)
             where = f"{config.output}: step {event.step}/{config.steps}, {event.seconds:.0f} s"
             console.print(f"{where}, {error} meV/Å", soft_wrap=True)

@@ -27,7 +27,7 @@ from lamjax.reports import console
 from lamjax.training import engine, follow, structures
 from lamjax.training.records import HISTORY, until
 from lamjax.training.structures_config import merged
-from lamjax.training.structures_judge import Judgement, Labels, compare, judge
+from lamjax.training.structures_judge import Judgement, LabelledSets, compare, judge
 
 HERE = Path(__file__).parent
 MODEL = "model.lamjax"  # of a run, after its last step
@@ -91,7 +91,7 @@ def measure(run: Run, work: Path, effort: Effort, of: RelaxationSet) -> dict[str
     cell = CellConfig() if of.variable_cell else None
     found = judge(potential, params, pairs, RelaxConfig(**effort.judge, cell=cell))
     frames = {"elsewhere": data.read(path(of.elsewhere))} | ({"paths": data.read(files.test)} if of.labelled else {})
-    errors = Labels(frames, dict.fromkeys(frames, potential), "float32").errors(params)
+    errors = LabelledSets(frames, dict.fromkeys(frames, potential), "float32").errors(params)
     return {
         **run._asdict(),
         "seconds": round(trained - began, 1),

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lamjax.cli.later import group
+from lamjax.cli.later import group, own_process
 
 COMMANDS = {
     "demo": "lamjax.cli.demo:demo",
@@ -53,7 +53,8 @@ def lamjax(
 def main() -> None:
     """Run the command; what the user can mend is one message, not a traceback."""
     try:
-        app()
+        with own_process():
+            app()
     except Exception as error:
         importlib.import_module("lamjax.cli.failure").end(error)
         raise

@@ -10,7 +10,7 @@ from lamjax.reports import console
 
 
 def end(error: Exception) -> None:
-    """Leave with one message if the user can mend the error, or if there is no device; else come back."""
+    """Print one message and exit with code 2 if the user can mend the error, or if there is no device; else return."""
     mendable = isinstance(error, ValueError | OSError | FloatingPointError)
     message = no_device() or (str(error) if mendable else None)
     if message is None or os.environ.get("LAMJAX_TRACEBACK"):

@@ -103,7 +103,7 @@ def make_config(
     steps = own.setdefault("steps", 2000)
     if isinstance(steps, int) and steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}.")
-    n_steps = steps if isinstance(steps, int) else 2000  # what is no number is told when the config is read
+    n_steps = steps if isinstance(steps, int) else 2000  # anything else is refused by `validate`
     known = _heads(base)
     _check_heads(base, known, head, source, replay)
     share = own.pop("new_share", 0.5)
@@ -164,7 +164,7 @@ def report(lines: list[Forgetting]) -> None:
 
 
 def _old(base: Path, files: dict[str, list[str]]) -> dict[str, Sequence[Frame]]:
-    """The frames of --old for each head of the base: read, and found wrong, before anything is trained."""
+    """The frames of --old for each head of the base, read and checked before training starts."""
     stored = checkpoints.read(base).config
     if unknown := sorted(files.keys() - set(stored.head_names)):
         raise ValueError(f"--old {unknown[0]}: the base has the heads {', '.join(stored.head_names)}.")
@@ -183,10 +183,10 @@ def _measure(run: Run, base: Path, tuned: Path, head: str, old: dict[str, Sequen
 
 def _pairs(options: list[str] | None, name: str) -> dict[str, list[str]]:
     """{"a": ["x", "y"]} of ["a=x", "a=y"]."""
-    found: dict[str, list[str]] = {}
+    by_name: dict[str, list[str]] = {}
     for option in options or ():
         key, equals, value = option.partition("=")
         if not equals or not key or not value:
             raise ValueError(f"{name} takes NAME=VALUE, got {option!r}.")
-        found.setdefault(key, []).append(value)
-    return found
+        by_name.setdefault(key, []).append(value)
+    return by_name

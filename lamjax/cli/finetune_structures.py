@@ -16,8 +16,8 @@ from lamjax.cli.keys import KeyCommand, strings
 from lamjax.cli.train import banner, line
 from lamjax.reports import bars, console, progress, table, warnings_as_text
 from lamjax.training import engine, structures
-from lamjax.training.fit import NonFiniteError
 from lamjax.training.folder import BEST, MODEL, check_sources
+from lamjax.training.loops import NonFiniteError
 from lamjax.training.structures import WRITTEN, StructureTuneConfig, read_config
 from lamjax.training.structures_config import TEMPLATE
 
@@ -124,12 +124,12 @@ def _describe(run: engine.Run) -> None:
 
 
 def _objective_name(config: StructureTuneConfig) -> str:
-    relax, told = getattr(config.objective, "relax", None), config.objective.type
+    relax, name = getattr(config.objective, "relax", None), config.objective.type
     if relax is not None:
         adjoint = relax.adjoint
         n = getattr(adjoint, "steps", None) or getattr(adjoint, "window", None)
-        told += f", {adjoint.type}" + (f" ({n} steps)" if n else "") + f", {relax.minimiser.type}"
-    return told + (", variable cell" if config.variable_cell else ", fixed cell")
+        name += f", {adjoint.type}" + (f" ({n} steps)" if n else "") + f", {relax.minimiser.type}"
+    return name + (", variable cell" if config.variable_cell else ", fixed cell")
 
 
 def _follow(run: engine.Run) -> None:
@@ -137,29 +137,29 @@ def _follow(run: engine.Run) -> None:
     before, last = None, time.monotonic()
     with _bars(run.settings.steps, run.done) as (advance, watch):
         for event in engine.events(run, watch):
-            if isinstance(event, engine.Record):
+            if isinstance(event, engine.RunRecord):
                 advance(event.step)
                 if not event.validation and (console.is_terminal or time.monotonic() - last < PERIOD):
                     continue
                 before = event.validation if event.step == 0 else before
             last = time.monotonic()
-            if told := text_of(event, run, before):
-                console.print(told, soft_wrap=True)
+            if text := text_of(event, run, before):
+                console.print(text, soft_wrap=True)
 
 
 def text_of(event: engine.Event, run: engine.Run, before: dict[str, float] | None = None) -> str:
-    """One event as text; empty for what need not be told. `before` is what was measured before training."""
+    """One event as text, empty for saved files. `before` holds the errors before training."""
     match event:
-        case engine.Record(step) if event.validation:
+        case engine.RunRecord(step) if event.validation:
             return _judged(event, before)
-        case engine.Record(step):
+        case engine.RunRecord(step):
             dq = f"  Dq {event.train['dq_mean']:.4g} amu^½ Å" if "dq_mean" in event.train else ""
             return f"step {step}/{run.settings.steps}  loss {event.loss:.4g}{dq}"
         case engine.Epoch(number, _, rows):
             means, counts = structures.means(rows)
-            said = [f"epoch {number}/{run.config.epochs}  loss {means['loss']:.4g}", *_means(means)]
-            said += [f"\n  {n} structures {structures.COUNTS[key]}" for key, n in counts.items()]
-            return "  ".join(said)
+            parts = [f"epoch {number}/{run.config.epochs}  loss {means['loss']:.4g}", *_means(means)]
+            parts += [f"\n  {n} structures {structures.COUNTS[key]}" for key, n in counts.items()]
+            return "  ".join(parts)
         case engine.Widened(_, shapes):
             return (
                 f"neighbours were missing on the way: from now on there is room for {'; '.join(shapes)} neighbours, "
@@ -172,15 +172,15 @@ def text_of(event: engine.Event, run: engine.Run, before: dict[str, float] | Non
     return ""
 
 
-def _judged(record: engine.Record, before: dict[str, float] | None) -> str:
+def _judged(record: engine.RunRecord, before: dict[str, float] | None) -> str:
     """What the relaxation of the held-out structures has shown."""
-    found, step = record.validation, record.step
+    errors, step = record.validation, record.step
     was = "" if before is None or step == 0 else f" (before {before['dq_median']:.4g})"
-    share = "" if step == 0 else f"{found['improved']:.0%} improved, "
-    basin = "" if math.isnan(found["in_basin"]) else f"{found['in_basin']:.0%} in the right basin, "
+    share = "" if step == 0 else f"{errors['improved']:.0%} improved, "
+    basin = "" if math.isnan(errors["in_basin"]) else f"{errors['in_basin']:.0%} in the right basin, "
     return (
-        f"held out, step {step}: median Dq {found['dq_median']:.4g} amu^½ Å{was}, {share}{basin}"
-        f"{found['converged']:.0%} converged" + ("  (best so far)" if record.best and step else "")
+        f"held out, step {step}: median Dq {errors['dq_median']:.4g} amu^½ Å{was}, {share}{basin}"
+        f"{errors['converged']:.0%} converged" + ("  (best so far)" if record.best and step else "")
     )
 
 
@@ -214,15 +214,15 @@ def _bars(total: int, done: int) -> Iterator[tuple[Callable[[int], None], Callab
 def _report(config: StructureTuneConfig) -> None:
     """The table before and after, and where everything is."""
     output = Path(config.output)
-    found = structures.validations(output)
-    first, last, best = found[0], found[-1], next(judged for judged in found if judged.best)
+    judged = structures.validations(output)
+    first, last, best = judged[0], judged[-1], next(one for one in judged if one.best)
     chosen = {"before": first, f"best, step {best.step}": best, f"last, step {last.step}": last}
     console.print(
         table("Held-out structures, relaxed to convergence", ["", *chosen], rows(list(chosen.values()), config))
     )
     if best.step == 0:
         console.print(f"No epoch had a smaller median Dq than the model before: {BEST} is the model before.")
-    elif len(found) > 2:
+    elif len(judged) > 2:
         console.print("The best was chosen by these very structures: judge it by others.", style="dim")
     console.print(f"{output / BEST}\n{output / MODEL}\n{output / structures.PLOT}", soft_wrap=True)
 
@@ -230,25 +230,25 @@ def _report(config: StructureTuneConfig) -> None:
 def rows(judged: list[structures.Judged], config: StructureTuneConfig) -> list[tuple]:
     """The lines of the table, one column for each judgement."""
     s = [one.summary for one in judged]
-    found: list[tuple] = []
+    lines: list[tuple] = []
     for key, unit in (("dq", "Dq (amu^½ Å)"), ("rmsd", "RMSD (Å)")):
-        found.append((f"median {unit}", *(getattr(x, f"{key}_median") for x in s)))
-        found.append((f"mean {unit}", *(getattr(x, f"{key}_mean") for x in s)))
-        found.append((f"quartiles {unit}", *(_range(getattr(x, f"{key}_q1"), getattr(x, f"{key}_q3")) for x in s)))
+        lines.append((f"median {unit}", *(getattr(x, f"{key}_median") for x in s)))
+        lines.append((f"mean {unit}", *(getattr(x, f"{key}_mean") for x in s)))
+        lines.append((f"quartiles {unit}", *(_range(getattr(x, f"{key}_q1"), getattr(x, f"{key}_q3")) for x in s)))
     if config.variable_cell:
-        found.append(("median strain of the cell", *(x.strain_median for x in s)))
-        found.append(("median volume error", *(f"{x.volume_median:.2%}" for x in s)))
+        lines.append(("median strain of the cell", *(x.strain_median for x in s)))
+        lines.append(("median volume error", *(f"{x.volume_median:.2%}" for x in s)))
     shares = {"improved": "improved", "in_basin": f"in the right basin (no atom {config.basin:g} Å off)"}
     shares |= {"converged": "converged"} | ({"failed": "failed"} if any(x.failed for x in s) else {})
-    found += [(text, *(_share(getattr(x, key)) for x in s)) for key, text in shares.items()]
-    found.append(("steps, median", *(int(x.n_steps) for x in s)))
+    lines += [(text, *(_share(getattr(x, key)) for x in s)) for key, text in shares.items()]
+    lines.append(("steps, median", *(int(x.n_steps) for x in s)))
     sets = {"heldout": "of held-out relaxations", "replay": "of replayed frames"}
     kinds = {"f": ("force RMSE", "meV/Å"), "e": ("energy RMSE (shifted)", "meV/atom"), "v": ("virial RMSE", "meV/atom")}
     for what, of in sets.items():
         for kind, (quantity, unit) in kinds.items():
             if (key := f"{what}_rmse_{kind}") in judged[0].errors:
-                found.append((f"{quantity} {of} ({unit})", *(1000 * one.errors[key] for one in judged)))
-    return found
+                lines.append((f"{quantity} {of} ({unit})", *(1000 * one.errors[key] for one in judged)))
+    return lines
 
 
 def _range(low: float, high: float) -> str:

@@ -8,7 +8,8 @@ from typer.core import TyperCommand
 
 from lamjax.cli.reading import elements_of
 
-FLAGS = ("variable_cell", "learn_minimiser", "plots", "tensorboard", "mix_levels", "use_huber")  # true where alone
+# true unless "false" follows
+FLAGS = ("variable_cell", "learn_minimiser", "plots", "tensorboard", "mix_levels", "use_huber")
 
 
 class KeyCommand(TyperCommand):
@@ -32,8 +33,8 @@ def as_changes(args: Iterable[str], known: Iterable[str]) -> list[str]:
             continue
         key = name[2:].replace("-", "_")
         if not equals:
-            alone = key.rpartition(".")[2] in FLAGS or not left or left[0].startswith("--")
-            value = "true" if alone else left.pop(0)
+            flag = key.rpartition(".")[2] in FLAGS and left[:1] not in (["true"], ["false"])
+            value = "true" if flag or not left or left[0].startswith("--") else left.pop(0)
         found.setdefault(key, []).append(value)
     return [*rest, *_changes(found)]
 

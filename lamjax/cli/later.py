@@ -1,13 +1,27 @@
 """Commands that are imported when they run, so that `lamjax --help` is there at once."""
 
 import ast
+import contextlib
 import importlib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+
+_own_process = ContextVar("own_process", default=False)
+
+
+@contextlib.contextmanager
+def own_process() -> Iterator[None]:
+    """Commands that begin within may change settings of JAX: the process is theirs alone."""
+    token = _own_process.set(True)
+    try:
+        yield
+    finally:
+        _own_process.reset(token)
 
 
 def group(places: Mapping[str, str]) -> type[TyperGroup]:
@@ -32,13 +46,14 @@ class Later(TyperCommand):
         """The command itself."""
         module, function = self.place.split(":")
         command = getattr(importlib.import_module(module), function)
-        importlib.import_module("lamjax.cli.cache").enable()
         alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
         kind = getattr(importlib.import_module(module), "COMMAND_CLASS", TyperCommand)
         alone.command(self.name, cls=kind, help=flowing(_docstring(module, function)))(command)
         return typer.main.get_command(alone)
 
     def make_context(self, info_name, args, parent=None, **extra):
+        if _own_process.get():
+            importlib.import_module("lamjax.cli.cache").enable()
         return self.load().make_context(info_name, args, parent, **extra)
 
 

@@ -73,7 +73,7 @@ def _run(settings: TrainConfig, resume: bool) -> engine.Run:
     with bar("training", settings.steps, run.done) as advance:
         for event in engine.events(run):
             match event:
-                case engine.Record():
+                case engine.RunRecord():
                     advance(event.step)
             console.print(line(event, settings.steps), soft_wrap=True)
     return run

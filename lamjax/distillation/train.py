@@ -15,7 +15,7 @@ from lamjax.data import Frame, Packed, batches, digests, set_bias, set_statistic
 from lamjax.distillation.config import StudentConfig
 from lamjax.distillation.files import LEARNING, STATES, read_facts, remove, write_facts
 from lamjax.distillation.probes import with_probes
-from lamjax.distillation.shapes import Shapes
+from lamjax.distillation.shapes import LastingShapes
 from lamjax.losses import DistillationLossConfig, committee_loss, distillation_loss
 from lamjax.potential import Params, Potential, build
 from lamjax.training import (
@@ -47,7 +47,7 @@ class Trainer:
 
     def __init__(self, config: StudentConfig, potential: Potential, seed: int):
         self.config, self.seed = config, seed
-        self.shapes = Shapes(potential.shells, config.max_programs, config.batch_size, config.precision)
+        self.shapes = LastingShapes(potential.shells, config.max_programs, config.batch_size, config.precision)
         self.loss = committee_loss(
             distillation_loss(potential, DistillationLossConfig(config.loss, config.hessian, config.hessian))
         )
@@ -58,13 +58,13 @@ class Trainer:
         self.step = engine.make(self.loss, self.settings, self.update)
 
     def train(self, stacked: Params, frames: Sequence[Frame], folder: Path) -> Generator[engine.Event, None, Params]:
-        """The members after `steps` more steps; their state is kept in the folder, and taken up from there."""
+        """The members after `steps` more steps; states are saved in the folder, and the last one is resumed."""
         packed = self.shapes.pack(frames)
         self._begin(frames, folder)
 
         def batches_from(start: int) -> Iterator[Any]:
-            found = batches(packed, self.config.batch_size, seed=self.seed, start=start)
-            return (with_probes(batch, frames) for batch in found) if self.config.hessian else found
+            drawn = batches(packed, self.config.batch_size, seed=self.seed, start=start)
+            return (with_probes(batch, frames) for batch in drawn) if self.config.hessian else drawn
 
         state = init(stacked, self.update, ema=self.config.ema_decay is not None)
         if saved_steps(folder / STATES):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lamjax.training.records import Record, Tables, append, begin, read
+from lamjax.training.records import RunRecord, Tables, append, begin, read
 
 CURVE = "lcurve.csv"
 _ERRORS = [f"{kind}_{of}" for kind in ("rmse", "mae") for of in "efvs"]
@@ -30,12 +30,12 @@ def columns(tasks: Sequence[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def writing(path: Path, tasks: Sequence[str], done: int, board: bool = False) -> Iterator[Callable[[Record], None]]:
+def writing(path: Path, tasks: Sequence[str], done: int, board: bool = False) -> Iterator[Callable[[RunRecord], None]]:
     """A function that adds a record to the curve (of which rows after step `done` are dropped), and to TensorBoard."""
     begin(path, done, columns(tasks))
     with contextlib.closing(tensorboard(path.parent / "tensorboard")) if board else contextlib.nullcontext() as writer:
 
-        def write(record: Record) -> None:
+        def write(record: RunRecord) -> None:
             append(path, _row(record))
             if writer is not None:
                 write_scalars(writer, record)
@@ -75,7 +75,7 @@ def tensorboard(folder: Path) -> Any:
     return SummaryWriter(str(folder))
 
 
-def write_scalars(writer: Any, record: Record) -> None:
+def write_scalars(writer: Any, record: RunRecord) -> None:
     """Every number of a record under its column's name."""
     for name, value in _row(record).items():
         if name != "step":
@@ -83,7 +83,7 @@ def write_scalars(writer: Any, record: Record) -> None:
     writer.flush()
 
 
-def _row(record: Record) -> dict[str, float]:
+def _row(record: RunRecord) -> dict[str, float]:
     row = {"step": record.step, "lr": record.learning_rate, "seconds": round(record.seconds, 3)}
     row |= {"structures_per_s": round(record.structures, 3), "atoms_per_s": round(record.atoms, 2)}
     row |= {"wait_fraction": round(record.wait, 4), "loss": record.loss, "grad_norm": record.grad_norm}

@@ -1,4 +1,4 @@
-"""The engine of every run: steps, measurements, the best model, patience, states and tables, told as events."""
+"""The engine of every run: steps, validations, the best model, patience, states and tables, as a stream of events."""
 
 import contextlib
 import itertools
@@ -20,18 +20,18 @@ from lamjax.potential import Potential
 from lamjax.reports import outputs
 from lamjax.training import folder, sharding
 from lamjax.training.checkpoints import restore_state, save_state
-from lamjax.training.fit import NonFiniteError, updates
 from lamjax.training.folder import BEST, MODEL, STATES
-from lamjax.training.objective import Drawn, Measured, Objective
-from lamjax.training.records import HISTORY, VALIDATION, Clock, Record, Tables, no_tables, two_tables
+from lamjax.training.loops import NonFiniteError, updates
+from lamjax.training.objectives import Drawn, Measured, Objective
+from lamjax.training.records import HISTORY, VALIDATION, RunRecord, Speed, Tables, no_tables, two_tables
 from lamjax.training.schedules import ScheduleConfig, schedule
 from lamjax.training.state import OptimizerConfig, TrainState, init, optimizer, result
-from lamjax.training.step import Step, make_step
+from lamjax.training.step import TrainStep, make_step
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How a run goes, whatever it learns: optimiser and rate, how long, and how often something is said or written."""
+    """Settings of a run that do not depend on its loss: optimiser, learning rate, length, and intervals of output."""
 
     output: str  # folder
     steps: int  # updates
@@ -54,7 +54,7 @@ class RunConfig:
 
 
 class Best(NamedTuple):
-    """The least score of a validation so far, and how many validations there were since."""
+    """The smallest validation score so far, and the number of validations since."""
 
     step: int
     score: float
@@ -80,7 +80,7 @@ class Run(NamedTuple):
     objective: Objective
     state: TrainState  # its memory is reused by the first step
     optimizer: optax.GradientTransformation
-    step: Step
+    step: TrainStep
     done: int = 0  # updates before the first one
     outputs: Outputs = Outputs()
     potential: Potential | None = None
@@ -131,7 +131,7 @@ class Stopped(NamedTuple):
     best: float
 
 
-Event = Compiled | Record | Epoch | Widened | Saved | Stopped
+Event = Compiled | RunRecord | Epoch | Widened | Saved | Stopped
 
 
 def shared_settings(config: Any, **others: Any) -> RunConfig:
@@ -197,7 +197,7 @@ def make(
     update: optax.GradientTransformation,
     share_layers: int = 0,
     layout: sharding.Layout | None = None,
-) -> Step:
+) -> TrainStep:
     """The jitted step of a run."""
     rate = schedule(settings.schedule, settings.steps)
     return make_step(
@@ -233,7 +233,7 @@ def events(run: Run, watch: Watch = lambda items, what, n: items) -> Generator[E
 
 
 def follow(run: Run, tell: Callable[[Event], None] = lambda event: None) -> Any:
-    """Train to the end, with each event told; the final parameters."""
+    """Train to the end, handing each event to `tell`; returns the final parameters."""
     training = events(run)
     while True:
         try:
@@ -243,12 +243,12 @@ def follow(run: Run, tell: Callable[[Event], None] = lambda event: None) -> Any:
 
 
 class _Course:
-    """What changes while a run goes: state, updates done, the best validation, and the room of the arrays."""
+    """The mutable part of a run: training state, updates done, best validation, and the objective, which may widen."""
 
-    def __init__(self, run: Run, write: Callable[[Record], None], watch: Watch):
+    def __init__(self, run: Run, write: Callable[[RunRecord], None], watch: Watch):
         self.run, self.settings, self.objective, self.write, self.watch = run, run.settings, run.objective, write, watch
         self.state, self.done, self.best = run.state, run.done, _best_so_far(run)
-        self.folder, self.clock = Path(run.settings.output), Clock()
+        self.folder, self.clock = Path(run.settings.output), Speed()
         per_epoch = run.objective.per_epoch  # records of the epoch that has begun
         self.rows = [] if per_epoch is None else run.outputs.tables.epoch(run.done, per_epoch)
         self.programs: set = set()
@@ -279,25 +279,25 @@ class _Course:
         if self.settings.validate_first and self.done == 0:
             measured = self.objective.measure(result(self.state), None, self.watch)
             self.objective = self.objective._replace(first=measured)
-            yield self._recorded(Record(0, float(self.rate(0)), validation=measured))
+            yield self._recorded(RunRecord(0, float(self.rate(0)), validation=measured))
         while self.done < self.settings.steps and not self.is_over:
             yield from self._epoch()
 
     def _epoch(self) -> Iterator[Event]:
-        """To the end of the epoch, where there are epochs, or of the run."""
+        """Updates to the end of the epoch, or of the run if the objective has no epochs."""
         every, end = self.objective.per_epoch, self.settings.steps
         if every is not None:
             end = min(end, (self.done // every + 1) * every)
         with contextlib.closing(self._updates(end)) as updated:
             for event in updated:
-                if event is None or isinstance(event, Record):
+                if event is None or isinstance(event, RunRecord):
                     yield from self._updated(event, ends_epoch=every is not None and self.done % every == 0)
                     if self.is_over:
                         return
                 else:
                     yield event
 
-    def _updated(self, record: Record | None, ends_epoch: bool) -> Iterator[Event]:
+    def _updated(self, record: RunRecord | None, ends_epoch: bool) -> Iterator[Event]:
         """What follows an update."""
         if record is not None and self.objective.per_epoch is not None:
             self.rows.append({"loss": record.loss, "grad_norm": record.grad_norm, **record.train})
@@ -324,7 +324,7 @@ class _Course:
             self.objective = objective._replace(first=self.objective.first)
             yield Widened(self.done, shapes)
 
-    def _recorded(self, record: Record) -> Record:
+    def _recorded(self, record: RunRecord) -> RunRecord:
         """The record, written, and the model if it is the best one."""
         before, self.best = self.best, _better(self.objective, self.best, record.step, record.validation)
         record = record._replace(best=self.best.score < before.score)
@@ -342,8 +342,8 @@ class _Course:
     def _validates(self, done: int) -> bool:
         return done % self.settings.validate_every == 0 or done == self.settings.steps
 
-    def _updates(self, end: int) -> Iterator[Compiled | Record | None]:
-        """Compiled for every new program, Record or None after every update up to the `end`."""
+    def _updates(self, end: int) -> Iterator[Compiled | RunRecord | None]:
+        """Compiled for every new program, RunRecord or None after every update up to the `end`."""
         pending: list[tuple[Drawn, dict]] = []
         for drawn, metrics, wait in self._steps(end):
             pending.append((drawn, metrics))
@@ -361,11 +361,11 @@ class _Course:
                 self.done = done
                 yield None
                 continue
-            found = jax.device_get([metrics for _, metrics in pending])  # from here on the device is done
-            if not all(np.all(one["finite"]) for one in found):
+            numbers = jax.device_get([metrics for _, metrics in pending])  # waits for the device
+            if not all(np.all(one["finite"]) for one in numbers):
                 continue  # the next turn raises, with the names
             self.done = done
-            yield self._record([(one, m) for (one, _), m in zip(pending, found, strict=True)], wait)
+            yield self._record([(one, m) for (one, _), m in zip(pending, numbers, strict=True)], wait)
             pending = []
             self.clock.restart()
 
@@ -389,11 +389,11 @@ class _Course:
                 self.state = state
                 yield facts.pop(0), metrics, feed.wait_fraction
 
-    def _record(self, pending: list[tuple[Drawn, dict]], wait: float) -> Record:
+    def _record(self, pending: list[tuple[Drawn, dict]], wait: float) -> RunRecord:
         structures, atoms, speed = self.clock.speeds()
         left = (self.settings.steps - self.done) * self.settings.accumulate
         others = [(one, {k: x for k, x in m.items() if k not in ("loss", "grad_norm", "finite")}) for one, m in pending]
-        return Record(
+        return RunRecord(
             step=self.done,
             learning_rate=float(self.rate(self.done - 1)),
             loss=float(np.mean([m["loss"] for _, m in pending])),
@@ -408,7 +408,7 @@ class _Course:
 
 
 def _best_so_far(run: Run) -> Best:
-    """What the tables say of the validations up to the step from which the run goes on."""
+    """The best of the validations in the tables, up to the step at which the run continues."""
     best = Best(0, np.inf, 0)
     for step, errors in run.outputs.tables.validations(run.done):
         best = _better(run.objective, best, step, errors)

@@ -1,4 +1,4 @@
-"""The folder of a run: what is written of its config and data, and whether a run may begin or go on there."""
+"""The output folder of a run: config and facts on disk, and checks whether a run may start or resume in it."""
 
 import json
 import platform
@@ -146,10 +146,10 @@ def check_data(output: Path, new: dict[str, dict[str, Any]]) -> None:
 
 def _changes(old: dict[str, Any], new: dict[str, Any], above: str = "") -> list[str]:
     """What differs, "train: 10 -> 12 frames" or "the forces of train"; what the old one does not know is left out."""
-    found: list[str] = []
+    changes: list[str] = []
     for key, value in new.items():
         if isinstance(value, dict):
-            found += _changes(old.get(key, {}), value, key)
+            changes += _changes(old.get(key, {}), value, key)
         elif old and key in old and old[key] != value:
-            found.append(f"other {key} ({above})" if isinstance(value, str) else f"{key} {old[key]} -> {value}")
-    return found
+            changes.append(f"other {key} ({above})" if isinstance(value, str) else f"{key} {old[key]} -> {value}")
+    return changes

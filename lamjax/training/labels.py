@@ -19,8 +19,8 @@ from lamjax.training import curve, engine, folder, sharding
 from lamjax.training.config import TrainConfig
 from lamjax.training.curve import CURVE
 from lamjax.training.engine import Outputs, Run
-from lamjax.training.fit import add, evaluate
-from lamjax.training.objective import Measured, Objective, Pending
+from lamjax.training.loops import add, evaluate
+from lamjax.training.objectives import Measured, Objective, Pending
 from lamjax.training.outcome import write_plots
 from lamjax.training.sharding import Layout
 from lamjax.training.slots import sources, stream
@@ -104,14 +104,17 @@ def label_objective(config: TrainConfig, sets: LabelSets, layout: Layout) -> Obj
     probabilities = {task.name: task.probability for task in tasks}
 
     def batches_from(start: int):
-        return stream(tasks, members, config.seed, slots=config.tasks_per_step, start=start, **share)
+        drawn = stream(tasks, members, config.seed, slots=config.tasks_per_step, start=start, **share)
+        if len(members) > 1:
+            return drawn
+        return ((facts._replace(group=""), batch) for facts, batch in drawn)  # one group needs no name
 
     def summarise(pending: Pending, params: Any) -> dict[str, float]:
         by_task: dict[int, list[dict]] = {}
         for drawn, metrics in pending:
             for slot, task in enumerate(drawn.tasks):
                 by_task.setdefault(task, []).append({k: v[slot] for k, v in metrics.items()})
-        return _named({tasks[k].name: errors(add(found)) for k, found in sorted(by_task.items())})
+        return _named({tasks[k].name: errors(add(metrics)) for k, metrics in sorted(by_task.items())})
 
     def measure(params: Any, first: Measured | None, watch: Callable) -> Measured:
         return _named(
@@ -141,9 +144,9 @@ def _validate(loss, sets: LabelSets, number: int, params: Any, layout: Layout) -
     return evaluate(loss, params, (sharding.put({group.name: one}, layout) for one in slots))
 
 
-def _named(found: dict[str, dict[str, float]]) -> dict[str, float]:
+def _named(by_task: dict[str, dict[str, float]]) -> dict[str, float]:
     """The errors of all tasks as one dict: "rmse_e:task", or "rmse_e" for the only one."""
-    return {f"{key}:{task}" if task else key: x for task, values in found.items() for key, x in values.items()}
+    return {f"{key}:{task}" if task else key: x for task, values in by_task.items() for key, x in values.items()}
 
 
 def _save_model(
@@ -156,13 +159,13 @@ def _save_model(
 
 def _shapes(sets: LabelSets, group: Group, packed_of) -> set[tuple]:
     """(bucket, shape of a row) of the batches of a group; with several slots all its tasks have rows of one shape."""
-    found = set()
+    shapes = set()
     for task in (sets.tasks[k] for k in group.tasks):
         packed = packed_of(task)
         for bucket in packed.numbers if packed else ():
             one_size = sets.tasks_per_step > 1
-            found.add((bucket, None if one_size else row_shape(sets.plan.buckets[bucket], task.batch_size)))
-    return found
+            shapes.add((bucket, None if one_size else row_shape(sets.plan.buckets[bucket], task.batch_size)))
+    return shapes
 
 
 def shared_layers(config: TrainConfig, potential: Potential) -> int:

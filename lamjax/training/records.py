@@ -1,4 +1,4 @@
-"""What a run tells of itself: records, and the tables in which they are kept and found again by a run that goes on."""
+"""Records of a run's progress, and the tables that hold them on disk."""
 
 import contextlib
 import csv
@@ -17,7 +17,7 @@ from lamjax.reports.files import write_atomically
 HISTORY, VALIDATION = "history.csv", "validation.csv"
 
 
-class Record(NamedTuple):
+class RunRecord(NamedTuple):
     """Where a run stands. Errors as from `losses.errors`; those of training are means since the last record.
 
     In a run with several tasks the names of errors are "rmse_e:task".
@@ -40,7 +40,9 @@ class Record(NamedTuple):
 class Tables(NamedTuple):
     """How the records of a run are kept."""
 
-    writing: Callable[[int], AbstractContextManager[Callable[[Record], None]]]  # updates done -> what writes a record
+    writing: Callable[
+        [int], AbstractContextManager[Callable[[RunRecord], None]]
+    ]  # updates done -> what writes a record
     validations: Callable[[int], list[tuple[int, dict[str, float]]]]  # (step, errors) of those up to a step
     epoch: Callable[[int, int], list[dict[str, float]]]  # (step, updates of an epoch) -> summaries since its beginning
 
@@ -62,7 +64,7 @@ def two_tables(
     def epoch(step: int) -> dict[str, int]:
         return {} if per_epoch is None else {"epoch": -(-step // per_epoch)}
 
-    def write(record: Record) -> None:
+    def write(record: RunRecord) -> None:
         if record.step:
             losses = {"loss": record.loss, "grad_norm": record.grad_norm}
             start = {"step": record.step, **epoch(record.step), "lr": record.learning_rate}
@@ -72,7 +74,7 @@ def two_tables(
             append(validations, {"step": record.step, **epoch(record.step), **numbers}, validation)
 
     @contextlib.contextmanager
-    def writing(done: int) -> Iterator[Callable[[Record], None]]:
+    def writing(done: int) -> Iterator[Callable[[RunRecord], None]]:
         for path in (history, validations):
             if not until(path, done):
                 path.unlink(missing_ok=True)
@@ -125,8 +127,8 @@ def append(path: Path, row: Mapping[str, float], more: Sequence[str] = ()) -> No
         writer.writerow(row)
 
 
-class Clock:
-    """How fast a run goes between two moments at which the device has nothing left to do."""
+class Speed:
+    """Structures, atoms and batches per second, between two moments at which the device is idle."""
 
     def __init__(self):
         self.begin, self.last = time.monotonic(), (0.0, 0.0, 0.0)

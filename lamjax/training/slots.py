@@ -8,7 +8,7 @@ import numpy as np
 from lamjax import pytree
 from lamjax.data import Batch, batches, n_batches, row_shape
 from lamjax.losses import Slots
-from lamjax.training.objective import Drawn, drawn
+from lamjax.training.objectives import Drawn, drawn
 from lamjax.training.tasks import Group, Task
 
 BLOCK = 4096  # draws from one random generator: a run that is resumed need not repeat them one by one

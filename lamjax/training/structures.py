@@ -18,9 +18,9 @@ from lamjax.reports import outputs, plots
 from lamjax.training import engine, folder
 from lamjax.training.engine import Best, Outputs, Run
 from lamjax.training.errors import predictions
-from lamjax.training.fit import names_of
-from lamjax.training.fit import summary as summary_of
-from lamjax.training.objective import Drawn, Measured, Objective, Pending, drawn
+from lamjax.training.loops import names_of
+from lamjax.training.loops import summary as summary_of
+from lamjax.training.objectives import Drawn, Measured, Objective, Pending, drawn
 from lamjax.training.records import HISTORY, VALIDATION, two_tables, until
 from lamjax.training.structures_config import StructureTuneConfig as StructureTuneConfig
 from lamjax.training.structures_config import judge_of, objective_of
@@ -39,8 +39,8 @@ from lamjax.training.structures_data import (
 )
 from lamjax.training.structures_judge import (
     Judgement,
-    Labels,
-    Summary,
+    LabelledSets,
+    StructureSummary,
     judge,
     read_structures,
     summary,
@@ -65,15 +65,15 @@ class StructureSets(NamedTuple):
     sets: PairSets
     packed: PackedPairs  # of the pairs to train on
     replay: Packed | None
-    labels: Labels
+    labels: LabelledSets
 
 
 class Judged(NamedTuple):
     """The held-out structures were relaxed; `step` 0 is before training."""
 
     step: int
-    summary: Summary
-    errors: dict[str, float]  # on labelled frames, see `Labels.errors`
+    summary: StructureSummary
+    errors: dict[str, float]  # on labelled frames, see `LabelledSets.errors`
     best: bool  # no other one had a smaller median structure error
 
 
@@ -97,7 +97,7 @@ def prepare(config: StructureTuneConfig, resume: bool = False) -> Run:
     packed = pack_pairs(sets.train, potential.shells, config.max_programs)
     for _ in range(widened):
         packed = wider(packed, potential.shells)
-    labels = Labels(sets.frames, {HELD_OUT: potential, REPLAYED: replayed}, config.precision)
+    labels = LabelledSets(sets.frames, {HELD_OUT: potential, REPLAYED: replayed}, config.precision)
     data, per_epoch = StructureSets(sets, packed, replay, labels), n_batches(packed, config.batch_size)
     goal = structure_objective(config, potential, run_loss(config, potential, replayed), data, widened)
     if saved and until(output / VALIDATION, saved[-1]):
@@ -151,10 +151,10 @@ def structure_objective(
         def watched(items):
             return watch(items, "relaxing held-out structures", len(pairs))
 
-        found = judge(potential, bare, pairs, judge_of(config), watched, config.matmul_precision)
-        before = found if first is None else first["judgement"]
-        told = summary(found, before, config.basin, apart)
-        return {**told._asdict(), **data.labels.errors(bare), "judgement": found}
+        judgement = judge(potential, bare, pairs, judge_of(config), watched, config.matmul_precision)
+        before = judgement if first is None else first["judgement"]
+        numbers = summary(judgement, before, config.basin, apart)
+        return {**numbers._asdict(), **data.labels.errors(bare), "judgement": judgement}
 
     def widen(rows: Sequence[Mapping[str, float]]):
         _check_counted(config, rows)
@@ -183,20 +183,20 @@ def means(rows: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], dict[s
     known = [key for key in rows[0] if all(key in row for row in rows)]
     kept = [key for key in known if key not in ("step", "epoch", "lr", *COUNTS, "n_structures")]
     counts = {key: int(sum(row.get(key, 0) for row in rows)) for key in COUNTS}
-    found = {key: float(np.average([row[key] for row in rows], weights=weights)) for key in kept}
-    return found, {key: n for key, n in counts.items() if n}
+    averages = {key: float(np.average([row[key] for row in rows], weights=weights)) for key in kept}
+    return averages, {key: n for key, n in counts.items() if n}
 
 
 def validations(output: Path) -> list[Judged]:
-    """What validation.csv says, with the first of the best marked as such."""
+    """The rows of validation.csv; the first one with the smallest median structure error is marked as the best."""
     rows = until(output / VALIDATION, sys.maxsize)
     scores = [row["dq_median"] for row in rows]
-    found = []
+    rows_read = []
     for k, row in enumerate(rows):
-        errors = {key: x for key, x in row.items() if key not in ("step", "epoch", *Summary._fields)}
-        told = Summary(*(row[key] for key in Summary._fields))
-        found.append(Judged(int(row["step"]), told, errors, k == scores.index(min(scores))))
-    return found
+        errors = {key: x for key, x in row.items() if key not in ("step", "epoch", *StructureSummary._fields)}
+        numbers = StructureSummary(*(row[key] for key in StructureSummary._fields))
+        rows_read.append(Judged(int(row["step"]), numbers, errors, k == scores.index(min(scores))))
+    return rows_read
 
 
 def run_loss(config: StructureTuneConfig, potential: Potential, replayed: Potential) -> Loss:
@@ -285,8 +285,8 @@ def _refitted(config: StructureTuneConfig, replayed: Potential, params, sets: Pa
     """The parameters with the energy per element shifted to the replayed labels; no force is changed by it."""
     if not any(frame.labels.weights[0] > 0 for frame in sets.replay):
         return params
-    found = predictions(replayed, params, packed, config.replay.batch_size)
-    return set_bias(replayed, params, sets.replay, np.array([float(p.energy) for p in found]))
+    predicted = predictions(replayed, params, packed, config.replay.batch_size)
+    return set_bias(replayed, params, sets.replay, np.array([float(p.energy) for p in predicted]))
 
 
 def _save_model(

@@ -155,7 +155,7 @@ def test_options_that_a_command_does_not_have_are_keys():
     expected += ['type_map=["Si", "O"]', "tensorboard=true"]
     assert as_changes(given, ["--set", "--head"]) == rest + [x for one in expected for x in ("--set", one)]
     assert as_changes(["--", "--steps"], []) == ["--", "--steps"]
-    assert as_changes(["--plots", "false"], []) == ["--set", "plots=true", "false"]
+    assert as_changes(["--plots", "false", "x"], []) == ["x", "--set", "plots=false"]
     with pytest.raises(ValueError, match="--elements Sx: 'Sx' is no element"):
         as_changes(["--elements", "Sx"], [])
 

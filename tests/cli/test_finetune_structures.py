@@ -107,7 +107,7 @@ WRONG = {
     (): "has several heads. Set `head` to one of a, b",
     ("--objective.type", "newton", "--objective.window", "3"): "objective.newton.window: unknown key",
     ("--adjoint", "implicit", "--objective.relax.adjoint.window", "3"): "window: unknown key",
-    ("--adjoint", "imp"): "'imp' is not supported; supported: unrolled, until_converged, implicit, hybrid.",
+    ("--adjoint", "imp"): "'imp' is not supported; supported: until_converged, unrolled, implicit, hybrid.",
     ("--set", "epoch=3"): "epoch: unknown key. Did you mean epochs?",
     ("--head", "b", "--set", "replay.head=c", "--replay", "x"): "has no head 'c'",
     ("--head", "b", "--freeze", "nothing"): "freeze: no parameter is called nothing",

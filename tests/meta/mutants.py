@@ -71,7 +71,7 @@ NEAREST = {
     "relaxation/slots.py": ("relaxation/test_stream.py",),
     "interop/jax_md.py": ("interop/test_jax_md.py",),
     "interop/deepmd/inputs.py": ("interop/test_inputs.py",),
-    "training/fit.py": ("training/test_fit.py",),
+    "training/loops.py": ("training/test_fit.py",),
     "training/state.py": ("training/test_fit.py",),
     "training/tasks.py": ("training/test_multitask.py",),
     "training/slots.py": ("training/test_multitask.py",),

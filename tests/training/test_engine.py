@@ -50,7 +50,7 @@ def begin(output: Path, resume: bool = False, goal=GOAL, **changes):
 def test_a_loss_of_ones_own_is_recorded_measured_saved_and_resumed(tmp_path):
     told = []
     whole = training.follow(begin(tmp_path / "whole"), told.append)
-    kept = [event for event in told if isinstance(event, engine.Record)]
+    kept = [event for event in told if isinstance(event, engine.RunRecord)]
     assert [event.step for event in kept] == [2, 4, 6, 8, 10, 12]
     assert [event.step for event in kept if event.validation] == [4, 8, 12]
     assert kept[-1].best and kept[-1].validation == {"size": float(whole["x"])}  # of the running mean
@@ -88,7 +88,7 @@ def test_patience_ends_a_run_and_the_untrained_model_may_be_the_best(tmp_path):
     training.follow(begin(tmp_path, goal=worse, validate_first=True, patience=2), told.append)
     (stopped,) = [event for event in told if isinstance(event, engine.Stopped)]
     assert (stopped.step, stopped.best_step, stopped.best) == (8, 0, -2.0)
-    assert [(event.step, event.best) for event in told if isinstance(event, engine.Record) and event.validation] == [
+    assert [(event.step, event.best) for event in told if isinstance(event, engine.RunRecord) and event.validation] == [
         (0, True), (4, False), (8, False),
     ]  # fmt: skip
     assert [row["step"] for row in records.until(tmp_path / records.VALIDATION, 99)] == [0, 4, 8]

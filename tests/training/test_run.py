@@ -109,7 +109,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(folder, whole, tmp_path):
     with pytest.raises(ValueError, match=r"holds the states of a run \(up to step 4\). Add --resume"):
         labels.prepare(config)
     events = list(engine.events(labels.prepare(config, resume=True)))
-    assert [e.step for e in events if isinstance(e, engine.Record)] == [6, 8]
+    assert [e.step for e in events if isinstance(e, engine.RunRecord)] == [6, 8]
     one, other = (checkpoints.read(path / "model.lamjax").params for path in (whole, tmp_path / "part"))
     assert jax.tree.all(jax.tree.map(np.array_equal, one, other))
     drop = ("seconds", "structures_per_s", "atoms_per_s", "wait_fraction")
@@ -128,7 +128,7 @@ def test_a_run_says_what_it_does(folder, whole, tmp_path):
 
 def test_progress_lines():
     errors = {"rmse_e": 0.0123, "rmse_f": 0.25, "mae_e": 0.0}
-    record = engine.Record(10, 1e-3, 2.0, 3.0, errors, {"rmse_f": 0.5, "rmse_s": 1e-3}, 60.0, 3725.0, 12.34, 456.7)
+    record = engine.RunRecord(10, 1e-3, 2.0, 3.0, errors, {"rmse_f": 0.5, "rmse_s": 1e-3}, 60.0, 3725.0, 12.34, 456.7)
     text = line(record, 100)
     assert text == (
         "step 10/100  lr 1.00e-03  loss 2.000e+00  train E 12.3 meV/atom F 250 meV/Å  validation F 500 meV/Å "
@@ -298,7 +298,7 @@ def test_validation_is_of_the_running_mean(folder, tmp_path):
     small = "{type: dpa1, rcut: 3.0, sel: 16, neuron: [2, 4], axis_neuron: 2, tebd_dim: 2}"
     changes = [f"model.descriptor={small}", "ema_decay=0.9", "steps=3", "validate_every=3", "plots=false"]
     run = labels.prepare(parse(folder / "config.yaml", [*changes, f"output={tmp_path / 'mean'}"]))
-    *_, record = (event for event in engine.events(run) if isinstance(event, engine.Record))
+    *_, record = (event for event in engine.events(run) if isinstance(event, engine.RunRecord))
     mean = checkpoints.load(tmp_path / "mean" / "model.lamjax", dtype=np.float64)
     last = restore_state(tmp_path / "mean" / "states", run.state).params
 
@@ -362,7 +362,7 @@ def test_the_best_model_is_kept_and_a_run_without_progress_ends(folder, tmp_path
     config = parse(folder / "config.yaml", [*changes, "validate_every=2", "patience=2", "ema_decay=0.5"])
     events = list(engine.events(labels.prepare(config)))
     (stopped,) = [event for event in events if isinstance(event, engine.Stopped)]
-    found = {e.step: e.validation["rmse_f"] for e in events if isinstance(e, engine.Record) and e.validation}
+    found = {e.step: e.validation["rmse_f"] for e in events if isinstance(e, engine.RunRecord) and e.validation}
     assert stopped.step < 40 and stopped.best == min(found.values()) == found[stopped.best_step]
     assert stopped.step == stopped.best_step + 4
     assert checkpoints.read(tmp_path / "early" / "best.lamjax").card["steps"] == stopped.best_step

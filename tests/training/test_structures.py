@@ -22,7 +22,7 @@ from lamjax.training.config import schema, to_json, validate
 from lamjax.training.structures import StructureTuneConfig, read_config
 from lamjax.training.structures_config import TEMPLATE, complete, judge_of, objective_of
 from lamjax.training.structures_data import hold_out, is_at_target, noisy_batches, read_sets, wider
-from lamjax.training.structures_judge import Judgement, Labels, compare, read_structures, summary
+from lamjax.training.structures_judge import Judgement, LabelledSets, compare, read_structures, summary
 
 FORCE = {"type": "force"}  # compiles in a fraction of the time of a relaxation
 
@@ -51,7 +51,7 @@ def run(config: StructureTuneConfig, resume: bool = False) -> list:
 
 
 def judged_in(events: list) -> list:
-    return [event for event in events if isinstance(event, engine.Record) and event.validation]
+    return [event for event in events if isinstance(event, engine.RunRecord) and event.validation]
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_errors_of_virials_are_measured_where_there_are_labels():
     frames = label_frames.copper_frames(6)
     bare = [frame._replace(labels=frame.labels._replace(weights=np.array([1.0, 1.0, 0.0]))) for frame in frames]
     morse, params = label_frames.MORSE, jax.tree.map(lambda x: 1.03 * x, label_frames.MORSE.init())
-    labels = Labels(
+    labels = LabelledSets(
         {"all": frames, "part": [*bare[:5], frames[5]], "none": bare},
         dict.fromkeys(("all", "part", "none"), morse),
         "float64",

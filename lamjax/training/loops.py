@@ -12,7 +12,7 @@ from lamjax.arguments import ArgumentError, describe, expect
 from lamjax.losses import Loss, errors
 from lamjax.numerics import compiler_options
 from lamjax.training.state import TrainState
-from lamjax.training.step import Step, make_step
+from lamjax.training.step import TrainStep, make_step
 
 
 class NonFiniteError(FloatingPointError):
@@ -41,9 +41,9 @@ def fit(
 
 
 def updates(
-    step: Step, state: TrainState, batches: Iterable, sources: Sequence[str] | Callable[[Any], list[str]] = ()
+    step: TrainStep, state: TrainState, batches: Iterable, sources: Sequence[str] | Callable[[Any], list[str]] = ()
 ) -> Iterator[tuple[TrainState, dict[str, Any]]]:
-    """As `fit`, with a step that is there already: what it has compiled is used again."""
+    """As `fit` with a step made before, whose compiled programs are reused."""
     pending = None
     for batch in batches:  # the host prepares the next batch while the device works on the last
         _check(pending, sources)
@@ -72,11 +72,11 @@ def summary(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """
     metrics = jax.device_get(list(metrics))
     parts = dict.fromkeys(key.rpartition("/")[0] for key in metrics[0])
-    found: dict[str, float] = {}
+    combined: dict[str, float] = {}
     for part in parts:
         mine = [{k.rpartition("/")[2]: x for k, x in one.items() if k.rpartition("/")[0] == part} for one in metrics]
-        found |= {f"{part}/{key}" if part else key: x for key, x in _summary(mine).items()}
-    return found
+        combined |= {f"{part}/{key}" if part else key: x for key, x in _summary(mine).items()}
+    return combined
 
 
 def _summary(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -9,7 +9,7 @@ import numpy as np
 from lamjax.losses import Loss
 from lamjax.neighbors import Neighbors
 from lamjax.system import System
-from lamjax.training.fit import names_of, summary
+from lamjax.training.loops import names_of, summary
 
 
 class Drawn(NamedTuple):
@@ -24,7 +24,7 @@ class Drawn(NamedTuple):
 
 
 Pending = Sequence[tuple[Drawn, Mapping[str, Any]]]  # batches since the last record, with their metrics (numpy)
-Measured = dict[str, Any]  # errors; what is no number goes into no table, and is kept for the best model alone
+Measured = dict[str, Any]  # held-out errors by name; values that are not numbers are left out of the tables
 
 
 class Objective(NamedTuple):
@@ -37,10 +37,10 @@ class Objective(NamedTuple):
     measure: Callable[..., Measured]  # (params, what was measured first, see `first`; watch) -> held-out errors
     score: Callable[[Measured], float | None]  # the smallest is that of the best model; None: nothing was measured
     first: Measured | None = None  # what was measured before the first step, where the run begins with that
-    per_epoch: int | None = None  # updates of an epoch, where epochs are told
+    per_epoch: int | None = None  # updates of an epoch, if its end is an event
     # (records of an epoch) -> the objective with wider arrays, and their shapes in words; None: they are wide enough
     widen: "Callable[[Sequence[Mapping[str, float]]], tuple[Objective, tuple[str, ...]] | None] | None" = None
-    fingerprint: dict[str, dict[str, Any]] = {}  # of the data, by set: a run goes on with the very same only
+    fingerprint: dict[str, dict[str, Any]] = {}  # of the data, by set; a resumed run requires the same
 
 
 def objective(
