@@ -16,6 +16,7 @@ from lamjax.system import pad
 
 MORSE = classical.morse(depth=0.34, width=1.36, distance=2.87, cutoff=5.5, switch_start=4.5)  # copper
 PARAMS = MORSE.init(jax.random.key(0), np.float64)
+NO_NUMBERS = jax.tree.map(lambda x: np.nan * x, PARAMS)
 
 
 @pytest.fixture(autouse=True)
@@ -322,6 +323,10 @@ def test_an_explosion_stops_with_the_last_good_state():
         (lambda s: dynamics.begin(dynamics.nvt(MORSE), PARAMS, s, fixed=np.ones((4, 3), bool)), "shape"),
         (lambda s: dynamics.begin(dynamics.npt(MORSE), PARAMS, s._replace(cell=s.cell[::-1])), "right-handed"),
         (lambda s: dynamics.begin(dynamics.nvt(MORSE), PARAMS, pad(s, 40)), "8 of 40 atoms are padding"),
+        (
+            lambda s: dynamics.begin(dynamics.nvt(MORSE), NO_NUMBERS, s),
+            "Energy or forces of the start are infinite or NaN",
+        ),
         (lambda s: NVTConfig(timestep=0), "timestep"),
         (lambda s: NVTConfig(thermostat="berendsen"), "berendsen"),
     ],
