@@ -11,7 +11,7 @@ import pytest
 import lamjax
 from lamjax import classical, dynamics, units
 from lamjax.dynamics import NPTConfig, NVEConfig, NVTConfig
-from lamjax.dynamics.ensembles import degrees_of_freedom
+from lamjax.dynamics.ensembles import degrees_of_freedom, thermal_momenta
 from lamjax.system import pad
 
 MORSE = classical.morse(depth=0.34, width=1.36, distance=2.87, cutoff=5.5, switch_start=4.5)  # copper
@@ -181,6 +181,17 @@ def test_degrees_of_freedom_are_those_that_momentum_leaves():
     along = [np.array([0, 0, 32]), np.array([1, 0, 0])]
     assert [int(degrees_of_freedom(NVEConfig(), 32, n)) for n in along] == [62, 93]
     assert [int(degrees_of_freedom(langevin, 32, n)) for n in along] == [64, 95]
+
+
+@pytest.mark.parametrize("held", [0, 1, 5])
+def test_momenta_that_are_drawn_have_the_temperature_that_is_asked_for(held):
+    system, fixed = lamjax.from_ase(copper()), np.zeros((32, 3), bool)
+    fixed[:held] = True
+    p = thermal_momenta(NVEConfig(), system, fixed, 300, seed=3)
+    free = 3 * (32 - held) - (0 if held else 3)
+    kinetic = np.sum(p**2 / (2 * copper().get_masses()[:, None]))
+    assert kinetic == pytest.approx(free / 2 * units.KB * 300, rel=1e-12)
+    assert not p[fixed].any() and (held or np.abs(p.sum(axis=0)).max() < 1e-12)
 
 
 def drifting(atoms: ase.Atoms, kelvin: float, speed) -> np.ndarray:
