@@ -86,9 +86,9 @@ class DeepmdSystem(Sequence):
         if strange := [self.names[k] for k in np.unique(types) if not is_symbol(self.symbols[k])]:
             guess = [likely(name) for name in self.names]
             raise ValueError(
-                f"{file}: atoms are of type {', '.join(map(repr, strange))}, which is no chemical symbol. Say which element each "
-                f"type is, in the order of type_map.raw: --elements {','.join(guess)}, in a config type_map: "
-                f"[{', '.join(guess)}], in a script options=data.ReadOptions(elements={tuple(guess)})."
+                f"{file}: atoms are of type {', '.join(map(repr, strange))}, which is no chemical symbol. Say which "
+                f"element each type is, in the order of type_map.raw: --elements {','.join(guess)}, in a config "
+                f"type_map: [{', '.join(guess)}], in a script options=data.ReadOptions(elements={tuple(guess)})."
             )
         return np.array([ase.data.atomic_numbers.get(symbol, 0) for symbol in self.symbols])[types]
 
