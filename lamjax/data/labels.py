@@ -60,7 +60,7 @@ _OTHER |= {"unit", "units", "mean", "norm", "key", "type", "cutoff", "field", "c
 _OTHER |= {"hull", "fermi", "gap", "band", "above", "formation", "rate", "constant", "correction"}
 _LETTERS = ({"e"}, {"f"}, {"e0"}, {"u0"})  # keys of one letter, and QM9's
 _TOTAL = {"tot", "total", "pot", "scf"}  # which energy a letter is
-_RESULTS = {"energies", "stresses"}  # what ASE calls the parts of atoms
+_PARTS = {"energies": {"energy"}, "stresses": {"stress", "virial"}}  # what ASE calls the parts of atoms, and of what
 
 
 class Label(NamedTuple):
@@ -234,7 +234,7 @@ def _unused(atoms: ase.Atoms, entries: dict[str, list[_Entry]], taken: dict[str,
         found |= {key for key, value in values.items() if looks_like_label(key) and _holds_numbers(value)}
     if "energy" in taken:  # those of atoms are its parts
         found -= {key for key, value in atoms.arrays.items() if value.ndim == 1 and kind_of(key) == "energy"}
-    found -= usual | _RESULTS
+    found -= usual | {parts for parts, whole in _PARTS.items() if whole & taken.keys()}
     found -= {key for key in found if (spelled := quantity(key)) is not None and spelled[0] in chosen}
     for name, some in entries.items():
         if name == "stress" and "virial" in taken:

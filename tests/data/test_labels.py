@@ -127,6 +127,14 @@ def test_where_there_are_forces_the_free_energy_is_taken():
     assert data.from_atoms(atoms).labels.energy == -5.0
 
 
+def test_parts_of_an_energy_that_is_not_there_are_named(tmp_path):
+    with pytest.warns(UserWarning, match="frame 0: energies looks like a label and is not taken"):
+        (frame,) = data.read(write(tmp_path / "one.xyz", 'energies="-0.5 -1.5"'))
+    assert frame.labels.weights[0] == 0
+    (frame,) = data.read(write(tmp_path / "two.xyz", 'energy=-2 energies="-0.5 -1.5"'))  # not a word
+    assert frame.labels.energy == -2.0
+
+
 @pytest.mark.parametrize("key", ["mace_energy", "pbe_energy", "TotEnergy", "energy_hartree", "E", "final_energy"])
 def test_what_looks_like_a_label_and_is_not_taken_is_named(tmp_path, key):
     path = write(tmp_path / "one.xyz", f"{key}=-3")
