@@ -145,7 +145,8 @@ def undifferentiated(tree):
 def _refused(primals, tangents):
     raise TypeError(
         "The implicit adjoint gives first derivatives of a minimum alone: a second one would need those of its linear "
-        "solve. Take finite differences of the gradient (jax.grad), at a small fmax and tol."
+        "solve. Differentiate an Unrolled relaxation twice, by jax.jacfwd over jax.grad, or take finite differences of "
+        "the gradient at a small fmax and tol."
     )
 
 
