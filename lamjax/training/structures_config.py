@@ -15,14 +15,14 @@ from lamjax.training.config import apply, check_common, read, validate
 from lamjax.training.schedules import ScheduleConfig
 from lamjax.training.state import OptimizerConfig
 
-COMMAND = "lamjax finetune --objective structures"
+COMMAND = "lamjax finetune-structures"
 _COUNTS = ("epochs", "batch_size", "max_programs", "validate_every", "save_every", "keep", "patience")
 FALL = 20  # from the first to the last learning rate, unless the config says otherwise
 # prefactors of the replayed labels: (0.1 eV/Å)² is then as much as Dq = 1 amu^1/2 Å
 REPLAY = {"start_pref_e": 1.0, "limit_pref_e": 1.0, "start_pref_f": 100.0, "limit_pref_f": 100.0}
 REPLAY |= {"start_pref_v": 1.0, "limit_pref_v": 1.0}  # without stresses a cell that relaxes is not held
 TEMPLATE = """\
-# lamjax finetune MODEL FILES --objective structures --config THIS: all keys with their defaults.
+# lamjax finetune-structures MODEL FILES --config THIS: all keys with their defaults.
 # `base` and `pairs` are the MODEL and the FILES of the command. Paths are relative to the folder where it runs.
 base: model.lamjax                 # a lamjax bundle or a DeePMD-kit .pt, .dp, .yaml
 head: null                         # its head, where there are several
@@ -33,7 +33,7 @@ energy_key: null                   # key of the energy in all files, where it is
 forces_key: null
 stress_key: null                   # eV/Å³, positive in tension
 virial_key: null                   # eV, -V stress
-type_map: []                       # elements of types 1, 2, ... of LAMMPS dumps
+type_map: []                       # elements of types that a LAMMPS dump or a DeePMD set numbers
 hold_out: 0.1                      # share of `pairs` that is held out instead where there is no `validation`
 group_by: null                     # key of the starts' info, such as family: a group is held out as a whole
 fmax: 0.1                          # eV/Å; a target with a larger force is not relaxed, and left out

@@ -15,7 +15,16 @@ from pydantic import TypeAdapter
 
 import lamjax
 from lamjax import classical, neighbors, pytree
-from lamjax.relaxation import FireConfig, RelaxConfig, Unrolled, UntilConverged, relax, relax_structures
+from lamjax.relaxation import (
+    FireConfig,
+    Hybrid,
+    Implicit,
+    RelaxConfig,
+    Unrolled,
+    UntilConverged,
+    relax,
+    relax_structures,
+)
 from lamjax.system import System, host_system, pad
 
 TIGHT = RelaxConfig(fmax=1e-3, max_steps=2000)
@@ -36,7 +45,8 @@ class Calculator(ase.calculators.calculator.Calculator):
         super().calculate(atoms, properties, system_changes)
         system = host_system(self.atoms)
         widths = tuple(shell.sel or 64 for shell in self.potential.shells)
-        out = self.run(system, neighbors.host_neighbors(system, self.potential.shells, widths, n_offsets=343))
+        lists = neighbors.host_neighbors(system, self.potential.shells, widths)
+        out = self.run(system, lists._replace(offsets=np.resize(lists.offsets, (343, 3))))  # of one shape, and not used
         self.results = {"energy": float(out.energy), "forces": np.asarray(out.forces)}
 
 
@@ -237,6 +247,15 @@ def test_longest_step_is_limited():
         lambda: RelaxConfig(fmax=-1),
         lambda: Unrolled(0),
         lambda: Unrolled(5, segment=6),
+        lambda: UntilConverged(max_steps=-1),
+        lambda: UntilConverged(checkpoints=1),
+        lambda: Implicit(tol=0.0),
+        lambda: Implicit(tol=1.0),
+        lambda: Implicit(max_iterations=0),
+        lambda: Implicit(polish=-1),
+        lambda: Implicit(damping=-1.0),
+        lambda: Implicit(gate=0.0),
+        lambda: Hybrid(window=0),
     ],
 )
 def test_impossible_settings_are_errors(make):
