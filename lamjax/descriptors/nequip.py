@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from lamjax import nn, numerics
+from lamjax import imports, nn, numerics
 from lamjax.arguments import as_tuples, at_least
 from lamjax.descriptors.base import Descriptor, allowed_pairs, mask_excluded
 from lamjax.descriptors.environment import Block
@@ -170,16 +170,13 @@ def _paths(inputs: tuple[int, ...], lmax: int, n_outputs: int) -> tuple[Path, ..
 @functools.cache
 def coupling(a: int, b: int, c: int) -> np.ndarray:
     """(2a+1, 2b+1, 2c+1), Frobenius norm sqrt(2c+1), of the sign of the integral of three spherical harmonics."""
-    import e3nn_jax as e3nn
-
-    found = np.asarray(e3nn.clebsch_gordan(a, b, c), np.float64) * math.sqrt(2 * c + 1)
+    found = np.asarray(imports.e3nn().clebsch_gordan(a, b, c), np.float64) * math.sqrt(2 * c + 1)
     return np.where(np.abs(found) < 1e-12, 0, found)
 
 
 def spherical_harmonics(lmax: int, u: Float[Array, "*batch 3"]) -> Float[Array, "*batch n"]:
     """Y_0, ..., Y_lmax of unit vectors behind one another; |Y_l|² = 2l+1."""
-    import e3nn_jax as e3nn
-
+    e3nn = imports.e3nn()
     irreps = e3nn.Irreps.spherical_harmonics(lmax)
     return e3nn.spherical_harmonics(irreps, u, normalize=False, normalization="component").array
 
