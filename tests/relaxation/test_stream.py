@@ -51,10 +51,17 @@ def alone(potential, params, systems, config: RelaxConfig, fixed):
         yield jax.tree.map(np.asarray, run(params, pad(system, n_atoms), around._replace(offsets=offsets), held))
 
 
-@pytest.mark.parametrize("cell", [None, CellConfig(pressure=0.01)], ids=["fixed cell", "variable cell"])
-@pytest.mark.parametrize("kind", ["morse", "dpa2"])
-def test_minima_are_those_of_one_at_a_time(cell, kind):
-    potential = models.morse() if kind == "morse" else models.bound_dpa2(("Si", "B", "Cu"))
+@pytest.mark.parametrize(
+    ("kind", "cell"),
+    [
+        ("morse", None),
+        ("dpa2", None),
+        *(pytest.param(name, None, marks=pytest.mark.slow) for name in models.DESCRIPTORS if name != "dpa2"),
+        *((name, CellConfig(pressure=0.01)) for name in ("morse", *models.DESCRIPTORS)),
+    ],
+)
+def test_minima_are_those_of_one_at_a_time(kind, cell):
+    potential = models.morse() if kind == "morse" else models.bound(kind, ("Si", "B", "Cu"))
     params = models.params_of(potential)
     config = dataclasses.replace(TIGHT, cell=cell)
     systems = [host_system(a) for a in (mixture() if kind == "morse" else mixture()[1:6])]
