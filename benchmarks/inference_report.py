@@ -48,6 +48,17 @@ def cells(timings: dict, ratio: dict) -> tuple[str, ...]:
     )
 
 
+def memory(results: dict) -> str:
+    """What `dpa3_memory.py` found as lines of Markdown."""
+    columns = ("model", "task", "atoms", "temporaries MB", "compiled in s of processor time")
+    body = [
+        (model, task, str(content["atoms"]), *(f"{one[k]:.0f}" for k in ("temporaries_mb", "compile_cpu_s")))
+        for model, content in results["models"].items()
+        for task, one in content["tasks"].items()
+    ]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (columns, ["---"] * len(columns), *body))
+
+
 def markdown(results: dict) -> str:
     """Machine and table as lines of Markdown."""
     machine = results["hardware"]
@@ -70,4 +81,5 @@ def write(name: str, text: str, path: Path = ROOT / "README.md") -> None:
 
 if __name__ == "__main__":
     for name in sys.argv[1:]:
-        write(name, markdown(json.loads((RESULTS / f"{name}.json").read_text())))
+        results = json.loads((RESULTS / f"{name}.json").read_text())
+        write(name, memory(results) if name == "dpa3_memory" else markdown(results))
