@@ -120,6 +120,7 @@ def test_it_moves_at_constant_pressure_while_a_committee_watches(folder):
     assert all(np.isfinite(float(value)) for row in rows for value in row.values())
 
 
+@pytest.mark.slow
 def test_a_head_is_added_and_learns(folder):
     options = ("--head", "new", "--from", "Default", "--steps", 2, "--set", "batch_size=2", *FEW)
     ran("finetune", "run/model.lamjax", "frames.extxyz", *options, "--output", "tuned")
@@ -129,6 +130,7 @@ def test_a_head_is_added_and_learns(folder):
     assert not np.array_equal(*last)
 
 
+@pytest.mark.slow
 def test_it_learns_where_structures_relax_to(folder):
     options = ("--objective", "structures", "--steps-unrolled", 2, "--epochs", 1, "--batch-size", 2, *FEW[:2])
     assert "median Dq" in ran("finetune", "run/model.lamjax", "pairs.extxyz", *options, "--output", "structures")
@@ -138,7 +140,7 @@ def test_it_learns_where_structures_relax_to(folder):
     assert not np.array_equal(before["w"], after["w"])
 
 
-@pytest.mark.parametrize("student", STUDENTS)
+@pytest.mark.parametrize("student", ["dpa1", pytest.param("dpa2", marks=pytest.mark.slow)])
 def test_it_teaches_another_descriptor(folder, student):
     (folder / f"{student}.yaml").write_text(DISTILL % json.dumps(STUDENTS[student]))
     ran("distill", "--config", f"{student}.yaml", "--out", student)

@@ -293,7 +293,7 @@ def boride() -> tuple[System, System]:
 @pytest.mark.parametrize(
     ("descriptor", "cell"),
     [
-        ("dpa2", None),  # with fixed cells the same program but for the rows of the cell: once by default
+        ("dpa2", None),  # in a fixed cell it is the same program without the rows of the cell
         *(pytest.param(name, None, marks=pytest.mark.slow) for name in models.DESCRIPTORS if name != "dpa2"),
         *((name, CellConfig()) for name in models.DESCRIPTORS),
     ],

@@ -51,19 +51,18 @@ def alone(potential, params, systems, config: RelaxConfig, fixed):
         yield jax.tree.map(np.asarray, run(params, pad(system, n_atoms), around._replace(offsets=offsets), held))
 
 
+CELLS = {"fixed": None, "variable": CellConfig(pressure=0.01)}
+QUICK = ("morse", "dpa2")  # of the others test_relax relaxes several, and tests/cli/test_descriptors their cells
+
+
+@pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize(
-    ("kind", "cell"),
-    [
-        ("morse", None),
-        ("dpa2", None),
-        *(pytest.param(name, None, marks=pytest.mark.slow) for name in models.DESCRIPTORS if name != "dpa2"),
-        *((name, CellConfig(pressure=0.01)) for name in ("morse", *models.DESCRIPTORS)),
-    ],
+    "kind", [*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in models.DESCRIPTORS if n not in QUICK)]
 )
 def test_minima_are_those_of_one_at_a_time(kind, cell):
     potential = models.morse() if kind == "morse" else models.bound(kind, ("Si", "B", "Cu"))
     params = models.params_of(potential)
-    config = dataclasses.replace(TIGHT, cell=cell)
+    config = dataclasses.replace(TIGHT, cell=CELLS[cell])
     systems = [host_system(a) for a in (mixture() if kind == "morse" else mixture()[1:6])]
     fixed = [None] * len(systems)
     fixed[2] = np.arange(3 * systems[2].n_atoms).reshape(-1, 3) < 5
@@ -77,7 +76,7 @@ def test_minima_are_those_of_one_at_a_time(kind, cell):
         assert result.energy == pytest.approx(float(expected.energy), abs=1e-6)
         assert result.n_steps == expected.n_steps and not expected.overflow
         assert result.system.positions.shape == systems[k].positions.shape == result.forces.shape
-        if fixed[k] is not None and cell is None:
+        if fixed[k] is not None and CELLS[cell] is None:
             np.testing.assert_array_equal(result.system.positions[fixed[k]], systems[k].positions[fixed[k]])
 
 
