@@ -10,7 +10,7 @@ from lamjax import units
 from lamjax.neighbors import Neighbors
 from lamjax.potential import Potential
 from lamjax.properties import minimum
-from lamjax.properties.minimum import Minimum, PropertyConfig
+from lamjax.properties.minimum import RELAXED, Minimum, PropertyConfig
 from lamjax.relaxation import CellConfig, coordinates
 from lamjax.system import System
 
@@ -45,7 +45,7 @@ def elastic_tensor(
     params: Any,
     system: System,
     neighbors: Neighbors,
-    config: PropertyConfig = PropertyConfig(),
+    config: PropertyConfig = RELAXED,
     *,
     relax_ions: bool = True,
 ) -> ElasticTensor:
@@ -84,7 +84,7 @@ def sheet_stiffness(
     params: Any,
     system: System,
     neighbors: Neighbors,
-    config: PropertyConfig = PropertyConfig(),
+    config: PropertyConfig = RELAXED,
     *,
     relax_ions: bool = True,
 ) -> SheetStiffness:

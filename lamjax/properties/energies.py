@@ -13,9 +13,8 @@ from jaxtyping import Array, Bool, Float
 from lamjax.neighbors import Neighbors, host_neighbors
 from lamjax.potential import Potential
 from lamjax.properties import minimum
-from lamjax.properties.minimum import PropertyConfig
-from lamjax.relaxation import coordinates
-from lamjax.system import System, as_system, check_single, real, volume
+from lamjax.properties.minimum import RELAXED, PropertyConfig
+from lamjax.system import System, as_system, check_single, real
 
 JOULE_PER_M2 = ase_units._e * 1e20  # J/m² of one eV/Å²: 16.0218
 WHOLE = 1e-3  # how far from whole numbers lattice vectors of one cell may be in those of another
@@ -43,7 +42,7 @@ def formation_energy(
     system: System,
     neighbors: Neighbors,
     references: Mapping[str, Any],
-    config: PropertyConfig = PropertyConfig(),
+    config: PropertyConfig = RELAXED,
 ) -> Formation:
     """(E - Σ_i μ(element of i))/N of a relaxed structure (eV/atom), μ the `references` {symbol: eV per atom}.
 
@@ -63,12 +62,12 @@ def cohesive_energy(
     system: System,
     neighbors: Neighbors,
     references: Mapping[str, Any] | None = None,
-    config: PropertyConfig = PropertyConfig(),
+    config: PropertyConfig = RELAXED,
 ) -> Formation:
     """(Σ_i E(free atom i) - E)/N of a relaxed structure (eV/atom), positive where it is bound.
 
-    `references` {symbol: eV of the free atom}; None: those of this potential, which a potential that has never seen free
-    atoms knows badly.
+    `references` {symbol: eV of the free atom}; None: those of this potential, which are bad
+    where it has never seen free atoms.
     """
     if references is None:
         numbers = np.unique(np.asarray(as_system(system).numbers))
@@ -79,7 +78,7 @@ def cohesive_energy(
 
 
 def energy_per_atom(
-    potential: Potential, params: Any, system: System, neighbors: Neighbors, config: PropertyConfig = PropertyConfig()
+    potential: Potential, params: Any, system: System, neighbors: Neighbors, config: PropertyConfig = RELAXED
 ) -> Float[Array, ""]:
     """E/N of a relaxed structure (eV), with its derivative by the parameters: a reference of `formation_energy`."""
     here = minimum.at_minimum(potential, params, system, neighbors, config)
@@ -102,16 +101,16 @@ def vacancy_formation(
     params: Any,
     bulk: tuple[System, Neighbors],
     defective: tuple[System, Neighbors],
-    config: PropertyConfig = PropertyConfig(),
+    config: PropertyConfig = RELAXED,
     *,
     removed: Mapping[str, Any] | None = None,
 ) -> Defect:
     """E(defective) - n E(bulk) + Σ μ of a relaxed supercell with atoms taken away (eV); positive.
 
     `bulk` is the relaxed cell, `defective` a supercell of it, relaxed at the fixed cell of the crystal, with n cells of
-    it before the `removed` atoms {symbol: μ (eV)} were taken away; without, these are of the one element of the bulk and
-    go into it: μ = E(bulk)/N, which gives E(defective) - (N - 1)/N E(perfect) of one vacancy. The supercell follows
-    the crystal's lattice constants where these depend on the parameters. Raises ValueError if it is no supercell.
+    it before the `removed` atoms {symbol: μ (eV)} were taken away. Without `removed` the bulk has one element, and its
+    atoms go into the bulk: μ = E(bulk)/N, which gives E(defective) - (N - 1)/N E(perfect) of one vacancy. The supercell
+    follows the crystal's lattice constants where these depend on the parameters. Raises ValueError if it is none.
     """
     crystal, here, matrix = _both(potential, params, bulk, defective, config, "The supercell with the vacancy", 3)
     n_cells = abs(round(float(np.linalg.det(matrix))))
@@ -137,7 +136,7 @@ def surface_energy(
     params: Any,
     bulk: tuple[System, Neighbors],
     slab: tuple[System, Neighbors],
-    config: PropertyConfig = PropertyConfig(),
+    config: PropertyConfig = RELAXED,
 ) -> Defect:
     """(E(slab) - n E(bulk))/2A of a relaxed slab with two equal surfaces (eV/Å²; `JOULE_PER_M2` of it are J/m²).
 
@@ -149,7 +148,7 @@ def surface_energy(
     counts = {s: (_count(slab[0], s), _count(bulk[0], s)) for s in _symbols(bulk[0], slab[0])}
     ratios = {a / b if b else np.inf for a, b in counts.values()}
     if len(ratios) != 1 or np.inf in ratios:
-        raise ValueError(f"Slab and bulk differ in composition, {counts} atoms: a surface energy is not defined by them.")
+        raise ValueError(f"Slab and bulk differ in composition ({counts}): they define no surface energy.")
     a, b = _plane(slab[0])
     area = jnp.linalg.norm(jnp.cross(here.system.cell[a], here.system.cell[b]))
     energy = (here.energy - ratios.pop() * crystal.energy) / (2 * area)
@@ -171,7 +170,9 @@ def _both(potential, params, bulk, other, config: PropertyConfig, what: str, n_a
         )
     fixed_cell = PropertyConfig(None, config.fmax, config.response)
     here = minimum.at_minimum(potential, params, *other, fixed_cell)
-    change = jnp.asarray(np.round(matrix), here.z.dtype) @ (crystal.system.cell - jax.lax.stop_gradient(crystal.system.cell))
+    change = jnp.asarray(np.round(matrix), here.z.dtype) @ (
+        crystal.system.cell - jax.lax.stop_gradient(crystal.system.cell)
+    )
     cell = here.system.cell.at[jnp.array(axes)].add(change)
     system = jax.lax.stop_gradient(here.system)._replace(cell=cell)
     energy = potential.energy(params, system, here.neighbors)  # stationary in the positions

@@ -1,6 +1,5 @@
 """How the energy of a crystal follows its volume: bulk modulus and its derivative by pressure."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -15,8 +14,8 @@ from lamjax.arguments import as_tuples
 from lamjax.neighbors import Neighbors
 from lamjax.potential import Potential
 from lamjax.properties import minimum
-from lamjax.properties.minimum import RESPONSE, Minimum, PropertyConfig
-from lamjax.relaxation import CellConfig, RelaxConfig, coordinates, relax
+from lamjax.properties.minimum import RELAXED, RESPONSE, Minimum, PropertyConfig
+from lamjax.relaxation import CellConfig, RelaxConfig, relax
 from lamjax.system import System, volume
 
 SOFT = 1e-5  # eV/Å²: as in `elastic`
@@ -52,6 +51,9 @@ class EquationOfStateConfig:
             )
 
 
+USUAL = EquationOfStateConfig()
+
+
 class EquationOfState(NamedTuple):
     """Energies at volumes, and the third-order equation of Birch and Murnaghan that fits them best."""
 
@@ -72,7 +74,7 @@ def bulk_modulus(
     params: Any,
     system: System,
     neighbors: Neighbors,
-    config: PropertyConfig = PropertyConfig(),
+    config: PropertyConfig = RELAXED,
     *,
     shape: bool = True,
 ) -> BulkModulus:
@@ -138,8 +140,8 @@ def equation_of_state(
     params: Any,
     system: System,
     neighbors: Neighbors,
-    config: EquationOfStateConfig = EquationOfStateConfig(),
-    at: PropertyConfig = PropertyConfig(),
+    config: EquationOfStateConfig = USUAL,
+    at: PropertyConfig = RELAXED,
 ) -> EquationOfState:
     """Energies of a relaxed crystal at several volumes, each relaxed there, and the equation of state that fits them.
 
@@ -150,9 +152,9 @@ def equation_of_state(
     minimum.check_crystal(system, "An equation of state")
     here = minimum.at_minimum(potential, params, system, neighbors, at)
     stretch = 1 + jnp.asarray(config.strains, here.z.dtype)
-    start = jax.vmap(
-        lambda s: here.system._replace(positions=s * here.system.positions, cell=s * here.system.cell)
-    )(stretch)
+    start = jax.vmap(lambda s: here.system._replace(positions=s * here.system.positions, cell=s * here.system.cell))(
+        stretch
+    )
     lists = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(stretch), *jnp.shape(x))), neighbors)
     cell = CellConfig(keep="volume") if config.shape else None
     how = RelaxConfig(
@@ -176,7 +178,7 @@ def equation_of_state(
     )
 
 
-def compressed(potential: Potential, system: System, config: EquationOfStateConfig = EquationOfStateConfig()):
+def compressed(potential: Potential, system: System, config: EquationOfStateConfig = USUAL):
     """A list of neighbours of the crystal with room for those at the smallest volume of an equation of state; on the
     host."""
     squeezed = 1 + min(0.0, *config.strains) - 0.01

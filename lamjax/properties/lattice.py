@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 from lamjax.neighbors import Neighbors
 from lamjax.potential import Potential
 from lamjax.properties import minimum
-from lamjax.properties.minimum import PropertyConfig
+from lamjax.properties.minimum import RELAXED, PropertyConfig
 from lamjax.system import System, masses, volume
 
 DENSITY = ase_units._amu * 1e3 / 1e-24  # g/cm³ of one amu/Å³: 1.66054
@@ -35,7 +35,7 @@ def lattice(
     params: Any,
     system: System,
     neighbors: Neighbors,
-    config: PropertyConfig = PropertyConfig(),
+    config: PropertyConfig = RELAXED,
 ) -> Lattice:
     """Cell, lengths, angles, volume and density of a relaxed crystal, with their derivatives by the parameters."""
     minimum.check_crystal(system, "A lattice constant")

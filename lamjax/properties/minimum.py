@@ -39,6 +39,9 @@ class PropertyConfig:
             raise ValueError(f"fmax is {self.fmax} eV/Å; it must be positive.")
 
 
+RELAXED = PropertyConfig()
+
+
 class Minimum(NamedTuple):
     """One relaxed structure; system, z and energy differentiate as the minimum does."""
 
@@ -57,7 +60,7 @@ def at_minimum(
     params: Any,
     system: System,
     neighbors: Neighbors,
-    config: PropertyConfig = PropertyConfig(),
+    config: PropertyConfig = RELAXED,
     *,
     fixed: Bool[Array, "n_atoms 3"] | None = None,
 ) -> Minimum:
@@ -79,9 +82,7 @@ def at_minimum(
     if config.response is not None:
         rule = _attainable(config.response, z.dtype)
         weights = Weights(params, {}, there.reference.cell)
-        z, energy = implicit.at_minimum(
-            potential, config.cell, rule, weights, there, z, here.energy, lists, converged
-        )
+        z, energy = implicit.at_minimum(potential, config.cell, rule, weights, there, z, here.energy, lists, converged)
     else:
         energy = landscape.energy(potential, params, there, z, lists)
     placed = pytree.take(landscape.place(there, z), 0)

@@ -9,11 +9,11 @@ import numpy as np
 from ase import units as ase_units
 from jaxtyping import Array, Bool, Complex, Float
 
-from lamjax import units
+from lamjax import numerics, units
 from lamjax.neighbors import Neighbors
 from lamjax.potential import Potential
 from lamjax.properties import minimum
-from lamjax.properties.minimum import BLOCK, PropertyConfig
+from lamjax.properties.minimum import BLOCK, RELAXED, PropertyConfig
 from lamjax.properties.supercells import Supercell, home, repeated
 from lamjax.system import System, masses
 
@@ -61,37 +61,50 @@ def force_constants(
     system: System,
     neighbors: Neighbors,
     cells: Supercell,
-    config: PropertyConfig = PropertyConfig(),
+    config: PropertyConfig = RELAXED,
 ) -> ForceConstants:
-    """Φ_ij = ∂²E/∂x_i∂x_j of a supercell (eV/Å²), i in the cell, exact: forward-over-reverse products, no displacements.
+    """Φ_ij = ∂²E/∂x_i∂x_j of a supercell (eV/Å²), i in the cell, exact, by Hessian products.
 
     `system` is the relaxed cell with its `neighbors`, `cells` its supercell. The acoustic sum rule is imposed on the
     constant of an atom with itself. Pure, and differentiable by the parameters with the relaxed structure's response.
     """
     here = minimum.at_minimum(potential, params, system, neighbors, config)
-    rows = columns(potential, params, here.system, cells, unit_displacements(cells, here.z.dtype))
+    constants, residual = constants_of(potential, params, here.system, cells)
+    return ForceConstants(constants, jax.lax.stop_gradient(residual), here.fmax, here.converged)
+
+
+def constants_of(
+    potential, params, system: System, cells: Supercell
+) -> tuple[Float[Array, "n_atoms n_super 3 3"], Float[Array, ""]]:
+    """Force constants (eV/Å²) of the supercell of a structure as it is, and the largest |Σ_j Φ_ij| that was left."""
+    rows = columns(potential, params, system, cells, unit_displacements(cells, system.positions.dtype))
     rows = rows.reshape(len(home(cells)), 3, -1, 3).swapaxes(1, 2)
     total, atoms = jnp.sum(rows, axis=1), jnp.arange(len(home(cells)))
     constants = rows.at[atoms, home(cells)].add(-total)
-    residual = jax.lax.stop_gradient(jnp.max(jnp.abs(total), initial=0))
-    return ForceConstants(constants, residual, here.fmax, here.converged)
+    return constants, jnp.max(jnp.abs(total), initial=0)
 
 
 def columns(
     potential, params, system: System, cells: Supercell, along: Float[Array, "n n_super 3"]
 ) -> Float[Array, "n n_super 3"]:
     """H v for displacements v of the atoms of the supercell (eV/Å² times the unit of v), differentiable."""
-    large = repeated(system, cells)
-    lists = jax.tree.map(jnp.asarray, cells.neighbors)
+    return hessian_products(potential, params, repeated(system, cells), cells.neighbors, along)
+
+
+def hessian_products(
+    potential: Potential, params: Any, system: System, neighbors: Neighbors, along: Float[Array, "n n_atoms 3"]
+) -> Float[Array, "n n_atoms 3"]:
+    """H v, H = ∂²E/∂x∂x of a structure as it is, for displacements v (eV/Å² times the unit of v), differentiable."""
+    system, lists = jax.tree.map(jnp.asarray, (system, neighbors))
 
     def gradient(positions):
-        return jax.grad(lambda x: potential.energy(params, large._replace(positions=x), lists))(positions)
+        return jax.grad(lambda x: potential.energy(params, system._replace(positions=x), lists))(positions)
 
     @jax.checkpoint
     def product(v):
-        return jax.jvp(gradient, (large.positions,), (v,))[1]
+        return jax.jvp(gradient, (system.positions,), (v,))[1]
 
-    return jax.lax.map(product, along.astype(large.positions.dtype), batch_size=min(BLOCK, len(along)))
+    return jax.lax.map(product, along.astype(system.positions.dtype), batch_size=min(BLOCK, len(along)))
 
 
 def unit_displacements(cells: Supercell, dtype) -> Float[Array, "n n_super 3"]:
@@ -123,14 +136,23 @@ def frequencies(
     constants: Float[Array, "n_atoms n_super 3 3"], system: System, cells: Supercell, qpoints: Float[Array, "n_q 3"]
 ) -> Float[Array, "n_q n_modes"]:
     """Frequencies (THz) at wave vectors, ascending; negative where ω² < 0. Differentiable but where one is 0."""
-    squares = jax.lax.map(
+    return in_thz(squared_frequencies(constants, system, cells, qpoints))
+
+
+def in_thz(squares: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """THz of ω² (eV/Å²/amu), negative where that is."""
+    return THZ * jnp.sign(squares) * numerics.safe_sqrt(jnp.abs(squares))
+
+
+def squared_frequencies(
+    constants: Float[Array, "n_atoms n_super 3 3"], system: System, cells: Supercell, qpoints: Float[Array, "n_q 3"]
+) -> Float[Array, "n_q n_modes"]:
+    """ω² (eV/Å²/amu) at wave vectors, ascending; differentiable."""
+    return jax.lax.map(
         lambda q: eigenvalues(dynamical_matrix(constants, system, cells, q)),
         jnp.asarray(qpoints, constants.dtype),
         batch_size=min(BATCH, len(qpoints)),
     )
-    size = jnp.abs(squares)
-    positive = size > 0
-    return THZ * jnp.sign(squares) * jnp.where(positive, jnp.sqrt(jnp.where(positive, size, 1)), 0)
 
 
 @jax.custom_jvp
@@ -161,7 +183,7 @@ def phonons(
     neighbors: Neighbors,
     cells: Supercell,
     qpoints: Float[Array, "n_q 3"],
-    config: PropertyConfig = PropertyConfig(),
+    config: PropertyConfig = RELAXED,
 ) -> Phonons:
     """Frequencies of a relaxed crystal at wave vectors, such as those of `mesh` or of `path` (THz).
 
@@ -200,9 +222,7 @@ def thermodynamics(found: Phonons, temperatures: Float[Array, " n_t"]) -> Thermo
     return Thermodynamics(temperatures, mean(quanta / 2), free, entropy, capacity, 1 - jnp.mean(kept))
 
 
-def density_of_states(
-    found: Phonons, grid: Float[Array, " n"], width: float = 0.1
-) -> Float[Array, " n"]:
+def density_of_states(found: Phonons, grid: Float[Array, " n"], width: float = 0.1) -> Float[Array, " n"]:
     """Modes of a cell per THz at frequencies `grid` (THz), each mode a Gaussian of standard deviation `width` (THz)."""
     x = (grid[:, None] - found.frequencies.ravel()[None]) / width
     return jnp.sum(jnp.exp(-(x**2) / 2), axis=1) / (width * np.sqrt(2 * np.pi) * found.frequencies.shape[0])

@@ -39,7 +39,9 @@ def list_of(name: str, atoms: ase.Atoms | None = None):
     """A list with some room, in which all structures near the start are relaxed."""
     potential, atoms = potential_of(name), start(name) if atoms is None else atoms
     system = lamjax.from_ase(atoms)
-    widths = tuple(w + 8 for w in neighbors.plan_capacities(neighbors.count(system, potential.shells), potential.shells))
+    widths = tuple(
+        w + 8 for w in neighbors.plan_capacities(neighbors.count(system, potential.shells), potential.shells)
+    )
     return system, neighbors.allocate(system, potential.shells, widths)
 
 
@@ -74,6 +76,8 @@ def slopes(measure, params: dict, seed: int = 0, step: float = 2e-4):
     found = {}
     for name in values:
         a, b, c, d = (float(x[name]) for x in far)
-        exact = sum(float(jnp.vdot(x, y)) for x, y in zip(jax.tree.leaves(slope[name]), jax.tree.leaves(along), strict=True))
+        exact = sum(
+            float(jnp.vdot(x, y)) for x, y in zip(jax.tree.leaves(slope[name]), jax.tree.leaves(along), strict=True)
+        )
         found[name] = exact, (a - 8 * b + 8 * c - d) / (12 * step)
     return values, found
