@@ -20,6 +20,7 @@ from lamjax.cli.finetune import finetune
 from lamjax.cli.info import info
 from lamjax.cli.label import label
 from lamjax.cli.md import md
+from lamjax.cli.properties import properties
 from lamjax.cli.relax import relax
 from lamjax.cli.show import show
 from lamjax.cli.train import train
@@ -40,7 +41,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Look at data sets, and pack them.", no_args_is_help=True)
 data_app.command(help=flowing(check))(check)
 data_app.command("convert", help=flowing(convert_data))(convert_data)
-for command in (demo, train, finetune, distill, explore, label, relax, md, show, convert, info):
+for command in (demo, train, finetune, distill, explore, label, relax, properties, md, show, convert, info):
     app.command(help=flowing(command))(command)
 app.command("eval", help=flowing(evaluate))(evaluate)
 app.add_typer(data_app, name="data")

@@ -78,10 +78,15 @@ def constants_of(
 ) -> tuple[Float[Array, "n_atoms n_super 3 3"], Float[Array, ""]]:
     """Force constants (eV/Å²) of the supercell of a structure as it is, and the largest |Σ_j Φ_ij| that was left."""
     rows = columns(potential, params, system, cells, unit_displacements(cells, system.positions.dtype))
-    rows = rows.reshape(len(home(cells)), 3, -1, 3).swapaxes(1, 2)
-    total, atoms = jnp.sum(rows, axis=1), jnp.arange(len(home(cells)))
-    constants = rows.at[atoms, home(cells)].add(-total)
-    return constants, jnp.max(jnp.abs(total), initial=0)
+    return with_sum_rule(rows.reshape(len(home(cells)), 3, -1, 3).swapaxes(1, 2), cells)
+
+
+def with_sum_rule(
+    rows: Float[Array, "n_atoms n_super 3 3"], cells: Supercell
+) -> tuple[Float[Array, "n_atoms n_super 3 3"], Float[Array, ""]]:
+    """Constants whose sum over j vanishes, by that of an atom with itself; and the largest sum before (eV/Å²)."""
+    total, atoms = jnp.sum(rows, axis=1), np.arange(len(home(cells)))
+    return jnp.asarray(rows).at[atoms, home(cells)].add(-total), jnp.max(jnp.abs(total), initial=0)
 
 
 def columns(
