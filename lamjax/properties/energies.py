@@ -1,6 +1,6 @@
 """Energies of forming a crystal, a vacancy or a surface: differences of energies of relaxed structures."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ase.data
@@ -52,7 +52,7 @@ def formation_energy(
     """
     here = minimum.at_minimum(potential, params, system, neighbors, config)
     table = _table(references, system, here.energy.dtype)
-    bare = jnp.sum(table[here.system.numbers])
+    bare = jnp.sum(jnp.where(real(here.system), table[here.system.numbers], 0))
     return Formation((here.energy - bare) / jnp.sum(real(here.system)), here.fmax, here.converged)
 
 
@@ -112,22 +112,18 @@ def vacancy_formation(
     atoms go into the bulk: μ = E(bulk)/N, which gives E(defective) - (N - 1)/N E(perfect) of one vacancy. The supercell
     follows the crystal's lattice constants where these depend on the parameters. Raises ValueError if it is none.
     """
-    crystal, here, matrix = _both(potential, params, bulk, defective, config, "The supercell with the vacancy", 3)
-    n_cells = abs(round(float(np.linalg.det(matrix))))
-    count = {s: _count(defective[0], s) - n_cells * _count(bulk[0], s) for s in _symbols(bulk[0], defective[0])}
-    if max(count.values()) > 0 or not any(count.values()):
-        raise ValueError(f"The defective cell has {count} atoms beside {n_cells} cells of the bulk: expected fewer.")
+    crystal, here, matrix = _both(
+        potential, params, bulk, defective, config, "The supercell with the vacancy", range(3)
+    )
+    n_cells = jnp.abs(jnp.round(jnp.linalg.det(matrix)))
+    gone = n_cells * _counts(bulk[0]) - _counts(defective[0])
+    if not _is_traced(bulk[0], defective[0]):
+        _check_removed(bulk[0], np.asarray(gone), removed)
     if removed is None:
-        if len(_symbols(bulk[0])) > 1:
-            raise ValueError(
-                f"The bulk has the elements {', '.join(_symbols(bulk[0]))}: say in `removed` what the energy of the "
-                'atoms is where they go, for example {"O": -4.9}.'
-            )
-        removed = {_symbols(bulk[0])[0]: crystal.energy / len(np.asarray(bulk[0].numbers))}
-    if missing := [s for s, n in count.items() if n and s not in removed]:
-        raise ValueError(f"{-count[missing[0]]} atoms of {missing[0]} were removed, but `removed` has no energy of it.")
-    gone = sum(-n * removed[s] for s, n in count.items() if n)
-    energy = here.energy - n_cells * crystal.energy + gone
+        chemical = crystal.energy / jnp.sum(real(crystal.system)) * jnp.ones(len(gone))
+    else:
+        chemical = _table(removed, None, here.energy.dtype)
+    energy = here.energy - n_cells * crystal.energy + jnp.vdot(gone, chemical)
     return Defect(energy, jnp.maximum(crystal.fmax, here.fmax), crystal.converged & here.converged)
 
 
@@ -137,62 +133,87 @@ def surface_energy(
     bulk: tuple[System, Neighbors],
     slab: tuple[System, Neighbors],
     config: PropertyConfig = RELAXED,
+    *,
+    plane: tuple[int, int] = (0, 1),
 ) -> Defect:
     """(E(slab) - n E(bulk))/2A of a relaxed slab with two equal surfaces (eV/Å²; `JOULE_PER_M2` of it are J/m²).
 
-    `bulk` is the relaxed cell, `slab` relaxed at a fixed cell whose two periodic (or first two) lattice vectors are
-    lattice vectors of the bulk; n is the ratio of their numbers of atoms, composition must agree. The area follows the
-    crystal's lattice constants where these depend on the parameters. Raises ValueError for what does not fit.
+    `bulk` is the relaxed cell, `slab` relaxed at a fixed cell whose two lattice vectors in the `plane` are lattice
+    vectors of the bulk; n is the ratio of their numbers of atoms, of one composition. The area follows the crystal's
+    lattice constants where these depend on the parameters. Raises ValueError for what does not fit.
     """
-    crystal, here, _ = _both(potential, params, bulk, slab, config, "The slab", 2)
-    counts = {s: (_count(slab[0], s), _count(bulk[0], s)) for s in _symbols(bulk[0], slab[0])}
-    ratios = {a / b if b else np.inf for a, b in counts.values()}
-    if len(ratios) != 1 or np.inf in ratios:
-        raise ValueError(f"Slab and bulk differ in composition ({counts}): they define no surface energy.")
-    a, b = _plane(slab[0])
-    area = jnp.linalg.norm(jnp.cross(here.system.cell[a], here.system.cell[b]))
-    energy = (here.energy - ratios.pop() * crystal.energy) / (2 * area)
+    if not _is_traced(bulk[0], slab[0]):
+        _check_slab(bulk[0], slab[0], plane)
+    crystal, here, _ = _both(potential, params, bulk, slab, config, "The slab", plane)
+    n_cells = jnp.sum(real(slab[0])) / jnp.sum(real(bulk[0]))
+    area = jnp.linalg.norm(jnp.cross(here.system.cell[plane[0]], here.system.cell[plane[1]]))
+    energy = (here.energy - n_cells * crystal.energy) / (2 * area)
     return Defect(energy, jnp.maximum(crystal.fmax, here.fmax), crystal.converged & here.converged)
 
 
-def _both(potential, params, bulk, other, config: PropertyConfig, what: str, n_axes: int):
+def _both(potential, params, bulk, other, config: PropertyConfig, what: str, axes: Sequence[int]):
     """Both structures at their minima, the second one in a cell that follows that of the first; and how it is made."""
     for system in (bulk[0], other[0]):
         check_single(system, "An energy of a defect")
     minimum.check_crystal(bulk[0], "The bulk", "Give the relaxed cell of the crystal as bulk.")
-    crystal = minimum.at_minimum(potential, params, *bulk, config)
-    axes = list(range(3)) if n_axes == 3 else list(_plane(other[0]))
-    matrix = np.asarray(other[0].cell, np.float64)[axes] @ np.linalg.inv(np.asarray(bulk[0].cell, np.float64))
-    if np.abs(matrix - np.round(matrix)).max() > WHOLE:
+    axes = np.array(axes)
+    exact = jax.lax.stop_gradient(jnp.asarray(other[0].cell)[axes] @ jnp.linalg.inv(jnp.asarray(bulk[0].cell)))
+    matrix = jnp.round(exact)
+    if not _is_traced(bulk[0], other[0]) and np.abs(exact - matrix).max() > WHOLE:
         raise ValueError(
-            f"{what} does not fit the bulk: its lattice vectors are {np.round(matrix, 4).tolist()} of the bulk's, "
+            f"{what} does not fit the bulk: its lattice vectors are {np.round(exact, 4).tolist()} of the bulk's, "
             "expected whole numbers. Make it from the relaxed cell of the bulk, and relax it at a fixed cell."
         )
-    fixed_cell = PropertyConfig(None, config.fmax, config.response)
-    here = minimum.at_minimum(potential, params, *other, fixed_cell)
-    change = jnp.asarray(np.round(matrix), here.z.dtype) @ (
-        crystal.system.cell - jax.lax.stop_gradient(crystal.system.cell)
-    )
-    cell = here.system.cell.at[jnp.array(axes)].add(change)
-    system = jax.lax.stop_gradient(here.system)._replace(cell=cell)
+    crystal = minimum.at_minimum(potential, params, *bulk, config)
+    here = minimum.at_minimum(potential, params, *other, PropertyConfig(None, config.fmax, config.response))
+    lattice, system = crystal.system.cell, jax.lax.stop_gradient(here.system)
+    change = matrix @ (lattice - jax.lax.stop_gradient(lattice))
+    system = system._replace(cell=system.cell.at[axes].add(change))
     energy = potential.energy(params, system, here.neighbors)  # stationary in the positions
-    return crystal, here._replace(system=system, energy=energy), np.round(matrix)
+    return crystal, here._replace(system=system, energy=energy), matrix
 
 
-def _plane(slab: System) -> tuple[int, int]:
-    """The two periodic axes; of a slab in a periodic box the first two."""
-    periodic = np.flatnonzero(np.asarray(slab.pbc))
-    if len(periodic) == 3:
-        return 0, 1
-    if len(periodic) != 2:
-        raise ValueError(f"A slab is periodic along two or three lattice vectors, got pbc {np.asarray(slab.pbc)}.")
-    return int(periodic[0]), int(periodic[1])
+def _check_removed(bulk: System, gone: np.ndarray, removed: Mapping[str, Any] | None) -> None:
+    names = {ase.data.chemical_symbols[z]: int(gone[z]) for z in np.flatnonzero(gone)}
+    if not names or min(names.values()) < 0:
+        raise ValueError(
+            f"The defective cell lacks {names or 'no'} atoms of the bulk's; expected one or more, and none too many."
+        )
+    kinds = _symbols(bulk)
+    if removed is None and len(kinds) > 1:
+        raise ValueError(
+            f"The bulk has the elements {', '.join(kinds)}: say in `removed` what energy the atoms have where they go, "
+            'for example {"O": -4.9}.'
+        )
+    if removed is not None and (missing := [symbol for symbol in names if symbol not in removed]):
+        raise ValueError(f"{names[missing[0]]} atoms of {missing[0]} were removed: `removed` has no energy of it.")
 
 
-def _table(references: Mapping[str, Any], system: System, dtype) -> Float[Array, "119"]:
+def _check_slab(bulk: System, slab: System, plane: tuple[int, int]) -> None:
+    if not np.all(np.asarray(slab.pbc)[list(plane)]):
+        raise ValueError(f"The slab is not periodic along its lattice vectors {plane}; pbc is {np.asarray(slab.pbc)}.")
+    ratios = np.asarray(_counts(slab)) * np.sum(bulk.numbers > 0) - np.asarray(_counts(bulk)) * np.sum(slab.numbers > 0)
+    if np.any(ratios):
+        raise ValueError(
+            "Slab and bulk differ in composition: a surface energy is then defined by chemical potentials, which are "
+            "not known here. Take a slab of whole formula units."
+        )
+
+
+def _is_traced(*systems: System) -> bool:
+    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(systems))
+
+
+def _counts(system: System) -> Float[Array, "119"]:
+    """Atoms of each atomic number; 0 of padding."""
+    n = len(ase.data.chemical_symbols)
+    return jnp.sum(jax.nn.one_hot(system.numbers, n, dtype=jnp.zeros(()).dtype), axis=0).at[0].set(0)
+
+
+def _table(references: Mapping[str, Any], system: System | None, dtype) -> Float[Array, "119"]:
     if unknown := [s for s in references if s not in ase.data.atomic_numbers]:
         raise ValueError(f"references has {unknown[0]!r}, which is no chemical symbol.")
-    if not isinstance(system.numbers, jax.core.Tracer):
+    if system is not None and not _is_traced(system):
         if missing := [s for s in _symbols(system) if s not in references]:
             given = ", ".join(references) or "none"
             raise ValueError(f"There is no reference energy of {', '.join(missing)}; given: {given}.")
@@ -205,7 +226,3 @@ def _table(references: Mapping[str, Any], system: System, dtype) -> Float[Array,
 def _symbols(*systems: System) -> list[str]:
     numbers = np.unique(np.concatenate([np.asarray(s.numbers) for s in systems]))
     return [ase.data.chemical_symbols[z] for z in numbers if z > 0]
-
-
-def _count(system: System, symbol: str) -> int:
-    return int(np.sum(np.asarray(system.numbers) == ase.data.atomic_numbers[symbol]))

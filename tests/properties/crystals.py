@@ -30,18 +30,37 @@ def start(name: str) -> ase.Atoms:
     raise ValueError(name)
 
 
+def fcc(a: float = 1.9) -> ase.Atoms:
+    return ase.build.bulk("Cu", "fcc", a=a)
+
+
+def vacancy(crystal: ase.Atoms) -> ase.Atoms:
+    """Seven atoms and a hole."""
+    atoms = crystal.repeat((2, 2, 2))
+    del atoms[3]
+    return atoms
+
+
+def slab(a: float = 1.9) -> ase.Atoms:
+    """Four layers (111); its lattice vectors in the plane are some of `fcc`."""
+    basis = np.array([[1, -1, 0], [0, 1, -1], [1, 1, 1]])
+    return ase.build.make_supercell(fcc(a), basis)
+
+
 @functools.cache
 def potential_of(name: str):
     return many_body.stillinger_weber() if name == "stillinger_weber" else potentials.cases()[name].potential
 
 
 def list_of(name: str, atoms: ase.Atoms | None = None):
-    """A list with some room, in which all structures near the start are relaxed."""
-    potential, atoms = potential_of(name), start(name) if atoms is None else atoms
+    """A crystal and a list with some room, in which all structures near it are relaxed."""
+    return room(potential_of(name), start(name) if atoms is None else atoms)
+
+
+def room(potential, atoms: ase.Atoms):
     system = lamjax.from_ase(atoms)
-    widths = tuple(
-        w + 8 for w in neighbors.plan_capacities(neighbors.count(system, potential.shells), potential.shells)
-    )
+    found = neighbors.count(system, potential.shells)
+    widths = tuple(w + 8 for w in neighbors.plan_capacities(found, potential.shells))
     return system, neighbors.allocate(system, potential.shells, widths)
 
 
@@ -52,32 +71,32 @@ def relaxed(potential, params, system, lists, config: RelaxConfig = RELAX):
     return still((end.system, neighbors.update(lists, end.system, potential.shells)))
 
 
-def slopes(measure, params: dict, seed: int = 0, step: float = 2e-4):
-    """Along a random change of the parameters: {name: (derivative of `measure`, that of finite differences)}.
+def slopes(measure, params, seed: int = 0, step: float = 2e-4) -> tuple[float, float]:
+    """Along a random change of the parameters: the derivative of `measure`, and that of finite differences.
 
-    `measure` gives a dict of numbers, of a crystal that is relaxed anew for these parameters.
+    `measure` gives an array of numbers of a crystal that is relaxed anew for these parameters; each counts relative to
+    its size.
     """
     rng = np.random.default_rng(seed)
     leaves, form = jax.tree.flatten(params)
     along = jax.tree.unflatten(form, [jnp.asarray(rng.uniform(0.5, 1, np.shape(x)) * x) for x in leaves])
 
     @jax.jit
-    def run(params):
-        def both(p):
-            found = measure(p)
-            return found, found
+    def run(params, weights):
+        def total(params):
+            values = measure(params)
+            return jnp.vdot(weights, values), values
 
-        slope, values = jax.jacrev(both, has_aux=True)(params)
-        return values, slope
+        return jax.value_and_grad(total, has_aux=True)(params)
 
-    values, slope = run(params)
-    moved = lambda t: run(jax.tree.map(lambda x, d: x + t * d, params, along))[0]  # noqa: E731
-    far = [moved(k * step) for k in (-2, -1, 1, 2)]
-    found = {}
-    for name in values:
-        a, b, c, d = (float(x[name]) for x in far)
-        exact = sum(
-            float(jnp.vdot(x, y)) for x, y in zip(jax.tree.leaves(slope[name]), jax.tree.leaves(along), strict=True)
-        )
-        found[name] = exact, (a - 8 * b + 8 * c - d) / (12 * step)
-    return values, found
+    number = len(jax.eval_shape(measure, params))
+    (_, values), _ = run(params, jnp.ones(number))
+    weights = jnp.asarray(rng.uniform(0.5, 1.5, number)) / values
+    _, slope = run(params, weights)
+
+    def moved(t: float) -> float:
+        return float(run(jax.tree.map(lambda x, d: x + t * d, params, along), weights)[0][0])
+
+    numeric = (8 * (moved(step) - moved(-step)) - (moved(2 * step) - moved(-2 * step))) / (12 * step)
+    pairs = zip(jax.tree.leaves(slope), jax.tree.leaves(along), strict=True)
+    return sum(float(jnp.vdot(x, y)) for x, y in pairs), numeric
