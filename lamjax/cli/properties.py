@@ -283,7 +283,9 @@ def _moduli(path: Path, rows: list[dict]) -> None:
     """Moduli of the stable crystals against their references, or how they are distributed."""
     sound = [row for row in rows if row.get("elastic_stable") and "bulk_modulus" in row]
     known = {
-        label: list(zip(*[(row[f"reference_{name}"], row[name]) for row in sound if f"reference_{name}" in row], strict=True))
+        label: list(
+            zip(*[(row[f"reference_{name}"], row[name]) for row in sound if f"reference_{name}" in row], strict=True)
+        )
         for name, label in REFERENCES.items()
     }
     if any(known.values()):
