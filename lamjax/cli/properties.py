@@ -282,12 +282,10 @@ def _write(output: Path, rows: list[dict], wanted: Wanted) -> None:
 def _moduli(path: Path, rows: list[dict]) -> None:
     """Moduli of the stable crystals against their references, or how they are distributed."""
     sound = [row for row in rows if row.get("elastic_stable") and "bulk_modulus" in row]
-    known = {
-        label: list(
-            zip(*[(row[f"reference_{name}"], row[name]) for row in sound if f"reference_{name}" in row], strict=True)
-        )
-        for name, label in REFERENCES.items()
-    }
+    known: dict[str, tuple] = {}
+    for name, label in REFERENCES.items():
+        pairs = [(row[f"reference_{name}"], row[name]) for row in sound if f"reference_{name}" in row]
+        known[label] = tuple(zip(*pairs, strict=True))
     if any(known.values()):
         panels = {label: pair for label, pair in known.items() if pair}
         plots.parity(path, panels, f"moduli of {len(sound)} elastically stable crystals")

@@ -112,13 +112,12 @@ def vacancy_formation(
     atoms go into the bulk: μ = E(bulk)/N, which gives E(defective) - (N - 1)/N E(perfect) of one vacancy. The supercell
     follows the crystal's lattice constants where these depend on the parameters. Raises ValueError if it is none.
     """
-    crystal, here, matrix = _both(
-        potential, params, bulk, defective, config, "The supercell with the vacancy", range(3)
-    )
-    n_cells = jnp.abs(jnp.round(jnp.linalg.det(matrix)))
-    gone = n_cells * _counts(bulk[0]) - _counts(defective[0])
-    if not _is_traced(bulk[0], defective[0]):
-        _check_removed(bulk[0], np.asarray(gone), removed)
+    crystal, here, matrix = _both(potential, params, bulk, defective, config, "The cell with the vacancy", range(3))
+    xp = _module(bulk[0], defective[0])
+    n_cells = xp.abs(xp.round(xp.linalg.det(matrix)))
+    gone = n_cells * _counts(bulk[0], xp) - _counts(defective[0], xp)
+    if xp is np:
+        _check_removed(bulk[0], gone, removed)
     if removed is None:
         chemical = crystal.energy / jnp.sum(real(crystal.system)) * jnp.ones(len(gone))
     else:
@@ -142,7 +141,7 @@ def surface_energy(
     vectors of the bulk; n is the ratio of their numbers of atoms, of one composition. The area follows the crystal's
     lattice constants where these depend on the parameters. Raises ValueError for what does not fit.
     """
-    if not _is_traced(bulk[0], slab[0]):
+    if _module(bulk[0], slab[0]) is np:
         _check_slab(bulk[0], slab[0], plane)
     crystal, here, _ = _both(potential, params, bulk, slab, config, "The slab", plane)
     n_cells = jnp.sum(real(slab[0])) / jnp.sum(real(bulk[0]))
@@ -156,10 +155,11 @@ def _both(potential, params, bulk, other, config: PropertyConfig, what: str, axe
     for system in (bulk[0], other[0]):
         check_single(system, "An energy of a defect")
     minimum.check_crystal(bulk[0], "The bulk", "Give the relaxed cell of the crystal as bulk.")
-    axes = np.array(axes)
-    exact = jax.lax.stop_gradient(jnp.asarray(other[0].cell)[axes] @ jnp.linalg.inv(jnp.asarray(bulk[0].cell)))
-    matrix = jnp.round(exact)
-    if not _is_traced(bulk[0], other[0]) and np.abs(exact - matrix).max() > WHOLE:
+    axes, xp = np.array(axes), _module(bulk[0], other[0])
+    cells = jax.lax.stop_gradient((other[0].cell, bulk[0].cell)) if xp is jnp else (other[0].cell, bulk[0].cell)
+    exact = xp.asarray(cells[0])[axes] @ xp.linalg.inv(xp.asarray(cells[1]))
+    matrix = xp.round(exact)
+    if xp is np and np.abs(exact - matrix).max() > WHOLE:
         raise ValueError(
             f"{what} does not fit the bulk: its lattice vectors are {np.round(exact, 4).tolist()} of the bulk's, "
             "expected whole numbers. Make it from the relaxed cell of the bulk, and relax it at a fixed cell."
@@ -192,7 +192,8 @@ def _check_removed(bulk: System, gone: np.ndarray, removed: Mapping[str, Any] | 
 def _check_slab(bulk: System, slab: System, plane: tuple[int, int]) -> None:
     if not np.all(np.asarray(slab.pbc)[list(plane)]):
         raise ValueError(f"The slab is not periodic along its lattice vectors {plane}; pbc is {np.asarray(slab.pbc)}.")
-    ratios = np.asarray(_counts(slab)) * np.sum(bulk.numbers > 0) - np.asarray(_counts(bulk)) * np.sum(slab.numbers > 0)
+    counts = _counts(slab, np), _counts(bulk, np)
+    ratios = counts[0] * counts[1].sum() - counts[1] * counts[0].sum()
     if np.any(ratios):
         raise ValueError(
             "Slab and bulk differ in composition: a surface energy is then defined by chemical potentials, which are "
@@ -200,20 +201,22 @@ def _check_slab(bulk: System, slab: System, plane: tuple[int, int]) -> None:
         )
 
 
-def _is_traced(*systems: System) -> bool:
-    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(systems))
+def _module(*systems: System):
+    """numpy where the structures are known, so that they can be checked inside jit too; else jax.numpy."""
+    traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(systems))
+    return jnp if traced else np
 
 
-def _counts(system: System) -> Float[Array, "119"]:
+def _counts(system: System, xp) -> Float[Array, "119"]:
     """Atoms of each atomic number; 0 of padding."""
-    n = len(ase.data.chemical_symbols)
-    return jnp.sum(jax.nn.one_hot(system.numbers, n, dtype=jnp.zeros(()).dtype), axis=0).at[0].set(0)
+    numbers, kinds = xp.asarray(system.numbers), xp.arange(len(ase.data.chemical_symbols))
+    return xp.sum((numbers[:, None] == kinds) & (kinds > 0), axis=0).astype(float)
 
 
 def _table(references: Mapping[str, Any], system: System | None, dtype) -> Float[Array, "119"]:
     if unknown := [s for s in references if s not in ase.data.atomic_numbers]:
         raise ValueError(f"references has {unknown[0]!r}, which is no chemical symbol.")
-    if system is not None and not _is_traced(system):
+    if system is not None and _module(system) is np:
         if missing := [s for s in _symbols(system) if s not in references]:
             given = ", ".join(references) or "none"
             raise ValueError(f"There is no reference energy of {', '.join(missing)}; given: {given}.")

@@ -42,9 +42,10 @@ def vacancy(crystal: ase.Atoms) -> ase.Atoms:
 
 
 def slab(a: float = 1.9) -> ase.Atoms:
-    """Four layers (111); its lattice vectors in the plane are some of `fcc`."""
-    basis = np.array([[1, -1, 0], [0, 1, -1], [1, 1, 1]])
-    return ase.build.make_supercell(fcc(a), basis)
+    """Three layers (111) and a vacuum; its lattice vectors in the plane are some of `fcc`."""
+    atoms = ase.build.make_supercell(fcc(a), np.array([[1, -1, 0], [0, 1, -1], [1, 1, 1]]))
+    atoms.cell[2] *= 3.5
+    return atoms
 
 
 @functools.cache
