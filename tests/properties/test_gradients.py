@@ -4,10 +4,10 @@ import dataclasses
 
 import ase.build
 import bound_models
-import crystals
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import relaxed_crystals as crystals
 
 from lamjax import properties
 from lamjax.properties import EquationOfStateConfig
