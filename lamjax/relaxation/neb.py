@@ -282,7 +282,7 @@ def _check_ends(start: System, end: System, n_images: int) -> None:
     if n_images < 3:
         raise ValueError(f"A band has at least 3 images, both ends included; got n_images={n_images}.")
     if start.numbers.shape != end.numbers.shape or np.any(start.numbers != end.numbers):
-        differ = "numbers of atoms" if start.n_atoms != end.n_atoms else "elements in another order"
+        differ = "numbers of atoms that differ" if start.n_atoms != end.n_atoms else "elements in another order"
         raise ValueError(f"Start and end of a path have {differ}: each atom must be at the same place in both lists.")
     if np.any(start.pbc != end.pbc) or np.abs(start.cell - end.cell).max() > 1e-6:
         raise ValueError("Start and end of a path have different cells; relax both in one cell.")
