@@ -8,12 +8,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import ase
 import jax
 import numpy as np
 import typer
+from ase.calculators.singlepoint import SinglePointCalculator
 from rich.markup import escape
 
-from lamjax import checkpoints, data
+from lamjax import checkpoints, data, units
 from lamjax.cli import reading
 from lamjax.cli.relax import Precision
 from lamjax.data import records
@@ -27,6 +29,7 @@ RECORDS, CSV, JSON, RELAXED = "records.jsonl", "properties.csv", "properties.jso
 FIGURES, MODULI, PHONOPY = "figures", "moduli.png", "phonopy"
 REFERENCES = {"bulk_modulus": "bulk modulus (GPa)", "shear_modulus": "shear modulus (GPa)"}
 KEYS = ("{}", "{}_GPa", "{}_vrh", "REF_{}", "k_vrh", "g_vrh")  # of references in the files
+STRUCTURE = ("numbers", "positions", "cell", "pbc", "energy", "forces", "virial")
 FLAGS = ("converged", "broken_up", "symmetry_changed", "elastic_stable", "phonons_stable")
 
 
@@ -194,10 +197,7 @@ def _at_volumes(potential, params, ends: dict[int, Any], wanted: Wanted) -> dict
 def _one(potential, params, crystal: Crystal, relaxed, volumes, wanted: Wanted, output: Path) -> dict:
     """The record of one relaxed crystal, and its files."""
     record = _named(crystal) | survey.state(crystal.system, relaxed, potential, True)
-    atoms = to_ase(relaxed)
-    atoms.info |= {key: record[key] for key in ("source", "number", "converged")}
-    with open(output / RELAXED, "a") as file:
-        records.append(file, atoms)
+    record["relaxed"] = _plain(relaxed)
     if not record["converged"]:
         return record | {"error": survey.ATTEMPTED}
     name = f"{crystal.number:05d}_{record['formula']}"
@@ -209,6 +209,24 @@ def _one(potential, params, crystal: Crystal, relaxed, volumes, wanted: Wanted, 
     if wanted.phonons is not None:
         record |= _tried("phonons", lambda: _waves(potential, params, relaxed.system, name, wanted, output))
     return record
+
+
+def _plain(relaxed) -> dict:
+    """A relaxed structure as lists of numbers."""
+    arrays = relaxed.system._asdict() | {"energy": relaxed.energy, "forces": relaxed.forces, "virial": relaxed.virial}
+    return {name: np.asarray(arrays[name]).tolist() for name in STRUCTURE}
+
+
+def _atoms(row: dict) -> ase.Atoms:
+    """The structure of a record with its energy, forces and stress, and what became of it."""
+    found = row["relaxed"]
+    atoms = ase.Atoms(found["numbers"], found["positions"], cell=found["cell"], pbc=found["pbc"])
+    results = {"energy": found["energy"], "forces": np.asarray(found["forces"])}
+    if atoms.pbc.all():
+        results["stress"] = units.to_voigt(units.virial_to_stress(np.asarray(found["virial"]), atoms.get_volume()))
+    atoms.calc = SinglePointCalculator(atoms, **results)
+    atoms.info |= {key: row[key] for key in ("source", "number", "converged", "fmax", "n_steps")}
+    return atoms
 
 
 def _tried(what: str, compute) -> dict:
@@ -267,6 +285,12 @@ def _named(crystal: Crystal) -> dict:
 
 def _write(output: Path, rows: list[dict], wanted: Wanted) -> None:
     """Table, tree and figure of all records."""
+    text = io.StringIO()
+    for row in rows:
+        if "relaxed" in row:
+            records.append(text, _atoms(row))
+    files.write_atomically(output / RELAXED, text.getvalue().encode())
+    rows = [{key: value for key, value in row.items() if key != "relaxed"} for row in rows]
     plain = lambda value: not isinstance(value, list | dict)  # noqa: E731
     columns = list(dict.fromkeys(key for row in rows for key, value in row.items() if plain(value)))
     text = io.StringIO()

@@ -1,4 +1,4 @@
-"""Energies of formation, of a vacancy and of a surface, against differences of ASE's energies; and what does not fit."""
+"""Energies of formation, of a vacancy and of a surface, against differences of ASE's; and what does not fit."""
 
 import ase
 import ase.build
