@@ -1,5 +1,6 @@
 """Losses of what is computed of relaxed structures: moduli, volumes, force constants."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -16,7 +17,7 @@ from lamjax.factories import factory
 from lamjax.neighbors import Neighbors
 from lamjax.potential import check_potential
 from lamjax.properties import PropertyConfig
-from lamjax.relaxation import CellConfig, RelaxConfig, relax
+from lamjax.relaxation import CellConfig, Implicit, RelaxConfig, relax
 from lamjax.system import System, real
 
 MODULI = {"GPa": 1.0, "kbar": 0.1, "eV/Å³": 1 / units.GPA}
@@ -145,9 +146,7 @@ def property_loss(potential, config: PropertyLossConfig) -> Callable:
     """
     check_potential(potential, "property_loss")
     expect(config, PropertyLossConfig, "property_loss takes a PropertyLossConfig second", "It names the targets.")
-    how = RelaxConfig(
-        config.relax.fmax, config.relax.max_steps, config.relax.cell, config.relax.minimiser, skin=config.relax.skin
-    )
+    how = dataclasses.replace(config.relax, adjoint=Implicit())  # which keeps nothing of the way
     at = PropertyConfig(cell=how.cell, fmax=max(how.fmax, 1e-12))
     size = {"squared": jnp.square, "absolute": lambda x: jnp.sqrt(1 + x * x) - 1}[config.error]
     elastic = bool(ELASTIC & {target.name for target in config.targets})
@@ -172,12 +171,16 @@ def property_loss(potential, config: PropertyLossConfig) -> Callable:
         end = still(relax(potential, still(params), batch.start, batch.neighbors, how))
         lists = jax.vmap(lambda n, s: neighbor_lists.update(n, s, potential.shells))(batch.neighbors, end.system)
         kept = end.converged & ~lists.overflow & jnp.any(real(batch.start), axis=-1)
-        # what is left out is judged at its start, so that no NaN reaches a gradient
-        system = pytree.where(kept, end.system, batch.start)
-        lists = pytree.where(kept, lists, batch.neighbors)
-        values, stable, settled = jax.vmap(lambda s, n: one(params, s, n))(system, lists)
-        kept = kept & settled
-        total, metrics = _compared(values, batch, kept, config, size)
+        donor = jnp.argmax(kept)  # stands in for what is left out, so that no NaN reaches a gradient
+        crystals = pytree.where(kept, (end.system, lists), pytree.take((end.system, lists), donor))
+
+        def judged(params):
+            values, stable, settled = jax.vmap(lambda s, n: one(params, s, n))(*crystals)
+            return *_compared(values, batch, kept & settled, config, size), stable, kept & settled
+
+        shapes = jax.eval_shape(judged, params)
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        total, metrics, stable, kept = jax.lax.cond(jnp.any(kept), judged, lambda params: nothing, params)
         present = jnp.any(real(batch.start), axis=-1)
         return total, metrics | {
             "n_structures": jnp.sum(kept),

@@ -127,18 +127,10 @@ def test_what_is_wrong_is_flagged():
 
     cubic = judged(ase.build.bulk("Cu", "sc", a=1.283))
     assert not cubic.stable and cubic.least_stiffness < 0
-    stretched = run(*_same_width(potential, ase.build.bulk("Cu", "fcc", a=1.9), crystals.room(potential, _sc())[1]))
+    system = lamjax.from_ase(ase.build.bulk("Cu", "sc", a=1.35))
+    like = crystals.room(potential, ase.build.bulk("Cu", "sc", a=1.283))[1]
+    stretched = run(system, neighbors.allocate(system, potential.shells, like.capacities))
     assert not stretched.converged and stretched.fmax > 1e-2 and np.abs(stretched.stress).max() > 0.1
-
-
-def _sc():
-    return ase.build.bulk("Cu", "sc", a=1.283)
-
-
-def _same_width(potential, atoms, like):
-    system = lamjax.from_ase(atoms)
-    lists = neighbors.allocate(system, potential.shells, like.capacities)
-    return system, lists
 
 
 def test_molecules_and_slabs_are_told_apart():
