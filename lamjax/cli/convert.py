@@ -38,9 +38,7 @@ def convert(
     A model keeps its precision and, unless told otherwise, all its heads and elements. What of an input is not carried
     over is listed. The kind of the source is told by its content, that of the target by its ending.
     """
-    if not source.is_file():
-        raise FileNotFoundError(f"{source}: {'a folder, not a model file' if source.is_dir() else 'no such file'}.")
-    if is_input(source):
+    if is_input(checkpoints.locate(source)):
         if heads or elements or types or toward or tabulate:
             raise ValueError(
                 "--heads, --elements, --types, --toward and --tabulate are for models, not for a training input."
@@ -75,6 +73,8 @@ def _convert(
     if target.suffix == NATIVE and len(names) > 1:
         raise ValueError(f"A .dp holds one head. Choose it with --heads, one of {', '.join(names)}.")
     if tabulate:
+        n = len(potential.elements)
+        console.print(f"Making a table of the radial net for {n * n:,} pairs of {n} elements; of 89 in about a minute.")
         potential, params = edit.tabulate(potential, params)
     if target.suffix == BUNDLE:
         card = stored.card or {"converted_from": f"{source.name} ({stored.kind})"}
