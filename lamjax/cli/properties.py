@@ -16,7 +16,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from rich.markup import escape
 
 from lamjax import checkpoints, data, units
-from lamjax.cli import reading
+from lamjax.cli import reading, relax_records
 from lamjax.cli.relax import Precision
 from lamjax.data import records
 from lamjax.properties import PropertyConfig, survey, write_phonopy
@@ -100,11 +100,15 @@ def properties(
         done = _done(output, resume)
         potential, params = checkpoints.load(model, head, np.dtype(precision.value))
         found, unread = _read(structures, potential.elements, reading.options(elements=elements))
+        made = {"model": relax_records.model_name(potential, params), "settings": _settings(wanted, precision)}
+        for crystal in found:
+            _check_made(done.get(crystal.source), made | _start(crystal), output)
         left = [crystal for crystal in found if crystal.source not in done]
         for first in range(0, len(left), chunk):
             part = left[first : first + chunk]
             computed = _computed(potential, params, part, wanted, output)
             for record in progress(computed, "properties", len(part)):
+                record["made"] = made | _start(found[record["number"]])
                 files.append(output / RECORDS, (json.dumps(record) + "\n").encode())
                 done[record["source"]] = record
         rows = [done[crystal.source] for crystal in found if crystal.source in done]
@@ -126,10 +130,48 @@ def _done(output: Path, resume: bool) -> dict[str, dict]:
         return {}
     lines = file.read_bytes().splitlines(keepends=True) if file.is_file() else []
     whole = [line for line in lines if line.endswith(b"\n")]
+    try:
+        found = [json.loads(line) for line in whole]
+        is_ours = all({"source", "number", "made"} <= record.keys() for record in found)
+    except (ValueError, AttributeError):
+        is_ours = False
+    if not is_ours:
+        raise ValueError(f"{file} was not written by `lamjax properties`. Name another --output, or remove it.")
     if lines:
         files.cut(file, sum(map(len, whole)))
-    found = [json.loads(line) for line in whole]
     return {record["source"]: record for record in found}
+
+
+def _settings(wanted: Wanted, precision: Precision) -> str:
+    """What the numbers depend on beside the model and the structure."""
+    phonons = "no" if wanted.phonons is None else f"{wanted.phonons.length:g} Å"
+    heat = () if wanted.phonons is None else wanted.phonons.temperatures
+    return (
+        f"elastic {wanted.elastic}; eos {wanted.eos is not None}; phonons {phonons}; temperatures "
+        f"{' '.join(f'{t:g}' for t in heat)}; fmax {wanted.relax.fmax:g}; max_steps {wanted.relax.max_steps}; precision "
+        f"{precision.value}"
+    )
+
+
+def _start(crystal: Crystal) -> dict[str, str]:
+    """A name for a structure as it was read."""
+    unusable = crystal.system is None
+    return {"start": "unusable" if unusable else relax_records.start_name(crystal.system, None)}
+
+
+def _check_made(record: dict | None, made: dict[str, str], output: Path) -> None:
+    """ValueError, with what differs, for a record of another model, structure or settings."""
+    if record is None:
+        return
+    for name, now in made.items():
+        before = record["made"][name]
+        if before != now:
+            pairs = zip(before.split("; "), now.split("; "), strict=False)
+            said = "; ".join(f"{old}, now {new}" for old, new in pairs if old != new)
+            raise ValueError(
+                f"{output}: {record['source']} was computed with another {name} ({said}). Give the same again, or name "
+                "another --output."
+            )
 
 
 def _read(paths: Sequence[Path], elements, options) -> tuple[list[Crystal], list[str]]:
@@ -290,7 +332,7 @@ def _write(output: Path, rows: list[dict], wanted: Wanted) -> None:
         if "relaxed" in row:
             records.append(text, _atoms(row))
     files.write_atomically(output / RELAXED, text.getvalue().encode())
-    rows = [{key: value for key, value in row.items() if key != "relaxed"} for row in rows]
+    rows = [{key: value for key, value in row.items() if key not in ("relaxed", "made")} for row in rows]
     plain = lambda value: not isinstance(value, list | dict)  # noqa: E731
     columns = list(dict.fromkeys(key for row in rows for key, value in row.items() if plain(value)))
     text = io.StringIO()
