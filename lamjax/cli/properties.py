@@ -20,7 +20,7 @@ from lamjax.cli import reading, relax_records
 from lamjax.cli.relax import Precision
 from lamjax.data import records
 from lamjax.properties import PropertyConfig, survey, write_phonopy
-from lamjax.properties.equation_of_state import EquationOfStateConfig
+from lamjax.properties.volumes import EquationOfStateConfig
 from lamjax.relaxation import CellConfig, RelaxConfig, stream
 from lamjax.reports import console, crystals, files, outputs, plots, progress, table
 from lamjax.system import System, to_ase
@@ -148,8 +148,8 @@ def _settings(wanted: Wanted, precision: Precision) -> str:
     heat = () if wanted.phonons is None else wanted.phonons.temperatures
     return (
         f"elastic {wanted.elastic}; eos {wanted.eos is not None}; phonons {phonons}; temperatures "
-        f"{' '.join(f'{t:g}' for t in heat)}; fmax {wanted.relax.fmax:g}; max_steps {wanted.relax.max_steps}; precision "
-        f"{precision.value}"
+        f"{' '.join(f'{t:g}' for t in heat)}; fmax {wanted.relax.fmax:g}; max_steps {wanted.relax.max_steps}; "
+        f"precision {precision.value}"
     )
 
 

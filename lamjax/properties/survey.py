@@ -14,14 +14,14 @@ from lamjax import numerics
 from lamjax.arguments import as_tuples
 from lamjax.neighbors import Neighbors
 from lamjax.potential import Potential
-from lamjax.properties import phonons as lattice_waves
+from lamjax.properties import vibrations
+from lamjax.properties.cells import DENSITY
 from lamjax.properties.elastic import elastic_tensor, sheet_stiffness
-from lamjax.properties.equation_of_state import EquationOfStateConfig, birch_murnaghan, bulk_modulus
-from lamjax.properties.lattice import DENSITY
 from lamjax.properties.minimum import PropertyConfig, check_crystal
 from lamjax.properties.paths import Path, path
 from lamjax.properties.supercells import LENGTH, Supercell, commensurate, repeated, supercell
 from lamjax.properties.symmetry import n_operations
+from lamjax.properties.volumes import EquationOfStateConfig, birch_murnaghan, bulk_modulus
 from lamjax.system import MASSES, System, pad
 from lamjax.units import GPA
 
@@ -147,19 +147,19 @@ def waves(potential: Potential, params: Any, system: System, config: PhononSurve
     constants, residual = force_constants(potential, params, system, cells)
     numbers = np.maximum(1, np.ceil(config.density / np.linalg.norm(np.asarray(system.cell), axis=1))).astype(int)
     way = path(system, config.n_path)
-    qpoints = np.concatenate([lattice_waves.mesh(numbers), way.qpoints])
-    values = np.asarray(jax.jit(lattice_waves.frequencies)(constants, system, cells, qpoints))
+    qpoints = np.concatenate([vibrations.mesh(numbers), way.qpoints])
+    values = np.asarray(jax.jit(vibrations.frequencies)(constants, system, cells, qpoints))
     on_mesh, bands = values[: -len(way.qpoints)], values[-len(way.qpoints) :]
     exact = on_mesh[commensurate(qpoints[: len(on_mesh)], cells)]
     nothing = np.zeros(0)
-    found = lattice_waves.Phonons(qpoints[: len(on_mesh)], on_mesh, None, values.min(), nothing, nothing)
-    heat = lattice_waves.thermodynamics(found, np.asarray(config.temperatures))
+    found = vibrations.Phonons(qpoints[: len(on_mesh)], on_mesh, None, values.min(), nothing, nothing)
+    heat = vibrations.thermodynamics(found, np.asarray(config.temperatures))
     record = {
         "zero_point_energy": float(heat.zero_point),
         "least_frequency": float(values.min()),
         "largest_frequency": float(values.max()),
-        "phonons_stable": bool(values.min() > -lattice_waves.IMAGINARY),
-        "imaginary_share": float(np.mean(on_mesh < -lattice_waves.IMAGINARY)),
+        "phonons_stable": bool(values.min() > -vibrations.IMAGINARY),
+        "imaginary_share": float(np.mean(on_mesh < -vibrations.IMAGINARY)),
         "sum_rule": float(residual),
         "supercell": np.asarray(cells.repeats).tolist(),
         "mesh": numbers.tolist(),
@@ -172,10 +172,10 @@ def waves(potential: Potential, params: Any, system: System, config: PhononSurve
 
 
 def force_constants(potential: Potential, params: Any, system: System, cells: Supercell) -> tuple[np.ndarray, float]:
-    """As `phonons.force_constants`, of a structure as it is, in shapes that supercells of about one size share."""
+    """As `vibrations.force_constants`, of a structure as it is, in shapes that supercells of about one size share."""
     large = jax.tree.map(np.asarray, repeated(jax.tree.map(np.asarray, system), cells))
     n_super, (wide, lists) = large.n_atoms, padded(potential, large)
-    along = np.asarray(lattice_waves.unit_displacements(cells, large.positions.dtype))
+    along = np.asarray(vibrations.unit_displacements(cells, large.positions.dtype))
     n, products = len(along), []
     for first in range(0, n, DIRECTIONS):
         block = np.zeros((DIRECTIONS, wide.n_atoms, 3), large.positions.dtype)
@@ -184,7 +184,7 @@ def force_constants(potential: Potential, params: Any, system: System, cells: Su
         found = _program(potential, None, "products")(params, wide, lists, block)
         products.append(np.asarray(found)[: len(some), :n_super])
     rows = np.concatenate(products).reshape(n // 3, 3, n_super, 3).swapaxes(1, 2)
-    return lattice_waves.with_sum_rule(rows, cells)
+    return vibrations.with_sum_rule(rows, cells)
 
 
 @functools.lru_cache(maxsize=32)
@@ -199,7 +199,7 @@ def _program(potential: Potential, config: PropertyConfig | None, what: str):
         case "sheet":
             function = lambda p, s, n: sheet_stiffness(potential, p, s, n, config)  # noqa: E731
         case "products":
-            function = functools.partial(lattice_waves.hessian_products, potential)
+            function = functools.partial(vibrations.hessian_products, potential)
     return jax.jit(function, compiler_options=numerics.compiler_options())
 
 

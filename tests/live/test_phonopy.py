@@ -9,7 +9,7 @@ import relaxed_crystals as crystals
 
 import lamjax
 from lamjax import properties
-from lamjax.properties import phonons
+from lamjax.properties import vibrations
 
 pytestmark = pytest.mark.phonopy
 
@@ -33,7 +33,7 @@ def test_phonopy_finds_the_same_frequencies_in_our_files(silicon, tmp_path):
     read = phonopy.load(files[1], symmetrize_fc=False)
     qpoints = np.random.default_rng(0).uniform(-0.5, 0.5, (5, 3))
     read.run_qpoints(qpoints)
-    ours = phonons.frequencies(constants, system, cells, qpoints)
+    ours = vibrations.frequencies(constants, system, cells, qpoints)
     np.testing.assert_allclose(read.qpoints.frequencies, ours, rtol=0, atol=1e-5)
     text = phonopy.load(
         unitcell_filename=files[1], force_constants_filename=files[0], is_compact_fc=True, symmetrize_fc=False
@@ -66,11 +66,11 @@ def test_a_crystal_of_three_kinds_keeps_its_atoms_apart():
     )
     system = lamjax.from_ase(atoms)
     cells = properties.supercell(potential, system, (2, 1, 2))
-    constants, _ = jax.jit(lambda p: phonons.constants_of(potential, p, system, cells))(potential.init())
+    constants, _ = jax.jit(lambda p: vibrations.constants_of(potential, p, system, cells))(potential.init())
     made = properties.to_phonopy(system, cells, constants)
     qpoints = np.array([(0.1, 0.2, 0.3), (0.5, 0, 0.5)])
     made.run_qpoints(qpoints)
-    ours = phonons.frequencies(constants, system, cells, qpoints)
+    ours = vibrations.frequencies(constants, system, cells, qpoints)
     np.testing.assert_allclose(made.qpoints.frequencies, ours, rtol=0, atol=1e-5)
 
 

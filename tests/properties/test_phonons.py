@@ -14,7 +14,7 @@ import relaxed_crystals as crystals
 
 import lamjax
 from lamjax import numerics, properties
-from lamjax.properties import phonons, survey
+from lamjax.properties import survey, vibrations
 
 STORED = json.loads((Path(__file__).parents[1] / "fixtures" / "phonons" / "silicon.json").read_text())
 
@@ -32,7 +32,7 @@ def silicon():
 def test_frequencies_are_those_of_phonopy(silicon):
     """Displacements of 0.002 Å there, none here; wave vectors that fit into the supercell and others."""
     _, system, _, cells, found = silicon
-    values = phonons.frequencies(found.constants, system, cells, STORED["qpoints"])
+    values = vibrations.frequencies(found.constants, system, cells, STORED["qpoints"])
     np.testing.assert_allclose(values[1:], STORED["frequencies"][1:], rtol=0, atol=2e-4)
     assert np.abs(values[0, :3]).max() < 1e-5 and np.abs(values[0, 3:] - 17.83).max() < 0.005  # of the literature
     assert found.sum_rule < 1e-10 and bool(found.converged)
@@ -43,8 +43,8 @@ def test_frequencies_are_those_of_phonopy(silicon):
 def test_thermodynamics_is_that_of_phonopy(silicon):
     _, system, _, cells, found = silicon
     qpoints = properties.mesh(STORED["mesh"])
-    values = phonons.frequencies(found.constants, system, cells, qpoints)
-    waves = phonons.Phonons(qpoints, values, found, values.min(), jnp.array(True), jnp.array(True))
+    values = vibrations.frequencies(found.constants, system, cells, qpoints)
+    waves = vibrations.Phonons(qpoints, values, found, values.min(), jnp.array(True), jnp.array(True))
     heat = properties.thermodynamics(waves, jnp.array(STORED["temperatures"]))
     per_mole = 96.4853321  # kJ/mol of one eV
     np.testing.assert_allclose(heat.zero_point * per_mole, STORED["zero_point"], rtol=2e-5)
@@ -92,7 +92,7 @@ def test_a_chain_too_small_for_the_cutoff_folds_its_images():
     def at(repeats):
         cells = properties.supercell(potential, system, repeats)
         run = jax.jit(lambda p: properties.force_constants(potential, p, system, lists, cells).constants)
-        return np.asarray(phonons.frequencies(run(params), system, cells, q[None]))[0]
+        return np.asarray(vibrations.frequencies(run(params), system, cells, q[None]))[0]
 
     np.testing.assert_allclose(at((2, 2, 1)), at((2, 2, 2)), atol=1e-8)
     # independent: Σ_R (1 - cos q·R) of the pair's second derivatives
@@ -108,7 +108,7 @@ def test_a_chain_too_small_for_the_cutoff_folds_its_images():
     blocks = jax.vmap(jax.hessian(pair))(jnp.asarray(vectors))
     wave = 2 * np.pi * np.linalg.inv(atoms.cell.array) @ q
     matrix = np.einsum("n,nab->ab", 1 - np.cos(vectors @ wave), np.asarray(blocks)) / atoms.get_masses()[0]
-    expected = phonons.THZ * np.sqrt(np.linalg.eigvalsh(matrix))
+    expected = vibrations.THZ * np.sqrt(np.linalg.eigvalsh(matrix))
     np.testing.assert_allclose(at((2, 2, 1)), expected, rtol=1e-8)
 
 
@@ -144,7 +144,7 @@ def test_gruneisen_parameters_are_those_of_two_volumes(silicon):
     assert np.abs(numeric).max() > 0.5
     expansion = properties.thermal_expansion(found, 40.0, 100.0, jnp.array([0.0, 300.0]))
     heat = properties.thermodynamics(
-        phonons.Phonons(qpoints, found.frequencies, None, 0, None, None), jnp.array([300.0])
+        vibrations.Phonons(qpoints, found.frequencies, None, 0, None, None), jnp.array([300.0])
     )
     mean = float(expansion[1]) * 40.0 * 100.0 * lamjax.units.GPA / float(heat.heat_capacity[0])
     assert expansion[0] == 0 and numeric.min() < mean < numeric.max()

@@ -9,10 +9,10 @@ from jaxtyping import Array, Bool, Float
 from lamjax import units
 from lamjax.neighbors import Neighbors
 from lamjax.potential import Potential
-from lamjax.properties import minimum, phonons
-from lamjax.properties.equation_of_state import volume_path
+from lamjax.properties import minimum, vibrations
 from lamjax.properties.minimum import RELAXED, PropertyConfig
 from lamjax.properties.supercells import Supercell
+from lamjax.properties.volumes import volume_path
 from lamjax.system import System
 
 
@@ -46,15 +46,15 @@ def gruneisen(
 
     def at(t):
         placed = minimum.place(here, here.z + t * way)
-        constants, _ = phonons.constants_of(potential, params, placed, cells)
-        return phonons.squared_frequencies(constants, system, cells, qpoints)
+        constants, _ = vibrations.constants_of(potential, params, placed, cells)
+        return vibrations.squared_frequencies(constants, system, cells, qpoints)
 
     t = jnp.zeros((), here.z.dtype)
     squares, change = jax.jvp(at, (t,), (jnp.ones_like(t),))
-    values = phonons.in_thz(squares)
-    moving = jnp.abs(values) > phonons.SILENT
+    values = vibrations.in_thz(squares)
+    moving = jnp.abs(values) > vibrations.SILENT
     parameters = jnp.where(moving, -change / (2 * jnp.where(moving, squares, 1)), 0)
-    stable = jax.lax.stop_gradient(jnp.min(values)) > -phonons.IMAGINARY
+    stable = jax.lax.stop_gradient(jnp.min(values)) > -vibrations.IMAGINARY
     return Gruneisen(jnp.asarray(qpoints), values, parameters, stable, here.converged)
 
 
@@ -66,8 +66,8 @@ def thermal_expansion(
     The quasi-harmonic approximation to first order about the volume of least energy (Grüneisen).
     """
     modes = found.frequencies
-    kept = modes > phonons.SILENT
-    quanta = phonons.QUANTUM * jnp.where(kept, modes, 1)
+    kept = modes > vibrations.SILENT
+    quanta = vibrations.QUANTUM * jnp.where(kept, modes, 1)
 
     def at(t):
         x = quanta / (units.KB * jnp.where(t > 0, t, 1))
