@@ -19,7 +19,7 @@ from lamjax.relaxation import CellConfig, RelaxConfig
 POTENTIAL = many_body.stillinger_weber()
 CONFIG = PropertyLossConfig(
     (TargetConfig("bulk_modulus", scale=10.0), TargetConfig("volume_per_atom", weight=2.0, scale=0.5)),
-    relax=RelaxConfig(fmax=1e-7, max_steps=500, cell=CellConfig()),
+    relax=RelaxConfig(fmax=1e-9, max_steps=1000, cell=CellConfig()),
 )
 
 

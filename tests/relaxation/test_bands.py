@@ -34,11 +34,10 @@ CONFIG = NebConfig(fmax=0.005, spring=0.5, climb_below=0.3)
 
 @functools.cache
 def hop():
-    """An atom that hops into a vacancy of a small crystal: both ends relaxed, and a list with room."""
-    crystal = ase.build.bulk("Cu", "fcc", a=3.4).repeat((2, 2, 2))
+    """An atom that hops into the vacancy beside it in a crystal: both ends relaxed, and a list with room."""
+    crystal = ase.build.bulk("Cu", "fcc", a=3.45, cubic=True).repeat((2, 2, 2))
     start, end = crystal.copy(), crystal.copy()
-    near = 1
-    end.positions[near] = crystal.positions[0]
+    end.positions[1] = crystal.positions[0]
     del start[0], end[0]
     system = lamjax.from_ase(start)
     found = neighbors.count(system, POTENTIAL.shells)
@@ -96,7 +95,7 @@ def test_the_gradient_at_the_saddle_is_that_of_finite_differences():
 
         return jax.value_and_grad(total, has_aux=True)(params), climb
 
-    weights = jnp.asarray(np.random.default_rng(0).uniform(0.5, 1.5, 6))
+    weights = jnp.asarray(np.random.default_rng(0).uniform(0.5, 1.5, 30))
     ((_, saddle), slope), climb = run(PARAMS, weights)
     assert bool(climb.converged) and climb.curvature < 0
     assert bool(saddle.converged) and saddle.curvatures[0] < 0 < saddle.curvatures[1]
