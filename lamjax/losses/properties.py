@@ -149,17 +149,19 @@ def property_loss(potential, config: PropertyLossConfig) -> Callable:
     how = dataclasses.replace(config.relax, adjoint=Implicit())  # which keeps nothing of the way
     at = PropertyConfig(cell=how.cell, fmax=max(how.fmax, 1e-12))
     size = {"squared": jnp.square, "absolute": lambda x: jnp.sqrt(1 + x * x) - 1}[config.error]
+    pressure = 0.0 if how.cell is None else how.cell.pressure
     elastic = bool(ELASTIC & {target.name for target in config.targets})
 
     def one(params, system, lists):
         """Properties of one relaxed structure by name, and whether it is stable and converged."""
-        here = properties.lattice(potential, params, system, lists, at)
+        minimum = properties.at_minimum(potential, params, system, lists, at)
+        here = properties.lattice_at(minimum)
         n_atoms = jnp.maximum(jnp.sum(real(system)), 1)
         values = {"volume": here.volume, "volume_per_atom": here.volume / n_atoms}
         values |= {"density": here.density, "lengths": here.lengths}
         stable = jnp.ones((), bool)
         if elastic:
-            found = properties.elastic_tensor(potential, params, system, lists, at)
+            found = properties.elastic_at(potential, params, minimum, pressure)
             values |= {"bulk_modulus": found.bulk, "shear_modulus": found.shear}
             values |= {"young_modulus": found.young, "elastic_tensor": found.tensor}
             stable = found.stable

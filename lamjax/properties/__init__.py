@@ -2,8 +2,10 @@
 
 from lamjax.properties.cells import Lattice as Lattice
 from lamjax.properties.cells import lattice as lattice
+from lamjax.properties.cells import lattice_at as lattice_at
 from lamjax.properties.elastic import ElasticTensor as ElasticTensor
 from lamjax.properties.elastic import SheetStiffness as SheetStiffness
+from lamjax.properties.elastic import elastic_at as elastic_at
 from lamjax.properties.elastic import elastic_tensor as elastic_tensor
 from lamjax.properties.elastic import sheet_stiffness as sheet_stiffness
 from lamjax.properties.energies import JOULE_PER_M2 as JOULE_PER_M2
@@ -47,5 +49,6 @@ from lamjax.properties.volumes import EquationOfState as EquationOfState
 from lamjax.properties.volumes import EquationOfStateConfig as EquationOfStateConfig
 from lamjax.properties.volumes import birch_murnaghan as birch_murnaghan
 from lamjax.properties.volumes import bulk_modulus as bulk_modulus
+from lamjax.properties.volumes import bulk_modulus_at as bulk_modulus_at
 from lamjax.properties.volumes import compressed as compressed
 from lamjax.properties.volumes import equation_of_state as equation_of_state

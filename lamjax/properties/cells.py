@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 from lamjax.neighbors import Neighbors
 from lamjax.potential import Potential
 from lamjax.properties import minimum
-from lamjax.properties.minimum import RELAXED, PropertyConfig
+from lamjax.properties.minimum import RELAXED, Minimum, PropertyConfig
 from lamjax.system import System, masses, volume
 
 DENSITY = ase_units._amu * 1e3 / 1e-24  # g/cm³ of one amu/Å³: 1.66054
@@ -39,7 +39,11 @@ def lattice(
 ) -> Lattice:
     """Cell, lengths, angles, volume and density of a relaxed crystal, with their derivatives by the parameters."""
     minimum.check_crystal(system, "A lattice constant")
-    here = minimum.at_minimum(potential, params, system, neighbors, config)
+    return lattice_at(minimum.at_minimum(potential, params, system, neighbors, config))
+
+
+def lattice_at(here: Minimum) -> Lattice:
+    """As `lattice`, of what `at_minimum` gives: for several properties of one crystal."""
     cell, size = here.system.cell, volume(here.system)
     lengths = jnp.linalg.norm(cell, axis=1)
     unit = cell / lengths[:, None]

@@ -61,7 +61,14 @@ def elastic_tensor(
         system, "An elastic tensor", "For a slab take sheet_stiffness (N/m); a molecule has no elastic constants."
     )
     here = minimum.at_minimum(potential, params, system, neighbors, config)
-    cell = CellConfig(coordinates.pressure(config.cell))
+    return elastic_at(potential, params, here, coordinates.pressure(config.cell), relax_ions)
+
+
+def elastic_at(
+    potential: Potential, params: Any, here: Minimum, pressure: float = 0.0, relax_ions: bool = True
+) -> ElasticTensor:
+    """As `elastic_tensor`, of what `at_minimum` gives under a `pressure` (eV/Å³); for several properties of a crystal."""
+    cell = CellConfig(pressure)
     bends, least = curvatures(potential, params, here, cell, relax_ions)
     tensor = bends / minimum.real_volume(here.system) / units.GPA
     stress = units.virial_to_stress(here.virial, minimum.real_volume(here.system)) / units.GPA

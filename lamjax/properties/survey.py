@@ -16,12 +16,12 @@ from lamjax.neighbors import Neighbors
 from lamjax.potential import Potential
 from lamjax.properties import vibrations
 from lamjax.properties.cells import DENSITY
-from lamjax.properties.elastic import elastic_tensor, sheet_stiffness
-from lamjax.properties.minimum import PropertyConfig, check_crystal
+from lamjax.properties.elastic import elastic_at, sheet_stiffness
+from lamjax.properties.minimum import PropertyConfig, at_minimum, check_crystal
 from lamjax.properties.paths import Path, path
 from lamjax.properties.supercells import LENGTH, Supercell, commensurate, repeated, supercell
 from lamjax.properties.symmetry import n_operations
-from lamjax.properties.volumes import EquationOfStateConfig, birch_murnaghan, bulk_modulus
+from lamjax.properties.volumes import EquationOfStateConfig, birch_murnaghan, bulk_modulus_at
 from lamjax.system import MASSES, System, pad
 from lamjax.units import GPA
 
@@ -192,10 +192,11 @@ def _program(potential: Potential, config: PropertyConfig | None, what: str):
     """A compiled function of (params, structure, list); the same arguments give the same one."""
     match what:
         case "elastic":
-            function = lambda p, s, n: (  # noqa: E731
-                elastic_tensor(potential, p, s, n, config),
-                bulk_modulus(potential, p, s, n, config),
-            )
+
+            def function(params, system, lists):
+                here = at_minimum(potential, params, system, lists, config)
+                return elastic_at(potential, params, here), bulk_modulus_at(potential, params, here)
+
         case "sheet":
             function = lambda p, s, n: sheet_stiffness(potential, p, s, n, config)  # noqa: E731
         case "products":

@@ -86,7 +86,11 @@ def bulk_modulus(
     (2n + 1 theorem). Pure; ValueError for what is no crystal.
     """
     minimum.check_crystal(system, "A bulk modulus")
-    here = minimum.at_minimum(potential, params, system, neighbors, config)
+    return bulk_modulus_at(potential, params, minimum.at_minimum(potential, params, system, neighbors, config), shape)
+
+
+def bulk_modulus_at(potential: Potential, params: Any, here: Minimum, shape: bool = True) -> BulkModulus:
+    """As `bulk_modulus`, of what `at_minimum` gives: for several properties of one crystal."""
     way, least = volume_path(potential, params, here, shape)
 
     def along(t):

@@ -20,9 +20,9 @@ def test_elastic_constants_bulk_modulus_and_lattice():
 
     def measure(params):
         crystal = crystals.relaxed(potential, params, *start)
-        elastic = properties.elastic_tensor(potential, params, *crystal)
-        bulk = properties.bulk_modulus(potential, params, *crystal)
-        lattice = properties.lattice(potential, params, *crystal)
+        here = properties.at_minimum(potential, params, *crystal)
+        elastic, bulk = (f(potential, params, here) for f in (properties.elastic_at, properties.bulk_modulus_at))
+        lattice = properties.lattice_at(here)
         parts = jnp.array([elastic.tensor[0, 0], elastic.tensor[0, 1], elastic.tensor[2, 2], elastic.tensor[3, 3]])
         means = jnp.array([elastic.shear, elastic.anisotropy, elastic.bulk_reuss, bulk.bulk_modulus, bulk.derivative])
         return jnp.concatenate([parts, means, lattice.lengths[1:], lattice.density[None], lattice.energy[None]])
