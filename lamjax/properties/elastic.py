@@ -67,7 +67,7 @@ def elastic_tensor(
 def elastic_at(
     potential: Potential, params: Any, here: Minimum, pressure: float = 0.0, relax_ions: bool = True
 ) -> ElasticTensor:
-    """As `elastic_tensor`, of what `at_minimum` gives under a `pressure` (eV/Å³); for several properties of a crystal."""
+    """As `elastic_tensor`, of what `at_minimum` gives under a `pressure` (eV/Å³); for several properties of one."""
     cell = CellConfig(pressure)
     bends, least = curvatures(potential, params, here, cell, relax_ions)
     tensor = bends / minimum.real_volume(here.system) / units.GPA
