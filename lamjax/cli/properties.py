@@ -297,7 +297,8 @@ def _waves(potential, params, system: System, name: str, wanted: Wanted, output:
     if wanted.figures:
         way = waves.path
         times = "x".join(map(str, record["supercell"]))
-        title = f"{name}, supercell {times}: lowest frequency {record['least_frequency']:.2f} THz"
+        least = round(record["least_frequency"], 2) + 0.0  # no -0.00
+        title = f"{name}, supercell {times}: lowest frequency {least:.2f} THz"
         file = _figure(output, f"{name}_phonons.png")
         crystals.bands(file, way.distances, waves.bands, way.ticks, waves.mesh, title)
     if wanted.phonopy:
