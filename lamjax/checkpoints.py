@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from lamjax import potential as potentials
 from lamjax import pytree
 from lamjax.arguments import ArgumentError, describe, expect
+from lamjax.interop import nequix
 from lamjax.interop.deepmd import checkpoint as deepmd
 from lamjax.potential import CheckpointError, Params, Potential, PotentialConfig
 from lamjax.reports.files import write_atomically as write_atomically
@@ -43,7 +44,8 @@ class Stored(NamedTuple):
 def save(path: str | Path, potential: Potential, params: Params, card: dict[str, Any] | None = None) -> None:
     """Write a bundle: config, parameters in their own precision, and a card (JSON-able facts: data, errors, licence).
 
-    The file appears whole or not at all; an older file of that name stays until the new one is complete.
+    The file appears whole or not at all; an older file of that name stays until the new one is complete. Of several
+    heads the chosen one is the default when the file is opened, unless the card names another.
     """
     order = "The order is save(path, potential, params)."
     expect(path, (str, Path), "save takes the name of a file first", order)
@@ -56,7 +58,8 @@ def save(path: str | Path, potential: Potential, params: Params, card: dict[str,
     expect(params, Params, "save takes the parameters of a potential third", order)
     potentials.check_structure(potential.config, params)
     state = flax.serialization.to_state_dict(jax.tree.map(np.asarray, params._asdict()))
-    content = {"config": potentials.to_json(potential.config), "params": state, "card": card or {}}
+    chosen = {CARD_HEAD: potential.head} if len(potential.config.heads) > 1 and potential.head else {}
+    content = {"config": potentials.to_json(potential.config), "params": state, "card": chosen | (card or {})}
     write_atomically(path, MAGIC + flax.serialization.msgpack_serialize(content))
 
 
@@ -84,11 +87,16 @@ def read(path: str | Path, head: str | None = None, elements: Mapping[str, str] 
         if elements:
             raise CheckpointError(f"{path}: a lamjax bundle, whose types are elements. Leave out `elements`.")
         return _read_bundle(path)
+    if nequix.is_nequix(path):
+        if elements:
+            raise CheckpointError(f"{path}: a Nequix model, whose types are elements. Leave out `elements`.")
+        config, params, header = nequix.load(path)
+        return Stored(config, params, {"nequix": header}, "Nequix .nqx")
     if kind := deepmd.kind(path):
         return Stored(*deepmd.load(path, head, elements), {}, f"DeePMD-kit .{kind}")
     raise CheckpointError(
-        f"{path}: {_describe(path)}. lamjax opens its own bundles (lamjax.save) and DeePMD-kit's models: `.dp`, "
-        "`.yaml`, checkpoints `.pt`, frozen `.pth`, exported `.pt2` and `.pte`."
+        f"{path}: {_describe(path)}. lamjax opens its own bundles (lamjax.save), DeePMD-kit's models (`.dp`, `.yaml`, "
+        "checkpoints `.pt`, frozen `.pth`, exported `.pt2` and `.pte`) and Nequix's `.nqx`."
     )
 
 

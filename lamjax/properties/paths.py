@@ -50,7 +50,8 @@ def _by_seekpath(system: System, n_points: int) -> Path:
     cell = np.asarray(system.cell, np.float64)
     scaled = np.asarray(system.positions, np.float64)[kept] @ np.linalg.inv(cell)
     found = seekpath.get_path_orig_cell((cell, scaled, np.asarray(system.numbers)[kept]), symprec=1e-3)
-    points, reciprocal = found["point_coords"], np.linalg.inv(cell).T
+    points = {name: np.array(place) for name, place in found["point_coords"].items()}
+    reciprocal = np.linalg.inv(cell).T
     lines = [(a, b, np.linalg.norm((points[b] - points[a]) @ reciprocal)) for a, b in found["path"]]
     step = sum(length for *_, length in lines) / max(n_points, 2)
     qpoints, distances, ticks, way = [], [], [], 0.0

@@ -19,7 +19,7 @@ def silicon():
     potential = crystals.potential_of("stillinger_weber")
     system = lamjax.from_ase(ase.build.bulk("Si", "diamond", a=5.430949778477875))
     lists = lamjax.allocate(potential, system)
-    cells = properties.supercell(potential, system, (3, 2, 2))
+    cells = properties.supercell(potential, system, (2, 2, 2))
     run = jax.jit(lambda params: properties.force_constants(potential, params, system, lists, cells).constants)
     return potential, system, cells, run(potential.init())
 
@@ -34,12 +34,12 @@ def test_phonopy_finds_the_same_frequencies_in_our_files(silicon, tmp_path):
     qpoints = np.random.default_rng(0).uniform(-0.5, 0.5, (5, 3))
     read.run_qpoints(qpoints)
     ours = vibrations.frequencies(constants, system, cells, qpoints)
-    np.testing.assert_allclose(read.qpoints.frequencies, ours, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(read.qpoints.frequencies, ours, rtol=1e-6, atol=1e-5)
     text = phonopy.load(
         unitcell_filename=files[1], force_constants_filename=files[0], is_compact_fc=True, symmetrize_fc=False
     )
     text.run_qpoints(qpoints)
-    np.testing.assert_allclose(text.qpoints.frequencies, ours, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(text.qpoints.frequencies, ours, rtol=1e-6, atol=1e-5)
 
 
 def test_displacements_give_the_same_force_constants(silicon):
@@ -71,7 +71,7 @@ def test_a_crystal_of_three_kinds_keeps_its_atoms_apart():
     qpoints = np.array([(0.1, 0.2, 0.3), (0.5, 0, 0.5)])
     made.run_qpoints(qpoints)
     ours = vibrations.frequencies(constants, system, cells, qpoints)
-    np.testing.assert_allclose(made.qpoints.frequencies, ours, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(made.qpoints.frequencies, ours, rtol=1e-6, atol=1e-5)
 
 
 def test_the_path_of_seekpath_is_in_the_cell_as_it_is(silicon):
