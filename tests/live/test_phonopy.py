@@ -35,9 +35,9 @@ def test_phonopy_finds_the_same_frequencies_in_our_files(silicon, tmp_path):
     read.run_qpoints(qpoints)
     ours = vibrations.frequencies(constants, system, cells, qpoints)
     np.testing.assert_allclose(read.qpoints.frequencies, ours, rtol=1e-6, atol=1e-5)
-    text = phonopy.load(
-        unitcell_filename=files[1], force_constants_filename=files[0], is_compact_fc=True, symmetrize_fc=False
-    )
+    unit = properties.to_phonopy(system, cells, constants).unitcell
+    compact = {"is_compact_fc": True, "symmetrize_fc": False, "primitive_matrix": "P"}
+    text = phonopy.load(unitcell=unit, supercell_matrix=[2, 2, 2], force_constants_filename=files[0], **compact)
     text.run_qpoints(qpoints)
     np.testing.assert_allclose(text.qpoints.frequencies, ours, rtol=1e-6, atol=1e-5)
 
