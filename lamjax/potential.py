@@ -204,6 +204,8 @@ def _build(config: PotentialConfig, head: str | None) -> Potential:
         return jnp.where(types < 0, jnp.nan, energies)  # an element that the model does not know
 
     atomic_energies.finite_alone = True
+    if descriptor.kept is not None:
+        atomic_energies.kept = lambda params, *sizes: descriptor.kept(params.descriptor, *sizes)
     return Potential(config, descriptor.shells, init, atomic_energies, config.elements, head)
 
 
@@ -226,6 +228,7 @@ def predict(potential: Potential, params, system: System | ase.Atoms, neighbors:
     """Energy, forces -dE/dx, virial -dE/dε (ε symmetric strain) and atomic energies of one structure, or of several."""
 
     system = systems.as_system(system)
+    _check_memory(potential, params, system, neighbors)
 
     def energy(positions, epsilon):
         strained = systems.strain(system._replace(positions=positions), epsilon)
@@ -237,6 +240,22 @@ def predict(potential: Potential, params, system: System | ase.Atoms, neighbors:
     zero = jnp.zeros(jnp.shape(system.cell), positions.dtype)
     (_, (energies, atomic)), (dx, de) = jax.value_and_grad(energy, argnums=(0, 1), has_aux=True)(positions, zero)
     return Prediction(energies, -dx, -de, atomic)
+
+
+def _check_memory(potential: Potential, params, system: System, neighbors: Neighbors) -> None:
+    """ValueError if the forces would keep more numbers than memory holds, which the system ends without a word."""
+    count, limit = getattr(potential.atomic_energies, "kept", None), numerics.memory()
+    if count is None or limit is None:
+        return
+    needed = count(params, system.n_atoms, neighbors.capacities)
+    if needed > limit:
+        within = [f"{n} within {s.cutoff:g} Å" for n, s in zip(neighbors.capacities, potential.shells, strict=True)]
+        raise ValueError(
+            f"The forces of {system.n_atoms} atoms with up to {' and '.join(within)} neighbours each need more than "
+            f"{needed / 1e9:.3g} GB of memory (pairs of neighbours of an atom most of it); there are {limit / 1e9:.3g} "
+            "GB. Evaluate fewer atoms at once (a smaller structure, smaller batches), or in float32. Are there so many "
+            "neighbours because positions or cell are in another unit than Å, or atoms lie on one another?"
+        )
 
 
 def atomic_energies(potential: Potential, params, system: System, neighbors: Neighbors) -> Float[Array, " n_atoms"]:
