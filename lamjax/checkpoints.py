@@ -1,5 +1,6 @@
 """Models in and out of files: lamjax's one-file bundle, and whatever else `load` can open, told apart by content."""
 
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ from lamjax.reports.files import write_atomically as write_atomically
 STRUCTURES = (".extxyz", ".xyz", ".extxyz.gz", ".xyz.gz", ".traj", ".cif", ".vasp", ".h5", "POSCAR", "OUTCAR")
 MODELS = (".lamjax", ".pt", ".dp", ".yaml")
 MAGIC = b"lamjax bundle 1\n"
+CARD_HEAD = "default head"  # a card's word for the head that is meant where none is named
+SHIPPED = Path(__file__).parent / "assets" / "models"  # bundles that come with the package
 
 
 class Stored(NamedTuple):
@@ -28,6 +31,13 @@ class Stored(NamedTuple):
     params: Params  # numpy, in the file's precision
     card: dict[str, Any]  # facts that were saved with a bundle
     kind: str  # "lamjax bundle", "DeePMD-kit .pt"
+
+    @property
+    def default_head(self) -> str | None:
+        """The head that is meant where none is named: the only one, or the one that the card says."""
+        names = self.config.head_names
+        said = names[0] if len(names) == 1 else self.card.get(CARD_HEAD)
+        return said if said in names else None
 
 
 def save(path: str | Path, potential: Potential, params: Params, card: dict[str, Any] | None = None) -> None:
@@ -55,18 +65,21 @@ def load(
 ) -> tuple[Potential, Params]:
     """The potential and parameters of a lamjax bundle or a DeePMD-kit model: `.dp`, `.yaml`, `.pt`, `.pth`, `.pt2`.
 
-    `head` chooses whose energy is meant where there are several; `dtype` defaults to jax's default float; `elements`
-    says which element a type of DeePMD-kit's is whose name is none, as in {"OW": "O"}.
+    `path` is a file, or the name of a model that comes with lamjax (`shipped`), as in `load("small")`.
+    `head` chooses whose energy is meant where there are several (default: the card's "default head"); `dtype` defaults
+    to jax's default float; `elements` says which element a type of DeePMD-kit's is whose name is none, as in
+    {"OW": "O"}.
     Raises FileNotFoundError, or CheckpointError that says what was found; ValueError listing the heads for a wrong one.
     Nothing of the file is executed.
     """
     stored = read(path, head, elements)
-    return potentials.build(stored.config, head), potentials.cast_params(stored.params, dtype)
+    chosen = stored.default_head if head is None else head
+    return potentials.build(stored.config, chosen), potentials.cast_params(stored.params, dtype)
 
 
 def read(path: str | Path, head: str | None = None, elements: Mapping[str, str] | None = None) -> Stored:
     """What a model file holds, in the precision of the file; arguments, files and errors are those of `load`."""
-    path = _existing(path)
+    path = locate(path)
     if is_bundle(path):
         if elements:
             raise CheckpointError(f"{path}: a lamjax bundle, whose types are elements. Leave out `elements`.")
@@ -80,8 +93,8 @@ def read(path: str | Path, head: str | None = None, elements: Mapping[str, str] 
 
 
 def is_bundle(path: str | Path) -> bool:
-    """True if the file begins as a lamjax bundle does."""
-    with open(path, "rb") as file:
+    """True if the file (or the model of that name) begins as a lamjax bundle does."""
+    with open(locate(path), "rb") as file:
         return file.read(len(MAGIC)) == MAGIC
 
 
@@ -115,14 +128,27 @@ def _restore(config: PotentialConfig, state: dict) -> Params:
     return params
 
 
-def _existing(path: str | Path) -> Path:
-    expect(path, (str, Path), "A model is read from a file", "Give its name: lamjax.load('model.lamjax').")
-    path = Path(path)
+def shipped() -> tuple[str, ...]:
+    """The names of the models that come with lamjax."""
+    return tuple(sorted(path.stem for path in SHIPPED.glob("*.lamjax")))
+
+
+def locate(model: str | Path) -> Path:
+    """The file of a model, given by its path or by one of `shipped`; a file of that name in the folder comes first.
+
+    Raises FileNotFoundError with what may be meant.
+    """
+    expect(model, (str, Path), "A model is read from a file", "Give its name: lamjax.load('model.lamjax').")
+    path = Path(model)
+    if path.is_file():
+        return path
+    if str(model) in shipped():
+        return SHIPPED / f"{model}.lamjax"
     if path.is_dir():
         raise FileNotFoundError(f"{path} is a folder, not a model file. {_models_in(path)}")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such model file.")
-    return path
+    close = difflib.get_close_matches(str(model), shipped(), n=1)
+    known = f"Did you mean {close[0]}?" if close else f"Models that come with lamjax: {', '.join(shipped())}."
+    raise FileNotFoundError(f"{path}: no such model file. {known}")
 
 
 def _models_in(folder: Path) -> str:

@@ -1,7 +1,8 @@
 """Make the teacher's set: crystals of 89 elements, changed at random, labelled and relaxed by CHGNet 0.3.0.
 
     pip install chgnet==0.4.2
-    nice python -m experiments.universal.teacher_set --samples 0 12000
+    nice python -m experiments.universal.teacher_set --samples 0 1600
+    nice python -m experiments.universal.teacher_set --samples 100000 104000   # many crystals, few frames of each
 
 Every sample comes from one crystal of experiments/data/materials_pbeu and the random numbers of (seed, sample) alone,
 so that any range of samples can be made again, in any order. Blocks of samples are written one by one: a killed run
@@ -40,8 +41,11 @@ SEED = 20261129
 BLOCK = 50  # samples in one file
 MOST_ATOMS = 24
 KINDS = {"relaxation": 0.40, "first steps": 0.20, "perturbation": 0.30, "hot": 0.10}  # share of the samples
+BROAD = 100_000  # the samples from here on are many crystals with few frames each
+BROAD_KINDS = {"relaxation": 0.02, "first steps": 0.30, "perturbation": 0.65, "hot": 0.03}
 MOST_FORCE = 15.0  # eV/Å; frames above are left out
 LEAST_DISTANCE = 0.55  # of the sum of covalent radii
+MOST_NEIGHBORS = 40  # within 3.2 Å, of an atom: the teacher's lists of angles grow with the square
 APART = 0.03  # Å that an atom has moved, or a tenth as strain, between two frames that are kept
 
 
@@ -114,10 +118,11 @@ def perturbed(atoms: ase.Atoms, volume: float, strain: float, displacement: floa
 
 
 def reasonable(atoms: ase.Atoms) -> bool:
-    """No two atoms are much nearer than bonds are."""
+    """No two atoms are much nearer than bonds are, and none has very many neighbours."""
     i, j, d = neighbor_list("ijd", atoms, 3.2)
     radii = covalent_radii[atoms.numbers]
-    return len(d) > 0 and bool((d > LEAST_DISTANCE * (radii[i] + radii[j])).all())
+    near = bool((d <= LEAST_DISTANCE * (radii[i] + radii[j])).any())
+    return len(d) > 0 and not near and np.bincount(i).max() <= MOST_NEIGHBORS
 
 
 def labelled(atoms: ase.Atoms) -> ase.Atoms | None:
@@ -217,12 +222,13 @@ class Maker:
     def sample(self, number: int) -> Sample:
         """The sample of that number; fewer frames, or none, where the structures come to nothing."""
         rng = np.random.default_rng((SEED, number))
-        kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
+        shares, most = (KINDS, 6) if number < BROAD else (BROAD_KINDS, 3)
+        kind = str(rng.choice(list(shares), p=list(shares.values())))
         parent = self.parent(rng)
         if kind == "perturbation":
             many = [
                 perturbed(parent, rng.uniform(0.82, 1.25), rng.uniform(0, 0.05), rng.uniform(0.0, 0.25), rng)
-                for _ in range(6)
+                for _ in range(most)
             ]
             frames = []
             for atoms in filter(reasonable, many):

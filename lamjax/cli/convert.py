@@ -38,9 +38,7 @@ def convert(
     A model keeps its precision and, unless told otherwise, all its heads and elements. What of an input is not carried
     over is listed. The kind of the source is told by its content, that of the target by its ending.
     """
-    if not source.is_file():
-        raise FileNotFoundError(f"{source}: {'a folder, not a model file' if source.is_dir() else 'no such file'}.")
-    if is_input(source):
+    if is_input(checkpoints.locate(source)):
         if heads or elements or types or toward or tabulate:
             raise ValueError(
                 "--heads, --elements, --types, --toward and --tabulate are for models, not for a training input."

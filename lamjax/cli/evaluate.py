@@ -36,7 +36,7 @@ _SHORT = {SHIFTED: "E", FORCES: "F", VIRIAL: "V"}
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="A lamjax bundle or a DeePMD-kit model (.pt, .dp, .yaml).")],
+    model: Annotated[Path, typer.Argument(help="small, a lamjax bundle or a DeePMD-kit model (.pt, .dp, .yaml).")],
     files: Annotated[list[Path], typer.Argument(help="Labelled structures: extxyz, what ASE reads, DeePMD folders.")],
     head: Annotated[str | None, typer.Option(help="The head; of a model with several, all are tried without.")] = None,
     precision: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
@@ -86,11 +86,12 @@ def evaluate(
         size = int(batch_size) if batch_size.isdigit() else batch_size
         shapes = plan(frames, potential.shells, max_programs, len(frames), size)
         packed = pack(frames, shapes, precision)
-        if potential.head is None:
-            if reference is not None or out is not None or committee:
-                raise ValueError(
-                    f"--reference, --committee and --out need --head, one of {', '.join(potential.config.head_names)}."
-                )
+        needs_one = reference is not None or out is not None or bool(committee)
+        if potential.head is None and needs_one:
+            raise ValueError(
+                f"--reference, --committee and --out need --head, one of {', '.join(potential.config.head_names)}."
+            )
+        if head is None and len(potential.config.head_names) > 1 and not needs_one:
             found = zero_shot(potential, params, frames, packed, size)
             unseen = unseen_elements(potential, params, frames)
             _report_heads(f"{model.name} ({precision}): {len(frames)} frames", found, unseen)

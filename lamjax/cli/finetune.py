@@ -56,7 +56,7 @@ def _print_template(wanted: bool) -> None:
 
 def finetune(
     context: typer.Context,
-    base: Annotated[Path, typer.Argument(help="A lamjax bundle or a DeePMD-kit model (.pt, .dp, .yaml).")],
+    base: Annotated[Path, typer.Argument(help="small, a lamjax bundle or a DeePMD-kit model (.pt, .dp, .yaml).")],
     files: Annotated[
         list[Path],
         typer.Argument(

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from lamjax import checkpoints
 from lamjax.distillation import CalculatorConfig, TeacherConfig
 from lamjax.training.config import apply
 
 MODELS = (".lamjax", ".dp", ".pt", ".pth", ".yaml", ".yml")
 HELP = (
-    "A model file (.lamjax, .dp, .pt, .yaml), ASE's name of a calculator (emt, tblite), or package.module:factory, "
-    "a class or function that is imported, for example mace.calculators:mace_mp."
+    "A model file (.lamjax, .dp, .pt, .yaml) or `small`, ASE's name of a calculator (emt, tblite), or "
+    "package.module:factory, a class or function that is imported, for example mace.calculators:mace_mp."
 )
 OPTION_HELP = "KEY=VALUE, an argument of the calculator's class or function; repeatable."
 
@@ -18,7 +19,7 @@ def labeller_config(
     name: str, options: Sequence[str] = (), head: str | None = None, precision: str | None = None
 ) -> TeacherConfig | CalculatorConfig:
     """The config that a command's words mean; ValueError for words that do not go together."""
-    if Path(name).is_file() or Path(name).suffix in MODELS:
+    if Path(name).is_file() or Path(name).suffix in MODELS or name in checkpoints.shipped():
         if options:
             raise ValueError(f"--option {options[0]} is for calculators; {name} is a model file.")
         return TeacherConfig(name, head, **({} if precision is None else {"precision": precision}))

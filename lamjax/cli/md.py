@@ -57,7 +57,7 @@ class Run(NamedTuple):
 
 
 def md(
-    model: Annotated[Path, typer.Argument(help="A lamjax bundle or a DeePMD-kit model (.pt, .dp, .yaml).")],
+    model: Annotated[Path, typer.Argument(help="small, a lamjax bundle or a DeePMD-kit model (.pt, .dp, .yaml).")],
     structure: Annotated[Path, typer.Argument(help="A file that ASE reads.")],
     ensemble: Annotated[Kind, typer.Option(help="Constant energy; volume and temperature; or pressure.")] = Kind.NVT,
     steps: Annotated[int | None, typer.Option(help="How many, those of an earlier part of the run included.")] = None,

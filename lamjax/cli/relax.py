@@ -79,7 +79,7 @@ class Share(NamedTuple):
 
 
 def relax(
-    model: Annotated[Path, typer.Argument(help="A lamjax bundle or a DeePMD-kit model (.pt, .dp, .yaml).")],
+    model: Annotated[Path, typer.Argument(help="small, a lamjax bundle or a DeePMD-kit model (.pt, .dp, .yaml).")],
     structures: Annotated[list[Path], typer.Argument(help="Files that ASE reads; every frame is relaxed.")],
     out: Annotated[Path, typer.Option(help="Relaxed structures, extxyz, at the end in the order of the files.")] = Path(
         "relaxed.extxyz"

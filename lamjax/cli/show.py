@@ -16,7 +16,7 @@ from lamjax.training.errors import seen_elements
 
 
 def show(
-    model: Annotated[Path, typer.Argument(help="A lamjax bundle or a DeePMD-kit model (.pt, .dp, .yaml).")],
+    model: Annotated[Path, typer.Argument(help="small, a lamjax bundle or a DeePMD-kit model (.pt, .dp, .yaml).")],
     head: Annotated[
         str | None, typer.Option(help="Read only this head, where heads do not share a descriptor.")
     ] = None,

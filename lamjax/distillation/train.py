@@ -121,8 +121,11 @@ def _progress(step: int, metrics: dict[str, Any], n: int, seconds: float) -> Pro
 
 def open_student(config: StudentConfig) -> Potential:
     """The potential of the students, with one head; ValueError for one that cannot learn."""
-    described = config.model if config.base is None else checkpoints.read(config.base, config.head).config
-    chosen = build(described, config.head)
+    described, head = config.model, config.head
+    if config.base is not None:
+        stored = checkpoints.read(config.base, config.head)
+        described, head = stored.config, config.head or stored.default_head
+    chosen = build(described, head)
     if chosen.head is None:
         raise ValueError(f"student.head: choose one of {', '.join(described.head_names)}.")
     if described.descriptor.table is not None:

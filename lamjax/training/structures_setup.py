@@ -124,12 +124,11 @@ def model(params: Any) -> Any:
 
 def _model(config: StructureTuneConfig):
     """The stored model with the head that is trained."""
-    stored = checkpoints.read(config.base)
-    if config.head is None and len(stored.config.head_names) > 1:
-        raise ValueError(
-            f"{config.base} has several heads. Set `head` to one of {', '.join(stored.config.head_names)}."
-        )
-    return checkpoints.load(config.base, config.head, np.dtype(config.precision))
+    potential, params = checkpoints.load(config.base, config.head, np.dtype(config.precision))
+    if potential.head is None:
+        known = ", ".join(potential.config.head_names)
+        raise ValueError(f"{config.base} has several heads. Set `head` to one of {known}.")
+    return potential, params
 
 
 def _replayed(config: StructureTuneConfig, potential: Potential) -> Potential:

@@ -1,0 +1,241 @@
+"""Is the shipped model good? Beside its teacher and real DFT: errors, relaxations, speed, simulations.
+
+    python -m experiments.universal.teacher --every 8     # once, in an environment with chgnet: teacher.json
+    python -m experiments.universal.evaluate              # results.json, the tables of the README, relaxed.png
+
+`--model` is any model that `lamjax.load` opens.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import ase.data
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+import lamjax
+from experiments import workflow
+from experiments.universal import starts
+from lamjax import data, dynamics, relaxation
+from lamjax.relaxation import CellConfig, RelaxConfig
+from lamjax.reports import plots
+
+TEACHER = starts.HERE / "teacher.json"
+COLORS = ("#9a9a9a", "#0072b2", "#d55e00")
+GROUPS = {  # elements by what binds them, for a table of errors
+    "s block": "Li Na K Rb Cs Be Mg Ca Sr Ba",
+    "3d metals": "Sc Ti V Cr Mn Fe Co Ni Cu Zn",
+    "4d, 5d metals": "Y Zr Nb Mo Tc Ru Rh Pd Ag Cd Hf Ta W Re Os Ir Pt Au Hg",
+    "f block": "La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu Ac Th Pa U Np Pu",
+    "p block": "B Al Ga In Tl C Si Ge Sn Pb P As Sb Bi",
+    "O, S, Se, Te": "O S Se Te",
+    "H, N, halogens": "H N F Cl Br I",
+}
+
+
+def held_out(model: str, teacher: list[dict] | None) -> dict[str, Any]:
+    """Errors of every head that may be meant, and of the teacher, on held-out DFT frames of new compositions.
+
+    Energies (meV/atom) after an energy per element fitted to the frames, as the teacher's are corrected ones; forces in
+    meV/Å, and those of each group of elements.
+    """
+    frames = data.read(starts.HELD_OUT)
+    counts, energies, _ = workflow.labels(frames)
+    found = {}
+    for head in ("chgnet", "materials"):
+        potential, params = lamjax.load(model, head)
+        of = workflow.measured(potential, {"all": [str(starts.HELD_OUT)]})["all"]
+        difference, forces = workflow.differences(potential, params, of)
+        found[f"lamjax, head {head}"] = _errors(frames, counts, difference, forces)
+    if teacher is not None:
+        difference = np.array([one["energy"] for one in teacher]) - energies
+        forces = [np.array(one["forces"]) - f.labels.forces for one, f in zip(teacher, frames, strict=True)]
+        found["CHGNet 0.3.0"] = _errors(frames, counts, difference, forces)
+    zero = [-np.asarray(f.labels.forces) for f in frames]
+    found["no model"] = _errors(frames, counts, -energies, zero)
+    return found
+
+
+def _errors(frames, counts, difference, forces) -> dict[str, Any]:
+    shift = np.linalg.lstsq(counts, difference, rcond=None)[0]
+    left = 1000 * np.abs(difference - counts @ shift) / counts.sum(axis=1)
+    sizes = 1000 * np.concatenate([np.abs(f) for f in forces])
+    symbols = np.concatenate([np.array(ase.data.chemical_symbols)[f.system.numbers] for f in frames])
+    groups = {name: float(sizes[np.isin(symbols, chosen.split())].mean()) for name, chosen in GROUPS.items()}
+    return {"mae_e": float(left.mean()), "mae_f": float(sizes.mean()), "groups": groups}
+
+
+def relaxed(model: str, every: int) -> tuple[list[dict], float]:
+    """Where the strained crystals end, and the seconds that it took."""
+    potential, params = lamjax.load(model)
+    targets = starts.crystals(every)
+    begin = [starts.strained(target, row * every) for row, target in enumerate(targets)]
+    config = RelaxConfig(fmax=starts.FMAX, max_steps=starts.STEPS, cell=CellConfig())
+    began, found = time.monotonic(), []
+    for row, end in enumerate(relaxation.relax_structures(potential, params, begin, config)):
+        volume, rmsd = starts.away(lamjax.to_ase(end.system), targets[row])
+        found.append(
+            {"number": row * every, "converged": bool(end.converged), "volume": volume, "rmsd": rmsd}
+            | {"steps": int(end.n_steps), "n_atoms": len(targets[row])}
+        )
+    return found, time.monotonic() - began
+
+
+def not_relaxed(every: int) -> list[dict]:
+    """The starts themselves."""
+    found = []
+    for row, target in enumerate(starts.crystals(every)):
+        volume, rmsd = starts.away(starts.strained(target, row * every), target)
+        found.append({"number": row * every, "converged": True, "volume": volume, "rmsd": rmsd, "steps": 0})
+    return found
+
+
+def summary(rows: Iterable[dict]) -> dict[str, float]:
+    """Median and 90th percentile of |V/V_DFT - 1| (%) and RMSD (Å), the share converged, steps."""
+    rows = list(rows)
+    volume = 100 * np.abs([row["volume"] for row in rows])
+    rmsd = np.array([row["rmsd"] for row in rows])
+    return {
+        "n": len(rows),
+        "volume_median": float(np.median(volume)),
+        "volume_90": float(np.quantile(volume, 0.9)),
+        "rmsd_median": float(np.median(rmsd)),
+        "rmsd_90": float(np.quantile(rmsd, 0.9)),
+        "converged": float(np.mean([row["converged"] for row in rows])),
+        "steps_median": float(np.median([row["steps"] for row in rows])),
+    }
+
+
+def simulations(model: str) -> list[dict[str, Any]]:
+    """Drift of the energy (eV/atom/ps) of 5 ps NVE at 300 K of three crystals, in float64."""
+    from ase.build import bulk
+
+    cases = {
+        "NaCl, 64 atoms": bulk("NaCl", "rocksalt", a=5.69, cubic=True).repeat(2),
+        "Si, 64 atoms": bulk("Si", cubic=True).repeat(2),
+        "Cu, 108 atoms": bulk("Cu", cubic=True).repeat(3),
+    }
+    potential, params = lamjax.load(model, dtype=np.float64)
+    return [{"crystal": name, **_drift(potential, params, atoms)} for name, atoms in cases.items()]
+
+
+def _drift(potential, params, atoms: ase.Atoms) -> dict[str, float]:
+    """Slope of a straight line through the total energy, and what is left of it."""
+    system = lamjax.from_ase(atoms)
+    end = relaxation.relax_structures(potential, params, system, RelaxConfig(fmax=0.01, cell=CellConfig()))[0]
+    ensemble = dynamics.nve(potential, dynamics.NVEConfig(timestep=1.0))
+    simulation = dynamics.begin(ensemble, params, end.system, temperature=600.0, seed=0)
+    times, energies = [], []
+    for _, seen in dynamics.simulate(ensemble, params, simulation, n_steps=5000, every=20):
+        times += (seen.step / 1000).tolist()
+        energies += ((seen.potential_energy + seen.kinetic_energy) / len(atoms)).tolist()
+    line = np.polyfit(times, energies, 1)
+    return {"drift": float(line[0]), "fluctuation": float(np.std(energies - np.polyval(line, times)))}
+
+
+def speed(model: str, teacher: list[dict] | None) -> dict[str, float]:
+    """Atoms a second in relaxations: energy, forces and stress of one atom, programs compiled beforehand."""
+    rows, _ = relaxed(model, 8)
+    rows, seconds = relaxed(model, 8)
+    found = {"lamjax": sum(row["n_atoms"] * row["steps"] for row in rows) / seconds}
+    if teacher is not None:
+        work = sum(row["n_atoms"] * row["steps"] for row in teacher)
+        found["CHGNet 0.3.0"] = work / sum(row["seconds"] for row in teacher)
+    return found
+
+
+def draw(rows: dict[str, list[dict]], path) -> None:
+    """Cumulative shares of the crystals below an error of volume and positions."""
+    with matplotlib.rc_context(plots.STYLE):
+        figure = Figure(figsize=(9, 3.6), layout="constrained")
+        for axes, key, scale, label in zip(
+            figure.subplots(1, 2), ("volume", "rmsd"), (100, 1), ("|V/V(DFT) - 1| (%)", "RMSD (Å)"), strict=True
+        ):
+            for (name, found), color in zip(rows.items(), COLORS, strict=False):
+                values = np.sort(scale * np.abs([row[key] for row in found]))
+                axes.step(
+                    values,
+                    np.arange(1, len(values) + 1) / len(values),
+                    color=color,
+                    label=f"{name} (n = {len(values)})",
+                )
+            axes.set(
+                xlabel=label, ylabel="share of crystals below", ylim=(0, 1), xlim=(0, 15 if key == "volume" else 0.6)
+            )
+        axes.legend(frameon=False)
+        figure.savefig(path, dpi=150)
+
+
+def tables(results: dict[str, Any]) -> str:
+    """The tables of the README."""
+    errors = [
+        (name, f"{one['mae_e']:.0f}", f"{one['mae_f']:.0f}", *(f"{x:.0f}" for x in one["groups"].values()))
+        for name, one in results["held_out"].items()
+    ]
+    ends = [
+        (
+            name,
+            one["n"],
+            f"{one['volume_median']:.1f} ({one['volume_90']:.1f})",
+            f"{one['rmsd_median']:.3f} ({one['rmsd_90']:.3f})",
+            f"{100 * one['converged']:.0f}",
+            f"{one['steps_median']:.0f}",
+        )
+        for name, one in results["relaxed"].items()
+    ]
+    runs = [(one["crystal"], f"{one['drift']:.1e}", f"{one['fluctuation']:.1e}") for one in results["nve"]]
+    rates = [(name, f"{x:,.0f}") for name, x in results["speed"].items()]
+    return "\n\n".join(
+        [
+            workflow.markdown(["held-out DFT frames", "energy MAE (meV/atom)", "force MAE (meV/Å)", *GROUPS], errors),
+            workflow.markdown(
+                [
+                    "relaxed from strained starts",
+                    "crystals",
+                    "volume error, median (90 %) in %",
+                    "RMSD, median (90 %) in Å",
+                    "converged (%)",
+                    "steps",
+                ],
+                ends,
+            ),
+            workflow.markdown(["NVE, 5 ps at 300 K", "drift (eV/atom/ps)", "fluctuation (eV/atom)"], runs),
+            workflow.markdown(["relaxing, one process", "atoms a second"], rates),
+        ]
+    )
+
+
+def main(model: str, every: int) -> None:
+    began = time.monotonic()
+    teacher = json.loads(TEACHER.read_text()) if TEACHER.is_file() else {}
+    asked = {row["number"] for row in teacher.get("relaxed", ())}
+    ends, _ = relaxed(model, every)
+    rows = {"not relaxed": not_relaxed(every), "lamjax small": ends}
+    if asked:
+        rows |= {
+            "not relaxed, as the teacher": [row for row in rows["not relaxed"] if row["number"] in asked],
+            "lamjax small, as the teacher": [row for row in ends if row["number"] in asked],
+            "CHGNet 0.3.0": teacher["relaxed"],
+        }
+    results = {
+        "held_out": held_out(model, teacher.get("held_out")),
+        "relaxed": {name: summary(found) for name, found in rows.items()},
+        "nve": simulations(model),
+        "speed": speed(model, teacher.get("relaxed")),
+        "rows": ends,
+    }
+    results |= workflow.facts(f"python -m experiments.universal.evaluate --model {model}", time.monotonic() - began)
+    draw({name: found for name, found in rows.items() if "as the" not in name}, starts.HERE / "relaxed.png")
+    workflow.write_report(starts.HERE, results, tables(results))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="small")
+    parser.add_argument("--every", type=int, default=1, help="relax one crystal in so many")
+    options = parser.parse_args()
+    main(options.model, options.every)

@@ -1,0 +1,75 @@
+"""Make the model that comes with lamjax of a finished run: lamjax/assets/models/small.lamjax, with its card.
+
+python -m experiments.universal.publish build/universal/run_0/model.lamjax
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import workflow
+from experiments.universal import starts
+from experiments.universal.train import TEACHER, WORK, tasks
+from lamjax import checkpoints
+
+SMALL = checkpoints.SHIPPED / "small.lamjax"
+
+
+def errors(potential, params, work: Path) -> dict[str, dict[str, float]]:
+    """Mean absolute errors of every head on the held-out frames of its task."""
+    found = {}
+    for head, task in tasks(work).items():
+        one = workflow.one_head(potential, params, head)
+        of = workflow.measured(potential, {head: task.validation}, max_programs=3)[head]
+        told = workflow.errors(*one, of)
+        found[head] = {f"{key} ({unit})": round(told[f"mae_{key[0]}"], 1) for key, unit in UNITS.items()}
+    return found
+
+
+UNITS = {"energy": "meV/atom", "forces": "meV/Å"}
+
+
+def card(config: dict[str, Any], found: dict[str, dict[str, float]], frames: int) -> dict[str, Any]:
+    """What is to be known of the model."""
+    return {
+        "what": "A small universal DPA-2 (89 elements), pre-trained with a head for each level of theory.",
+        checkpoints.CARD_HEAD: TEACHER,
+        "heads": {TEACHER: "PBE/PBE+U as CHGNet 0.3.0 predicts it, Materials Project's corrections included"}
+        | {name: one.level for name, one in workflow.PRETRAINING.items()},
+        "data": f"{TEACHER}: {frames:,} frames labelled by CHGNet 0.3.0 (experiments/universal); the other heads: DFT "
+        "frames of experiments/data, see the PROVENANCE.json files there",
+        "data licences": "CHGNet: modified BSD, trained on MPtrj (CC BY 4.0); MIT (MatterSim repository: MPtrj, "
+        "Alexandria, MatterSim; OCP: oxides; COMP6: S66x8), BSD-3-Clause (mlearn, maml)",
+        "licence": "MIT",
+        "mean absolute errors on held-out frames": found,
+        "not good for": "final numbers: it is a student of a student of DFT, small and trained for hours. Magnetism, "
+        "charge, surfaces and molecules in vacuum are not in the data of its default head. Fine-tune it, or check it.",
+        "made by": "python -m experiments.universal.train",
+        "training": {key: config[key] for key in ("steps", "batch_size", "seed", "schedule", "optimizer", "loss")},
+    }
+
+
+def main(model: Path, work: Path) -> None:
+    """Measure, describe, write."""
+    stored = checkpoints.read(model)
+    potential, params = checkpoints.load(model, dtype=np.float32)
+    config = json.loads((model.parent / "config.json").read_text())
+    archived = json.loads((starts.HERE / "PROVENANCE.json").read_text())
+    with jax.enable_x64(True):
+        found = errors(potential, params, work)
+    SMALL.parent.mkdir(exist_ok=True)
+    checkpoints.save(SMALL, potential, stored.params, card(config, found, archived["frames"]))
+    print(json.dumps(found, indent=1))
+    print(f"{SMALL}: {SMALL.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--work", type=Path, default=WORK)
+    options = parser.parse_args()
+    main(options.model, options.work)
