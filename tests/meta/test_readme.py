@@ -1,42 +1,15 @@
 """The examples of the README run as they stand, one after the other, in a folder with the files that they name."""
 
-import gzip
 import re
 from pathlib import Path
 
-import ase.io
-import jax
 import numpy as np
 import pytest
 
 import lamjax
-from lamjax.descriptors import DPA2Config, RepformerConfig, RepinitConfig
-from lamjax.heads import EnergyHeadConfig
 
 ROOT = Path(__file__).parents[2]
-ASSETS = Path(lamjax.__file__).parent / "assets" / "demo"
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """model.dp (a bundle: files are told apart by content), as small as can be, and relaxations.extxyz."""
-    described = lamjax.load(ASSETS / "base.lamjax")[0].config
-    small = DPA2Config(
-        repinit=RepinitConfig(rcut=5.0, nsel=100, neuron=(4, 8), axis_neuron=2),
-        repformer=RepformerConfig(rcut=4.0, nsel=60, nlayers=1, g1_dim=8, g2_dim=4, update_g1_has_attn=False),
-    )
-    config = lamjax.PotentialConfig(
-        described.elements, small, ((described.head_names[0], EnergyHeadConfig(neuron=(8,))),)
-    )
-    potential = lamjax.build(config)
-    lamjax.save(tmp_path / "model.dp", potential, jax.jit(potential.init)(jax.random.key(0)))
-    with gzip.open(ASSETS / "si_defects_train.extxyz.gz", "rt") as file:
-        frames = ase.io.read(file, ":", format="extxyz")
-    ends = [a for a in frames if a.info["step"] in (0, a.info["n_steps"] - 1)]
-    ase.io.write(tmp_path / "relaxations.extxyz", ends[:4])
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 # the files and models of the examples are small: what does not converge is named

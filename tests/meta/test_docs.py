@@ -1,0 +1,98 @@
+"""The documentation's examples run as they stand, and its pages name only commands, options and files that there are."""
+
+import re
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from lamjax import cli
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = sorted(path for path in DOCS.rglob("*.md"))
+EXAMPLES = [path for path in PAGES if "```python\n" in path.read_text()]
+# the same programs, sooner
+SOONER = {"Unrolled(60)": "Unrolled(2)", "Unrolled(3)": "Unrolled(2)", "(0.98, 0.99, 1.0, 1.01, 1.02)": "(0.97, 1.0, 1.03)"}
+SETTINGS = {
+    "relax_many": {"ELEMENTS": ["Al", "Si"], "STRETCHED": (1.0, 1.02), "FMAX": 10.0},
+    "finetune_relaxations": {"CELLS": 5, "HELD_OUT": 1, "STEPS": 2, "EPOCHS": 1},
+    "deepmd_and_lammps": {"FRAMES": 4, "EPOCHS": 1},
+    "distil_and_simulate": {"NET": (2, 4), "FRAMES": 10, "EPOCHS": 1, "MD_STEPS": 10, "REPEAT": 1},
+    "own_potential": {"MD_STEPS": 20, "TRAINING_STEPS": 2},
+}
+# the files and models of the examples are small: what does not converge is named
+pytestmark = pytest.mark.filterwarnings("ignore:Left out|.*not relaxed|.*did not converge|.*looks at the nearest")
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(DOCS))
+
+
+@pytest.mark.parametrize("page", EXAMPLES, ids=name_of)
+def test_examples_of_a_page_run(page, folder):
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL))
+    for slow, fast in SOONER.items():
+        code = code.replace(slow, fast)
+    exec(compile(code, page.name, "exec"), {})
+
+
+def test_every_tutorial_is_run():
+    assert {path.stem for path in (DOCS / "tutorials").glob("*.py")} == SETTINGS.keys()
+
+
+@pytest.mark.parametrize("tutorial", sorted(SETTINGS))
+def test_tutorials_run(tutorial, folder):
+    code = (DOCS / "tutorials" / f"{tutorial}.py").read_text()
+    for name, value in SETTINGS[tutorial].items():
+        code, n = re.subn(rf"^{name} = .*$", f"{name} = {value!r}", code, flags=re.MULTILINE)
+        assert n == 1, f"{tutorial} has no setting {name}"
+    exec(compile(code, f"{tutorial}.py", "exec"), {"__name__": "tutorial"})
+
+
+def said_commands() -> list[tuple[str, str]]:
+    """(page, command line) of every line of a page, or of the README, that calls lamjax."""
+    pages = [*PAGES, DOCS.parent / "README.md", *(DOCS / "tutorials").glob("*.py")]
+    return [
+        (page.name, line.strip())
+        for page in pages
+        for line in re.findall(r"^#? ?(lamjax [a-z].*)$|`(lamjax [a-z][^`]*)`", page.read_text(), flags=re.MULTILINE)
+        for line in line
+        if line
+    ]
+
+
+def options_of(words: list[str]) -> set[str] | None:
+    """The options of a subcommand; None if there is no such subcommand."""
+    command = typer.main.get_command(cli.app)
+    for word in words[1:3]:
+        if not hasattr(command, "get_command"):
+            break
+        context = command.make_context("lamjax", [], resilient_parsing=True)
+        found = command.get_command(context, word)
+        if found is None:
+            return None
+        command = found
+    return {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+
+
+def test_commands_that_the_pages_name_exist_with_their_options():
+    said = said_commands()
+    assert len(said) > 60
+    for page, line in said:
+        words = line.partition("#")[0].split()
+        if not words[1].islower():  # `lamjax COMMAND`
+            continue
+        options = options_of(words)
+        assert options is not None, f"{page}: {line}: no such command"
+        wrong = {word for word in words if re.fullmatch(r"--?[a-z][a-z-]*", word)} - options - {"--help", "-h"}
+        assert not wrong, f"{page}: {line}: no such option"
+
+
+def test_links_between_pages_and_to_the_repository_are_files():
+    """What `mkdocs build --strict` checks, too, where it is installed; pages made by docs/hooks are named there."""
+    hooks = (DOCS / "hooks" / "pages.py").read_text()
+    for page in PAGES:
+        for link in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", page.read_text()):
+            there = (page.parent / link).resolve()
+            made = there.with_suffix(".py").exists() or there.name in hooks or there.name in ("commands.md",)
+            assert there.exists() or made or "reference" in there.parts, f"{page.name}: {link}"
