@@ -1,4 +1,4 @@
-"""Pages that are made when the site is built: tutorials, the Python reference, the commands, files of the repository."""
+"""Pages made when the site is built: tutorials, the Python reference, commands, files of the repository."""
 
 import ast
 import os

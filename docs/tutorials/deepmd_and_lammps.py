@@ -1,16 +1,17 @@
 # %% [markdown]
 # # From DeePMD-kit to LAMMPS
 #
-# A checkpoint of DeePMD-kit is opened, trained on a few labels more, and handed back, to DeePMD-kit and LAMMPS. Neither torch
-# nor DeePMD-kit is needed for this but for the last step.
+# A checkpoint of DeePMD-kit is opened, trained on a few labels more, and handed back, to DeePMD-kit and LAMMPS.
+# Neither torch nor DeePMD-kit is needed for this but for the last step.
 
 # %%
 import ase.build
 import ase.io
 import jax
-import lamjax
 import numpy as np
 from ase.calculators.emt import EMT
+
+import lamjax
 from lamjax import checkpoints, data, edit, losses, training
 from lamjax.interop.deepmd.write import dp_bytes
 
@@ -31,8 +32,8 @@ print(potential.config.head_names, potential.elements, potential.cutoff)
 # %% [markdown]
 # ## Labels
 #
-# Here EMT's, of compressed and displaced copper; `data.read` takes your extxyz, OUTCAR, or DeePMD folders. A copper atom must
-# be known to the model; if it is not, it becomes a new element of the type map, and is learned from nothing.
+# Here EMT's, of compressed and displaced copper; `data.read` takes your extxyz, OUTCAR, or DeePMD folders. A copper
+# atom must be known to the model; if it is not, it becomes a new element of the type map, and is learned from nothing.
 
 # %%
 draw = np.random.default_rng(0)

@@ -1,15 +1,16 @@
 # %% [markdown]
 # # Distil, then simulate
 #
-# A large model labels structures around the ones you care about, a small student learns them, and runs molecular dynamics at a
-# fraction of the cost. `lamjax distill` does this in rounds, with a committee that says where more labels are needed; here is
-# one round by hand.
+# A large model labels structures around the ones you care about, a small student learns them, and runs molecular
+# dynamics at a fraction of the cost. `lamjax distill` does this in rounds, with a committee that says where more
+# labels are needed; here is one round by hand.
 
 # %%
 import ase.build
 import jax
-import lamjax
 import numpy as np
+
+import lamjax
 from lamjax import data, dynamics, losses, training, units
 from lamjax.descriptors import DPA1Config
 from lamjax.heads import EnergyHeadConfig
@@ -38,7 +39,8 @@ for _ in range(FRAMES):
 # %% [markdown]
 # ## Label
 #
-# The teacher through ASE's calculator. `lamjax label` does this for files, resumes, and takes any other ASE calculator, too.
+# The teacher through ASE's calculator. `lamjax label` does this for files, resumes, and takes any other ASE
+# calculator, too.
 
 # %%
 calculator = lamjax.Calculator(TEACHER)
@@ -54,7 +56,8 @@ learned, fresh = frames[: -FRAMES // 5], frames[-FRAMES // 5 :]
 # %% [markdown]
 # ## Learn
 #
-# The student is a DPA-1 without attention, as in the DPA-2 paper. Its statistics and its energy per element come from the data.
+# The student is a DPA-1 without attention, as in the DPA-2 paper. Its statistics and its energy per element come from
+# the data.
 
 # %%
 descriptor = DPA1Config(rcut=5.0, sel=60, neuron=NET, axis_neuron=4, tebd_dim=4)
@@ -65,7 +68,9 @@ packed = data.pack(learned, data.plan(learned, student.shells, max_programs=1))
 measured = data.pack(fresh, data.plan(fresh, student.shells, max_programs=1))
 loss = losses.label_loss(student)
 n_steps = EPOCHS * -(-len(learned) // 4)
-rate = training.schedule(training.ScheduleConfig(start_lr=5e-3, stop_lr=5e-5, decay_steps=max(n_steps // 20, 1)), n_steps)
+rate = training.schedule(
+    training.ScheduleConfig(start_lr=5e-3, stop_lr=5e-5, decay_steps=max(n_steps // 20, 1)), n_steps
+)
 optimizer = training.optimizer(training.OptimizerConfig("adam"), rate)
 state = training.init(params, optimizer)
 for state, metrics in training.fit(loss, state, optimizer, data.batches(packed, 4, seed=0, epochs=EPOCHS)):

@@ -1,21 +1,21 @@
 # %% [markdown]
 # # Fine-tune on relaxed structures
 #
-# Thirty cells, relaxed at another level of theory, change where a model relaxes structures to. The gradient goes back through
-# every step of the relaxation; no forces of the other level are needed.
+# Thirty cells, relaxed at another level of theory, change where a model relaxes structures to. The gradient goes back
+# through every step of the relaxation; no forces of the other level are needed.
 #
-# The other level of theory is ASE's EMT here, so that the tutorial needs nothing else. With your own data, begin at "The pairs"
-# with a file of relaxations ([file formats](../files.md#relaxations)).
+# The other level of theory is ASE's EMT here, so that the tutorial needs nothing else. With your own data, begin at
+# "The pairs" with a file of relaxations ([file formats](../files.md#relaxations)).
 
 # %%
 import ase.build
 import ase.io
-import jax
-import lamjax
 import numpy as np
 from ase.calculators.emt import EMT
 from ase.filters import FrechetCellFilter
 from ase.optimize import FIRE
+
+import lamjax
 from lamjax import data, losses, relaxation, training
 from lamjax.relaxation import CellConfig, RelaxConfig, Unrolled
 
@@ -58,7 +58,8 @@ learned, held_out = pairs[:-HELD_OUT], pairs[-HELD_OUT:]
 # %% [markdown]
 # ## Before
 #
-# The held-out starts are relaxed to convergence, and compared with where they should be: Dq in amu^½ Å, strain without unit.
+# The held-out starts are relaxed to convergence, and compared with where they should be: Dq in amu^½ Å, strain
+# without unit.
 
 # %%
 potential, params = lamjax.load(MODEL)
@@ -77,8 +78,8 @@ before = judged(params)
 # %% [markdown]
 # ## Train
 #
-# The loss relaxes a batch of starts for `STEPS` steps and measures the distance of the ends from the targets, the strain of
-# the cell included.
+# The loss relaxes a batch of starts for `STEPS` steps and measures the distance of the ends from the targets, the
+# strain of the cell included.
 
 # %%
 relax = RelaxConfig(cell=CellConfig(), adjoint=Unrolled(STEPS))
@@ -106,6 +107,6 @@ lamjax.save("tuned.lamjax", potential, state.params)
 # lamjax finetune small pairs.extxyz --objective structures --variable-cell --epochs 4 --output tuned
 # ```
 #
-# It also validates after every epoch, keeps the best model, goes on after a kill (`--resume`), and tells what the tuning cost
-# in forces. Against forgetting mix in labels with `--replay`. Which gradient to choose, and what it costs:
+# It also validates after every epoch, keeps the best model, goes on after a kill (`--resume`), and tells what the
+# tuning cost in forces. Against forgetting mix in labels with `--replay`. Which gradient to choose, and what it costs:
 # [Choose an adjoint](../how-to/adjoints.md).

@@ -1,10 +1,11 @@
 # %% [markdown]
 # # Your own potential and loss
 #
-# Anything with a function `atomic_energies(params, system, neighbors)` and a cutoff is a `Potential`: it is relaxed, trained,
-# simulated, differentiated and put into the calculator like DPA-2. Here it is an embedded-atom formula,
+# Anything with a function `atomic_energies(params, system, neighbors)` and a cutoff is a `Potential`: it is relaxed,
+# trained, simulated, differentiated and put into the calculator like DPA-2. Here it is an embedded-atom formula,
 #
-# \[ E = \sum_i \Big( \tfrac{1}{2} \sum_j A\, e^{-p\,(r_{ij}/r_0 - 1)} - \xi \sqrt{\textstyle\sum_j e^{-2q\,(r_{ij}/r_0 - 1)}} \Big) \]
+# \[ E = \sum_i \Big( \tfrac{1}{2} \sum_j A\, e^{-p\,(r_{ij}/r_0 - 1)} - \xi \sqrt{\textstyle\sum_j
+# e^{-2q\,(r_{ij}/r_0 - 1)}} \Big) \]
 #
 # (Cleri and Rosato, Phys. Rev. B 48, 22 (1993)), with the paper's numbers for copper.
 
@@ -12,8 +13,9 @@
 import ase.build
 import jax
 import jax.numpy as jnp
+
 import lamjax
-from lamjax import data, dynamics, losses, neighbors, numerics, relaxation, training
+from lamjax import dynamics, neighbors, numerics, relaxation, training
 from lamjax.neighbors import Shell
 from lamjax.relaxation import CellConfig, Implicit, RelaxConfig
 
@@ -24,8 +26,9 @@ TRAINING_STEPS = 20
 # %% [markdown]
 # ## The potential
 #
-# `neighbors.displacements` are the vectors \(r_{ij}\), images included; empty slots are masked on the *inputs* of roots and
-# norms, because a NaN that is masked afterwards still reaches the gradient. Padding needs no care beyond that.
+# `neighbors.displacements` are the vectors \(r_{ij}\), images included; empty slots are masked on the *inputs* of
+# roots and norms, because a NaN that is masked afterwards still reaches the gradient. Padding needs no care beyond
+# that.
 
 # %%
 INITIAL = {"A": 0.0855, "xi": 1.224, "p": 10.960, "q": 2.278, "r0": 2.556}  # eV, eV, 1, 1, Å
@@ -68,8 +71,8 @@ for simulation, seen in dynamics.simulate(ensemble, params, simulation, n_steps=
 # %% [markdown]
 # ## A loss of your own, through the relaxation
 #
-# A loss is a function (params, batch) -> (scalar, metrics). This one wants another lattice constant, 3.65 Å, of the *relaxed*
-# crystal; the implicit adjoint differentiates the minimum itself.
+# A loss is a function (params, batch) -> (scalar, metrics). This one wants another lattice constant, 3.65 Å, of the
+# *relaxed* crystal; the implicit adjoint differentiates the minimum itself.
 
 # %%
 TARGET = 3.65
@@ -90,9 +93,9 @@ for state, metrics in training.fit(lattice_loss, state, optimizer, [system] * TR
     print(float(metrics["a"]), bool(metrics["converged"]))
 
 # %% [markdown]
-# `losses.weighted_sum` adds losses; `losses.label_loss(potential)` and `losses.structure_loss(potential)` take this potential as
-# any other. Gradients of whatever you compute are `jax.grad` as usual: here of the relaxed energy with respect to every
-# parameter.
+# `losses.weighted_sum` adds losses; `losses.label_loss(potential)` and `losses.structure_loss(potential)` take this
+# potential as any other. Gradients of whatever you compute are `jax.grad` as usual: here of the relaxed energy with
+# respect to every parameter.
 
 # %%
 gradient = jax.grad(lambda p: lamjax.relax(potential, p, system, nbrs, relax).energy)(state.params)

@@ -8,6 +8,7 @@ import csv
 
 import ase.build
 import ase.io
+
 import lamjax
 from lamjax import relaxation
 from lamjax.relaxation import CellConfig, RelaxConfig
@@ -30,8 +31,8 @@ for symbol in ELEMENTS:
         crystals.append(atoms)
 
 # %% [markdown]
-# `stream` gives each relaxation as soon as it is done; `number` says whose it is. What could not be relaxed has an `error`
-# and no `relaxation`.
+# `stream` gives each relaxation as soon as it is done; `number` says whose it is. What could not be relaxed has an
+# `error` and no `relaxation`.
 
 # %%
 potential, params = lamjax.load(MODEL)
@@ -43,26 +44,18 @@ for done in relaxation.stream(potential, params, crystals, config):
         print(before.info["name"], done.error)
         continue
     after = lamjax.to_ase(done.relaxation)  # with energy, forces and stress
-    rows.append(
-        {
-            "name": before.info["name"],
-            "volume_before": before.get_volume() / len(before),  # Å³ per atom
-            "volume": after.get_volume() / len(after),
-            "energy": float(done.relaxation.energy) / len(after),  # eV per atom
-            "steps": int(done.relaxation.n_steps),
-            "converged": bool(done.relaxation.converged),
-        }
-    )
+    row = {"name": before.info["name"], "volume_before": before.get_volume(), **relaxation.row(done.relaxation)}
+    rows.append(row)
     crystals[done.number] = after
 
 # %% [markdown]
-# The rows are plain dictionaries: `pandas.DataFrame(rows)` makes a table of them. Both starts of a crystal should have come to
-# the same volume:
+# `relaxation.row` makes plain dictionaries: `pandas.DataFrame(rows)` makes a table of them. Both starts of a crystal should
+# have come to the same volume:
 
 # %%
 rows.sort(key=lambda row: row["name"])
 for row in rows:
-    print(f"{row['name']:12s} {row['volume_before']:8.3f} -> {row['volume']:8.3f} Å³ in {row['steps']} steps")
+    print(f"{row['name']:12s} {row['volume_before']:8.3f} -> {row['volume']:8.3f} Å³ in {row['n_steps']} steps")
 with open("crystals.csv", "w", newline="") as file:
     table = csv.DictWriter(file, rows[0])
     table.writeheader()

@@ -14,3 +14,4 @@ from lamjax.relaxation.relax import relax as relax
 from lamjax.relaxation.stream import Outcome as Outcome
 from lamjax.relaxation.stream import stream as stream
 from lamjax.relaxation.structures import relax_structures as relax_structures
+from lamjax.relaxation.structures import row as row

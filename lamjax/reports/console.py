@@ -22,7 +22,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
     """
     result = Table(title=escape(title), title_justify="left")
     for index, column in enumerate(columns):
-        result.add_column(escape(column), justify="left" if index == 0 else "right")
+        result.add_column(escape(column), justify="left" if index == 0 else "right", overflow="fold")  # never cut off
     for row in rows:
         result.add_row(*(_cell(value) for value in row))
     return result

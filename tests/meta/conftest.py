@@ -31,8 +31,7 @@ def tiny():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch, tiny):
-    """The model as the one called `small`, and as model.dp and model.ckpt.pt (files are told apart by content); labelled
-    frames; four relaxations."""
+    """The model as the one called `small`, and as model.dp and model.ckpt.pt; labelled frames; relaxations."""
     shipped = tmp_path / "shipped"
     shipped.mkdir()
     monkeypatch.setattr(checkpoints, "SHIPPED", shipped)
