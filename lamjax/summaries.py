@@ -15,12 +15,8 @@ def of_potential(potential: Any) -> str:
     config = potential.config
     kind = getattr(getattr(config, "descriptor", config), "type", None)
     parts = [kind.replace("dpa", "DPA-") if isinstance(kind, str) else str(config).partition("(")[0]]
-    layers = [
-        block.nlayers
-        for name in ("repformer", "repflow")
-        if (block := _block(config, name)) and hasattr(block, "nlayers")
-    ]
-    parts += [f"{n} layers" for n in layers]
+    for block in (_block(config, "repformer"), _block(config, "repflow")):
+        parts += [f"{block.nlayers} layers"] if hasattr(block, "nlayers") else []
     known = potential.elements
     parts.append("all elements" if known is None else _several(len(known), "element"))
     if known is not None and len(known) <= 10:

@@ -49,8 +49,8 @@ for done in relaxation.stream(potential, params, crystals, config):
     crystals[done.number] = after
 
 # %% [markdown]
-# `relaxation.row` makes plain dictionaries: `pandas.DataFrame(rows)` makes a table of them. Both starts of a crystal should
-# have come to the same volume:
+# `relaxation.row` makes plain dictionaries: `pandas.DataFrame(rows)` makes a table of them. Both starts of a crystal
+# should have come to the same volume:
 
 # %%
 rows.sort(key=lambda row: row["name"])
