@@ -39,6 +39,16 @@ MODULES = {
 }
 
 
+def on_config(config):
+    """The Python reference in the navigation: a page a module."""
+    pages = [{full(module): f"reference/{page_name(module)}.md"} for module in MODULES]
+    for tab in config.nav:
+        for entry in next(iter(tab.values())):
+            if isinstance(entry, dict) and "Python" in entry:
+                entry["Python"] = ["reference/index.md", *pages]
+    return config
+
+
 def on_files(files, config):
     """All pages of the site: those of docs/, and the generated ones."""
     for script in sorted((ROOT / "docs" / "tutorials").glob("*.py")):
