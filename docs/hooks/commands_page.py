@@ -22,18 +22,26 @@ def page() -> str:
 
 
 def intro() -> str:
+    """What holds for all commands."""
     return (
-        "This page is made from the commands when the site is built; `lamjax COMMAND --help` prints the same.\n\n"
-        "Exit status: 0 for success, 1 where a command did its work and found what it looks for (`lamjax data check`: "
-        "an error in the data) or something was left undone that it names, 2 for what you can mend: a wrong option, a "
-        "file, a config, a device. `LAMJAX_TRACEBACK=1` shows where an error came from; `NO_COLOR=1` switches colours "
-        "off; `JAX_PLATFORMS=cpu` leaves a GPU alone."
+        "This page is made from the commands when the site is built; `lamjax COMMAND -h` prints the same.\n\n"
+        "| exit status | meaning |\n|---|---|\n"
+        "| 0 | done; structures or frames that failed are named and counted in what was written |\n"
+        "| 1 | `lamjax data check` found an error in the data; or the command was stopped (Ctrl-C) |\n"
+        "| 2 | what you can mend: an option, a file, a config, a device; the message says how |\n\n"
+        "| variable | effect |\n|---|---|\n"
+        "| `NO_COLOR=1` | no colours |\n"
+        "| `COLUMNS=120` | width of tables where there is no terminal; nothing is cut off in narrow ones |\n"
+        "| `LAMJAX_TRACEBACK=1` | an error shows where it came from |\n"
+        "| `JAX_PLATFORMS=cpu` | a GPU is left alone |\n"
+        "| `JAX_COMPILATION_CACHE_DIR` | where compiled programs are kept (`lamjax info` tells) |\n"
+        "| `GLIBC_TUNABLES=glibc.malloc.hugetlb=0` | no huge pages |"
     )
 
 
 def described(name: str, command) -> list[str]:
     """Heading, text and table of one command."""
-    usage = " ".join(p.make_metavar(None) if False else p.name.upper() for p in command.params if is_argument(p))
+    usage = " ".join(p.name.upper() for p in command.params if is_argument(p))
     rows = [row(p) for p in command.params if not p.hidden and p.name != "help"]
     table = ["| | what | default |", "|---|---|---|", *rows]
     return [f"## {name}", f"```\n{name} [OPTIONS] {usage}\n```", command.help or "", "\n".join(table)]

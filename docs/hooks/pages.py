@@ -88,6 +88,12 @@ def on_page_markdown(markdown: str, page, files, **_) -> str:
     return re.sub(r"(?<!!)\[([^\]]*)\]\((?!https?:|#|mailto:)([^)\s]+)\)", led, markdown)
 
 
+def on_post_page(output: str, page, **_) -> str:
+    """Search without a network: the theme would fetch this script where a page is opened from a folder."""
+    own = os.path.relpath("assets/iframe-worker.js", Path(page.file.dest_uri).parent)
+    return output.replace("https://unpkg.com/iframe-worker/shim", own)
+
+
 def tutorial(script: str, name: str) -> str:
     """The page of a py-percent script: its text cells as they are, its code in blocks."""
     parts = []
