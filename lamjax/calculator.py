@@ -5,6 +5,7 @@ import difflib
 import functools
 import math
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import ase.calculators.calculator as base
@@ -25,7 +26,8 @@ from lamjax.system import System, host_system
 class Calculator(base.Calculator):
     """Energy (eV), forces (eV/Å) and stress (eV/Å³, Voigt, positive in tension) of a model.
 
-    `model` is a file that `lamjax.load` opens (`head` chooses among several heads), or a pair (potential, parameters).
+    `model` is a file that `lamjax.load` opens (`head` chooses among several heads; `elements`, as in {"OW": "O"}, says
+    which element a type of another name is), or a pair (potential, parameters).
     `dtype` is the precision of positions and parameters. "float64" works whether or not x64 is on: it is switched on
     by `jax.enable_x64` around the calculator's own computations, nowhere else. Neighbour lists are made on the host;
     their widths grow in steps and never shrink, so that a simulation compiles few programs.
@@ -40,12 +42,23 @@ class Calculator(base.Calculator):
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]
 
-    def __init__(self, model: str | Path | tuple, head: str | None = None, dtype="float64", **kwargs):
+    def __init__(
+        self,
+        model: str | Path | tuple,
+        head: str | None = None,
+        dtype="float64",
+        elements: Mapping[str, str] | None = None,
+        **kwargs,
+    ):
         _check_options(kwargs)
+        if elements is not None and not isinstance(model, str | Path):
+            raise TypeError("elements says what types of a file are; of a pair (potential, params) they are known.")
         super().__init__(**kwargs)
         self.dtype = _precision_of(dtype)
         with self._precision():
-            potential, params = load(model, head, self.dtype) if isinstance(model, str | Path) else _pair(model)
+            potential, params = (
+                load(model, head, self.dtype, elements) if isinstance(model, str | Path) else _pair(model)
+            )
             if head is not None and potential.head != head:
                 potential = select(potential, head)
         self._potential, self.params = potential, params
@@ -152,7 +165,7 @@ class Calculator(base.Calculator):
         return jax.enable_x64(True) if self.dtype == np.float64 else contextlib.nullcontext()
 
 
-OWN = ("model", "head", "dtype")
+OWN = ("model", "head", "dtype", "elements")
 ASES = ("restart", "ignore_bad_restart_file", "label", "atoms", "directory")  # options of any calculator
 INSTEAD = {  # what other calculators call it: what to do here
     "default_dtype": "dtype",
@@ -166,6 +179,8 @@ INSTEAD = {  # what other calculators call it: what to do here
     "task_name": "head",
     "branch": "head",
     "modal": "head",
+    "type_map": "elements",
+    "types": "elements",
 }
 
 

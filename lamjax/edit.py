@@ -144,7 +144,8 @@ def tabulate(
 
     `closest` (Å) is where the table ends: atoms nearer than that give NaN, which calculator and commands report.
     `tolerance` is relative, of the net and, ten times it, of its slope. For evaluation: the second derivative of a
-    cubic spline jumps, and no net is left to train. The cost grows with the number of elements: restrict them first.
+    cubic spline jumps, and no net is left to train. Of 23 elements it takes seconds, of 89 about a minute and 1 GB:
+    restrict them first where fewer are enough.
     Raises ValueError for a model that is a table already or has no such net, or a tolerance that cannot be reached.
     """
     config = _config_of(potential)

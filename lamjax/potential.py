@@ -1,5 +1,6 @@
 """Descriptor and heads become a potential: energy, and from it forces, virial and stress."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple, get_args
@@ -260,10 +261,12 @@ def allocate(potential: Potential, system: System | ase.Atoms, capacity: int | N
 
     Raises ValueError for an element that the potential does not know, for two atoms on one place, and, where
     `capacity` (slots within the widest cutoff) is given, if it is too small. Warns if the model's own `sel` drops
-    neighbours, as DeePMD-kit does silently.
+    neighbours, as DeePMD-kit does silently, and of atoms so far from the home cell that float32 loses their digits.
     """
     system = systems.as_system(system)
     check_elements(potential, system)
+    if lost := systems.lost_digits(system):
+        warnings.warn(lost, stacklevel=2)
     if capacity is None:
         return neighbor_lists.allocate(system, potential.shells)
     widths = neighbor_lists.plan_capacities(neighbor_lists.count(system, potential.shells), potential.shells)

@@ -98,6 +98,21 @@ def as_jax_casts(system: System) -> System:
     return cast(system, jax.dtypes.canonicalize_dtype(system.positions.dtype))
 
 
+def lost_digits(system: System) -> str:
+    """What to say of one structure with atoms far from the home cell, of which jax makes float32; else nothing."""
+    dtype = jax.dtypes.canonicalize_dtype(system.positions.dtype)
+    single = np.ndim(system.numbers) == 1 and system.structure is None
+    if dtype.itemsize >= 8 or not single or not np.any(shift := home_shift(system.positions, system.cell, system.pbc)):
+        return ""
+    rounding = np.finfo(dtype).eps * np.abs(np.asarray(system.positions)).max()
+    return (
+        f"An atom is {np.abs(shift).max()} lattice vectors away from the home cell; jax makes {dtype} of its position, "
+        f"which is rounded to {rounding:.1g} Å. Move such atoms home before: lamjax.from_ase(atoms) and "
+        f"lamjax.data.read(file, '{dtype}') do it, of a System lamjax.system.as_jax_casts(system) does. Or compute in "
+        "float64: with jax.enable_x64(True)."
+    )
+
+
 def moved_by(system: System, shift) -> System:
     """The structure (numpy) with its atoms moved by whole numbers (n_atoms, 3) of lattice vectors."""
     if not np.any(shift):

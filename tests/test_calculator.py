@@ -278,7 +278,7 @@ def test_other_parameters_are_used_at_once(lennard_jones):
         ({"device": "cuda"}, "no option device: JAX computes on .*JAX_PLATFORMS"),
         ({"device": "cuda", "heads": "water"}, "device: .*no option heads: use head='water'"),
         ({"model_path": "x.lamjax"}, "use model='x.lamjax'"),
-        ({"xc": "PBE"}, "no option xc; there are model, head, dtype, label, atoms, directory"),
+        ({"xc": "PBE"}, "no option xc; there are model, head, dtype, elements, label, atoms, directory"),
         ({"restart": "old"}, "keeps no files"),
     ],
 )

@@ -13,7 +13,7 @@ import lamjax
 from lamjax import classical, neighbors
 from lamjax import system as systems
 from lamjax.calculator import Calculator
-from lamjax.system import host_system
+from lamjax.system import as_jax_casts, host_system
 
 
 def test_ase_and_back(atoms, dtype):
@@ -200,6 +200,22 @@ def test_energy_and_forces_of_an_unwrapped_trajectory_in_float32(rng):
     system = lamjax.from_ase(far, np.float32)
     found = lamjax.predict(potential, params, system, lamjax.allocate(potential, system))
     np.testing.assert_allclose(found.forces, forces, atol=2e-5)
+
+
+def test_positions_that_jax_would_round_are_told(rng):
+    """Of a System from elsewhere than `from_ase`, given where x64 is off."""
+    home, far = wandering(rng, 1500)
+    potential = classical.lennard_jones(sigma=2.2, epsilon=0.1, cutoff=4.0)
+    with jax.enable_x64(False):
+        for dtype in (np.float64, np.float32):
+            system = host_system(far)._replace(positions=far.positions.astype(dtype))
+            with pytest.warns(
+                UserWarning, match="lattice vectors away from the home cell.*rounded to 0.000.*as_jax_cas"
+            ):
+                lamjax.allocate(potential, system)
+        lamjax.allocate(potential, as_jax_casts(host_system(far)))  # not a word
+        lamjax.allocate(potential, host_system(home))
+    lamjax.allocate(potential, host_system(far))
 
 
 def test_molecules_that_wandered_stay_whole():

@@ -1,7 +1,7 @@
 """Pre-train the universal small model: the teacher's head with most of the weight, real DFT tasks beside.
 
     python -m experiments.universal.pack
-    nice python -m experiments.universal.train --steps 60000      # goes on where it stopped
+    nice python -m experiments.universal.train --steps 50000      # goes on where it stopped
 
 Writes states, learning curve and model.lamjax (all heads) below build/universal; `publish` ships it.
 """
@@ -26,7 +26,7 @@ DESCRIPTOR = DPA2Config(
         rcut=4.0,
         rcut_smth=3.0,
         nsel=60,
-        nlayers=4,
+        nlayers=3,
         g1_dim=96,
         g2_dim=16,
         update_g1_has_attn=False,
@@ -75,8 +75,8 @@ def config(work: Path, steps: int, seed: int, rate: float, base: str | None) -> 
         schedule=training.ScheduleConfig("cosine", start_lr=rate, stop_lr=1e-6, warmup_steps=500),
         optimizer=training.OptimizerConfig("muon", max_norm=5.0),
         steps=steps,
-        batch_size="auto:192",
-        max_programs=8,
+        batch_size="auto:128",
+        max_programs=6,
         ema_decay=0.999,
         seed=seed,
         output=str(work / f"run_{seed}"),
@@ -90,9 +90,9 @@ def config(work: Path, steps: int, seed: int, rate: float, base: str | None) -> 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=60_000)
+    parser.add_argument("--steps", type=int, default=50_000)
     parser.add_argument("--seed", type=int, default=0, help="of the first parameters and the order; names the run")
-    parser.add_argument("--rate", type=float, default=1e-2, help="the highest learning rate")
+    parser.add_argument("--rate", type=float, default=8e-3, help="the highest learning rate")
     parser.add_argument("--base", help="a model to go on from")
     parser.add_argument("--work", type=Path, default=WORK)
     options = parser.parse_args()

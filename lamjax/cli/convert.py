@@ -73,6 +73,8 @@ def _convert(
     if target.suffix == NATIVE and len(names) > 1:
         raise ValueError(f"A .dp holds one head. Choose it with --heads, one of {', '.join(names)}.")
     if tabulate:
+        n = len(potential.elements)
+        console.print(f"Making a table of the radial net for {n * n:,} pairs of {n} elements; of 89 in about a minute.")
         potential, params = edit.tabulate(potential, params)
     if target.suffix == BUNDLE:
         card = stored.card or {"converted_from": f"{source.name} ({stored.kind})"}

@@ -1,6 +1,6 @@
 """`lamjax data convert`: frames from any files into one packed store, and back."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -51,18 +51,8 @@ def convert(
     if target.suffix in TEXT:
         n = _write_text(target, open_frames(sources, options=options))
     else:
-        n = write_store(target, progress(_told(iterate(sources, options=options)), "Frames", None), dtype.value)
+        n = write_store(target, progress(iterate(sources, options=options), "Frames", None), dtype.value)
     console.print(f"{escape(str(target))}: {n:,} frames, {target.stat().st_size / 1e6:,.1f} MB", soft_wrap=True)
-
-
-def _told(frames: Iterable[Frame]) -> Iterator[Frame]:
-    """The frames, with a word at the end on what a store does not keep."""
-    held = 0
-    for frame in frames:
-        held += bool(np.any(frame.info.get("fixed", False)))
-        yield frame
-    if held:
-        console.print(f"[yellow]A store does not keep which atoms are fixed ({held} frames).[/]", soft_wrap=True)
 
 
 def _write_text(target: Path, frames: Sequence[Frame]) -> int:

@@ -17,7 +17,7 @@ from lamjax.cli.labeller import HELP, OPTION_HELP, labeller_config
 from lamjax.cli.train import banner
 from lamjax.distillation import TEMPLATE, DistillConfig, StudentConfig
 from lamjax.distillation.outcome import Model
-from lamjax.reports import bars, console, files, table, warnings_as_text
+from lamjax.reports import bars, console, table, warnings_as_text
 from lamjax.training.config import apply, read, validate
 from lamjax.training.config import schema as config_schema
 from lamjax.training.setup import check_sources
@@ -93,7 +93,7 @@ def distill(
     settings = _settings(teacher, student, start, config, changes, head, out, named)
     check_sources(settings, distillation.WRITTEN, [path for path in (config, student) if path], resume)
     # x64 for positions and sums of energies; networks run in the configs' precisions
-    with files.alone(settings.output), resumable(settings.output), jax.enable_x64(True):
+    with resumable(settings.output), jax.enable_x64(True):
         _run(settings, resume)
 
 

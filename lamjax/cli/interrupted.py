@@ -1,17 +1,22 @@
-"""What to do after Ctrl-C, as a line of a command's own."""
+"""Around the work of a command that writes an output folder: nobody else writes there, and after Ctrl-C a word."""
 
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from lamjax.reports import console
+from lamjax.reports import console, files, outputs
 
 
 @contextlib.contextmanager
-def resumable(output: str | Path) -> Iterator[None]:
-    """Ctrl-C is followed by a line that says how to go on."""
+def resumable(output: str | Path, locked: bool = True) -> Iterator[None]:
+    """Ctrl-C is followed by a line that says how to go on. ValueError if another command writes to this folder now.
+
+    Of several processes that write to it together, only one is to ask for it: the others are not `locked`.
+    """
+    outputs.claim_folder(output, ())
     try:
-        yield
+        with files.alone(output) if locked else contextlib.nullcontext():
+            yield
     except KeyboardInterrupt:
         console.print(f"Interrupted. --resume goes on from the last state that is in {output}.", soft_wrap=True)
         raise

@@ -20,7 +20,7 @@ StressKey = Annotated[
 ]
 VirialKey = Annotated[str | None, typer.Option("--virial-key", help="Key of the virial (eV, -V stress); likewise.")]
 Elements = Annotated[
-    str | None, typer.Option("--elements", help="Elements of the types 1, 2, ... of LAMMPS dumps: Si,O.")
+    str | None, typer.Option("--elements", help="Elements of the types of a LAMMPS dump or a DeePMD set: Si,O.")
 ]
 
 

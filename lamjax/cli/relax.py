@@ -51,6 +51,13 @@ class Start(NamedTuple):
         kept = {key: value for key, value in self.info.items() if key not in records.OWN}
         return kept | {"source": self.source, "number": self.number}
 
+    @property
+    def name(self) -> dict[str, str]:
+        """By which it is known whether it is the same structure; nothing for one that cannot be relaxed."""
+        if self.error is not None:
+            return {}
+        return {"relaxed_from": records.start_name(self.start, self.info.get("fixed"))}
+
 
 class Told(NamedTuple):
     """What the table counts of a structure that was written."""
@@ -129,7 +136,13 @@ def relax(
         # what another process has relaxed stands in its file; without several, all is put together in one
         mine = [s for s in starts[share.process :: share.processes] if not _elsewhere(share, done.get(s.source))]
         left = [s for s in mine if s.source not in done]
-        found = _relax(potential, params, left, config, share.out, slots, max_programs)
+        made = {
+            "relaxed_by": records.model_name(potential, params),
+            "relaxed_to": records.settings_text(config, precision.value),
+        }
+        for start in (s for s in starts if s.source in done):
+            records.check_made(done[start.source], made | start.name)
+        found = _relax(potential, params, left, config, share.out, slots, max_programs, made)
         with files.uninterrupted():
             failures = unread + [f"{source}: {error}" for source, error in found.errors.items()]
             if not found.told and not done:
@@ -231,8 +244,8 @@ def _read(paths: Sequence[Path], elements, options: data.ReadOptions) -> tuple[l
     return starts, unread
 
 
-def _relax(potential, params, starts: Sequence[Start], config, out: Path, slots, max_programs) -> Results:
-    """Written one by one, to the end or until somebody interrupts it."""
+def _relax(potential, params, starts: Sequence[Start], config, out: Path, slots, max_programs, made) -> Results:
+    """Written one by one with how they were `made`, to the end or until somebody interrupts it."""
     found = Results([], {start.source: start.error for start in starts if start.error is not None}, True)
     starts = [start for start in starts if start.error is None]
     systems, fixed = [s.start for s in starts], [s.info.get("fixed") for s in starts]
@@ -245,7 +258,12 @@ def _relax(potential, params, starts: Sequence[Start], config, out: Path, slots,
                     found.errors[start.source] = outcome.error
                 if relaxed is None:
                     continue
-                info = start.facts | records.changes(start.start, relaxed.system, config.cell is not None)
+                info = (
+                    start.facts
+                    | made
+                    | start.name
+                    | records.changes(start.start, relaxed.system, config.cell is not None)
+                )
                 info |= {} if outcome.error is None else {"error": outcome.error}
                 with files.uninterrupted():
                     records.append(file, labelled(relaxed, info))

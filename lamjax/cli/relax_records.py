@@ -2,6 +2,7 @@
 of them in the order of the structures, with a table."""
 
 import csv
+import hashlib
 import io
 import re
 from collections.abc import Iterable, Mapping
@@ -15,12 +16,15 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from lamjax import system, units
 from lamjax.data import records
 from lamjax.data.records import append as append
-from lamjax.relaxation import Relaxation
+from lamjax.dynamics.restart import digest
+from lamjax.potential import Potential
+from lamjax.relaxation import Relaxation, RelaxConfig
 from lamjax.reports import files
 from lamjax.system import System
 
 OUTCOME = ("converged", "finite", "n_steps", "fmax")
-OWN = {*OUTCOME, "truncated", "moved", "volume_change", "failed", "error"}  # a start may be the end of another run
+MADE = ("relaxed_by", "relaxed_to", "relaxed_from")  # names of the model and of the start, and the settings
+OWN = {*OUTCOME, *MADE, "truncated", "moved", "volume_change", "failed", "error"}  # a start may be another run's end
 COLUMNS = ("number", "name", "steps", "converged", "fmax", "energy", "volume_change", "moved", "error")
 NOT_YET = "not relaxed yet: --resume goes on"
 
@@ -95,6 +99,46 @@ def relaxed(paths: Iterable[Path], cut: Path | None = None) -> dict[str, Place]:
     """The records of files by their source, without those that stand for what could not be relaxed."""
     places = (place for path in paths for place in known(path, path == cut))
     return {str(place.info["source"]): place for place in places if not place.info.get("failed")}
+
+
+def model_name(potential: Potential, params) -> str:
+    """A name for a model, its numbers and its head."""
+    return f"{potential.head} {digest(potential, params)[:12]}"
+
+
+def start_name(start: System, fixed) -> str:
+    """A name for a structure and what of it is fixed."""
+    name = hashlib.blake2b(digest_size=6)
+    for array in (*start, fixed):
+        name.update(b"-" if array is None else f"{np.shape(array)}".encode() + np.ascontiguousarray(array).tobytes())
+    return f"{start.n_atoms} atoms {name.hexdigest()}"  # digits alone would be read as a number
+
+
+def settings_text(config: RelaxConfig, precision: str) -> str:
+    """What a relaxation depends on beside the model and the start: "fmax 0.02; max_steps 500; ..."."""
+    cell = "fixed" if config.cell is None else f"relaxing at {config.cell.pressure / units.GPA:g} GPa"
+    kept = "" if config.cell is None else f" keeping {config.cell.keep}"
+    return f"fmax {config.fmax:g}; max_steps {config.max_steps}; cell {cell}{kept}; precision {precision}"
+
+
+def check_made(place: Place, made: Mapping[str, str]) -> None:
+    """ValueError, with what differs, unless a record was `made` with the model, settings and start of this run.
+
+    An older record says nothing of them and is taken.
+    """
+    made = {key: made.get(key, "nothing") for key in MADE}
+    known = {key: str(place.info.get(key, made[key])) for key in MADE}
+    where = f"{place.path}, {place.info['source']}"
+    remedy = "Give the same again, or name another --out for this run."
+    if known["relaxed_to"] != made["relaxed_to"]:
+        pairs = zip(known["relaxed_to"].split("; "), made["relaxed_to"].split("; "), strict=False)
+        said = "; ".join(f"{old}, now {new}" for old, new in pairs if old != new)
+        raise ValueError(f"{where} was relaxed with other settings: {said}. {remedy}")
+    if known["relaxed_by"] != made["relaxed_by"]:
+        said = f"{known['relaxed_by']}, now {made['relaxed_by']}"
+        raise ValueError(f"{where} was relaxed with another model or head ({said}). {remedy}")
+    if known["relaxed_from"] != made["relaxed_from"]:
+        raise ValueError(f"{where} has changed since it was relaxed: other atoms, cell or constraints. {remedy}")
 
 
 def sort(out: Path, sources: Mapping[str, int], found: Mapping[str, Place], failed: Mapping[str, ase.Atoms]) -> None:

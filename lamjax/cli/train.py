@@ -60,7 +60,7 @@ def train(
 def run_config(settings: TrainConfig, resume: bool = False) -> runs.Run:
     """Train to the end, saying in the first process what is done."""
     # x64 for sums of energies; the network runs in the config's precision
-    with resumable(settings.output), jax.enable_x64(True):
+    with resumable(settings.output, locked=sharding.is_first()), jax.enable_x64(True):
         return _run(settings, resume)
 
 

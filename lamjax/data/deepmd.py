@@ -9,6 +9,8 @@ import ase
 import ase.data
 import numpy as np
 
+from lamjax.data.symbols import ISOTOPES, is_symbol, likely
+
 LABELS = {"energy": "energy", "force": "forces", "virial": "virial"}  # DeePMD's names -> those of this library
 
 
@@ -27,14 +29,16 @@ class DeepmdSystem(Sequence):
     """The frames of one DeePMD system as ASE structures; a frame is read from disk when it is asked for.
 
     Energy (eV), forces (eV/Å), virial (eV, -dE/dstrain), fparam, charge_spin and aparam are in `info` and `arrays`.
-    Virtual atoms (type -1) are left out. `elements` is what the types mean where there is no type_map.raw.
+    Virtual atoms (type -1) are left out. `given` are the elements of the types, in their order, where type_map.raw has
+    other names (OW, C_1) or is not there; without it `elements` is what the types mean where there is no type_map.raw.
     Raises ValueError naming the file, what was found in it, and the remedy.
     """
 
-    def __init__(self, path: str | Path, elements: Sequence[str] | None = None):
+    def __init__(self, path: str | Path, elements: Sequence[str] | None = None, given: Sequence[str] = ()):
         self.path = Path(path)
         self.types = _types(self.path)
-        self.names = _names(self.path, elements)
+        self.names = _names(self.path, given or elements)
+        self.symbols = _symbols(self.path, self.names, given)
         self.periodic = not (self.path / "nopbc").exists()
         folders = sorted(p for p in self.path.glob("set.*") if p.is_dir())
         if not folders:
@@ -79,12 +83,14 @@ class DeepmdSystem(Sequence):
                 f"{file}: type {wrong[0]} (frame {row}) is outside the type map [{', '.join(self.names)}]; expected 0 "
                 f"to {len(self.names) - 1}, or -1 for a virtual atom. Repair the types or extend type_map.raw."
             )
-        table = np.array([ase.data.atomic_numbers.get(name, 0) for name in self.names])
-        numbers = table[types]
-        if (numbers == 0).any():
-            name = self.names[types[numbers == 0][0]]
-            raise ValueError(f"{file}: atoms are of type {name!r}, which is no chemical symbol. Mend type_map.raw.")
-        return numbers
+        if strange := [self.names[k] for k in np.unique(types) if not is_symbol(self.symbols[k])]:
+            guess = [likely(name) for name in self.names]
+            raise ValueError(
+                f"{file}: atoms are of type {', '.join(map(repr, strange))}, which is no chemical symbol. Say which "
+                f"element each type is, in the order of type_map.raw: --elements {','.join(guess)}, in a config "
+                f"type_map: [{', '.join(guess)}], in a script options=data.ReadOptions(elements={tuple(guess)})."
+            )
+        return np.array([ase.data.atomic_numbers.get(symbol, 0) for symbol in self.symbols])[types]
 
 
 def systems(path: str | Path) -> list[Path]:
@@ -112,10 +118,12 @@ def files_of(paths: Iterable[str | Path]) -> list[Path]:
     return found
 
 
-def structures(path: str | Path, elements: Sequence[str] | None = None) -> Iterator[tuple[Path, int, ase.Atoms]]:
+def structures(
+    path: str | Path, elements: Sequence[str] | None = None, given: Sequence[str] = ()
+) -> Iterator[tuple[Path, int, ase.Atoms]]:
     """(set folder, row in it, structure) of every frame of every system at and below a directory."""
     for folder in systems(path):
-        system = DeepmdSystem(folder, elements)
+        system = DeepmdSystem(folder, elements, given)
         for part in system.sets:
             for row in range(part.n_frames):
                 yield part.path, row, system.structure(part, row)
@@ -144,6 +152,24 @@ def _names(path: Path, elements: Sequence[str] | None) -> tuple[str, ...]:
             "order of the types), or say which model's elements they index."
         )
     return tuple(elements)
+
+
+def _symbols(path: Path, names: tuple[str, ...], given: Sequence[str]) -> tuple[str, ...]:
+    """The chemical symbol of each type where one is known, else its name.
+
+    Deuterium and tritium (D, T) are H if nothing else is. ValueError where what is given does not fit the names.
+    """
+    if all(map(is_symbol, names)):
+        return names
+    if not given:
+        others = [ISOTOPES.get(name, name) for name in names]
+        return tuple(new if others.count(new) == 1 else old for old, new in zip(names, others, strict=True))
+    if len(given) != len(names) or any(is_symbol(old) and old != new for old, new in zip(names, given, strict=True)):
+        raise ValueError(
+            f"{path / 'type_map.raw'}: the types are {', '.join(names)}, the elements given for them "
+            f"{', '.join(given)}. Name one for each type, in this order, as it is where it is an element already."
+        )
+    return tuple(given)
 
 
 def _read_set(folder: Path, n_atoms: int, periodic: bool) -> DeepmdSet:

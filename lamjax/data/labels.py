@@ -25,7 +25,7 @@ class ReadOptions:
     forces_key: str | None = None  # eV/Å
     stress_key: str | None = None  # eV/Å³, positive in tension
     virial_key: str | None = None  # eV, -V stress
-    elements: tuple[str, ...] = ()  # of the types 1, 2, ... of LAMMPS dumps
+    elements: tuple[str, ...] = ()  # of the types of LAMMPS dumps, and of DeePMD sets whose types are no elements
 
     def __post_init__(self):
         if isinstance(self.elements, str):
@@ -60,7 +60,7 @@ _OTHER |= {"unit", "units", "mean", "norm", "key", "type", "cutoff", "field", "c
 _OTHER |= {"hull", "fermi", "gap", "band", "above", "formation", "rate", "constant", "correction"}
 _LETTERS = ({"e"}, {"f"}, {"e0"}, {"u0"})  # keys of one letter, and QM9's
 _TOTAL = {"tot", "total", "pot", "scf"}  # which energy a letter is
-_RESULTS = {"energies", "stresses"}  # what ASE calls the parts of atoms
+_PARTS = {"energies": {"energy"}, "stresses": {"stress", "virial"}}  # what ASE calls the parts of atoms, and of what
 
 
 class Label(NamedTuple):
@@ -234,7 +234,7 @@ def _unused(atoms: ase.Atoms, entries: dict[str, list[_Entry]], taken: dict[str,
         found |= {key for key, value in values.items() if looks_like_label(key) and _holds_numbers(value)}
     if "energy" in taken:  # those of atoms are its parts
         found -= {key for key, value in atoms.arrays.items() if value.ndim == 1 and kind_of(key) == "energy"}
-    found -= usual | _RESULTS
+    found -= usual | {parts for parts, whole in _PARTS.items() if whole & taken.keys()}
     found -= {key for key in found if (spelled := quantity(key)) is not None and spelled[0] in chosen}
     for name, some in entries.items():
         if name == "stress" and "virial" in taken:
@@ -286,12 +286,12 @@ _ENERGY |= {name: _ase.kJ / _ase.mol for name in ("kj/mol", "kjmol", "kj_mol")}
 _LENGTH = {name: 1.0 for name in ("angstrom", "ang", "a", "å", "angstroms", "Å".lower())}
 _LENGTH |= {name: _ase.Bohr for name in ("bohr", "a0", "bohrs", "au", "a.u.")} | {"nm": 10.0, "pm": 0.01}
 _PRESSURE = {"gpa": _ase.GPa, "kbar": 0.1 * _ase.GPa, "kb": 0.1 * _ase.GPa, "bar": _ase.bar}
-_PRESSURE |= {"pa": _ase.Pascal, "mpa": 1e-3 * _ase.GPa}
+_PRESSURE |= {"pa": _ase.Pascal, "mpa": 1e-3 * _ase.GPa, "atm": 101325 * _ase.Pascal}
 _SETS = {"metal", "ase", "ev", "ev,angstrom", "ev/angstrom", "ev,a", "ev/a"}  # `units=` of all at once: nothing to do
 _OF = {"energy": "energy", "energies": "energy", "e": "energy", "force": "forces", "forces": "forces", "f": "forces"}
 _OF |= {"virial": "virial", "virials": "virial", "stress": "stress"}
 _OF |= {name: "length" for name in ("length", "distance", "pos", "position", "positions", "coord", "coords", "lattice")}
-_OF |= {"coordinate": "length", "coordinates": "length"}
+_OF |= {"coordinate": "length", "coordinates": "length", "pressure": "pressure"}
 
 
 def _factors(info: dict[str, Any]) -> tuple[dict[str, float], set[str]]:
@@ -312,6 +312,8 @@ def _factors(info: dict[str, Any]) -> tuple[dict[str, float], set[str]]:
                 "hartree, rydberg, kcal/mol, kJ/mol; angstrom, bohr, nm; GPa, kbar) and remove the key."
             )
         found.update(factor)
+    if (pressure := found.pop("pressure", None)) is not None:  # that of the stress, where nothing else is said of it
+        found.setdefault("stress", pressure)
     if found.pop("length", 1.0) != 1.0:
         said = ", ".join(sorted(keys))
         raise ValueError(f"Lengths are not in Å ({said}). Convert positions, cell and labels, and remove the key.")
@@ -342,10 +344,11 @@ def _factor(about: str, unit: str) -> dict[str, float] | None:
         return {about: _LENGTH[unit]} if unit in _LENGTH else None
     if about == "forces" and unit in ("au", "a.u."):
         return {about: _ase.Hartree / _ase.Bohr}
-    if about == "stress" and unit in _PRESSURE:
+    per_volume = about in ("stress", "pressure")
+    if per_volume and unit in _PRESSURE:
         return {about: _PRESSURE[unit]}
     energy, _, length = unit.rpartition("/")
-    power = "^3" if about == "stress" else ""
+    power = "^3" if per_volume else ""
     per = length.removesuffix(power) if length.endswith(power) or not power else length.removesuffix("3")
     if energy in _ENERGY and per in _LENGTH and (about == "forces" or per != length):
         return {about: _ENERGY[energy] / _LENGTH[per] ** (3 if power else 1)}

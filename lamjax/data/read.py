@@ -111,7 +111,7 @@ def _parsed(
     path: Path, dtype, known: tuple[str, ...] | None, require: tuple[str, ...], on_error, options, remarks: Remarks
 ) -> Iterator[Frame]:
     """The frames of a file or folder that is not mapped."""
-    found = deepmd.structures(path, known) if path.is_dir() else _file(path, options, remarks)
+    found = deepmd.structures(path, known, options.elements) if path.is_dir() else _file(path, options, remarks)
     lacking, others = options.keys(), set()
     for place, number, atoms in found:
         source = f"{place.relative_to(path.parent)} frame {number}"

@@ -18,11 +18,12 @@ import h5py
 import numpy as np
 
 from lamjax.arguments import expect
+from lamjax.data.atoms import fixed_mask
 from lamjax.data.frames import Frame, Subset
 from lamjax.data.labels import looks_like_label
 from lamjax.system import PARAMETERS, Labels, System, cast
 
-FORMAT, VERSION = "lamjax frames", 1
+FORMAT, VERSION = "lamjax frames", 2  # 2: the info of a frame may hold `fixed`
 SUFFIXES = (".h5", ".hdf5")
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _BLOCK = 1 << 22  # bytes that are copied at once
@@ -78,7 +79,7 @@ class Store(Sequence):
         labels = Labels(np.asarray(a["energy"][k]), a["forces"][atoms], a["virial"][k], a["weights"][k])
         info = a["info"][slice(*a["info_offsets"][k : k + 2].tolist())].tobytes()
         keys = tuple(self.keys[a["key"][k]])
-        return Frame(system, labels, self.source(k), keys, json.loads(info) if info else {})
+        return Frame(system, labels, self.source(k), keys, _read_info(info, system.n_atoms))
 
     def source(self, k: int) -> str:
         """The file and number that frame k once had."""
@@ -119,7 +120,8 @@ def write_store(path: str | Path, frames: Iterable[Frame], dtype=np.float64) -> 
     """Write the frames, one after another, to a packed file; returns how many there were.
 
     Positions, cells, forces, virials and parameters are kept in `dtype`, energies in float64; of `info` what is text or
-    a number. The file is there complete or not at all; while it is written, its bytes lie twice on the disk.
+    a number, and which components are `fixed`. The file is there complete or not at all; while it is written, its
+    bytes lie twice on the disk.
     Raises ValueError for a set without frames, and for fparam or aparam that only some frames carry.
     """
     expect(path, (str, Path), "write_store takes the name of a file first", "The order is write_store(path, frames).")
@@ -197,7 +199,7 @@ def _spool(folder: Path, frames: Iterable[Frame], dtype: np.dtype) -> tuple[int,
                 files["offsets"].write(np.int64(0).tobytes())
                 files["info_offsets"].write(np.int64(0).tobytes())
             _check_alike(first, frame)
-            atoms, info = atoms + frame.system.n_atoms, _info(frame.info)
+            atoms, info = atoms + frame.system.n_atoms, _info(frame)
             texts += len(info)
             frame = frame._replace(system=cast(frame.system, dtype))
             values = _values(frame, atoms, texts, info, tables)
@@ -225,17 +227,28 @@ def _values(frame: Frame, atoms: int, texts: int, info: bytes, tables: _Tables) 
     }
 
 
-def _info(info: dict[str, Any]) -> bytes:
-    """What is text or a number, as JSON; labels and parameters are columns already."""
+def _info(frame: Frame) -> bytes:
+    """What is text or a number, and the numbers of the `fixed` components, as JSON; labels are columns already."""
     known = {"fparam", "charge_spin", "fixed"}
     plain = {
         key: value.item() if isinstance(value, np.generic) else value
-        for key, value in info.items()
+        for key, value in frame.info.items()
         if isinstance(value, str | bool | int | float | np.bool_ | np.integer | np.floating)
         and key not in known
         and not looks_like_label(key)
     }
+    if "fixed" in frame.info:
+        plain["fixed"] = np.flatnonzero(fixed_mask(frame.info["fixed"], frame.system.n_atoms)).tolist()
     return json.dumps(plain).encode() if plain else b""
+
+
+def _read_info(text: bytes, n_atoms: int) -> dict[str, Any]:
+    info = json.loads(text) if text else {}
+    if "fixed" in info:
+        components = np.zeros(3 * n_atoms, bool)
+        components[info["fixed"]] = True
+        info["fixed"] = components.reshape(n_atoms, 3)
+    return info
 
 
 def _check_alike(first: Frame, frame: Frame) -> None:

@@ -24,7 +24,7 @@ energy_key: null                   # key of the energy in labelled files, where 
 forces_key: null
 stress_key: null                   # eV/Å³, positive in tension
 virial_key: null                   # eV, -V stress
-type_map: []                       # elements of types 1, 2, ... of LAMMPS dumps
+type_map: []                       # elements of types that a LAMMPS dump or a DeePMD set numbers
 student:                           # model, loss, schedule, optimizer, ... as in `lamjax train --template`
   model:
     elements: [O, H]

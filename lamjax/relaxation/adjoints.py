@@ -46,9 +46,10 @@ class Implicit:
     """Step until converged, and differentiate the minimum itself: memory and time do not depend on the steps.
 
     At a minimum g(x, θ) = ∂E/∂x = 0, so dL/dθ = -λᵀ ∂g/∂θ with H λ = ∂L/∂x, solved by conjugate residuals to the
-    relative residual `tol`. A structure whose largest force is above `gate` gets no gradient, for it is at no minimum.
-    Where a residual r meets negative or hardly any curvature (rᵀHr <= 0, or |Hr| <= `curvature` |r|), the solution so
-    far is taken: the remedy of truncated Newton methods. Maliyov, Grigorev, Swinburne, arXiv 2407.02414.
+    relative residual `tol`. Second derivatives are refused (TypeError). A structure whose largest force is above `gate`
+    gets no gradient, for it is at no minimum. Where a residual r meets negative or hardly any curvature (rᵀHr <= 0, or
+    |Hr| <= `curvature` |r|), the solution so far is taken: the remedy of truncated Newton methods. Maliyov, Grigorev,
+    Swinburne, arXiv 2407.02414.
 
     Where a part moves at no cost (an atom or a molecule out of reach of the others, a joint that nothing stiffens) the
     minimum is a valley, and λ of least norm is taken: as if the part did not drift along the valley when parameters

@@ -135,6 +135,21 @@ def _modes(system: System, free) -> Float[Array, "6 n_atoms 3"]:
     return jnp.where(pinned, 0, jnp.concatenate([translations, rotations]))
 
 
+@jax.custom_jvp
+def undifferentiated(tree):
+    """The tree as it is; TypeError where a derivative of it is asked for."""
+    return tree
+
+
+@undifferentiated.defjvp
+def _refused(primals, tangents):
+    raise TypeError(
+        "The implicit adjoint gives first derivatives of a minimum alone: a second one would need those of its linear "
+        "solve. Differentiate an Unrolled relaxation twice, by jax.jacfwd over jax.grad, or take finite differences of "
+        "the gradient at a small fmax and tol."
+    )
+
+
 def at_minimum(potential, cell: CellConfig | None, rule: Implicit, weights, there: Landscape, z, energy, neighbors, ok):
     """z and energy as they are, with the derivatives of a minimum; none for structures that are not `ok`."""
 
@@ -147,6 +162,7 @@ def at_minimum(potential, cell: CellConfig | None, rule: Implicit, weights, ther
 
     def backward(residuals, cotangents):
         weights, there, z, neighbors, ok = residuals
+        weights = undifferentiated(weights)
         on_z, on_energy = cotangents
         on_z = on_z + _times(on_energy.astype(z.dtype), landscape.energy_slope(there, z, cell))
         on_z = jnp.where(ok[:, None, None], on_z, 0)

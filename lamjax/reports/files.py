@@ -37,13 +37,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
 def alone(path: str | Path) -> Iterator[None]:
     """No other process that asks writes `path` meanwhile; ValueError if one does. The system lets go of what is killed.
 
-    Where there is no flock (Windows) nothing is checked.
+    The lock of a folder lies in it, that of a file beside it. Where there is no flock (Windows) nothing is checked.
     """
     if fcntl is None:
         yield
         return
     path = Path(path)
-    lock = path.with_name(f".{path.name}.lock")
+    lock = path / ".lock" if path.is_dir() else path.with_name(f".{path.name}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     if (file := locked(lock)) is None:
         raise ValueError(f"Another process is writing {path}. Wait until it has ended, or name another output.")

@@ -27,7 +27,7 @@ energy_key: null                   # key of the energy in the files, where it is
 forces_key: null                   # (a task may have its own)
 stress_key: null                   # eV/Å³, positive in tension
 virial_key: null                   # eV, -V stress
-type_map: []                       # elements of types 1, 2, ... of LAMMPS dumps
+type_map: []                       # elements of types that a LAMMPS dump or a DeePMD set numbers
 hold_out: 0.0                      # share of `train` that is held out at random where there is no `validation`
 # tasks:                           # ... or several data sets, each with a head of the model, instead of train
 #   oxides: {train: [data/oxides], validation: [], head: oxides, probability: 0.7, loss: {}, batch_size: auto}
@@ -127,7 +127,7 @@ class TrainConfig:
     forces_key: str | None = None
     stress_key: str | None = None
     virial_key: str | None = None
-    type_map: tuple[str, ...] = ()  # elements of types 1, 2, ... of LAMMPS dumps
+    type_map: tuple[str, ...] = ()  # elements of types that a LAMMPS dump or a DeePMD set numbers
     hold_out: float = 0.0
     tasks: dict[str, TaskConfig] = field(default_factory=dict)
     mix_levels: bool = False

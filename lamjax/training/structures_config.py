@@ -33,7 +33,7 @@ energy_key: null                   # key of the energy in all files, where it is
 forces_key: null
 stress_key: null                   # eV/Å³, positive in tension
 virial_key: null                   # eV, -V stress
-type_map: []                       # elements of types 1, 2, ... of LAMMPS dumps
+type_map: []                       # elements of types that a LAMMPS dump or a DeePMD set numbers
 hold_out: 0.1                      # share of `pairs` that is held out instead where there is no `validation`
 group_by: null                     # key of the starts' info, such as family: a group is held out as a whole
 fmax: 0.1                          # eV/Å; a target with a larger force is not relaxed, and left out

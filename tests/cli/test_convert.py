@@ -92,7 +92,7 @@ def test_a_model_between_two(tmp_path):
         ([SHARED, "x.dp", "--heads", "steel"], "steel.*water, oxide, alloy"),
         ([SHARED, "x.lamjax", "--elements", "H,Xe"], "Xe is not in the model's type map"),
         ([FIXTURES / "README.md", "x.lamjax"], "unknown kind of file"),
-        (["nothing.pt", "x.lamjax"], "no such file"),
+        (["nothing.pt", "x.lamjax"], "no such model file"),
     ],
 )
 def test_faults(tmp_path, monkeypatch, arguments, said):

@@ -1,5 +1,6 @@
 """No command writes over one of its inputs, and what cannot be written is told before any work, by every command."""
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -16,6 +17,7 @@ from lamjax import checkpoints
 from lamjax.descriptors import DPA1Config
 from lamjax.heads import EnergyHeadConfig
 from lamjax.potential import PotentialConfig
+from lamjax.reports import files
 
 DEEPMD = Path(__file__).parents[1] / "fixtures" / "deepmd_data" / "methanol"
 MODEL = "{elements: [Si], descriptor: {type: dpa1, rcut: 3.0, sel: 4, neuron: [2, 4], axis_neuron: 2, tebd_dim: 2}}"
@@ -154,6 +156,26 @@ def test_a_folder_that_cannot_be_is_told_before_the_work(place, command):
     _, _, error = invoke(*command.format("set.extxyz").split(" "))
     assert isinstance(error, OSError) and "nothing can be written to this folder" in str(error)
     assert contents(place) == before
+
+
+TRAININGS = [command for command in LATE if command.split(" ")[0] in ("train", "finetune", "distill")]
+
+
+@pytest.mark.parametrize("command", TRAININGS)
+@pytest.mark.parametrize("output", ["both", "run"])
+def test_two_commands_do_not_write_into_one_folder_at_once(place, command, output):
+    command = command.replace("{}/x", output)
+    Path(output).mkdir(exist_ok=True)
+    (Path(output) / ".lock").touch()  # of a command that was killed
+    with files.alone(Path(output).absolute()):
+        before = contents(place)
+        _, _, error = invoke(*command.split(" "))
+        assert isinstance(error, ValueError) and f"Another process is writing {output}. Wait" in str(error)
+        assert contents(place) == before
+    command = command.replace("train config.yaml", "train config.yaml --set base=model.lamjax --set model=null")
+    with contextlib.suppress(pytest.fail.Exception):  # the work has begun
+        assert "Another process" not in str(invoke(*command.split(" "))[2])
+    assert not (Path(output) / ".lock").exists()
 
 
 def test_what_is_no_input_may_be_replaced(original, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -325,6 +326,35 @@ def test_what_failed_is_tried_again_and_keeps_its_place(tmp_path, monkeypatch, s
     monkeypatch.setattr(command, "stream", stream)
     assert run(small, tmp_path / "a.extxyz", "--out", out, "--max-steps", 2, "--resume")[0] == 0
     check_order(out, starts)
+
+
+def test_a_run_goes_on_only_as_it_began(tmp_path, small):
+    """With another model, other settings or changed structures the output would be a mixture."""
+    start, out, other = tmp_path / "a.extxyz", tmp_path / "relaxed.extxyz", tmp_path / "other.lamjax"
+    potential, params = lamjax.load(small, dtype=np.float64)
+    lamjax.save(other, potential, jax.tree.map(lambda x: 1.1 * x, params))
+    starts = stiff_and_soft(2)
+    ase.io.write(start, starts)
+    options = [start, "--out", out, "--max-steps", 1]
+    assert run(small, *options)[0] == 0
+    whole = out.read_bytes()
+    for model, changed, said in (
+        (other, [], "a.extxyz#0 was relaxed with another model or head .Default .*, now Default "),
+        (small, ["--fmax", 0.3], "with other settings: fmax 0.02, now fmax 0.3. Give the same again, or name"),
+        (small, ["--max-steps", 2], "max_steps 1, now max_steps 2"),
+        (small, ["--cell", "--keep", "volume"], "cell fixed, now cell relaxing at 0 GPa keeping volume"),
+        (small, ["--precision", "float64"], "precision float32, now precision float64"),
+    ):
+        _, _, error = run(model, *options, *changed, "--resume")
+        assert isinstance(error, ValueError) and re.search(said, str(error)), error
+        assert out.read_bytes() == whole
+    for change in (lambda a: a.positions.__iadd__(1e-3), lambda a: a.set_constraint(FixAtoms([0]))):
+        changed = starts[1].copy()
+        change(changed)
+        ase.io.write(start, [starts[0], changed])
+        _, _, error = run(small, *options, "--resume")
+        assert isinstance(error, ValueError) and "a.extxyz#1 has changed since it was relaxed" in str(error)
+        assert out.read_bytes() == whole
 
 
 def test_what_processes_have_done_is_put_together(tmp_path, small):

@@ -102,6 +102,41 @@ def test_without_a_type_map_the_elements_of_the_model_are_meant(copy):
     assert list(frame.system.numbers) == [14, 32, 1, 1, 1, 1]
 
 
+@pytest.mark.parametrize(
+    ("names", "given", "numbers"),
+    [
+        ("OW HW CT", ("O", "H", "C"), [8, 1, 6, 6, 6, 6]),
+        ("C_1 C_2 C_3", ("C", "C", "C"), [6] * 6),  # what the user wants to be one element is one
+        ("C O D", (), None),
+        ("C O D", ("C", "O", "H"), None),
+        ("C O H", ("Si", "Ge", "Sn"), None),  # a type map of elements says by itself what types are
+        (None, ("C", "O", "H"), None),
+    ],
+)
+def test_types_of_other_names_are_the_elements_that_are_given(copy, names, given, numbers):
+    folder = copy("methanol")
+    expected = data.read(folder)[0].system.numbers if numbers is None else numbers
+    (folder / "type_map.raw").unlink() if names is None else (folder / "type_map.raw").write_text(names)
+    frame = data.read(folder, options=data.ReadOptions(elements=given))[0]
+    np.testing.assert_array_equal(frame.system.numbers, expected)
+
+
+@pytest.mark.parametrize(
+    ("names", "given", "said"),
+    [
+        ("CT OW HW", (), r"type_map.*--elements C,O,H, in a config type_map: \[C, O, H\]"),
+        ("D H O", (), "type 'D', which is no chemical symbol"),  # which a model may know apart
+        ("CT OW HW", ("C", "O"), "the types are CT, OW, HW, the elements given for them C, O. Name one for each"),
+        ("C OW HW", ("Si", "O", "H"), "the types are C, OW, HW, the elements given for them Si, O, H"),
+    ],
+)
+def test_types_of_other_names_are_refused_with_the_remedy(copy, names, given, said):
+    folder = copy("methanol")
+    (folder / "type_map.raw").write_text(names)
+    with pytest.raises(ValueError, match=said):
+        data.read(folder, options=data.ReadOptions(elements=given))
+
+
 def test_forces_alone_and_required_labels(copy):
     folder = copy("methanol")
     for part in ("set.000", "set.001"):

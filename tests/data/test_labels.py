@@ -127,6 +127,14 @@ def test_where_there_are_forces_the_free_energy_is_taken():
     assert data.from_atoms(atoms).labels.energy == -5.0
 
 
+def test_parts_of_an_energy_that_is_not_there_are_named(tmp_path):
+    with pytest.warns(UserWarning, match="frame 0: energies looks like a label and is not taken"):
+        (frame,) = data.read(write(tmp_path / "one.xyz", 'energies="-0.5 -1.5"'))
+    assert frame.labels.weights[0] == 0
+    (frame,) = data.read(write(tmp_path / "two.xyz", 'energy=-2 energies="-0.5 -1.5"'))  # not a word
+    assert frame.labels.energy == -2.0
+
+
 @pytest.mark.parametrize("key", ["mace_energy", "pbe_energy", "TotEnergy", "energy_hartree", "E", "final_energy"])
 def test_what_looks_like_a_label_and_is_not_taken_is_named(tmp_path, key):
     path = write(tmp_path / "one.xyz", f"{key}=-3")
@@ -199,8 +207,9 @@ def test_stated_units_are_converted(tmp_path, case):
 
 
 @pytest.mark.parametrize(("unit", "factor"), [("GPa", ase.units.GPa), ("kbar", ase.units.GPa / 10), ("eV/A^3", 1.0)])
-def test_stated_units_of_stress(tmp_path, unit, factor):
-    (frame,) = data.read(write(tmp_path / "one.xyz", f'stress="{nine(STRESS)}" stress-unit={unit}'))
+@pytest.mark.parametrize("key", ["stress-unit", "pressure_unit", "PressureUnits"])
+def test_stated_units_of_stress(tmp_path, key, unit, factor):
+    (frame,) = data.read(write(tmp_path / "one.xyz", f'stress="{nine(STRESS)}" {key}={unit}'))
     np.testing.assert_allclose(frame.labels.virial, factor * VIRIAL)
 
 
@@ -211,6 +220,16 @@ def test_stated_units_of_stress(tmp_path, unit, factor):
 def test_units_that_are_not_known_are_refused(tmp_path, header):
     with pytest.raises(ValueError, match="frame 0: .*(unit|Å).*(Convert|convert)"):
         data.read(write(tmp_path / "one.xyz", f"energy=-3 {header}"))
+
+
+def test_the_unit_of_a_pressure_is_that_of_a_stress_of_which_nothing_is_said(tmp_path):
+    both = f'pressure=5 pressure_unit=GPa stress="{nine(STRESS)}" stress_unit=eV/A^3'
+    (frame,) = data.read(write(tmp_path / "one.xyz", both))
+    np.testing.assert_allclose(frame.labels.virial, VIRIAL, atol=1e-6)
+    (frame,) = data.read(write(tmp_path / "two.xyz", "energy=-3 pressure=5 pressure_unit=GPa"))
+    assert frame.labels.energy == -3
+    with pytest.raises(ValueError, match="pressure_unit=psi: this unit is not known"):
+        data.read(write(tmp_path / "three.xyz", f'stress="{nine(STRESS)}" pressure_unit=psi'))
 
 
 def test_units_of_what_is_no_label_do_not_matter(tmp_path):

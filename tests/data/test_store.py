@@ -112,6 +112,22 @@ def test_parameters_are_kept_and_must_be_alike(tmp_path):
         data.pack(mixed, data.plan(bare, SHELLS))
 
 
+@pytest.mark.parametrize("fixed", [[True, False, True, False], np.eye(4, 3, dtype=bool), np.zeros((4, 3), bool), None])
+def test_what_is_fixed_is_kept(tmp_path, fixed):
+    frame = data.from_atoms(ase.Atoms("Cu4", np.arange(12).reshape(4, 3)))
+    other = frame._replace(info={"name": "nothing of fixed atoms"})
+    frame = frame if fixed is None else frame._replace(info={"fixed": np.asarray(fixed)})
+    data.write_store(tmp_path / "set.h5", [frame, other])
+    first, second = data.read(tmp_path / "set.h5")
+    assert second.info == other.info
+    if fixed is None:
+        assert "fixed" not in first.info
+    else:
+        expected = np.broadcast_to(np.asarray(fixed).reshape(4, -1), (4, 3))
+        np.testing.assert_array_equal(first.info["fixed"], expected)
+        assert first.info["fixed"].dtype == bool
+
+
 def test_a_store_is_whole_or_not_there(frames, tmp_path):
     def broken():
         yield from frames[:5]

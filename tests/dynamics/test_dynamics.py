@@ -11,11 +11,12 @@ import pytest
 import lamjax
 from lamjax import classical, dynamics, units
 from lamjax.dynamics import NPTConfig, NVEConfig, NVTConfig
-from lamjax.dynamics.ensembles import degrees_of_freedom
+from lamjax.dynamics.ensembles import degrees_of_freedom, thermal_momenta
 from lamjax.system import pad
 
 MORSE = classical.morse(depth=0.34, width=1.36, distance=2.87, cutoff=5.5, switch_start=4.5)  # copper
 PARAMS = MORSE.init(jax.random.key(0), np.float64)
+NO_NUMBERS = jax.tree.map(lambda x: np.nan * x, PARAMS)
 
 
 @pytest.fixture(autouse=True)
@@ -182,6 +183,17 @@ def test_degrees_of_freedom_are_those_that_momentum_leaves():
     assert [int(degrees_of_freedom(langevin, 32, n)) for n in along] == [64, 95]
 
 
+@pytest.mark.parametrize("held", [0, 1, 5])
+def test_momenta_that_are_drawn_have_the_temperature_that_is_asked_for(held):
+    system, fixed = lamjax.from_ase(copper()), np.zeros((32, 3), bool)
+    fixed[:held] = True
+    p = thermal_momenta(NVEConfig(), system, fixed, 300, seed=3)
+    free = 3 * (32 - held) - (0 if held else 3)
+    kinetic = np.sum(p**2 / (2 * copper().get_masses()[:, None]))
+    assert kinetic == pytest.approx(free / 2 * units.KB * 300, rel=1e-12)
+    assert not p[fixed].any() and (held or np.abs(p.sum(axis=0)).max() < 1e-12)
+
+
 def drifting(atoms: ase.Atoms, kelvin: float, speed) -> np.ndarray:
     """Momenta of a temperature, of a centre of mass that moves."""
     momenta = (
@@ -322,6 +334,10 @@ def test_an_explosion_stops_with_the_last_good_state():
         (lambda s: dynamics.begin(dynamics.nvt(MORSE), PARAMS, s, fixed=np.ones((4, 3), bool)), "shape"),
         (lambda s: dynamics.begin(dynamics.npt(MORSE), PARAMS, s._replace(cell=s.cell[::-1])), "right-handed"),
         (lambda s: dynamics.begin(dynamics.nvt(MORSE), PARAMS, pad(s, 40)), "8 of 40 atoms are padding"),
+        (
+            lambda s: dynamics.begin(dynamics.nvt(MORSE), NO_NUMBERS, s),
+            "Energy or forces of the start are infinite or NaN",
+        ),
         (lambda s: NVTConfig(timestep=0), "timestep"),
         (lambda s: NVTConfig(thermostat="berendsen"), "berendsen"),
     ],

@@ -83,6 +83,20 @@ def test_forces_and_stress_of_jax_md_are_those_of_predict(shape, fractional):
         assert pressure == pytest.approx(float(jnp.trace(stress)) / 3, abs=1e-10)
 
 
+@pytest.mark.parametrize("fractional", [True, False])
+def test_a_perturbation_that_is_not_symmetric_acts_on_columns(fractional):
+    atoms = structures.ALL["triclinic"]()
+    perturbation = np.eye(3) + np.array([[0.02, 0.05, -0.03], [0.0, -0.01, 0.04], [0.01, 0.0, 0.03]])
+    neighbor_fn, energy_fn = pair(MORSE, PARAMS, atoms, fractional)
+    position = coordinates(atoms, fractional)
+    value = energy_fn(position, neighbor_fn.allocate(position), perturbation=jnp.asarray(perturbation))
+    deformed = atoms.copy()
+    deformed.set_cell(atoms.cell.array @ perturbation.T, scale_atoms=True)
+    system = lamjax.from_ase(deformed)
+    prediction = lamjax.predict(MORSE, PARAMS, system, lamjax.allocate(MORSE, system))
+    assert value == pytest.approx(float(prediction.energy), abs=1e-9)
+
+
 def test_energies_of_a_large_cell_are_those_of_jax_md():
     """jax-md's own Morse pairs, which see one image of each atom only, where that is enough."""
     atoms = copper((4, 4, 4))

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import ase
 import h5py
 import jax
 import numpy as np
@@ -37,6 +38,17 @@ def test_a_mapping_gives_the_same_model(named):
     config, params = checkpoint.load(named("OW", "HW"), elements={"OW": "O", "HW": "H"})
     wanted, numbers = checkpoint.load(FILES / "l0.dp")
     assert config == wanted and all(map(np.array_equal, jax.tree.leaves(params), jax.tree.leaves(numbers)))
+
+
+def test_a_calculator_takes_a_mapping(named):
+    water = ase.Atoms("OH2", [[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0]])
+    mapped = lamjax.Calculator(named("OW", "HW"), elements={"OW": "O", "HW": "H"})
+    wanted = lamjax.Calculator(FILES / "l0.dp").get_potential_energy(water)
+    assert mapped.get_potential_energy(water) == wanted != 0
+    with pytest.raises(CheckpointError, match="OW, HW.*elements="):
+        lamjax.Calculator(named("OW", "HW"))
+    with pytest.raises(TypeError, match="elements says what types of a file are"):
+        lamjax.Calculator((mapped.potential, mapped.params), elements={"OW": "O"})
 
 
 def test_torch_files_take_it_too():

@@ -96,6 +96,12 @@ def test_nan_is_stale_and_overflows():
     assert narrow(search(lists, broken, SHELLS, 0.5), broken, SHELLS, template.capacities).overflow
 
 
+def test_a_list_that_was_never_made_is_stale_whatever_became_of_the_cell():
+    system, lists, _ = started(crystal(), SHELLS, 0.5)
+    larger = system._replace(positions=8 * system.positions, cell=8 * system.cell)
+    assert stale(lists._replace(radius=-jnp.ones_like(lists.radius)), larger, SHELLS)
+
+
 def test_the_nearest_keep_their_digits(rng):
     """Sorted as float32 numbers, which some of these are equal as; empty places come last."""
     squared = rng.uniform(1, 30, (7, 40))

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import lamjax
 from lamjax import neighbors, pytree
-from lamjax.relaxation import Implicit, coordinates, implicit, landscape
+from lamjax.relaxation import Hybrid, Implicit, RelaxConfig, coordinates, implicit, landscape
 from lamjax.system import host_system
 
 
@@ -59,3 +60,18 @@ def test_what_has_no_answer_spoils_no_other():
         np.testing.assert_allclose(x[k].ravel(), np.linalg.pinv(matrices[k], rcond=1e-9) @ b, rtol=0, atol=1e-7)
     assert report.residual[1] == pytest.approx(np.linalg.norm(basis[:, :3].T @ b) / np.linalg.norm(b), rel=1e-9)
     assert np.isfinite(x).all() and report.residual[0] < 1e-10
+
+
+@pytest.mark.parametrize("adjoint", [Implicit(), Hybrid(window=2)])
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
+def test_second_derivatives_of_a_minimum_are_refused(adjoint, wrap):
+    """Forward over reverse would go through, with a number that is not that of finite differences."""
+    potential = models.morse()
+    params = models.params_of(potential)
+    system = lamjax.from_ase(ase.Atoms("Cu3", 2.5 * np.array([(0, 0, 0), (1, 0, 0), (0.5, 0.75**0.5, 0)])))
+    lists, config = lamjax.allocate(potential, system), RelaxConfig(max_steps=5, adjoint=adjoint)
+    energy = wrap(lambda q: lamjax.relax(potential, q, system, lists, config).energy)
+    jax.eval_shape(jax.grad(energy), params)
+    for twice in (jax.hessian, lambda f: jax.jacfwd(jax.grad(f))):
+        with pytest.raises(TypeError, match="first derivatives of a minimum alone.*finite differences"):
+            jax.eval_shape(twice(energy), params)

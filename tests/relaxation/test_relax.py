@@ -15,7 +15,16 @@ from pydantic import TypeAdapter
 
 import lamjax
 from lamjax import classical, neighbors, pytree
-from lamjax.relaxation import FireConfig, RelaxConfig, Unrolled, UntilConverged, relax, relax_structures
+from lamjax.relaxation import (
+    FireConfig,
+    Hybrid,
+    Implicit,
+    RelaxConfig,
+    Unrolled,
+    UntilConverged,
+    relax,
+    relax_structures,
+)
 from lamjax.system import System, host_system, pad
 
 TIGHT = RelaxConfig(fmax=1e-3, max_steps=2000)
@@ -237,6 +246,15 @@ def test_longest_step_is_limited():
         lambda: RelaxConfig(fmax=-1),
         lambda: Unrolled(0),
         lambda: Unrolled(5, segment=6),
+        lambda: UntilConverged(max_steps=-1),
+        lambda: UntilConverged(checkpoints=1),
+        lambda: Implicit(tol=0.0),
+        lambda: Implicit(tol=1.0),
+        lambda: Implicit(max_iterations=0),
+        lambda: Implicit(polish=-1),
+        lambda: Implicit(damping=-1.0),
+        lambda: Implicit(gate=0.0),
+        lambda: Hybrid(window=0),
     ],
 )
 def test_impossible_settings_are_errors(make):

@@ -3,11 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import ase.data
-
+from lamjax.data.symbols import ISOTOPES, is_symbol, likely
 from lamjax.potential import CheckpointError
-
-_ISOTOPES = {"D": "H", "T": "H"}
 
 
 def with_elements(tree: Any, given: Mapping[str, str] | None = None) -> Any:
@@ -38,13 +35,13 @@ def _value(key: Any, value: Any, given: dict[str, str], used: set[str]) -> Any:
 
 def _elements(names: Sequence[str], given: dict[str, str]) -> list[str]:
     """The chemical symbol of every type, all of them different."""
-    if wrong := sorted(name for name in given if _is_symbol(name) and given[name] != name):
+    if wrong := sorted(name for name in given if is_symbol(name) and given[name] != name):
         raise CheckpointError(f"the type {wrong[0]} is that element already; elements says {given[wrong[0]]}.")
-    if wrong := sorted(symbol for symbol in given.values() if not _is_symbol(symbol)):
+    if wrong := sorted(symbol for symbol in given.values() if not is_symbol(symbol)):
         raise CheckpointError(f"elements says {wrong[0]!r}, which is no chemical symbol.")
-    symbols = [given.get(name, _ISOTOPES.get(name, name)) for name in names]
-    if unknown := [name for name, symbol in zip(names, symbols, strict=True) if not _is_symbol(symbol)]:
-        guess = {name: _guess(name) for name in unknown[:4]}
+    symbols = [given.get(name, ISOTOPES.get(name, name)) for name in names]
+    if unknown := [name for name, symbol in zip(names, symbols, strict=True) if not is_symbol(symbol)]:
+        guess = {name: likely(name) for name in unknown[:4]}
         raise CheckpointError(
             f"the type map holds {', '.join(unknown[:12])}, which are no chemical symbols. Say which element each is: "
             f"lamjax.load(file, elements={guess}), or once for all commands: lamjax convert FILE model.lamjax "
@@ -58,12 +55,3 @@ def _elements(names: Sequence[str], given: dict[str, str]) -> list[str]:
                 f"but one of them, there and in elements={{{same[-1]!r}: 'Og'}} (masses are then wrong)."
             )
     return symbols
-
-
-def _is_symbol(name: str) -> bool:
-    return name in ase.data.atomic_numbers and name != "X"
-
-
-def _guess(name: str) -> str:
-    """The element that a name begins with, to be shown, not taken: `OW` is O, `Na+` is Na."""
-    return next((name[:n] for n in (2, 1) if _is_symbol(name[:n])), "?")
