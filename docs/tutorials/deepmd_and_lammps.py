@@ -67,7 +67,7 @@ loss = losses.label_loss(potential)
 optimizer = training.optimizer(training.OptimizerConfig("adam", max_norm=1.0), 1e-3)
 state = training.init(params, optimizer)
 for state, metrics in training.fit(loss, state, optimizer, data.batches(packed, 4, seed=0, epochs=EPOCHS)):
-    print(f"forces: {metrics['rmse_f']:.3f} eV/Å")
+    print(f"forces: {losses.errors(metrics)['rmse_f']:.3f} eV/Å")
 print(training.evaluate(loss, state.params, data.batches(packed, 4, seed=None, epochs=1)))
 
 # %% [markdown]
