@@ -1,4 +1,4 @@
-"""What the command says of itself: the workflow in order, versions, completion, no colours where they are not wanted."""
+"""What the command says of itself: the workflow in order, completion, no colours where none are wanted."""
 
 import re
 

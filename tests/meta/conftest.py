@@ -10,7 +10,7 @@ import pytest
 
 import lamjax
 from lamjax import checkpoints
-from lamjax.descriptors import DPA2Config, RepformerConfig, RepinitConfig
+from lamjax.descriptors import DPA1Config
 from lamjax.heads import EnergyHeadConfig
 
 ASSETS = Path(lamjax.__file__).parent / "assets" / "demo"
@@ -18,13 +18,10 @@ ASSETS = Path(lamjax.__file__).parent / "assets" / "demo"
 
 @pytest.fixture(scope="session")
 def tiny():
-    """A DPA-2 as small as can be that knows 86 elements, with one head."""
-    small = DPA2Config(
-        repinit=RepinitConfig(rcut=5.0, nsel=100, neuron=(4, 8), axis_neuron=2),
-        repformer=RepformerConfig(rcut=4.0, nsel=60, nlayers=1, g1_dim=8, g2_dim=4, update_g1_has_attn=False),
-    )
+    """A model as small as can be, soon compiled, that knows 86 elements: DPA-1 without attention."""
+    small = DPA1Config(rcut=4.0, rcut_smth=1.0, sel=60, neuron=(2, 4), axis_neuron=2, tebd_dim=2)
     elements = tuple(ase.data.chemical_symbols[1:87])
-    config = lamjax.PotentialConfig(elements, small, (("PBE", EnergyHeadConfig(neuron=(8,))),))
+    config = lamjax.PotentialConfig(elements, small, (("PBE", EnergyHeadConfig(neuron=(4,))),))
     potential = lamjax.build(config)
     return potential, jax.jit(potential.init)(jax.random.key(0))
 
