@@ -23,7 +23,8 @@ from lamjax.heads import EnergyHeadConfig
 from lamjax.neighbors import Shell
 from lamjax.reports import console
 from lamjax.reports.files import locked
-from lamjax.training import run as runs
+from lamjax.training import engine
+from lamjax.training import labels as label_runs
 from lamjax.training.config import TaskConfig, TrainConfig
 from lamjax.training.errors import predictions
 
@@ -216,15 +217,15 @@ def tasks(size: Size, work: Path, names: Sequence[str]) -> dict[str, TaskConfig]
     return {name: TaskConfig(files(size, work, one.train), probability=one.probability) for name, one in found.items()}
 
 
-def train(config: TrainConfig, curve: list[tuple[int, float]] | None = None) -> tuple[runs.Run, float]:
+def train(config: TrainConfig, curve: list[tuple[int, float]] | None = None) -> tuple[engine.Run, float]:
     """Train to the end, from where an earlier process stopped; the run and the seconds that this process took.
 
     `curve` is given (step, force RMSE in eV/Å) of every validation of the only task.
     """
     began = time.monotonic()
-    run = runs.prepare(config, resume=True)
-    for event in runs.events(run):
-        if isinstance(event, runs.Record):
+    run = label_runs.prepare(config, resume=True)
+    for event in engine.events(run):
+        if isinstance(event, engine.RunRecord):
             error = ", ".join(f"{key} {1000 * value:.0f}" for key, value in event.train.items() if "rmse_f" in key)
             where = f"{config.output}: step {event.step}/{config.steps}, {event.seconds:.0f} s"
             console.print(f"{where}, {error} meV/Å", soft_wrap=True)

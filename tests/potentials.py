@@ -10,7 +10,7 @@ import numpy as np
 import structures
 
 import lamjax
-from lamjax import classical, neighbors, numerics, pytree
+from lamjax import classical, neighbors, numerics
 from lamjax.descriptors import (
     DPA2Config,
     DPA3Config,
@@ -177,4 +177,5 @@ def real_atoms(system: System):
 
 def all_finite(tree) -> bool:
     """True if nothing in the tree is NaN or infinite."""
-    return bool(pytree.all_finite(tree))
+    leaves = [x for x in map(jnp.asarray, jax.tree.leaves(tree)) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return all(bool(jnp.all(jnp.isfinite(x))) for x in leaves)

@@ -37,8 +37,9 @@ WRONG = {
     "plan takes a list of frames, got a Frame": lambda: data.plan(FRAMES[0], POTENTIAL.shells),
     "plan takes the shells .* got a Potential. Give potential.shells": lambda: data.plan(FRAMES, POTENTIAL),
     "plan takes the shells .* got 4.0": lambda: data.plan(FRAMES, 4.0),
-    "batches takes packed frames, got a list of Frame. Pack": lambda: next(data.batches(FRAMES)),
-    "batches takes packed frames, got a PackedPairs.*pair_batches": lambda: next(data.batches(PAIRS)),
+    "batches takes packed frames or pairs, got a list of Frame. Pack": lambda: next(data.batches(FRAMES)),
+    "batches takes packed frames or pairs, got a Plan": lambda: next(data.batches(PLAN)),
+    "batch_size must be a whole number of pairs, got 'auto'": lambda: next(data.batches(PAIRS)),
     "batch_size must be a whole number, .* got 1.5": lambda: next(data.batches(PACKED, 1.5)),
     "pair_batches takes packed pairs, got a Packed.*pack_pairs": lambda: next(data.pair_batches(PACKED, 2)),
     "pack_pairs takes a list of pairs, got a list of Frame": lambda: data.pack_pairs(FRAMES, POTENTIAL.shells),
@@ -67,8 +68,8 @@ WRONG = {
     "got 0 heads and 0 configs": lambda: losses.heads_loss(POTENTIAL, [], []),
     "evaluate takes several batches, got a Batch": lambda: training.evaluate(LOSS, PARAMS, BATCH),
     "evaluate takes several batches, got a Packed.*data.batches": lambda: training.evaluate(LOSS, PARAMS, PACKED),
-    "sums that a loss of labels returns; energy_n is not among dq_mean.*label_loss": lambda: training.evaluate(
-        lambda params, batch: (0.0, {"dq_mean": 1.0}), PARAMS, [1]
+    "sums that a loss of labels returns; energy_n is not among dq_mean.*label_loss": lambda: losses.errors(
+        {"dq_mean": 1.0}
     ),
     "fit takes the state of a training second, got a Params.*init": lambda: next(training.fit(LOSS, PARAMS, ADAM, [])),
     "init takes an optimiser second, got a Params": lambda: training.init(ADAM, PARAMS),

@@ -104,7 +104,7 @@ lamjax.save("tuned.lamjax", potential, state.params)
 # ## The same by command
 #
 # ```sh
-# lamjax finetune small pairs.extxyz --objective structures --variable-cell --epochs 4 --output tuned
+# lamjax finetune-structures small pairs.extxyz --variable-cell --epochs 4 --output tuned
 # ```
 #
 # It also validates after every epoch, keeps the best model, goes on after a kill (`--resume`), and tells what the

@@ -66,7 +66,7 @@ def measure(name: str, seed: int, steps: int, sets: tuple[str, ...], work: Path,
         paths = workflow.files(size, work, PRETRAINING[head].validation)
         held_out = workflow.measured(potential, {head: paths}, max_programs=3)[head]
         found["validation"][head] = workflow.errors(*one, held_out)
-    seen = {z for task in run.tasks for frame in task.frames for z in frame.system.numbers.tolist()}
+    seen = {z for task in run.data.tasks for frame in task.frames for z in frame.system.numbers.tolist()}
     for key in sets:
         found["zero_shot"][key] = zero_shot(potential, params, key, seen, work, size)
     if name == MULTI and seed == 0:

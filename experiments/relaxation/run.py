@@ -10,6 +10,7 @@ import functools
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,10 +24,10 @@ from experiments.relaxation.sets import SETS, RelaxationSet, Split, keep, path, 
 from lamjax import build, checkpoints, data, edit
 from lamjax.relaxation import CellConfig, RelaxConfig
 from lamjax.reports import console
-from lamjax.training import result, structures
+from lamjax.training import engine, follow, structures
+from lamjax.training.records import HISTORY, until
 from lamjax.training.structures_config import merged
-from lamjax.training.structures_judge import Judgement, Labels, compare, judge
-from lamjax.training.structures_setup import model
+from lamjax.training.structures_judge import Judgement, LabelledSets, compare, judge
 
 HERE = Path(__file__).parent
 MODEL = "model.lamjax"  # of a run, after its last step
@@ -90,7 +91,7 @@ def measure(run: Run, work: Path, effort: Effort, of: RelaxationSet) -> dict[str
     cell = CellConfig() if of.variable_cell else None
     found = judge(potential, params, pairs, RelaxConfig(**effort.judge, cell=cell))
     frames = {"elsewhere": data.read(path(of.elsewhere))} | ({"paths": data.read(files.test)} if of.labelled else {})
-    errors = Labels(frames, dict.fromkeys(frames, potential), "float32").errors(params)
+    errors = LabelledSets(frames, dict.fromkeys(frames, potential), "float32").errors(params)
     return {
         **run._asdict(),
         "seconds": round(trained - began, 1),
@@ -159,17 +160,24 @@ def _taught_forces(run: Run, work: Path, of: RelaxationSet, effort: Effort) -> s
 
 def _tuned(config: structures.StructureTuneConfig):
     """The last model of a run on structures; nothing that is held out has a say in it."""
-    run, rows = structures.prepare(config), []
-    state = run.state
-    for state, step, metrics in structures.steps(run):  # noqa: B007
-        rows.append(metrics)
-        if step % run.packing.per_epoch == 0:
-            console.print(f"{config.output}: step {step}/{run.total}, loss {metrics['loss']:.3f}", soft_wrap=True)
+    run = structures.prepare(config, resume=True)
+    steps = run.settings.steps
+    goal = run.objective._replace(measure=lambda params, first, watch: {})
+    settings = replace(run.settings, validate_first=False, validate_every=steps)
+    written = engine.Outputs(run.outputs.tables, config=config)
+
+    def tell(event: engine.Event) -> None:
+        if isinstance(event, engine.Epoch):
+            loss = event.rows[-1]["loss"]
+            console.print(f"{config.output}: step {event.step}/{steps}, loss {loss:.3f}", soft_wrap=True)
+
+    params = follow(run._replace(objective=goal, settings=settings, outputs=written), tell)
+    rows = until(Path(config.output) / HISTORY, steps)
     counts = {key: int(sum(row[key] for row in rows)) for key in structures.COUNTS if key in rows[0]}
-    learned = getattr(state.params, "minimiser", {})
+    learned = getattr(params, "minimiser", {})
     numbers = {key: float(x) if x.ndim == 0 else float(abs(x).max()) for key, x in jax.device_get(learned).items()}
     told = {"steps": len(rows), "counts": counts, "minimiser": numbers, "loss": [row["loss"] for row in rows]}
-    return run.potential, model(result(state)), told
+    return run.potential, structures.model(params), told
 
 
 def main(seeds: Sequence[int], chosen: Sequence[str], only: Sequence[str], work: Path, quick: bool) -> None:

@@ -1,81 +1,67 @@
-"""The `lamjax` command: each subcommand is a thin shell over functions of the library."""
+"""The `lamjax` command: each subcommand is a thin shell over functions of the library, and imported when it runs."""
 
-import inspect
-import os
-import sys
+import importlib
+from importlib.metadata import version
+from typing import Annotated
 
-import jax
 import typer
-from rich.markup import escape
 
-from lamjax.cli import cache
-from lamjax.cli.convert import convert
-from lamjax.cli.data import check
-from lamjax.cli.data_convert import convert as convert_data
-from lamjax.cli.demo import demo
-from lamjax.cli.distill import distill
-from lamjax.cli.evaluate import evaluate
-from lamjax.cli.explore import explore
-from lamjax.cli.finetune import finetune
-from lamjax.cli.info import info
-from lamjax.cli.label import label
-from lamjax.cli.md import md
-from lamjax.cli.relax import relax
-from lamjax.cli.show import show
-from lamjax.cli.train import train
-from lamjax.reports import console
+from lamjax.cli.later import group, own_process
 
-
-def flowing(command) -> str:
-    """The docstring of a command with a line for each paragraph, which a terminal of any width breaks by itself."""
-    return "\n\n".join(" ".join(paragraph.split()) for paragraph in inspect.getdoc(command).split("\n\n"))
-
+COMMANDS = {
+    "demo": "lamjax.cli.demo:demo",
+    "train": "lamjax.cli.train:train",
+    "finetune": "lamjax.cli.finetune:finetune",
+    "finetune-structures": "lamjax.cli.finetune_structures:finetune_structures",
+    "distill": "lamjax.cli.distill:distill",
+    "explore": "lamjax.cli.explore:explore",
+    "label": "lamjax.cli.label:label",
+    "eval": "lamjax.cli.evaluate:evaluate",
+    "relax": "lamjax.cli.relax:relax",
+    "md": "lamjax.cli.md:md",
+    "show": "lamjax.cli.show:show",
+    "convert": "lamjax.cli.convert:convert",
+    "info": "lamjax.cli.info:info",
+}
+WORKFLOW = {  # the order in which one needs them, and how help shows them
+    "See it work": ("demo", "info"),
+    "Look at data and models": ("data", "show", "eval", "convert"),
+    "Train": ("train", "finetune", "finetune-structures"),
+    "Make it small, or let it choose its data": ("distill", "explore", "label"),
+    "Use it": ("relax", "md"),
+}
+DATA = {"check": "lamjax.cli.data:check", "convert": "lamjax.cli.data_convert:convert"}
 
 app = typer.Typer(
-    help="Large atomic models in JAX: DPA-2, fine-tuned through its own relaxation.",
+    cls=group(COMMANDS, WORKFLOW),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    add_completion=True,  # lamjax --install-completion
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="Look at data sets, and pack them.", no_args_is_help=True)
-data_app.command(help=flowing(check))(check)
-data_app.command("convert", help=flowing(convert_data))(convert_data)
-for command in (demo, train, finetune, distill, explore, label, relax, md, show, convert, info):
-    app.command(help=flowing(command))(command)
-app.command("eval", help=flowing(evaluate))(evaluate)
-app.add_typer(data_app, name="data")
+app.add_typer(typer.Typer(cls=group(DATA), help="Look at data sets, and pack them.", no_args_is_help=True), name="data")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"lamjax {version('lamjax')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def lamjax(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Machine-learned interatomic potentials in JAX: DPA-2 and DPA-3, fine-tuned through their own relaxation."""
 
 
 def main() -> None:
     """Run the command; what the user can mend is one message, not a traceback."""
-    cache.enable()
     try:
-        app()
+        with own_process():
+            app()
     except Exception as error:
-        mendable = isinstance(error, ValueError | OSError | FloatingPointError)
-        said = no_device() or (str(error) if mendable else None)
-        if said is None or os.environ.get("LAMJAX_TRACEBACK"):
-            raise
-        console.print(f"[bold red]Error:[/] {escape(said)}", soft_wrap=True)
-        console.print("(LAMJAX_TRACEBACK=1 shows where it came from.)", style="dim")
-        sys.exit(2)
-
-
-def no_device() -> str | None:
-    """What to do if JAX has no device of the kind that it is told to use; None if it has one, or is told nothing.
-
-    JAX finds that out where it is first asked to compute, and raises this or that, which others take for a fault of
-    their own, such as a damaged file.
-    """
-    if not jax.config.jax_platforms:
-        return None
-    try:
-        jax.devices()
-    except Exception as error:
-        reason = str(error).partition(" (set JAX_PLATFORMS")[0] or "no reason is given"
-        return (
-            f"JAX finds no device of the kind that JAX_PLATFORMS={jax.config.jax_platforms} asks for ({reason}). Unset "
-            "JAX_PLATFORMS, or set it to cpu. A GPU needs its driver and JAX's plugin for it: pip install "
-            '"jax[cuda12]", or what jax.dev says for other kinds.'
-        )
-    return None
+        importlib.import_module("lamjax.cli.failure").end(error)
+        raise

@@ -10,7 +10,7 @@ from lamjax import checkpoints
 from lamjax.committee import stack_members
 from lamjax.data import from_atoms
 from lamjax.distillation.select import ASKED, deviations
-from lamjax.distillation.shapes import Shapes
+from lamjax.distillation.shapes import LastingShapes
 from lamjax.dynamics import Record, Scene, frames
 from lamjax.dynamics.records import Column
 from lamjax.dynamics.restart import digest
@@ -44,7 +44,7 @@ class Watch:
     def __init__(self, potential: Potential, stacked: Params, scene: Scene):
         dtype = jax.tree.leaves(stacked.descriptor)[0].dtype
         self.potential, self.stacked, self.scene = potential, stacked, scene
-        self.shapes, self.last = Shapes(potential.shells, 1, ASKED, dtype), np.zeros(0)
+        self.shapes, self.last = LastingShapes(potential.shells, 1, ASKED, dtype), np.zeros(0)
 
     @property
     def column(self) -> Column:

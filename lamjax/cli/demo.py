@@ -23,7 +23,7 @@ BATCH = 4
 RATE = 5e-4
 
 
-class Judgement(NamedTuple):
+class Measures(NamedTuple):
     """A potential seen on held-out relaxations."""
 
     relaxed: list[Relaxation]
@@ -63,7 +63,7 @@ def demo(
     console.print(f"{time.monotonic() - began:.0f} s. {out}/ holds tuned.lamjax, relaxed.extxyz, errors.csv, demo.png")
 
 
-def judge(potential, params, pairs: Sequence[data.Pair], frames: Sequence[data.Frame], what: str) -> Judgement:
+def judge(potential, params, pairs: Sequence[data.Pair], frames: Sequence[data.Frame], what: str) -> Measures:
     """Relax every start to convergence and compare with the target; force errors on the labelled frames."""
     found = relaxation.stream(potential, params, [pair.start for pair in pairs], RELAX)
     relaxed = [outcome.relaxation for outcome in sorted(progress(found, what, len(pairs)), key=lambda o: o.number)]
@@ -71,7 +71,7 @@ def judge(potential, params, pairs: Sequence[data.Pair], frames: Sequence[data.F
     loss = losses.label_loss(potential)
     packed = data.pack(frames, data.plan(frames, potential.shells, max_programs=1))
     forces = training.evaluate(loss, params, data.batches(packed, 16, seed=None, epochs=1))
-    return Judgement(
+    return Measures(
         relaxed, np.array([float(e.dq) for e in errors]), np.array([float(e.rmsd) for e in errors]), forces["rmse_f"]
     )
 
@@ -93,7 +93,7 @@ def tune(potential, params, pairs: Sequence[data.Pair], epochs: int, seed: int):
     return state.params, history
 
 
-def summary(before: Judgement, after: Judgement):
+def summary(before: Measures, after: Measures):
     """The one table: structure error and force error, before and after."""
     better = after.dq < before.dq
     rows = [
@@ -108,7 +108,7 @@ def summary(before: Judgement, after: Judgement):
     return table("Held-out silicon defects, relaxed to convergence", ("", "before", "after"), rows)
 
 
-def write(out: Path, names, before: Judgement, after: Judgement, history, epochs: int) -> None:
+def write(out: Path, names, before: Measures, after: Measures, history, epochs: int) -> None:
     """Relaxed structures, the errors one by one, and the plot."""
     images = [
         labelled(r, {"name": name, "potential": which})

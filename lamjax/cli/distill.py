@@ -20,7 +20,7 @@ from lamjax.distillation.outcome import Model
 from lamjax.reports import bars, console, table, warnings_as_text
 from lamjax.training.config import apply, read, validate
 from lamjax.training.config import schema as config_schema
-from lamjax.training.setup import check_sources
+from lamjax.training.folder import check_sources
 
 COMMAND = "lamjax distill"
 COLUMNS = (

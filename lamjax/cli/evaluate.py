@@ -30,7 +30,7 @@ from lamjax.training.errors import (
     unseen_elements,
     zero_shot,
 )
-from lamjax.training.parity import Differences, missing, parity_table, read_reference, write_predictions
+from lamjax.training.parity import ParityRow, missing, parity_table, read_reference, write_predictions
 
 _SHORT = {SHIFTED: "E", FORCES: "F", VIRIAL: "V"}
 
@@ -162,7 +162,7 @@ def _report_errors(title: str, rows: list[ErrorRow], alone: bool) -> None:
         console.print("No frame carries a label; nothing to compare with.")
 
 
-def _report_parity(title: str, rows: list[Differences], lacking: list[str]) -> None:
+def _report_parity(title: str, rows: list[ParityRow], lacking: list[str]) -> None:
     columns = ["difference", "unit", "frames", "largest", "RMS", "relative"]
     console.print(table(title, columns, [(*row[:5], "-" if row.relative is None else row.relative) for row in rows]))
     console.print("Relative: largest ratio to the largest reference component of the same frame. Atoms count from 0.")

@@ -1,178 +1,187 @@
-"""`lamjax finetune --objective structures`: a stored model learns where structures relax to."""
+"""`lamjax finetune-structures`: a stored model learns where structures relax to."""
 
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
+import typer
 
 from lamjax import pytree
 from lamjax.cli.interrupted import resumable
-from lamjax.cli.train import banner
+from lamjax.cli.keys import KeyCommand, strings
+from lamjax.cli.train import banner, line
 from lamjax.reports import bars, console, progress, table, warnings_as_text
-from lamjax.training import structures
-from lamjax.training.fit import NonFiniteError
-from lamjax.training.setup import BEST, MODEL, check_sources
-from lamjax.training.structures import StructureTuneConfig, read_config
-from lamjax.training.structures_judge import Summary
-from lamjax.training.structures_setup import WRITTEN, TuneRun
+from lamjax.training import engine, structures
+from lamjax.training.folder import BEST, MODEL, check_sources
+from lamjax.training.loops import NonFiniteError
+from lamjax.training.structures import WRITTEN, StructureTuneConfig, read_config
+from lamjax.training.structures_config import TEMPLATE
 
-ADJOINTS = {"unrolled": "steps_unrolled", "hybrid": "window", "until_converged": None, "implicit": None}
+COMMAND_CLASS = KeyCommand
 PERIOD = 10.0  # s between lines where there is no terminal
-PLAIN = ("head", "validation", "hold_out", "group_by", "variable_cell", "epochs", "batch_size", "seed", "freeze") + (
-    "output",
-    "noise",
-    "learn_minimiser",
-)  # options that are keys of the config
 
 
-def finetune_structures(base: Path, files: list[Path], given: dict[str, Any]) -> None:
-    """Run to the end; `given` are the options of `lamjax finetune` that are not at their defaults."""
-    content = {"base": str(base), "pairs": [str(path) for path in files], **make_content(given)}
-    config = read_config(given.get("config"), content, given.get("set_") or ())
-    if "config" in given:
-        check_sources(config, WRITTEN, [given["config"]], given.get("resume", False))
+def _print_template(wanted: bool) -> None:
+    if wanted:
+        print(TEMPLATE, end="")
+        raise typer.Exit()
+
+
+def finetune_structures(
+    base: Annotated[Path, typer.Argument(help="small, a lamjax bundle or a DeePMD-kit model (.pt, .dp, .yaml).")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Relaxations: a file with all steps of each (.traj, OUTCAR, vasprun.xml), trajectories (relax_id, "
+            "step), starts with final_positions, or pair_id and role."
+        ),
+    ],
+    head: Annotated[str | None, typer.Option(help="The head that learns, where there are several.")] = None,
+    adjoint: Annotated[
+        str | None,
+        typer.Option(
+            help="How the relaxation is differentiated: unrolled (50 steps) or until_converged (backpropagation "
+            "through its steps), implicit (at the minimum), hybrid (some steps, then the minimum)."
+        ),
+    ] = None,
+    replay: Annotated[
+        list[Path] | None,
+        typer.Option(help="Labelled frames that are trained on too, against forgetting; also the relaxations'."),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML or JSON with any key of --template; options go first.")
+    ] = None,
+    template: Annotated[
+        bool,
+        typer.Option(
+            "--template", help="Print a config with all keys and stop.", is_eager=True, callback=_print_template
+        ),
+    ] = False,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Any key of a config: --set epochs=3, or just --epochs 3.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for states, tables, plot and models.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last state in the output folder.")] = False,
+) -> None:
+    """Fine-tune a model on where structures relax to.
+
+    Starts are relaxed, and the distance of the ends from the targets is differentiated back into the model. Every key
+    of a config is an option as well; the most wanted are --epochs (10), --batch-size (4), --schedule.start_lr (5e-4),
+    --objective.type (structure; force: no force at the target; newton: one Newton step from it), --variable-cell,
+    --validation FILE (else --hold-out 0.1, whole groups with --group-by KEY), --noise, --learn-minimiser,
+    --replay.weight, --freeze descriptor, --rates.descriptor 0.1, --energy-key and its like.
+
+    Held-out starts are relaxed to convergence before and after every epoch (validation.csv, structures.csv,
+    structures.png); best.lamjax has the least median structure error of these, the model before training included. A
+    table tells errors before and after, and what it cost in forces. Pairs that cannot be used are named and left out.
+    The config that was made of these options is config.json in the output folder.
+    """
+    content: dict[str, Any] = {"base": str(base), "pairs": strings(files)}
+    content |= {key: x for key, x in (("head", head), ("output", output and str(output))) if x is not None}
+    content |= {"replay": {"files": strings(replay)}} if replay else {}
+    content |= {"objective": {"type": "structure", "relax": {"adjoint": {"type": adjoint}}}} if adjoint else {}
+    settings = read_config(config, content, set_ or ())
+    if config is not None:
+        check_sources(settings, WRITTEN, [config], resume)
     # x64 for positions and sums of energies; the network runs in the config's precision
-    with resumable(config.output), jax.enable_x64(True):
-        console.print(banner(config.precision))
+    with resumable(settings.output), jax.enable_x64(True):
+        console.print(banner(settings.precision))
         with warnings_as_text():
-            run = structures.prepare(config, given.get("resume", False))
+            run = structures.prepare(settings, resume)
         _describe(run)
         try:
             _follow(run)
         except NonFiniteError as error:
             raise ValueError(f"{error} --resume goes on from them, with another order of the pairs.") from error
-    _report(config)
+    _report(settings)
 
 
-def make_content(given: dict[str, Any]) -> dict[str, Any]:
-    """The keys of a config that options stand for; ValueError for options that contradict each other."""
-    content = {name: _plain(given[name]) for name in PLAIN if name in given}
-    if "lr" in given:
-        content["schedule"] = {"start_lr": given["lr"], "stop_lr": given["lr"] / 20}
-    if "rate" in given:
-        content["rates"] = rates(given["rate"])
-    replay = {key: given[name] for key, name in (("files", "replay"), ("weight", "replay_weight")) if name in given}
-    if replay:
-        content["replay"] = {key: _plain(value) for key, value in replay.items()}
-    objective = _objective(given)
-    return content | ({"objective": objective} if objective else {})
-
-
-def _objective(given: dict[str, Any]) -> dict[str, Any]:
-    found = {"type": given["loss"]} if "loss" in given else {}
-    steps, window = given.get("steps_unrolled"), given.get("window")
-    kind = given.get("adjoint") or ("unrolled" if steps else "hybrid" if window else None)
-    if kind is None:
-        return found
-    if kind not in ADJOINTS:
-        raise ValueError(f"--adjoint {kind}: unknown; known are {', '.join(ADJOINTS)}.")
-    if found.get("type", "structure") != "structure":
-        raise ValueError(f"--loss {found['type']} relaxes nothing: leave --adjoint, --steps-unrolled and --window out.")
-    if steps and kind != "unrolled":
-        raise ValueError(f"--steps-unrolled is for --adjoint unrolled, not {kind}.")
-    if window and kind != "hybrid":
-        raise ValueError(f"--window is for --adjoint hybrid, not {kind}.")
-    own = ({"steps": steps} if steps else {}) | ({"window": window} if window else {})
-    return {"type": "structure", "relax": {"adjoint": {"type": kind, **own}}}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return [_plain(x) for x in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def rates(options: Iterable[str]) -> dict[str, float]:
-    """{part: factor} of --rate PART=FACTOR."""
-    found = {}
-    for option in options:
-        part, equals, factor = option.partition("=")
-        if not equals or not part or not factor:
-            raise ValueError(f"--rate takes NAME=VALUE, got {option!r}.")
-        try:
-            found[part] = float(factor)
-        except ValueError:
-            raise ValueError(f"--rate {option}: the factor must be a number, for example {part}=0.1.") from None
-    return found
-
-
-def _describe(run: TuneRun) -> None:
+def _describe(run: engine.Run) -> None:
     """Data, model, shapes."""
-    config, packed = run.config, run.packing.packed
+    config, sets, packed = run.config, run.data.sets, run.data.packed
     shapes = [
         f"{len(members)} of up to {shape.n_atoms} atoms, {'/'.join(map(str, shape.capacities))} neighbours"
         for shape, members in zip(packed.shapes, packed.members, strict=True)
     ]
     rows = [
-        ("relaxations to learn from", len(run.sets.train)),
-        ("held-out relaxations", len(run.sets.validation)),
-        ("labelled frames", ", ".join(f"{len(f)} ({name})" for name, f in run.sets.frames.items()) or "none"),
-        ("replayed frames", len(run.sets.replay) or "none"),
+        ("relaxations to learn from", len(sets.train)),
+        ("held-out relaxations", len(sets.validation)),
+        ("labelled frames", ", ".join(f"{len(f)} ({name})" for name, f in sets.frames.items()) or "none"),
+        ("replayed frames", len(sets.replay) or "none"),
         ("objective", _objective_name(config)),
         ("parameters", f"{pytree.n_parameters(run.state.params):,}"),
         ("head", run.potential.head),
         ("programs", f"{len(shapes)}: {'; '.join(shapes)}"),
-        ("steps", f"{run.done} of {run.total} done, {run.packing.per_epoch} an epoch"),
+        ("steps", f"{run.done} of {run.settings.steps} done, {run.objective.per_epoch} an epoch"),
     ]
     console.print(table("Fine-tuning on structures", ["", ""], rows))
 
 
 def _objective_name(config: StructureTuneConfig) -> str:
-    relax, told = getattr(config.objective, "relax", None), config.objective.type
+    relax, name = getattr(config.objective, "relax", None), config.objective.type
     if relax is not None:
         adjoint = relax.adjoint
         n = getattr(adjoint, "steps", None) or getattr(adjoint, "window", None)
-        told += f", {adjoint.type}" + (f" ({n} steps)" if n else "") + f", {relax.minimiser.type}"
-    return told + (", variable cell" if config.variable_cell else ", fixed cell")
+        name += f", {adjoint.type}" + (f" ({n} steps)" if n else "") + f", {relax.minimiser.type}"
+    return name + (", variable cell" if config.variable_cell else ", fixed cell")
 
 
-def _follow(run: TuneRun) -> None:
+def _follow(run: engine.Run) -> None:
     """The events of the run, as bars and lines."""
     before, last = None, time.monotonic()
-    with _bars(run.total, run.done) as (advance, watch):
-        for event in structures.events(run, watch):
-            if isinstance(event, structures.Stepped):
+    with _bars(run.settings.steps, run.done) as (advance, watch):
+        for event in engine.events(run, watch):
+            if isinstance(event, engine.RunRecord):
                 advance(event.step)
-                if console.is_terminal or time.monotonic() - last < PERIOD:
+                if not event.validation and (console.is_terminal or time.monotonic() - last < PERIOD):
                     continue
-            if isinstance(event, structures.Judged) and event.step == 0:
-                before = event.summary
+                before = event.validation if event.step == 0 else before
             last = time.monotonic()
-            if told := line(event, run, before):
-                console.print(told, soft_wrap=True)
+            if text := text_of(event, run, before):
+                console.print(text, soft_wrap=True)
 
 
-def line(event: structures.Event, run: TuneRun, before: Summary | None = None) -> str:
-    """One event as text; empty for what need not be told."""
+def text_of(event: engine.Event, run: engine.Run, before: dict[str, float] | None = None) -> str:
+    """One event as text, empty for saved files. `before` holds the errors before training."""
     match event:
-        case structures.Stepped(step, row):
-            dq = f"  Dq {row['dq_mean']:.4g} amu^½ Å" if "dq_mean" in row else ""
-            return f"step {step}/{run.total}  loss {row['loss']:.4g}{dq}"
-        case structures.Epoch(number, _, means, counts):
-            said = [f"epoch {number}/{run.config.epochs}  loss {means['loss']:.4g}", *_means(means)]
-            said += [f"\n  {n} structures {structures.COUNTS[key]}" for key, n in counts.items()]
-            return "  ".join(said)
-        case structures.Judged(step, found, _, best):
-            was = "" if before is None or step == 0 else f" (before {before.dq_median:.4g})"
-            share = "" if step == 0 else f"{found.improved:.0%} improved, "
-            basin = "" if math.isnan(found.in_basin) else f"{found.in_basin:.0%} in the right basin, "
+        case engine.RunRecord(step) if event.validation:
+            return _judged(event, before)
+        case engine.RunRecord(step):
+            dq = f"  Dq {event.train['dq_mean']:.4g} amu^½ Å" if "dq_mean" in event.train else ""
+            return f"step {step}/{run.settings.steps}  loss {event.loss:.4g}{dq}"
+        case engine.Epoch(number, _, rows):
+            means, counts = structures.means(rows)
+            parts = [f"epoch {number}/{run.config.epochs}  loss {means['loss']:.4g}", *_means(means)]
+            parts += [f"\n  {n} structures {structures.COUNTS[key]}" for key, n in counts.items()]
+            return "  ".join(parts)
+        case engine.Widened(_, shapes):
             return (
-                f"held out, step {step}: median Dq {found.dq_median:.4g} amu^½ Å{was}, {share}{basin}"
-                f"{found.converged:.0%} converged" + ("  (best so far)" if best and step else "")
+                f"neighbours were missing on the way: from now on there is room for {'; '.join(shapes)} neighbours, "
+                "which means to compile anew"
             )
-        case structures.Widened(n, capacities):
-            slots = "; ".join("/".join(map(str, c)) for c in capacities)
-            return (
-                f"neighbours were missing on the way of {n} structures: from now on there is room for {slots} "
-                "neighbours, which means to compile anew"
-            )
-        case structures.Stopped(step, best_step, best):
+        case engine.Stopped(step, best_step, best):
             return f"stopped at step {step}: no better median Dq than {best:.4g} amu^½ Å of step {best_step}"
+        case engine.Compiled():
+            return line(event, run.settings.steps)
     return ""
+
+
+def _judged(record: engine.RunRecord, before: dict[str, float] | None) -> str:
+    """What the relaxation of the held-out structures has shown."""
+    errors, step = record.validation, record.step
+    was = "" if before is None or step == 0 else f" (before {before['dq_median']:.4g})"
+    share = "" if step == 0 else f"{errors['improved']:.0%} improved, "
+    basin = "" if math.isnan(errors["in_basin"]) else f"{errors['in_basin']:.0%} in the right basin, "
+    return (
+        f"held out, step {step}: median Dq {errors['dq_median']:.4g} amu^½ Å{was}, {share}{basin}"
+        f"{errors['converged']:.0%} converged" + ("  (best so far)" if record.best and step else "")
+    )
 
 
 def _means(means: dict[str, float]) -> list[str]:
@@ -205,15 +214,15 @@ def _bars(total: int, done: int) -> Iterator[tuple[Callable[[int], None], Callab
 def _report(config: StructureTuneConfig) -> None:
     """The table before and after, and where everything is."""
     output = Path(config.output)
-    found = structures.validations(output)
-    first, last, best = found[0], found[-1], next(judged for judged in found if judged.best)
+    judged = structures.validations(output)
+    first, last, best = judged[0], judged[-1], next(one for one in judged if one.best)
     chosen = {"before": first, f"best, step {best.step}": best, f"last, step {last.step}": last}
     console.print(
         table("Held-out structures, relaxed to convergence", ["", *chosen], rows(list(chosen.values()), config))
     )
     if best.step == 0:
         console.print(f"No epoch had a smaller median Dq than the model before: {BEST} is the model before.")
-    elif len(found) > 2:
+    elif len(judged) > 2:
         console.print("The best was chosen by these very structures: judge it by others.", style="dim")
     console.print(f"{output / BEST}\n{output / MODEL}\n{output / structures.PLOT}", soft_wrap=True)
 
@@ -221,25 +230,25 @@ def _report(config: StructureTuneConfig) -> None:
 def rows(judged: list[structures.Judged], config: StructureTuneConfig) -> list[tuple]:
     """The lines of the table, one column for each judgement."""
     s = [one.summary for one in judged]
-    found: list[tuple] = []
+    lines: list[tuple] = []
     for key, unit in (("dq", "Dq (amu^½ Å)"), ("rmsd", "RMSD (Å)")):
-        found.append((f"median {unit}", *(getattr(x, f"{key}_median") for x in s)))
-        found.append((f"mean {unit}", *(getattr(x, f"{key}_mean") for x in s)))
-        found.append((f"quartiles {unit}", *(_range(getattr(x, f"{key}_q1"), getattr(x, f"{key}_q3")) for x in s)))
+        lines.append((f"median {unit}", *(getattr(x, f"{key}_median") for x in s)))
+        lines.append((f"mean {unit}", *(getattr(x, f"{key}_mean") for x in s)))
+        lines.append((f"quartiles {unit}", *(_range(getattr(x, f"{key}_q1"), getattr(x, f"{key}_q3")) for x in s)))
     if config.variable_cell:
-        found.append(("median strain of the cell", *(x.strain_median for x in s)))
-        found.append(("median volume error", *(f"{x.volume_median:.2%}" for x in s)))
+        lines.append(("median strain of the cell", *(x.strain_median for x in s)))
+        lines.append(("median volume error", *(f"{x.volume_median:.2%}" for x in s)))
     shares = {"improved": "improved", "in_basin": f"in the right basin (no atom {config.basin:g} Å off)"}
     shares |= {"converged": "converged"} | ({"failed": "failed"} if any(x.failed for x in s) else {})
-    found += [(text, *(_share(getattr(x, key)) for x in s)) for key, text in shares.items()]
-    found.append(("steps, median", *(int(x.n_steps) for x in s)))
+    lines += [(text, *(_share(getattr(x, key)) for x in s)) for key, text in shares.items()]
+    lines.append(("steps, median", *(int(x.n_steps) for x in s)))
     sets = {"heldout": "of held-out relaxations", "replay": "of replayed frames"}
     kinds = {"f": ("force RMSE", "meV/Å"), "e": ("energy RMSE (shifted)", "meV/atom"), "v": ("virial RMSE", "meV/atom")}
     for what, of in sets.items():
         for kind, (quantity, unit) in kinds.items():
             if (key := f"{what}_rmse_{kind}") in judged[0].errors:
-                found.append((f"{quantity} {of} ({unit})", *(1000 * one.errors[key] for one in judged)))
-    return found
+                lines.append((f"{quantity} {of} ({unit})", *(1000 * one.errors[key] for one in judged)))
+    return lines
 
 
 def _range(low: float, high: float) -> str:

@@ -16,11 +16,11 @@ from lamjax.cli.interrupted import resumable
 from lamjax.cli.processes import join
 from lamjax.data import n_batches
 from lamjax.reports import bar, console, table, warnings_as_text
-from lamjax.training import run as runs
-from lamjax.training import sharding
+from lamjax.training import engine, labels, sharding
 from lamjax.training.config import TEMPLATE, TrainConfig, parse
 from lamjax.training.config import schema as config_schema
-from lamjax.training.setup import WRITTEN, check_sources
+from lamjax.training.folder import check_sources
+from lamjax.training.labels import WRITTEN
 from lamjax.training.tasks import Task
 
 
@@ -57,23 +57,23 @@ def train(
     run_config(settings, resume)
 
 
-def run_config(settings: TrainConfig, resume: bool = False) -> runs.Run:
+def run_config(settings: TrainConfig, resume: bool = False) -> engine.Run:
     """Train to the end, saying in the first process what is done."""
     # x64 for sums of energies; the network runs in the config's precision
     with resumable(settings.output, locked=sharding.is_first()), jax.enable_x64(True):
         return _run(settings, resume)
 
 
-def _run(settings: TrainConfig, resume: bool) -> runs.Run:
+def _run(settings: TrainConfig, resume: bool) -> engine.Run:
     console.quiet = not sharding.is_first()
     console.print(banner(settings.precision))
     with warnings_as_text():
-        run = runs.prepare(settings, resume)
+        run = labels.prepare(settings, resume)
     _describe(run)
     with bar("training", settings.steps, run.done) as advance:
-        for event in runs.events(run):
+        for event in engine.events(run):
             match event:
-                case runs.Record():
+                case engine.RunRecord():
                     advance(event.step)
             console.print(line(event, settings.steps), soft_wrap=True)
     return run
@@ -82,12 +82,12 @@ def _run(settings: TrainConfig, resume: bool) -> runs.Run:
 def line(event, steps: int) -> str:
     """One event as one line of text."""
     match event:
-        case runs.Compiled(n, n_rows, n_atoms, capacities, seconds, group):
-            slots, of = "/".join(map(str, capacities)), f" ({group})" if group else ""
-            return f"program {n}{of}: {n_rows} x {n_atoms} atoms, {slots} neighbours, first step {seconds:.1f} s"
-        case runs.Saved(path):
+        case engine.Compiled(n, shape, seconds, group):
+            of = f" ({group})" if group else ""
+            return f"program {n}{of}: {shape}, first step {seconds:.1f} s"
+        case engine.Saved(path):
             return f"saved {path}"
-        case runs.Stopped(step, best_step, best):
+        case engine.Stopped(step, best_step, best):
             return f"stopped at step {step}: no better validation than {best:.4g} (eV, Å) of step {best_step}"
     text = (
         f"step {event.step}/{steps}  lr {event.learning_rate:.2e}  loss {event.loss:.3e}  train {_errors(event.train)}"
@@ -128,22 +128,23 @@ def banner(precision: str) -> str:
     )
 
 
-def _describe(run: runs.Run) -> None:
+def _describe(run: engine.Run) -> None:
     """Data, model, shapes."""
-    sets = {f"{task.name} train".strip(): task.frames for task in run.tasks}
-    sets |= {f"{task.name} validation".strip(): task.held_out for task in run.tasks if task.held_out}
+    tasks, plan = run.data.tasks, run.data.plan
+    sets = {f"{task.name} train".strip(): task.frames for task in tasks}
+    sets |= {f"{task.name} validation".strip(): task.held_out for task in tasks if task.held_out}
     console.print(data_table(sets))
     sizes = [
         f"structures of {_range(b.least, b.n_atoms)} atoms, {'/'.join(map(str, b.capacities))} neighbours"
-        for b in run.plan.buckets
+        for b in plan.buckets
     ]
     rows = [
         ("parameters", f"{pytree.n_parameters(run.state.params):,}"),
         ("elements", " ".join(run.potential.elements)),
-        ("head", ", ".join(_head(task) for task in run.tasks)),
-        ("programs", f"{run.n_programs} for steps, {run.n_measured} for validation: {'; '.join(sizes)}"),
-        ("work spent on padding", f"{100 * run.plan.waste:.1f} %"),
-        ("batches per epoch", ", ".join(str(n_batches(task.train, task.batch_size)) for task in run.tasks)),
+        ("head", ", ".join(_head(task) for task in tasks)),
+        ("programs", f"{run.data.n_programs} for steps, {run.data.n_measured} for validation: {'; '.join(sizes)}"),
+        ("work spent on padding", f"{100 * plan.waste:.1f} %"),
+        ("batches per epoch", ", ".join(str(n_batches(task.train, task.batch_size)) for task in tasks)),
         ("devices", f"{jax.device_count()}, in {jax.process_count()} processes"),
         ("steps", f"{run.done} of {run.config.steps} done"),
     ]

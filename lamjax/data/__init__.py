@@ -33,7 +33,7 @@ from lamjax.data.pairs import pairs_from_frames as pairs_from_frames
 from lamjax.data.pairs import read_pairs as read_pairs
 from lamjax.data.plan import Bucket as Bucket
 from lamjax.data.plan import Plan as Plan
-from lamjax.data.plan import plan as plan
+from lamjax.data.planning import plan as plan
 from lamjax.data.prefetch import Prefetch as Prefetch
 from lamjax.data.prefetch import prefetch as prefetch
 from lamjax.data.read import Summary as Summary
@@ -54,6 +54,7 @@ from lamjax.data.statistics import set_statistics as set_statistics
 from lamjax.data.store import Store as Store
 from lamjax.data.store import write_store as write_store
 from lamjax.data.structure_batches import PackedPairs as PackedPairs
+from lamjax.data.structure_batches import PairPlan as PairPlan
 from lamjax.data.structure_batches import PairShape as PairShape
 from lamjax.data.structure_batches import StructureBatch as StructureBatch
 from lamjax.data.structure_batches import pack_pairs as pack_pairs

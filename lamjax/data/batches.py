@@ -1,5 +1,6 @@
-"""Batches: structures one behind another in rows of the planned widths, in an order of seed and step number alone."""
+"""Batches of frames or pairs, in an order of seed and step number alone; frames lie one behind another in rows."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from lamjax import pytree
 from lamjax.arguments import expect
 from lamjax.data.pack import Members, Packed, Structure, only
 from lamjax.data.rows import RowShape, row_shape, split
+from lamjax.data.structure_batches import PackedPairs, StructureBatch, check_batch_size, pair_batches
 from lamjax.neighbors import Neighbors
 from lamjax.system import Labels, System
 
@@ -27,7 +29,7 @@ class Batch(NamedTuple):
 
 
 def batches(
-    packed: Packed,
+    packed: Packed | PackedPairs,
     batch_size: int | str = "auto",
     *,
     seed: int | None = 0,
@@ -36,17 +38,23 @@ def batches(
     bucket: int | None = None,
     multiple: int = 1,
     part: tuple[int, int] = (0, 1),
-) -> Iterator[Batch]:
-    """Batches of one bucket each; every epoch shows every frame once.
+) -> Iterator[Batch | StructureBatch]:
+    """Batches of one bucket each; every epoch shows every frame, or every pair, once.
 
     `batch_size` is a number of structures, or "auto:N" ("auto" is "auto:32"): rows of about N atoms, filled with
     structures of any sizes. A short batch has empty places, so that no new shape appears.
     The order is a function of `seed` alone (None: always the same), so `start`, a number of batches, resumes exactly.
     Every epoch shuffles the batches, and the frames among places of their size: 20 bytes a frame.
     With `bucket`, a number in the plan, only frames of that bucket are shown. A batch is spread over `multiple` rows
-    (devices); of these, `part` (k, n) yields the k-th of n equal shares (processes).
+    (devices); of these, `part` (k, n) yields the k-th of n equal shares (processes). Of pairs, a batch has `batch_size`
+    rows, a number, on one device; their buckets are the shapes that they were packed in.
     """
     check_packed(packed, "batches")
+    if isinstance(packed, PackedPairs):
+        if multiple != 1 or part != (0, 1):
+            raise ValueError("Batches of pairs are not spread over devices: leave `multiple` and `part` out.")
+        yield from _of_pairs(packed, batch_size, seed, epochs, start, bucket)
+        return
     if bucket is not None:
         packed = only(packed, bucket)
     length = n_batches(packed, batch_size)
@@ -57,18 +65,32 @@ def batches(
         epoch, first = epoch + 1, 0
 
 
-def n_batches(packed: Packed, batch_size: int | str = "auto", bucket: int | None = None) -> int:
+def n_batches(packed: Packed | PackedPairs, batch_size: int | str = "auto", bucket: int | None = None) -> int:
     """Batches in one epoch, of one bucket of the plan or of all."""
     check_packed(packed, "n_batches")
+    if isinstance(packed, PackedPairs):
+        members = packed.members if bucket is None else packed.members[bucket : bucket + 1]
+        return sum(-(-len(some) // check_batch_size(batch_size)) for some in members)
     if bucket is not None:
         packed = only(packed, bucket)
     return sum(members.filling(batch_size).n_batches for members in packed.buckets)
 
 
-def check_packed(packed: Packed, function: str) -> None:
-    """ArgumentError that says how frames are packed, for anything else."""
-    remedy = "Pack the frames first: data.pack(frames, data.plan(frames, potential.shells)); pairs have pair_batches."
-    expect(packed, Packed, f"{function} takes packed frames", remedy)
+def check_packed(packed: Packed | PackedPairs, function: str) -> None:
+    """ArgumentError that says how frames and pairs are packed, for anything else."""
+    remedy = "Pack frames or pairs first: data.pack(frames, data.plan(frames, potential.shells))."
+    expect(packed, (Packed, PackedPairs), f"{function} takes packed frames or pairs", remedy)
+
+
+def _of_pairs(packed: PackedPairs, batch_size, seed: int | None, epochs: int | None, start: int, bucket: int | None):
+    """The batches of pairs from number `start` on."""
+    if bucket is not None:
+        packed = PackedPairs(*(parts[bucket : bucket + 1] for parts in packed))
+    epoch, skipped = divmod(start, n_batches(packed, batch_size))
+    while epochs is None or epoch < epochs:
+        shown = pair_batches(packed, batch_size, None if seed is None else [seed, epoch])
+        yield from itertools.islice(shown, skipped, None)
+        epoch, skipped = epoch + 1, 0
 
 
 def _order(packed: Packed, batch_size, seed: int | None, epoch: int, first: int):

@@ -9,10 +9,12 @@ import numpy as np
 
 from lamjax.arguments import expect
 from lamjax.data.frames import Frame, Joined, Names, Subset, check_frames, source
+from lamjax.data.pairs import Pair
 from lamjax.data.plan import Plan, choose
 from lamjax.data.rows import Bucket, Filling, fill
 from lamjax.data.shapes import exact_shapes
 from lamjax.data.store import Store
+from lamjax.data.structure_batches import PackedPairs, PairPlan, pack_planned
 from lamjax.neighbors import Neighbors, Shell
 from lamjax.neighbors.host import host_neighbors
 from lamjax.system import PARAMETERS, Labels, System, cast, home_shift, moved_by
@@ -70,14 +72,18 @@ class Packed(NamedTuple):
     sources: Sequence[str]  # of every frame, for messages
 
 
-def pack(frames: Sequence[Frame], plan: Plan, dtype=None, memory: float = MEMORY) -> Packed:
-    """The frames in their buckets; positions, cells, forces and virials in `dtype`, neighbours found.
+def pack(
+    frames: Sequence[Frame] | Sequence[Pair], plan: Plan | PairPlan, dtype=None, memory: float = MEMORY
+) -> Packed | PackedPairs:
+    """The frames, or the pairs, in their buckets; positions, cells, forces and virials in `dtype`, neighbours found.
 
     `dtype` is jax's default float unless given; energies stay float64. If the arrays took more than `memory` bytes,
     those of a frame are made when a batch asks for it, with the same numbers.
     Raises ValueError for a frame that fits no bucket of the plan, and for frame or atomic parameters that only some
-    frames carry.
+    frames carry. Pairs keep the floats they were read in, for relaxations.
     """
+    if isinstance(plan, PairPlan):
+        return pack_planned(frames, plan)
     check_frames(frames, "pack")
     expect(plan, Plan, "pack takes a plan of shapes", "Make it of all frames: data.plan(frames, potential.shells).")
     _require_alike(frames)

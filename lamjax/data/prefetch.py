@@ -3,6 +3,7 @@
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -10,36 +11,30 @@ import jax
 
 from lamjax.threads import same_settings
 
-PATIENCE = 30.0  # s that closing waits for an item in the making; the threads never keep the interpreter alive
+PATIENCE = 30.0  # s that closing waits for an item in the making; the thread never keeps the interpreter alive
 
 
-def prefetch(
-    items: Iterable, depth: int = 2, workers: int = 1, put: Callable[[Any], Any] = jax.device_put
-) -> "Prefetch":
+def prefetch(items: Iterable, depth: int = 2, put: Callable[[Any], Any] = jax.device_put) -> "Prefetch":
     """The items after `put` (by default onto the device), in their order, at most `depth` of them made ahead.
 
-    Items are drawn by one thread at a time; with more `workers`, `put` runs on several items at once. What they raise,
-    the consumer gets where the item would have been. Used with `with`, or left to the garbage collector, the threads
-    end with the loop, however it ends.
+    What they raise, the consumer gets where the item would have been. Used with `with`, or left to the garbage
+    collector, the thread that makes them ends with the loop, however it ends.
     """
-    if depth < 1 or workers < 1:
-        raise ValueError(f"prefetch needs a depth and a number of workers of at least 1; got {depth} and {workers}.")
-    return Prefetch(items, depth, workers, put)
+    if depth < 1:
+        raise ValueError(f"prefetch needs a depth of at least 1; got {depth}.")
+    return Prefetch(items, depth, put)
 
 
 class Prefetch(Iterator):
     """What `prefetch` returns: an iterator, a context manager, and a clock."""
 
-    def __init__(self, items: Iterable, depth: int, workers: int, put: Callable[[Any], Any]):
-        self._shared = _Shared(iter(items), put, max(depth, workers))
-        threads = [
-            threading.Thread(target=self._shared.work, name=f"lamjax prefetch {k}", daemon=True) for k in range(workers)
-        ]
-        self._close = weakref.finalize(self, _end, self._shared, threads)  # the threads know only what is shared
+    def __init__(self, items: Iterable, depth: int, put: Callable[[Any], Any]):
+        self._shared = _Shared(iter(items), put, depth)
+        thread = threading.Thread(target=self._shared.work, name="lamjax prefetch", daemon=True)
+        self._close = weakref.finalize(self, _end, self._shared, thread)  # the thread knows only what is shared
         self.waited = 0.0  # s that the consumer waited for all items but the first
         self._first: float | None = None
-        for thread in threads:
-            thread.start()
+        thread.start()
 
     def __next__(self):
         begin = time.perf_counter()
@@ -62,7 +57,7 @@ class Prefetch(Iterator):
         self.close()
 
     def close(self) -> None:
-        """End the threads; items made but not taken are dropped."""
+        """End the thread; items made but not taken are dropped."""
         self._close()
 
     @property
@@ -72,87 +67,58 @@ class Prefetch(Iterator):
 
 
 class _Shared:
-    """What producers and consumer share."""
+    """What producer and consumer share."""
 
     def __init__(self, source: Iterator, put: Callable[[Any], Any], depth: int):
         self.source, self.put, self.depth = source, put, depth
         self.settings = same_settings()
         self.changed = threading.Condition()
-        self.drawing = threading.Lock()
-        self.made: dict[int, tuple[Any, BaseException | None]] = {}
-        self.drawn, self.taken = 0, 0
-        self.end: int | None = None  # number of items, once known
-        self.closed = False
+        self.made: deque[tuple[Any, BaseException | None]] = deque()
+        self.ended = self.closed = False
 
     def work(self) -> None:
-        """A producer: draw an item, put it, say so; until the end or an error."""
+        """The producer: draw an item, put it, say so; until the end or an error."""
         with self.settings():
-            while self._make():
-                pass
+            while self._has_room():
+                try:
+                    made = self.put(next(self.source)), None
+                except StopIteration:
+                    made = None
+                except BaseException as error:
+                    made = None, error
+                with self.changed:
+                    self.ended = made is None or made[1] is not None
+                    if made is not None and not self.closed:
+                        self.made.append(made)
+                    self.changed.notify_all()
 
-    def _make(self) -> bool:
-        """Make one item; False if there is no more to do."""
-        with self.drawing:
-            with self.changed:
-                self.changed.wait_for(lambda: self.closed or self.end is not None or self._room())
-                if self.closed or self.end is not None:
-                    return False
-                number = self.drawn
-                self.drawn += 1
-            try:
-                item = next(self.source)
-            except StopIteration:
-                return self._ended(number)
-            except BaseException as error:
-                self._done(number, None, error)
-                return self._ended(number + 1)
-        try:
-            self._done(number, self.put(item), None)
-        except BaseException as error:
-            self._done(number, None, error)
-            return self._ended(number + 1)
-        return True
+    def _has_room(self) -> bool:
+        """Waits for room; False if nothing more is wanted."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.closed or self.ended or len(self.made) < self.depth)
+            return not (self.closed or self.ended)
 
     def next(self):
         """The next item, when it is there."""
         with self.changed:
-            self.changed.wait_for(lambda: self.closed or self.taken in self.made or self._over())
-            if self.taken not in self.made:
+            self.changed.wait_for(lambda: self.closed or self.made or self.ended)
+            if not self.made:
                 raise StopIteration
-            item, error = self.made.pop(self.taken)
-            self.taken += 1
+            item, error = self.made.popleft()
             self.changed.notify_all()
         if error is not None:
             raise error
         return item
 
-    def _room(self) -> bool:
-        return self.drawn - self.taken < self.depth
 
-    def _over(self) -> bool:
-        return self.end is not None and self.taken >= self.end
-
-    def _done(self, number: int, item, error: BaseException | None) -> None:
-        with self.changed:
-            self.made[number] = (item, error)
-            self.changed.notify_all()
-
-    def _ended(self, n: int) -> bool:
-        with self.changed:
-            self.end = n if self.end is None else min(self.end, n)
-            self.changed.notify_all()
-        return False
-
-
-def _end(shared: _Shared, threads: list[threading.Thread]) -> None:
-    """Tell the producers to stop and wait until they have."""
+def _end(shared: _Shared, thread: threading.Thread) -> None:
+    """Tell the producer to stop and wait until it has."""
     with shared.changed:
         shared.closed = True
         shared.made.clear()
         shared.changed.notify_all()
-    if threading.current_thread() in threads:  # the garbage collector may call from there
+    if threading.current_thread() is thread:  # the garbage collector may call from there
         return
-    for thread in threads:
-        thread.join(PATIENCE)
-    if hasattr(shared.source, "close") and not any(thread.is_alive() for thread in threads):
+    thread.join(PATIENCE)
+    if hasattr(shared.source, "close") and not thread.is_alive():
         shared.source.close()

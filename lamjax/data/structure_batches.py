@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
 from lamjax import pytree
 from lamjax.arguments import expect, expect_all
@@ -39,6 +39,15 @@ class StructureBatch(NamedTuple):
     target_neighbors: Neighbors  # as wide as `neighbors`
     labels: Labels  # of the target; what is missing weighs nothing
     fixed: Bool[Array, "n_batch n_atoms 3"]  # this Cartesian component does not move
+    number: Int[Array, " n_batch"] | None = None  # of the pair among those that were packed, from 1; 0: no atoms
+
+
+class PairPlan(NamedTuple):
+    """Shapes for pairs."""
+
+    shells: tuple[Shell, ...]
+    shapes: tuple[PairShape, ...]  # cheapest first
+    shrink: float  # how much shorter than at start and target lattice vectors may become
 
 
 class PackedPairs(NamedTuple):
@@ -76,22 +85,68 @@ def plan_pairs(
     return found
 
 
+def pair_plan(pairs: Sequence[Pair], shells: Sequence[Shell], max_programs: int = 3) -> PairPlan:
+    """The shapes of `plan_pairs`, for `pack`."""
+    shapes = tuple(shape for shape, _ in plan_pairs(pairs, shells, max_programs))
+    return PairPlan(tuple(shells), shapes, _shrink(pairs))
+
+
 def pack_pairs(pairs: Sequence[Pair], shells: Sequence[Shell], max_programs: int = 3) -> PackedPairs:
-    """The pairs in the shapes of `plan_pairs`, all neighbours found: once, for as many epochs as `pair_batches` gives.
+    """The pairs in the shapes of `plan_pairs`, all neighbours found: once, for as many epochs as are wanted.
 
     Takes about 34 bytes for each neighbour slot. Raises ValueError if there are no pairs, and for frame or atomic
     parameters that only some of them carry.
     """
     _check_pairs(pairs, "pack_pairs")
     check_shells(shells, "pack_pairs")
-    _require_alike(pairs)
-    pairs = [cast_pair(pair, jax.dtypes.canonicalize_dtype(pair.start.positions.dtype)) for pair in pairs]
-    shapes, shells, shrink = plan_pairs(pairs, shells, max_programs), tuple(shells), _shrink(pairs)
+    pairs = _alike(pairs)
+    return _packed(pairs, plan_pairs(pairs, shells, max_programs), tuple(shells), _shrink(pairs))
+
+
+def pack_planned(pairs: Sequence[Pair], plan: PairPlan) -> PackedPairs:
+    """The pairs in the first shapes of a plan that they fit; ValueError naming one that fits none."""
+    _check_pairs(pairs, "pack")
+    pairs = _alike(pairs)
+    places = [_place(pair, plan) for pair in pairs]
+    members = [[k for k, place in enumerate(places) if place == n] for n in range(len(plan.shapes))]
+    return _packed(pairs, list(zip(plan.shapes, members, strict=True)), plan.shells, plan.shrink)
+
+
+def _packed(
+    pairs: Sequence[Pair], shapes: Sequence[tuple[PairShape, list[int]]], shells: tuple[Shell, ...], shrink: float
+) -> PackedPairs:
+    """The arrays of the pairs that have each shape; shapes without any are left out."""
+    shapes = [(shape, tuple(members)) for shape, members in shapes if members]
+
+    def row(k: int, shape: PairShape) -> StructureBatch:
+        return _row(pairs[k], shape, shells, shrink)._replace(number=np.int32(k + 1))
+
     return PackedPairs(
         shapes=tuple(shape for shape, _ in shapes),
-        members=tuple(tuple(members) for _, members in shapes),
-        rows=tuple(tuple(_row(pairs[k], shape, shells, shrink) for k in members) for shape, members in shapes),
+        members=tuple(members for _, members in shapes),
+        rows=tuple(tuple(row(k, shape) for k in members) for shape, members in shapes),
     )
+
+
+def _place(pair: Pair, plan: PairPlan) -> int:
+    """Which of the shapes of a plan is the first that a pair fits."""
+    needed = (
+        pair.start.n_atoms,
+        *_needed(pair, plan.shells),
+        len(_images(pair, plan.shells[0].cutoff + SKIN, plan.shrink)),
+    )
+    for place, shape in enumerate(plan.shapes):
+        if all(n <= room for n, room in zip(needed, (shape.n_atoms, *shape.capacities, shape.n_offsets), strict=True)):
+            return place
+    raise ValueError(
+        f"{pair.source}: {needed[0]} atoms, {needed[1:-1]} neighbours and {needed[-1]} images fit none of the planned "
+        f"shapes {[tuple(shape) for shape in plan.shapes]}. Plan with all pairs, validation included."
+    )
+
+
+def _needed(pair: Pair, shells: tuple[Shell, ...]) -> tuple[int, ...]:
+    """Neighbours of start or target in each shell, whichever has more."""
+    return tuple(np.max([count(system, shells) for system in (pair.start, pair.target)], axis=0).tolist())
 
 
 def pair_batches(packed: PackedPairs, batch_size: int, seed: int | None = None) -> Iterator[StructureBatch]:
@@ -102,8 +157,7 @@ def pair_batches(packed: PackedPairs, batch_size: int, seed: int | None = None) 
     """
     remedy = "Pack the pairs first: data.pack_pairs(pairs, potential.shells); frames have data.batches."
     expect(packed, PackedPairs, "pair_batches takes packed pairs", remedy)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    check_batch_size(batch_size)
     rng = None if seed is None else np.random.default_rng(seed)
     batches: list[list[StructureBatch]] = []
     for rows in packed.rows:
@@ -112,6 +166,15 @@ def pair_batches(packed: PackedPairs, batch_size: int, seed: int | None = None) 
     for k in range(len(batches)) if rng is None else rng.permutation(len(batches)):
         empty = jax.tree.map(np.zeros_like, batches[k][0])
         yield pytree.stack(batches[k] + [empty] * (batch_size - len(batches[k])))
+
+
+def check_batch_size(batch_size: int | str) -> int:
+    """The number of pairs in a batch; ValueError for what is none."""
+    if isinstance(batch_size, str) or batch_size != int(batch_size):
+        raise ValueError(f"batch_size must be a whole number of pairs, got {batch_size!r}.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    return int(batch_size)
 
 
 def _check_pairs(pairs: Sequence[Pair], function: str) -> None:
@@ -135,7 +198,7 @@ def _row(pair: Pair, shape: PairShape, shells: tuple[Shell, ...], shrink: float)
 
 def _capacities(pair: Pair, shells: tuple[Shell, ...]) -> tuple[int, ...]:
     """Slots for each shell that hold the neighbours of start and target, with headroom for the way between."""
-    found = np.max([count(system, shells) for system in (pair.start, pair.target)], axis=0)
+    found = np.asarray(_needed(pair, shells))
     return plan_capacities(tuple(np.ceil(HEADROOM * found).astype(int).tolist()), shells)
 
 
@@ -152,8 +215,8 @@ def _images(pair: Pair, cutoff: float, shrink: float) -> np.ndarray:
     return grid[np.argsort(np.sum(grid**2, axis=1), kind="stable")].astype(np.int32)
 
 
-def _require_alike(pairs: Sequence[Pair]) -> None:
-    """ValueError naming two pairs if one of PARAMETERS is there in one and not, or of another width, in the other."""
+def _alike(pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs in jax's floats; ValueError naming two of which one has one of PARAMETERS and one not, or wider."""
     for name in PARAMETERS:
         found: dict[str, str] = {}  # width -> source of the first pair with it
         for pair in pairs:
@@ -164,3 +227,4 @@ def _require_alike(pairs: Sequence[Pair]) -> None:
             raise ValueError(
                 f"All starts and targets carry the same {name} or none does: {said}. Add it or pack them apart."
             )
+    return [cast_pair(pair, jax.dtypes.canonicalize_dtype(pair.start.positions.dtype)) for pair in pairs]

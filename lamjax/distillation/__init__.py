@@ -26,8 +26,8 @@ from lamjax.distillation.label import open_labeller as open_labeller
 from lamjax.distillation.outcome import Model as Model
 from lamjax.distillation.outcome import finish as finish
 from lamjax.distillation.outcome import write_plot as write_plot
+from lamjax.distillation.rounds import Distillation as Distillation
 from lamjax.distillation.rounds import Round as Round
-from lamjax.distillation.rounds import Run as Run
 from lamjax.distillation.rounds import Stage as Stage
 from lamjax.distillation.rounds import events as events
 from lamjax.distillation.sets import Step as Step

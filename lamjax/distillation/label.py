@@ -16,7 +16,7 @@ from lamjax.distillation.calculators import open_calculator
 from lamjax.distillation.config import CalculatorConfig, FilesConfig, LabellerConfig, TeacherConfig
 from lamjax.distillation.files import write_frames
 from lamjax.distillation.probes import add_probes
-from lamjax.distillation.shapes import Shapes
+from lamjax.distillation.shapes import LastingShapes
 from lamjax.potential import Params, Potential, Prediction, check_elements
 from lamjax.training.errors import predictions
 
@@ -55,7 +55,7 @@ class PotentialLabeller:
         self.potential, self.params, self.batch_size = potential, params, batch_size
         self.level = level  # what frames say of who labelled them
         self.probes = probes  # whether Hessian-vector products come with the labels
-        self.shapes = Shapes(potential.shells, 2, batch_size, dtype)
+        self.shapes = LastingShapes(potential.shells, 2, batch_size, dtype)
 
     @property
     def together(self) -> int:

@@ -14,8 +14,8 @@ from lamjax.data import Frame
 from lamjax.distillation import files
 from lamjax.distillation.config import TeacherConfig
 from lamjax.distillation.label import FileLabeller, PotentialLabeller
-from lamjax.distillation.rounds import ASKED, Run, frames_of, last_members
-from lamjax.distillation.shapes import Shapes
+from lamjax.distillation.rounds import ASKED, Distillation, frames_of, last_members
+from lamjax.distillation.shapes import LastingShapes
 from lamjax.distillation.train import Errors, measured, unstack
 from lamjax.numerics import compiler_options
 from lamjax.potential import Params, Potential, allocate, predict
@@ -37,7 +37,7 @@ class Model(NamedTuple):
     megabytes: float | None = None  # of the file
 
 
-def finish(run: Run) -> list[Model]:
+def finish(run: Distillation) -> list[Model]:
     """The best member of the last committee as student.lamjax, and with its radial net as a table, which is faster.
 
     Best is the least force RMSE on the fresh frames of all rounds, which no round has learned from.
@@ -61,7 +61,7 @@ def finish(run: Run) -> list[Model]:
     return [*lines, _labeller(run, system)]
 
 
-def write_plot(run: Run, rounds: Sequence[dict[str, Any]]) -> Path | None:
+def write_plot(run: Distillation, rounds: Sequence[dict[str, Any]]) -> Path | None:
     """Deviation and errors over the rounds; nothing before the first round with students."""
     rows = [facts for facts in rounds if facts.get("deviation")]
     if not rows:
@@ -100,10 +100,10 @@ def _milli(value: float | None) -> float | None:
     return None if value is None else 1000 * value
 
 
-def _errors(run: Run, model: tuple[Potential, Params], fresh: Sequence[Frame]) -> Errors | None:
+def _errors(run: Distillation, model: tuple[Potential, Params], fresh: Sequence[Frame]) -> Errors | None:
     if not fresh:
         return None
-    shapes = Shapes(model[0].shells, 1, ASKED, run.config.student.precision)
+    shapes = LastingShapes(model[0].shells, 1, ASKED, run.config.student.precision)
     return measured(model[0], [model[1]], fresh, shapes.pack(fresh), ASKED)[0]
 
 
@@ -112,7 +112,7 @@ def _line(name: str, model: tuple[Potential, Params], errors: Errors | None, sys
     return Model(name, errors, _microseconds(*model, system), pytree.n_parameters(model[1]), size)
 
 
-def _labeller(run: Run, system: System) -> Model:
+def _labeller(run: Distillation, system: System) -> Model:
     """The teacher in the same terms; of another labeller the time that its labels took."""
     match run.labeller, run.config.labeller:
         case PotentialLabeller(potential=potential, params=params), TeacherConfig(model=path):

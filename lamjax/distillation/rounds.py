@@ -18,14 +18,15 @@ from lamjax.distillation.explored import is_usable
 from lamjax.distillation.label import Labeller
 from lamjax.distillation.labelling import FAILED, append_answers, keep_whole, together
 from lamjax.distillation.select import ASKED, deviations, quantiles, select
-from lamjax.distillation.shapes import Shapes
-from lamjax.distillation.train import Progress, Trainer, first_members, measured, unstack
+from lamjax.distillation.shapes import LastingShapes
+from lamjax.distillation.train import Trainer, first_members, measured, unstack
 from lamjax.potential import Params, Potential
+from lamjax.training.records import RunRecord
 
 NAMED = 5  # reasons that are kept of a kind of failure
 
 
-class Run(NamedTuple):
+class Distillation(NamedTuple):
     """A distillation that is ready to begin, or to go on."""
 
     config: DistillConfig
@@ -34,7 +35,7 @@ class Run(NamedTuple):
     initial: Sequence[Frame]  # labelled
     labeller: Labeller
     trainer: Trainer
-    asked: Shapes  # of the frames that a committee is asked about
+    asked: LastingShapes  # of the frames that a committee is asked about
 
     def folder(self, number: int) -> Path:
         """Of a round."""
@@ -60,7 +61,7 @@ class Round(NamedTuple):
 Events = Generator[Stage | Round, None, Any]
 
 
-def events(run: Run) -> Iterator[Stage | Round]:
+def events(run: Distillation) -> Iterator[Stage | Round]:
     """All rounds up to the first that is enough; rounds and stages that are on disk are taken from there.
 
     Raises Waiting where labels are to come from files that are not there yet.
@@ -72,7 +73,7 @@ def events(run: Run) -> Iterator[Stage | Round]:
             return
 
 
-def last_members(run: Run) -> tuple[int, Params]:
+def last_members(run: Distillation) -> tuple[int, Params]:
     """The number of the last round that trained, and its members, stacked."""
     n = run.config.members
     trained = [k for k in range(run.config.rounds) if all(files.student(run.folder(k), m).exists() for m in range(n))]
@@ -81,7 +82,7 @@ def last_members(run: Run) -> tuple[int, Params]:
     return trained[-1], _members(run, trained[-1])
 
 
-def frames_of(run: Run, use: str, until: int | None = None) -> list[Frame]:
+def frames_of(run: Distillation, use: str, until: int | None = None) -> list[Frame]:
     """The labelled frames of all rounds (up to `until`) for a use: "train" or "fresh"."""
     found = list(run.initial) if use == "train" else []
     for number in range(run.config.rounds if until is None else until + 1):
@@ -92,7 +93,7 @@ def frames_of(run: Run, use: str, until: int | None = None) -> list[Frame]:
     return found
 
 
-def _round(run: Run, number: int) -> Events:
+def _round(run: Distillation, number: int) -> Events:
     """The facts of a round, made or found."""
     folder = run.folder(number)
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +114,7 @@ def _round(run: Run, number: int) -> Events:
     return facts
 
 
-def _explore(run: Run, number: int, stacked: Params | None, facts: dict[str, Any]) -> Events:
+def _explore(run: Distillation, number: int, stacked: Params | None, facts: dict[str, Any]) -> Events:
     """explored.extxyz: in round 0 the starts and their perturbations, else what a member finds, each in its turn."""
     config, seed, frames, failures = run.config.explore, _seed(run, number), [], []
     began, dropped = time.monotonic(), 0
@@ -136,7 +137,7 @@ def _explore(run: Run, number: int, stacked: Params | None, facts: dict[str, Any
     files.write_frames(run.folder(number) / files.EXPLORED, frames)
 
 
-def _select(run: Run, number: int, stacked: Params | None, facts: dict[str, Any]) -> Events:
+def _select(run: Distillation, number: int, stacked: Params | None, facts: dict[str, Any]) -> Events:
     """selected.extxyz: frames that the committee does not agree on, and random ones to measure with."""
     folder, config, began = run.folder(number), run.config, time.monotonic()
     frames = files.read_frames(folder / files.EXPLORED)
@@ -163,7 +164,7 @@ def _select(run: Run, number: int, stacked: Params | None, facts: dict[str, Any]
     yield Stage(number, "select", len(frames), len(frames))
 
 
-def _label(run: Run, number: int, stacked: Params | None, facts: dict[str, Any]) -> Events:
+def _label(run: Distillation, number: int, stacked: Params | None, facts: dict[str, Any]) -> Events:
     """labelled.extxyz; every answer is appended to labelled.partial as it comes, so that none is asked for twice."""
     folder, began = run.folder(number), time.monotonic()
     frames, partial = files.read_frames(folder / files.SELECTED), folder / files.PARTIAL
@@ -185,7 +186,7 @@ def _label(run: Run, number: int, stacked: Params | None, facts: dict[str, Any])
     partial.unlink()
 
 
-def _measure(run: Run, number: int, stacked: Params | None) -> dict[str, Any]:
+def _measure(run: Distillation, number: int, stacked: Params | None) -> dict[str, Any]:
     """RMSE of the students that explored, on the fresh frames of their round: mean over the members."""
     path = run.folder(number) / files.LABELLED
     fresh = [from_atoms(atoms) for atoms in files.read_frames(path) if atoms.info["use"] == "fresh"]
@@ -195,7 +196,7 @@ def _measure(run: Run, number: int, stacked: Params | None) -> dict[str, Any]:
     return {"energy": float(np.mean([e.energy for e in found])), "force": float(np.mean([e.force for e in found]))}
 
 
-def _train(run: Run, number: int, stacked: Params | None, facts: dict[str, Any]) -> Events:
+def _train(run: Distillation, number: int, stacked: Params | None, facts: dict[str, Any]) -> Events:
     """student-0.lamjax and so on: the members, trained on all that is labelled."""
     folder, config, began = run.folder(number), run.config, time.monotonic()
     frames = frames_of(run, "train", number)
@@ -208,12 +209,15 @@ def _train(run: Run, number: int, stacked: Params | None, facts: dict[str, Any])
     training = run.trainer.train(stacked, frames, folder)
     while True:
         try:
-            step: Progress = next(training)
+            event = next(training)
         except StopIteration as end:
             stacked = end.value
             break
-        said = f"loss {step.loss:.3e}  E {1000 * step.energy:.3g} meV/atom  F {1000 * step.force:.3g} meV/Å"
-        yield Stage(number, "train", step.step, config.student.steps, said)
+        if isinstance(event, RunRecord):
+            errors = [1000 * event.train.get(key, np.nan) for key in ("rmse_e", "rmse_f")]
+            loss = event.loss / config.members
+            said = "loss {:.3e}  E {:.3g} meV/atom  F {:.3g} meV/Å".format(loss, *errors)
+            yield Stage(number, "train", event.step, config.student.steps, said)
     for member, params in enumerate(unstack(stacked)):
         card = {"round": number, "member": member, "frames": len(frames), "seed": config.seed}
         checkpoints.save(files.student(folder, member), run.potential, params, card)
@@ -223,7 +227,7 @@ def _train(run: Run, number: int, stacked: Params | None, facts: dict[str, Any])
     (folder / files.LEARNING).unlink(missing_ok=True)
 
 
-def _members(run: Run, number: int) -> Params:
+def _members(run: Distillation, number: int) -> Params:
     """The members that a round has trained, stacked."""
     dtype = np.dtype(run.config.student.precision)
     paths = [files.student(run.folder(number), member) for member in range(run.config.members)]
@@ -240,11 +244,11 @@ def _is_enough(config: DistillConfig, facts: dict[str, Any]) -> bool:
     return all(value is not None and value <= getattr(config.enough, name) for name, value in found.items())
 
 
-def _keep(run: Run, number: int, facts: dict[str, Any], stage: str, began: float) -> None:
+def _keep(run: Distillation, number: int, facts: dict[str, Any], stage: str, began: float) -> None:
     """The facts so far, on disk before the file that says that the stage is over."""
     facts["seconds"] = facts.get("seconds", {}) | {stage: round(time.monotonic() - began, 1)}
     files.write_facts(run.folder(number) / files.ROUND, facts)
 
 
-def _seed(run: Run, number: int) -> int:
+def _seed(run: Distillation, number: int) -> int:
     return 100_003 * run.config.seed + number

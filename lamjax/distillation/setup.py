@@ -16,8 +16,8 @@ from lamjax.distillation.explored import check_pressures
 from lamjax.distillation.files import read_facts, write_facts
 from lamjax.distillation.label import Labeller, PotentialLabeller, open_labeller
 from lamjax.distillation.outcome import PLOT, STUDENT, TABLE
-from lamjax.distillation.rounds import ASKED, Run
-from lamjax.distillation.shapes import Shapes
+from lamjax.distillation.rounds import ASKED, Distillation
+from lamjax.distillation.shapes import LastingShapes
 from lamjax.distillation.substitute import substitutes
 from lamjax.distillation.train import Trainer, open_student
 from lamjax.potential import Potential, check_elements
@@ -30,7 +30,9 @@ WRITTEN = (CONFIG, FACTS, "round-*", STUDENT, TABLE, PLOT)
 KEPT = ("labeller", "members", "seed", "student.base", "student.head", "student.model", "student.precision")
 
 
-def prepare(config: DistillConfig, resume: bool = False, labeller: Labeller | None = None) -> tuple[Run, list[str]]:
+def prepare(
+    config: DistillConfig, resume: bool = False, labeller: Labeller | None = None
+) -> tuple[Distillation, list[str]]:
     """The run, and what its config changes for the rounds to come. `labeller` stands in for that of the config.
 
     Raises ValueError for elements that student or teacher do not know, for pressures on what is not periodic, and for
@@ -61,10 +63,10 @@ def prepare(config: DistillConfig, resume: bool = False, labeller: Labeller | No
     if (Path(config.output) / CONFIG).is_file():
         _check_data(config, data, changed)
     trainer = Trainer(config.student, potential, config.seed)
-    asked = Shapes(potential.shells, config.student.max_programs, ASKED, config.student.precision)
+    asked = LastingShapes(potential.shells, config.student.max_programs, ASKED, config.student.precision)
     checkpoints.write_atomically(Path(config.output) / CONFIG, to_json(config).encode())
     write_facts(Path(config.output) / FACTS, data)
-    return Run(config, potential, starts, initial, labeller, trainer, asked), changed
+    return Distillation(config, potential, starts, initial, labeller, trainer, asked), changed
 
 
 def _fingerprint(config: DistillConfig, starts, initial, labeller: Labeller) -> dict[str, dict[str, str] | str]:

@@ -11,7 +11,7 @@ from lamjax.data.shapes import exact_shapes
 from lamjax.neighbors import Shell
 
 
-class Shapes:
+class LastingShapes:
     """Packs sets of frames into one plan of shapes as long as it holds them, and makes a wider one when it does not."""
 
     def __init__(self, shells: Sequence[Shell], max_programs: int, batch_size: int | str, dtype):

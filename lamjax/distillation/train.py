@@ -1,10 +1,8 @@
 """Students: the members of a committee, made and trained together in one program."""
 
-import dataclasses
-import itertools
 import json
-import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,40 +11,28 @@ import numpy as np
 
 from lamjax import checkpoints, edit, pytree
 from lamjax.committee import stack_members
-from lamjax.data import Frame, Packed, batches, digests, prefetch, set_bias, set_statistics
+from lamjax.data import Frame, Packed, batches, digests, set_bias, set_statistics
 from lamjax.distillation.config import StudentConfig
 from lamjax.distillation.files import LEARNING, STATES, read_facts, remove, write_facts
 from lamjax.distillation.probes import with_probes
-from lamjax.distillation.shapes import Shapes
-from lamjax.losses import DistillationLossConfig, committee_loss, distillation_loss, errors
+from lamjax.distillation.shapes import LastingShapes
+from lamjax.losses import DistillationLossConfig, committee_loss, distillation_loss
 from lamjax.potential import Params, Potential, build
 from lamjax.training import (
+    engine,
     init,
-    make_step,
+    objective,
     optimizer,
     per_member,
     restore_state,
-    result,
-    save_state,
     saved_steps,
-    updates,
+    schedule,
 )
-from lamjax.training import schedule as make_schedule
 from lamjax.training.config import to_json
 from lamjax.training.errors import FORCES, error_table, predictions
 from lamjax.training.step import is_frozen
 
 SHOW, SAVE = 100, 1000  # steps
-
-
-class Progress(NamedTuple):
-    """Where a training is."""
-
-    step: int
-    loss: float  # mean over the members
-    energy: float  # eV/atom, RMSE on the last batch, all members together
-    force: float  # eV/Å, likewise
-    seconds: float  # of a step, since the last report
 
 
 class Errors(NamedTuple):
@@ -60,39 +46,32 @@ class Trainer:
     """Trains all members at once. Shapes and programs are kept for all rounds."""
 
     def __init__(self, config: StudentConfig, potential: Potential, seed: int):
-        self.config, self.potential, self.seed = config, potential, seed
-        self.shapes = Shapes(potential.shells, config.max_programs, config.batch_size, config.precision)
-        loss = DistillationLossConfig(config.loss, config.hessian, config.hessian)
-        rate = make_schedule(config.schedule, config.steps)
-        self.optimizer = per_member(optimizer(config.optimizer, rate))
-        self.step = make_step(
-            committee_loss(distillation_loss(potential, loss)),
-            self.optimizer,
-            lr_ratio=lambda n: rate(n) / config.schedule.start_lr,
-            ema_decay=config.ema_decay,
-            matmul_precision=config.matmul_precision,
+        self.config, self.seed = config, seed
+        self.shapes = LastingShapes(potential.shells, config.max_programs, config.batch_size, config.precision)
+        self.loss = committee_loss(
+            distillation_loss(potential, DistillationLossConfig(config.loss, config.hessian, config.hessian))
         )
+        self.settings = engine.shared_settings(
+            config, output="", validate_every=config.steps, print_every=SHOW, save_every=SAVE, keep=1
+        )
+        self.update = per_member(optimizer(config.optimizer, schedule(config.schedule, config.steps)))
+        self.step = engine.make(self.loss, self.settings, self.update)
 
-    def train(self, stacked: Params, frames: Sequence[Frame], folder: Path) -> Generator[Progress, None, Params]:
-        """The members after `steps` more steps; their state is kept in the folder, and taken up from there."""
+    def train(self, stacked: Params, frames: Sequence[Frame], folder: Path) -> Generator[engine.Event, None, Params]:
+        """The members after `steps` more steps; states are saved in the folder, and the last one is resumed."""
         packed = self.shapes.pack(frames)
         self._begin(frames, folder)
-        first = init(stacked, self.optimizer, ema=self.config.ema_decay is not None)
+
+        def batches_from(start: int) -> Iterator[Any]:
+            drawn = batches(packed, self.config.batch_size, seed=self.seed, start=start)
+            return (with_probes(batch, frames) for batch in drawn) if self.config.hessian else drawn
+
+        state = init(stacked, self.update, ema=self.config.ema_decay is not None)
         if saved_steps(folder / STATES):
-            first = restore_state(folder / STATES, first)
-        state, done, began, last = first, int(first.step), time.monotonic(), int(first.step)
-        host = batches(packed, self.config.batch_size, seed=self.seed, start=done)
-        if self.config.hessian:
-            host = (with_probes(batch, frames) for batch in host)
-        with prefetch(itertools.islice(host, self.config.steps - done)) as feed:
-            for state, metrics in updates(self.step, first, feed, packed.sources):
-                done += 1
-                if done % SHOW == 0 or done == self.config.steps:
-                    yield _progress(done, metrics, n_members(stacked), (time.monotonic() - began) / (done - last))
-                    began, last = time.monotonic(), done
-                if done % SAVE == 0:
-                    save_state(folder / STATES, state, keep=1)
-        return result(state)
+            state = restore_state(folder / STATES, state)
+        goal = objective(self.loss, batches_from, sources=packed.sources)
+        settings = replace(self.settings, output=str(folder))
+        return (yield from engine.events(engine.Run(settings, goal, state, self.update, self.step, int(state.step))))
 
     def _begin(self, frames: Sequence[Frame], folder: Path) -> None:
         """What the states of the folder learn from, and how. States that learned in another way are removed.
@@ -114,11 +93,6 @@ class Trainer:
         write_facts(folder / LEARNING, new)
 
 
-def _progress(step: int, metrics: dict[str, Any], n: int, seconds: float) -> Progress:
-    found = errors(jax.device_get(metrics))
-    return Progress(step, float(metrics["loss"]) / n, found.get("rmse_e", np.nan), found.get("rmse_f", np.nan), seconds)
-
-
 def open_student(config: StudentConfig) -> Potential:
     """The potential of the students, with one head; ValueError for one that cannot learn."""
     described, head = config.model, config.head
@@ -131,7 +105,7 @@ def open_student(config: StudentConfig) -> Potential:
     if described.descriptor.table is not None:
         raise ValueError("student: a tabulated model cannot learn. Take it without the table; one is made at the end.")
     head = dict(described.heads)[chosen.head]
-    return build(dataclasses.replace(described, heads=((chosen.head, head),)))
+    return build(replace(described, heads=((chosen.head, head),)))
 
 
 def first_members(config: StudentConfig, potential: Potential, n: int, frames: Sequence[Frame], seed: int) -> Params:

@@ -128,7 +128,7 @@ def errors(sums: Mapping[str, Any]) -> dict[str, float]:
         raise ValueError(
             f"RMSE and MAE are made of the sums that a loss of labels returns; {missing[0]}_n is not among "
             f"{', '.join(sorted(sums)) or 'nothing'}. Take losses.label_loss(potential); the metrics of other losses "
-            "are errors already: average them, or measure relaxations with losses.structure_error."
+            "are errors already: training.summary averages them, losses.structure_error measures relaxations."
         )
     found = {}
     for name in (*TERMS, "stress"):

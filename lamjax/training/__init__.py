@@ -1,13 +1,20 @@
-"""Training: states, steps, loops over losses, schedules, checkpoints."""
+"""Training: states, steps, loops over losses, whole runs of any objective, schedules, checkpoints."""
 
 from lamjax.training.checkpoints import restore_state as restore_state
 from lamjax.training.checkpoints import save_state as save_state
 from lamjax.training.checkpoints import saved_steps as saved_steps
-from lamjax.training.fit import NonFiniteError as NonFiniteError
-from lamjax.training.fit import add as add
-from lamjax.training.fit import evaluate as evaluate
-from lamjax.training.fit import fit as fit
-from lamjax.training.fit import updates as updates
+from lamjax.training.engine import RunConfig as RunConfig
+from lamjax.training.engine import events as events
+from lamjax.training.engine import follow as follow
+from lamjax.training.engine import prepare as prepare
+from lamjax.training.loops import NonFiniteError as NonFiniteError
+from lamjax.training.loops import add as add
+from lamjax.training.loops import evaluate as evaluate
+from lamjax.training.loops import fit as fit
+from lamjax.training.loops import summary as summary
+from lamjax.training.loops import updates as updates
+from lamjax.training.objectives import Objective as Objective
+from lamjax.training.objectives import objective as objective
 from lamjax.training.schedules import ScheduleConfig as ScheduleConfig
 from lamjax.training.schedules import schedule as schedule
 from lamjax.training.state import OptimizerConfig as OptimizerConfig

@@ -1,34 +1,24 @@
-"""The learning curve of a run: rows of a CSV file, and TensorBoard for those who want it."""
+"""The learning curve of a run on labels: one table of errors of training and validation, and TensorBoard."""
 
 import contextlib
-import csv
-import io
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from lamjax.reports.files import write_atomically
+from lamjax.training.records import RunRecord, Tables, append, begin, read
 
+CURVE = "lcurve.csv"
 _ERRORS = [f"{kind}_{of}" for kind in ("rmse", "mae") for of in "efvs"]
 
 
-class Record(NamedTuple):
-    """Where a run stands. Errors as from `losses.errors`; those of training are means since the last record.
+def tables(path: Path, tasks: Sequence[str], board: bool = False) -> Tables:
+    """The curve of a run with these tasks ("" for the only one)."""
 
-    In a run with several tasks the names of errors are "rmse_e:task".
-    """
+    def known(done: int) -> list[tuple[int, dict[str, float]]]:
+        return [(step, errors) for step, errors in validations(path, tasks) if step <= done] if done else []
 
-    step: int  # updates
-    learning_rate: float
-    loss: float
-    grad_norm: float
-    train: dict[str, float]
-    validation: dict[str, float]  # empty where it was not measured
-    seconds: float  # since the beginning
-    remaining: float  # seconds, estimated from the steps since the last record; NaN while only compilations were seen
-    structures: float = 0.0  # per second, since the last record; 0 while unknown
-    atoms: float = 0.0  # per second
-    wait: float = 0.0  # share of the time that steps waited for batches
+    return Tables(functools.partial(writing, path, tasks, board=board), known, lambda done, length: [])
 
 
 def columns(tasks: Sequence[str]) -> list[str]:
@@ -40,45 +30,20 @@ def columns(tasks: Sequence[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def writing(path: Path, tasks: Sequence[str], done: int, board: bool = False) -> Iterator[Callable[[Record], None]]:
+def writing(path: Path, tasks: Sequence[str], done: int, board: bool = False) -> Iterator[Callable[[RunRecord], None]]:
     """A function that adds a record to the curve (of which rows after step `done` are dropped), and to TensorBoard."""
-    header = columns(tasks)
-    begin(path, done, header)
+    begin(path, done, columns(tasks))
     with contextlib.closing(tensorboard(path.parent / "tensorboard")) if board else contextlib.nullcontext() as writer:
 
-        def write(record: Record) -> None:
-            append(path, record, header)
+        def write(record: RunRecord) -> None:
+            append(path, _row(record))
             if writer is not None:
                 write_scalars(writer, record)
 
         yield write
 
 
-def begin(path: Path, done: int, header: Sequence[str]) -> None:
-    """A header, and of an earlier curve the rows up to the step from which the run goes on."""
-    rows = [row for row in read(path) if int(row["step"]) <= done] if done else []
-    text = io.StringIO()
-    writer = csv.DictWriter(text, header, restval="", extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue().encode())
-
-
-def append(path: Path, record: Record, header: Sequence[str]) -> None:
-    """One more row."""
-    with path.open("a", newline="") as file:
-        csv.DictWriter(file, header, restval="").writerow(_row(record))
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    """The rows of a curve, none if there is no file; a row that was cut off by a kill is left out."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return [row for row in csv.DictReader(file) if None not in row.values()]
-
-
-def score(monitor: str, errors: dict[str, float], probabilities: dict[str, float]) -> float | None:
+def score(monitor: str, errors: Mapping[str, float], probabilities: Mapping[str, float]) -> float | None:
     """The mean over tasks, by probability, of the monitored validation error; None where no task has it."""
     found = {task: errors.get(f"{monitor}:{task}" if task else monitor) for task in probabilities}
     weights = {task: probabilities[task] for task, value in found.items() if value is not None}
@@ -110,7 +75,7 @@ def tensorboard(folder: Path) -> Any:
     return SummaryWriter(str(folder))
 
 
-def write_scalars(writer: Any, record: Record) -> None:
+def write_scalars(writer: Any, record: RunRecord) -> None:
     """Every number of a record under its column's name."""
     for name, value in _row(record).items():
         if name != "step":
@@ -118,7 +83,7 @@ def write_scalars(writer: Any, record: Record) -> None:
     writer.flush()
 
 
-def _row(record: Record) -> dict[str, float]:
+def _row(record: RunRecord) -> dict[str, float]:
     row = {"step": record.step, "lr": record.learning_rate, "seconds": round(record.seconds, 3)}
     row |= {"structures_per_s": round(record.structures, 3), "atoms_per_s": round(record.atoms, 2)}
     row |= {"wait_fraction": round(record.wait, 4), "loss": record.loss, "grad_norm": record.grad_norm}

@@ -1,5 +1,6 @@
 """Pictures at the end of a run: parity and learning curve of every task."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,9 @@ import numpy as np
 
 from lamjax.data import pack, sample
 from lamjax.reports import plots
-from lamjax.training import curve
+from lamjax.training.curve import CURVE
 from lamjax.training.errors import predictions, under_one_name
-from lamjax.training.setup import CURVE, Run
+from lamjax.training.records import read
 from lamjax.training.tasks import Task
 from lamjax.units import virial_to_stress
 
@@ -17,16 +18,16 @@ MOST = 2000  # frames in a picture
 _UNITS = {"e": ("energy RMSE (meV/atom)", 1e3), "f": ("force RMSE (meV/Å)", 1e3), "s": ("stress RMSE (meV/Å³)", 1e3)}
 
 
-def write_plots(run: Run, params: Any, output: Path) -> list[Path]:
+def write_plots(tasks: Sequence[Task], params: Any, output: Path) -> list[Path]:
     """parity_TASK.png of the held-out frames (of those of training where there are none) and curve_TASK.png."""
     written = []
-    for task in run.tasks:
+    for task in tasks:
         end = f"_{task.name}" if task.name else ""
         if panels := _parity(task, params):
             of = "held-out" if task.validation else "training"
             written.append(output / f"parity{end}.png")
             plots.parity(written[-1], panels, f"{task.name or task.potential.head}: {of} frames")
-        if panels := _curves(curve.read(output / CURVE), task.name):
+        if panels := _curves(read(output / CURVE), task.name):
             written.append(output / f"curve{end}.png")
             plots.learning_curve(written[-1], panels, task.name or task.potential.head)
     return written

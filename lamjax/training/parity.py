@@ -24,7 +24,7 @@ _PER_ATOM = {"forces", "atomic_energies"}
 _NOTHING = 1e-8  # a frame whose largest reference number is below this (eV, eV/Å) has no relative difference
 
 
-class Differences(NamedTuple):
+class ParityRow(NamedTuple):
     """One line of a parity table: |predicted - reference| over all components of all compared frames."""
 
     quantity: str
@@ -83,7 +83,7 @@ def read_reference(path: str | Path, frames: Sequence[Frame]) -> list[Prediction
 
 def parity_table(
     frames: Sequence[Frame], predicted: Sequence[Prediction], reference: Sequence[Prediction]
-) -> list[Differences]:
+) -> list[ParityRow]:
     """Differences in energy (eV, eV/atom), forces (eV/Å), virial and atomic energies (eV), where there is a reference.
 
     Relative to the largest reference component of the same frame; frames whose reference is zero do not count there.
@@ -110,7 +110,7 @@ def missing(reference: Sequence[Prediction]) -> list[str]:
     return [name.replace("_", " ") for name in _NAMES if all(getattr(one, name) is None for one in reference)]
 
 
-def _differences(quantity: str, unit: str, frames, pairs: dict, per_atom: bool) -> Differences:
+def _differences(quantity: str, unit: str, frames, pairs: dict, per_atom: bool) -> ParityRow:
     sizes = {k: np.abs(p - r) for k, (p, r) in pairs.items()}
     peaks = {k: d.max() for k, d in sizes.items()}
     ratios = [peaks[k] / np.abs(r).max() for k, (_, r) in pairs.items() if np.abs(r).max() > _NOTHING]
@@ -122,7 +122,7 @@ def _differences(quantity: str, unit: str, frames, pairs: dict, per_atom: bool) 
         where += f", atom {atom} ({ase.data.chemical_symbols[int(frames[worst].system.numbers[atom])]})"
     every = np.concatenate([d.ravel() for d in sizes.values()])
     relative = float(np.max(ratios)) if ratios else None
-    return Differences(
+    return ParityRow(
         quantity, unit, len(pairs), float(peaks[worst]), float(np.sqrt(np.mean(every**2))), relative, where
     )
 

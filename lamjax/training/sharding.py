@@ -54,6 +54,11 @@ def put_batch(slots: Slots, layout: Layout) -> Slots:
     return Slots(put(layout.task, slots.task), jax.tree.map(lambda x: put(layout.batch, x), slots.batch))
 
 
+def put(batch: dict[str, Slots], layout: Layout) -> dict[str, Slots]:
+    """`put_batch` of {group: Slots}."""
+    return {group: put_batch(slots, layout) for group, slots in batch.items()}
+
+
 def is_first() -> bool:
     """True in the process that prints and writes; there is only one on one machine."""
     return jax.process_index() == 0

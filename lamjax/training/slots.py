@@ -2,33 +2,16 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from lamjax import pytree
-from lamjax.data import Batch, RowShape, batches, n_batches, row_shape
+from lamjax.data import Batch, batches, n_batches, row_shape
 from lamjax.losses import Slots
+from lamjax.training.objectives import Drawn, drawn
 from lamjax.training.tasks import Group, Task
 
 BLOCK = 4096  # draws from one random generator: a run that is resumed need not repeat them one by one
-
-
-class Drawn(NamedTuple):
-    """What the host knows of a step."""
-
-    group: str
-    tasks: tuple[int, ...]  # number in the run of the task of each slot
-    n_rows: int  # of all slots, over all processes
-    shape: RowShape  # of a row
-    capacities: tuple[int, ...]  # neighbour slots, widest shell first
-    structures: int  # of this process's share, real ones
-    atoms: int  # likewise
-
-    @property
-    def program(self) -> tuple:
-        """Equal for steps that run the same compiled program."""
-        return self.group, self.n_rows, self.shape, self.capacities
 
 
 def draws(seed: int, joint: np.ndarray, group: np.ndarray, slots: int = 1, start: int = 0) -> Iterator[tuple]:
@@ -77,14 +60,14 @@ def stream(
     taken = counts(seed, joint, numbers, slots, start)
     sizes = _sizes(tasks, groups) if slots > 1 else None
     streams: dict[tuple[int, int], Iterator[Batch]] = {}
-    for bucket, drawn in draws(seed, joint, numbers, slots, start):
-        for k in set(drawn) - {task for task, b in streams if b == bucket}:
+    for bucket, chosen in draws(seed, joint, numbers, slots, start):
+        for k in set(chosen) - {task for task, b in streams if b == bucket}:
             size = tasks[k].batch_size if sizes is None else sizes[numbers[k]][bucket]
             # a seed for each task, else sets of one size had one order
             own = {"seed": seed + k, "start": int(taken[k, bucket]), "bucket": bucket, **share}
             streams[k, bucket] = batches(tasks[k].train, size, **own)
-        parts = [next(streams[k, bucket]) for k in drawn]
-        yield _slots(tasks, groups[numbers[drawn[0]]], drawn, parts, part)
+        parts = [next(streams[k, bucket]) for k in chosen]
+        yield _slots(tasks, groups[numbers[chosen[0]]], chosen, parts, part)
 
 
 def probabilities(tasks: Sequence[Task]) -> np.ndarray:
@@ -138,17 +121,7 @@ def _sizes(tasks: Sequence[Task], groups: Sequence[Group]) -> list[list[int | st
     return [[max(own, key=lambda size, b=bucket: row_shape(b, size)) for bucket in buckets] for own in sizes]
 
 
-def _slots(tasks, group: Group, drawn: tuple[int, ...], parts: list[Batch], part) -> tuple[Drawn, dict[str, Slots]]:
-    batch = pytree.stack(parts)
-    slots, rows, n_atoms = batch.system.numbers.shape
-    facts = Drawn(
-        group.name,
-        drawn,
-        slots * rows * part[1],
-        RowShape(n_atoms, batch.frame.shape[-1]),
-        batch.neighbors.capacities,
-        int(np.sum(batch.frame >= 0)),
-        int(np.sum(batch.system.numbers > 0)),
-    )
-    task = np.array([group.tasks.index(k) for k in drawn], np.int32)
-    return facts, {group.name: Slots(task, batch)}
+def _slots(tasks, group: Group, chosen: tuple[int, ...], parts: list[Batch], part) -> tuple[Drawn, dict[str, Slots]]:
+    task = np.array([group.tasks.index(k) for k in chosen], np.int32)
+    batch = {group.name: Slots(task, pytree.stack(parts))}
+    return drawn(batch, part[1])._replace(group=group.name, tasks=chosen), batch

@@ -20,7 +20,7 @@ STATISTICS = "statistics"  # leaves below this name are data of the model, not w
 
 
 @dataclass(frozen=True)
-class Step:
+class TrainStep:
     """(state, batch) -> (state, metrics) in two programs; only the first is compiled anew for another shape."""
 
     gradient: Callable  # jitted (params, steps done, batch) -> (metrics, gradient)
@@ -44,7 +44,7 @@ def make_step(
     share_layers: int = 0,
     matmul_precision: str | None = None,
     sharding: jax.sharding.Sharding | None = None,
-) -> Step:
+) -> TrainStep:
     """The jitted function (state, batch) -> (state, metrics); the memory of the old state is reused.
 
     `lr_ratio(update)` = lr/lr_start is handed to the loss. Leaves whose path holds a name of `freeze` ("descriptor",
@@ -86,7 +86,7 @@ def make_step(
         finite = jnp.isfinite(value) & jnp.isfinite(norm)  # what is not finite anywhere makes the norm so
         return jax.lax.cond(finite, updated, lambda state: state, state), {"grad_norm": norm, "finite": finite}
 
-    return Step(gradient, update)
+    return TrainStep(gradient, update)
 
 
 def shared(params, n_layers: int):

@@ -1,7 +1,9 @@
-"""A whole run of fine-tuning on where structures relax to, as a stream of events."""
+"""Runs on where structures relax to: pairs, shapes and model, and the objective made of them."""
 
+import functools
 import json
-from collections.abc import Generator, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,157 +11,312 @@ import jax
 import numpy as np
 
 from lamjax import checkpoints, losses
-from lamjax.data import Pair
-from lamjax.losses import Learned
-from lamjax.reports import plots
-from lamjax.training.checkpoints import save_state
-from lamjax.training.fit import NonFiniteError, fit
-from lamjax.training.run import Saved, Stopped
-from lamjax.training.setup import BEST, MODEL, STATES, write_settings
-from lamjax.training.state import TrainState, result
+from lamjax.data import Packed, PackedPairs, batches, files_of, n_batches, pack_pairs, set_bias
+from lamjax.losses import Learned, Loss
+from lamjax.potential import Potential, select
+from lamjax.reports import outputs, plots
+from lamjax.training import engine, folder
+from lamjax.training.engine import Best, Outputs, Run
+from lamjax.training.errors import predictions
+from lamjax.training.loops import names_of
+from lamjax.training.loops import summary as summary_of
+from lamjax.training.objectives import Drawn, Measured, Objective, Pending, drawn
+from lamjax.training.records import HISTORY, VALIDATION, two_tables, until
 from lamjax.training.structures_config import StructureTuneConfig as StructureTuneConfig
+from lamjax.training.structures_config import judge_of, objective_of
 from lamjax.training.structures_config import read_config as read_config
-from lamjax.training.structures_data import fingerprint, name, replay_batches
-from lamjax.training.structures_judge import Judgement, read_structures
-from lamjax.training.structures_log import COUNTS as COUNTS
-from lamjax.training.structures_log import Epoch, Judged, Log, Watch, save_model
-from lamjax.training.structures_log import validations as validations
-from lamjax.training.structures_setup import MINIMISER, PLOT, STRUCTURES, TuneRun, times_widened
-from lamjax.training.structures_setup import prepare as prepare
+from lamjax.training.structures_data import (
+    HELD_OUT,
+    REPLAYED,
+    PairSets,
+    fingerprint,
+    is_at_target,
+    name,
+    noisy_batches,
+    pack_replay,
+    read_sets,
+    wider,
+)
+from lamjax.training.structures_judge import (
+    Judgement,
+    LabelledSets,
+    StructureSummary,
+    judge,
+    read_structures,
+    summary,
+    write_structures,
+)
+
+STRUCTURES, PLOT, MINIMISER = "structures.csv", "structures.png", "minimiser.json"
+WRITTEN = (*folder.WRITTEN, HISTORY, VALIDATION, STRUCTURES, PLOT, MINIMISER)
+MOST_WIDENED = 4  # times that the arrays grow
+COUNTS = {
+    "n_dropped": "exploded or became infinite on the way, and did not count",
+    "n_overflow": "had more neighbours than slots on the way",
+    "n_gated": "did not converge, and had no implicit gradient",
+    "n_negative": "had a negative curvature where the gradient is solved for",
+    "n_damped": "needed a larger damping",
+}  # of structures, summed over an epoch
 
 
-class Stepped(NamedTuple):
-    """One update is done."""
+class StructureSets(NamedTuple):
+    """What a run on structures is made of."""
+
+    sets: PairSets
+    packed: PackedPairs  # of the pairs to train on
+    replay: Packed | None
+    labels: LabelledSets
+
+
+class Judged(NamedTuple):
+    """The held-out structures were relaxed; `step` 0 is before training."""
 
     step: int
-    row: dict[str, float]  # of history.csv
+    summary: StructureSummary
+    errors: dict[str, float]  # on labelled frames, see `LabelledSets.errors`
+    best: bool  # no other one had a smaller median structure error
 
 
-class Widened(NamedTuple):
-    """Neighbours were missing in an epoch, and the arrays now have more slots."""
+def prepare(config: StructureTuneConfig, resume: bool = False) -> Run:
+    """Read pairs and model, choose shapes, or take up the last state of the output folder.
 
-    n_overflow: int  # structures
-    capacities: tuple[tuple[int, ...], ...]
-
-
-Event = Stepped | Epoch | Judged | Widened | Saved | Stopped
-
-
-def events(run: TuneRun, watch: Watch | None = None) -> Iterator[Event]:
-    """Train to the end of the run.
-
-    Held-out structures are relaxed before the first step, after every `validate_every` epochs and at the end.
-    best.lamjax is the model with the least median structure error among these, the untrained one included;
-    model.lamjax is the last one. A state is saved at intervals, at the end of an epoch, and before NonFiniteError (the
-    last good one) is raised. `watch` is handed relaxations and may show their progress.
+    What is wrong with single pairs is warned of. Raises ValueError as `labels.prepare` does.
     """
-    output, log = Path(run.config.output), Log(run)
-    write_settings(output, run.config, fingerprint(run.sets))
-    log.open()
-    if run.done == 0:
-        yield log.judged(run.state, 0, watch)
-    state = run.state if log.is_over else (yield from _train(run, log, watch))
-    yield from _finish(run, log, state)
-
-
-def _train(run: TuneRun, log: Log, watch: Watch | None) -> Generator[Event, None, TrainState]:
-    """All that is left, told as it happens; the state at the end."""
-    config, states, state = run.config, Path(run.config.output) / STATES, run.state
-    try:
-        for state, step, metrics in steps(run):
-            if not metrics:
-                continue  # the next turn raises, with the names
-            yield Stepped(step, log.stepped(state, step, metrics))
-            ended = step % run.packing.per_epoch == 0
-            if ended:
-                yield from _end_of_epoch(run, log, state, step, watch)
-            if ended or step % config.save_every == 0:
-                yield Saved(save_state(states, state, config.keep))
-            if ended and log.is_over and step < run.total:
-                yield Stopped(step, log.best, log.scores[log.best])
-                break
-    except NonFiniteError:
-        save_state(states, state, config.keep)
-        raise
-    return state
-
-
-def _end_of_epoch(run: TuneRun, log: Log, state: TrainState, step: int, watch: Watch | None) -> Iterator[Event]:
-    per_epoch = run.packing.per_epoch
-    epoch, grown = step // per_epoch, times_widened(log.rows[:-per_epoch], per_epoch)
-    found = log.epoch(epoch, step)
-    yield found
-    if times_widened(log.rows, per_epoch) > grown:
-        yield Widened(found.counts["n_overflow"], run.packing.widen())
-    if epoch % run.config.validate_every == 0 or step == run.total:
-        yield log.judged(state, step, watch)
-
-
-def steps(run: TuneRun) -> Iterator[tuple[TrainState, int, dict[str, float]]]:
-    """(state, steps done, metrics) of every batch that is left; after one without metrics NonFiniteError is raised."""
-    config, step = run.config, run.done
-
-    def host():
-        replayed = replay_batches(config, run.replay, run.done)
-        for batch, labelled in zip(run.packing.stream(run.done, run.total), replayed, strict=False):
-            yield {"structures": batch, **({} if labelled is None else {"replay": labelled})}
-
-    def sources(batch: dict) -> list[str]:
-        found = [run.packing.names[k - 1] for k in np.ravel(batch["structures"].number) if k > 0]
-        frames = np.ravel(batch["replay"].frame) if "replay" in batch else []
-        return found + [run.replay.sources[k] for k in frames if k >= 0]
-
-    stepping = fit(
-        run.loss,
-        run.state,
-        run.optimizer,
-        host(),
-        sources=sources,
-        lr_ratio=lambda update: run.learning_rate(update) / config.schedule.start_lr,
-        freeze=run.freeze,
-        rates=config.rates,
-        ema_decay=config.ema_decay,
-        matmul_precision=config.matmul_precision,
+    outputs.claim_folder(config.output, WRITTEN, files_of(config.files))
+    output, saved = Path(config.output), folder.begun(config, resume)
+    potential, params = _model(config)
+    replayed = _replayed(config, potential)
+    sets = read_sets(config, potential, replayed)
+    replay = pack_replay(config, replayed, sets.replay)
+    if replay is not None and config.replay.bias == "change" and not saved:
+        params = _refitted(config, replayed, params, sets, replay)
+    if config.learn_minimiser:
+        params = losses.with_minimiser(params, config.objective.relax, config.precision)
+    folder.check_names(config, params)
+    widened = _times_widened(output, saved[-1]) if saved else 0
+    packed = pack_pairs(sets.train, potential.shells, config.max_programs)
+    for _ in range(widened):
+        packed = wider(packed, potential.shells)
+    labels = LabelledSets(sets.frames, {HELD_OUT: potential, REPLAYED: replayed}, config.precision)
+    data, per_epoch = StructureSets(sets, packed, replay, labels), n_batches(packed, config.batch_size)
+    goal = structure_objective(config, potential, run_loss(config, potential, replayed), data, widened)
+    if saved and until(output / VALIDATION, saved[-1]):
+        goal = goal._replace(first={"judgement": read_structures(output / STRUCTURES, "before")})
+    written = Outputs(
+        two_tables(output, per_epoch, [f"replay_rmse_{kind}" for kind in "efvs"] if replay else [], labels.columns),
+        functools.partial(_save_model, config, potential),
+        lambda first, best: write_structures(
+            output / STRUCTURES, sets.validation, first["judgement"], best["judgement"]
+        ),
+        functools.partial(_finish, output, sets),
+        config,
     )
-    for state, metrics in stepping:
-        found = jax.device_get(metrics)
-        step += bool(found["finite"])
-        yield state, step, _readable(found) if found["finite"] else {}
+    settings = engine.shared_settings(
+        config,
+        steps=config.epochs * per_epoch,
+        freeze=_freeze(config, potential, replayed),
+        print_every=1,
+        validate_every=config.validate_every * per_epoch,
+        validate_first=True,
+    )
+    run = engine.ready(settings, goal, params, written, bool(saved))
+    return run._replace(potential=potential, data=data)
 
 
-def _readable(metrics: dict[str, Any]) -> dict[str, float]:
-    """The metrics of one step under short names; sums over labels become errors."""
-    found = {key.removeprefix("structures/"): float(x) for key, x in metrics.items() if not key.startswith("replay/")}
-    del found["finite"]
-    sums = {key.removeprefix("replay/"): x for key, x in metrics.items() if key.startswith("replay/")}
-    errors = losses.errors(sums) if sums else {}
-    return found | {f"replay_{key}": x for key, x in errors.items() if key.startswith("rmse")}
+def structure_objective(
+    config: StructureTuneConfig, potential: Potential, loss: Loss, data: StructureSets, widened: int = 0
+) -> Objective:
+    """The distance of relaxed structures from their targets; held-out ones are relaxed to convergence.
+
+    Arrays that were too narrow grow after the epoch, at most four times; `widened` times they have.
+    """
+    sets, packed, replay = data.sets, data.packed, data.replay
+    pair_names = [name(pair) for pair in sets.train]
+    apart = np.array([not is_at_target(pair) for pair in sets.validation])
+
+    def batches_from(start: int) -> Iterator[tuple[Drawn, dict[str, Any]]]:
+        shown = ({"structures": one} for one in noisy_batches(packed, config, start))
+        if replay is not None:
+            others = batches(replay, config.replay.batch_size, seed=config.seed, start=start)
+            shown = ({**one, "replay": other} for one, other in zip(shown, others, strict=False))
+        return ((drawn(batch), batch) for batch in shown)
+
+    def names(batch: dict[str, Any]) -> list[str]:
+        frames = names_of(batch["replay"], replay.sources) if "replay" in batch else []
+        return names_of(batch["structures"], pair_names) + frames
+
+    def measure(params: Any, first: Measured | None, watch: Callable) -> Measured:
+        pairs, bare = sets.validation, model(params)
+
+        def watched(items):
+            return watch(items, "relaxing held-out structures", len(pairs))
+
+        judgement = judge(potential, bare, pairs, judge_of(config), watched, config.matmul_precision)
+        before = judgement if first is None else first["judgement"]
+        numbers = summary(judgement, before, config.basin, apart)
+        return {**numbers._asdict(), **data.labels.errors(bare), "judgement": judgement}
+
+    def widen(rows: Sequence[Mapping[str, float]]):
+        _check_counted(config, rows)
+        if widened >= MOST_WIDENED or not sum(row.get("n_overflow", 0) for row in rows):
+            return None
+        more = data._replace(packed=wider(packed, potential.shells))
+        shapes = tuple("/".join(map(str, shape.capacities)) for shape in more.packed.shapes)
+        return structure_objective(config, potential, loss, more, widened + 1), shapes
+
+    return Objective(
+        loss,
+        batches_from,
+        names,
+        _summarise,
+        measure,
+        lambda measured: measured["dq_median"],
+        per_epoch=n_batches(packed, config.batch_size),
+        widen=widen,
+        fingerprint=fingerprint(sets),
+    )
 
 
-def _finish(run: TuneRun, log: Log, state: TrainState) -> Iterator[Saved]:
-    """The last model, the numbers that its minimiser learned, and the plot of the best one."""
-    save_model(run, state, log.output / MODEL, int(state.step), log.scores[max(log.scores)])
-    yield Saved(log.output / BEST)
-    yield Saved(log.output / MODEL)
-    if isinstance(state.params, Learned):
-        path = log.output / MINIMISER
-        numbers = jax.tree.map(lambda x: np.asarray(x, np.float64).tolist(), result(state).minimiser)
-        checkpoints.write_atomically(path, json.dumps(numbers, indent=1).encode())
-        yield Saved(path)
-    after = read_structures(log.output / STRUCTURES, "after")
-    _plot(log.output / PLOT, run.sets.validation, log.before, after, log.best)
-    yield Saved(log.output / PLOT)
+def means(rows: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], dict[str, int]]:
+    """(means over the structures, `COUNTS` above 0) of the records of an epoch."""
+    weights = np.array([row["n_structures"] for row in rows])
+    known = [key for key in rows[0] if all(key in row for row in rows)]
+    kept = [key for key in known if key not in ("step", "epoch", "lr", *COUNTS, "n_structures")]
+    counts = {key: int(sum(row.get(key, 0) for row in rows)) for key in COUNTS}
+    averages = {key: float(np.average([row[key] for row in rows], weights=weights)) for key in kept}
+    return averages, {key: n for key, n in counts.items() if n}
 
 
-def _plot(path: Path, pairs: Sequence[Pair], before: Judgement, after: Judgement, step: int) -> None:
+def validations(output: Path) -> list[Judged]:
+    """The rows of validation.csv; the first one with the smallest median structure error is marked as the best."""
+    rows = until(output / VALIDATION, sys.maxsize)
+    scores = [row["dq_median"] for row in rows]
+    rows_read = []
+    for k, row in enumerate(rows):
+        errors = {key: x for key, x in row.items() if key not in ("step", "epoch", *StructureSummary._fields)}
+        numbers = StructureSummary(*(row[key] for key in StructureSummary._fields))
+        rows_read.append(Judged(int(row["step"]), numbers, errors, k == scores.index(min(scores))))
+    return rows_read
+
+
+def run_loss(config: StructureTuneConfig, potential: Potential, replayed: Potential) -> Loss:
+    """The loss of a batch {"structures": StructureBatch}, with "replay" if the config has it."""
+    objective = objective_of(config)
+    make = {
+        "structure": losses.structure_loss,
+        "force": losses.target_force_loss,
+        "newton": losses.newton_loss,
+    }[objective.type]
+    parts = {"structures": (1.0, make(potential, objective))}
+    if config.replay:
+        on_labels = losses.label_loss(replayed, config.replay.loss)
+        parts["replay"] = (config.replay.weight, lambda params, batch, ratio: on_labels(model(params), batch, ratio))
+    return losses.weighted_sum(parts)
+
+
+def model(params: Any) -> Any:
+    """The potential's parameters, without the numbers of a minimiser."""
+    return params.potential if isinstance(params, Learned) else params
+
+
+def _summarise(pending: Pending, params: Any) -> dict[str, float]:
+    """The metrics under short names; sums over labels become errors; and the numbers that a minimiser has learned."""
+    row: dict[str, float] = {}
+    for key, x in summary_of([metrics for _, metrics in pending]).items():
+        part, _, short = key.rpartition("/")
+        if part != "replay":
+            row[short] = x
+        elif short.startswith("rmse"):
+            row[f"replay_{short}"] = x
+    learned = jax.device_get(params.minimiser) if isinstance(params, Learned) else {}
+    return row | {
+        f"minimiser/{key}" + ("" if np.ndim(x) == 0 else " (norm)"): float(np.linalg.norm(x) if np.ndim(x) else x)
+        for key, x in learned.items()
+    }
+
+
+def _check_counted(config: StructureTuneConfig, rows: Sequence[Mapping[str, float]]) -> None:
+    """ValueError if no structure of an epoch counted."""
+    if sum(row["n_structures"] for row in rows) == 0:
+        counts = {key: int(sum(row.get(key, 0) for row in rows)) for key in COUNTS}
+        raise ValueError(
+            f"Not one structure of the last epoch counted: {json.dumps(counts)}. Lower the learning rate, use a "
+            f"smaller max_step of the minimiser, or look at the starts. {Path(config.output) / folder.BEST} is the "
+            "best so far."
+        )
+
+
+def _times_widened(output: Path, done: int) -> int:
+    """How often the arrays had grown up to a step: after each whole epoch in which neighbours were missing."""
+    epochs: dict[float, list[float]] = {}
+    for row in until(output / HISTORY, done):
+        epochs.setdefault(row["epoch"], []).append(row.get("n_overflow", 0))
+    length = len(epochs.get(1, ()))  # where the first epoch is not over, nothing has grown
+    return min(MOST_WIDENED, sum(len(counts) == length and sum(counts) > 0 for counts in epochs.values()))
+
+
+def _model(config: StructureTuneConfig):
+    """The stored model with the head that is trained."""
+    potential, params = checkpoints.load(config.base, config.head, np.dtype(config.precision))
+    if potential.head is None:
+        known = ", ".join(potential.config.head_names)
+        raise ValueError(f"{config.base} has several heads. Set `head` to one of {known}.")
+    return potential, params
+
+
+def _replayed(config: StructureTuneConfig, potential: Potential) -> Potential:
+    """The potential with the head whose labels are replayed."""
+    head = config.replay.head if config.replay else None
+    if head is None:
+        return potential
+    if head not in potential.config.head_names:
+        known = ", ".join(potential.config.head_names)
+        raise ValueError(f"replay.head: {config.base} has no head {head!r}; it has {known}.")
+    return select(potential, head)
+
+
+def _freeze(config: StructureTuneConfig, potential: Potential, replayed: Potential) -> tuple[str, ...]:
+    """The parts that stay as they are; heads without a gradient would else move by weight decay."""
+    others = set(potential.config.head_names) - {potential.head, replayed.head}
+    return (*config.freeze, *(f"heads/{head}" for head in sorted(others)))
+
+
+def _refitted(config: StructureTuneConfig, replayed: Potential, params, sets: PairSets, packed: Packed):
+    """The parameters with the energy per element shifted to the replayed labels; no force is changed by it."""
+    if not any(frame.labels.weights[0] > 0 for frame in sets.replay):
+        return params
+    predicted = predictions(replayed, params, packed, config.replay.batch_size)
+    return set_bias(replayed, params, sets.replay, np.array([float(p.energy) for p in predicted]))
+
+
+def _save_model(
+    config: StructureTuneConfig, potential, path: Path, params: Any, step: int, score: float | None
+) -> None:
+    card = {"base": config.base, "pairs": list(config.pairs), "objective": config.objective.type, "steps": step}
+    card |= {"seed": config.seed, "precision": config.precision, "dq_median": score}
+    checkpoints.save(path, potential, model(params), card)
+
+
+def _finish(output: Path, sets: PairSets, params: Any, best: Best) -> Iterator[Path]:
+    """The numbers that the minimiser has learned, and the plot of the best model."""
+    if isinstance(params, Learned):
+        numbers = jax.tree.map(lambda x: np.asarray(x, np.float64).tolist(), params.minimiser)
+        checkpoints.write_atomically(output / MINIMISER, json.dumps(numbers, indent=1).encode())
+        yield output / MINIMISER
+    before, after = (read_structures(output / STRUCTURES, when) for when in ("before", "after"))
+    _plot(output / PLOT, [name(pair) for pair in sets.validation], before, after, best.step)
+    yield output / PLOT
+
+
+def _plot(path: Path, names: Sequence[str], before: Judgement, after: Judgement, step: int) -> None:
     shown = np.isfinite(before.dq) & np.isfinite(after.dq)
     if shown.any():
-        names = [name(pair) for pair, show in zip(pairs, shown, strict=True) if show]
+        kept = [one for one, show in zip(names, shown, strict=True) if show]
         plots.distribution(
             path,
-            names,
+            kept,
             before.dq[shown],
             after.dq[shown],
             "structure error Dq (amu$^{1/2}$ Å)",
-            f"{len(names)} held-out structures relaxed to convergence; after: best model, step {step}",
+            f"{len(kept)} held-out structures relaxed to convergence; after: best model, step {step}",
         )

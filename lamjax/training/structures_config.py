@@ -15,14 +15,14 @@ from lamjax.training.config import apply, check_common, read, validate
 from lamjax.training.schedules import ScheduleConfig
 from lamjax.training.state import OptimizerConfig
 
-COMMAND = "lamjax finetune --objective structures"
+COMMAND = "lamjax finetune-structures"
 _COUNTS = ("epochs", "batch_size", "max_programs", "validate_every", "save_every", "keep", "patience")
 FALL = 20  # from the first to the last learning rate, unless the config says otherwise
 # prefactors of the replayed labels: (0.1 eV/Å)² is then as much as Dq = 1 amu^1/2 Å
 REPLAY = {"start_pref_e": 1.0, "limit_pref_e": 1.0, "start_pref_f": 100.0, "limit_pref_f": 100.0}
 REPLAY |= {"start_pref_v": 1.0, "limit_pref_v": 1.0}  # without stresses a cell that relaxes is not held
 TEMPLATE = """\
-# lamjax finetune MODEL FILES --objective structures --config THIS: all keys with their defaults.
+# lamjax finetune-structures MODEL FILES --config THIS: all keys with their defaults.
 # `base` and `pairs` are the MODEL and the FILES of the command. Paths are relative to the folder where it runs.
 base: model.lamjax                 # a lamjax bundle or a DeePMD-kit .pt, .dp, .yaml
 head: null                         # its head, where there are several

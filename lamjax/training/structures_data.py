@@ -1,13 +1,13 @@
 """Pairs of a fine-tuning on structures: what is trained on, what is held out, and the batches of every step."""
 
 import contextlib
+import itertools
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import ase.data
 import numpy as np
-from jaxtyping import Array, Int
 
 from lamjax.data import (
     Frame,
@@ -22,8 +22,8 @@ from lamjax.data import (
     iterate,
     levels,
     matching,
+    n_batches,
     pack,
-    pack_pairs,
     pair_batches,
     pair_digests,
     plan,
@@ -41,13 +41,6 @@ from lamjax.training.tasks import labelled
 MOST = 2000  # labelled frames on which force errors are measured
 WIDER = 1.5  # neighbour slots after an epoch in which they were too few, relative to before
 HELD_OUT, REPLAYED = "heldout", "replay"  # labelled frames on which errors are measured
-
-
-class Named(NamedTuple):
-    """A batch of pairs that knows which they are."""
-
-    number: Int[Array, " n_batch"]  # of the pair, from 1; 0 for a row without atoms
-    pairs: StructureBatch
 
 
 class PairSets(NamedTuple):
@@ -199,65 +192,39 @@ def _labelled_steps(files: Sequence[str], pairs: Sequence[Pair], options: ReadOp
     return sample(found, MOST)
 
 
-class Packing:
-    """The training pairs as arrays, which become wider if neighbours were missing; batches by epoch."""
+def wider(packed: PackedPairs, shells: Sequence[Shell]) -> PackedPairs:
+    """Half as many neighbour slots more, where the model's `sel` allows."""
+    shapes = []
+    for shape in packed.shapes:
+        wanted = tuple(int(np.ceil(WIDER * n)) for n in shape.capacities)
+        shapes.append(shape._replace(capacities=plan_capacities(wanted, tuple(shells))))
 
-    def __init__(self, pairs: Sequence[Pair], shells: Sequence[Shell], config: StructureTuneConfig, widened: int = 0):
-        self.shells, self.config = tuple(shells), config
-        self.names = [name(pair) for pair in pairs]
-        self.packed = _named(pack_pairs(pairs, shells, config.max_programs))
-        for _ in range(widened):
-            self.widen()
-
-    @property
-    def per_epoch(self) -> int:
-        """Batches in one pass over the pairs."""
-        return sum(-(-len(members) // self.config.batch_size) for members in self.packed.members)
-
-    def widen(self) -> tuple[tuple[int, ...], ...]:
-        """Half as many neighbour slots more, where the model's `sel` allows; the new numbers of all shapes."""
-        shapes, rows = [], []
-        for shape, members in zip(self.packed.shapes, self.packed.rows, strict=True):
-            wanted = tuple(int(np.ceil(WIDER * n)) for n in shape.capacities)
-            shapes.append(shape._replace(capacities=plan_capacities(wanted, self.shells)))
-            rows.append(tuple(self._wider(row, shapes[-1].capacities) for row in members))
-        self.packed = self.packed._replace(shapes=tuple(shapes), rows=tuple(rows))
-        return tuple(shape.capacities for shape in shapes)
-
-    def _wider(self, row: Named, capacities: tuple[int, ...]) -> Named:
+    def widened(row: StructureBatch, capacities: tuple[int, ...]) -> StructureBatch:
         def lists(system, neighbors):
-            return host_neighbors(system, self.shells, capacities)._replace(offsets=neighbors.offsets)
+            return host_neighbors(system, tuple(shells), capacities)._replace(offsets=neighbors.offsets)
 
-        old = row.pairs
-        new = old._replace(
-            neighbors=lists(old.start, old.neighbors), target_neighbors=lists(old.target, old.target_neighbors)
-        )
-        return row._replace(pairs=new)
+        start, target = lists(row.start, row.neighbors), lists(row.target, row.target_neighbors)
+        return row._replace(neighbors=start, target_neighbors=target)
 
-    def epoch(self, epoch: int) -> Iterator[Named]:
-        """All pairs once, in an order (and with a noise) of seed and epoch alone."""
-        found = pair_batches(self.packed, self.config.batch_size, seed=[self.config.seed, epoch])
-        rng = np.random.default_rng([self.config.seed, epoch, 1])
-        return (_moved(batch, self.config.noise, rng) for batch in found) if self.config.noise else found
-
-    def stream(self, start: int, total: int) -> Iterator[Named]:
-        """Batches `start` to `total` of the run. An epoch that has begun keeps its arrays."""
-        done = 0
-        for epoch in range(-(-total // self.per_epoch)):
-            n = self.per_epoch
-            if done + n > start:
-                for k, batch in enumerate(self.epoch(epoch)):
-                    if done + k >= start:
-                        yield batch
-            done += n
+    rows = zip(shapes, packed.rows, strict=True)
+    rows = tuple(tuple(widened(row, shape.capacities) for row in members) for shape, members in rows)
+    return packed._replace(shapes=tuple(shapes), rows=rows)
 
 
-def replay_batches(config: StructureTuneConfig, packed: Packed | None, start: int) -> Iterator[Any]:
-    """A batch of replayed frames for every step, in an order of seed and step alone; None without replay."""
-    if packed is None:
-        while True:
-            yield None
-    yield from batches(packed, config.replay.batch_size, seed=config.seed, start=start)
+def noisy_batches(packed: PackedPairs, config: StructureTuneConfig, start: int = 0) -> Iterator[StructureBatch]:
+    """The batches after the first `start`; order and noise are functions of seed and epoch alone."""
+    shown = batches(packed, config.batch_size, seed=config.seed, start=start)
+    if not config.noise:
+        return shown
+    return _noisy(packed, config, *divmod(start, n_batches(packed, config.batch_size)))
+
+
+def _noisy(packed: PackedPairs, config: StructureTuneConfig, epoch: int, skipped: int) -> Iterator[StructureBatch]:
+    while True:
+        rng = np.random.default_rng([config.seed, epoch, 1])
+        shown = pair_batches(packed, config.batch_size, seed=[config.seed, epoch])
+        yield from itertools.islice((_moved(batch, config.noise, rng) for batch in shown), skipped, None)
+        epoch, skipped = epoch + 1, 0
 
 
 def pack_replay(config: StructureTuneConfig, potential: Potential, frames: Sequence[Frame]) -> Packed | None:
@@ -288,18 +255,8 @@ def fingerprint(sets: PairSets) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _moved(batch: Named, noise: float, rng: np.random.Generator) -> Named:
+def _moved(batch: StructureBatch, noise: float, rng: np.random.Generator) -> StructureBatch:
     """The batch with the free atoms of its starts displaced by a normal distribution (Å)."""
-    pairs = batch.pairs
-    x, free = pairs.start.positions, (pairs.start.numbers > 0)[..., None] & ~pairs.fixed
+    x, free = batch.start.positions, (batch.start.numbers > 0)[..., None] & ~batch.fixed
     positions = (x + np.where(free, rng.normal(scale=noise, size=x.shape), 0)).astype(x.dtype)
-    return batch._replace(pairs=pairs._replace(start=pairs.start._replace(positions=positions)))
-
-
-def _named(packed: PackedPairs) -> PackedPairs:
-    """The rows with the numbers of their pairs."""
-    rows = tuple(
-        tuple(Named(np.int32(k + 1), row) for k, row in zip(members, some, strict=True))
-        for members, some in zip(packed.members, packed.rows, strict=True)
-    )
-    return packed._replace(rows=rows)
+    return batch._replace(start=batch.start._replace(positions=positions))

@@ -37,7 +37,7 @@ class Judgement(NamedTuple):
     failed: Bool[np.ndarray, " n"]  # forces became infinite or NaN, or the structure could not begin
 
 
-class Summary(NamedTuple):
+class StructureSummary(NamedTuple):
     """A judgement, and errors on labelled frames, in numbers."""
 
     dq_median: float  # amu^1/2 Å
@@ -101,7 +101,9 @@ def compare(systems: Sequence, pairs: Sequence[Pair]) -> StructureError:
     return StructureError(*(np.concatenate(column)[: len(pairs)] for column in zip(*parts, strict=True)))
 
 
-def summary(found: Judgement, before: Judgement, basin: float, apart: Bool[np.ndarray, " n"] | None = None) -> Summary:
+def summary(
+    found: Judgement, before: Judgement, basin: float, apart: Bool[np.ndarray, " n"] | None = None
+) -> StructureSummary:
     """The numbers of a judgement; `before` is that of the model before training, `basin` in Å.
 
     `apart` are the structures that began elsewhere than at their target: of these alone the basin says something.
@@ -109,7 +111,7 @@ def summary(found: Judgement, before: Judgement, basin: float, apart: Bool[np.nd
     within = (found.largest < basin)[np.ones(len(found.dq), bool) if apart is None else apart]
     quartiles = {f"{x}_q{k}": _quantile(getattr(found, x), k / 4) for x in ("dq", "rmsd") for k in (1, 3)}
     means = {f"{x}_mean": float(np.mean(getattr(found, x))) for x in ("dq", "rmsd")}
-    return Summary(
+    return StructureSummary(
         dq_median=float(np.median(found.dq)),
         rmsd_median=float(np.median(found.rmsd)),
         strain_median=float(np.median(found.strain)),
@@ -129,7 +131,7 @@ def _quantile(x: np.ndarray, share: float) -> float:
     return float(np.quantile(x, share, method="nearest"))
 
 
-class Labels:
+class LabelledSets:
     """Labelled frames in arrays, on which the errors of all labels are measured as often as is wanted."""
 
     def __init__(self, frames: Mapping[str, Sequence[Frame]], potentials: Mapping[str, Potential], precision: str):

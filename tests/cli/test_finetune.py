@@ -7,10 +7,13 @@ import jax
 import label_frames as make
 import numpy as np
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from lamjax import PotentialConfig, build, checkpoints, data
 from lamjax.cli import app
+from lamjax.cli.finetune import LOSS, make_config
+from lamjax.cli.keys import as_changes
 from lamjax.descriptors import DPA1Config
 from lamjax.heads import EnergyHeadConfig
 from lamjax.potential import select
@@ -112,7 +115,10 @@ WRONG = {
     ("--head", "near", "--from", "far"): "has the head 'near' already",
     ("--head", "new", "--from", "nearest"): "'nearest' is no head of the base. Take random, mean, or near, far",
     ("--head", "near", "--replay", "near=a"): "--replay near: name another head of the model",
-    ("--head", "near", "--rate", "descriptor"): "--rate takes NAME=VALUE",
+    ("--head", "near", "--replay", "near"): "--replay takes NAME=VALUE",
+    ("--head", "near", "--stepz", "4"): "stepz: unknown key. Did you mean steps?",
+    ("--head", "near", "--rates.descriptor", "fast"): "rates.descriptor: expected a number, got the text 'fast'",
+    ("--head", "near", "--objective", "structures"): "a command of their own: lamjax finetune-structures",
     ("--head", "near", "--freeze", "nothing"): "freeze: no parameter is called nothing",
 }
 
@@ -121,3 +127,40 @@ WRONG = {
 def test_what_cannot_be_is_refused(folder, tmp_path, options):
     result = run("finetune", folder / "base.lamjax", folder / "new.extxyz", *options, "--output", tmp_path, *FEW)
     assert isinstance(result.exception, ValueError) and WRONG[options] in str(result.exception)
+
+
+def test_keys_and_files_say_what_options_do_not(tmp_path, folder):
+    """Numbers that follow from the steps and the rate do so wherever these are given."""
+    own = {"steps": 40, "schedule": {"start_lr": 1e-3}, "loss": {"limit_pref_f": 3.0}, "validation": ["v"]}
+    own |= {"energy_key": "pbe", "new_share": 0.75, "output": "out"}
+    files = (folder / "base.lamjax", ["a"], "near", None, {"far": ["b"]})
+    content = make_config(*files, own)
+    assert content["tasks"] == {
+        "near": {"train": ["a"], "validation": ["v"], "energy_key": "pbe", "probability": 0.75},
+        "far": {"train": ["b"], "bias": "keep", "probability": 0.25},
+    }
+    assert content["schedule"] == {"type": "cosine", "start_lr": 1e-3, "stop_lr": 1e-5, "warmup_steps": 2}
+    assert (content["hold_out"], content["print_every"], content["save_every"]) == (0.0, 2, 4)
+    assert content["loss"] == {**LOSS, "limit_pref_f": 3.0}
+    constant = make_config(*files, {"schedule": {"type": "constant", "start_lr": 1e-4}})
+    assert constant["schedule"] == {"type": "constant", "start_lr": 1e-4}
+    assert (constant["steps"], constant["hold_out"], constant["ema_decay"]) == (2000, 0.1, 0.99)
+
+
+def test_options_that_a_command_does_not_have_are_keys():
+    given = ["base", "--steps", "4", "a.xyz", "--set", "seed=1", "--freeze", "a", "--plots", "--batch-size=3"]
+    given += ["--freeze", "b", "--rates.descriptor", "0.1", "--elements", "Si,O", "--head", "x", "--tensorboard"]
+    rest = ["base", "a.xyz", "--set", "seed=1", "--head", "x"]
+    expected = ["steps=4", 'freeze=["a", "b"]', "plots=true", "batch_size=3", "rates.descriptor=0.1"]
+    expected += ['type_map=["Si", "O"]', "tensorboard=true"]
+    assert as_changes(given, ["--set", "--head"]) == rest + [x for one in expected for x in ("--set", one)]
+    assert as_changes(["--", "--steps"], []) == ["--", "--steps"]
+    assert as_changes(["--plots", "false", "x"], []) == ["x", "--set", "plots=false"]
+    with pytest.raises(ValueError, match="--elements Sx: 'Sx' is no element"):
+        as_changes(["--elements", "Sx"], [])
+
+
+@pytest.mark.parametrize("command", ["finetune", "finetune-structures"])
+def test_a_command_has_few_options_of_its_own(command):
+    found = get_command(app).commands[command].load().params
+    assert len([one for one in found if one.param_type_name == "option"]) <= 8

@@ -1,4 +1,4 @@
-"""`lamjax finetune --objective structures`: options, every objective, what it prints, and what it refuses."""
+"""`lamjax finetune-structures`: options, every objective, what it prints, and what it refuses."""
 
 import json
 
@@ -9,7 +9,6 @@ from typer.testing import CliRunner
 
 from lamjax import checkpoints
 from lamjax.cli import app
-from lamjax.cli.finetune_structures import make_content
 from lamjax.training import structures
 from lamjax.training.structures_config import TEMPLATE
 
@@ -17,7 +16,7 @@ FEW = ["--epochs", "1", "--batch-size", "4", "--set", "max_programs=1"]
 
 
 def run(*arguments):
-    return CliRunner().invoke(app, ["finetune", *map(str, arguments)])
+    return CliRunner().invoke(app, ["finetune-structures", *map(str, arguments)])
 
 
 @pytest.fixture(scope="module")
@@ -30,17 +29,17 @@ def folder(tmp_path_factory):
 
 
 def finetune(folder, *options):
-    return run(folder / "base.lamjax", folder / "pairs.extxyz", "--objective", "structures", *options)
+    return run(folder / "base.lamjax", folder / "pairs.extxyz", *options)
 
 
 SLOW = pytest.mark.slow
 OBJECTIVES = {
-    "force": ["--loss", "force"],
-    "newton": ["--loss", "newton"],
+    "force": ["--objective.type", "force"],
+    "newton": ["--objective.type", "newton"],
     "implicit": ["--adjoint", "implicit"],
-    "unrolled": ["--steps-unrolled", "3"],
+    "unrolled": ["--adjoint", "unrolled", "--objective.relax.adjoint.steps", "3"],
     "until_converged": ["--adjoint", "until_converged", "--set", "objective.relax.max_steps=5"],
-    "hybrid": ["--window", "3", "--set", "objective.relax.max_steps=5"],
+    "hybrid": ["--adjoint", "hybrid", "--objective.relax.adjoint.window", "3", "--set", "objective.relax.max_steps=5"],
 }
 # a program through a relaxation takes long to compile, and the library's own tests have them all
 QUICK = ("force",)
@@ -68,40 +67,52 @@ def _differ(a, b) -> bool:
     return any((np.float32(x["w"]) != y["w"]).any() for x, y in zip(a["layers"], b["layers"], strict=True))
 
 
-def test_options_become_a_config():
-    content = make_content(
-        {"lr": 1e-3, "rate": ["descriptor=0.1"], "replay": ["x"], "replay_weight": 2.0, "window": 7, "epochs": 3}
-    )
-    assert content == {
-        "epochs": 3,
-        "schedule": {"start_lr": 1e-3, "stop_lr": 5e-5},
-        "rates": {"descriptor": 0.1},
-        "replay": {"files": ["x"], "weight": 2.0},
-        "objective": {"type": "structure", "relax": {"adjoint": {"type": "hybrid", "window": 7}}},
-    }
+def test_options_become_a_config(folder, tmp_path):
+    options = [
+        "--set",
+        "schedule.start_lr=1e-3",
+        "--rates.descriptor",
+        "0.1",
+        "--replay",
+        "x",
+        "--replay.weight",
+        "2.0",
+    ]
+    options += ["--objective.relax.adjoint.window", "7", "--adjoint", "hybrid", "--epochs", "3", "--variable-cell"]
+    result = finetune(folder, *options, "--head", "b", "--output", tmp_path / "x", "--hold-out", "nothing")
+    assert str(result.exception).endswith("hold_out: expected a number, got the text 'nothing'.")
+    (tmp_path / "c.yaml").write_text("epochs: 2\nbatch_size: 3\nobjective: {relax: {fmax: 0.03}}\n")
+    made = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(structures, "prepare", lambda settings, resume: made.append(settings) or 1 / 0)
+        finetune(folder, *options, "--head", "b", "-o", tmp_path / "x", "--config", tmp_path / "c.yaml")
+    (config,) = made
+    assert (config.epochs, config.batch_size, config.rates, config.variable_cell) == (3, 3, {"descriptor": 0.1}, True)
+    assert (config.schedule.start_lr, config.schedule.stop_lr) == (1e-3, 5e-5)
+    assert (config.replay.files, config.replay.weight) == (("x",), 2.0)
+    relax = config.objective.relax
+    assert (relax.fmax, relax.adjoint.type, relax.adjoint.window) == (0.03, "hybrid", 7)
+    assert (config.head, config.output, config.pairs) == ("b", str(tmp_path / "x"), (str(folder / "pairs.extxyz"),))
 
 
 def test_help_and_template_tell_all():
     assert run("--template").output == TEMPLATE
     told = run("--help").output
-    for option in ("--objective", "--adjoint", "--variable-cell", "--replay-weight", "--config", "--group-by"):
+    for option in ("--adjoint", "--variable-cell", "--replay.weight", "--config", "--group-by", "--template"):
         assert option in told
 
 
 WRONG = {
-    ("--objective", "structures", "--steps", "3"): "--steps: only with --objective labels, this one is structures",
-    ("--objective", "labels", "--adjoint", "implicit"): "--adjoint: only with --objective structures",
-    ("--objective", "shapes"): "--objective shapes: unknown; known are labels, structures",
-    ("--objective", "labels"): "--head names the head that learns: one of a, b, or a new one",
-    ("--objective", "structures"): "has several heads. Set `head` to one of a, b",
-    ("--objective", "structures", "--loss", "newton", "--window", "3"): "--loss newton relaxes nothing",
-    ("--objective", "structures", "--adjoint", "implicit", "--window", "3"): "--window is for --adjoint hybrid",
-    ("--objective", "structures", "--adjoint", "imp"): "--adjoint imp: unknown; known are unrolled, hybrid",
-    ("--objective", "structures", "--set", "epoch=3"): "epoch: unknown key. Did you mean epochs?",
-    ("--objective", "structures", "--head", "b", "--set", "replay.head=c", "--replay", "x"): "has no head 'c'",
-    ("--objective", "structures", "--head", "b", "--freeze", "nothing"): "freeze: no parameter is called nothing",
-    ("--objective", "structures", "--head", "b", "--hold-out", "0"): "it must lie between 0 and 1",
-    ("--objective", "structures", "--config", "nowhere.yaml"): "`lamjax finetune --objective structures --template`",
+    ("--steps", "3"): "steps: unknown key",
+    (): "has several heads. Set `head` to one of a, b",
+    ("--objective.type", "newton", "--objective.window", "3"): "objective.newton.window: unknown key",
+    ("--adjoint", "implicit", "--objective.relax.adjoint.window", "3"): "window: unknown key",
+    ("--adjoint", "imp"): "'imp' is not supported; supported: until_converged, unrolled, implicit, hybrid.",
+    ("--set", "epoch=3"): "epoch: unknown key. Did you mean epochs?",
+    ("--head", "b", "--set", "replay.head=c", "--replay", "x"): "has no head 'c'",
+    ("--head", "b", "--freeze", "nothing"): "freeze: no parameter is called nothing",
+    ("--head", "b", "--hold-out", "0"): "it must lie between 0 and 1",
+    ("--config", "nowhere.yaml"): "`lamjax finetune-structures --template`",
 }
 
 

@@ -6,10 +6,13 @@ import sys
 
 import jax
 import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
 
 import lamjax
 from lamjax import __main__ as entry
 from lamjax import cli, training
+from lamjax.cli import cache, failure
 
 
 class Replaced(Exception):
@@ -112,7 +115,7 @@ def test_a_missing_device_is_told_whatever_it_led_to(monkeypatch, capsys, error)
         with pytest.raises((AssertionError, SystemExit)):
             cli.main()
         assert "finds no device" not in capsys.readouterr().out
-        monkeypatch.setattr(cli.jax, "devices", fails)
+        monkeypatch.setattr(failure.jax, "devices", fails)
         with pytest.raises(SystemExit):
             cli.main()
     finally:
@@ -137,3 +140,39 @@ def test_what_the_user_can_mend_is_a_message(monkeypatch, capsys, error):
     monkeypatch.setenv("LAMJAX_TRACEBACK", "1")
     with pytest.raises(type(error)):
         cli.main()
+
+
+@pytest.mark.parametrize("option", ["--help", "-h", "--version"])
+def test_what_the_command_is_told_without_loading_the_library(option):
+    """Seconds of imports are spent by the commands that need them."""
+    script = (
+        "import atexit, sys\n"
+        "heavy = {'jax', 'numpy', 'ase', 'optax', 'matplotlib'}\n"
+        "atexit.register(lambda: print('loaded', sorted(heavy & set(sys.modules))))\n"
+        "from lamjax.cli import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, option], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stdout.endswith("loaded []\n"), done.stdout + done.stderr
+    if option == "--version":
+        assert done.stdout.startswith(f"lamjax {lamjax.__version__}\n")
+    else:
+        assert all(name in done.stdout for name in (*cli.COMMANDS, "data", "Train on labels"))
+
+
+def test_commands_are_those_of_their_modules():
+    for name, place in cli.COMMANDS.items():
+        command = get_command(cli.app).commands[name]
+        loaded = command.load()
+        assert loaded.name == name and loaded.help.startswith(command.help.removesuffix(".")), place
+
+
+def test_programs_are_kept_on_disk_by_the_command_alone(monkeypatch):
+    """Calls of the same commands in a process of somebody else leave its settings of JAX alone."""
+    enabled = []
+    monkeypatch.setattr(cache, "enable", lambda: enabled.append(True))
+    assert CliRunner().invoke(cli.app, ["train", "--schema"]).exit_code == 0 and enabled == []
+    monkeypatch.setattr(sys, "argv", ["lamjax", "train", "--schema"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert enabled == [True]

@@ -93,9 +93,9 @@ OVER = {
     "finetune": "finetune run/model.lamjax set.extxyz --head Default --output run",
     "finetune, two": "finetune model.lamjax deepmd --head a --from mean --replay Default=run/best.lamjax --output run",
     "finetune, old": "finetune model.lamjax deepmd --head Default --old Default=run/forgetting.json --output run",
-    "finetune, structures": "finetune run/best.lamjax set.extxyz --objective structures --output run",
-    "finetune, pairs": "finetune model.lamjax run/structures.csv --objective structures --output run",
-    "finetune, replayed": "finetune model.lamjax deepmd --objective structures --replay run/history.csv --output run",
+    "finetune, structures": "finetune-structures run/best.lamjax set.extxyz --output run",
+    "finetune, pairs": "finetune-structures model.lamjax run/structures.csv --output run",
+    "finetune, replayed": "finetune-structures model.lamjax deepmd --replay run/history.csv --output run",
     "distill": "distill rounds/student.lamjax --student student.yaml --start set.extxyz --out rounds",
     "distill, start": "distill model.lamjax --student student.yaml --start rounds/round-000/seen.extxyz --out rounds",
     "distill, config": "distill --config rounds/config.json --student student.yaml --start set.extxyz --out rounds",
@@ -145,7 +145,7 @@ LATE = [
     "demo --out {}/x",
     "train config.yaml --set output={}/x",
     "finetune model.lamjax set.extxyz --head Default --output {}/x",
-    "finetune model.lamjax set.extxyz --objective structures --output {}/x",
+    "finetune-structures model.lamjax set.extxyz --output {}/x",
     "distill model.lamjax --student student.yaml --start set.extxyz --out {}/x",
 ]
 

@@ -1,5 +1,6 @@
 """Files as people have them, through the commands: keys of labels, elements of types, held atoms."""
 
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,12 +16,14 @@ from typer.main import get_command
 import lamjax
 from lamjax import cli, data, from_ase
 from lamjax.cli import reading, relax_records
+from lamjax.cli.keys import KeyCommand
 from lamjax.cli.md import _read as read_start
 from lamjax.cli.relax import _read as read_starts
 from lamjax.descriptors import DPA1Config
 from lamjax.heads import EnergyHeadConfig
 from lamjax.potential import PotentialConfig
 from lamjax.training import config as configs
+from lamjax.training.structures_config import StructureTuneConfig
 from lamjax.training.tasks import read_tasks
 
 CONFIG = PotentialConfig(
@@ -77,12 +80,17 @@ def test_keys_are_chosen_on_the_commands_that_read_labels(folder):
 def test_every_command_that_reads_labels_takes_the_keys():
     options = {"--energy-key", "--forces-key", "--stress-key", "--virial-key", "--elements"}
     commands = get_command(cli.app).commands
-    found = {name: commands[name] for name in ("train", "finetune", "eval", "distill")}
+    found = {name: commands[name] for name in ("train", "eval", "distill")}
     found |= {name: commands["data"].commands[name] for name in ("check", "convert")}
     for name, command in found.items():
-        assert options <= {option for one in command.params for option in one.opts}, name
+        assert options <= {option for one in command.load().params for option in one.opts}, name
     for name in ("relax", "md"):
-        assert "--elements" in {option for one in commands[name].params for option in one.opts}
+        assert "--elements" in {option for one in commands[name].load().params for option in one.opts}
+    for name in ("finetune", "finetune-structures"):  # every key of their configs is an option
+        assert issubclass(type(commands[name].load()), KeyCommand)
+    as_keys = {"energy_key", "forces_key", "stress_key", "virial_key", "type_map"}
+    assert as_keys <= {field.name for kind in (configs.TaskConfig,) for field in dataclasses.fields(kind)}
+    assert as_keys <= {field.name for field in dataclasses.fields(StructureTuneConfig)}
 
 
 def test_keys_of_configs_reach_the_files(folder):

@@ -59,9 +59,9 @@ WRONG = {
     "relax m.lamjax a.extxyz --out r.extxyz --coordinator here": "--coordinator here: give HOST:PORT",
     "finetune m.lamjax one.extxyz --head Default --output f1": "nothing would be left of 1 frames.*--validation",
     "finetune m.lamjax a.extxyz --head Default --validation a.extxyz --output f2": "2 of 2 frames of the validation",
-    "finetune m.lamjax a.extxyz --head Default --rate descriptor=fast": "--rate descriptor=fast: .* a number",
+    "finetune m.lamjax a.extxyz --head Default --rates.descriptor fast": "rates.descriptor: expected a number",
     "finetune m.lamjax a.extxyz --head Default --steps 0": "steps must be at least 1, got 0",
-    "finetune m.lamjax a.extxyz --objective structures --rate a=fast": "--rate a=fast: .* a number",
+    "finetune-structures m.lamjax a.extxyz --set rates.a=fast": "rates.a: expected a number",
 }
 
 

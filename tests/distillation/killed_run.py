@@ -11,6 +11,7 @@ from ase.calculators.emt import EMT
 
 from lamjax.cli import main
 from lamjax.distillation import train
+from lamjax.training import engine
 
 KIND, N, LOG = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 counts = {"label": 0, "save": 0}
@@ -34,8 +35,8 @@ def save_state(*arguments, **keywords):
     count("save")
 
 
-whole_calculation, whole_save = EMT.calculate, train.save_state
-EMT.calculate, train.save_state, train.SAVE = calculate, save_state, 4
+whole_calculation, whole_save = EMT.calculate, engine.save_state
+EMT.calculate, engine.save_state, train.SAVE = calculate, save_state, 4
 
 if __name__ == "__main__":
     sys.argv = ["lamjax", *sys.argv[4:]]

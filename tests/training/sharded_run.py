@@ -14,21 +14,20 @@ if len(sys.argv) > 4:
     jax.distributed.initialize(sys.argv[4], int(sys.argv[5]), int(sys.argv[6]))
 jax.config.update("jax_enable_x64", True)
 
-from lamjax.training import make_step, sharding  # noqa: E402
-from lamjax.training import run as runs  # noqa: E402
+from lamjax.training import events, labels, sharding  # noqa: E402
 from lamjax.training.config import parse  # noqa: E402
+from lamjax.training.engine import Run  # noqa: E402
 from lamjax.training.slots import stream  # noqa: E402
 
 
-def gathered(run: runs.Run) -> int:
+def gathered(run: Run) -> int:
     """The largest number of elements that the compiled step moves between devices other than by adding up."""
     layout = run.layout
     share = {"multiple": layout.multiple, "part": layout.share}
-    facts, batch = next(stream(run.tasks, run.groups, 0, slots=run.config.tasks_per_step, **share))
-    step = make_step(run.loss, run.optimizer, sharding=layout.state)
+    facts, batch = next(stream(run.data.tasks, run.data.groups, 0, slots=run.config.tasks_per_step, **share))
     slots = {facts.group: sharding.put_batch(batch[facts.group], layout)}
     state = sharding.put_state(run.state, layout)
-    text = step.gradient.lower(state.params, state.step, slots).compile().as_text()
+    text = run.step.gradient.lower(state.params, state.step, slots).compile().as_text()
     assert jax.device_count() == 1 or "all-reduce" in text
     moved = re.findall(r"= (.*?) (?:all-gather|all-to-all|collective-permute)\(", text)
     sizes = [math.prod(map(int, re.findall(r"\d+", shape))) for m in moved for shape in re.findall(r"\[([\d,]*)\]", m)]
@@ -37,6 +36,6 @@ def gathered(run: runs.Run) -> int:
 
 if __name__ == "__main__":
     config = parse(sys.argv[1], [f"output={sys.argv[2]}", f"tasks_per_step={sys.argv[3]}"])
-    run = runs.prepare(config)
+    run = labels.prepare(config)
     print(json.dumps({"devices": jax.device_count(), "gathered": gathered(run)}), flush=True)
-    list(runs.events(run))
+    list(events(run))

@@ -3,11 +3,11 @@
 import pytest
 
 from lamjax.training import curve
-from lamjax.training.curve import Record
+from lamjax.training.records import RunRecord
 
 
-def record(step: int, **more) -> Record:
-    return Record(step, 1e-3 / step, 0.5 * step, 2.0, {"rmse_f": 0.1 * step}, more, 3.0, 4.0)
+def record(step: int, **more) -> RunRecord:
+    return RunRecord(step, 1e-3 / step, 0.5 * step, 2.0, {"rmse_f": 0.1 * step}, more, 3.0, 4.0)
 
 
 def test_the_monitored_error_is_the_mean_over_tasks_by_probability():

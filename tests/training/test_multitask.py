@@ -18,8 +18,7 @@ from lamjax import checkpoints, data, losses, training
 from lamjax.cli import app
 from lamjax.potential import Params, select
 from lamjax.system import to_ase
-from lamjax.training import run as runs
-from lamjax.training import sharding
+from lamjax.training import engine, labels, sharding
 from lamjax.training.config import parse
 from lamjax.training.slots import counts, draws, probabilities, sources, stream
 from lamjax.training.state import per_head
@@ -70,13 +69,13 @@ output: {folder}/whole
 @pytest.fixture(scope="module")
 def whole(folder):
     """An uninterrupted run: its output folder and events."""
-    return folder / "whole", list(runs.events(runs.prepare(parse(folder / "config.yaml"))))
+    return folder / "whole", list(engine.events(labels.prepare(parse(folder / "config.yaml"))))
 
 
 @pytest.fixture(scope="module")
 def fresh(folder):
     """A run that is ready to begin."""
-    return runs.prepare(parse(folder / "config.yaml", [f"output={folder}/fresh"]))
+    return labels.prepare(parse(folder / "config.yaml", [f"output={folder}/fresh"]))
 
 
 JOINT = np.array([[0.2, 0.0, 0.1], [0.3, 0.1, 0.0], [0.0, 0.2, 0.1]])
@@ -110,15 +109,15 @@ def test_a_task_and_a_bucket_are_drawn_by_their_probability_and_slots_by_that_of
 
 def test_batches_go_on_at_any_step_and_show_every_frame(fresh):
     def shown(start, n, **options):
-        found = itertools.islice(stream(fresh.tasks, fresh.groups, 5, start=start, **options), n)
+        found = itertools.islice(stream(fresh.data.tasks, fresh.data.groups, 5, start=start, **options), n)
         return [(facts.tasks, slots[facts.group].batch.frame.tolist()) for facts, slots in found]
 
     seen = shown(0, 60)
     assert shown(23, 37) == seen[23:]
     frames = Counter(k for (task,), ((row,),) in seen if task == 1 for k in row)
     assert frames.keys() == set(range(28)) and max(frames.values()) - min(frames.values()) <= 1
-    assert fresh.tasks[0].probability == 0.4 and fresh.tasks[1].batch_size == 2
-    np.testing.assert_allclose(probabilities(fresh.tasks).sum(axis=1), [0.4, 0.6])
+    assert fresh.data.tasks[0].probability == 0.4 and fresh.data.tasks[1].batch_size == 2
+    np.testing.assert_allclose(probabilities(fresh.data.tasks).sum(axis=1), [0.4, 0.6])
     whole = shown(0, 9, multiple=4)
     parts = [shown(0, 9, multiple=4, part=(k, 2)) for k in range(2)]
     assert whole == [(t, [a + b for a, b in zip(p, q, strict=True)]) for (t, p), (_, q) in zip(*parts, strict=True)]
@@ -127,11 +126,11 @@ def test_batches_go_on_at_any_step_and_show_every_frame(fresh):
 def test_only_the_drawn_head_and_the_descriptor_move(fresh):
     names = ("copper", "oxides")
     before, drawn = jax.device_get(fresh.state), Counter()
-    found = list(itertools.islice(stream(fresh.tasks, fresh.groups, 0), 8))
+    found = list(itertools.islice(stream(fresh.data.tasks, fresh.data.groups, 0), 8))
     batches = [slots for _, slots in found]
     start = jax.tree.map(jnp.array, fresh.state)
     for (facts, _), (state, metrics) in zip(
-        found, training.fit(fresh.loss, start, fresh.optimizer, batches), strict=True
+        found, training.fit(fresh.objective.loss, start, fresh.optimizer, batches), strict=True
     ):
         drawn[facts.tasks] += 1
         after = jax.device_get(state)
@@ -190,11 +189,11 @@ def test_one_head_alone_learns_as_without_tasks(name):
 
 
 def test_statistics_are_pooled_and_biases_each_head_s_own(fresh):
-    frames = [frame for task in fresh.tasks for frame in task.frames]
+    frames = [frame for task in fresh.data.tasks for frame in task.frames]
     pooled = data.environment_statistics(fresh.potential, frames)
     statistics = fresh.state.params.descriptor["repinit"]["statistics"]
     np.testing.assert_allclose(statistics["stddev"], pooled["repinit"]["stddev"], rtol=1e-12)
-    for task in fresh.tasks:
+    for task in fresh.data.tasks:
         head = fresh.state.params.heads[task.potential.head]
         expected = data.energy_bias(fresh.potential, task.frames).energies
         np.testing.assert_allclose(head["statistics"]["out_bias"], expected, rtol=1e-12)
@@ -203,7 +202,7 @@ def test_statistics_are_pooled_and_biases_each_head_s_own(fresh):
 
 def test_a_run_measures_every_task(whole):
     output, events = whole
-    compiled = [event for event in events if isinstance(event, runs.Compiled)]
+    compiled = [event for event in events if isinstance(event, engine.Compiled)]
     assert [event.group for event in compiled] == [""] * len(compiled)  # one form of head: no program is a task's own
     curve = rows(output)
     assert [row["step"] for row in curve] == ["5", "10"]
@@ -226,14 +225,16 @@ def test_a_run_measures_every_task(whole):
     assert float(curve[-1]["rmse_f_validation:copper"]) == pytest.approx(found["rmse_f"], rel=1e-9)
 
 
-def test_what_is_announced_is_compiled_and_nothing_else(folder, tmp_path):
+def test_what_is_announced_is_compiled_and_nothing_else(folder, tmp_path, monkeypatch):
     changes = [f"output={tmp_path}", "max_programs=3", "steps=20", "plots=false", "validate_every=10"]
-    run = runs.prepare(parse(folder / "config.yaml", changes))
-    announced = run.n_programs + run.n_measured
+    run = labels.prepare(parse(folder / "config.yaml", changes))
+    announced = run.data.n_programs + run.data.n_measured
     chex.clear_trace_counter()
-    counted = chex.assert_max_traces(n=announced)(lambda params, batch, ratio=1.0: run.loss(params, batch, ratio))
-    found = [event for event in runs.events(run._replace(loss=counted)) if isinstance(event, runs.Compiled)]
-    assert len(found) <= run.n_programs <= 3
+    counted = chex.assert_max_traces(n=announced)(run.objective.loss)
+    monkeypatch.setattr(labels, "run_loss", lambda *tasks: counted)
+    run = labels.prepare(run.config)
+    found = [event for event in engine.events(run) if isinstance(event, engine.Compiled)]
+    assert len(found) <= run.data.n_programs <= 3
 
 
 def rows(output):
@@ -243,10 +244,10 @@ def rows(output):
 
 def test_an_interrupted_run_goes_on_bit_for_bit(folder, whole, tmp_path):
     config = parse(folder / "config.yaml", [f"output={tmp_path / 'part'}"])
-    for event in runs.events(runs.prepare(config)):
-        if isinstance(event, runs.Saved):
+    for event in engine.events(labels.prepare(config)):
+        if isinstance(event, engine.Saved):
             break
-    list(runs.events(runs.prepare(config, resume=True)))
+    list(engine.events(labels.prepare(config, resume=True)))
     one, other = (checkpoints.read(path / "model.lamjax").params for path in (whole[0], tmp_path / "part"))
     assert same(one, other)
     times = ("seconds", "structures_per_s", "atoms_per_s", "wait_fraction")
@@ -267,8 +268,8 @@ def test_the_command_says_which_task_is_meant(folder, whole, tmp_path):
 
 def test_fine_tuning_refits_the_bias_of_every_head(folder, whole, tmp_path):
     base = f"base={whole[0] / 'model.lamjax'}"
-    run = runs.prepare(parse(folder / "config.yaml", ["model=null", base, f"output={tmp_path}"]))
-    for task in run.tasks:
+    run = labels.prepare(parse(folder / "config.yaml", ["model=null", base, f"output={tmp_path}"]))
+    for task in run.data.tasks:
         found = training.errors.predictions(task.potential, run.state.params, task.train, 3)
         left = [float(p.energy) - float(f.labels.energy) for p, f in zip(found, task.frames, strict=True)]
         assert abs(np.mean(left)) < 1e-6
@@ -276,7 +277,7 @@ def test_fine_tuning_refits_the_bias_of_every_head(folder, whole, tmp_path):
 
 def test_a_bad_frame_is_named_with_its_task(fresh):
     def spoiled():
-        for facts, tagged in stream(fresh.tasks, fresh.groups, 0):
+        for facts, tagged in stream(fresh.data.tasks, fresh.data.groups, 0):
             slots = sharding.put_batch(tagged[facts.group], fresh.layout)
             labels = slots.batch.labels._replace(
                 energy=slots.batch.labels.energy * (np.nan if facts.tasks == (1,) else 1)
@@ -285,8 +286,8 @@ def test_a_bad_frame_is_named_with_its_task(fresh):
 
     with pytest.raises(training.NonFiniteError, match=r"mixed_6/set.000 frame \d+, mixed_6/set.000 frame \d+\]"):
         start = jax.tree.map(jnp.array, fresh.state)
-        named = sources(fresh.tasks, fresh.groups)
-        list(training.fit(fresh.loss, start, fresh.optimizer, spoiled(), sources=named))
+        named = sources(fresh.data.tasks, fresh.data.groups)
+        list(training.fit(fresh.objective.loss, start, fresh.optimizer, spoiled(), sources=named))
 
 
 WRONG = {
@@ -310,10 +311,10 @@ def test_wrong_tasks_are_refused(folder, change):
 def test_a_head_that_is_not_there_is_named(folder, tmp_path):
     config = parse(folder / "config.yaml", ["tasks.oxide.head=oxide", f"output={tmp_path}"])
     with pytest.raises(ValueError, match="tasks.oxide: the model has no head 'oxide'; it has copper, oxides, unused"):
-        runs.prepare(config)
+        labels.prepare(config)
 
 
 def test_without_probabilities_frames_decide(folder, tmp_path):
     changes = ["tasks.copper.probability=null", "tasks.oxide.probability=null", f"output={tmp_path}"]
-    run = runs.prepare(parse(folder / "config.yaml", changes))
-    np.testing.assert_allclose([task.probability for task in run.tasks], [7 / 35, 28 / 35])
+    run = labels.prepare(parse(folder / "config.yaml", changes))
+    np.testing.assert_allclose([task.probability for task in run.data.tasks], [7 / 35, 28 / 35])

@@ -19,8 +19,7 @@ from lamjax import Calculator, checkpoints, data
 from lamjax.cli.data import check
 from lamjax.cli.evaluate import evaluate
 from lamjax.cli.train import line, train
-from lamjax.training import restore_state, saved_steps
-from lamjax.training import run as runs
+from lamjax.training import engine, labels, restore_state, saved_steps
 from lamjax.training.config import TEMPLATE, TrainConfig, parse, read, to_json
 from lamjax.training.errors import predictions
 
@@ -103,14 +102,14 @@ def test_a_run_writes_curve_states_config_and_model(whole):
 
 def test_an_interrupted_run_goes_on_bit_for_bit(folder, whole, tmp_path):
     config = parse(folder / "config.yaml", [f"output={tmp_path / 'part'}"])
-    for event in runs.events(runs.prepare(config)):
-        if isinstance(event, runs.Saved):
+    for event in engine.events(labels.prepare(config)):
+        if isinstance(event, engine.Saved):
             break
     assert saved_steps(tmp_path / "part" / "states") == [4]
     with pytest.raises(ValueError, match=r"holds the states of a run \(up to step 4\). Add --resume"):
-        runs.prepare(config)
-    events = list(runs.events(runs.prepare(config, resume=True)))
-    assert [e.step for e in events if isinstance(e, runs.Record)] == [6, 8]
+        labels.prepare(config)
+    events = list(engine.events(labels.prepare(config, resume=True)))
+    assert [e.step for e in events if isinstance(e, engine.RunRecord)] == [6, 8]
     one, other = (checkpoints.read(path / "model.lamjax").params for path in (whole, tmp_path / "part"))
     assert jax.tree.all(jax.tree.map(np.array_equal, one, other))
     drop = ("seconds", "structures_per_s", "atoms_per_s", "wait_fraction")
@@ -129,13 +128,15 @@ def test_a_run_says_what_it_does(folder, whole, tmp_path):
 
 def test_progress_lines():
     errors = {"rmse_e": 0.0123, "rmse_f": 0.25, "mae_e": 0.0}
-    record = runs.Record(10, 1e-3, 2.0, 3.0, errors, {"rmse_f": 0.5, "rmse_s": 1e-3}, 60.0, 3725.0, 12.34, 456.7)
+    record = engine.RunRecord(10, 1e-3, 2.0, 3.0, errors, {"rmse_f": 0.5, "rmse_s": 1e-3}, 60.0, 3725.0, 12.34, 456.7)
     text = line(record, 100)
     assert text == (
         "step 10/100  lr 1.00e-03  loss 2.000e+00  train E 12.3 meV/atom F 250 meV/Å  validation F 500 meV/Å "
         "S 1 meV/Å³  12.3 structures/s 457 atoms/s  left 1:02:05"
     )
-    assert "program 1: 3 x 4 atoms, 16/8 neighbours" in line(runs.Compiled(1, 3, 4, (16, 8), 2.5), 100)
+    assert "program 1: 3 x 4 atoms, 16/8 neighbours" in line(
+        engine.Compiled(1, "3 x 4 atoms, 16/8 neighbours", 2.5), 100
+    )
 
 
 def test_eval_measures_and_writes_predictions(folder, whole, tmp_path):
@@ -165,15 +166,15 @@ def test_eval_measures_and_writes_predictions(folder, whole, tmp_path):
 def test_fine_tuning_keeps_the_weights_and_refits_the_bias(folder, whole, tmp_path):
     base = f"base={whole / 'model.lamjax'}"
     config = parse(folder / "config.yaml", ["model=null", base, f"output={tmp_path}", "bias=change"])
-    run = runs.prepare(config)
+    run = labels.prepare(config)
     _, params = checkpoints.load(whole / "model.lamjax")
     for ours, theirs in ((run.state.params.descriptor, params.descriptor),):
         assert jax.tree.all(jax.tree.map(np.array_equal, ours, theirs))
-    (task,) = run.tasks
+    (task,) = run.data.tasks
     predicted = predictions(run.potential, run.state.params, task.train, 3)
     left = [float(p.energy) - float(f.labels.energy) for p, f in zip(predicted, task.frames, strict=True)]
     np.testing.assert_allclose(np.mean(left), 0, atol=1e-9)  # one composition: the mean is what a bias can mend
-    kept = runs.prepare(parse(folder / "config.yaml", ["model=null", base, f"output={tmp_path}", "bias=keep"]))
+    kept = labels.prepare(parse(folder / "config.yaml", ["model=null", base, f"output={tmp_path}", "bias=keep"]))
     bias, old = (p.heads["Default"]["statistics"]["out_bias"] for p in (kept.state.params, params))
     np.testing.assert_array_equal(bias, old)
 
@@ -238,7 +239,7 @@ def test_the_schema_knows_every_key_and_the_template_fits_it():
 
 def test_a_run_goes_on_only_with_the_same_config_and_data(folder, whole, tmp_path):
     def resume(*changes):
-        return runs.prepare(parse(folder / "config.yaml", changes), resume=True)
+        return labels.prepare(parse(folder / "config.yaml", changes), resume=True)
 
     with pytest.raises(ValueError, match=r"another config: loss.limit_pref_f: 1.0 -> 2.0; steps: 8 -> 9"):
         resume("loss.limit_pref_f=2.0", "steps=9")
@@ -253,7 +254,7 @@ def test_a_run_goes_on_only_with_the_same_config_and_data(folder, whole, tmp_pat
     try:
         (whole / "config.json").write_text(json.dumps(stored))
         with pytest.raises(ValueError, match=r"was begun with other data \(the run: train 7 -> 6; .*other structures"):
-            runs.prepare(parse(tmp_path / "config.yaml"), resume=True)
+            labels.prepare(parse(tmp_path / "config.yaml"), resume=True)
     finally:
         (whole / "config.json").write_text(kept)
 
@@ -281,12 +282,12 @@ def test_a_run_goes_on_with_the_very_same_frames_only(folder, whole, name):
     try:
         ase.io.write(path, change(ase.io.read(path, ":")))
         with pytest.raises(ValueError, match=f"begun with other data .*{said}.* new run in another output folder"):
-            runs.prepare(config, resume=True)
+            labels.prepare(config, resume=True)
         if name == "forces turned":  # a run of a version that did not look at forces goes on, and that is said
             old = {"": {key: value for key, value in facts["data"][""].items() if key != "digests"}}
             (whole / "facts.json").write_text(json.dumps(facts | {"data": old}))
             with pytest.warns(UserWarning, match="facts.json was written by an older lamjax"):
-                assert runs.prepare(config, resume=True).done == 8
+                assert labels.prepare(config, resume=True).done == 8
     finally:
         path.write_bytes(kept)
         (whole / "facts.json").write_text(json.dumps(facts))
@@ -296,8 +297,8 @@ def test_validation_is_of_the_running_mean(folder, tmp_path):
     """The errors of the curve are those of the model that is saved, as ASE's calculator has it."""
     small = "{type: dpa1, rcut: 3.0, sel: 16, neuron: [2, 4], axis_neuron: 2, tebd_dim: 2}"
     changes = [f"model.descriptor={small}", "ema_decay=0.9", "steps=3", "validate_every=3", "plots=false"]
-    run = runs.prepare(parse(folder / "config.yaml", [*changes, f"output={tmp_path / 'mean'}"]))
-    *_, record = (event for event in runs.events(run) if isinstance(event, runs.Record))
+    run = labels.prepare(parse(folder / "config.yaml", [*changes, f"output={tmp_path / 'mean'}"]))
+    *_, record = (event for event in engine.events(run) if isinstance(event, engine.RunRecord))
     mean = checkpoints.load(tmp_path / "mean" / "model.lamjax", dtype=np.float64)
     last = restore_state(tmp_path / "mean" / "states", run.state).params
 
@@ -318,7 +319,7 @@ def test_validation_is_of_the_running_mean(folder, tmp_path):
 
 def test_a_run_is_lengthened_where_its_rate_does_not_depend_on_its_end(folder, whole, tmp_path):
     with pytest.raises(ValueError, match=r"steps: 8 -> 9.*exp\): it would have been .* in step 3, .*`base: .*constant"):
-        runs.prepare(parse(folder / "config.yaml", ["steps=9"]), resume=True)
+        labels.prepare(parse(folder / "config.yaml", ["steps=9"]), resume=True)
     schedule = ["schedule={type: wsd, start_lr: 1e-2, stop_lr: 1e-3, decay_phase_ratio: 0.25}"]
     small = "{type: dpa1, rcut: 3.0, sel: 16, neuron: [2, 4], axis_neuron: 2, tebd_dim: 2}"
     common = [*schedule, f"model.descriptor={small}", "save_every=2", "validate_every=2", "plots=false"]
@@ -326,20 +327,20 @@ def test_a_run_is_lengthened_where_its_rate_does_not_depend_on_its_end(folder, w
     def config(name, steps):
         return parse(folder / "config.yaml", [*common, f"output={tmp_path / name}", f"steps={steps}"])
 
-    list(runs.events(runs.prepare(config("whole", 8))))
-    for event in runs.events(runs.prepare(config("grown", 4))):
-        if isinstance(event, runs.Saved):
+    list(engine.events(labels.prepare(config("whole", 8))))
+    for event in engine.events(labels.prepare(config("grown", 4))):
+        if isinstance(event, engine.Saved):
             break  # after two steps, one before the rate falls
-    grown = runs.prepare(config("grown", 8), resume=True)
-    assert (grown.done, grown.planned) == (2, 4)
-    list(runs.events(grown))
+    grown = labels.prepare(config("grown", 8), resume=True)
+    assert (grown.done, grown.data.planned) == (2, 4)
+    list(engine.events(grown))
     one, other = (checkpoints.read(tmp_path / name / "model.lamjax").params for name in ("whole", "grown"))
     assert jax.tree.all(jax.tree.map(np.array_equal, one, other))
-    assert runs.prepare(config("grown", 8), resume=True).planned == 4
+    assert labels.prepare(config("grown", 8), resume=True).data.planned == 4
     with pytest.raises(ValueError, match="steps: 8 -> 9.*wsd.*in step 8"):
-        runs.prepare(config("grown", 9), resume=True)
+        labels.prepare(config("grown", 9), resume=True)
     with pytest.raises(ValueError, match="steps: 8 -> 7, but 8 steps are done"):
-        runs.prepare(config("grown", 7), resume=True)
+        labels.prepare(config("grown", 7), resume=True)
 
 
 def test_a_run_leaves_pictures_and_facts(whole):
@@ -359,33 +360,33 @@ def test_the_best_model_is_kept_and_a_run_without_progress_ends(folder, tmp_path
         "plots=false",
     ]
     config = parse(folder / "config.yaml", [*changes, "validate_every=2", "patience=2", "ema_decay=0.5"])
-    events = list(runs.events(runs.prepare(config)))
-    (stopped,) = [event for event in events if isinstance(event, runs.Stopped)]
-    found = {e.step: e.validation["rmse_f"] for e in events if isinstance(e, runs.Record) and e.validation}
+    events = list(engine.events(labels.prepare(config)))
+    (stopped,) = [event for event in events if isinstance(event, engine.Stopped)]
+    found = {e.step: e.validation["rmse_f"] for e in events if isinstance(e, engine.RunRecord) and e.validation}
     assert stopped.step < 40 and stopped.best == min(found.values()) == found[stopped.best_step]
     assert stopped.step == stopped.best_step + 4
     assert checkpoints.read(tmp_path / "early" / "best.lamjax").card["steps"] == stopped.best_step
     assert "no better validation than" in line(stopped, 40)
-    again = list(runs.events(runs.prepare(config, resume=True)))  # it knows that it is over
-    assert [type(event) for event in again] == [runs.Saved]
+    again = list(engine.events(labels.prepare(config, resume=True)))  # it knows that it is over
+    assert [type(event) for event in again] == [engine.Saved]
 
 
 def test_tensorboard_is_an_extra(folder, tmp_path):
-    run = runs.prepare(parse(folder / "config.yaml", [f"output={tmp_path}", "tensorboard=true"]))
+    run = labels.prepare(parse(folder / "config.yaml", [f"output={tmp_path}", "tensorboard=true"]))
     try:
         import tensorboardX  # noqa: F401
     except ImportError:
         with pytest.raises(ValueError, match=r'needs tensorboardX: pip install "lamjax\[tensorboard\]"'):
-            next(runs.events(run))
+            next(engine.events(run))
     else:
-        next(runs.events(run))
+        next(engine.events(run))
         assert list((tmp_path / "tensorboard").glob("events*"))
 
 
 def test_frames_are_held_out_by_seed(folder, tmp_path):
     def held_out(*changes):
         config = parse(folder / "config.yaml", ["validation=[]", "hold_out=0.3", f"output={tmp_path}", *changes])
-        (task,) = runs.prepare(config).tasks
+        (task,) = labels.prepare(config).data.tasks
         assert (len(task.frames), len(task.held_out)) == (5, 2)
         return [frame.source for frame in task.held_out]
 
@@ -397,7 +398,7 @@ def test_a_run_on_a_packed_set_equals_that_on_its_files(folder, whole, tmp_path)
     config = parse(
         folder / "config.yaml", [f"train=[{tmp_path / 'train.h5'}]", f"output={tmp_path / 'packed'}", "plots=false"]
     )
-    list(runs.events(runs.prepare(config)))
+    list(engine.events(labels.prepare(config)))
     one, other = (checkpoints.read(path / "model.lamjax").params for path in (whole, tmp_path / "packed"))
     assert jax.tree.all(jax.tree.map(np.array_equal, one, other))
 
@@ -429,7 +430,7 @@ def test_numbers_and_elements_of_yaml_are_what_they_look_like(tmp_path):
 
 def test_prepare_names_what_is_wrong(folder, tmp_path):
     def prepare(*changes):
-        return runs.prepare(parse(folder / "config.yaml", [f"output={tmp_path}", *changes]))
+        return labels.prepare(parse(folder / "config.yaml", [f"output={tmp_path}", *changes]))
 
     with pytest.raises(ValueError, match="freeze: no parameter is called descripto. Known: .*descriptor/repinit"):
         prepare("freeze=[descripto]")

@@ -8,7 +8,7 @@ from lamjax import PotentialConfig, build
 from lamjax.data.plan import Bucket
 from lamjax.descriptors import DPA1Config
 from lamjax.heads import EnergyHeadConfig
-from lamjax.training import setup, slots
+from lamjax.training import labels, slots
 from lamjax.training.config import TrainConfig
 
 
@@ -35,5 +35,5 @@ def test_all_layers_are_as_many_as_the_smallest_head_has():
     heads = tuple((name, EnergyHeadConfig(neuron=(4, 4))) for name in "ab")
     potential = build(PotentialConfig(("H",), DPA1Config(rcut=3.0, sel=8, neuron=(2, 4), axis_neuron=2), heads))
     config = {"tasks": {}, "train": ("x",), "base": "y"}
-    assert setup.shared_layers(TrainConfig(**config, share_layers="all"), potential) == 3
-    assert setup.shared_layers(TrainConfig(**config, share_layers=1), potential) == 1
+    assert labels.shared_layers(TrainConfig(**config, share_layers="all"), potential) == 3
+    assert labels.shared_layers(TrainConfig(**config, share_layers=1), potential) == 1

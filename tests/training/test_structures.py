@@ -1,6 +1,7 @@
 """Fine-tuning on structures: what is learned, measured, written, resumed and refused."""
 
 import csv
+import itertools
 import json
 import warnings
 from pathlib import Path
@@ -16,12 +17,12 @@ import yaml
 
 from lamjax import checkpoints, data, losses, relaxation
 from lamjax.neighbors import Shell
-from lamjax.training import NonFiniteError, curve, evaluate, schedule, structures, structures_data
+from lamjax.training import NonFiniteError, engine, evaluate, records, schedule, structures, structures_data
 from lamjax.training.config import schema, to_json, validate
 from lamjax.training.structures import StructureTuneConfig, read_config
 from lamjax.training.structures_config import TEMPLATE, complete, judge_of, objective_of
-from lamjax.training.structures_data import Packing, hold_out, is_at_target, read_sets
-from lamjax.training.structures_judge import Judgement, Labels, compare, read_structures, summary
+from lamjax.training.structures_data import hold_out, is_at_target, noisy_batches, read_sets, wider
+from lamjax.training.structures_judge import Judgement, LabelledSets, compare, read_structures, summary
 
 FORCE = {"type": "force"}  # compiles in a fraction of the time of a relaxation
 
@@ -46,7 +47,11 @@ def config_of(folder: Path, output: str, **changes) -> StructureTuneConfig:
 
 
 def run(config: StructureTuneConfig, resume: bool = False) -> list:
-    return list(structures.events(structures.prepare(config, resume)))
+    return list(engine.events(structures.prepare(config, resume)))
+
+
+def judged_in(events: list) -> list:
+    return [event for event in events if isinstance(event, engine.RunRecord) and event.validation]
 
 
 @pytest.fixture(scope="module")
@@ -67,32 +72,35 @@ def tuned(folder):
 
 def test_structures_become_better_where_they_must(tuned):
     config, events = tuned
-    epochs = [event for event in events if isinstance(event, structures.Epoch)]
-    judged = [event for event in events if isinstance(event, structures.Judged)]
+    epochs = [structures.means(event.rows)[0] for event in events if isinstance(event, engine.Epoch)]
+    judged = judged_in(events)
     assert [event.step for event in judged] == [0, 4, 8, 12, 16]
-    assert epochs[-1].means["dq_mean"] < 0.7 * epochs[0].means["dq_mean"]
-    assert judged[-1].summary.dq_median < 0.7 * judged[0].summary.dq_median
-    assert judged[-1].summary.improved == judged[-1].summary.converged == 1
-    assert judged[0].summary.improved == 0
+    assert epochs[-1]["dq_mean"] < 0.7 * epochs[0]["dq_mean"]
+    first, last = judged[0].validation, judged[-1].validation
+    assert last["dq_median"] < 0.7 * first["dq_median"]
+    assert last["improved"] == last["converged"] == 1
+    assert first["improved"] == 0
 
 
 def test_what_it_cost_elsewhere_is_measured(tuned, folder):
-    first, last = tuned[1][0], [event for event in tuned[1] if isinstance(event, structures.Judged)][-1]
-    assert first.errors.keys() == {f"{what}_rmse_{kind}" for what in ("heldout", "replay") for kind in "ef"}
-    assert last.errors["replay_rmse_f"] > first.errors["replay_rmse_f"]  # what was learned contradicts the labels
-    assert last.errors["heldout_rmse_f"] < first.errors["heldout_rmse_f"]
+    first, last = (judged_in(tuned[1])[k].validation for k in (0, -1))
+    measured = {f"{what}_rmse_{kind}" for what in ("heldout", "replay") for kind in "ef"}
+    assert {key for key in first if "_rmse_" in key} == measured
+    assert structures.validations(folder / "tuned")[0].errors.keys() == measured
+    assert last["replay_rmse_f"] > first["replay_rmse_f"]  # what was learned contradicts the labels
+    assert last["heldout_rmse_f"] < first["heldout_rmse_f"]
     potential, params = checkpoints.load(folder / "base.lamjax", dtype=np.float64)
     frames = data.read(folder / "labels.extxyz")
     packed = data.pack(frames, data.plan(frames, potential.shells, 1))
     found = evaluate(losses.label_loss(potential), params, data.batches(packed, 8, seed=None, epochs=1))
-    assert first.errors["replay_rmse_f"] == pytest.approx(found["rmse_f"], rel=1e-9)
+    assert first["replay_rmse_f"] == pytest.approx(found["rmse_f"], rel=1e-9)
 
 
 def test_errors_of_virials_are_measured_where_there_are_labels():
     frames = label_frames.copper_frames(6)
     bare = [frame._replace(labels=frame.labels._replace(weights=np.array([1.0, 1.0, 0.0]))) for frame in frames]
     morse, params = label_frames.MORSE, jax.tree.map(lambda x: 1.03 * x, label_frames.MORSE.init())
-    labels = Labels(
+    labels = LabelledSets(
         {"all": frames, "part": [*bare[:5], frames[5]], "none": bare},
         dict.fromkeys(("all", "part", "none"), morse),
         "float64",
@@ -168,8 +176,8 @@ def test_relaxed_structures_alone_are_enough_for_an_objective_at_the_target(fold
     with pytest.raises(ValueError, match="nothing says where the structure relaxes to"):
         structures.prepare(config_of(folder, "bad", **files))
     prepared = structures.prepare(config_of(folder, "alone", objective=FORCE, hold_out=0.2, **files))
-    assert len(prepared.sets.train) == 4 and is_at_target(prepared.sets.validation[0])
-    assert len(prepared.labels.sets["heldout"][1]) == 1  # its forces are measured too
+    assert len(prepared.data.sets.train) == 4 and is_at_target(prepared.data.sets.validation[0])
+    assert len(prepared.data.labels.sets["heldout"][1]) == 1  # its forces are measured too
     zeros = np.zeros(2)
     found = Judgement(zeros, zeros, np.array([0.1, 0.9]), zeros, zeros, zeros, zeros > 0, zeros > 0)
     assert np.isnan(summary(found, found, 0.5, np.array([False, False])).in_basin)
@@ -184,16 +192,16 @@ def test_a_trajectory_of_ase_is_a_relaxation(folder):
         ase.io.write(folder / f"{k}.traj", [clusters.labelled(a.positions, 2.45) for a in frames[2 * k : 2 * k + 2]])
     files = {"pairs": ["0.traj", "1.traj"], "validation": ["2.traj"]}
     prepared = structures.prepare(config_of(folder, "bad", objective=FORCE, **files))
-    assert [structures_data.name(pair) for pair in prepared.sets.train] == [
+    assert [structures_data.name(pair) for pair in prepared.data.sets.train] == [
         str(folder / "0.traj"),
         str(folder / "1.traj"),
     ]
-    assert len(prepared.sets.frames["heldout"]) == 2
+    assert len(prepared.data.sets.frames["heldout"]) == 2
 
 
 def test_a_run_leaves_everything_behind(tuned, folder):
     output = folder / "tuned"
-    history = curve.read(output / "history.csv")
+    history = records.read(output / "history.csv")
     assert [int(row["step"]) for row in history] == list(range(1, 17))
     assert {"loss", "grad_norm", "dq_mean", "n_dropped", "replay_rmse_f"} <= history[0].keys()
     assert [int(row["epoch"]) for row in history] == [1 + k // 2 for k in range(16)]  # six pairs in batches of three
@@ -210,7 +218,7 @@ def test_a_run_leaves_everything_behind(tuned, folder):
 
 
 def test_the_minimiser_learns(tuned, folder):
-    history = curve.read(folder / "tuned" / "history.csv")
+    history = records.read(folder / "tuned" / "history.csv")
     values = [float(row["minimiser/dt_start"]) for row in history]
     assert len(set(values)) == len(values) and 0.05 < min(values) < max(values) < 0.2
     numbers = json.loads((folder / "tuned" / "minimiser.json").read_text())
@@ -220,9 +228,11 @@ def test_the_minimiser_learns(tuned, folder):
 def test_noise_moves_free_atoms_of_starts_anew_every_epoch(folder):
     def starts(noise: float, epoch: int):
         """Positions of the starts in the order of the pairs; a component of the first one is fixed."""
-        packing = structures.prepare(config_of(folder, "noise", noise=noise)).packing
-        packing.packed.rows[0][0].pairs.fixed[0, 1] = True
-        rows = {int(n): x for b in packing.epoch(epoch) for n, x in zip(b.number, b.pairs.start.positions, strict=True)}
+        config = config_of(folder, "noise", noise=noise)
+        packed = structures.prepare(config).data.packed
+        packed.rows[0][0].fixed[0, 1] = True
+        shown = itertools.islice(noisy_batches(packed, config, 2 * epoch), 2)
+        rows = {int(n): x for b in shown for n, x in zip(b.number, b.start.positions, strict=True)}
         return np.stack([rows[n] for n in sorted(rows)])
 
     plain, first, later = starts(0.0, 0), starts(0.05, 0), starts(0.05, 1)
@@ -239,9 +249,9 @@ def test_resumed_equals_uninterrupted(folder):
     common = {"objective": FORCE, "epochs": 3, "save_every": 3, "ema_decay": 0.5, "validate_every": 2}
     common |= {"replay": {"files": [str(folder / "labels.extxyz")], "batch_size": 5}}
     run(config_of(folder, "whole", **common))
-    begun = structures.events(structures.prepare(config_of(folder, "killed", **common)))
+    begun = engine.events(structures.prepare(config_of(folder, "killed", **common)))
     for event in begun:
-        if isinstance(event, structures.Saved) and event.path.name == "3":
+        if isinstance(event, engine.Saved) and event.path.name == "3":
             begun.close()
     with pytest.raises(ValueError, match=r"holds the states of a run \(up to step 3\). Add --resume"):
         structures.prepare(config_of(folder, "killed", **common))
@@ -254,7 +264,7 @@ def test_resumed_equals_uninterrupted(folder):
     for name in ("history.csv", "validation.csv", "structures.csv"):
         assert (folder / "whole" / name).read_text() == (folder / "killed" / name).read_text()
     again = run(config_of(folder, "whole", **common), resume=True)  # it knows that it is over
-    assert {type(event) for event in again} == {structures.Saved}
+    assert {type(event) for event in again} == {engine.Saved}
     with pytest.raises(ValueError, match="was begun with another config: epochs: 3 -> 5"):
         structures.prepare(config_of(folder, "whole", **common | {"epochs": 5}), resume=True)
 
@@ -263,7 +273,7 @@ def test_the_base_is_kept_where_nothing_is_better_and_the_run_ends(folder):
     # labels of 2.6 Å alone, at so high a rate that everything gets worse
     config = config_of(folder, "worse", objective=FORCE, schedule={"start_lr": 1.0}, epochs=9, patience=2)
     events = run(config)
-    (stopped,) = [event for event in events if isinstance(event, structures.Stopped)]
+    (stopped,) = [event for event in events if isinstance(event, engine.Stopped)]
     assert (stopped.step, stopped.best_step) == (4, 0)
     base, best = (checkpoints.read(folder / name).params for name in ("base.lamjax", "worse/best.lamjax"))
     assert jax.tree.all(jax.tree.map(np.array_equal, base, best))
@@ -278,7 +288,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_structures(folder):
     replay = {"files": [str(folder / "huge.extxyz")], "batch_size": 3, "bias": "keep", "weight": 1e20}
     prepared = structures.prepare(config_of(folder, "huge", objective=FORCE, replay=replay))
     with pytest.raises(NonFiniteError, match=r"not finite for the batch \[c1-\d, c1-\d, c1-\d, huge.extxyz frame"):
-        list(structures.events(prepared))
+        list(engine.events(prepared))
     assert [int(path.name) for path in (folder / "huge" / "states").iterdir() if path.name.isdigit()] == [0]
 
 
@@ -296,7 +306,7 @@ def test_bad_pairs_are_named_and_the_rest_goes_on(folder):
     assert "Relaxation c1-0" in told and "has step 0 twice" in told
     assert "Left out 1 of 6 pairs with elements that the model does not know (Cu):" in told
     assert "Relaxation gold" in told and "Au" in told
-    assert len(prepared.sets.train) == 5
+    assert len(prepared.data.sets.train) == 5
     with pytest.raises(ValueError, match="6 pairs are trained on and held out, the first Relaxation c1-0"):
         structures.prepare(config_of(folder, "bad", validation=["train.extxyz"]))
 
@@ -328,25 +338,36 @@ def test_every_objective_has_a_gradient(folder, name):
     objective = {"relax": RELAXED[name]} if name in RELAXED else {"type": name}
     changes = {"precision": "float32", "variable_cell": name != "hybrid", "learn_minimiser": name == "hybrid"}
     prepared = structures.prepare(config_of(folder, "traced", objective=objective, **changes))
-    batch = {"structures": next(prepared.packing.stream(0, 1))}
+    _, batch = next(prepared.objective.batches(0))
     params = prepared.state.params
-    found = jax.eval_shape(jax.grad(lambda params: prepared.loss(params, batch)[0]), params)
+    found = jax.eval_shape(jax.grad(lambda params: prepared.objective.loss(params, batch)[0]), params)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), found) == jax.tree.map(lambda x: (x.shape, x.dtype), params)
 
 
 def test_arrays_that_were_too_narrow_grow(folder):
     config = config_of(folder, "narrow")
     pairs = data.read_pairs(folder / "train.extxyz")
-    packing = Packing(pairs, (Shell(5.0),), config)
-    stream = packing.stream(1, 4)
-    order = [next(stream).number.tolist()]
-    before = packing.packed.shapes[0].capacities
-    assert packing.widen() == ((8,),) and before == (4,)
-    batches = list(stream)
-    assert batches[0].pairs.neighbors.capacities == batches[0].pairs.target_neighbors.capacities == (8,)
-    fresh = Packing(pairs, packing.shells, config, widened=1)
-    assert [b.number.tolist() for b in fresh.stream(1, 4)] == order + [b.number.tolist() for b in batches]
-    np.testing.assert_array_equal(batches[0].pairs.neighbors.mask.sum(axis=-1), 3)
+    shells = (Shell(5.0),)
+    narrow = data.pack_pairs(pairs, shells, config.max_programs)
+    order = [batch.number.tolist() for batch in itertools.islice(noisy_batches(narrow, config, 1), 3)]
+    wide = wider(narrow, shells)
+    assert [one.shapes[0].capacities for one in (narrow, wide)] == [(4,), (8,)]
+    batches = list(itertools.islice(noisy_batches(wide, config, 1), 3))
+    assert batches[0].neighbors.capacities == batches[0].target_neighbors.capacities == (8,)
+    assert [batch.number.tolist() for batch in batches] == order
+    np.testing.assert_array_equal(batches[0].neighbors.mask.sum(axis=-1), 3)
+
+
+def test_arrays_grow_after_an_epoch_in_which_neighbours_were_missing(folder):
+    goal = structures.prepare(config_of(folder, "grown", objective=FORCE)).objective
+    counted = {"n_structures": 3.0}
+    assert goal.per_epoch == 2 and goal.widen([counted, {**counted, "n_overflow": 0.0}]) is None
+    for _ in range(4):
+        goal, shapes = goal.widen([counted, {**counted, "n_overflow": 1.0}])
+        assert goal.per_epoch == 2 and next(goal.batches(0))[0].shape.endswith(f"{shapes[0]} neighbours")
+    assert goal.widen([{**counted, "n_overflow": 1.0}]) is None  # not for ever
+    with pytest.raises(ValueError, match='Not one structure of the last epoch counted: {"n_dropped": 3'):
+        goal.widen([{"n_structures": 0.0, "n_dropped": 3.0}])
 
 
 def test_structures_of_different_sizes_are_compared_in_one_program(folder):

@@ -1,7 +1,7 @@
 """Loops over batches: the `for` loop belongs to the script, this is what it iterates."""
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from lamjax.arguments import ArgumentError, describe, expect
 from lamjax.losses import Loss, errors
 from lamjax.numerics import compiler_options
 from lamjax.training.state import TrainState
-from lamjax.training.step import Step, make_step
+from lamjax.training.step import TrainStep, make_step
 
 
 class NonFiniteError(FloatingPointError):
@@ -41,9 +41,9 @@ def fit(
 
 
 def updates(
-    step: Step, state: TrainState, batches: Iterable, sources: Sequence[str] | Callable[[Any], list[str]] = ()
+    step: TrainStep, state: TrainState, batches: Iterable, sources: Sequence[str] | Callable[[Any], list[str]] = ()
 ) -> Iterator[tuple[TrainState, dict[str, Any]]]:
-    """As `fit`, with a step that is there already: what it has compiled is used again."""
+    """As `fit` with a step made before, whose compiled programs are reused."""
     pending = None
     for batch in batches:  # the host prepares the next batch while the device works on the last
         _check(pending, sources)
@@ -54,16 +54,44 @@ def updates(
 
 
 def evaluate(loss: Loss, params: Any, batches: Iterable) -> dict[str, float]:
-    """RMSE and MAE (see `losses.errors`) over all batches, however cut; slots of batches with slots are added up.
-
-    For losses whose metrics are sums over labels, as those of `losses.label_loss`; ValueError for others.
-    """
+    """The metrics of a loss over all batches, of labels or of pairs: RMSE and MAE, or means (see `summary`)."""
     _check_batches(batches, "evaluate")
     run = _jitted(loss)
-    found = [run(params, batch) for batch in batches]
-    if not found:
+    metrics = [run(params, batch) for batch in batches]
+    if not metrics:
         raise ValueError("There is no batch to evaluate.")
-    return errors({key: np.sum(value) for key, value in add(found).items()})
+    return summary(metrics)
+
+
+def summary(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The metrics of several batches as one, however they were cut.
+
+    Sums over labels become RMSE and MAE (see `losses.errors`). Of other metrics it is the mean over the structures
+    that counted (`n_structures`), over the batches where that is not known; numbers (`n_...`) are added up. Parts of a
+    `losses.weighted_sum` ("part/metric") are each taken for themselves.
+    """
+    metrics = jax.device_get(list(metrics))
+    parts = dict.fromkeys(key.rpartition("/")[0] for key in metrics[0])
+    combined: dict[str, float] = {}
+    for part in parts:
+        mine = [{k.rpartition("/")[2]: x for k, x in one.items() if k.rpartition("/")[0] == part} for one in metrics]
+        combined |= {f"{part}/{key}" if part else key: x for key, x in _summary(mine).items()}
+    return combined
+
+
+def _summary(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    if "energy_n" in metrics[0]:
+        return errors({key: np.sum(x) for key, x in add(metrics).items()})
+    if len(metrics) == 1:
+        return {key: float(np.mean(x)) for key, x in metrics[0].items()}
+    weights = [float(one.get("n_structures", 1)) for one in metrics]
+    weights = weights if sum(weights) else [1.0] * len(weights)
+    return {
+        key: float(np.sum([one[key] for one in metrics]))
+        if key.startswith("n_")
+        else float(np.average([np.mean(one[key]) for one in metrics], weights=weights))
+        for key in metrics[0]
+    }
 
 
 def _check_batches(batches, function: str) -> None:
@@ -92,14 +120,16 @@ def _check(pending, sources) -> None:
         return
     batch, _, value = pending
     raise NonFiniteError(
-        f"Loss {float(value)} or its gradient is not finite for the batch [{', '.join(_frames(batch, sources))}]. "
+        f"Loss {float(value)} or its gradient is not finite for the batch [{', '.join(names_of(batch, sources))}]. "
         "Remove or repair these frames, lower the learning rate, or set max_norm. The parameters before are kept."
     )
 
 
-def _frames(batch, sources) -> list[str]:
-    """The names of the frames of a batch."""
+def names_of(batch, sources: Sequence[str] | Callable[[Any], list[str]]) -> list[str]:
+    """The names of the frames, or the pairs, of a batch."""
     if callable(sources):
         return sources(batch)
-    frames = [int(k) for k in np.ravel(getattr(batch, "frame", ())) if k >= 0]
+    numbers = getattr(batch, "number", None)  # of pairs, from 1
+    frames = np.ravel(getattr(batch, "frame", ()) if numbers is None else np.asarray(numbers) - 1)
+    frames = [int(k) for k in frames if k >= 0]
     return [sources[k] if k < len(sources) else f"frame {k}" for k in frames]
