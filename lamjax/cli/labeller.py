@@ -10,7 +10,7 @@ from lamjax.training.config import apply
 MODELS = (".lamjax", ".dp", ".pt", ".pth", ".yaml", ".yml")
 HELP = (
     "A model file (.lamjax, .dp, .pt, .yaml) or `small`, ASE's name of a calculator (emt, tblite), or "
-    "package.module:factory, a class or function that is imported, for example mace.calculators:mace_mp."
+    "package.module:factory, a class or function that is imported, for example tblite.ase:TBLite."
 )
 OPTION_HELP = "KEY=VALUE, an argument of the calculator's class or function; repeatable."
 

@@ -18,16 +18,7 @@ from lamjax.distillation.probes import with_probes
 from lamjax.distillation.shapes import LastingShapes
 from lamjax.losses import DistillationLossConfig, committee_loss, distillation_loss
 from lamjax.potential import Params, Potential, build
-from lamjax.training import (
-    engine,
-    init,
-    objective,
-    optimizer,
-    per_member,
-    restore_state,
-    saved_steps,
-    schedule,
-)
+from lamjax.training import engine, objective, optimizer, per_member, saved_steps, schedule
 from lamjax.training.config import to_json
 from lamjax.training.errors import FORCES, error_table, predictions
 from lamjax.training.step import is_frozen
@@ -66,12 +57,11 @@ class Trainer:
             drawn = batches(packed, self.config.batch_size, seed=self.seed, start=start)
             return (with_probes(batch, frames) for batch in drawn) if self.config.hessian else drawn
 
-        state = init(stacked, self.update, ema=self.config.ema_decay is not None)
-        if saved_steps(folder / STATES):
-            state = restore_state(folder / STATES, state)
         goal = objective(self.loss, batches_from, sources=packed.sources)
         settings = replace(self.settings, output=str(folder))
-        return (yield from engine.events(engine.Run(settings, goal, state, self.update, self.step, int(state.step))))
+        resumed = bool(saved_steps(folder / STATES))
+        run = engine.restored(settings, goal, stacked, self.update, self.step, resumed)
+        return (yield from engine.events(run))
 
     def _begin(self, frames: Sequence[Frame], folder: Path) -> None:
         """What the states of the folder learn from, and how. States that learned in another way are removed.

@@ -109,12 +109,16 @@ def newton_loss(potential, config: NewtonTargetConfig = NewtonTargetConfig()) ->
 def _tie(potential, params, there: Landscape, z, lists, config: NewtonTargetConfig, step, back) -> Float[Array, ""]:
     """0, with the derivative μᵀ (∂F/∂θ - ∂H/∂θ s) of a loss of s, (H + δ) s = F and (H + δ) μ = ∂L/∂s."""
 
-    def slope(z):
-        return jnp.sum(landscape.slope(potential, params, there, z, lists, config.cell, back))
+    def slope(params, constants):
+        z, step, back, there, lists = constants
 
-    value, change = jax.jvp(slope, (z,), (step,))
-    value = -(value + change)
-    return value - jax.lax.stop_gradient(value)
+        def along(z):
+            return jnp.sum(landscape.slope(potential, params, there, z, lists, config.cell, back))
+
+        value, change = jax.jvp(along, (z,), (step,))
+        return -(value + change).astype(z.dtype)
+
+    return implicit.derivative_alone(slope, params, (z, step, back, there, lists))
 
 
 def _at_target(potential, batch, cell: CellConfig | None):

@@ -1,5 +1,6 @@
 """The implicit adjoint of a minimum: a linear solve with the Hessian, by conjugate residuals on Hessian products."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -193,13 +194,34 @@ def tie(
     still = jax.lax.stop_gradient
     solution, report = still(solve(potential, still(params), there, still(z), neighbors, cell, still(on_z), rule))
 
-    def slope(params):
-        total = jnp.sum(landscape.slope(potential, params, there, still(z), neighbors, cell, solution))
-        return -total.astype(solution.dtype)
+    def slope(at, constants):
+        (params, there), (z, neighbors, solution) = at, constants
 
-    # a branch, so that the compiler does not keep what the solve has computed for use in here: half the memory
-    value = jax.lax.cond(jnp.any(solution != 0), slope, lambda params: jnp.zeros((), solution.dtype), params)
-    return value - still(value), report
+        def of(params):
+            return -jnp.sum(landscape.slope(potential, params, there, z, neighbors, cell, solution)).astype(z.dtype)
+
+        # a branch, so that the compiler does not keep what the solve has computed for use in here: half the memory
+        return jax.lax.cond(jnp.any(solution != 0), of, lambda params: jnp.zeros((), z.dtype), params)
+
+    return derivative_alone(slope, (params, there), (still(z), neighbors, solution)), report
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def derivative_alone(function: Callable, at, constants) -> Float[Array, ""]:
+    """0, with the first derivative of function(at, constants) by `at`; a second one is a TypeError.
+
+    `constants` solve equations in which `at` stands, which the second derivative would have to know. The function
+    closes over nothing that is traced, and gives a number in the precision of the first of `constants`.
+    """
+    return jnp.zeros((), constants[0].dtype)
+
+
+@derivative_alone.defjvp
+def _first_derivative(function, primals, tangents):
+    at, constants = primals
+    at = undifferentiated(at)
+    change = jax.jvp(lambda at: function(at, constants), (at,), (tangents[0],))[1]
+    return jnp.zeros((), constants[0].dtype), change
 
 
 def _dot(a, b) -> Float[Array, " n_batch"]:

@@ -176,19 +176,23 @@ def ready(
 
     Raises ValueError for data that are not those of the run's beginning.
     """
-    output = Path(settings.output)
     if resumed:
-        folder.check_data(output, objective.fingerprint)
+        folder.check_data(Path(settings.output), objective.fingerprint)
     rate = schedule(settings.schedule, settings.steps)
     update = optimizer(settings.optimizer, rate, by_head=by_head, accumulate=settings.accumulate)
+    step = make(objective.loss, settings, update, share_layers, layout)
+    run = restored(settings, objective, params, update, step, resumed)._replace(outputs=written, layout=layout)
+    if resumed:
+        folder.check_length(run.config, settings.schedule, settings.steps, run.done)
+    return run
+
+
+def restored(settings: RunConfig, objective: Objective, params: Any, update, step: TrainStep, resumed: bool) -> Run:
+    """A run with an optimiser and a step of its own, from first parameters or from its last state."""
     state = init(params, update, ema=settings.ema_decay is not None)
     if resumed:
-        state = restore_state(output / STATES, state)
-    done = int(state.step) // settings.accumulate
-    if resumed:
-        folder.check_length(written.config, settings.schedule, settings.steps, done)
-    step = make(objective.loss, settings, update, share_layers, layout)
-    return Run(settings, objective, state, update, step, done, written, layout=layout)
+        state = restore_state(Path(settings.output) / STATES, state)
+    return Run(settings, objective, state, update, step, int(state.step) // settings.accumulate)
 
 
 def make(
@@ -200,17 +204,14 @@ def make(
 ) -> TrainStep:
     """The jitted step of a run."""
     rate = schedule(settings.schedule, settings.steps)
+    names = ("freeze", "rates", "ema_decay", "accumulate", "matmul_precision")
     return make_step(
         loss,
         update,
         lr_ratio=lambda n: rate(n) / settings.schedule.start_lr,
-        freeze=settings.freeze,
-        rates=settings.rates,
-        ema_decay=settings.ema_decay,
-        accumulate=settings.accumulate,
         share_layers=share_layers,
-        matmul_precision=settings.matmul_precision,
         sharding=None if layout is None else layout.state,
+        **{name: getattr(settings, name) for name in names},
     )
 
 

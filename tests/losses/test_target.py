@@ -172,3 +172,23 @@ def test_single_precision_gives_nearly_the_same():
     for name in g64:
         assert g32[name].dtype == np.float32
         assert float(g32[name]) == pytest.approx(float(g64[name]), rel=0.05, abs=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["implicit", "hybrid", "newton"])
+def test_second_derivatives_through_a_solve_are_refused(kind):
+    """They would lack the derivative of the solve, and be wrong without a word."""
+    potential = models.morse()
+    if kind == "newton":
+        loss = newton_loss(potential, NewtonTargetConfig())
+    else:
+        adjoint = SHARP if kind == "implicit" else Hybrid(2, SHARP)
+        loss = structure_loss(potential, StructureLossConfig(RelaxConfig(max_steps=5, adjoint=adjoint)))
+    value, batch, params = lambda q: loss(q, batch)[0], batch_of(1), models.params_of(potential)
+    jax.eval_shape(jax.grad(value), params)
+    for twice in (jax.hessian, lambda f: jax.jacfwd(jax.grad(f)), lambda f: jax.grad(lambda q: sum_of(jax.grad(f)(q)))):
+        with pytest.raises((TypeError, ValueError), match=r"first derivatives of a minimum alone|Reverse-mode"):
+            jax.eval_shape(twice(value), params)
+
+
+def sum_of(tree):
+    return sum(jnp.sum(x) for x in jax.tree.leaves(tree))
