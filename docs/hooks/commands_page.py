@@ -11,14 +11,19 @@ def page() -> str:
     context = group.make_context("lamjax", [], resilient_parsing=True)
     parts = ["# Commands", intro()]
     for name in group.list_commands(context):
-        command = group.get_command(context, name)
+        command = loaded(group.get_command(context, name))
         if hasattr(command, "list_commands"):
             inner = command.make_context(name, [], resilient_parsing=True)
             for second in command.list_commands(inner):
-                parts += described(f"lamjax {name} {second}", command.get_command(inner, second))
+                parts += described(f"lamjax {name} {second}", loaded(command.get_command(inner, second)))
         else:
             parts += described(f"lamjax {name}", command)
     return "\n\n".join(parts) + "\n"
+
+
+def loaded(command):
+    """The command itself, for one that is imported when it runs."""
+    return command.load() if hasattr(command, "load") else command
 
 
 def intro() -> str:

@@ -7,6 +7,8 @@ import pytest
 import typer.main
 
 from lamjax import cli
+from lamjax.cli.keys import KeyCommand
+from lamjax.training import config, structures_config
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md"))
@@ -65,18 +67,23 @@ def said_commands() -> list[tuple[str, str]]:
     ]
 
 
-def options_of(words: list[str]) -> set[str] | None:
-    """The options of a subcommand; None if there is no such subcommand."""
+def command_of(words: list[str]):
+    """The subcommand that is called; None if there is none of this name."""
     command = typer.main.get_command(cli.app)
-    for word in words[1:3]:
-        if not hasattr(command, "get_command"):
+    for word in words[1:]:
+        if not hasattr(command, "list_commands"):
             break
-        context = command.make_context("lamjax", [], resilient_parsing=True)
-        found = command.get_command(context, word)
-        if found is None:
-            return None
-        command = found
-    return {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        command = command.get_command(command.make_context("lamjax", [], resilient_parsing=True), word)
+    return command.load() if hasattr(command, "load") else command
+
+
+def accepts(command, option: str) -> bool:
+    """Whether it is an option of the command, or a key of its config that the command takes as one."""
+    known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    key = option.strip("-").replace("-", "_")
+    templates = structures_config.TEMPLATE + config.TEMPLATE + (command.help or "").replace("-", "_")
+    is_key = isinstance(command, KeyCommand) and re.search(rf"\b{re.escape(key.rpartition('.')[2])}\b", templates)
+    return option in known | {"--help", "-h", "--version"} or bool(is_key)
 
 
 def test_commands_that_the_pages_name_exist_with_their_options():
@@ -84,12 +91,12 @@ def test_commands_that_the_pages_name_exist_with_their_options():
     assert len(said) > 60
     for page, line in said:
         words = line.partition("#")[0].split()
-        if not words[1].islower():  # `lamjax COMMAND`
+        if len(words) < 2 or not words[1].islower():  # `lamjax COMMAND`
             continue
-        options = options_of(words)
-        assert options is not None, f"{page}: {line}: no such command"
-        wrong = {word for word in words if re.fullmatch(r"--?[a-z][a-z-]*", word)} - options - {"--help", "-h"}
-        assert not wrong, f"{page}: {line}: no such option"
+        command = command_of(words)
+        assert command is not None, f"{page}: {line}: no such command"
+        wrong = [word for word in words if re.fullmatch(r"--?[a-z][a-z_.-]*", word) and not accepts(command, word)]
+        assert not wrong, f"{page}: {line}: no option {wrong}"
 
 
 def test_links_between_pages_and_to_the_repository_are_files():
