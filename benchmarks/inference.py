@@ -48,7 +48,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--deepmd-python", default=sys.executable, help="interpreter that has DeePMD-kit, if it is not this one"
     )
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for inference.json")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the file of results")
+    parser.add_argument("--name", default="inference", help="of the file of results, without .json")
     return parser.parse_args()
 
 
@@ -65,7 +66,7 @@ def main() -> None:
             for system in options.systems:
                 found["systems"][system] = measure(model, system, names, Path(folder), options)
                 show_agreement(found["systems"][system]["deviation"])
-                path = write_results("inference", results, options.output)  # what is done stays if a later row fails
+                path = write_results(options.name, results, options.output)  # what is done stays if a later row fails
     show_summary(results["models"])
     console.print(f"Written: {path}")
 

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from lamjax import potential as potentials
 from lamjax import pytree
 from lamjax.arguments import ArgumentError, describe, expect
+from lamjax.interop import nequix
 from lamjax.interop.deepmd import checkpoint as deepmd
 from lamjax.potential import CheckpointError, Params, Potential, PotentialConfig
 from lamjax.reports.files import write_atomically as write_atomically
@@ -84,11 +85,16 @@ def read(path: str | Path, head: str | None = None, elements: Mapping[str, str] 
         if elements:
             raise CheckpointError(f"{path}: a lamjax bundle, whose types are elements. Leave out `elements`.")
         return _read_bundle(path)
+    if nequix.is_nequix(path):
+        if elements:
+            raise CheckpointError(f"{path}: a Nequix model, whose types are elements. Leave out `elements`.")
+        config, params, header = nequix.load(path)
+        return Stored(config, params, {"nequix": header}, "Nequix .nqx")
     if kind := deepmd.kind(path):
         return Stored(*deepmd.load(path, head, elements), {}, f"DeePMD-kit .{kind}")
     raise CheckpointError(
-        f"{path}: {_describe(path)}. lamjax opens its own bundles (lamjax.save) and DeePMD-kit's models: `.dp`, "
-        "`.yaml`, checkpoints `.pt`, frozen `.pth`, exported `.pt2` and `.pte`."
+        f"{path}: {_describe(path)}. lamjax opens its own bundles (lamjax.save), DeePMD-kit's models (`.dp`, `.yaml`, "
+        "checkpoints `.pt`, frozen `.pth`, exported `.pt2` and `.pte`) and Nequix's `.nqx`."
     )
 
 

@@ -15,8 +15,17 @@ from lamjax.arguments import expect
 from lamjax.descriptors import DPA1Config, DPA2Config, repinit
 from lamjax.descriptors.base import type_embedding, type_inputs
 from lamjax.heads import EnergyHeadConfig, energy_head
-from lamjax.potential import Params, Potential, PotentialConfig, build, check_potential, check_structure
+from lamjax.potential import (
+    Params,
+    Potential,
+    PotentialConfig,
+    build,
+    check_potential,
+    check_structure,
+    network_dtype,
+)
 
+_NEEDS_KEY = "A new element without a like has a random embedding: give a key, or like={new: known}."
 # What an element that the model has never seen gets, as in DeePMD-kit; all other parameters do not depend on types.
 _UNSEEN = {"mean": 0.0, "stddev": 0.1, "bias_atom_e": 0.0, "out_bias": 0.0, "out_std": 1.0}
 
@@ -189,7 +198,10 @@ def _with_types(potential, params, elements, origins: list[int | None], key) -> 
     constant = [block.stddev for block in descriptor.blocks if block.stddev is not None]
     unseen = _UNSEEN | ({"stddev": constant[0]} if constant else {})
     moved = jax.tree_util.tree_map_with_path(lambda path, leaf: _moved_leaf(path, leaf, origins, unseen), params)
-    if not old.descriptor.use_econf_tebd:  # else its rows belong to orbitals, not to types
+    if "species" in params.descriptor:
+        rows = _moved_species(params.descriptor["species"], origins, key)
+        moved = moved._replace(descriptor={**moved.descriptor, "species": rows})
+    elif not old.descriptor.use_econf_tebd:  # else its rows belong to orbitals, not to types
         embedding = _moved_embedding(params.descriptor["type_embedding"], origins, key)
         moved = moved._replace(descriptor={**moved.descriptor, "type_embedding": embedding})
     return build(new, potential.head), moved
@@ -222,10 +234,21 @@ def _moved_embedding(params: dict, origins, key) -> dict:
     drawn = 0.0
     if None in origins:
         if key is None:
-            raise ValueError("A new element without a like has a random embedding: give a key, or like={new: known}.")
+            raise ValueError(_NEEDS_KEY)
         drawn = jax.random.uniform(key, (len(origins), dim)) - params.get("b", 0)
     correction = _moved_rows(_residual(n_old, dim), origins, 0.0) - _residual(len(origins), dim)
     return {**params, "w": _moved_rows(w, origins, drawn) + correction.astype(w.dtype)}
+
+
+def _moved_species(params: dict, origins, key) -> dict:
+    """Tables with a row for each element, re-indexed; new rows are drawn from N(0, 1)."""
+    if None in origins and key is None:
+        raise ValueError(_NEEDS_KEY)
+    drawn = {name: 0.0 for name in params}
+    if None in origins:
+        keys = dict(zip(params, jax.random.split(key, len(params)), strict=True))
+        drawn = {name: jax.random.normal(keys[name], (len(origins), w.shape[1])) for name, w in params.items()}
+    return {name: _moved_rows(w, origins, drawn[name]) for name, w in params.items()}
 
 
 def _residual(n_types: int, dim: int) -> np.ndarray:
@@ -245,7 +268,7 @@ def _random_head(config: PotentialConfig, params: Params, head: EnergyHeadConfig
         raise ValueError(
             f"A random head needs a key, for example jax.random.key(0); or copy one of: {', '.join(config.head_names)}."
         )
-    dtype = jax.tree.leaves(params.descriptor)[0].dtype
+    dtype = network_dtype(params)
     fresh = energy_head(head, config.descriptor.width, len(config.elements)).init(key, dtype)
     return jax.tree.map(jnp.asarray, fresh)
 

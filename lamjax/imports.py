@@ -8,6 +8,11 @@ from types import ModuleType
 SELDOM = ("energy", "nn", "rigid_body", "elasticity")  # of jax-md, loaded when someone asks for something in them
 
 
+def e3nn() -> ModuleType:
+    """e3nn-jax, when a model asks for spherical harmonics: it takes four seconds, which no other model needs."""
+    return importlib.import_module("e3nn_jax")
+
+
 def jax_md() -> ModuleType:
     """jax-md; its energies, neural networks and rigid bodies, of which lamjax needs none, are loaded on first use.
 

@@ -1,5 +1,6 @@
 """Functions whose derivatives stay finite at zero, at the cutoff and on padding; how programs are compiled."""
 
+import os
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -65,6 +66,16 @@ def compiler_options() -> dict[str, Any]:
     except jax.errors.JaxRuntimeError:
         return {}
     return QUICKLY
+
+
+def memory() -> int | None:
+    """Bytes of memory of the device that jax computes on by default; None where it is not known."""
+    if jax.default_backend() != "cpu":
+        return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # Windows has no such function
+        return None
 
 
 def in_blocks(function: Callable, size: int, *arrays):

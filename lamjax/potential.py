@@ -17,7 +17,18 @@ from lamjax import neighbors as neighbor_lists
 from lamjax import nn, numerics, pytree, summaries, units
 from lamjax import system as systems
 from lamjax.arguments import ArgumentError, as_tuples, describe, expect
-from lamjax.descriptors import DPA1Config, DPA2Config, DPA3Config, allowed_pairs, dpa1, dpa2, dpa3, mask_excluded
+from lamjax.descriptors import (
+    DPA1Config,
+    DPA2Config,
+    DPA3Config,
+    NequIPConfig,
+    allowed_pairs,
+    dpa1,
+    dpa2,
+    dpa3,
+    mask_excluded,
+    nequip,
+)
 from lamjax.factories import factory
 from lamjax.heads import EnergyHeadConfig, energy_head
 from lamjax.neighbors import Neighbors, Shell, solitary
@@ -55,7 +66,10 @@ def _kind(descriptor) -> str | None:
 
 
 DescriptorConfig = Annotated[
-    Annotated[DPA2Config, Tag("dpa2")] | Annotated[DPA1Config, Tag("dpa1")] | Annotated[DPA3Config, Tag("dpa3")],
+    Annotated[DPA2Config, Tag("dpa2")]
+    | Annotated[DPA1Config, Tag("dpa1")]
+    | Annotated[DPA3Config, Tag("dpa3")]
+    | Annotated[NequIPConfig, Tag("nequip")],
     Discriminator(_kind),
 ]
 
@@ -186,7 +200,7 @@ def _build(config: PotentialConfig, head: str | None) -> Potential:
         types = jnp.asarray(table)[system.numbers]
         if allowed is not None:
             neighbors = _without_pairs(neighbors, types, allowed)
-        dtype = params.descriptor["type_embedding"]["w"].dtype
+        dtype = network_dtype(params)
         d = neighbor_lists.displacements(system, neighbors).astype(dtype)
         charge_spin, fparam = (
             None if value is None else systems.of_atoms(system, value) for value in (system.charge_spin, system.fparam)
@@ -196,6 +210,8 @@ def _build(config: PotentialConfig, head: str | None) -> Potential:
         return jnp.where(types < 0, jnp.nan, energies)  # an element that the model does not know
 
     atomic_energies.finite_alone = True
+    if descriptor.kept is not None:
+        atomic_energies.kept = lambda params, *sizes: descriptor.kept(params.descriptor, *sizes)
     return Potential(config, descriptor.shells, init, atomic_energies, config.elements, head)
 
 
@@ -218,6 +234,7 @@ def predict(potential: Potential, params, system: System | ase.Atoms, neighbors:
     """Energy, forces -dE/dx, virial -dE/dε (ε symmetric strain) and atomic energies of one structure, or of several."""
 
     system = systems.as_system(system)
+    _check_memory(potential, params, system, neighbors)
 
     def energy(positions, epsilon):
         strained = systems.strain(system._replace(positions=positions), epsilon)
@@ -229,6 +246,22 @@ def predict(potential: Potential, params, system: System | ase.Atoms, neighbors:
     zero = jnp.zeros(jnp.shape(system.cell), positions.dtype)
     (_, (energies, atomic)), (dx, de) = jax.value_and_grad(energy, argnums=(0, 1), has_aux=True)(positions, zero)
     return Prediction(energies, -dx, -de, atomic)
+
+
+def _check_memory(potential: Potential, params, system: System, neighbors: Neighbors) -> None:
+    """ValueError if the forces would keep more numbers than memory holds, which the system ends without a word."""
+    count, limit = getattr(potential.atomic_energies, "kept", None), numerics.memory()
+    if count is None or limit is None:
+        return
+    needed = count(params, system.n_atoms, neighbors.capacities)
+    if needed > limit:
+        within = [f"{n} within {s.cutoff:g} Å" for n, s in zip(neighbors.capacities, potential.shells, strict=True)]
+        raise ValueError(
+            f"The forces of {system.n_atoms} atoms with up to {' and '.join(within)} neighbours each need more than "
+            f"{needed / 1e9:.3g} GB of memory (pairs of neighbours of an atom most of it); there are {limit / 1e9:.3g} "
+            "GB. Evaluate fewer atoms at once (a smaller structure, smaller batches), or in float32. Are there so many "
+            "neighbours because positions or cell are in another unit than Å, or atoms lie on one another?"
+        )
 
 
 def atomic_energies(potential: Potential, params, system: System, neighbors: Neighbors) -> Float[Array, " n_atoms"]:
@@ -307,6 +340,11 @@ def cast_params(params: Params, dtype=None) -> Params:
     return jax.tree_util.tree_map_with_path(cast, params)
 
 
+def network_dtype(params: Params):
+    """The precision of the network, which positions are cast to; output biases have their own."""
+    return jax.tree.leaves(params.descriptor)[0].dtype
+
+
 def check_structure(config: PotentialConfig, params: Params) -> None:
     """Raise CheckpointError naming every missing, unused or misshapen parameter for this config."""
     expected = _shapes(jax.eval_shape(build(config).init, jax.random.key(0)))
@@ -343,6 +381,8 @@ def _descriptor(config, elements: tuple[str, ...]):
             return dpa1(config, elements)
         case DPA3Config():
             return dpa3(config, elements)
+        case NequIPConfig():
+            return nequip(config, elements)
     raise ArgumentError(f"There is no descriptor for {describe(config)}; supported: {_names(_configs())}.")
 
 

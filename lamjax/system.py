@@ -75,11 +75,21 @@ def host_system(atoms: ase.Atoms, dtype=np.float64) -> System:
         numbers=np.asarray(atoms.get_atomic_numbers(), np.int32),
         cell=np.asarray(atoms.cell.array, np.float64),
         pbc=np.asarray(atoms.pbc, bool),
-        fparam=_parameters(atoms.info.get("fparam"), (-1,), "fparam", dtype),
-        aparam=_parameters(atoms.arrays.get("aparam"), (len(atoms), -1), "aparam", dtype),
-        charge_spin=_charge_spin(atoms.info.get("charge_spin")),
+        **parameters(
+            len(atoms), atoms.info.get("fparam"), atoms.arrays.get("aparam"), atoms.info.get("charge_spin"), dtype
+        ),
     )
     return cast(system, dtype)
+
+
+def parameters(n_atoms: int, fparam=None, aparam=None, charge_spin=None, dtype=np.float64) -> dict[str, np.ndarray]:
+    """The fields `PARAMETERS` of a structure, checked, as numpy arrays; what is None is left out."""
+    found = {
+        "fparam": _parameters(fparam, (-1,), "fparam", dtype),
+        "aparam": _parameters(aparam, (n_atoms, -1), "aparam", dtype),
+        "charge_spin": _charge_spin(charge_spin),
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def cast(system: System, dtype) -> System:
@@ -289,7 +299,10 @@ def _parameters(value, shape: tuple[int, ...], name: str, dtype):
     """Frame or atomic parameters as a finite array of `shape`; None stays None."""
     if value is None:
         return None
-    value = np.asarray(value, dtype).reshape(shape)
+    value = np.asarray(value, dtype)
+    if shape[0] > 0 and value.size % shape[0]:
+        raise ValueError(f"{name} has {value.size} numbers for {shape[0]} atoms; expected as many for each of them.")
+    value = value.reshape(shape)
     if not np.isfinite(value).all():
         raise ValueError(f"{name} holds a value that is not finite: {value.tolist()}.")
     return value

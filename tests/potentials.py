@@ -14,6 +14,7 @@ from lamjax import classical, neighbors, numerics
 from lamjax.descriptors import (
     DPA2Config,
     DPA3Config,
+    NequIPConfig,
     RepflowConfig,
     RepformerConfig,
     RepinitConfig,
@@ -82,6 +83,18 @@ def dpa3_config() -> PotentialConfig:
     )  # fmt: skip
 
 
+def nequip_config() -> PotentialConfig:
+    """The form of Nequix's models, with fewer channels."""
+    return PotentialConfig(
+        ELEMENTS,
+        NequIPConfig(
+            rcut=4.0, channels=(4, 3, 2), lmax=2, nlayers=3, embed_dim=4, radial_basis=4, radial_neuron=(6,),
+            avg_n_neighbors=20.0, scale=0.7,
+        ),
+        (("Default", EnergyHeadConfig(neuron=())),),
+    )  # fmt: skip
+
+
 _SMALL = {
     "rcut": 3.4, "rcut_smth": 1.5, "nsel": 32, "nlayers": 2, "g1_dim": 6, "g2_dim": 4, "axis_neuron": 2,
     "attn1_hidden": 3, "attn1_nhead": 2, "attn2_hidden": 3, "attn2_nhead": 2,
@@ -132,20 +145,21 @@ def gupta(cutoff: float = 4.0) -> Potential:
 def cases() -> dict[str, Case]:
     """All potentials by name."""
     preset, default = lamjax.build(preset_config()), lamjax.build(default_config())
-    dpa3 = lamjax.build(dpa3_config())
+    dpa3, nequip = lamjax.build(dpa3_config()), lamjax.build(nequip_config())
     lj = classical.lennard_jones(sigma=1.2, epsilon=0.1, cutoff=4.0)
     morse = classical.morse(depth=0.3, width=1.5, distance=1.4, cutoff=4.0)
     return {
         "dpa2_preset": Case(preset, random_params(preset, 1, mean=0.0)),
         "dpa2_default": Case(default, random_params(default, 2, mean=0.3), first_atom_counts=True, smooth=False),
         "dpa3": Case(dpa3, random_params(dpa3, 3, mean=0.0)),
+        "nequip": Case(nequip, random_params(nequip, 4, mean=0.0)),
         "lennard_jones": Case(lj, lj.init()),
         "morse": Case(morse, morse.init()),
         "gupta": Case(gupta(), gupta().init()),
     }
 
 
-NAMES = ("dpa2_preset", "dpa2_default", "dpa3", "lennard_jones", "morse", "gupta")
+NAMES = ("dpa2_preset", "dpa2_default", "dpa3", "nequip", "lennard_jones", "morse", "gupta")
 
 
 def prepare(potential: Potential, atoms: ase.Atoms, n_atoms: int = structures.N_ATOMS, extra: int = 0):

@@ -6,7 +6,7 @@ import pytest
 
 import lamjax
 from lamjax.arguments import ArgumentError, at_least, describe, expect, expect_all, plain
-from lamjax.descriptors import DPA1Config, DPA2Config, RepformerConfig, RepinitConfig, ThreeBodyConfig
+from lamjax.descriptors import DPA1Config, DPA2Config, DPA3Config, RepformerConfig, RepinitConfig, ThreeBodyConfig
 from lamjax.heads import EnergyHeadConfig
 from lamjax.losses import LabelLossConfig
 from lamjax.training import OptimizerConfig, ScheduleConfig
@@ -17,6 +17,14 @@ def test_a_single_value_is_a_tuple_of_one():
     assert config.elements == ("Si",) and config.descriptor.neuron == (2, 4)
     assert config.heads == (("a", EnergyHeadConfig(neuron=(8,))),)
     assert lamjax.build(config).elements == ("Si",)  # it can be hashed
+
+
+@pytest.mark.parametrize("kind", [DPA1Config, DPA2Config, DPA3Config])
+def test_lists_in_configs_of_descriptors_are_tuples(kind):
+    further = {"default_chg_spin": [1.0, 2.0]} if kind is DPA3Config else {}
+    config = kind(exclude_types=[[0, 1], [1, 1]], **further)
+    assert config == kind(exclude_types=((0, 1), (1, 1)), **{k: tuple(v) for k, v in further.items()})
+    hash(config)
 
 
 def test_what_takes_a_single_value_keeps_it():
@@ -54,6 +62,10 @@ WRONG = {
     "descriptor is a dict; supported: DPA2Config": lambda: lamjax.PotentialConfig("O", {"type": "dpa2"}),
     "heads holds an EnergyHeadConfig": lambda: lamjax.PotentialConfig("O", DPA2Config(), EnergyHeadConfig()),
     "different names, a is there": lambda: lamjax.PotentialConfig("O", DPA2Config(), [("a", EnergyHeadConfig())] * 2),
+    "default_chg_spin is 1: it must be two whole numbers": lambda: DPA3Config(default_chg_spin=1),
+    r"default_chg_spin is \(1, 2, 3\): it must be two": lambda: DPA3Config(default_chg_spin=(1, 2, 3)),
+    r"default_chg_spin is \(0, -1\): .* spin multiplicity \(0 to 99\)": lambda: DPA3Config(default_chg_spin=[0, -1]),
+    r"default_chg_spin is \(0.5, 1\): it must be two whole": lambda: DPA3Config(default_chg_spin=(0.5, 1)),
     "descriptor.exclude_types names type 1": lambda: lamjax.PotentialConfig("O", DPA2Config(exclude_types=[[0, 1]])),
     "start_pref_f must be at least 0": lambda: LabelLossConfig(start_pref_f=-1),
     "huber_delta must be above 0": lambda: LabelLossConfig(huber_delta=(0.1, 0, 0.1)),

@@ -8,19 +8,27 @@ import typer
 
 from lamjax import checkpoints, edit, pytree
 from lamjax.cli.convert_input import convert_input, is_input
+from lamjax.interop import nequix
 from lamjax.interop.deepmd.write import dp_bytes, yaml_bytes
 from lamjax.potential import Params, Potential, build
 from lamjax.reports import console, outputs
 
-BUNDLE, NATIVE = ".lamjax", {".dp": dp_bytes, ".yaml": yaml_bytes}  # DeePMD-kit's, one head a file
+# of other codes, one head a file: (config, params, head, card) -> bytes
+BUNDLE = ".lamjax"
+NATIVE = {
+    ".dp": lambda config, params, head, card: dp_bytes(config, params, head),
+    ".yaml": lambda config, params, head, card: yaml_bytes(config, params, head),
+    nequix.SUFFIX: lambda config, params, head, card: nequix.write(config, params, head, card.get("nequix")),
+}
 
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(help="A model (lamjax bundle; DeePMD-kit .pt, .pth, .dp ...) or input.json.")
+        Path, typer.Argument(help="A model (lamjax bundle; DeePMD-kit .pt, .pth, .dp ...; Nequix .nqx) or input.json.")
     ],
     target: Annotated[
-        Path, typer.Argument(help="model.lamjax, model.dp or model.yaml (DeePMD-kit, one head), or config.yaml.")
+        Path,
+        typer.Argument(help="model.lamjax, model.dp, model.yaml (DeePMD-kit) or model.nqx: one head; or config.yaml."),
     ],
     heads: Annotated[str | None, typer.Option(help="Keep these heads, as in water,alloy. A .dp takes one.")] = None,
     elements: Annotated[str | None, typer.Option(help="Keep these elements, as in O,H: smaller, same numbers.")] = None,
@@ -47,7 +55,9 @@ def convert(
         outputs.claim([target], [source], "TARGET")
         convert_input(source, target)
         return
-    outputs.check_ending(target, (BUNDLE, *NATIVE), "a model (.dp, .yaml: one head, for DeePMD-kit) is")
+    outputs.check_ending(
+        target, (BUNDLE, *NATIVE), "a model (.dp, .yaml: one head, for DeePMD-kit; .nqx: for Nequix) is"
+    )
     outputs.claim([target], [source, *([toward] if toward else [])], "TARGET")
     with jax.enable_x64(True):  # so that float64 parameters stay float64
         _convert(source, target, _names(heads), _names(elements), _pairs(types), toward, share, tabulate)
@@ -82,7 +92,8 @@ def _convert(
             card = card | {"mixed": f"{1 - share:.4g} of {source.name}, {share:.4g} of {toward.name}"}
         checkpoints.save(target, potential, params, card)
     elif len(names) == 1:
-        checkpoints.write_atomically(target, NATIVE[target.suffix](potential.config, params, names[0]))
+        content = NATIVE[target.suffix](potential.config, params, names[0], stored.card)
+        checkpoints.write_atomically(target, content)
     else:
         raise ValueError(f"A {target.suffix} holds one head. Choose it with --heads, one of {', '.join(names)}.")
     count = f"{pytree.n_parameters(params):,} parameters, heads {', '.join(names)}"

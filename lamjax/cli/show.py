@@ -81,7 +81,10 @@ def _options(config, prefix: str = "") -> list[tuple[str, str]]:
 
 def _seen(stored: Stored) -> str:
     """Which elements the statistics of the environment are of."""
-    config, block = stored.config, stored.config.descriptor.blocks[0]
+    config = stored.config
+    if not config.descriptor.blocks:
+        return "none are taken: nothing is normalised by them"
+    block = config.descriptor.blocks[0]
     if block.stddev is not None:
         return f"none are taken: the standard deviation is {block.stddev:g}"
     found = _observed(stored.params.descriptor[block.name]["statistics"], config.elements)

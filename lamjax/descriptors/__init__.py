@@ -13,4 +13,6 @@ from lamjax.descriptors.dpa3 import DPA3Config as DPA3Config
 from lamjax.descriptors.dpa3 import RepflowConfig as RepflowConfig
 from lamjax.descriptors.dpa3 import dpa3 as dpa3
 from lamjax.descriptors.environment import Block as Block
+from lamjax.descriptors.nequip import NequIPConfig as NequIPConfig
+from lamjax.descriptors.nequip import nequip as nequip
 from lamjax.descriptors.repinit import RepinitConfig as RepinitConfig

@@ -23,6 +23,8 @@ class Descriptor(NamedTuple):
     # -> (n_atoms, width); `first` is the first atom of the structure, `charge_spin` (2,) its charge and multiplicity;
     # both of each atom where there are several structures
     apply: Callable
+    # (params, n_atoms, capacities) -> the least bytes that forces keep in memory; None: never too many
+    kept: Callable | None = None
 
 
 def type_inputs(elements: tuple[str, ...], use_econf_tebd: bool) -> np.ndarray:

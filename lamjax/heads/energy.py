@@ -16,7 +16,7 @@ class EnergyHeadConfig:
     """Keys, defaults and meanings are those of DeePMD-kit's `fitting_net`."""
 
     type: Literal["ener"] = "ener"
-    neuron: tuple[int, ...] = (120, 120, 120)
+    neuron: tuple[int, ...] = (120, 120, 120)  # of the hidden layers; none: a linear map of the features
     activation_function: str = "tanh"
     resnet_dt: bool = True
     numb_fparam: int = 0  # frame parameters (for example an electronic temperature), `System.fparam`
@@ -70,7 +70,7 @@ def _init(key, config: EnergyHeadConfig, n_features: int, n_types: int, dtype):
     if config.dim_case_embd:
         statistics["case_embd"] = jnp.zeros(config.dim_case_embd, dtype)
     hidden = nn.mlp_init(keys[0], n_inputs, config.neuron, config.resnet_dt, dtype)
-    last = nn.linear_init(keys[1], config.neuron[-1], 1, dtype=dtype)
+    last = nn.linear_init(keys[1], (n_inputs, *config.neuron)[-1], 1, dtype=dtype)
     return {"layers": [*hidden, last], "statistics": statistics}
 
 

@@ -19,7 +19,7 @@ from lamjax.neighbors.types import Shell, named, round_up
 from lamjax.neighbors.verlet import Verlet
 from lamjax.potential import Potential
 from lamjax.potential import allocate as allocate_neighbors
-from lamjax.system import System, check_atoms, to_ase
+from lamjax.system import System, check_atoms, parameters, to_ase
 
 SPARE = 2  # slots; when fewer are left a list asks to be allocated anew, before a neighbour is missing
 
@@ -63,12 +63,16 @@ def energy_neighbor_list(
     fractional_coordinates: bool | None = None,
     dr_threshold: float = 1.0,
     capacity_multiplier: float = 1.25,
+    fparam=None,
+    aparam=None,
+    charge_spin=None,
 ):
     """`(neighbor_fn, energy_fn)` of a potential, as the `*_neighbor_list` functions of `jax_md.energy` give them.
 
     `numbers` are atomic numbers; `box` is that of `space.periodic_general` (a length, three, or a matrix whose columns
     are the lattice vectors, in Å), None for `space.free`. `fractional_coordinates` must be that of the space; jax-md's
     own defaults disagree, so there is none here. `dr_threshold` (Å) is the skin. Units are eV, Å, amu.
+    `fparam`, `aparam` (one row an atom) and `charge_spin` are what a model takes beside the atoms, as in `System`.
 
     `neighbor_fn.allocate(R, box=...)` and `.update(R, nbrs, box=...)` make lists of all images, right for any cell,
     also where it is smaller than the cutoff or skewed. `energy_fn(R, neighbor, box=..., new_box=..., perturbation=...)`
@@ -86,7 +90,8 @@ def energy_neighbor_list(
         raise ValueError(f"Atom {int(np.argmin(numbers))} has atomic number {numbers.min()}; expected 1 to 118.")
     if box is not None and fractional_coordinates is None:
         raise ValueError("Say fractional_coordinates=True or False: that of space.periodic_general (there, True).")
-    place = _placing(numbers, box, bool(fractional_coordinates))
+    further = parameters(len(numbers), fparam, aparam, charge_spin)
+    place = _placing(numbers, box, bool(fractional_coordinates), further)
     update = _updating(potential.shells, place, float(dr_threshold))
     allocate = _allocating(potential, place, float(dr_threshold), capacity_multiplier, update)
     return partition.NeighborListFns(allocate, update), _evaluating(potential, params, place, float(dr_threshold))
@@ -136,7 +141,7 @@ def _allocating(potential: Potential, place: Callable, skin: float, headroom: fl
     return allocate
 
 
-def _placing(numbers: Int[np.ndarray, " n_atoms"], box, fractional: bool) -> Callable:
+def _placing(numbers: Int[np.ndarray, " n_atoms"], box, fractional: bool, further: dict) -> Callable:
     """(position, box, new_box, perturbation) -> System: what jax-md's displacement functions make of them."""
     space = jax_md().space
 
@@ -157,7 +162,8 @@ def _placing(numbers: Int[np.ndarray, " n_atoms"], box, fractional: bool) -> Cal
         if perturbation is not None:
             deformation = _columns(perturbation, position.dtype).T
             position, cell = position @ deformation, cell @ deformation
-        return System(position, jnp.asarray(numbers), cell, jnp.full(3, box is not None))
+        periodic = jnp.full(3, box is not None)
+        return System(position, jnp.asarray(numbers), cell, periodic, **jax.tree.map(jnp.asarray, further))
 
     return place
 

@@ -42,6 +42,12 @@ model:                             # a fresh model ...
     three_body: {rcut: 4.0, rcut_smth: 3.5, sel: 48}
     repformer: {rcut: 4.0, rcut_smth: 3.5, nsel: 48, g2_dim: 32, update_g1_has_attn: false, update_g2_has_attn: false,
                 update_g2_has_g1g1: false, update_style: res_residual, update_residual: 0.01}
+  # descriptor:                    # ... or DPA-3 (or {type: dpa1, rcut: 6.0, sel: 120})
+  #   type: dpa3
+  #   activation_function: silut:10.0
+  #   repflow: {n_dim: 128, e_dim: 64, a_dim: 32, nlayers: 6, e_rcut: 6.0, e_rcut_smth: 5.3, e_sel: 120, a_rcut: 4.0,
+  #             a_rcut_smth: 3.5, a_sel: 30, a_compress_rate: 1, a_compress_e_rate: 2, a_compress_use_split: true,
+  #             smooth_edge_update: true, edge_init_use_dist: true, use_exp_switch: true}
   heads: [[Default, {neuron: [240, 240, 240]}]]
 # base: model.lamjax               # ... or one to fine-tune: a lamjax bundle or a DeePMD-kit .pt, .dp
 # head: Default                    # its head, where there are several

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from lamjax.data import pack, sample
+from lamjax.potential import network_dtype
 from lamjax.reports import plots
 from lamjax.training.curve import CURVE
 from lamjax.training.errors import predictions, under_one_name
@@ -38,7 +39,7 @@ def _parity(task: Task, params: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]
     frames, packed = (task.held_out, task.validation) if task.validation else (task.frames, task.train)
     if len(frames) > MOST:
         frames = sample(frames, MOST)
-        packed = pack(frames, packed.plan, params.descriptor["type_embedding"]["w"].dtype)
+        packed = pack(frames, packed.plan, network_dtype(params))
     model = under_one_name(task.potential, params, task.potential.head)
     pairs = list(zip(frames, predictions(*model, packed, "auto:256"), strict=True))
 

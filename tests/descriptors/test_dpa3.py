@@ -14,7 +14,7 @@ import structures
 from invoke import invoke
 
 import lamjax
-from lamjax import data, edit, nn, pytree
+from lamjax import data, edit, nn, numerics, pytree
 from lamjax.data.frames import Frame
 from lamjax.descriptors import DPA3Config, RepflowConfig
 from lamjax.descriptors.dpa3 import repflow
@@ -61,6 +61,27 @@ def test_second_derivatives_are_those_of_finite_differences(rng):
     h, weights = 1e-3, {-2: 1 / 12, -1: -2 / 3, 1: 2 / 3, 2: -1 / 12}
     expected = sum(w * forces(system.positions + k * h * direction) for k, w in weights.items()) / h
     assert np.abs(product - expected).max() < 1e-8 * np.abs(expected).max()
+
+
+def test_more_neighbours_than_memory_holds_are_told_before_they_are_computed(monkeypatch):
+    """The number is below what XLA counts for the program, by less than a factor of four."""
+    potential = with_repflow(potentials.cases()["dpa3"], nlayers=5, n_dim=8, e_dim=8, a_dim=8)
+    params = potential.init(jax.random.key(0), np.float32)
+    atoms = structures.triclinic()
+    system = host_system(atoms * (4, 4, 4), np.float32)
+    lists = lamjax.allocate(potential, system)
+    monkeypatch.setitem(repflow.BLOCK, "cpu", 1 << 12)
+    run = jax.jit(lambda *given: lamjax.predict(potential, *given)).lower(params, system, lists)
+    used = run.compile().memory_analysis().temp_size_in_bytes
+    n, (width, narrow) = system.n_atoms, lists.capacities
+    least = n * repflow.numbers_kept(potential.config.descriptor.repflow, width, narrow) * 4
+    assert least < used < 4 * least
+    monkeypatch.setattr(numerics, "memory", lambda: least - 1)
+    said = rf"forces of {n} atoms with up to {width} within 4 Å and {narrow} within 2.8 Å.*more than .* GB.*fewer atoms"
+    with pytest.raises(ValueError, match=said):
+        lamjax.predict(potential, params, system, lists)
+    monkeypatch.setattr(numerics, "memory", lambda: least)
+    jax.eval_shape(lambda: lamjax.predict(potential, params, system, lists))
 
 
 def test_kinks_of_activations_are_named():

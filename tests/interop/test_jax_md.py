@@ -1,6 +1,7 @@
 """The pair for jax-md: numbers of lamjax itself, and jax-md's own routines over them."""
 
 import functools
+from typing import NamedTuple
 
 import ase
 import ase.build
@@ -44,9 +45,9 @@ def copper(repeat=(1, 1, 2), a: float = 3.62) -> ase.Atoms:
     return atoms
 
 
-def compare(model, params, atoms, fractional, prediction: lamjax.Prediction) -> None:
+def compare(model, params, atoms, fractional, prediction: lamjax.Prediction, **options) -> None:
     """Energy, forces and -dE/dstrain, in one program, with those of lamjax."""
-    neighbor_fn, energy_fn = pair(model, params, atoms, fractional)
+    neighbor_fn, energy_fn = pair(model, params, atoms, fractional, **options)
     position = coordinates(atoms, fractional)
 
     def energy(position, perturbation, neighbor):
@@ -60,10 +61,50 @@ def compare(model, params, atoms, fractional, prediction: lamjax.Prediction) -> 
     assert np.abs(slope).max() > 1e-3
 
 
-@pytest.mark.parametrize(("shape", "fractional"), [("unwrapped", True), ("water_box", False), ("molecule", None)])
-def test_numbers_of_dpa2_are_those_of_predict(shape, fractional):
-    case, atoms = potentials.cases()["dpa2_preset"], structures.ALL[shape]()
+NETS = [("dpa2_preset", "unwrapped", True), ("dpa2_preset", "water_box", False), ("dpa2_preset", "molecule", None)]
+
+
+@pytest.mark.parametrize(("name", "shape", "fractional"), [*NETS, ("dpa3", "unwrapped", True)])
+def test_numbers_of_descriptors_are_those_of_predict(name, shape, fractional):
+    case, atoms = potentials.cases()[name], structures.ALL[shape]()
     compare(case.potential, case.params, atoms, fractional, potentials.evaluate(case, atoms))
+
+
+class Charged(NamedTuple):
+    """A pair potential that takes everything a model may take beside the atoms."""
+
+    fparam: tuple = (0.3, -1.2)
+    aparam: tuple = ((0.1, 2.0), (0.4, -0.3), (1.0, 0.2), (0.7, 0.9))
+    charge_spin: tuple = (-2, 3)
+
+    @staticmethod
+    def potential():
+        def atomic_energies(params, system, lists):
+            far = jnp.sum(MORSE.atomic_energies(params, system, lists))
+            q = system.fparam @ jnp.array([1.0, 2.0]) + system.charge_spin @ jnp.array([0.1, 0.7])
+            return (q + system.aparam @ jnp.array([0.5, 0.25])) * far
+
+        return MORSE._replace(atomic_energies=atomic_energies)
+
+
+@pytest.mark.parametrize("given", [{}, {"aparam": np.ravel(Charged().aparam)}], ids=["rows", "flat"])
+def test_parameters_beside_the_atoms_reach_the_model(given):
+    model, atoms = Charged.potential(), copper()[:4]
+    atoms.info |= {"fparam": Charged().fparam, "charge_spin": Charged().charge_spin}
+    atoms.arrays["aparam"] = np.array(Charged().aparam)
+    system = lamjax.from_ase(atoms)
+    prediction = jax.jit(lambda s, n: lamjax.predict(model, PARAMS, s, n))(system, lamjax.allocate(model, system))
+    compare(model, PARAMS, atoms, True, prediction, **(Charged()._asdict() | given))
+
+
+def test_parameters_that_are_wrong_are_refused():
+    for wrong, said in (
+        ({"aparam": np.ones(5)}, "aparam has 5 numbers for 4 atoms"),
+        ({"fparam": [np.nan]}, "fparam holds a value that is not finite"),
+        ({"charge_spin": [0.5, 1]}, "charge_spin is .*two whole numbers"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            pair(MORSE, PARAMS, copper()[:4], True, **wrong)
 
 
 @pytest.mark.parametrize(("shape", "fractional"), SPACES)

@@ -27,7 +27,7 @@ def along(run, params, batch, direction, h: float) -> float:
     return float(run(jax.tree.map(lambda p, d: p + h * d, params, direction), batch)[0][0])
 
 
-def dpa2_gradient_error(potential, params, steps: int, seeds, h: float = 1e-5) -> float:
+def net_gradient_error(potential, params, steps: int, seeds, h: float = 1e-5) -> float:
     """Largest relative deviation of directional derivatives of the loss from differences, on a real relaxation."""
     config = StructureLossConfig(RelaxConfig(fmax=0.0, adjoint=Unrolled(steps)))
     (batch,) = pair_batches(pack_pairs(read_pairs(FILE), potential.shells), batch_size=2)  # the second row is empty
@@ -46,17 +46,17 @@ def dpa2_gradient_error(potential, params, steps: int, seeds, h: float = 1e-5) -
     return worst
 
 
-@pytest.mark.parametrize("steps", [5, 20])
-def test_gradient_through_few_steps_of_dpa2_is_that_of_finite_differences(steps):
-    potential = models.bound_dpa2()
-    assert dpa2_gradient_error(potential, models.params_of(potential), steps, seeds=(1, 2)) < 1e-6
+@pytest.mark.parametrize(("descriptor", "steps"), [("dpa2", 5), *((name, 20) for name in models.DESCRIPTORS)])
+def test_gradient_through_few_steps_of_a_net_is_that_of_finite_differences(descriptor, steps):
+    potential = models.bound(descriptor)
+    assert net_gradient_error(potential, models.params_of(potential), steps, seeds=(1, 2)) < 1e-6
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("steps", [50, 200])
 def test_gradient_through_many_steps_of_a_trained_dpa2_is_that_of_finite_differences(steps):
     potential, params = lamjax.load(DEMO, dtype=np.float64)
-    assert dpa2_gradient_error(potential, params, steps, seeds=(1,), h=2e-6) < 1e-6
+    assert net_gradient_error(potential, params, steps, seeds=(1,), h=2e-6) < 1e-6
 
 
 def pair_of_dimers(potential, starts, targets):

@@ -249,6 +249,16 @@ def test_checkpoints_bound_the_memory():
     assert kept[1] < 1.3 * kept[0] and kept[1] < every[1] / 2
 
 
+def random_direction(params):
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    return tree.unflatten([jax.random.normal(k, p.shape, p.dtype) for k, p in zip(keys, leaves, strict=True)])
+
+
+def dot(a, b) -> float:
+    return sum(float(jnp.vdot(x, y)) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
+
+
 def parameter_gradient_error(potential, params, start: System, target: System, lists, cell) -> float:
     """Of the structure error at the minimum, along a random direction of all parameters of a potential."""
     config = RelaxConfig(fmax=3e-3, max_steps=800, adjoint=Implicit(tol=1e-9, polish=6), cell=cell)
@@ -261,10 +271,8 @@ def parameter_gradient_error(potential, params, start: System, target: System, l
     run = jax.jit(jax.value_and_grad(value, has_aux=True))
     (_, relaxed), gradient = run(params)
     assert relaxed.converged and relaxed.fmax < 1e-8
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    along = tree.unflatten([jax.random.normal(k, p.shape, p.dtype) for k, p in zip(keys, leaves, strict=True)])
-    exact = sum(float(jnp.vdot(a, b)) for a, b in zip(*map(jax.tree.leaves, (gradient, along)), strict=True))
+    along = random_direction(params)
+    exact = dot(gradient, along)
     h = 3e-6
 
     def moved(t: float) -> float:
@@ -273,15 +281,59 @@ def parameter_gradient_error(potential, params, start: System, target: System, l
     return abs(exact / ((8 * (moved(1) - moved(-1)) - (moved(2) - moved(-2))) / (12 * h)) - 1)
 
 
-@pytest.mark.parametrize("cell", [None, CellConfig()], ids=["fixed cell", "cell"])
-def test_implicit_gradient_of_a_dpa2(cell):
-    potential = models.bound_dpa2()
+def boride() -> tuple[System, System]:
+    """Close-packed silicon with every fourth atom boron, displaced a little, and displaced more."""
     atoms = ase.Atoms("Si3B", scaled_positions=FCC, cell=[3.4] * 3, pbc=True)
     atoms.rattle(0.05, seed=0)
     start = lamjax.from_ase(atoms)
     atoms.rattle(0.1, seed=1)  # no symmetry says what the derivative is
-    lists, target = roomy(start, potential.shells), lamjax.from_ase(atoms)
+    return start, lamjax.from_ase(atoms)
+
+
+@pytest.mark.parametrize(
+    ("descriptor", "cell"),
+    [
+        ("dpa2", None),  # in a fixed cell it is the same program without the rows of the cell
+        *(pytest.param(name, None, marks=pytest.mark.slow) for name in models.DESCRIPTORS if name != "dpa2"),
+        *((name, CellConfig()) for name in models.DESCRIPTORS),
+    ],
+)
+def test_implicit_gradient_of_a_net(descriptor, cell):
+    potential = models.bound(descriptor)
+    start, target = boride()
+    lists = roomy(start, potential.shells)
     assert parameter_gradient_error(potential, models.params_of(potential), start, target, lists, cell) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "descriptor", [n if n != "dpa2" else pytest.param(n, marks=pytest.mark.slow) for n in models.DESCRIPTORS]
+)
+def test_every_path_through_a_net_has_its_gradient(descriptor):
+    """Steps computed again in a changing cell, the window of a hybrid, gradient flow: one sum, one difference."""
+    potential = models.bound(descriptor)
+    params, (start, _) = models.params_of(potential), boride()
+    lists = roomy(start, potential.shells)
+    rules = (
+        RelaxConfig(fmax=0, max_steps=4, adjoint=UntilConverged(checkpoints=2), cell=CellConfig(pressure=0.01)),
+        RelaxConfig(fmax=0, adjoint=Unrolled(3), minimiser=GradientFlowConfig(eta=0.02)),
+        RelaxConfig(fmax=0, max_steps=2, adjoint=Hybrid(2)),
+    )
+
+    def value(params):
+        ends = [relax(potential, params, start, lists, rule) for rule in rules]
+        ends[-1] = ends[-1]._replace(system=ends[-1].window, energy=0.0)  # its end is no minimum
+        return sum(number(end) for end in ends)
+
+    run = jax.jit(jax.value_and_grad(value))
+    along = random_direction(params)
+    exact = dot(run(params)[1], along)
+    h = 1e-5
+
+    def moved(t: float) -> float:
+        return float(run(jax.tree.map(lambda p, d: p + t * h * d, params, along))[0])
+
+    numeric = (8 * (moved(1) - moved(-1)) - (moved(2) - moved(-2))) / (12 * h)
+    assert abs(exact / numeric - 1) < 1e-7 and abs(numeric) > 1e-2
 
 
 @pytest.mark.slow

@@ -76,7 +76,7 @@ def skewed(seed: int = 0) -> ase.Atoms:
 
 
 def boride(seed: int = 0) -> ase.Atoms:
-    """Close-packed silicon with every fourth atom boron, near the bond length of `bound_dpa2`."""
+    """Close-packed silicon with every fourth atom boron, near the bond length of `models.bound`."""
     return rattled(ase.Atoms("Si3B", positions=FCC * 3.4, cell=[3.4] * 3, pbc=True), seed, 0.05)
 
 
@@ -92,8 +92,12 @@ LJ = classical.lennard_jones(sigma=2.3, epsilon=0.3, cutoff=5.0, switch_start=3.
 
 @pytest.mark.parametrize(
     ("potential", "makers"),
-    [(LJ, (crystal, tetrahedron)), (models.morse(), (crystal, skewed)), (models.bound_dpa2(), (boride,))],
-    ids=["lennard-jones", "morse", "dpa2"],
+    [
+        (LJ, (crystal, tetrahedron)),
+        (models.morse(), (crystal, skewed)),
+        *((models.bound(descriptor), (boride,)) for descriptor in models.DESCRIPTORS),
+    ],
+    ids=["lennard-jones", "morse", *models.DESCRIPTORS],
 )
 def test_minimum_is_that_of_ase(potential, makers):
     params = models.params_of(potential)
@@ -217,7 +221,7 @@ def test_sizes_are_mixed_and_order_is_kept():
 
 def test_unknown_element_is_an_error():
     with pytest.raises(ValueError, match=r"Element Cu is not in the model's type map \[Si, B\]"):
-        relax_structures(models.bound_dpa2(), None, [lamjax.from_ase(crystal())])
+        relax_structures(models.bound("dpa2"), None, [lamjax.from_ase(crystal())])
 
 
 def test_precision_is_that_of_the_system():

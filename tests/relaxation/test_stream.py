@@ -51,12 +51,18 @@ def alone(potential, params, systems, config: RelaxConfig, fixed):
         yield jax.tree.map(np.asarray, run(params, pad(system, n_atoms), around._replace(offsets=offsets), held))
 
 
-@pytest.mark.parametrize("cell", [None, CellConfig(pressure=0.01)], ids=["fixed cell", "variable cell"])
-@pytest.mark.parametrize("kind", ["morse", "dpa2"])
-def test_minima_are_those_of_one_at_a_time(cell, kind):
-    potential = models.morse() if kind == "morse" else models.bound_dpa2(("Si", "B", "Cu"))
+CELLS = {"fixed": None, "variable": CellConfig(pressure=0.01)}
+QUICK = ("morse", "dpa2")  # of the others test_relax relaxes several, and tests/cli/test_descriptors their cells
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(
+    "kind", [*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in models.DESCRIPTORS if n not in QUICK)]
+)
+def test_minima_are_those_of_one_at_a_time(kind, cell):
+    potential = models.morse() if kind == "morse" else models.bound(kind, ("Si", "B", "Cu"))
     params = models.params_of(potential)
-    config = dataclasses.replace(TIGHT, cell=cell)
+    config = dataclasses.replace(TIGHT, cell=CELLS[cell])
     systems = [host_system(a) for a in (mixture() if kind == "morse" else mixture()[1:6])]
     fixed = [None] * len(systems)
     fixed[2] = np.arange(3 * systems[2].n_atoms).reshape(-1, 3) < 5
@@ -70,7 +76,7 @@ def test_minima_are_those_of_one_at_a_time(cell, kind):
         assert result.energy == pytest.approx(float(expected.energy), abs=1e-6)
         assert result.n_steps == expected.n_steps and not expected.overflow
         assert result.system.positions.shape == systems[k].positions.shape == result.forces.shape
-        if fixed[k] is not None and cell is None:
+        if fixed[k] is not None and CELLS[cell] is None:
             np.testing.assert_array_equal(result.system.positions[fixed[k]], systems[k].positions[fixed[k]])
 
 

@@ -4,8 +4,10 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from lamjax import nn
+from lamjax.arguments import as_tuples
 from lamjax.descriptors.environment import Block
 from lamjax.neighbors import Shell
+from lamjax.system import CHARGE_SPIN
 
 _STRICT = {"extra": "forbid"}
 STYLES = ("res_avg", "res_incr", "res_residual")
@@ -127,11 +129,15 @@ class DPA3Config:
     __pydantic_config__: ClassVar = _STRICT
 
     def __post_init__(self):
+        as_tuples(self)
         nn.activation(self.activation_function)  # raises for one that is not known
         default = self.default_chg_spin
+        pair = isinstance(default, tuple) and len(default) == 2
         _require(
-            default is None or (len(default) == 2 and all(x == int(x) for x in default)),
-            f"default_chg_spin is {default}: it must be two whole numbers, charge and spin multiplicity.",
+            default is None
+            or (pair and all(x == int(x) and a <= x <= b for x, (a, b) in zip(default, CHARGE_SPIN, strict=True))),
+            f"default_chg_spin is {default}: it must be two whole numbers, charge ({_range(0)}) and spin multiplicity "
+            f"({_range(1)}).",
         )
 
     @property
@@ -155,6 +161,10 @@ class DPA3Config:
         c = self.repflow
         fixed = c.fix_stat_std or None
         return (Block("repflow", c.e_rcut, c.e_rcut_smth, c.e_sel, True, c.use_exp_switch, fixed),)
+
+
+def _range(k: int) -> str:
+    return "{} to {}".format(*CHARGE_SPIN[k])
 
 
 def _require(holds: bool, message: str) -> None:

@@ -33,7 +33,11 @@ def dpa3(config: DPA3Config, elements: tuple[str, ...]) -> Descriptor:
     def apply(params, types, neighbors, displacements, first=0, charge_spin=None):
         return _apply(params, config, inputs, types, neighbors, displacements, charge_spin)
 
-    return Descriptor(config, config.shells, config.width, init, apply)
+    def kept(params, n_atoms: int, capacities: tuple[int, int]) -> int:
+        itemsize = params["type_embedding"]["w"].dtype.itemsize
+        return n_atoms * repflow.numbers_kept(config.repflow, *capacities) * itemsize
+
+    return Descriptor(config, config.shells, config.width, init, apply, kept)
 
 
 def _init(key, config: DPA3Config, inputs, dtype):

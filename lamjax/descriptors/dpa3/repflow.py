@@ -70,6 +70,12 @@ def init(key, c: RepflowConfig, n_types: int, dtype=None):
     }
 
 
+def numbers_kept(c: RepflowConfig, width: int, narrow: int) -> int:
+    """How many numbers of an atom its forces need of the layers at least: edges and angles that each began with."""
+    n_angles = max(0, c.nlayers - 2) if c.update_angle else 0  # the first layer's are cosines
+    return narrow**2 * (n_angles * c.a_dim + 1) + width * ((c.nlayers - 1) * c.e_dim + 6)
+
+
 def graph(c: RepflowConfig, params, types, indices, masks, displacements, protection: float) -> Graph:
     """Geometry of edges and angles; `masks` are those of the two shells, without excluded pairs."""
     r = numerics.safe_norm(displacements)

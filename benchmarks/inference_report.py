@@ -1,0 +1,85 @@
+"""The table of a file of results of `inference.py`, between its marks in README.md.
+
+python benchmarks/inference_report.py dpa3
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from common import RESULTS, ROOT
+
+COLUMNS = (
+    "model",
+    "system",
+    "task",
+    "lamjax cpu ms",
+    "other cpu ms",
+    "ratio, processor time",
+    "ratio, medians of wall time",
+    "peak MB lamjax / other",
+    "first call s",
+)
+
+
+def rows(models: dict) -> list[tuple[str, ...]]:
+    """A row for each model, system and task that was compared."""
+    return [
+        (model, system, task, *cells(timings, found["ratio"][task]))
+        for model, content in models.items()
+        for system, found in content["systems"].items()
+        for task, timings in found["timings"].items()
+        if found["ratio"][task]
+    ]
+
+
+def cells(timings: dict, ratio: dict) -> tuple[str, ...]:
+    """Times (median processor time), ratios and memory of one task."""
+    own = timings["lamjax"]
+    name = min((n for n in timings if n != "lamjax"), key=lambda n: timings[n]["cpu"])
+    other, least = timings[name], min(t["peak_mb"] for n, t in timings.items() if n != "lamjax")
+    return (
+        f"{1e3 * own['cpu']:.0f}",
+        f"{1e3 * other['cpu']:.0f} ({name})",
+        f"{ratio['cpu']:.2f}",
+        f"{ratio['wall']:.2f}",
+        f"{own['peak_mb']:.0f} / {least:.0f}",
+        f"{own['first']:.0f}",
+    )
+
+
+def memory(results: dict) -> str:
+    """What `dpa3_memory.py` found as lines of Markdown."""
+    columns = ("model", "task", "atoms", "temporaries MB", "compiled in s of processor time")
+    body = [
+        (model, task, str(content["atoms"]), *(f"{one[k]:.0f}" for k in ("temporaries_mb", "compile_cpu_s")))
+        for model, content in results["models"].items()
+        for task, one in content["tasks"].items()
+    ]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (columns, ["---"] * len(columns), *body))
+
+
+def markdown(results: dict) -> str:
+    """Machine and table as lines of Markdown."""
+    machine = results["hardware"]
+    about = (
+        f"{machine['cpu']}, {machine['cores_used']} of {machine['cores']} cores, load before {machine['load_before']}"
+    )
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *rows(results["models"])]
+    return "\n".join([f"{about}, {results['date']}.", "", *("| " + " | ".join(line) + " |" for line in lines)])
+
+
+def write(name: str, text: str, path: Path = ROOT / "README.md") -> None:
+    """Replace what stands between the marks of this name; ValueError if there are none."""
+    begin, end = (f"<!-- {name}: {word} -->" for word in ("begin", "end"))
+    before, found, rest = path.read_text().partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"{path}: no lines {begin} and {end} between which the table could go. Add them.")
+    path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        results = json.loads((RESULTS / f"{name}.json").read_text())
+        write(name, memory(results) if name == "dpa3_memory" else markdown(results))
