@@ -14,7 +14,8 @@ def of_potential(potential: Any) -> str:
     """`DPA-2, 3 layers, 89 elements, cutoff 6 Å, heads: PBE, r2SCAN (PBE is used)`."""
     config = potential.config
     kind = getattr(getattr(config, "descriptor", config), "type", None)
-    parts = [kind.replace("dpa", "DPA-").replace("nequip", "NequIP") if isinstance(kind, str) else str(config).partition("(")[0]]
+    named = isinstance(kind, str)
+    parts = [kind.replace("dpa", "DPA-").replace("nequip", "NequIP") if named else str(config).partition("(")[0]]
     for block in (_block(config, "repformer"), _block(config, "repflow")):
         parts += [f"{block.nlayers} layers"] if hasattr(block, "nlayers") else []
     known = potential.elements

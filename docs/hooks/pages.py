@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import commands_page  # noqa: E402
 
 COPIED = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md", "security.md": "SECURITY.md"}
+PAGES = {source: name for name, source in COPIED.items()}
 TREES = ("benchmarks", "experiments")  # their READMEs and pictures are pages of the site, under their own paths
 MODULES = {
     "lamjax": "The names that most scripts need.",
@@ -73,15 +74,17 @@ def on_page_markdown(markdown: str, page, files, **_) -> str:
 
     def led(match: re.Match) -> str:
         text, target = match[1], match[2]
-        path = target.partition("#")[0]
+        path, hash_, anchor = target.partition("#")
         inside = os.path.normpath(folder / path)
         if files.get_file_from_path(inside):
             return match[0]
         outside = os.path.normpath(Path("docs") / folder / path)  # docs/ is a folder of the repository
+        scripts = [inside.removesuffix(".py") + ".md"] if inside.endswith(".py") else []
+        for way in (*scripts, PAGES.get(outside, outside), inside):
+            for there in (way, f"{way}/README.md"):
+                if files.get_file_from_path(there):
+                    return f"[{text}]({os.path.relpath(there, folder)}{hash_}{anchor})"
         for way in (outside, inside):
-            for page_of in (way, f"{way}/README.md"):
-                if files.get_file_from_path(page_of):
-                    return f"[{text}]({os.path.relpath(page_of, folder)})"
             if (ROOT / way).exists() and not way.startswith("docs/"):
                 return f"{text} (`{way}`)"
         return match[0]
