@@ -76,11 +76,9 @@ def on_page_markdown(markdown: str, page, files, **_) -> str:
         text, target = match[1], match[2]
         path, hash_, anchor = target.partition("#")
         inside = os.path.normpath(folder / path)
-        if files.get_file_from_path(inside):
-            return match[0]
         outside = os.path.normpath(Path("docs") / folder / path)  # docs/ is a folder of the repository
-        scripts = [inside.removesuffix(".py") + ".md"] if inside.endswith(".py") else []
-        for way in (*scripts, PAGES.get(outside, outside), inside):
+        script = inside.removesuffix(".py") + ".md"  # the page of a tutorial
+        for way in (script, PAGES.get(outside, outside), inside):
             for there in (way, f"{way}/README.md"):
                 if files.get_file_from_path(there):
                     return f"[{text}]({os.path.relpath(there, folder)}{hash_}{anchor})"

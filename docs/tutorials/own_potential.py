@@ -98,5 +98,5 @@ for state, metrics in training.fit(lattice_loss, state, optimizer, [system] * TR
 # respect to every parameter.
 
 # %%
-gradient = jax.grad(lambda p: lamjax.relax(potential, p, system, nbrs, relax).energy)(state.params)
+gradient = jax.jit(jax.grad(lambda p: lamjax.relax(potential, p, system, nbrs, relax).energy))(state.params)
 print(gradient)
