@@ -44,7 +44,8 @@ class Stored(NamedTuple):
 def save(path: str | Path, potential: Potential, params: Params, card: dict[str, Any] | None = None) -> None:
     """Write a bundle: config, parameters in their own precision, and a card (JSON-able facts: data, errors, licence).
 
-    The file appears whole or not at all; an older file of that name stays until the new one is complete.
+    The file appears whole or not at all; an older file of that name stays until the new one is complete. Of several
+    heads the chosen one is the default when the file is opened, unless the card names another.
     """
     order = "The order is save(path, potential, params)."
     expect(path, (str, Path), "save takes the name of a file first", order)
@@ -57,7 +58,8 @@ def save(path: str | Path, potential: Potential, params: Params, card: dict[str,
     expect(params, Params, "save takes the parameters of a potential third", order)
     potentials.check_structure(potential.config, params)
     state = flax.serialization.to_state_dict(jax.tree.map(np.asarray, params._asdict()))
-    content = {"config": potentials.to_json(potential.config), "params": state, "card": card or {}}
+    chosen = {CARD_HEAD: potential.head} if len(potential.config.heads) > 1 and potential.head else {}
+    content = {"config": potentials.to_json(potential.config), "params": state, "card": chosen | (card or {})}
     write_atomically(path, MAGIC + flax.serialization.msgpack_serialize(content))
 
 

@@ -42,6 +42,7 @@ def made():
         "restricted": edit.restrict_elements(model, params, ["O"])[0],
         "dpa2": lamjax.build(preset),
         "dpa3": lamjax.build(potentials.dpa3_config()),
+        "nequip": lamjax.build(potentials.nequip_config()),
         "descriptors": (dpa1(SMALL, ("Cu",)), dpa2(preset.descriptor, ("O", "H"))),
         "energy head": energy_head(HEAD, 10, 2),
         "ensembles": (dynamics.nve(lj), dynamics.nvt(model), dynamics.npt(model)),

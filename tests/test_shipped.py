@@ -70,9 +70,13 @@ def test_crystals_it_must_know_have_their_minimum_near_the_true_volume():
         assert traces[0] < 0 < traces[1], atoms.symbols
 
 
-def test_without_a_default_head_one_must_be_named(tmp_path, small):
-    lamjax.save(tmp_path / "m.lamjax", *small)
-    assert lamjax.load(tmp_path / "m.lamjax")[0].head is None
+def test_the_chosen_head_of_several_is_the_default_of_its_file(tmp_path, small):
+    potential, params = small
+    for head, expected in (("pbe", "pbe"), (None, None)):
+        lamjax.save(tmp_path / "m.lamjax", lamjax.build(potential.config, head), params)
+        assert lamjax.load(tmp_path / "m.lamjax")[0].head == expected
+    lamjax.save(tmp_path / "m.lamjax", potential, params, {checkpoints.CARD_HEAD: "gfn2xtb"})
+    assert lamjax.load(tmp_path / "m.lamjax")[0].head == "gfn2xtb"
     assert lamjax.load(tmp_path / "m.lamjax", "pbe")[0].head == "pbe"
 
 

@@ -4,6 +4,7 @@ python -m experiments.universal.publish build/universal/run_0/model.lamjax
 """
 
 import argparse
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -48,13 +49,30 @@ def card(config: dict[str, Any], found: dict[str, dict[str, float]], frames: int
         "mean absolute errors on held-out frames": found,
         "not good for": "final numbers: it is a student of a student of DFT, small and trained for hours. Magnetism, "
         "charge, surfaces and molecules in vacuum are not in the data of its default head. Fine-tune it, or check it.",
-        "made by": "python -m experiments.universal.train",
+        "made by": "python -m experiments.universal.train, see experiments/universal/README.md",
         "training": {key: config[key] for key in ("steps", "batch_size", "seed", "schedule", "optimizer", "loss")},
     }
 
 
-def main(model: Path, work: Path) -> None:
+def log(folders: list[Path]) -> None:
+    """Mean absolute errors of every validation: energies in eV/atom, forces in eV/Å, virials in eV/atom."""
+    rows = []
+    for folder in folders:
+        with open(folder / "lcurve.csv", newline="") as file:
+            for row in csv.DictReader(file):
+                told = {key.replace("_validation", ""): x for key, x in row.items() if key.startswith("mae_") and x}
+                told = {key: x for key, x in told.items() if "_train" not in key and not key.startswith("mae_s")}
+                if told:
+                    rows.append({"run": folder.name, "step": row["step"], "lr": row["lr"], **told})
+    with open(starts.HERE / "log.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def main(model: Path, work: Path, after: list[Path]) -> None:
     """Measure, describe, write."""
+    log([*after, model.parent])
     stored = checkpoints.read(model)
     potential, params = checkpoints.load(model, dtype=np.float32)
     config = json.loads((model.parent / "config.json").read_text())
@@ -71,5 +89,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--work", type=Path, default=WORK)
+    parser.add_argument("--after", type=Path, nargs="*", default=[], help="folders of the runs before it")
     options = parser.parse_args()
-    main(options.model, options.work)
+    main(options.model, options.work, options.after)

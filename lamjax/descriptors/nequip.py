@@ -182,7 +182,7 @@ def spherical_harmonics(lmax: int, u: Float[Array, "*batch 3"]) -> Float[Array, 
 
 
 def _init(key, config: NequIPConfig, n_types: int, dtype) -> dict[str, Any]:
-    """Weights of variance 1 where sums are divided by the root of their number, 1/n in the radial nets."""
+    """Weights of variance 1 where sums are divided by the root of their number, 4/n in the radial nets."""
     keys = nn.split(key, config.nlayers + 2)
     sizes = layers(config)
     return {
@@ -202,7 +202,7 @@ def _layer_init(key, config: NequIPConfig, layer: Layer, is_first: bool, dtype) 
     widths = (config.radial_basis, *config.radial_neuron, layer.n_radial)
     params = {
         "radial": [
-            nn.normal(next(keys), (n, m), dtype) / np.asarray(n**0.5, dtype)
+            nn.normal(next(keys), (n, m), dtype) * np.asarray(2 / n**0.5, dtype)
             for n, m in zip(widths[:-1], widths[1:], strict=True)
         ],
         "gather": [nn.normal(next(keys), (n, m), dtype) for n, m in zip(layer.gathered, layer.raw, strict=True)],

@@ -62,6 +62,8 @@ def to_tree(config: PotentialConfig, params: Params, head: str) -> dict:
 
     Raises CheckpointError for a model that DeePMD-kit cannot read back.
     """
+    if not isinstance(config.descriptor, DPA1Config | DPA2Config | DPA3Config):
+        raise CheckpointError(f"DeePMD-kit has no descriptor {config.descriptor.type}. Save the model as .lamjax.")
     if head not in params.heads:
         raise CheckpointError(f"the model has no head {head!r}; available: {', '.join(params.heads)}.")
     precision = str(_weights(params).dtype)
