@@ -53,15 +53,14 @@ def test_tutorials_run(tutorial, folder):
 
 
 def said_commands() -> list[tuple[str, str]]:
-    """(page, command line) of every line of a page, or of the README, that calls lamjax."""
-    pages = [*PAGES, DOCS.parent / "README.md", *(DOCS / "tutorials").glob("*.py")]
-    return [
-        (page.name, line.strip())
-        for page in pages
-        for line in re.findall(r"^#? ?(lamjax [a-z].*)$|`(lamjax [a-z][^`]*)`", page.read_text(), flags=re.MULTILINE)
-        for line in line
-        if line
-    ]
+    """(page, command line) of every call of lamjax in a block of a page, the README or a tutorial, or in backticks."""
+    found = []
+    for page in (*PAGES, DOCS.parent / "README.md", *(DOCS / "tutorials").glob("*.py")):
+        text = re.sub(r"^# ?", "", page.read_text(), flags=re.MULTILINE) if page.suffix == ".py" else page.read_text()
+        blocks = "\n".join(re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL))
+        lines = re.findall(r"^ *(lamjax .*)$", blocks, flags=re.MULTILINE) + re.findall(r"`(lamjax [^`\n]*)`", text)
+        found += [(page.name, line) for line in lines]
+    return found
 
 
 def command_of(words: list[str]):
