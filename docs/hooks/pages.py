@@ -117,7 +117,7 @@ def reference() -> dict[str, str]:
         lines.append(f"| [{full(module)}]({page_name(module)}.md) | {what} | {shown} |")
     pages = {"index": "\n".join(lines) + "\n"}
     for module, what in MODULES.items():
-        blocks = [f"::: {full(module)}.{name}" for name in names[module]]
+        blocks = [f"::: {origin(full(module), name)}" for name in names[module]]
         pages[page_name(module)] = "\n\n".join([f"# {full(module)}", what, *blocks, ""])
     return pages
 
@@ -145,6 +145,17 @@ def public_names(module: str) -> list[str]:
         elif not package and module == "units" and isinstance(node, ast.Assign):
             found += [t.id for t in node.targets if isinstance(t, ast.Name) and t.id.isupper()]
     return found
+
+
+def origin(module: str, name: str) -> str:
+    """Where a name is defined: a function may be called as the module that it is in, and the module is not meant."""
+    place = ROOT.joinpath(*module.split("."))
+    files = [path for path in (place / "__init__.pyi", place / "__init__.py") if path.exists()]
+    for node in ast.parse(files[0].read_text()).body if files else ():
+        if isinstance(node, ast.ImportFrom) and any(alias.asname == name for alias in node.names):
+            above = module if node.level else ""
+            return origin(".".join(filter(None, (above, node.module))), name)
+    return f"{module}.{name}"
 
 
 def is_module(place: Path, node: ast.ImportFrom, name: str) -> bool:
