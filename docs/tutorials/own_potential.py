@@ -4,7 +4,7 @@
 # Anything with a function `atomic_energies(params, system, neighbors)` and a cutoff is a `Potential`: it is relaxed,
 # trained, simulated, differentiated and put into the calculator like DPA-2. Here it is an embedded-atom formula,
 #
-# \[ E = \sum_i \Big( \tfrac{1}{2} \sum_j A\, e^{-p\,(r_{ij}/r_0 - 1)} - \xi \sqrt{\textstyle\sum_j
+# \[ E = \sum_i \Big( \sum_j A\, e^{-p\,(r_{ij}/r_0 - 1)} - \xi \sqrt{\textstyle\sum_j
 # e^{-2q\,(r_{ij}/r_0 - 1)}} \Big) \]
 #
 # (Cleri and Rosato, Phys. Rev. B 48, 22 (1993)), with the paper's numbers for copper.
