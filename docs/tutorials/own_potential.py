@@ -71,7 +71,8 @@ for simulation, seen in dynamics.simulate(ensemble, params, simulation, n_steps=
 # %% [markdown]
 # ## A loss of your own, through the relaxation
 #
-# A loss is a function (params, batch) -> (scalar, metrics). This one wants another lattice constant, 3.65 Å, of the
+# A loss is a function (params, batch, lr_ratio) -> (scalar, metrics); `lr_ratio` is the learning rate over its first
+# value, by which losses of labels change their prefactors. This one wants another lattice constant, 3.65 Å, of the
 # *relaxed* crystal; the implicit adjoint differentiates the minimum itself.
 
 # %%
@@ -81,7 +82,7 @@ nbrs = lamjax.allocate(potential, system, capacity=80)  # wider than now: the ce
 relax = RelaxConfig(fmax=1e-3, max_steps=300, cell=CellConfig(), adjoint=Implicit())
 
 
-def lattice_loss(params, batch):
+def lattice_loss(params, batch, lr_ratio=1.0):
     end = lamjax.relax(potential, params, batch, nbrs, relax)
     found = (4 * jnp.abs(jnp.linalg.det(end.system.cell))) ** (1 / 3)
     return (found - TARGET) ** 2, {"a": found, "converged": end.converged}
