@@ -43,7 +43,11 @@ def test_every_tutorial_is_run():
     assert {path.stem for path in (DOCS / "tutorials").glob("*.py")} == SETTINGS.keys()
 
 
-@pytest.mark.parametrize("tutorial", sorted(SETTINGS))
+LONG = {"finetune_relaxations", "distil_and_simulate", "own_potential"}  # a gradient through a relaxation, simulations
+RUNS = [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in sorted(SETTINGS)]
+
+
+@pytest.mark.parametrize("tutorial", RUNS)
 def test_tutorials_run(tutorial, folder):
     code = (DOCS / "tutorials" / f"{tutorial}.py").read_text()
     for name, value in SETTINGS[tutorial].items():
