@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import ase.data
+import jax
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
@@ -20,10 +21,12 @@ from matplotlib.figure import Figure
 import lamjax
 from experiments import workflow
 from experiments.universal import starts
+from experiments.universal.archive import BLOCKS
 from lamjax import data, dynamics, relaxation
 from lamjax.relaxation import CellConfig, RelaxConfig
 from lamjax.reports import plots
 
+WORK = BLOCKS.parent
 TEACHER = starts.HERE / "teacher.json"
 COLORS = ("#9a9a9a", "#0072b2", "#d55e00")
 GROUPS = {  # elements by what binds them, for a table of errors
@@ -47,7 +50,7 @@ def held_out(model: str, teacher: list[dict] | None) -> dict[str, Any]:
     counts, energies, _ = workflow.labels(frames)
     found = {}
     for head in ("chgnet", "materials"):
-        potential, params = lamjax.load(model, head)
+        potential, params = lamjax.load(model, head, np.float32)
         of = workflow.measured(potential, {"all": [str(starts.HELD_OUT)]})["all"]
         difference, forces = workflow.differences(potential, params, of)
         found[f"lamjax, head {head}"] = _errors(frames, counts, difference, forces)
@@ -211,6 +214,7 @@ def tables(results: dict[str, Any]) -> str:
 
 def main(model: str, every: int) -> None:
     began = time.monotonic()
+    jax.config.update("jax_compilation_cache_dir", str(WORK / "programs"))
     teacher = json.loads(TEACHER.read_text()) if TEACHER.is_file() else {}
     asked = {row["number"] for row in teacher.get("relaxed", ())}
     ends, _ = relaxed(model, every)
@@ -221,10 +225,12 @@ def main(model: str, every: int) -> None:
             "lamjax small, as the teacher": [row for row in ends if row["number"] in asked],
             "CHGNet 0.3.0": teacher["relaxed"],
         }
+    with jax.enable_x64(True):
+        errors, drifts = held_out(model, teacher.get("held_out")), simulations(model)
     results = {
-        "held_out": held_out(model, teacher.get("held_out")),
+        "held_out": errors,
         "relaxed": {name: summary(found) for name, found in rows.items()},
-        "nve": simulations(model),
+        "nve": drifts,
         "speed": speed(model, teacher.get("relaxed")),
         "rows": ends,
     }
