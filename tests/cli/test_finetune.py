@@ -107,7 +107,7 @@ def test_every_head_is_tried_and_the_best_comes_first(folder):
     assert "near suits these frames best" in " ".join(result.output.split())
     assert result.output.index("│ near") < result.output.index("│ far")
     refused = run("eval", folder / "base.lamjax", folder / "old.extxyz", "--out", folder / "x.npz")
-    assert "--reference, --committee and --out need --head, one of near, far" in str(refused.exception)
+    assert "--reference, --committee and --output need --head, one of near, far" in str(refused.exception)
 
 
 WRONG = {

@@ -14,12 +14,13 @@ PACKAGE = ROOT / "lamjax"
 # A module imports only from layers below its own. Inside a package any module may import another one of the same
 # package, except where the package is listed in APART: those members are siblings of one layer.
 LAYERS = [
-    {"units", "numerics", "pytree", "threads", "imports", "factories", "reports", "arguments"},
+    {"units", "numerics", "pytree", "threads", "imports", "factories", "reports", "arguments", "summaries"},
     {"system", "nn"},
     {"neighbors"},
     {"descriptors", "heads"},
     {"potential"},
     {"relaxation", "dynamics", "data", "classical", "edit", "committee"},
+    {"properties"},
     {"losses", "interop"},
     {"checkpoints"},
     {"training", "calculator"},
@@ -29,7 +30,7 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 APART = {"interop"}
-OPTIONAL = {"matplotlib", "tensorboardX", "deepmd", "torch", "e3nn", "tblite"}
+OPTIONAL = {"matplotlib", "tensorboardX", "deepmd", "torch", "e3nn", "tblite", "phonopy", "seekpath"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
