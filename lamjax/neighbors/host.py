@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import vesin
 
+from lamjax.neighbors.search import FAR
 from lamjax.neighbors.types import MadeFor, Neighbors, Shell, round_up
 from lamjax.system import System, check_single, complete_cell, face_distances
 
@@ -57,12 +58,17 @@ def allocate(
     return jax.tree.map(jnp.asarray, _pack(system, shells, capacities, (i, j, images, r), found))
 
 
-def host_neighbors(system: System, shells: tuple[Shell, ...], capacities: tuple[int, ...]) -> Neighbors:
-    """As `allocate`, with numpy arrays, for data that is stacked into batches; overflow is a flag, not an error."""
+def host_neighbors(
+    system: System, shells: tuple[Shell, ...], capacities: tuple[int, ...], n_offsets: int = 0
+) -> Neighbors:
+    """As `allocate`, with numpy arrays, for data that is stacked into batches; overflow is a flag, not an error.
+
+    `n_offsets` pads the list of images to a common length.
+    """
     system = jax.tree.map(np.asarray, system)
     i, j, images, r = pairs(system, shells[0].cutoff)
     found = tuple(int(np.bincount(i[r <= s.cutoff], minlength=system.n_atoms).max(initial=0)) for s in shells)
-    return _pack(system, shells, capacities, (i, j, images, r), found)
+    return _pack(system, shells, capacities, (i, j, images, r), found, n_offsets)
 
 
 def pairs(system: System, cutoff: float):
@@ -113,7 +119,7 @@ def image_offsets(cell, pbc, cutoff: float) -> np.ndarray:
     return grid[np.argsort((grid**2).sum(axis=1), kind="stable")].astype(np.int32)
 
 
-def _pack(system, shells, capacities, found_pairs, found) -> Neighbors:
+def _pack(system, shells, capacities, found_pairs, found, n_offsets: int = 0) -> Neighbors:
     i, j, images, r = found_pairs
     n, capacity = system.n_atoms, capacities[0]
     starts = np.concatenate([[0], np.cumsum(np.bincount(i, minlength=n))])[:-1]
@@ -131,12 +137,13 @@ def _pack(system, shells, capacities, found_pairs, found) -> Neighbors:
     indices[i, slot], shifts[i, slot] = j, images
     kept = [f if s.sel is None else min(f, s.sel) for f, s in zip(found, shells, strict=True)]
     offsets = image_offsets(system.cell, system.pbc, shells[0].cutoff)
+    padding = np.full((max(0, n_offsets - len(offsets)), 3), FAR, np.int32)
     return Neighbors(
         indices=np.where(masks[0], indices, np.arange(n, dtype=np.int32)[:, None]),
         images=np.where(masks[0][..., None], shifts, 0),
         mask=masks[0],
         inner=tuple(masks[1:]),
-        offsets=offsets,
+        offsets=np.concatenate([offsets, padding]),
         found=np.asarray(found, np.int32),
         overflow=np.asarray(any(k > c for k, c in zip(kept, capacities, strict=True))),
         truncated=np.asarray(any(k < f for k, f in zip(kept, found, strict=True))),

@@ -45,8 +45,7 @@ class Calculator(ase.calculators.calculator.Calculator):
         super().calculate(atoms, properties, system_changes)
         system = host_system(self.atoms)
         widths = tuple(shell.sel or 64 for shell in self.potential.shells)
-        lists = neighbors.host_neighbors(system, self.potential.shells, widths)
-        out = self.run(system, lists._replace(offsets=np.resize(lists.offsets, (343, 3))))  # of one shape, and not used
+        out = self.run(system, neighbors.host_neighbors(system, self.potential.shells, widths, n_offsets=343))
         self.results = {"energy": float(out.energy), "forces": np.asarray(out.forces)}
 
 
