@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from pydantic import Discriminator, Tag, TypeAdapter
 
 from lamjax import neighbors as neighbor_lists
-from lamjax import nn, numerics, pytree, units
+from lamjax import nn, numerics, pytree, summaries, units
 from lamjax import system as systems
 from lamjax.arguments import ArgumentError, as_tuples, describe, expect
 from lamjax.descriptors import (
@@ -46,6 +46,9 @@ class Params(NamedTuple):
 
     descriptor: Any
     heads: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return summaries.of_params(self)
 
 
 class Prediction(NamedTuple):
@@ -140,6 +143,9 @@ class Potential(NamedTuple):
     atomic_energies: Callable  # (params, system, neighbors) -> (n_atoms,) eV, 0 for padding
     elements: tuple[str, ...] | None = None  # what it knows; None: everything
     head: str | None = None  # the head that `energy` uses
+
+    def __repr__(self) -> str:
+        return summaries.of_potential(self)
 
     def energy(self, params, system: System, neighbors: Neighbors) -> Float[Array, "*structures"]:
         """Potential energy of one structure, or of each of several (eV), summed in float64 where x64 is on."""

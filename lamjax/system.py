@@ -12,7 +12,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms, FixCartesian
 from jaxtyping import Array, Bool, Float, Int
 
-from lamjax import units
+from lamjax import summaries, units
 
 PARAMETERS = ("fparam", "aparam", "charge_spin")  # fields of a System that a model may take beside the atoms
 CHARGE_SPIN = ((-100, 99), (0, 99))  # the least and the largest charge (e) and spin multiplicity
@@ -35,6 +35,9 @@ class System(NamedTuple):
     aparam: Float[Array, "*batch n_atoms n_aparam"] | None = None  # atomic parameters, likewise
     structure: Int[Array, "*batch n_atoms"] | None = None  # None: there is one
     charge_spin: Int[Array, "*batch 2"] | None = None  # charge (e) and spin multiplicity, for models that take them
+
+    def __repr__(self) -> str:
+        return summaries.of_system(self)
 
     @property
     def n_atoms(self) -> int:

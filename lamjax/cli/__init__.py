@@ -24,13 +24,20 @@ COMMANDS = {
     "convert": "lamjax.cli.convert:convert",
     "info": "lamjax.cli.info:info",
 }
+WORKFLOW = {  # the order in which one needs them, and how help shows them
+    "See it work": ("demo", "info"),
+    "Look at data and models": ("data", "show", "eval", "convert"),
+    "Train": ("train", "finetune", "finetune-structures"),
+    "Make it small, or let it choose its data": ("distill", "explore", "label"),
+    "Use it": ("relax", "md"),
+}
 DATA = {"check": "lamjax.cli.data:check", "convert": "lamjax.cli.data_convert:convert"}
 
 app = typer.Typer(
-    cls=group(COMMANDS),
+    cls=group(COMMANDS, WORKFLOW),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    add_completion=True,  # lamjax --install-completion
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(typer.Typer(cls=group(DATA), help="Look at data sets, and pack them.", no_args_is_help=True), name="data")
@@ -48,7 +55,7 @@ def lamjax(
         bool, typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
-    """Large atomic models in JAX: DPA-2, fine-tuned through its own relaxation."""
+    """Machine-learned interatomic potentials in JAX: DPA-2 and DPA-3, fine-tuned through their own relaxation."""
 
 
 def main() -> None:

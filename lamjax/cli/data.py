@@ -1,7 +1,8 @@
 """`lamjax data ...`: what is in a data set."""
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -62,7 +63,8 @@ def report(found: Audit) -> None:
             ("frames", one.n_frames),
             ("atoms (min, median, max)", "{}, {:g}, {}".format(*one.n_atoms)),
             *((f"with {label}", n) for label, n in one.labelled.items()),
-            ("labels found as", ", ".join(_found(one.keys)) or "-"),
+            ("labels found as (frames)", _counted(one.keys)),
+            ("other keys (frames)", _counted(one.others)),
             ("elements (frames)", " ".join(f"{e}({n})" for e, n in one.elements.items())),
             ("energy per element (eV)", energies or "-"),
             ("what that leaves (meV/atom)", "-" if one.residual is None else one.residual),
@@ -72,11 +74,28 @@ def report(found: Audit) -> None:
         console.print(table(one.name, ["", ""], rows))
     if not found.findings:
         console.print("Nothing suspicious.")
-    for finding in found.findings:
+    for finding in grouped(found.findings):
         color = {"error": "bold red", "warning": "yellow", "note": "dim"}[finding.severity]
         where = f"{finding.where}" + (f" ({finding.n} frames in all)" if finding.n > 1 else "")
         console.print(f"[{color}]{finding.severity}[/] {escape(where)}: {escape(finding.what)}", soft_wrap=True)
         console.print(f"    {escape(finding.remedy)}", style="dim", soft_wrap=True)
+
+
+def grouped(findings: Iterable[Finding]) -> list[Finding]:
+    """One finding a kind and set: of those that differ in numbers alone the first one, with the frames of all."""
+    kinds: dict[tuple, Finding] = {}
+    for finding in findings:
+        kind = (finding.severity, finding.set, re.sub(r"[-+]?\d[\d.]*(e[-+]?\d+)?", "#", finding.what))
+        first = kinds.setdefault(kind, finding)
+        if first is not finding:
+            both = (*(first.frames or (first.where,)), *(finding.frames or (finding.where,)))
+            kinds[kind] = first._replace(n=first.n + finding.n, frames=both)
+    return list(kinds.values())
+
+
+def _counted(keys: dict[str, int]) -> str:
+    """`energy: REF_energy (40), forces: REF_forces (38)`."""
+    return ", ".join(f"{key} ({n})" for key, n in sorted(keys.items())) or "-"
 
 
 def _frames(path: Path, elements, require, options: ReadOptions, remarks: list[Finding]) -> Iterator[Frame]:

@@ -33,7 +33,9 @@ class Measures(NamedTuple):
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the tuned model, structures, CSV and plot.")] = Path("demo"),
+    out: Annotated[
+        Path, typer.Option("--output", "-o", "--out", help="Folder for the tuned model, structures, CSV and plot.")
+    ] = Path("demo"),
     epochs: Annotated[int, typer.Option(help="Passes over the training relaxations.", min=1)] = 6,
     seed: Annotated[int, typer.Option(help="Seed of the order of the structures.")] = 0,
 ) -> None:
@@ -42,7 +44,7 @@ def demo(
     Held-out defects are relaxed before and after; the table tells how far they end from where DFT relaxes them to.
     """
     began = time.monotonic()
-    outputs.claim_folder(out, ("*",), option="--out")
+    outputs.claim_folder(out, ("*",), option="--output")
     potential, params = checkpoints.load(str(ASSETS / "base.lamjax"))
     frames = {name: data.read(str(ASSETS / f"si_defects_{name}.extxyz.gz")) for name in ("train", "heldout")}
     pairs = {name: data.pairs_from_frames(f) for name, f in frames.items()}

@@ -55,7 +55,10 @@ def distill(
     head: Annotated[str | None, typer.Option(help="Head of a teacher that has several.")] = None,
     labeller: Annotated[str | None, typer.Option(help=f"Instead of TEACHER. {HELP}")] = None,
     option: Annotated[list[str] | None, typer.Option(help=OPTION_HELP)] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the rounds and the student; default: distilled.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", "--out", help="Folder of the rounds and the student; default: distilled."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the rounds in the output folder.")] = False,
     template: Annotated[bool, typer.Option("--template", help="Print a config file with all keys and stop.")] = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the config's JSON schema and stop.")] = False,

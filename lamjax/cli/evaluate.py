@@ -43,14 +43,18 @@ def evaluate(
     batch_size: Annotated[str, typer.Option(help="Structures at a time, or auto:N for about N atoms.")] = "auto:256",
     max_programs: Annotated[int, typer.Option(help="Shapes that are compiled.")] = 4,
     reference: Annotated[
-        Path | None, typer.Option(help="Predictions to compare with: .npz as --out writes it, or labelled structures.")
+        Path | None,
+        typer.Option(help="Predictions to compare with: .npz as --output writes it, or labelled structures."),
     ] = None,
     committee: Annotated[
         list[Path] | None,
         typer.Option(help="Another member of a committee, of the same config; repeatable. Tells where they differ."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Write predictions: .npz (every digit), .extxyz or .extxyz.gz (8 decimals).")
+        Path | None,
+        typer.Option(
+            "--output", "-o", "--out", help="Write predictions: .npz (every digit), .extxyz or .extxyz.gz (8 decimals)."
+        ),
     ] = None,
     energy_key: reading.EnergyKey = None,
     forces_key: reading.ForcesKey = None,
@@ -67,9 +71,9 @@ def evaluate(
     with its frame and atom. Use --precision float64 for that.
 
     With --committee: the force deviation sqrt(<|F - <F>|²>) of the model and these members, of the atom where it is
-    largest in each frame; --out writes it with every frame (deviation, eV/Å).
+    largest in each frame; --output writes it with every frame (deviation, eV/Å).
 
-    --out FILE.npz holds energy (n_frames,), virial (n_frames, 3, 3), forces (n, 3) and atomic_energies (n,) of the
+    --output FILE.npz holds energy (n_frames,), virial (n_frames, 3, 3), forces (n, 3) and atomic_energies (n,) of the
     atoms of all frames one after another, n_atoms (n_frames,) and sources, in eV and Å.
     """
     if precision not in ("float32", "float64"):
@@ -77,7 +81,7 @@ def evaluate(
     if out is not None:
         outputs.check_ending(out, (".npz", ".extxyz", ".extxyz.gz"), "predictions are")
         read_too = [path for path in (reference, *(committee or ())) if path is not None]
-        outputs.claim([out], [model, *files_of(files), *read_too], "--out")
+        outputs.claim([out], [model, *files_of(files), *read_too], "--output")
     with jax.enable_x64(True):  # for sums of energies; the network runs in `precision`
         potential, params = checkpoints.load(model, head, np.dtype(precision))
         options = reading.options(energy_key, forces_key, stress_key, virial_key, elements)
@@ -89,7 +93,7 @@ def evaluate(
         needs_one = reference is not None or out is not None or bool(committee)
         if potential.head is None and needs_one:
             raise ValueError(
-                f"--reference, --committee and --out need --head, one of {', '.join(potential.config.head_names)}."
+                f"--reference, --committee and --output need --head, one of {', '.join(potential.config.head_names)}."
             )
         if head is None and len(potential.config.head_names) > 1 and not needs_one:
             found = zero_shot(potential, params, frames, packed, size)

@@ -25,7 +25,7 @@ NAMED = 5  # failures that are printed
 
 def explore(
     structures: Annotated[list[Path], typer.Argument(help="extxyz, what ASE reads, DeePMD folders, .h5: every frame.")],
-    out: Annotated[Path, typer.Option(help="The structures, extxyz.")],
+    out: Annotated[Path, typer.Option("--output", "-o", "--out", help="The structures, extxyz.")],
     potential: Annotated[
         str | None, typer.Option(help=f"What moves atoms in relaxations and simulations. {HELP}")
     ] = None,

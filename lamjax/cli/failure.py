@@ -8,6 +8,8 @@ from rich.markup import escape
 
 from lamjax.reports import console
 
+MORE = "LAMJAX_TRACEBACK=1 shows where it came from; docs/troubleshooting.md explains messages"
+
 
 def end(error: Exception) -> None:
     """Print one message and exit with code 2 if the user can mend the error, or if there is no device; else return."""
@@ -16,7 +18,7 @@ def end(error: Exception) -> None:
     if message is None or os.environ.get("LAMJAX_TRACEBACK"):
         return
     console.print(f"[bold red]Error:[/] {escape(message)}", soft_wrap=True)
-    console.print("(LAMJAX_TRACEBACK=1 shows where it came from.)", style="dim")
+    console.print(f"({MORE})", style="dim", soft_wrap=True)
     sys.exit(2)
 
 

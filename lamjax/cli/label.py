@@ -25,7 +25,9 @@ NAMED = 5  # reasons that are printed
 def label(
     structures: Annotated[list[Path], typer.Argument(help="extxyz, what ASE reads, DeePMD folders, .h5: every frame.")],
     labeller: Annotated[str, typer.Option(help=HELP)],
-    out: Annotated[Path, typer.Option(help="The labelled set: .h5 (packed, for training), or .extxyz.")],
+    out: Annotated[
+        Path, typer.Option("--output", "-o", "--out", help="The labelled set: .h5 (packed, for training), or .extxyz.")
+    ],
     option: Annotated[list[str] | None, typer.Option(help=OPTION_HELP)] = None,
     head: Annotated[str | None, typer.Option(help="Head of a model that has several.")] = None,
     precision: Annotated[Precision | None, typer.Option(help="Of a model; float32 where not given.")] = None,
@@ -72,7 +74,7 @@ def claim(out: Path, inputs: Sequence[Path | str | None], endings: Sequence[str]
     outputs.check_ending(out, endings, what)
     beside = (out.with_name(f"{out.name}{ending}") for ending in BESIDE)
     given = [path for path in map(Path, filter(None, inputs)) if path.exists()]
-    outputs.claim([out, *beside], data.files_of(given), "--out")
+    outputs.claim([out, *beside], data.files_of(given), "--output")
 
 
 def _run(steps, total: int) -> distillation.Written:

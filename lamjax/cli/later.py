@@ -4,7 +4,7 @@ import ast
 import contextlib
 import importlib
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 
@@ -24,13 +24,20 @@ def own_process() -> Iterator[None]:
         _own_process.reset(token)
 
 
-def group(places: Mapping[str, str]) -> type[TyperGroup]:
-    """The class of a group whose commands {name: "module:function"} are imported when they run."""
+def group(places: Mapping[str, str], panels: Mapping[str, Sequence[str]] | None = None) -> type[TyperGroup]:
+    """The class of a group whose commands {name: "module:function"} are imported when they run.
+
+    `panels` {heading: names} says under which heading, and in which order, help shows the commands.
+    """
 
     class Group(TyperGroup):
         def __init__(self, *args, **settings):
             super().__init__(*args, **settings)
-            self.commands = {**{name: Later(name, place) for name, place in places.items()}, **self.commands}
+            found = {**{name: Later(name, place) for name, place in places.items()}, **self.commands}
+            headings = {name: heading for heading, names in (panels or {}).items() for name in names}
+            self.commands = {name: found[name] for name in headings or found}
+            for name, heading in headings.items():
+                self.commands[name].rich_help_panel = heading
 
     return Group
 

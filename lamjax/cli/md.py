@@ -70,7 +70,9 @@ def md(
     thermostat_time: Annotated[float | None, typer.Option(help="Period of Nosé-Hoover chains (fs): 50.")] = None,
     barostat_time: Annotated[float | None, typer.Option(help="Of npt (fs): 500.")] = None,
     every: Annotated[int, typer.Option(help="Steps between two frames, and two lines of the table.", min=1)] = 20,
-    output: Annotated[Path, typer.Option(help="Trajectory: .extxyz, .traj (ASE) or .h5.")] = Path("traj.extxyz"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Trajectory: .extxyz, .traj (ASE) or .h5.")] = Path(
+        "traj.extxyz"
+    ),
     seed: Annotated[int, typer.Option(help="Of velocities and the random forces of langevin.")] = 0,
     frame: Annotated[int | None, typer.Option(help="Which of several structures, from 0; -1 is the last.")] = None,
     head: Annotated[str | None, typer.Option(help="Head of a model that has several.")] = None,

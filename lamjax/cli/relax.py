@@ -88,9 +88,12 @@ class Share(NamedTuple):
 def relax(
     model: Annotated[Path, typer.Argument(help="small, a lamjax bundle or a DeePMD-kit model (.pt, .dp, .yaml).")],
     structures: Annotated[list[Path], typer.Argument(help="Files that ASE reads; every frame is relaxed.")],
-    out: Annotated[Path, typer.Option(help="Relaxed structures, extxyz, at the end in the order of the files.")] = Path(
-        "relaxed.extxyz"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", "--out", help="Relaxed structures, extxyz, at the end in the order of the files."
+        ),
+    ] = Path("relaxed.extxyz"),
     fmax: Annotated[float, typer.Option(help="Converged when no atom (nor the cell) feels more (eV/Å).")] = 0.02,
     max_steps: Annotated[int, typer.Option(help="FIRE steps at most.")] = 500,
     cell: Annotated[bool, typer.Option("--cell", help="Relax the cell too; components as --keep says.")] = False,
@@ -124,7 +127,7 @@ def relax(
     outputs.check_ending(out, (".extxyz", ".xyz"), "relaxed structures are")
     config = RelaxConfig(fmax=fmax, max_steps=max_steps, cell=_cell(cell, pressure, keep))
     share = _share(out, coordinator, processes, process)
-    outputs.claim(_written(share.out), [model, *data.files_of(structures)], "--out")
+    outputs.claim(_written(share.out), [model, *data.files_of(structures)], "--output")
     began = time.monotonic()
     with files.alone(share.out), jax.enable_x64(True):  # for positions and sums of energies
         done = _done(share, out, resume)
@@ -206,7 +209,7 @@ def _share(out: Path, coordinator: str | None, processes: int | None, process: i
 def _done(share: Share, out: Path, resume: bool) -> dict[str, records.Place]:
     """Where the structures stand that were relaxed already, here or by another process."""
     if not resume and share.out.exists() and share.out.stat().st_size:
-        raise ValueError(f"{share.out} exists. Go on with --resume, name another --out, or remove it.")
+        raise ValueError(f"{share.out} exists. Go on with --resume, name another --output, or remove it.")
     return records.relaxed(records.parts(out), cut=share.out) if resume else {}
 
 

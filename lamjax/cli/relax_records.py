@@ -87,7 +87,7 @@ def known(path: Path, cut: bool = False) -> list[Place]:
     places, end = [], 0
     for info, end_ in records.whole_records(path, "lamjax relax"):
         if not {"source", *OUTCOME} <= info.keys():
-            raise ValueError(f"{path}, record {len(places)}: not written by `lamjax relax`. Name another --out.")
+            raise ValueError(f"{path}, record {len(places)}: not written by `lamjax relax`. Name another --output.")
         places.append(Place(path, end, end_, info))
         end = end_
     if cut:

@@ -49,6 +49,7 @@ class SetAudit(NamedTuple):
     residual: float | None  # meV/atom, RMS of what the references leave, outliers aside
     forces: str  # whether forces belong to the energies
     virial: str  # whether virials do
+    others: dict[str, int]  # keys that are no labels -> frames
 
 
 class Audit(NamedTuple):
@@ -85,6 +86,7 @@ class _Set:
         self.energies: list[float] = []
         self.weights: list[np.ndarray] = []
         self.keys: Counter = Counter()
+        self.others: Counter = Counter()
         self.prints: list[tuple] = []  # of the structure, to find copies
         self.similar = consistency.Similar()
         self.pairs, self.clusters = _Sample(), _Sample()
@@ -103,6 +105,7 @@ class _Set:
         self.energies.append(float(frame.labels.energy))
         self.weights.append(np.asarray(frame.labels.weights, np.float64))
         self.keys.update(f"{label}: {key}" for label, key in zip(LABELS, frame.keys, strict=True) if key)
+        self.others.update(frame.info.keys())
         self.prints.append(_prints(frame))
         if any(frame.labels.weights):
             self.levels.setdefault(levels.level_of(frame), frame.source)
@@ -298,6 +301,7 @@ class _Set:
             residual,
             self.judged[0].text,
             self.judged[1].text,
+            dict(self.others),
         )
 
 

@@ -45,7 +45,7 @@ def whole_records(path: Path, writer: str) -> Iterator[tuple[dict[str, Any], int
     with open(path, "rb") as file:
         while first := file.readline():
             if not first.strip().isdigit():
-                raise ValueError(f"{path}: not written by `{writer}`. Name another --out, or remove it.")
+                raise ValueError(f"{path}: not written by `{writer}`. Name another --output, or remove it.")
             comment = file.readline()
             last = comment if not int(first) else [file.readline() for _ in range(int(first))][-1]
             if not last.endswith(b"\n"):

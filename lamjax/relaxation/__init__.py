@@ -23,3 +23,4 @@ from lamjax.relaxation.saddles import dimer as dimer
 from lamjax.relaxation.stream import Outcome as Outcome
 from lamjax.relaxation.stream import stream as stream
 from lamjax.relaxation.structures import relax_structures as relax_structures
+from lamjax.relaxation.structures import row as row

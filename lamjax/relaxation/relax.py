@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from lamjax import numerics, pytree
+from lamjax import numerics, pytree, summaries
 from lamjax.neighbors import Neighbors, check_shells, verlet
 from lamjax.neighbors.verlet import SKIN
 from lamjax.relaxation import captured, coordinates, implicit, landscape
@@ -55,6 +55,9 @@ class Relaxation(NamedTuple):
     found: Int[Array, "*batch n_shells"]  # the most neighbours that an atom had on the way, within each shell
     coordinates: Float[Array, "*batch rows 3"]  # Å, where it ended, as `relaxation.coordinates` counts
     window: System | None = None  # of the adjoint Hybrid: where its window ended
+
+    def __repr__(self) -> str:
+        return summaries.of_relaxation(self)
 
 
 class Progress(NamedTuple):

@@ -7,7 +7,7 @@ import ase
 
 from lamjax.relaxation.relax import Relaxation, RelaxConfig
 from lamjax.relaxation.stream import sequences, stream
-from lamjax.system import System
+from lamjax.system import System, check_single, to_ase
 
 
 def relax_structures(
@@ -39,6 +39,28 @@ def relax_structures(
         results[outcome.number] = outcome.relaxation
     _report(results, config, names)
     return results
+
+
+def row(relaxed: Relaxation) -> dict[str, str | int | float | bool | None]:
+    """What became of one structure as plain Python values: a row of a table, of pandas or csv, or JSON.
+
+    Formula, n_atoms, energy (eV), energy_per_atom, volume (Å³, None where not periodic in all directions), fmax (eV/Å),
+    n_steps, converged, finite, overflow, truncated. Raises ValueError for a batch.
+    """
+    check_single(relaxed.system, "row")
+    atoms = to_ase(relaxed.system)
+    energy = float(relaxed.energy)
+    flags = {name: bool(getattr(relaxed, name)) for name in ("converged", "finite", "overflow", "truncated")}
+    return {
+        "formula": atoms.get_chemical_formula("metal"),
+        "n_atoms": len(atoms),
+        "energy": energy,
+        "energy_per_atom": energy / len(atoms),
+        "volume": float(atoms.get_volume()) if atoms.pbc.all() else None,
+        "fmax": float(relaxed.fmax),
+        "n_steps": int(relaxed.n_steps),
+        **flags,
+    }
 
 
 def _report(results, config: RelaxConfig, names) -> None:

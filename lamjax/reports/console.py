@@ -22,7 +22,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
     """
     result = Table(title=escape(title), title_justify="left")
     for index, column in enumerate(columns):
-        result.add_column(escape(column), justify="left" if index == 0 else "right")
+        result.add_column(escape(column), justify="left" if index == 0 else "right", overflow="fold")  # never cut off
     for row in rows:
         result.add_row(*(_cell(value) for value in row))
     return result
@@ -43,14 +43,16 @@ def progress(items: Iterable, description: str, total: int | None, interval: flo
         with bars() as shown:
             yield from shown.track(items, total=total, description=escape(description))
         return
-    last, description = time.monotonic(), escape(description)
+    began = last = time.monotonic()
+    description = escape(description)
     if total is not None:
         console.print(f"{description}: {total} to do")
     for done, item in enumerate(items, start=1):
         yield item
         if time.monotonic() - last > interval or done == total:
             last = time.monotonic()
-            console.print(f"{description}: {done}" if total is None else f"{description}: {done}/{total}")
+            left = _left(last - began, done, total)
+            console.print(f"{description}: {done}" if total is None else f"{description}: {done}/{total}{left}")
 
 
 @contextlib.contextmanager
@@ -60,13 +62,15 @@ def bar(what: str, total: int, done: int = 0, interval: float = math.inf) -> Ite
     There is a bar only in a terminal; elsewhere a plain line each `interval` seconds.
     """
     if not console.is_terminal:
-        last = time.monotonic()
+        began, before = time.monotonic(), done
+        last = began
 
         def tell(done: int, note: str = "", total: int = total) -> None:
             nonlocal last
             if time.monotonic() - last > interval:
                 last = time.monotonic()
-                console.print(f"{what}: {done}/{total}  {note}".rstrip(), soft_wrap=True)
+                left = _left(last - began, done - before, total - before)
+                console.print(f"{what}: {done}/{total}{left}  {note}".rstrip(), soft_wrap=True)
 
         yield tell
         return
@@ -85,6 +89,17 @@ def warnings_as_text() -> Iterator[None]:
         finally:
             for warning in caught:
                 console.print(f"[yellow]Warning:[/] {escape(str(warning.message))}", soft_wrap=True)
+
+
+def _left(seconds: float, done: int, total: int | None) -> str:
+    """`, 3 min left`, if what is left takes as long as what is done; nothing at the ends."""
+    if total is None or not 0 < done < total:
+        return ""
+    left = seconds * (total - done) / done
+    for unit, size in (("h", 3600), ("min", 60)):
+        if left >= 2 * size:
+            return f", {left / size:.0f} {unit} left"
+    return f", {left:.0f} s left"
 
 
 def _cell(value: Any) -> str:

@@ -188,3 +188,27 @@ def test_names_that_mean_something_to_others(folder, name):
     assert code == 0 and source.name in said
     code, said, _ = run("data", "convert", source.name, f"{source.name}.h5")
     assert code == 0 and f"{source.name}.h5: 1 frames" in said
+
+
+def test_the_check_lists_all_keys_and_one_line_a_kind(folder):
+    good = silicon()
+    good.info |= {"REF_energy": -8.0, "config_type": "bulk"}
+    good.set_array("tag", np.ones(2))
+    images = [good]
+    for k in range(3):  # the same fault with other numbers
+        images.append(silicon(k))
+        images[-1].positions[1] = images[-1].positions[0] + 1e-4 * (k + 1)
+    ase.io.write("set.extxyz", images, format="extxyz")
+    code, said, _ = run("data", "check", "set.extxyz", "--json", "audit.json")
+    assert code == 1 and "energy: REF_energy (1)" in said and "config_type (1)" in said and "tag (1)" in said
+    assert said.count("two atoms on one place") == 1 and "(3 frames in all)" in said
+    assert len(json.loads(Path("audit.json").read_text())["findings"]) >= 3  # each by itself
+
+
+def test_a_narrow_terminal_cuts_nothing_off(folder):
+    atoms = silicon()
+    atoms.info |= {"REF_energy": -8.0, "a_key_with_a_very_long_name_that_has_no_blank_to_break_a_line_at": 1}
+    ase.io.write("set.extxyz", [atoms], format="extxyz")
+    _, output, _ = invoke("data", "check", "set.extxyz", COLUMNS="60")
+    assert "…" not in output and max(map(len, output.splitlines())) <= 60
+    assert "break_a_line_at" in "".join(part.strip(" │") for part in output.splitlines())

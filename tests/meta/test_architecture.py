@@ -14,7 +14,7 @@ PACKAGE = ROOT / "lamjax"
 # A module imports only from layers below its own. Inside a package any module may import another one of the same
 # package, except where the package is listed in APART: those members are siblings of one layer.
 LAYERS = [
-    {"units", "numerics", "pytree", "threads", "imports", "factories", "reports", "arguments"},
+    {"units", "numerics", "pytree", "threads", "imports", "factories", "reports", "arguments", "summaries"},
     {"system", "nn"},
     {"neighbors"},
     {"descriptors", "heads"},

@@ -1,0 +1,24 @@
+"""Fields of data and configs are described by the comments beside them, where they are not described otherwise."""
+
+import re
+
+import griffe
+
+COMMENT = re.compile(r"[^#]*?#\s*(.*)")
+
+
+class Fields(griffe.Extension):
+    """The comment behind `name: type  # comment` as the description of the attribute."""
+
+    def on_attribute_instance(self, *, attr: griffe.Attribute, **_) -> None:
+        if attr.docstring is not None or attr.parent is None or not attr.parent.is_class or attr.endlineno is None:
+            return
+        lines = attr.lines_collection[attr.filepath] if attr.filepath in attr.lines_collection else []
+        if not lines or not (found := COMMENT.match(lines[attr.endlineno - 1])):
+            return
+        said = [found[1]]
+        for line in lines[attr.endlineno :]:  # a comment may go on below, indented further than a field
+            if not re.match(r"\s{8,}#", line):
+                break
+            said.append(line.strip().lstrip("# "))
+        attr.docstring = griffe.Docstring(" ".join(said), lineno=attr.lineno, endlineno=attr.endlineno, parent=attr)

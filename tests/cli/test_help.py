@@ -1,0 +1,39 @@
+"""What the command says of itself: the workflow in order, completion, no colours where none are wanted."""
+
+import re
+
+import pytest
+from typer.testing import CliRunner
+
+from lamjax import cli
+
+ORDER = "demo info data show eval convert train finetune finetune-structures distill explore label relax md".split()
+
+
+def said(*arguments, **environment) -> str:
+    done = CliRunner().invoke(cli.app, list(arguments), env={"COLUMNS": "80", "TERM": "dumb", **environment})
+    return done.output
+
+
+@pytest.mark.parametrize("arguments", [(), ("-h",), ("--help",)])
+def test_help_shows_every_command_in_the_order_in_which_one_needs_them(arguments):
+    output = said(*arguments)
+    found = re.findall(r"^│ ([a-z][a-z-]*)  +[A-Z]", output, flags=re.MULTILINE)
+    assert found == ORDER
+    headings = [output.index(heading) for heading in cli.WORKFLOW]
+    assert headings == sorted(headings) and max(map(len, output.splitlines())) <= 80
+
+
+def test_every_command_stands_in_the_workflow_once():
+    named = [name for names in cli.WORKFLOW.values() for name in names]
+    assert sorted(named) == sorted([*cli.COMMANDS, "data"])
+
+
+def test_names_of_commands_are_completed():
+    asked = {"_LAMJAX_COMPLETE": "complete_bash", "COMP_WORDS": "lamjax fine", "COMP_CWORD": "1"}
+    done = CliRunner().invoke(cli.app, [], env=asked, prog_name="lamjax")
+    assert done.output.split() == ["finetune", "finetune-structures"]
+
+
+def test_no_colour_is_written_where_none_is_wanted():
+    assert "\x1b[3" not in said("-h", NO_COLOR="1", FORCE_COLOR="1")

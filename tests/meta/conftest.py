@@ -1,0 +1,43 @@
+"""The folder in which the examples of README and documentation run: the files that they name, and a tiny model."""
+
+import gzip
+from pathlib import Path
+
+import ase.data
+import ase.io
+import jax
+import pytest
+
+import lamjax
+from lamjax import checkpoints
+from lamjax.descriptors import DPA1Config
+from lamjax.heads import EnergyHeadConfig
+
+ASSETS = Path(lamjax.__file__).parent / "assets" / "demo"
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """A model as small as can be, soon compiled, that knows 86 elements: DPA-1 without attention."""
+    small = DPA1Config(rcut=4.0, rcut_smth=1.0, sel=60, neuron=(2, 4), axis_neuron=2, tebd_dim=2)
+    elements = tuple(ase.data.chemical_symbols[1:87])
+    config = lamjax.PotentialConfig(elements, small, (("PBE", EnergyHeadConfig(neuron=(4,))),))
+    potential = lamjax.build(config)
+    return potential, jax.jit(potential.init)(jax.random.key(0))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, tiny):
+    """The model as the one called `small`, and as model.dp and model.ckpt.pt; labelled frames; relaxations."""
+    shipped = tmp_path / "shipped"
+    shipped.mkdir()
+    monkeypatch.setattr(checkpoints, "SHIPPED", shipped)
+    for path in (shipped / "small.lamjax", tmp_path / "model.dp", tmp_path / "model.ckpt.pt"):
+        lamjax.save(path, *tiny)
+    with gzip.open(ASSETS / "si_defects_train.extxyz.gz", "rt") as file:
+        frames = ase.io.read(file, ":", format="extxyz")
+    ends = [a for a in frames if a.info["step"] in (0, a.info["n_steps"] - 1)]
+    ase.io.write(tmp_path / "relaxations.extxyz", ends[:4])
+    ase.io.write(tmp_path / "labelled.extxyz", frames[:4])
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
