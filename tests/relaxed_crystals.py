@@ -30,7 +30,7 @@ def start(name: str) -> ase.Atoms:
     raise ValueError(name)
 
 
-def fcc(a: float = 1.9) -> ase.Atoms:
+def fcc(a: float = 1.86) -> ase.Atoms:
     return ase.build.bulk("Cu", "fcc", a=a)
 
 
@@ -41,7 +41,7 @@ def vacancy(crystal: ase.Atoms) -> ase.Atoms:
     return atoms
 
 
-def slab(a: float = 1.9) -> ase.Atoms:
+def slab(a: float = 1.86) -> ase.Atoms:
     """Three layers (111) and a vacuum; its lattice vectors in the plane are some of `fcc`."""
     atoms = ase.build.make_supercell(fcc(a), np.array([[1, -1, 0], [0, 1, -1], [1, 1, 1]]))
     atoms.cell[2] *= 3.5
@@ -60,7 +60,8 @@ def list_of(name: str, atoms: ase.Atoms | None = None):
 
 def room(potential, atoms: ase.Atoms):
     system = lamjax.from_ase(atoms)
-    found = neighbors.count(system, potential.shells)
+    small = system._replace(positions=0.96 * system.positions, cell=0.96 * system.cell)
+    found = neighbors.count(small, potential.shells)
     widths = tuple(w + 8 for w in neighbors.plan_capacities(found, potential.shells))
     return system, neighbors.allocate(system, potential.shells, widths)
 

@@ -68,7 +68,7 @@ def test_properties_of_some_crystals(tmp_path, silicon):
     tensor = np.array(records[0]["elastic_tensor"])
     assert tensor.shape == (6, 6) and tensor[3, 3] == pytest.approx(56.4, abs=0.1)
     heat = records[0]["heat_capacity"][0] / 2, records[1]["heat_capacity"][0] / 2  # J/(mol K) of atoms
-    assert heat[0] == pytest.approx(19.9, abs=0.6) and heat[1] == pytest.approx(heat[0], rel=0.03)
+    assert heat[0] == pytest.approx(18.6, abs=0.1) and heat[1] == pytest.approx(heat[0], rel=0.03)
     assert records[0]["commensurate_share"] < 1 and records[0]["supercell"] == [2, 2, 2]
     assert len(ase.io.read(out / "relaxed.extxyz", ":")) == 4
     for name in ("figures/00000_Si2_phonons.png", "figures/00000_Si2_eos.png", "moduli.png"):
@@ -80,16 +80,16 @@ def test_a_run_goes_on_where_it_stopped(tmp_path, silicon, monkeypatch):
     file, out = structures(tmp_path / "all.extxyz"), tmp_path / "run"
     calls = []
     monkeypatch.setattr(survey, "elastic", lambda *args: calls.append(args) or {"bulk_modulus": 1.0})
-    assert run(file, "--output", out, "--elastic", "--max-steps", 40)[0] == 0
+    assert run(file, "--output", out, "--elastic", "--max-steps", 200)[0] == 0
     n = len(calls)
     text = (out / "records.jsonl").read_text().splitlines(keepends=True)
     (out / "records.jsonl").write_text(text[0] + text[1][:20])  # killed while it wrote the second line
-    code, output, error = run(file, "--output", out, "--elastic", "--max-steps", 40)
+    code, output, error = run(file, "--output", out, "--elastic", "--max-steps", 200)
     assert code != 0 and "--resume" in str(error)
-    code, output, error = run(file, "--output", out, "--elastic", "--max-steps", 41, "--resume")
-    assert code != 0 and "max_steps 40, now max_steps 41" in str(error)
-    code, output, _ = run(file, "--output", out, "--elastic", "--max-steps", 40, "--resume")
-    assert code == 0 and len(rows(out)) == 4 and n < 2 * n - 1 <= len(calls) <= 2 * n
+    code, output, error = run(file, "--output", out, "--elastic", "--max-steps", 201, "--resume")
+    assert code != 0 and "max_steps 200, now max_steps 201" in str(error)
+    code, output, _ = run(file, "--output", out, "--elastic", "--max-steps", 200, "--resume")
+    assert code == 0 and len(rows(out)) == 4 and n >= 2 and len(calls) == 2 * n - 1
     assert len(ase.io.read(out / "relaxed.extxyz", ":")) == 4
 
 

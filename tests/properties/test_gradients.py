@@ -2,8 +2,6 @@
 
 import dataclasses
 
-import ase.build
-import bound_models
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -84,21 +82,4 @@ def test_a_vacancy_and_a_surface_follow_the_lattice_constant():
         return jnp.array([hole.energy, surface.energy])
 
     exact, numeric = crystals.slopes(measure, potential.init(), seed=4)
-    assert exact == pytest.approx(numeric, rel=1e-6) and abs(numeric) > 0.1
-
-
-@pytest.mark.slow
-def test_elastic_constants_of_a_net():
-    """DPA-2 with both attentions and three-body block: third derivatives of everything."""
-    potential = bound_models.bound_dpa2(("Si", "B"))
-    params = bound_models.params_of(potential)
-    atoms = ase.build.bulk("SiB", "zincblende", a=3.9)
-    system, lists = crystals.room(potential, atoms)
-
-    def measure(params):
-        crystal = crystals.relaxed(potential, params, system, lists)
-        found = properties.elastic_tensor(potential, params, *crystal)
-        return jnp.array([found.tensor[0, 0], found.tensor[3, 3], found.bulk])
-
-    exact, numeric = crystals.slopes(measure, params)
     assert exact == pytest.approx(numeric, rel=1e-6) and abs(numeric) > 0.1
