@@ -6,6 +6,7 @@ from . import dynamics as dynamics
 from . import edit as edit
 from . import losses as losses
 from . import neighbors as neighbors
+from . import properties as properties
 from . import pytree as pytree
 from . import relaxation as relaxation
 from . import system as system

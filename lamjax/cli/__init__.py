@@ -18,6 +18,7 @@ COMMANDS = {
     "label": "lamjax.cli.label:label",
     "eval": "lamjax.cli.evaluate:evaluate",
     "relax": "lamjax.cli.relax:relax",
+    "properties": "lamjax.cli.properties:properties",
     "md": "lamjax.cli.md:md",
     "show": "lamjax.cli.show:show",
     "convert": "lamjax.cli.convert:convert",

@@ -55,8 +55,8 @@ def finetune(
         list[str] | None, typer.Option("--set", help="Any key of a config: --set steps=500, or just --steps 500.")
     ] = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for states, curve, plots, report and model.")
-    ] = Path("finetuned"),
+        Path | None, typer.Option("--output", "-o", help="Folder for states, curve, plots, report and model.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last state in the output folder.")] = False,
 ) -> None:
     """Fine-tune one head of a model on new labels; a new head is added to it.
@@ -69,11 +69,14 @@ def finetune(
     before and after: on its data where --replay or --old names them, else how far its predictions for the new
     structures moved. The config that was made of these options is config.json in the output folder.
     """
+    own = {} if config is None else read(config)
+    for change in set_ or ():
+        apply(own, change)
+    own |= {} if output is None else {"output": str(output)}
+    if "objective" in own:
+        raise ValueError("Structures are learned by a command of their own: lamjax finetune-structures MODEL FILES.")
     if head is None:
         raise ValueError(f"--head names the head that learns: one of {', '.join(_heads(base))}, or a new one.")
-    own = {} if config is None else read(config)
-    for change in (f"output={json.dumps(str(output))}", *(set_ or ())):
-        apply(own, change)
     content = make_config(base, files, head, source, _pairs(replay, "--replay"), own)
     settings = validate(content, "lamjax finetune")
     named = _pairs(old, "--old")
@@ -97,8 +100,6 @@ def make_config(
     base: Path, files: Sequence[Path], head: str, source: str | None, replay: dict[str, list[str]], own: dict[str, Any]
 ) -> dict[str, Any]:
     """The training config of a fine-tuning, as plain data: `own` keys above what the number of steps and heads say."""
-    if "objective" in own:
-        raise ValueError("Structures are learned by a command of their own: lamjax finetune-structures MODEL FILES.")
     own = dict(own)
     steps = own.setdefault("steps", 2000)
     if isinstance(steps, int) and steps < 1:
@@ -121,6 +122,7 @@ def make_config(
         "add_heads": {} if head in known else {head: source},
         "tasks": {head: new, **others},
         "hold_out": 0.0 if new.get("validation") else 0.1,
+        "output": "finetuned",
         "loss": LOSS,
         "schedule": {"type": "cosine", "start_lr": lr, "stop_lr": lr / 100, "warmup_steps": n_steps // 20},
         "optimizer": {"name": "adam", "max_norm": 5.0},

@@ -24,13 +24,23 @@ class Solve(NamedTuple):
 
 
 def solve(
-    potential, params, there: Landscape, z, neighbors, cell: CellConfig | None, rhs, rule: Implicit, damping=None
+    potential,
+    params,
+    there: Landscape,
+    z,
+    neighbors,
+    cell: CellConfig | None,
+    rhs,
+    rule: Implicit,
+    damping=None,
+    saddle: bool = False,
 ) -> tuple[Float[Array, "n_batch rows 3"], Solve]:
     """x of (H + damping) x = b, b = `rhs` without what cannot change: rigid motions and what is not free.
 
     Conjugate residuals of all structures side by side. Where rᵀHr <= 0 or |Hr| <= curvature |r| for the residual r
     the solution so far is kept.
-    `damping` (n_batch, eV/Å²) replaces that of the rule.
+    `damping` (n_batch, eV/Å²) replaces that of the rule. At a `saddle` negative curvature is in order: minimal
+    residuals then.
     """
     damping = jnp.full(len(z), rule.damping, z.dtype) if damping is None else damping
     rigid = rigid_motions(there, z)
@@ -42,7 +52,7 @@ def solve(
     def apply(v):
         return within(product(v)) + _times(damping, v)
 
-    return conjugate_residuals(apply, within(rhs), rule)
+    return (minimal_residuals if saddle else conjugate_residuals)(apply, within(rhs), rule)
 
 
 def enough_damping(
@@ -105,6 +115,43 @@ def conjugate_residuals(apply: Callable, b, rule: Implicit) -> tuple[Float[Array
     return x, Solve(k, residual, negative)
 
 
+def minimal_residuals(apply: Callable, b, rule: Implicit) -> tuple[Float[Array, "n_batch rows 3"], Solve]:
+    """x of least |apply(x) - b| for each row, apply symmetric, of either sign: to |residual| <= tol |b|.
+
+    Directions p whose images s = apply(p) are orthonormal, from s by the three-term recurrence of MINRES (Paige,
+    Saunders, SIAM J. Numer. Anal. 12, 617 (1975)). `negative` tells of a row that did not come to the tolerance.
+    """
+    target = rule.tol**2 * _dot(b, b)
+
+    def scaled(p, s):
+        size = jnp.sqrt(_dot(s, s))
+        flat = size <= rule.curvature * jnp.sqrt(_dot(p, p))
+        factor = jnp.where(flat, 0, 1 / jnp.where(flat, 1, size))
+        return _times(factor, p), _times(factor, s), flat
+
+    def going(carry):
+        *_, alive, k = carry
+        return jnp.any(alive) & (jnp.max(k) < rule.max_iterations)
+
+    def step(carry):
+        x, r, p1, s1, p2, s2, alive, k = carry
+        length = jnp.where(alive, _dot(r, s1), 0)
+        x, r = x + _times(length, p1), r - _times(length, s1)
+        p0, s0 = s1, apply(s1)
+        for p, s in ((p1, s1), (p2, s2)):
+            share = _dot(s0, s)
+            p0, s0 = p0 - _times(share, p), s0 - _times(share, s)
+        p0, s0, flat = scaled(p0, s0)
+        return x, r, p0, s0, p1, s1, alive & ~flat & (_dot(r, r) > target), k + alive
+
+    zero = jnp.zeros_like(b)
+    p, s, flat = scaled(b, apply(b))
+    start = zero, b, p, s, zero, zero, ~flat & (target > 0), jnp.zeros(len(b), jnp.int32)
+    x, r, *_, k = jax.lax.while_loop(going, step, start)
+    square = _dot(r, r)
+    return x, Solve(k, jnp.sqrt(square / jnp.where(target > 0, _dot(b, b), 1)), square > target)
+
+
 def rigid_motions(there: Landscape, z) -> Callable:
     """v -> v without the motions of a whole structure: translations, and rotations where the cell does not forbid them.
 
@@ -151,8 +198,19 @@ def _refused(primals, tangents):
     )
 
 
-def at_minimum(potential, cell: CellConfig | None, rule: Implicit, weights, there: Landscape, z, energy, neighbors, ok):
-    """z and energy as they are, with the derivatives of a minimum; none for structures that are not `ok`."""
+def at_minimum(
+    potential,
+    cell: CellConfig | None,
+    rule: Implicit,
+    weights,
+    there: Landscape,
+    z,
+    energy,
+    neighbors,
+    ok,
+    saddle: bool = False,
+):
+    """z and energy as they are, with the derivatives of a minimum (or `saddle`); none for those that are not `ok`."""
 
     @jax.custom_vjp
     def identity(weights, there, z, energy, neighbors, ok):
@@ -167,7 +225,7 @@ def at_minimum(potential, cell: CellConfig | None, rule: Implicit, weights, ther
         on_z, on_energy = cotangents
         on_z = on_z + _times(on_energy.astype(z.dtype), landscape.energy_slope(there, z, cell))
         on_z = jnp.where(ok[:, None, None], on_z, 0)
-        solution, _ = solve(potential, weights.params, there, z, neighbors, cell, on_z, rule)
+        solution, _ = solve(potential, weights.params, there, z, neighbors, cell, on_z, rule, None, saddle)
         usable = jnp.any(solution != 0, axis=(1, 2)) | (on_energy != 0)
 
         def pull(_):

@@ -145,6 +145,10 @@ def prepare(
 ) -> Run:
     """A run of any objective, from its beginning or from the last state in its output folder.
 
+        goal = training.objective(loss, lambda start: data.batches(packed, 8, start=start))
+        run = training.prepare(goal, params, training.RunConfig("tuned", steps=500), potential)
+        params = training.follow(run, print)
+
     Tables are history.csv and validation.csv; models are written if there is a potential that the parameters belong to.
     Raises ValueError for an output folder that holds states already, unless `resume`, and for a state that was made
     with other settings or other data.

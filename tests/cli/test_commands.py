@@ -27,7 +27,21 @@ def run(*arguments):
 
 @pytest.mark.parametrize(
     "command",
-    ["", "demo", "train", "distill", "explore", "label", "eval", "relax", "data", "data check", "show", "info"],
+    [
+        "",
+        "demo",
+        "train",
+        "distill",
+        "explore",
+        "label",
+        "eval",
+        "relax",
+        "properties",
+        "data",
+        "data check",
+        "show",
+        "info",
+    ],
 )
 def test_help_names_what_a_command_does(command):
     code, output = run(*command.split(), "--help")

@@ -118,7 +118,7 @@ WRONG = {
     ("--head", "near", "--replay", "near"): "--replay takes NAME=VALUE",
     ("--head", "near", "--stepz", "4"): "stepz: unknown key. Did you mean steps?",
     ("--head", "near", "--rates.descriptor", "fast"): "rates.descriptor: expected a number, got the text 'fast'",
-    ("--head", "near", "--objective", "structures"): "a command of their own: lamjax finetune-structures",
+    ("--objective", "structures"): "a command of their own: lamjax finetune-structures",
     ("--head", "near", "--freeze", "nothing"): "freeze: no parameter is called nothing",
 }
 
@@ -142,6 +142,7 @@ def test_keys_and_files_say_what_options_do_not(tmp_path, folder):
     assert content["schedule"] == {"type": "cosine", "start_lr": 1e-3, "stop_lr": 1e-5, "warmup_steps": 2}
     assert (content["hold_out"], content["print_every"], content["save_every"]) == (0.0, 2, 4)
     assert content["loss"] == {**LOSS, "limit_pref_f": 3.0}
+    assert (content["output"], make_config(*files, {})["output"]) == ("out", "finetuned")
     constant = make_config(*files, {"schedule": {"type": "constant", "start_lr": 1e-4}})
     assert constant["schedule"] == {"type": "constant", "start_lr": 1e-4}
     assert (constant["steps"], constant["hold_out"], constant["ema_decay"]) == (2000, 0.1, 0.99)

@@ -120,7 +120,7 @@ ENDINGS = {
     "relax model.lamjax set.extxyz --out x.cif": ".extxyz or .xyz",
     "relax model.lamjax set.extxyz --out x.extxyz.gz": ".extxyz or .xyz",
     "md model.lamjax set.extxyz --steps 1 --output x.xtc": ".extxyz, .xyz, .traj, .h5 or .hdf5",
-    "convert model.lamjax x.pt": ".lamjax, .dp or .yaml",
+    "convert model.lamjax x.pt": ".lamjax, .dp, .yaml or .nqx",
     "convert input.json x.toml": ".yaml or .yml",
     "data convert set.extxyz x.lmdb": ".h5, .hdf5, .extxyz or .xyz",
     "data check set.extxyz --json x.yaml": ".json",

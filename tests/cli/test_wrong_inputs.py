@@ -44,7 +44,7 @@ WRONG = {
     "eval m.lamjax c.yaml": "It seems to be a config, not structures",
     "eval a.extxyz m.lamjax": "takes the model first",
     "eval m.lamjax a.extxyz --batch-size many": "batch_size must be a number",
-    "convert emptydir x.lamjax": "emptydir: a folder, not a model file",
+    "convert emptydir x.lamjax": "emptydir is a folder, not a model file",
     "data check a.extxyz --require foo": "--require foo: no such label; labels are energy",
     "finetune m.lamjax a.extxyz --head Default --old x=a.extxyz": "--old x: the base has the heads Default",
     "finetune m.lamjax a.extxyz --head Default --old Default=nowhere": "--old nowhere: no such file",

@@ -20,6 +20,7 @@ LAYERS = [
     {"descriptors", "heads"},
     {"potential"},
     {"relaxation", "dynamics", "data", "classical", "edit", "committee"},
+    {"properties"},
     {"losses", "interop"},
     {"checkpoints"},
     {"training", "calculator"},
@@ -29,7 +30,7 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 APART = {"interop"}
-OPTIONAL = {"matplotlib", "tensorboardX", "deepmd", "torch", "e3nn", "tblite"}
+OPTIONAL = {"matplotlib", "tensorboardX", "deepmd", "torch", "e3nn", "tblite", "phonopy", "seekpath"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -1,0 +1,376 @@
+"""`lamjax properties`: crystals from files, relaxed many at a time, and what is computed of them."""
+
+import csv
+import io
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import ase
+import jax
+import numpy as np
+import typer
+from ase.calculators.singlepoint import SinglePointCalculator
+from rich.markup import escape
+
+from lamjax import checkpoints, data, units
+from lamjax.cli import reading, relax_records
+from lamjax.cli.relax import Precision
+from lamjax.data import records
+from lamjax.properties import PropertyConfig, survey, write_phonopy
+from lamjax.properties.volumes import EquationOfStateConfig
+from lamjax.relaxation import CellConfig, RelaxConfig, stream
+from lamjax.reports import console, crystals, files, outputs, plots, progress, table
+from lamjax.system import System, to_ase
+
+RECORDS, CSV, JSON, RELAXED = "records.jsonl", "properties.csv", "properties.json", "relaxed.extxyz"
+FIGURES, MODULI, PHONOPY = "figures", "moduli.png", "phonopy"
+REFERENCES = {"bulk_modulus": "bulk modulus (GPa)", "shear_modulus": "shear modulus (GPa)"}
+KEYS = ("{}", "{}_GPa", "{}_vrh", "REF_{}", "k_vrh", "g_vrh")  # of references in the files
+STRUCTURE = ("numbers", "positions", "cell", "pbc", "energy", "forces", "virial")
+FLAGS = ("converged", "broken_up", "symmetry_changed", "elastic_stable", "phonons_stable")
+
+
+class Crystal(NamedTuple):
+    """A structure of a file."""
+
+    source: str  # "file#frame"
+    number: int
+    system: System | None  # None: it cannot be used
+    info: dict[str, Any]
+    error: str | None = None
+
+
+class Wanted(NamedTuple):
+    """What is computed, and how."""
+
+    elastic: bool
+    eos: EquationOfStateConfig | None
+    phonons: survey.PhononSurvey | None
+    relax: RelaxConfig
+    figures: bool
+    phonopy: bool
+
+
+def properties(
+    model: Annotated[Path, typer.Argument(help="A lamjax bundle or a DeePMD-kit model (.pt, .dp, .yaml).")],
+    structures: Annotated[list[Path], typer.Argument(help="Files that ASE reads; every frame is a crystal.")],
+    output: Annotated[Path, typer.Option(help="Folder of tables and figures.")] = Path("properties"),
+    elastic: Annotated[bool, typer.Option("--elastic", help="Elastic tensor, moduli, B'.")] = False,
+    eos: Annotated[bool, typer.Option("--eos", help="Equation of state at 7 volumes.")] = False,
+    phonons: Annotated[bool, typer.Option("--phonons", help="Bands, density of states, heat capacity.")] = False,
+    fmax: Annotated[float, typer.Option(help="Relaxed when no atom nor the cell feels more (eV/Å).")] = 1e-4,
+    max_steps: Annotated[int, typer.Option(help="FIRE steps at most.")] = 2000,
+    supercell: Annotated[float, typer.Option(help="Å between faces of the supercell of phonons, at least.")] = 10.0,
+    temperature: Annotated[list[float] | None, typer.Option(help="K, of the heat capacity; again for more.")] = None,
+    phonopy: Annotated[bool, typer.Option("--phonopy", help="Force constants for phonopy too (needs it).")] = False,
+    figures: Annotated[bool, typer.Option(help="A figure of each crystal's bands and equation of state.")] = True,
+    head: Annotated[str | None, typer.Option(help="Head of a model that has several.")] = None,
+    precision: Annotated[Precision, typer.Option(help="Of the network; positions are float64.")] = Precision.FLOAT64,
+    chunk: Annotated[int, typer.Option(help="Crystals that are relaxed before their properties follow.", min=1)] = 64,
+    resume: Annotated[bool, typer.Option("--resume", help="Only what is not yet in the output.")] = False,
+    elements: reading.Elements = None,
+) -> None:
+    """Relax every crystal with its cell, and compute lattice constants, elastic constants, equation of state, phonons.
+
+    The folder holds properties.csv, a line for each structure with numbers and flags; properties.json, with tensors,
+    energies and heat capacities too; relaxed.extxyz; figures of bands, densities of states and equations of state; and
+    moduli.png, against references where the files have bulk_modulus or shear_modulus (GPa) in their info.
+
+    A structure that did not converge, broke up, lost its symmetry, is elastically unstable or has imaginary frequencies
+    is flagged in its line. What could not be computed is said there; the others go on. A molecule has none of these
+    properties, a slab its stiffness in N/m. Each line is written as it is done: --resume goes on.
+    """
+    if phonopy and not phonons:
+        raise ValueError("--phonopy writes force constants: add --phonons.")
+    wanted = Wanted(
+        elastic,
+        EquationOfStateConfig() if eos else None,
+        survey.PhononSurvey(supercell, temperatures=tuple(temperature or (300.0,))) if phonons else None,
+        RelaxConfig(fmax=fmax, max_steps=max_steps, cell=CellConfig()),
+        figures,
+        phonopy,
+    )
+    names = [RECORDS, CSV, JSON, RELAXED, MODULI, f"{FIGURES}/*", f"{PHONOPY}/*"]
+    outputs.claim_folder(output, names, [model, *data.files_of(structures)], "--output")
+    began = time.monotonic()
+    with files.alone(output / RECORDS), jax.enable_x64(True):
+        done = _done(output, resume)
+        potential, params = checkpoints.load(model, head, np.dtype(precision.value))
+        found, unread = _read(structures, potential.elements, reading.options(elements=elements))
+        made = {"model": relax_records.model_name(potential, params), "settings": _settings(wanted, precision)}
+        for crystal in found:
+            _check_made(done.get(crystal.source), made | _start(crystal), output)
+        left = [crystal for crystal in found if crystal.source not in done]
+        for first in range(0, len(left), chunk):
+            part = left[first : first + chunk]
+            computed = _computed(potential, params, part, wanted, output)
+            for record in progress(computed, "properties", len(part)):
+                record["made"] = made | _start(found[record["number"]])
+                files.append(output / RECORDS, (json.dumps(record) + "\n").encode())
+                done[record["source"]] = record
+        rows = [done[crystal.source] for crystal in found if crystal.source in done]
+        _write(output, rows, wanted)
+    if not rows:
+        raise ValueError(data.pairs.listed("Nothing was computed", unread or ["There are no structures."]))
+    console.print(_report(rows, len(left), time.monotonic() - began, output))
+    failures = unread + [f"{row['source']}: {row[key]}" for row in rows for key in row if key.endswith("error")]
+    if failures:
+        console.print(escape(data.pairs.listed("Not computed", failures)), soft_wrap=True)
+
+
+def _done(output: Path, resume: bool) -> dict[str, dict]:
+    """The records of an earlier run; a last line that was not written to its end is cut off."""
+    file = output / RECORDS
+    if not resume:
+        if files.size(file):
+            raise ValueError(f"{file} exists. Go on with --resume, name another --output, or remove it.")
+        return {}
+    lines = file.read_bytes().splitlines(keepends=True) if file.is_file() else []
+    whole = [line for line in lines if line.endswith(b"\n")]
+    try:
+        found = [json.loads(line) for line in whole]
+        is_ours = all({"source", "number", "made"} <= record.keys() for record in found)
+    except (ValueError, AttributeError):
+        is_ours = False
+    if not is_ours:
+        raise ValueError(f"{file} was not written by `lamjax properties`. Name another --output, or remove it.")
+    if lines:
+        files.cut(file, sum(map(len, whole)))
+    return {record["source"]: record for record in found}
+
+
+def _settings(wanted: Wanted, precision: Precision) -> str:
+    """What the numbers depend on beside the model and the structure."""
+    phonons = "no" if wanted.phonons is None else f"{wanted.phonons.length:g} Å"
+    heat = () if wanted.phonons is None else wanted.phonons.temperatures
+    return (
+        f"elastic {wanted.elastic}; eos {wanted.eos is not None}; phonons {phonons}; temperatures "
+        f"{' '.join(f'{t:g}' for t in heat)}; fmax {wanted.relax.fmax:g}; max_steps {wanted.relax.max_steps}; "
+        f"precision {precision.value}"
+    )
+
+
+def _start(crystal: Crystal) -> dict[str, str]:
+    """A name for a structure as it was read."""
+    unusable = crystal.system is None
+    return {"start": "unusable" if unusable else relax_records.start_name(crystal.system, None)}
+
+
+def _check_made(record: dict | None, made: dict[str, str], output: Path) -> None:
+    """ValueError, with what differs, for a record of another model, structure or settings."""
+    if record is None:
+        return
+    for name, now in made.items():
+        before = record["made"][name]
+        if before != now:
+            pairs = zip(before.split("; "), now.split("; "), strict=False)
+            said = "; ".join(f"{old}, now {new}" for old, new in pairs if old != new)
+            raise ValueError(
+                f"{output}: {record['source']} was computed with another {name} ({said}). Give the same again, or name "
+                "another --output."
+            )
+
+
+def _read(paths: Sequence[Path], elements, options) -> tuple[list[Crystal], list[str]]:
+    """All structures of the files, in order, those that cannot be used with the reason; and what could not be read."""
+    found: list[Crystal] = []
+    unread: list[str] = []
+
+    def add(path: Path, source: str, system, info, error=None) -> None:
+        name, number = source.rsplit(" frame ", 1)
+        found.append(Crystal(f"{path.parent / name}#{number}", len(found), system, info, error))
+
+    for path in paths:
+
+        def strange(error: ValueError, path=path) -> None:
+            if isinstance(error, data.FrameError):
+                add(path, error.source, None, error.atoms.info, str(error))
+            else:
+                unread.append(str(error))
+
+        try:
+            frames = data.iterate(path, elements=elements, options=options, on_error=strange, on_remark=reading.tell)
+            for frame in frames:
+                add(path, frame.source, frame.system, frame.info)
+        except (ValueError, OSError) as error:
+            unread.append(str(error))
+    return found, unread
+
+
+def _computed(potential, params, part: Sequence[Crystal], wanted: Wanted, output: Path) -> Iterator[dict]:
+    """The record of each crystal of a part: all relaxed in flight, then their properties one after another."""
+    usable = [crystal for crystal in part if crystal.error is None]
+    for crystal in part:
+        if crystal.error is not None:
+            yield _named(crystal) | {"converged": False, "error": crystal.error}
+    ends: dict[int, Any] = {}
+    for outcome in stream(potential, params, [c.system for c in usable], wanted.relax) if usable else ():
+        crystal = usable[outcome.number]
+        if outcome.error is not None or outcome.relaxation is None:
+            yield _named(crystal) | {"converged": False, "error": outcome.error}
+        else:
+            ends[outcome.number] = outcome.relaxation
+    volumes = _at_volumes(potential, params, ends, wanted)
+    for number, relaxed in sorted(ends.items()):
+        yield _one(potential, params, usable[number], relaxed, volumes.get(number, []), wanted, output)
+
+
+def _at_volumes(potential, params, ends: dict[int, Any], wanted: Wanted) -> dict[int, list]:
+    """Relaxations of the converged crystals at the volumes of their equations of state, all in flight."""
+    if wanted.eos is None:
+        return {}
+    jobs = [
+        (number, system)
+        for number, relaxed in ends.items()
+        if relaxed.converged and np.all(relaxed.system.pbc)
+        for system in survey.strained(relaxed.system, wanted.eos)
+    ]
+    how = RelaxConfig(wanted.relax.fmax, wanted.relax.max_steps, CellConfig(keep="volume"))
+    found: dict[int, list] = {number: [] for number, _ in jobs}
+    for outcome in stream(potential, params, [system for _, system in jobs], how) if jobs else ():
+        if outcome.relaxation is not None:
+            found[jobs[outcome.number][0]].append(outcome.relaxation)
+    return found
+
+
+def _one(potential, params, crystal: Crystal, relaxed, volumes, wanted: Wanted, output: Path) -> dict:
+    """The record of one relaxed crystal, and its files."""
+    record = _named(crystal) | survey.state(crystal.system, relaxed, potential, True)
+    record["relaxed"] = _plain(relaxed)
+    if not record["converged"]:
+        return record | {"error": survey.ATTEMPTED}
+    name = f"{crystal.number:05d}_{record['formula']}"
+    if wanted.elastic:
+        config = PropertyConfig(fmax=10 * wanted.relax.fmax)
+        record |= _tried("elastic", lambda: survey.elastic(potential, params, relaxed.system, config))
+    if wanted.eos is not None:
+        record |= _tried("eos", lambda: _equation(relaxed, volumes, name, wanted, output))
+    if wanted.phonons is not None:
+        record |= _tried("phonons", lambda: _waves(potential, params, relaxed.system, name, wanted, output))
+    return record
+
+
+def _plain(relaxed) -> dict:
+    """A relaxed structure as lists of numbers."""
+    arrays = relaxed.system._asdict() | {"energy": relaxed.energy, "forces": relaxed.forces, "virial": relaxed.virial}
+    return {name: np.asarray(arrays[name]).tolist() for name in STRUCTURE}
+
+
+def _atoms(row: dict) -> ase.Atoms:
+    """The structure of a record with its energy, forces and stress, and what became of it."""
+    found = row["relaxed"]
+    atoms = ase.Atoms(found["numbers"], found["positions"], cell=found["cell"], pbc=found["pbc"])
+    results = {"energy": found["energy"], "forces": np.asarray(found["forces"])}
+    if atoms.pbc.all():
+        results["stress"] = units.to_voigt(units.virial_to_stress(np.asarray(found["virial"]), atoms.get_volume()))
+    atoms.calc = SinglePointCalculator(atoms, **results)
+    atoms.info |= {key: row[key] for key in ("source", "number", "converged", "fmax", "n_steps")}
+    return atoms
+
+
+def _tried(what: str, compute) -> dict:
+    """What is computed, or why it could not be."""
+    try:
+        return compute()
+    except (ValueError, FloatingPointError) as error:
+        return {f"{what}_error": str(error)}
+
+
+def _equation(relaxed, volumes, name: str, wanted: Wanted, output: Path) -> dict:
+    survey.check_crystal(relaxed.system, "An equation of state")
+    record = survey.equation_of_state(volumes)
+    if wanted.figures:
+        x, y = record["eos_volumes"], record["eos_energies"]
+        grid = np.linspace(min(x), max(x), 200)
+        power = np.polynomial.Polynomial.fit(np.array(x) ** (-2 / 3), y, 3)
+        title = f"{name}: B = {record['eos_bulk_modulus']:.1f} GPa, B' = {record['eos_derivative']:.2f}"
+        file = _figure(output, f"{name}_eos.png")
+        crystals.energy_of_volume(file, x, y, (grid, power(grid ** (-2 / 3))), title)
+    return record
+
+
+def _waves(potential, params, system: System, name: str, wanted: Wanted, output: Path) -> dict:
+    record, waves = survey.waves(potential, params, system, wanted.phonons)
+    if wanted.figures:
+        way = waves.path
+        times = "x".join(map(str, record["supercell"]))
+        least = round(record["least_frequency"], 2) + 0.0  # no -0.00
+        title = f"{name}, supercell {times}: lowest frequency {least:.2f} THz"
+        file = _figure(output, f"{name}_phonons.png")
+        crystals.bands(file, way.distances, waves.bands, way.ticks, waves.mesh, title)
+    if wanted.phonopy:
+        write_phonopy(output / PHONOPY / name, system, waves.cells, waves.constants)
+    return record
+
+
+def _figure(output: Path, name: str) -> Path:
+    (output / FIGURES).mkdir(exist_ok=True)
+    return output / FIGURES / name
+
+
+def _named(crystal: Crystal) -> dict:
+    """What is known of a crystal before anything is computed: its references too."""
+    found = {"source": crystal.source, "number": crystal.number}
+    if crystal.system is not None:
+        atoms = to_ase(crystal.system)
+        found |= {"formula": atoms.get_chemical_formula(), "n_atoms": len(atoms)}
+    for name in REFERENCES:
+        for key in (key.format(name) for key in KEYS if "{}" in key or key[0] == {"b": "k", "s": "g"}[name[0]]):
+            value = crystal.info.get(key)
+            if isinstance(value, int | float | np.number) and np.isfinite(value):
+                found[f"reference_{name}"] = float(value)
+                break
+    return found
+
+
+def _write(output: Path, rows: list[dict], wanted: Wanted) -> None:
+    """Table, tree and figure of all records."""
+    text = io.StringIO()
+    for row in rows:
+        if "relaxed" in row:
+            records.append(text, _atoms(row))
+    files.write_atomically(output / RELAXED, text.getvalue().encode())
+    rows = [{key: value for key, value in row.items() if key not in ("relaxed", "made")} for row in rows]
+    plain = lambda value: not isinstance(value, list | dict)  # noqa: E731
+    columns = list(dict.fromkeys(key for row in rows for key, value in row.items() if plain(value)))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in rows)
+    files.write_atomically(output / CSV, text.getvalue().encode())
+    files.write_atomically(output / JSON, json.dumps(rows, indent=1).encode())
+    if wanted.elastic:
+        _moduli(output / MODULI, rows)
+
+
+def _moduli(path: Path, rows: list[dict]) -> None:
+    """Moduli of the stable crystals against their references, or how they are distributed."""
+    sound = [row for row in rows if row.get("elastic_stable") and "bulk_modulus" in row]
+    known: dict[str, tuple] = {}
+    for name, label in REFERENCES.items():
+        pairs = [(row[f"reference_{name}"], row[name]) for row in sound if f"reference_{name}" in row]
+        known[label] = tuple(zip(*pairs, strict=True))
+    if any(known.values()):
+        panels = {label: pair for label, pair in known.items() if pair}
+        plots.parity(path, panels, f"moduli of {len(sound)} elastically stable crystals")
+    elif sound:
+        panels = {label: [row[name] for row in sound] for name, label in REFERENCES.items()}
+        crystals.histograms(path, panels, f"moduli of {len(sound)} elastically stable crystals")
+
+
+def _report(rows: list[dict], n_new: int, seconds: float, output: Path):
+    shown = [("structures", len(rows)), ("computed now", n_new)]
+    for flag in FLAGS:
+        known = [row[flag] for row in rows if flag in row]
+        if known:
+            shown.append((flag.replace("_", " "), f"{sum(map(bool, known))} of {len(known)}"))
+    for name, label in REFERENCES.items():
+        pairs = [(row[name], row[f"reference_{name}"]) for row in rows if f"reference_{name}" in row and name in row]
+        if pairs:
+            shown.append((f"mean error of the {label}", float(np.mean([abs(a - b) for a, b in pairs]))))
+    if n_new:
+        shown.append(("time per structure", f"{seconds / n_new:.2g} s"))
+    return table("Properties", ("what", "value"), [*shown, ("written to", str(output))])

@@ -1,0 +1,167 @@
+"""Elastic constants from second derivatives of the energy, with the response of the atoms inside the cell."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from lamjax import units
+from lamjax.neighbors import Neighbors
+from lamjax.potential import Potential
+from lamjax.properties import minimum
+from lamjax.properties.minimum import RELAXED, Minimum, PropertyConfig
+from lamjax.relaxation import CellConfig, coordinates
+from lamjax.system import System
+
+SOFT = 1e-5  # eV/Å²: curvature below which an internal mode is taken for one that costs nothing
+SHEET = (0, 1, 5)  # xx, yy, xy of Voigt's order
+
+
+class ElasticTensor(NamedTuple):
+    """Elastic constants of one crystal, and what may be wrong with them. Moduli are in GPa."""
+
+    tensor: Float[Array, "6 6"]  # GPa, Voigt xx yy zz yz xz xy, engineering shear strains
+    bulk_voigt: Float[Array, ""]
+    bulk_reuss: Float[Array, ""]
+    bulk: Float[Array, ""]  # mean of Voigt and Reuss (Hill)
+    shear_voigt: Float[Array, ""]
+    shear_reuss: Float[Array, ""]
+    shear: Float[Array, ""]  # likewise
+    young: Float[Array, ""]  # 9KG/(3K + G)
+    poisson: Float[Array, ""]  # (3K - 2G)/(6K + 2G)
+    pugh: Float[Array, ""]  # K/G
+    anisotropy: Float[Array, ""]  # universal: 5 G_V/G_R + K_V/K_R - 6; 0 if isotropic
+    least_stiffness: Float[Array, ""]  # GPa, least eigenvalue of the tensor in Mandel's scaling
+    stable: Bool[Array, ""]  # Born: the tensor is positive definite and no internal mode has negative curvature
+    least_curvature: Float[Array, ""]  # eV/Å², of the atoms inside the cell; infinite with one atom
+    fmax: Float[Array, ""]  # eV/Å, the largest force that was left
+    stress: Float[Array, "6"]  # GPa, what of the stress is not held up by the pressure
+    converged: Bool[Array, ""]  # fmax <= config.fmax: else the numbers are those of no relaxed structure
+
+
+def elastic_tensor(
+    potential: Potential,
+    params: Any,
+    system: System,
+    neighbors: Neighbors,
+    config: PropertyConfig = RELAXED,
+    *,
+    relax_ions: bool = True,
+) -> ElasticTensor:
+    """Elastic constants ∂σ/∂ε of a relaxed crystal (GPa): second derivatives, without finite strains.
+
+    C_ab = (1/V) (E_ab - E_aq H_qq⁻¹ E_qb), with a and b components of the strain and q the positions, whose response is
+    left out with `relax_ions` False (clamped ions). It is evaluated as w_aᵀ H w_b / V along the paths w_a of strain and
+    relaxing atoms, stationary in these. Under the pressure P of `config.cell` E + PV stands for E, which gives the
+    coefficients of stress and strain (Barron and Klein, Proc. Phys. Soc. 85, 523, 1965). Moduli: Hill (1952); universal
+    anisotropy: Ranganathan and Ostoja-Starzewski (2008). Pure; ValueError for what is no crystal.
+    """
+    minimum.check_crystal(
+        system, "An elastic tensor", "For a slab take sheet_stiffness (N/m); a molecule has no elastic constants."
+    )
+    here = minimum.at_minimum(potential, params, system, neighbors, config)
+    return elastic_at(potential, params, here, coordinates.pressure(config.cell), relax_ions)
+
+
+def elastic_at(
+    potential: Potential, params: Any, here: Minimum, pressure: float = 0.0, relax_ions: bool = True
+) -> ElasticTensor:
+    """As `elastic_tensor`, of what `at_minimum` gives under a `pressure` (eV/Å³); for several properties of one."""
+    cell = CellConfig(pressure)
+    bends, least = curvatures(potential, params, here, cell, relax_ions)
+    tensor = bends / minimum.real_volume(here.system) / units.GPA
+    stress = units.virial_to_stress(here.virial, minimum.real_volume(here.system)) / units.GPA
+    rest = units.to_voigt(stress + cell.pressure / units.GPA * jnp.eye(3, dtype=stress.dtype))
+    return _moduli(tensor, least, here, jax.lax.stop_gradient(rest))
+
+
+class SheetStiffness(NamedTuple):
+    """In-plane stiffness of one slab or layer."""
+
+    tensor: Float[Array, "3 3"]  # N/m, components xx yy xy of the plane, engineering shear
+    stable: Bool[Array, ""]
+    least_curvature: Float[Array, ""]  # eV/Å²
+    fmax: Float[Array, ""]  # eV/Å
+    converged: Bool[Array, ""]
+
+
+def sheet_stiffness(
+    potential: Potential,
+    params: Any,
+    system: System,
+    neighbors: Neighbors,
+    config: PropertyConfig = RELAXED,
+    *,
+    relax_ions: bool = True,
+) -> SheetStiffness:
+    """In-plane stiffness (1/A) ∂²E/∂ε∂ε of a relaxed slab (N/m), which needs no thickness.
+
+    The slab is periodic along two lattice vectors in the plane of x and y. As `elastic_tensor` otherwise.
+    """
+    here = minimum.at_minimum(potential, params, system, neighbors, config)
+    cell = CellConfig()
+    bends, least = curvatures(potential, params, here, cell, relax_ions)
+    a, b = here.system.cell[0], here.system.cell[1]
+    area = jnp.linalg.norm(jnp.cross(a, b))
+    tensor = bends[jnp.ix_(jnp.array(SHEET), jnp.array(SHEET))] / area / units.GPA / 10  # 1 GPa Å is 0.1 N/m
+    stable = (jnp.linalg.eigvalsh(jax.lax.stop_gradient(tensor))[0] > 0) & (least > -SOFT)
+    return SheetStiffness(tensor, stable, least, here.fmax, here.converged)
+
+
+def curvatures(
+    potential, params, here: Minimum, cell: CellConfig, relax_ions: bool
+) -> tuple[Float[Array, "6 6"], Float[Array, ""]]:
+    """d²(E + PV)/dε_a dε_b (eV) along relaxing paths, and the least curvature of the atoms inside the cell (eV/Å²)."""
+    paths, least = jax.lax.stop_gradient(_paths(potential, params, here, cell, relax_ions))
+
+    def bend(path):
+        return jax.grad(lambda z: minimum.slope(potential, params, here, z, cell, path))(here.z)
+
+    matrix = jnp.einsum("arx,brx->ab", paths, jax.vmap(bend)(paths))
+    return (matrix + matrix.T) / 2, least
+
+
+def _paths(potential, params, here: Minimum, cell: CellConfig, relax_ions: bool):
+    """The six directions of z, a unit of strain each and the atoms' response to it; and the least curvature."""
+    strains = units.from_voigt(jnp.diag(jnp.array([1, 1, 1, 0.5, 0.5, 0.5], here.z.dtype)))
+    scaled = minimum.strain_scale(here) * strains
+    straight = jnp.zeros((6, *here.z.shape), here.z.dtype).at[:, -3:].set(scaled)
+    matrix = minimum.hessian(potential, params, here, cell)
+    solved = minimum.inverse(matrix, minimum.within(here, None), SOFT)
+    flat = straight.reshape(6, -1)
+    answer = -(flat @ matrix) @ solved.matrix
+    return (flat + (answer if relax_ions else 0)).reshape(straight.shape), solved.least
+
+
+def _moduli(tensor, least, here: Minimum, stress) -> ElasticTensor:
+    """Averages of the constants, and flags."""
+    diagonal, off, shear = jnp.trace(tensor[:3, :3]), tensor[0, 1] + tensor[0, 2] + tensor[1, 2], tensor[3:, 3:]
+    k_voigt = (diagonal + 2 * off) / 9
+    g_voigt = (diagonal - off + 3 * jnp.trace(shear)) / 15
+    weight = jnp.sqrt(jnp.array([1, 1, 1, 2, 2, 2], tensor.dtype))
+    stiffness = jnp.linalg.eigvalsh(jax.lax.stop_gradient(tensor * weight[:, None] * weight))[0]
+    s = jnp.linalg.inv(jnp.where(jnp.isfinite(tensor), tensor, jnp.eye(6, dtype=tensor.dtype)))
+    k_reuss = 1 / jnp.sum(s[:3, :3])
+    s_off = s[0, 1] + s[0, 2] + s[1, 2]
+    g_reuss = 15 / (4 * jnp.trace(s[:3, :3]) - 4 * s_off + 3 * jnp.trace(s[3:, 3:]))
+    k, g = (k_voigt + k_reuss) / 2, (g_voigt + g_reuss) / 2
+    return ElasticTensor(
+        tensor=tensor,
+        bulk_voigt=k_voigt,
+        bulk_reuss=k_reuss,
+        bulk=k,
+        shear_voigt=g_voigt,
+        shear_reuss=g_reuss,
+        shear=g,
+        young=9 * k * g / (3 * k + g),
+        poisson=(3 * k - 2 * g) / (6 * k + 2 * g),
+        pugh=k / g,
+        anisotropy=5 * g_voigt / g_reuss + k_voigt / k_reuss - 6,
+        least_stiffness=stiffness,
+        stable=(stiffness > 0) & (least > -SOFT),
+        least_curvature=least,
+        fmax=here.fmax,
+        stress=stress,
+        converged=here.converged,
+    )

@@ -1,0 +1,199 @@
+"""A relaxed structure that carries its own response to the parameters; what every property is a function of.
+
+Properties are written as functions of parameters and structure. With the structure of `at_minimum` put in, JAX's
+derivative of such a function is that of the re-relaxed property: dP/dθ = ∂P/∂θ - (∂P/∂z) H⁻¹ ∂²E/∂z∂θ, z the
+coordinates of atoms and cell, H the Hessian. Maliyov, Grigorev, Swinburne, arXiv 2407.02414.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from lamjax import pytree
+from lamjax.neighbors import Neighbors
+from lamjax.potential import Potential, check_potential
+from lamjax.relaxation import CellConfig, Implicit, coordinates, implicit, landscape
+from lamjax.relaxation.landscape import Landscape
+from lamjax.relaxation.relax import Weights
+from lamjax.system import System, as_system, check_single, fixed_mask, volume
+
+RESPONSE = Implicit(tol=1e-9, max_iterations=1000, curvature=1e-6)
+BLOCK = 32  # Hessian products side by side
+
+
+@dataclass(frozen=True)
+class PropertyConfig:
+    """What of a structure has been relaxed, and how it follows the parameters."""
+
+    cell: CellConfig | None = CellConfig()  # what of the cell has been relaxed with the atoms; None: it is fixed
+    fmax: float = 1e-3  # eV/Å: `converged` if no atom nor the cell feels more; others do not follow the parameters
+    response: Implicit | None = RESPONSE  # how dz/dθ is solved for; None: the structure does not follow
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    def __post_init__(self):
+        if self.fmax <= 0:
+            raise ValueError(f"fmax is {self.fmax} eV/Å; it must be positive.")
+
+
+RELAXED = PropertyConfig()
+
+
+class Minimum(NamedTuple):
+    """One relaxed structure; system, z and energy differentiate as the minimum does."""
+
+    system: System
+    landscape: Landscape  # a batch of this one structure, which is its own reference
+    z: Float[Array, "rows 3"]  # Å, coordinates of atoms and strain
+    neighbors: Neighbors
+    energy: Float[Array, ""]  # eV
+    fmax: Float[Array, ""]  # eV/Å, the largest force on an atom, or on the cell if that was relaxed
+    virial: Float[Array, "3 3"]  # eV, no gradient
+    converged: Bool[Array, ""]  # fmax <= config.fmax, all finite, no neighbours missing
+
+
+def at_minimum(
+    potential: Potential,
+    params: Any,
+    system: System,
+    neighbors: Neighbors,
+    config: PropertyConfig = RELAXED,
+    *,
+    fixed: Bool[Array, "n_atoms 3"] | None = None,
+) -> Minimum:
+    """The relaxed structure with the derivatives of a minimum of E + PV with respect to the parameters.
+
+    `system` is where a relaxation ended, `neighbors` its list. What has been differentiated on the way there does not
+    count: the derivative is that of the minimum alone. Pure; jit and vmap it outside.
+    """
+    check_potential(potential, "A property")
+    system = as_system(system)
+    check_single(system, "A property")
+    system, neighbors = jax.lax.stop_gradient(jax.tree.map(jnp.asarray, (system, neighbors)))
+    fixed = None if fixed is None else fixed_mask(fixed, system.numbers)[None]
+    there, lists = landscape.over(_batch(system), fixed, config.cell), _batch(neighbors)
+    z = jax.vmap(coordinates.start)(there.reference)
+    here = landscape.evaluate(potential, jax.lax.stop_gradient(params), there, z, lists, config.cell)
+    fmax = landscape.largest(there, here.force)
+    converged = landscape.is_usable(here) & (fmax <= config.fmax) & ~lists.overflow
+    if config.response is not None:
+        rule = _attainable(config.response, z.dtype)
+        weights = Weights(params, {}, there.reference.cell)
+        z, energy = implicit.at_minimum(potential, config.cell, rule, weights, there, z, here.energy, lists, converged)
+    else:
+        energy = landscape.energy(potential, params, there, z, lists)
+    placed = pytree.take(landscape.place(there, z), 0)
+    return Minimum(placed, there, z[0], neighbors, energy[0], fmax[0], here.virial[0], converged[0])
+
+
+def _attainable(rule: Implicit, dtype) -> Implicit:
+    """The rule with a tolerance that this precision can reach."""
+    tol = max(rule.tol, 30 * float(jnp.finfo(dtype).eps))
+    return Implicit(tol, rule.max_iterations, rule.gate, rule.polish, rule.damping, rule.curvature)
+
+
+def slope(potential, params, here: Minimum, z, cell: CellConfig | None, along) -> Float[Array, ""]:
+    """v·∇(E + PV) at z along v (eV), differentiable with respect to params and z."""
+    pressure = coordinates.pressure(cell)
+
+    def objective(z):
+        found = energy(potential, params, here, z)
+        return found + (pressure * volume(place(here, z)) if pressure else 0.0)
+
+    _, change = jax.jvp(objective, (z,), (along,))
+    return change
+
+
+def energy(potential, params, here: Minimum, z) -> Float[Array, ""]:
+    """E (eV) near the minimum, differentiable up to four times."""
+    return potential.energy(params, place(here, z), here.neighbors)
+
+
+def place(here: Minimum, z) -> System:
+    """The structure at z, as `relaxation.coordinates` has it, to the fourth order in the strain.
+
+    The structure is its own reference, so that derivatives up to the fourth are exact, for a fifth of the program.
+    """
+    u, unit = z[-3:] / strain_scale(here), jnp.eye(3, dtype=z.dtype)
+    deformation = unit
+    for k in (4, 3, 2, 1):
+        deformation = unit + u @ deformation / k
+    reference = pytree.take(here.landscape.reference, 0)
+    return reference._replace(positions=z[:-3] @ deformation, cell=reference.cell @ deformation)
+
+
+def hessian(potential, params, here: Minimum, cell: CellConfig | None) -> Float[Array, "n n"]:
+    """∂²(E + PV)/∂z² (eV/Å²), n three times the number of rows of z: forward-over-reverse products in blocks.
+
+    Without derivatives: properties are formed from it so that it needs none.
+    """
+    params, z = jax.lax.stop_gradient((params, here.z))
+
+    def row(v):
+        return jax.grad(lambda z: slope(potential, params, here, z, cell, v.reshape(z.shape)))(z).ravel()
+
+    matrix = jax.lax.map(row, jnp.eye(z.size, dtype=z.dtype), batch_size=min(BLOCK, z.size))
+    return (matrix + matrix.T) / 2
+
+
+def within(here: Minimum, cell: CellConfig | None) -> Float[Array, "n n"]:
+    """The projector on the changes of z that are free and move the structure in itself, as a matrix."""
+    z = jax.lax.stop_gradient(here.z)
+    there = landscape.over(here.landscape.reference, ~here.landscape.free[:, :-3], cell)
+    rigid = implicit.rigid_motions(there, z[None])
+
+    def project(v):
+        v = landscape.project(there, v.reshape(1, *z.shape), cell)
+        return rigid(v)[0].ravel()
+
+    return jax.vmap(project)(jnp.eye(z.size, dtype=z.dtype))
+
+
+def strain_scale(here: Minimum) -> Float[Array, ""]:
+    """s in z = s u: Å of z in a unit of the logarithmic strain u."""
+    return jax.vmap(coordinates.scale)(here.landscape.reference)[0]
+
+
+class Inverse(NamedTuple):
+    """The inverse of a Hessian on what may change, and what stood in its way."""
+
+    matrix: Float[Array, "n n"]  # Å²/eV
+    least: Float[Array, ""]  # eV/Å², the least eigenvalue on what may change; infinite where nothing may
+
+
+def inverse(matrix: Float[Array, "n n"], projector: Float[Array, "n n"], soft: float) -> Inverse:
+    """The pseudo-inverse of P H P on the range of P; eigenvalues of a size below `soft` (eV/Å²) are left out."""
+    shift = 1e6  # eV/Å²: what may not change lies above all else
+    n = len(matrix)
+    inside = projector @ matrix @ projector + shift * (jnp.eye(n, dtype=matrix.dtype) - projector)
+    values, vectors = jnp.linalg.eigh((inside + inside.T) / 2)
+    free = jnp.einsum("in,ij,jn->n", vectors, projector, vectors) > 0.5
+    kept = free & (jnp.abs(values) > soft)
+    weight = jnp.where(kept, 1 / jnp.where(kept, values, 1), 0)
+    return Inverse((vectors * weight) @ vectors.T, jnp.min(jnp.where(free, values, jnp.inf)))
+
+
+def check_crystal(system: System, what: str, remedy: str = "") -> None:
+    """ValueError for a structure that is not periodic in three directions, where that is known."""
+    pbc = system.pbc
+    if isinstance(pbc, jax.core.Tracer) or np.all(np.asarray(pbc)):
+        return
+    n = int(np.sum(np.asarray(pbc)))
+    kind = {0: "a molecule (no periodic direction)", 1: "a wire (one periodic direction)", 2: "a slab (two)"}[n]
+    raise ValueError(
+        f"{what} belongs to a crystal, periodic in three directions; this structure is {kind}. "
+        f"{remedy or 'Set pbc and the cell if it is a crystal.'}"
+    )
+
+
+def real_volume(system: System) -> Float[Array, ""]:
+    """Å³; 1 where there is no cell, so that nothing is divided by zero."""
+    size = volume(system)
+    return jnp.where(size > 0, size, 1)
+
+
+def _batch(tree):
+    return jax.tree.map(lambda x: x[None], tree)

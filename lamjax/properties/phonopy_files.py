@@ -1,0 +1,77 @@
+"""Force constants for phonopy, in its own formats and written by itself. On the host."""
+
+from pathlib import Path
+
+import ase.data
+import numpy as np
+from jaxtyping import Float
+
+from lamjax.properties.supercells import Supercell, home, repeated
+from lamjax.system import MASSES, System, check_single
+
+MISSING = 'Files for phonopy are written by phonopy: pip install "lamjax[properties]", then again.'
+APART = 1e-3  # Å: how far an atom of phonopy's supercell may be from one of ours
+
+
+def to_phonopy(system: System, cells: Supercell, constants: Float[np.ndarray, "n_atoms n_super 3 3"]):
+    """A phonopy.Phonopy of the cell (as its own primitive cell) with these force constants (eV/Å²).
+
+    Raises ImportError without phonopy.
+    """
+    try:
+        import phonopy
+        from phonopy.structure.atoms import PhonopyAtoms
+    except ImportError as error:
+        raise ImportError(MISSING) from error
+    check_single(system, "to_phonopy")
+    numbers, cell = np.asarray(system.numbers), np.asarray(system.cell, np.float64)
+    unit = PhonopyAtoms(
+        symbols=[ase.data.chemical_symbols[z] for z in numbers],
+        cell=cell,
+        positions=np.asarray(system.positions, np.float64),
+        masses=MASSES[numbers],
+    )
+    made = phonopy.Phonopy(unit, np.diag(np.asarray(cells.repeats)).tolist(), primitive_matrix=np.eye(3))
+    made.force_constants = _ordered(made, system, cells, np.asarray(constants, np.float64))
+    return made
+
+
+def write_phonopy(folder: str | Path, system: System, cells: Supercell, constants) -> list[Path]:
+    """FORCE_CONSTANTS and phonopy_params.yaml (which holds the structure and the constants) in a folder."""
+    made = to_phonopy(system, cells, constants)
+    from phonopy.file_IO import write_FORCE_CONSTANTS
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / "FORCE_CONSTANTS", folder / "phonopy_params.yaml"]
+    write_FORCE_CONSTANTS(made.force_constants, filename=files[0], p2s_map=made.primitive.p2s_map)
+    made.save(files[1], settings={"force_constants": True})
+    return files
+
+
+def _ordered(made, system: System, cells: Supercell, constants) -> np.ndarray:
+    """The constants with phonopy's numbers of atoms: rows of its primitive cell, columns of its supercell."""
+    large = repeated(system, cells)
+    inverse = np.linalg.inv(np.asarray(large.cell, np.float64))
+    theirs, ours = made.supercell.positions @ inverse, np.asarray(large.positions, np.float64) @ inverse
+    difference = theirs[:, None] - ours[None]
+    distance = np.linalg.norm((difference - np.round(difference)) @ np.asarray(large.cell, np.float64), axis=-1)
+    of = distance.argmin(axis=1)
+    if distance.min(axis=1).max() > APART or len(set(of.tolist())) < len(of):
+        raise ValueError(
+            "phonopy's supercell has other atoms than ours: are two atoms on one place, or was the structure changed "
+            "after its supercell was made?"
+        )
+    first = home(cells)
+    rows = [int(np.flatnonzero(first == of[k] - of[k] % (len(of) // len(first)))[0]) for k in made.primitive.p2s_map]
+    whole = [_row(constants[row], cells, of[k], of) for row, k in zip(rows, made.primitive.p2s_map, strict=True)]
+    return np.ascontiguousarray(np.stack(whole))
+
+
+def _row(constants, cells: Supercell, start: int, of) -> np.ndarray:
+    """Φ between atom `start`, which may be a copy of that in the cell, and the atoms `of` the supercell."""
+    away = np.asarray(cells.cells)[of] - np.asarray(cells.cells)[start]
+    repeats, atom = np.asarray(cells.repeats), np.asarray(cells.atom)[of]
+    inside = away % repeats
+    number = inside[:, 0] + repeats[0] * (inside[:, 1] + repeats[1] * inside[:, 2])
+    return constants[atom * int(np.prod(repeats)) + number]

@@ -1,0 +1,215 @@
+"""Properties of many relaxed crystals as plain numbers, in few compiled shapes; what is wrong with each is told. On the
+host: what is differentiated is in the other modules."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import numpy as np
+
+from lamjax import neighbors as neighbor_lists
+from lamjax import numerics
+from lamjax.arguments import as_tuples
+from lamjax.neighbors import Neighbors
+from lamjax.potential import Potential
+from lamjax.properties import vibrations
+from lamjax.properties.cells import DENSITY
+from lamjax.properties.elastic import elastic_at, sheet_stiffness
+from lamjax.properties.minimum import PropertyConfig, at_minimum, check_crystal
+from lamjax.properties.paths import Path, path
+from lamjax.properties.supercells import LENGTH, Supercell, commensurate, repeated, supercell
+from lamjax.properties.symmetry import n_operations
+from lamjax.properties.volumes import EquationOfStateConfig, birch_murnaghan, bulk_modulus_at
+from lamjax.system import MASSES, System, pad
+from lamjax.units import GPA
+
+DIRECTIONS = 24  # Hessian products of one call
+ATTEMPTED = "the structure did not converge: its properties would be those of no relaxed structure"
+JOULES = 96485.33  # J/mol of one eV
+CHANGE = 0.5  # of the volume: a crystal that changes more has broken up or collapsed
+
+
+@dataclass(frozen=True)
+class PhononSurvey:
+    """Which supercell, and which wave vectors and temperatures."""
+
+    length: float = LENGTH  # Å between opposite faces of the supercell, at least
+    density: float = 40.0  # Å: wave vectors of the mesh along a lattice vector a: density/|a|
+    temperatures: tuple[float, ...] = (300.0,)  # K
+    n_path: int = 120  # wave vectors of the bands
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    def __post_init__(self):
+        as_tuples(self)
+        if self.length <= 0 or self.density <= 0 or self.n_path < 2 or min(self.temperatures, default=-1) < 0:
+            raise ValueError(f"length and density must be positive, n_path 2 or more, temperatures not below 0: {self}")
+
+
+class Waves(NamedTuple):
+    """Phonons of one crystal, for files and figures; numpy."""
+
+    system: System
+    cells: Supercell
+    constants: np.ndarray
+    bands: np.ndarray  # THz, along the path
+    path: Path
+    mesh: np.ndarray  # THz
+
+
+def padded(potential: Potential, system: System) -> tuple[System, Neighbors]:
+    """Structure and neighbours in arrays of one of few sizes; numpy."""
+    system = pad(jax.tree.map(np.asarray, system), _rung(system.n_atoms))
+    found = neighbor_lists.count(system, potential.shells)
+    widths = neighbor_lists.plan_capacities(tuple(_rung(f, 16) for f in found), potential.shells)
+    lists = neighbor_lists.host_neighbors(system, potential.shells, widths)
+    return system, lists._replace(offsets=np.zeros((0, 3), np.int32))
+
+
+def state(start: System, relaxed: Any, potential: Potential, cell: bool) -> dict[str, Any]:
+    """What a relaxation has made of a crystal, and what went wrong: flags and numbers of one line."""
+    end = relaxed.system
+    before, after = _volume(start), _volume(end)
+    numbers = np.asarray(end.numbers)
+    found = {
+        "converged": bool(relaxed.converged),
+        "n_steps": int(relaxed.n_steps),
+        "fmax": float(relaxed.fmax),
+        "energy_per_atom": float(relaxed.energy) / len(numbers),
+    }
+    _, lists = padded(potential, end)
+    alone = bool(np.any(~np.asarray(lists.mask)[: len(numbers)].any(axis=1)))
+    found["broken_up"] = alone
+    if after:
+        lengths = np.linalg.norm(np.asarray(end.cell), axis=1)
+        found |= {"volume": after, "volume_per_atom": after / len(numbers), "volume_change": after / before - 1}
+        found |= dict(zip(("a", "b", "c"), map(float, lengths), strict=True))
+        found["density"] = float(DENSITY * MASSES[numbers].sum() / after)
+        found["broken_up"] = alone or (cell and abs(after / before - 1) > CHANGE)
+    operations = n_operations(start), n_operations(end)
+    found |= dict(zip(("operations_before", "operations"), operations, strict=True))
+    found["symmetry_changed"] = operations[0] != operations[1]
+    return found
+
+
+def elastic(potential: Potential, params: Any, system: System, config: PropertyConfig) -> dict[str, Any]:
+    """Elastic constants and B' of a relaxed crystal (GPa), or the stiffness of a slab (N/m)."""
+    both = padded(potential, system)
+    if int(np.sum(system.pbc)) == 2:
+        found = _program(potential, config, "sheet")(params, *both)
+        return {"sheet_stiffness": np.asarray(found.tensor).tolist(), "elastic_stable": bool(found.stable)}
+    check_crystal(system, "An elastic tensor")
+    tensor, bulk = _program(potential, config, "elastic")(params, *both)
+    return {
+        "bulk_modulus": float(tensor.bulk),
+        "shear_modulus": float(tensor.shear),
+        "young_modulus": float(tensor.young),
+        "poisson_ratio": float(tensor.poisson),
+        "pugh_ratio": float(tensor.pugh),
+        "anisotropy": float(tensor.anisotropy),
+        "bulk_modulus_derivative": float(bulk.derivative),
+        "largest_stress": float(np.abs(tensor.stress).max()),
+        "elastic_stable": bool(tensor.stable),
+        "elastic_tensor": np.asarray(tensor.tensor).tolist(),
+    }
+
+
+def strained(system: System, config: EquationOfStateConfig) -> list[System]:
+    """The crystal at the volumes of an equation of state, not relaxed."""
+    check_crystal(system, "An equation of state")
+    scales = [1 + strain for strain in config.strains]
+    return [system._replace(positions=s * system.positions, cell=s * system.cell) for s in scales]
+
+
+def equation_of_state(relaxed: Sequence[Any]) -> dict[str, Any]:
+    """The fit of Birch and Murnaghan to relaxations at several volumes (those that converged)."""
+    kept = [r for r in relaxed if bool(r.converged)]
+    if len(kept) < 5:
+        raise ValueError(f"only {len(kept)} of {len(relaxed)} volumes could be relaxed; a fit needs 5")
+    volumes, energies = np.array([_volume(r.system) for r in kept]), np.array([float(r.energy) for r in kept])
+    volume, energy, modulus, derivative, residual = (float(x) for x in birch_murnaghan(volumes, energies))
+    return {
+        "eos_volume": volume,
+        "eos_energy": energy,
+        "eos_bulk_modulus": modulus / GPA,
+        "eos_derivative": derivative,
+        "eos_residual": residual,
+        "eos_inside": bool(volumes.min() <= volume <= volumes.max()),
+        "eos_volumes": volumes.tolist(),
+        "eos_energies": energies.tolist(),
+    }
+
+
+def waves(potential: Potential, params: Any, system: System, config: PhononSurvey) -> tuple[dict[str, Any], Waves]:
+    """Phonons of a relaxed crystal: thermodynamics, stability, and bands."""
+    cells = supercell(potential, system, length=config.length)
+    constants, residual = force_constants(potential, params, system, cells)
+    numbers = np.maximum(1, np.ceil(config.density / np.linalg.norm(np.asarray(system.cell), axis=1))).astype(int)
+    way = path(system, config.n_path)
+    qpoints = np.concatenate([vibrations.mesh(numbers), way.qpoints])
+    values = np.asarray(jax.jit(vibrations.frequencies)(constants, system, cells, qpoints))
+    on_mesh, bands = values[: -len(way.qpoints)], values[-len(way.qpoints) :]
+    exact = on_mesh[commensurate(qpoints[: len(on_mesh)], cells)]
+    nothing = np.zeros(0)
+    found = vibrations.Phonons(qpoints[: len(on_mesh)], on_mesh, None, values.min(), nothing, nothing)
+    heat = vibrations.thermodynamics(found, np.asarray(config.temperatures))
+    record = {
+        "zero_point_energy": float(heat.zero_point),
+        "least_frequency": float(values.min()),
+        "largest_frequency": float(values.max()),
+        "phonons_stable": bool(values.min() > -vibrations.IMAGINARY),
+        "imaginary_share": float(np.mean(on_mesh < -vibrations.IMAGINARY)),
+        "sum_rule": float(residual),
+        "supercell": np.asarray(cells.repeats).tolist(),
+        "mesh": numbers.tolist(),
+        "commensurate_share": len(exact) / len(on_mesh),  # of the mesh: the other wave vectors are interpolated
+        "temperatures": list(config.temperatures),
+        "heat_capacity": [JOULES * float(c) for c in heat.heat_capacity],  # J/(mol K) of cells
+        "vibrational_free_energy": [float(f) for f in heat.free_energy],  # eV per cell
+    }
+    return record, Waves(system, cells, np.asarray(constants), bands, way, on_mesh)
+
+
+def force_constants(potential: Potential, params: Any, system: System, cells: Supercell) -> tuple[np.ndarray, float]:
+    """As `vibrations.force_constants`, of a structure as it is, in shapes that supercells of about one size share."""
+    large = jax.tree.map(np.asarray, repeated(jax.tree.map(np.asarray, system), cells))
+    n_super, (wide, lists) = large.n_atoms, padded(potential, large)
+    along = np.asarray(vibrations.unit_displacements(cells, large.positions.dtype))
+    n, products = len(along), []
+    for first in range(0, n, DIRECTIONS):
+        block = np.zeros((DIRECTIONS, wide.n_atoms, 3), large.positions.dtype)
+        some = along[first : first + DIRECTIONS]
+        block[: len(some), :n_super] = some
+        found = _program(potential, None, "products")(params, wide, lists, block)
+        products.append(np.asarray(found)[: len(some), :n_super])
+    rows = np.concatenate(products).reshape(n // 3, 3, n_super, 3).swapaxes(1, 2)
+    return vibrations.with_sum_rule(rows, cells)
+
+
+@functools.lru_cache(maxsize=32)
+def _program(potential: Potential, config: PropertyConfig | None, what: str):
+    """A compiled function of (params, structure, list); the same arguments give the same one."""
+    match what:
+        case "elastic":
+
+            def function(params, system, lists):
+                here = at_minimum(potential, params, system, lists, config)
+                return elastic_at(potential, params, here), bulk_modulus_at(potential, params, here)
+
+        case "sheet":
+            function = lambda p, s, n: sheet_stiffness(potential, p, s, n, config)  # noqa: E731
+        case "products":
+            function = functools.partial(vibrations.hessian_products, potential)
+    return jax.jit(function, compiler_options=numerics.compiler_options())
+
+
+def _rung(n: int, least: int = 1) -> int:
+    """The next of 1, 2, 3, 4, 6, 8, 12, 16, 24, ...: at most half more than is needed."""
+    rungs = (m for k in range(40) for m in ((1 << k), 3 << (k - 1) if k else 1))
+    return next(m for m in rungs if m >= max(n, least))
+
+
+def _volume(system: System) -> float:
+    """Å³; 0 for what is no crystal."""
+    return abs(float(np.linalg.det(np.asarray(system.cell, np.float64)))) if np.all(np.asarray(system.pbc)) else 0.0

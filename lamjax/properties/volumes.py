@@ -1,0 +1,218 @@
+"""How the energy of a crystal follows its volume: bulk modulus and its derivative by pressure."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from lamjax import neighbors as neighbor_lists
+from lamjax import units
+from lamjax.arguments import as_tuples
+from lamjax.neighbors import Neighbors
+from lamjax.potential import Potential
+from lamjax.properties import minimum
+from lamjax.properties.minimum import RELAXED, RESPONSE, Minimum, PropertyConfig
+from lamjax.relaxation import CellConfig, RelaxConfig, relax
+from lamjax.system import System, volume
+
+SOFT = 1e-5  # eV/Å²: as in `elastic`
+
+
+class BulkModulus(NamedTuple):
+    """Derivatives at the relaxed volume itself."""
+
+    volume: Float[Array, ""]  # Å³
+    pressure: Float[Array, ""]  # GPa, -dE/dV
+    bulk_modulus: Float[Array, ""]  # GPa, B = -V dP/dV
+    derivative: Float[Array, ""]  # B' = dB/dP
+    stable: Bool[Array, ""]  # B > 0, and no curvature of what relaxes on the way is negative
+    fmax: Float[Array, ""]  # eV/Å
+    converged: Bool[Array, ""]
+
+
+@dataclass(frozen=True)
+class EquationOfStateConfig:
+    """At which volumes the energy is computed, and what relaxes there."""
+
+    strains: tuple[float, ...] = (-0.03, -0.02, -0.01, 0.0, 0.01, 0.02, 0.03)  # of lengths
+    shape: bool = True  # the shape of the cell relaxes at each volume, as under hydrostatic pressure
+    relax: RelaxConfig = field(default_factory=lambda: RelaxConfig(fmax=1e-4, max_steps=1000, adjoint=RESPONSE))
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    def __post_init__(self):
+        as_tuples(self)
+        if len(set(self.strains)) < 4 or min(self.strains) <= -0.5:
+            raise ValueError(
+                f"An equation of state of Birch and Murnaghan has four numbers: it needs at least 4 different strains, "
+                f"each above -0.5, got {list(self.strains)}."
+            )
+
+
+USUAL = EquationOfStateConfig()
+
+
+class EquationOfState(NamedTuple):
+    """Energies at volumes, and the third-order equation of Birch and Murnaghan that fits them best."""
+
+    volumes: Float[Array, " n"]  # Å³
+    energies: Float[Array, " n"]  # eV
+    volume: Float[Array, ""]  # Å³, of least energy
+    energy: Float[Array, ""]  # eV, there
+    bulk_modulus: Float[Array, ""]  # GPa
+    derivative: Float[Array, ""]  # B'
+    residual: Float[Array, ""]  # eV, root of the mean square of what the fit leaves
+    inside: Bool[Array, ""]  # the volume of least energy lies among the volumes
+    converged: Bool[Array, " n"]  # of each relaxation
+    overflow: Bool[Array, ""]  # neighbours were missing: allocate the list at the smallest volume
+
+
+def bulk_modulus(
+    potential: Potential,
+    params: Any,
+    system: System,
+    neighbors: Neighbors,
+    config: PropertyConfig = RELAXED,
+    *,
+    shape: bool = True,
+) -> BulkModulus:
+    """B and B' of a relaxed crystal from the second and third derivative of its energy by the volume, without a fit.
+
+    Atoms, and with `shape` the shape of the cell, relax along the way: B is then that of hydrostatic pressure, the
+    Reuss average of the elastic constants. With e(v) the energy at ln(V/V0) = v: P = -e'/V, B = (e'' - e')/V and
+    B' = -(e''' - 2e'' + e')/(V B); e'' and e''' are derivatives along the first-order path of what relaxes alone
+    (2n + 1 theorem). Pure; ValueError for what is no crystal.
+    """
+    minimum.check_crystal(system, "A bulk modulus")
+    return bulk_modulus_at(potential, params, minimum.at_minimum(potential, params, system, neighbors, config), shape)
+
+
+def bulk_modulus_at(potential: Potential, params: Any, here: Minimum, shape: bool = True) -> BulkModulus:
+    """As `bulk_modulus`, of what `at_minimum` gives: for several properties of one crystal."""
+    way, least = volume_path(potential, params, here, shape)
+
+    def along(t):
+        return minimum.energy(potential, params, here, here.z + t.astype(way.dtype) * way)
+
+    slope = jax.grad(along)
+    bend = lambda t: jax.jvp(slope, (t,), (jnp.ones_like(t),))[1]  # noqa: E731
+    t = jnp.zeros((), here.energy.dtype)
+    e1 = slope(t)
+    e2, e3 = jax.jvp(bend, (t,), (jnp.ones_like(t),))
+    size = minimum.real_volume(here.system)
+    modulus = (e2 - e1) / size
+    derivative = -(e3 - 2 * e2 + e1) / (size * modulus)
+    return BulkModulus(
+        volume=size,
+        pressure=-e1 / size / units.GPA,
+        bulk_modulus=modulus / units.GPA,
+        derivative=derivative,
+        stable=(jax.lax.stop_gradient(modulus) > 0) & (least > -SOFT),
+        fmax=here.fmax,
+        converged=here.converged,
+    )
+
+
+def volume_path(potential, params, here: Minimum, shape: bool) -> tuple[Float[Array, "rows 3"], Float[Array, ""]]:
+    """dz/d ln V with everything else relaxing, differentiable; and the least curvature of what relaxes (eV/Å²).
+
+    A volume-preserving change y answers the isotropic strain d by H_yy y = -H_yd d.
+    """
+    free = CellConfig(keep="volume") if shape else None
+    projector = jax.lax.stop_gradient(minimum.within(here, free))
+    matrix = minimum.hessian(potential, params, here, None)
+    solved = minimum.inverse(matrix, projector, SOFT)
+    scale = minimum.strain_scale(here)
+    straight = jnp.zeros_like(here.z).at[-3:].set(scale / 3 * jnp.eye(3, dtype=here.z.dtype))
+
+    def product(v):
+        change = jax.grad(lambda z: minimum.slope(potential, params, here, z, None, v.reshape(z.shape)))(here.z)
+        return projector @ change.ravel()
+
+    def solve(_, rhs):
+        return solved.matrix @ rhs
+
+    rhs = -product(straight.ravel())
+    answer = jax.lax.custom_linear_solve(lambda v: product(projector @ v), rhs, solve, symmetric=True)
+    return straight + (projector @ answer).reshape(here.z.shape), jax.lax.stop_gradient(solved.least)
+
+
+def equation_of_state(
+    potential: Potential,
+    params: Any,
+    system: System,
+    neighbors: Neighbors,
+    config: EquationOfStateConfig = USUAL,
+    at: PropertyConfig = RELAXED,
+) -> EquationOfState:
+    """Energies of a relaxed crystal at several volumes, each relaxed there, and the equation of state that fits them.
+
+    E is a polynomial of third order in V^(-2/3) (Birch, Phys. Rev. 71, 809, 1947), found by linear least squares.
+    `at` says how the crystal itself was relaxed. `neighbors` must be wide enough for the smallest volume, such as those
+    of `compressed`; `overflow` tells if they are not.
+    """
+    minimum.check_crystal(system, "An equation of state")
+    here = minimum.at_minimum(potential, params, system, neighbors, at)
+    stretch = 1 + jnp.asarray(config.strains, here.z.dtype)
+    start = jax.vmap(lambda s: here.system._replace(positions=s * here.system.positions, cell=s * here.system.cell))(
+        stretch
+    )
+    lists = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(stretch), *jnp.shape(x))), neighbors)
+    cell = CellConfig(keep="volume") if config.shape else None
+    how = RelaxConfig(
+        config.relax.fmax, config.relax.max_steps, cell, config.relax.minimiser, config.relax.adjoint, config.relax.skin
+    )
+    relaxed = relax(potential, params, start, lists, how)
+    volumes = volume(start)
+    fit = birch_murnaghan(volumes, relaxed.energy)
+    least, most = jnp.min(volumes), jnp.max(volumes)
+    return EquationOfState(
+        volumes=volumes,
+        energies=relaxed.energy,
+        volume=fit[0],
+        energy=fit[1],
+        bulk_modulus=fit[2] / units.GPA,
+        derivative=fit[3],
+        residual=fit[4],
+        inside=(fit[0] >= least) & (fit[0] <= most),
+        converged=relaxed.converged,
+        overflow=jnp.any(relaxed.overflow),
+    )
+
+
+def compressed(potential: Potential, system: System, config: EquationOfStateConfig = USUAL):
+    """A list of neighbours of the crystal with room for those at the smallest volume of an equation of state; on the
+    host."""
+    squeezed = 1 + min(0.0, *config.strains) - 0.01
+    small = system._replace(positions=squeezed * np.asarray(system.positions), cell=squeezed * np.asarray(system.cell))
+    found = neighbor_lists.count(small, potential.shells)
+    return neighbor_lists.allocate(system, potential.shells, neighbor_lists.plan_capacities(found, potential.shells))
+
+
+def birch_murnaghan(volumes: Float[Array, " n"], energies: Float[Array, " n"]):
+    """Volume and energy of the minimum, bulk modulus B = V E'' (eV/Å³), B', and what the fit leaves (eV), of E(V).
+
+    E = Σ_k c_k x^k, k up to 3, x = (V/V1)^(-2/3), V1 the mean volume: linear in c, and the minimum is a root of a
+    parabola.
+    """
+    middle, origin = jnp.mean(volumes), jnp.mean(energies)
+    x = (volumes / middle) ** (-2 / 3) - 1
+    powers = x[:, None] ** jnp.arange(4)
+    scale = jax.lax.stop_gradient(jnp.max(jnp.abs(x))) ** jnp.arange(4)
+    design = powers / scale
+    c = jnp.linalg.solve(design.T @ design, design.T @ (energies - origin)) / scale
+    root = jnp.sqrt(jnp.maximum(c[2] ** 2 - 3 * c[1] * c[3], 0))
+    turn = -c[1] / (c[2] + root)  # of the two roots the one with E'' > 0, without cancellation
+    x0 = 1 + turn
+    v0 = middle * x0 ** (-3 / 2)
+    slope2, slope3 = 2 * c[2] + 6 * c[3] * turn, 6 * c[3]  # d²E/dx², d³E/dx³ at the minimum, where dE/dx = 0
+    # with x ~ V^(-2/3): V d/dV = -(2/3) x d/dx
+    e2 = 4 / 9 * x0**2 * slope2  # (V d/dV)² E
+    e3 = -8 / 27 * (x0**3 * slope3 + 3 * x0**2 * slope2)  # (V d/dV)³ E
+    modulus = e2 / v0
+    derivative = 2 - e3 / e2
+    least = origin + c[0] + turn * (c[1] + turn * (c[2] + turn * c[3]))
+    left = energies - origin - powers @ c
+    return v0, least, modulus, derivative, jnp.sqrt(jnp.mean(left**2))

@@ -1,0 +1,194 @@
+"""First-order saddles: found by following the softest mode uphill, and differentiated where they are."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from lamjax import pytree
+from lamjax.neighbors import Neighbors, check_shells, verlet
+from lamjax.neighbors.verlet import SKIN
+from lamjax.relaxation import coordinates, implicit, landscape
+from lamjax.relaxation.adjoints import Implicit
+from lamjax.relaxation.landscape import Landscape
+from lamjax.relaxation.minimisers import FireConfig, minimiser
+from lamjax.relaxation.relax import Weights
+from lamjax.system import System, as_system, check_single, fixed_mask
+
+RESPONSE = Implicit(tol=1e-9, max_iterations=1000, curvature=1e-6)
+MODES = 40  # directions among which the lowest curvatures of a saddle are sought
+
+
+@dataclass(frozen=True)
+class DimerConfig:
+    """How a saddle is climbed to."""
+
+    fmax: float = 0.02  # eV/Å
+    max_steps: int = 500
+    turns: int = 6  # Hessian products a step, by which the softest mode is followed
+    minimiser: FireConfig = field(default_factory=FireConfig)
+    skin: float = SKIN  # Å
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    def __post_init__(self):
+        if self.fmax <= 0 or self.max_steps < 0 or self.turns < 2:
+            raise ValueError(f"A dimer needs fmax > 0, max_steps >= 0 and turns >= 2, got {self}.")
+
+
+class Climb(NamedTuple):
+    """Where the climb ended."""
+
+    system: System
+    energy: Float[Array, ""]  # eV
+    fmax: Float[Array, ""]  # eV/Å
+    mode: Float[Array, "n_atoms 3"]  # the softest one, of norm 1
+    curvature: Float[Array, ""]  # eV/Å², along it; negative at a saddle
+    n_steps: Int[Array, ""]
+    converged: Bool[Array, ""]  # fmax <= config.fmax, and the curvature is negative
+    overflow: Bool[Array, ""]
+
+
+class Saddle(NamedTuple):
+    """A saddle; system and energy have its derivatives by the parameters."""
+
+    system: System
+    energy: Float[Array, ""]  # eV
+    fmax: Float[Array, ""]  # eV/Å
+    curvatures: Float[Array, "2"]  # eV/Å², the two lowest (Ritz values), without rigid motions
+    is_saddle: Bool[Array, ""]  # exactly one of them is negative
+    converged: Bool[Array, ""]  # fmax <= the limit, and it is a saddle: else nothing follows the parameters
+
+
+def dimer(
+    potential,
+    params,
+    system: System,
+    neighbors: Neighbors,
+    config: DimerConfig = DimerConfig(),
+    *,
+    mode: Float[Array, "n_atoms 3"],
+    fixed: Bool[Array, "n_atoms 3"] | None = None,
+) -> Climb:
+    """A saddle near a structure, climbed to along its softest mode, from the guess `mode` on. Pure: jit it outside.
+
+    The force along the mode is reversed, and alone counts while the curvature is positive; the mode is followed with
+    exact Hessian products where the dimer of Henkelman and Jónsson (J. Chem. Phys. 111, 7010, 1999) takes differences.
+    The cell is fixed.
+    """
+    there, z, lists = _one(potential, system, neighbors, fixed, config.skin)
+    params, capacities = jax.lax.stop_gradient(params), neighbors.capacities
+    method = minimiser(config.minimiser)
+    numbers, kinds = method.numbers(z.dtype), there.reference.numbers[0]
+
+    def goes(carry):
+        _, _, _, fmax, _, curvature, k, _ = carry
+        return ((fmax > config.fmax) | (curvature >= 0)) & (k <= config.max_steps) & ~jnp.isnan(fmax)
+
+    def step(carry):
+        walker, lists, _, _, mode, _, k, overflow = carry
+        first = k == 0
+        here = jnp.where(first, z, method.propose(numbers, walker, kinds)[None])
+        placed = landscape.place(there, here)
+        lists = verlet.refresh(lists, placed, potential.shells, config.skin)
+        near = jax.vmap(lambda v, s: verlet.narrow(v, s, potential.shells, capacities))(lists, placed)
+        said = landscape.evaluate(potential, params, there, here, near, None)
+        values, modes = lowest(_product(potential, params, there, here, near), mode, config.turns)
+        mode, curvature = modes[0], values[0]
+        along = jnp.sum(said.force * mode) * mode
+        force = jnp.where(curvature < 0, said.force - 2 * along, -along)[0]
+        harmless = jax.tree.map(lambda x: jnp.where(first, jnp.ones_like(x), x), walker)
+        walker = pytree.where(
+            first, method.init(numbers, here[0], force), method.step(numbers, harmless, here[0], force)
+        )
+        fmax = landscape.largest(there, said.force)[0]
+        return walker, lists, said.energy[0], fmax, mode, curvature, k + 1, overflow | near.overflow[0]
+
+    guess = jnp.zeros_like(z).at[0, :-3].set(mode)
+    guess = implicit.rigid_motions(there, z)(landscape.project(there, guess, None))
+    guess = guess / jnp.sqrt(jnp.sum(guess**2))
+    zero = jnp.zeros((), z.dtype)
+    start = (method.init(numbers, z[0], jnp.zeros_like(z[0])), lists, jnp.zeros((), float), zero + jnp.inf, guess)
+    end = jax.lax.while_loop(goes, step, (*start, zero, jnp.zeros((), jnp.int32), jnp.zeros((), bool)))
+    walker, _, energy, fmax, mode, curvature, k, overflow = end
+    placed = pytree.take(landscape.place(there, walker.position[None]), 0)
+    done = (fmax <= config.fmax) & (curvature < 0) & ~overflow
+    return Climb(placed, energy, fmax, mode[0, :-3], curvature, jnp.maximum(k - 1, 0), done, overflow)
+
+
+def at_saddle(
+    potential,
+    params,
+    system: System,
+    neighbors: Neighbors,
+    *,
+    fixed: Bool[Array, "n_atoms 3"] | None = None,
+    fmax: float = 1e-3,
+    response: Implicit = RESPONSE,
+) -> Saddle:
+    """A saddle with the derivatives of its place and energy by the parameters: dx/dθ = -H⁻¹ ∂²E/∂x∂θ, H indefinite.
+
+    Solved by minimal residuals. `system` is where `neb` or `dimer` ended, `neighbors` its list. A barrier is the
+    difference of two energies, of this and of `relax` with the adjoint Implicit; its derivative needs no solve. Pure.
+    """
+    there, z, _ = _one(potential, system, neighbors, fixed, 0.0)
+    still, lists = jax.lax.stop_gradient(params), jax.tree.map(lambda x: jnp.asarray(x)[None], neighbors)
+    said = landscape.evaluate(potential, still, there, z, lists, None)
+    force = landscape.largest(there, said.force)[0]
+    rows = jnp.sin(1.0 + 7.3 * jnp.arange(z.size, dtype=z.dtype)).reshape(z.shape)  # a direction that is in no symmetry
+    guess = implicit.rigid_motions(there, z)(landscape.project(there, rows, None))
+    values, _ = lowest(_product(potential, still, there, z, lists), guess / jnp.sqrt(jnp.sum(guess**2)), MODES)
+    is_saddle = (values[0] < 0) & (values[1] > 0)
+    converged = is_saddle & (force <= fmax) & landscape.is_usable(said)[0] & ~lists.overflow[0]
+    weights = Weights(params, {}, there.reference.cell)
+    z, energy = implicit.at_minimum(
+        potential, None, response, weights, there, z, said.energy, lists, converged[None], saddle=True
+    )
+    placed = pytree.take(landscape.place(there, z), 0)
+    return Saddle(placed, energy[0], force, values, is_saddle, converged)
+
+
+def lowest(product, start: Float[Array, "1 rows 3"], n: int) -> tuple[Float[Array, "2"], Float[Array, "2 1 rows 3"]]:
+    """The two lowest eigenvalues of a symmetric operator and their vectors, among `n` Krylov directions from `start`.
+
+    Lanczos, each direction orthogonal to all before it. Directions beyond the space count as infinitely stiff.
+    """
+
+    def step(k, carry):
+        basis, images = carry
+        image = product(basis[k])
+        new = image
+        for _ in range(2):
+            new = new - jnp.einsum("k,k...->...", jnp.einsum("k...,...->k", basis, new), basis)
+        size = jnp.sqrt(jnp.sum(new**2))
+        inside = size > 1e-10 * jnp.sqrt(jnp.sum(image**2))
+        new = jnp.where(inside, new / jnp.where(inside, size, 1), 0)
+        return basis.at[k + 1].set(new, mode="drop"), images.at[k].set(image)
+
+    basis = jnp.zeros((n, *start.shape), start.dtype).at[0].set(start)
+    basis, images = jax.lax.fori_loop(0, n, step, (basis, jnp.zeros_like(basis)))
+    there = jnp.einsum("k...,k...->k", basis, basis) > 0.5
+    matrix = jnp.einsum("i...,j...->ij", basis, images)
+    matrix = (matrix + matrix.T) / 2 + jnp.diag(jnp.where(there, 0, 1e6))
+    values, vectors = jnp.linalg.eigh(matrix)
+    modes = jnp.einsum("ki,k...->i...", vectors[:, :2], basis)
+    return values[:2], modes
+
+
+def _product(potential, params, there: Landscape, z, neighbors):
+    rigid = implicit.rigid_motions(there, z)
+    product = landscape.hessian_product(potential, params, there, z, neighbors, None)
+    return lambda v: rigid(product(rigid(v)))
+
+
+def _one(potential, system: System, neighbors: Neighbors, fixed, skin: float):
+    """Landscape, coordinates and an empty list of one structure, as a batch of one."""
+    system, neighbors = jax.tree.map(jnp.asarray, (as_system(system), neighbors))
+    check_single(system, "A search for a saddle")
+    check_shells(neighbors, potential.shells, anew=True)
+    fixed = None if fixed is None else fixed_mask(fixed, system.numbers)[None]
+    batch = jax.tree.map(lambda x: x[None], jax.lax.stop_gradient(system))
+    there = landscape.over(batch, fixed, None)
+    lists = verlet.empty(system, neighbors, potential.shells, skin)
+    return there, jax.vmap(coordinates.start)(batch), jax.tree.map(lambda x: x[None], lists)

@@ -1,0 +1,104 @@
+"""Gradients of properties by the parameters are those of the re-relaxed property, by finite differences."""
+
+import dataclasses
+
+import ase.build
+import bound_models
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import relaxed_crystals as crystals
+
+from lamjax import properties
+from lamjax.properties import EquationOfStateConfig
+
+
+def test_elastic_constants_bulk_modulus_and_lattice():
+    """Of a hexagonal crystal, whose c/a and inner strain answer; potential with a root of a sum of neighbours."""
+    potential = crystals.potential_of("gupta")
+    start = crystals.list_of("gupta")
+
+    def measure(params):
+        crystal = crystals.relaxed(potential, params, *start)
+        here = properties.at_minimum(potential, params, *crystal)
+        elastic, bulk = (f(potential, params, here) for f in (properties.elastic_at, properties.bulk_modulus_at))
+        lattice = properties.lattice_at(here)
+        parts = jnp.array([elastic.tensor[0, 0], elastic.tensor[0, 1], elastic.tensor[2, 2], elastic.tensor[3, 3]])
+        means = jnp.array([elastic.shear, elastic.anisotropy, elastic.bulk_reuss, bulk.bulk_modulus, bulk.derivative])
+        return jnp.concatenate([parts, means, lattice.lengths[1:], lattice.density[None], lattice.energy[None]])
+
+    exact, numeric = crystals.slopes(measure, potential.init())
+    assert exact == pytest.approx(numeric, rel=1e-6) and abs(numeric) > 0.1
+
+
+def test_frequencies_and_heat_capacity():
+    """Of silicon, in a supercell that follows the lattice constant."""
+    potential = crystals.potential_of("stillinger_weber")
+    start = crystals.list_of("stillinger_weber")
+    cells = properties.supercell(potential, start[0], (2, 2, 1))
+    qpoints = np.array([(0.25, 0.1, 0.4), (0.5, 0, 0)])
+
+    def measure(params):
+        crystal = crystals.relaxed(potential, params, *start)
+        found = properties.phonons(potential, params, *crystal, cells, qpoints)
+        heat = properties.thermodynamics(found, jnp.array([150.0]))
+        return jnp.concatenate([heat.heat_capacity, heat.free_energy, found.frequencies[0], found.frequencies[1, -1:]])
+
+    exact, numeric = crystals.slopes(measure, potential.init())
+    assert exact == pytest.approx(numeric, rel=1e-6) and abs(numeric) > 0.1
+
+
+@pytest.mark.slow
+def test_the_fitted_equation_of_state():
+    """Its volumes follow the volume of the crystal; ions and shape relax at each."""
+    potential = crystals.potential_of("lennard_jones")
+    start = crystals.list_of("lennard_jones")
+    config = EquationOfStateConfig(strains=(-0.02, -0.01, 0.0, 0.01, 0.02), relax=crystals.RELAX)
+
+    def measure(params):
+        crystal = crystals.relaxed(potential, params, *start)
+        found = properties.equation_of_state(potential, params, *crystal, config)
+        return jnp.array([found.volume, found.energy, found.bulk_modulus, found.derivative])
+
+    exact, numeric = crystals.slopes(measure, potential.init(), seed=4)
+    assert exact == pytest.approx(numeric, rel=1e-6) and abs(numeric) > 0.1
+
+
+def test_a_vacancy_and_a_surface_follow_the_lattice_constant():
+    """Supercell and slab are those of the crystal that the changed parameters give."""
+    potential = crystals.potential_of("lennard_jones")
+    structures = crystals.fcc(), crystals.vacancy(crystals.fcc()), crystals.slab()
+    bulk, *others = (crystals.list_of("lennard_jones", atoms) for atoms in structures)
+    config = dataclasses.replace(crystals.RELAX, cell=None)
+
+    def measure(params):
+        crystal = crystals.relaxed(potential, params, *bulk)
+        ends = []
+        for (system, lists), axes in zip(others, ([0, 1, 2], [0, 1]), strict=True):
+            stretch = crystal[0].cell[0, 1] / bulk[0].cell[0, 1]
+            cell = system.cell.at[jnp.array(axes)].multiply(stretch)
+            start = system._replace(positions=system.positions * stretch, cell=cell)
+            ends.append(crystals.relaxed(potential, params, start, lists, config))
+        hole = properties.vacancy_formation(potential, params, crystal, ends[0])
+        surface = properties.surface_energy(potential, params, crystal, ends[1])
+        return jnp.array([hole.energy, surface.energy])
+
+    exact, numeric = crystals.slopes(measure, potential.init(), seed=4)
+    assert exact == pytest.approx(numeric, rel=1e-6) and abs(numeric) > 0.1
+
+
+@pytest.mark.slow
+def test_elastic_constants_of_a_net():
+    """DPA-2 with both attentions and three-body block: third derivatives of everything."""
+    potential = bound_models.bound_dpa2(("Si", "B"))
+    params = bound_models.params_of(potential)
+    atoms = ase.build.bulk("SiB", "zincblende", a=3.9)
+    system, lists = crystals.room(potential, atoms)
+
+    def measure(params):
+        crystal = crystals.relaxed(potential, params, system, lists)
+        found = properties.elastic_tensor(potential, params, *crystal)
+        return jnp.array([found.tensor[0, 0], found.tensor[3, 3], found.bulk])
+
+    exact, numeric = crystals.slopes(measure, params)
+    assert exact == pytest.approx(numeric, rel=1e-6) and abs(numeric) > 0.1
