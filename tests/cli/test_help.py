@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from lamjax import cli
 
-ORDER = "demo info data show eval convert train finetune finetune-structures distill explore label relax md".split()
+ORDER = "demo info data show eval convert train finetune finetune-structures distill explore label relax properties md".split()
 
 
 def said(*arguments, **environment) -> str:
