@@ -36,7 +36,7 @@ MODULES = {
     "training": "States, steps, schedules.",
     "distillation": "Rounds of explore, label, select, train.",
     "calculator": "Any potential in ASE.",
-    "properties": "What is computed of a relaxed structure: lattice, elastic tensor, phonons, energies; differentiable.",
+    "properties": "Lattice, elastic tensor, phonons, energies of relaxed structures; differentiable.",
     "units": "Constants, and conversions of stress and virial.",
     "pytree": "Operations on whole pytrees.",
 }
