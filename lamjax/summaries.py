@@ -64,7 +64,8 @@ def of_relaxation(relaxed: Any) -> str:
         return f"<Relaxation, {np.sum(converged)} of {converged.size} converged, at most {steps.max(initial=0)} steps>"
     how = "converged" if converged else "not finite" if not np.asarray(relaxed.finite) else "not converged"
     end = f"{float(relaxed.energy):.6g} eV, fmax {float(relaxed.fmax):.2g} eV/Å"
-    return f"<Relaxation, {how} after {steps} steps: {end}, {of_system(relaxed.system)[1:-1]}>"
+    structure = of_system(relaxed.system)[1:-1].removeprefix("System, ")
+    return f"<Relaxation, {how} after {steps} steps: {end}, {structure}>"
 
 
 def is_known(*arrays: Any) -> bool:

@@ -36,6 +36,7 @@ MODULES = {
     "training": "States, steps, schedules.",
     "distillation": "Rounds of explore, label, select, train.",
     "calculator": "Any potential in ASE.",
+    "properties": "Lattice, elastic tensor, phonons, energies of relaxed structures; differentiable.",
     "units": "Constants, and conversions of stress and virial.",
     "pytree": "Operations on whole pytrees.",
 }

@@ -35,7 +35,7 @@ def group(places: Mapping[str, str], panels: Mapping[str, Sequence[str]] | None 
             super().__init__(*args, **settings)
             found = {**{name: Later(name, place) for name, place in places.items()}, **self.commands}
             headings = {name: heading for heading, names in (panels or {}).items() for name in names}
-            self.commands = {name: found[name] for name in headings or found}
+            self.commands = {name: found[name] for name in dict.fromkeys([*headings, *found])}
             for name, heading in headings.items():
                 self.commands[name].rich_help_panel = heading
 

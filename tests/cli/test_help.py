@@ -7,7 +7,8 @@ from typer.testing import CliRunner
 
 from lamjax import cli
 
-ORDER = "demo info data show eval convert train finetune finetune-structures distill explore label relax md".split()
+ORDER = "demo info data show eval convert train finetune finetune-structures distill explore label".split()
+ORDER += ["relax", "properties", "md"]
 
 
 def said(*arguments, **environment) -> str:
