@@ -29,7 +29,7 @@ WORKFLOW = {  # the order in which one needs them, and how help shows them
     "Look at data and models": ("data", "show", "eval", "convert"),
     "Train": ("train", "finetune", "finetune-structures"),
     "Make it small, or let it choose its data": ("distill", "explore", "label"),
-    "Use it": ("relax", "md"),
+    "Use it": ("relax", "properties", "md"),
 }
 DATA = {"check": "lamjax.cli.data:check", "convert": "lamjax.cli.data_convert:convert"}
 
