@@ -55,9 +55,9 @@ class Wanted(NamedTuple):
 
 
 def properties(
-    model: Annotated[Path, typer.Argument(help="A lamjax bundle or a DeePMD-kit model (.pt, .dp, .yaml).")],
+    model: Annotated[Path, typer.Argument(help="small, a lamjax bundle or a DeePMD-kit model (.pt, .dp, .yaml).")],
     structures: Annotated[list[Path], typer.Argument(help="Files that ASE reads; every frame is a crystal.")],
-    output: Annotated[Path, typer.Option(help="Folder of tables and figures.")] = Path("properties"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of tables and figures.")] = Path("properties"),
     elastic: Annotated[bool, typer.Option("--elastic", help="Elastic tensor, moduli, B'.")] = False,
     eos: Annotated[bool, typer.Option("--eos", help="Equation of state at 7 volumes.")] = False,
     phonons: Annotated[bool, typer.Option("--phonons", help="Bands, density of states, heat capacity.")] = False,
