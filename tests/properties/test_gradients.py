@@ -2,13 +2,18 @@
 
 import dataclasses
 
+import ase
+import bound_models as models
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import relaxed_crystals as crystals
 
-from lamjax import properties
+import lamjax
+from lamjax import properties, relaxation
 from lamjax.properties import EquationOfStateConfig
+from lamjax.relaxation import CellConfig, RelaxConfig
 
 
 def test_elastic_constants_bulk_modulus_and_lattice():
@@ -44,6 +49,35 @@ def test_frequencies_and_heat_capacity():
 
     exact, numeric = crystals.slopes(measure, potential.init())
     assert exact == pytest.approx(numeric, rel=1e-6) and abs(numeric) > 0.1
+
+
+@pytest.mark.slow
+def test_the_bulk_modulus_that_a_net_gives():
+    """A DPA-2: volume and relaxed-ion bulk modulus of a crystal with two atoms, by differences of relaxed crystals."""
+    potential = models.bound("dpa2")
+    params, relax = models.params_of(potential), RelaxConfig(fmax=1e-9, max_steps=3000, cell=CellConfig())
+    start = lamjax.from_ase(ase.Atoms("SiB", 2.6 * np.array([(0, 0, 0), (0.5,) * 3]), cell=[2.6] * 3, pbc=True))
+
+    @jax.jit
+    def run(params, system, lists):
+        def measure(params):
+            volume = properties.lattice(potential, params, system, lists).volume
+            return jnp.stack([volume, properties.elastic_tensor(potential, params, system, lists).bulk])
+
+        return measure(params), jax.jacrev(measure)(params)
+
+    def relaxed(params):
+        (end,) = relaxation.relax_structures(potential, params, [start], relax)
+        assert end.converged
+        return run(params, end.system, lamjax.allocate(potential, end.system))
+
+    along = jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size, dtype=float)).reshape(x.shape), params)
+    slope = relaxed(params)[1]
+    exact = sum(np.tensordot(a, d, axes=np.ndim(d)) for a, d in zip(*map(jax.tree.leaves, (slope, along)), strict=True))
+    h = 3e-5
+    one, other = (relaxed(jax.tree.map(lambda x, d, t=t: x + t * d, params, along))[0] for t in (h, -h))
+    np.testing.assert_allclose(exact, (one - other) / (2 * h), rtol=3e-6)
+    assert np.all(np.abs(exact) > 1)
 
 
 @pytest.mark.slow
