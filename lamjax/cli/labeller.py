@@ -9,8 +9,8 @@ from lamjax.training.config import apply
 
 MODELS = (".lamjax", ".dp", ".pt", ".pth", ".yaml", ".yml")
 HELP = (
-    "A model file (.lamjax, .dp, .pt, .yaml) or `small`, ASE's name of a calculator (emt, tblite), or "
-    "package.module:factory, a class or function that is imported, for example tblite.ase:TBLite."
+    "A model file (.lamjax, .dp, .pt, .yaml) or `small`, ASE's name of a calculator (emt, tblite), or a "
+    "class or function that is imported as package.module:name is, for example tblite.ase:TBLite."
 )
 OPTION_HELP = "KEY=VALUE, an argument of the calculator's class or function; repeatable."
 
