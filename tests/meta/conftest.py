@@ -7,6 +7,7 @@ import ase.data
 import ase.io
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 import lamjax
 from lamjax import checkpoints
@@ -28,7 +29,10 @@ def tiny():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch, tiny):
-    """The model as the one called `small`, and as model.dp and model.ckpt.pt; labelled frames; relaxations."""
+    """The model as the one called `small`, and as model.dp and model.ckpt.pt; labelled frames; relaxations.
+
+    An example that sets where compiled programs are kept does so for its own run alone.
+    """
     shipped = tmp_path / "shipped"
     shipped.mkdir()
     monkeypatch.setattr(checkpoints, "SHIPPED", shipped)
@@ -40,4 +44,8 @@ def folder(tmp_path, monkeypatch, tiny):
     ase.io.write(tmp_path / "relaxations.extxyz", ends[:4])
     ase.io.write(tmp_path / "labelled.extxyz", frames[:4])
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    before = jax.config.jax_compilation_cache_dir
+    yield tmp_path
+    if jax.config.jax_compilation_cache_dir != before:
+        jax.config.update("jax_compilation_cache_dir", before)
+        compilation_cache.reset_cache()
