@@ -33,6 +33,7 @@ def name_of(page: Path) -> str:
 
 @pytest.mark.parametrize("page", EXAMPLES, ids=name_of)
 def test_examples_of_a_page_run(page, folder):
+    """An example that uses a name or an argument that is not there any more would raise."""
     code = "\n".join(map(dedent, re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)))
     for slow, fast in SOONER.items():
         code = code.replace(slow, fast)
