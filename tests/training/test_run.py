@@ -445,5 +445,5 @@ def test_check_prints_a_table(folder, whole):
     result = invoke("check", folder / "train.extxyz", "--model", whole / "model.lamjax")
     assert result.exit_code == 0, result.output
     said = " ".join(result.output.replace("│", " ").split())
-    for text in ("frames 7", "energy: energy (7)", "forces: forces (7)", "stress: stress (7)", "Cu(7)"):
-        assert text in said
+    for text in ("frames 7", "energy: energy (7)", "forces: forces (7)", "stress (7)", "with virial 7", "Cu(7)"):
+        assert text in said, said
