@@ -21,12 +21,11 @@ from matplotlib.figure import Figure
 import lamjax
 from experiments import workflow
 from experiments.universal import starts
-from experiments.universal.archive import BLOCKS
+from experiments.universal.train import WORK
 from lamjax import data, dynamics, relaxation
 from lamjax.relaxation import CellConfig, RelaxConfig
 from lamjax.reports import plots
 
-WORK = BLOCKS.parent
 TEACHER = starts.HERE / "teacher.json"
 COLORS = ("#9a9a9a", "#0072b2", "#d55e00")
 GROUPS = {  # elements by what binds them, for a table of errors

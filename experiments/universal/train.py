@@ -13,28 +13,16 @@ from pathlib import Path
 from experiments import workflow
 from experiments.universal.archive import BLOCKS
 from lamjax import PotentialConfig, losses, training
-from lamjax.descriptors import DPA2Config, RepformerConfig, RepinitConfig
 from lamjax.heads import EnergyHeadConfig
 from lamjax.training.config import TaskConfig, TrainConfig
 
 WORK = BLOCKS.parent
 TEACHER = "chgnet"  # the head that learns the teacher's labels
 SHARE = 0.75  # of the steps that go to it; the others' probabilities are those of workflow.PRETRAINING
-DESCRIPTOR = DPA2Config(
-    repinit=RepinitConfig(rcut=5.0, rcut_smth=0.5, nsel=100, neuron=(16, 32, 64), axis_neuron=8, tebd_dim=16),
-    repformer=RepformerConfig(
-        rcut=4.0,
-        rcut_smth=3.0,
-        nsel=60,
-        nlayers=3,
-        g1_dim=96,
-        g2_dim=16,
-        update_g1_has_attn=False,
-        update_g2_has_g1g1=False,
-        update_g2_has_attn=False,
-        update_style="res_residual",
-        update_residual=0.01,
-    ),
+DESCRIPTOR = replace(
+    workflow.DESCRIPTOR,
+    repinit=replace(workflow.DESCRIPTOR.repinit, tebd_dim=16),
+    repformer=replace(workflow.DESCRIPTOR.repformer, g1_dim=96),
 )
 NEURON = (96, 96, 96)  # of every head
 LOSS = losses.LabelLossConfig(  # linear beyond 20 meV/atom, 0.1 eV/Å: frames far from equilibrium don't rule

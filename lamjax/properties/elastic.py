@@ -10,11 +10,10 @@ from lamjax import units
 from lamjax.neighbors import Neighbors
 from lamjax.potential import Potential
 from lamjax.properties import minimum
-from lamjax.properties.minimum import RELAXED, Minimum, PropertyConfig
+from lamjax.properties.minimum import RELAXED, SOFT, Minimum, PropertyConfig
 from lamjax.relaxation import CellConfig, coordinates
 from lamjax.system import System
 
-SOFT = 1e-5  # eV/Å²: curvature below which an internal mode is taken for one that costs nothing
 SHEET = (0, 1, 5)  # xx, yy, xy of Voigt's order
 
 

@@ -23,6 +23,7 @@ from lamjax.system import System, as_system, check_single, fixed_mask, volume
 
 RESPONSE = Implicit(tol=1e-9, max_iterations=1000, curvature=1e-6)
 BLOCK = 32  # Hessian products side by side
+SOFT = 1e-5  # eV/Å²: curvature below which an internal mode is taken for one that costs nothing
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,9 @@ from lamjax.arguments import as_tuples
 from lamjax.neighbors import Neighbors
 from lamjax.potential import Potential
 from lamjax.properties import minimum
-from lamjax.properties.minimum import RELAXED, RESPONSE, Minimum, PropertyConfig
+from lamjax.properties.minimum import RELAXED, RESPONSE, SOFT, Minimum, PropertyConfig
 from lamjax.relaxation import CellConfig, RelaxConfig, relax
 from lamjax.system import System, volume
-
-SOFT = 1e-5  # eV/Å²: as in `elastic`
 
 
 class BulkModulus(NamedTuple):
