@@ -64,4 +64,4 @@ def write_base(path: Path, labels: Path, heads: tuple[str, ...] = ("Default",), 
     batches = data.batches(packed, 8, seed=0, epochs=steps * 8 // len(frames))
     for state, _ in training.fit(loss, training.init(params, optimizer), optimizer, batches):  # noqa: B007
         pass
-    checkpoints.save(path, potential, state.params)
+    checkpoints.save(path, lamjax.build(potential.config), state.params)  # of several heads none is chosen

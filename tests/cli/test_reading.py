@@ -72,7 +72,7 @@ def test_keys_are_chosen_on_the_commands_that_read_labels(folder):
         (frame,) = data.read(target)
         assert frame.labels.energy == -8 and (frame.labels.forces == 0.25).all()
     code, said, _ = run("data", "check", "odd.extxyz", *KEYS)
-    assert code == 0 and "blyp, pull" in said and "with energy │ 1" in said
+    assert code == 0 and "energy: blyp (1), forces: pull (1)" in said and "│ with energy │ 1 │" in said
     _, _, error = run("eval", "model.lamjax", "odd.extxyz", "--stress-key", "sigma")
     assert "no frame has the key 'sigma' that was given for the stress" in str(error)
 

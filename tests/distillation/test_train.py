@@ -19,11 +19,11 @@ from lamjax.distillation.train import Trainer, first_members, open_student, unst
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A stored model with two heads."""
+    """A stored model with two heads, of which none is chosen."""
     case = students.case()
-    model = edit.add_head(case.potential, case.params, "other", "Default")
+    potential, params = edit.add_head(case.potential, case.params, "other", "Default")
     path = tmp_path_factory.mktemp("base") / "base.lamjax"
-    lamjax.save(path, *model)
+    lamjax.save(path, lamjax.build(potential.config), params)
     return path
 
 
