@@ -13,7 +13,11 @@ from lamjax.arguments import ArgumentError, describe, expect
 from lamjax.factories import factory
 from lamjax.losses.geometry import StructureError, structure_error
 from lamjax.potential import check_potential
-from lamjax.relaxation import Hybrid, Implicit, Relaxation, RelaxConfig, Unrolled, implicit, landscape, minimiser, relax
+from lamjax.relaxation import Relaxation, RelaxConfig, Unrolled, implicit, minimiser, relax
+from lamjax.relaxation.adjoints import is_of_the_end
+from lamjax.relaxation.implicit import Point
+from lamjax.relaxation.steps import Weights
+from lamjax.relaxation.surface import over
 from lamjax.system import System, real
 
 
@@ -69,15 +73,15 @@ def structure_loss(potential, config: StructureLossConfig | None = None) -> Call
     The batch is a `data.StructureBatch`; params are the potential's, or `Learned`. The scalar is the mean over its
     structures; rows without atoms do not count, and structures whose relaxation became infinite, NaN or exploded are
     left out of value and gradient and counted in the metrics (means and a median over the kept ones; the numbers n_*
-    are sums). With the adjoints Implicit and Hybrid a structure that did not come below `gate` has a value but no
-    implicit gradient (n_gated), and one where the curvature was not positive a truncated one (n_negative).
+    are sums). With an adjoint of the end (Implicit, Hybrid) a structure that did not come below `gate` has a value but
+    no implicit gradient (n_gated), and one where the curvature was not positive a truncated one (n_negative).
     Dramko et al., arXiv 2512.01067.
     """
     check_potential(potential, "structure_loss")
     config = StructureLossConfig() if config is None else config
     remedy = "A RelaxConfig goes into it: StructureLossConfig(relax=RelaxConfig(...))."
     expect(config, StructureLossConfig, "structure_loss takes a StructureLossConfig second", remedy)
-    by_adjoint = _at_minimum if isinstance(config.relax.adjoint, Implicit | Hybrid) else _on_the_way
+    by_adjoint = _at_minimum if is_of_the_end(config.relax.adjoint) else _on_the_way
 
     def loss(params, batch, lr_ratio=1.0):  # the ratio is for losses whose weights follow the learning rate
         check_pairs(batch)
@@ -113,47 +117,49 @@ def shaped(distance: Float[Array, "*batch"], config: DistanceConfig) -> Float[Ar
 
 
 def _on_the_way(potential, learned: Learned, batch, config: StructureLossConfig):
-    """Value and metrics where the relaxation itself is differentiated."""
+    """Value and metrics where the steps of the relaxation are differentiated."""
     relaxed = _relaxed(potential, learned, batch, config.relax)
     kept = _kept(relaxed, batch, config)
     each, error = _value(relaxed.system, relaxed.energy, batch, kept, config)
-    return mean(each, kept), _metrics(error, relaxed, kept, batch)
+    return _with_window(mean(each, kept), _metrics(error, relaxed, kept, batch), relaxed.window, (batch, kept, config))
 
 
 def _at_minimum(potential, learned: Learned, batch, config: StructureLossConfig):
     """Value and metrics where the minimum is differentiated: the linear solve is done here, and reported."""
-    rule = config.relax.adjoint
-    rule, hybrid = (rule.implicit, True) if isinstance(rule, Hybrid) else (rule, False)
+    adjoint = config.relax.adjoint
     relaxed = _relaxed(potential, learned, batch, config.relax)
-    window, end = relaxed.window, jax.lax.stop_gradient(relaxed._replace(window=None))
+    end = jax.lax.stop_gradient(relaxed._replace(window=None))
     kept = _kept(end, batch, config)
-    gate = config.relax.fmax if rule.gate is None else rule.gate
-    settled = kept & (end.fmax <= gate) & ~end.overflow
-    there, z, cell = landscape.over(batch.start, batch.fixed, config.relax.cell), end.coordinates, config.relax.cell
+    gate = getattr(adjoint, "gate", None)
+    settled = kept & (end.fmax <= (config.relax.fmax if gate is None else gate)) & ~end.overflow
+    surface, z = over(potential, batch.start, batch.fixed, config.relax.cell), end.coordinates
     lists = jax.vmap(lambda n, s: neighbor_lists.update(n, s, potential.shells))(batch.neighbors, end.system)
-    energy = jnp.zeros_like(end.energy)
-    if config.energy:
-        energy = landscape.energy(potential, learned.potential, there, z, lists)
+    energy = surface.energy(learned.potential, z, lists) if config.energy else jnp.zeros_like(end.energy)
 
     def value(z):
-        moved = energy + jnp.sum(landscape.energy_slope(there, end.coordinates, cell) * (z - end.coordinates), (1, 2))
-        return _value(landscape.place(there, z), moved, batch, kept, config)
+        moved = energy + jnp.sum(surface.energy_slope(end.coordinates) * (z - end.coordinates), (1, 2))
+        return _value(surface.place(z), moved, batch, kept, config)
 
     (each, error), back = jax.vjp(value, z)
     (on_z,) = back((settled.astype(each.dtype) / _number(kept, each.dtype), jax.tree.map(jnp.zeros_like, error)))
-    zero, solve = implicit.tie(potential, learned.potential, there, z, lists, cell, rule, on_z)
-    total = mean(each, kept) + zero.astype(each.dtype)
+    weights = Weights(learned.potential, {}, surface.reference.cell)
+    zero, solve = implicit.tie(surface, weights, Point(z, end.energy, lists), on_z, adjoint)
     metrics = _metrics(error, end, kept, batch) | {
         "n_gated": jnp.sum(kept & ~settled),
         "n_negative": jnp.sum(settled & solve.negative),
         "iterations": mean(solve.iterations.astype(each.dtype), settled),
         "residual": jnp.max(jnp.where(settled, solve.residual, 0)),
     }
-    if hybrid:
-        at_window, found = _value(window, None, batch, kept, config)
-        total = total + config.window * mean(at_window, kept)
-        metrics |= {"dq_window": mean(found.dq, kept)}
-    return total, metrics
+    return _with_window(mean(each, kept) + zero.astype(each.dtype), metrics, relaxed.window, (batch, kept, config))
+
+
+def _with_window(total, metrics: dict, window: System | None, judged: tuple):
+    """Value and metrics with those of the structures at the end of a window, where the adjoint has one."""
+    if window is None:
+        return total, metrics
+    batch, kept, config = judged
+    each, error = _value(window, None, batch, kept, config)
+    return total + config.window * mean(each, kept), metrics | {"dq_window": mean(error.dq, kept)}
 
 
 def _relaxed(potential, learned: Learned, batch, config: RelaxConfig) -> Relaxation:

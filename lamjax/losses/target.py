@@ -12,8 +12,8 @@ from lamjax.arguments import expect
 from lamjax.factories import factory
 from lamjax.losses.structure import DistanceConfig, check_pairs, mean, shaped
 from lamjax.potential import check_potential
-from lamjax.relaxation import CellConfig, Implicit, coordinates, implicit, landscape
-from lamjax.relaxation.landscape import Landscape
+from lamjax.relaxation import CellConfig, Implicit, coordinates, implicit
+from lamjax.relaxation.surface import Surface, over
 from lamjax.system import masses, real
 
 NEWTON = Implicit(tol=1e-3, max_iterations=100, damping=0.5)
@@ -56,13 +56,13 @@ def target_force_loss(potential, config: ForceTargetConfig = ForceTargetConfig()
     expect(config, ForceTargetConfig, "target_force_loss takes a ForceTargetConfig", "Leave it out for the defaults.")
 
     def loss(params, batch, lr_ratio=1.0):
-        there, z, lists, present = _at_target(potential, batch, config.cell)
-        force = landscape.evaluate(potential, params, there, z, lists, config.cell).force
+        surface, z, lists, present = _at_target(potential, batch, config.cell)
+        force = surface.evaluate(params, z, lists).force
         n_atoms = jnp.maximum(jnp.sum(real(batch.target), axis=-1), 1)
         square = jnp.sum(force * force, axis=(1, 2)) / n_atoms
         return mean(square, present), {
             "force_rms": jnp.sqrt(mean(square, present)),
-            "fmax": jnp.max(jnp.where(present, landscape.largest(there, force), 0)),
+            "fmax": jnp.max(jnp.where(present, surface.largest(force), 0)),
             "n_structures": jnp.sum(present),
         }
 
@@ -81,57 +81,61 @@ def newton_loss(potential, config: NewtonTargetConfig = NewtonTargetConfig()) ->
     expect(config, NewtonTargetConfig, "newton_loss takes a NewtonTargetConfig", "Leave it out for the defaults.")
 
     def loss(params, batch, lr_ratio=1.0):
-        there, z, lists, present = _at_target(potential, batch, config.cell)
-        mass = _row_masses(there, config.distance.cell)
+        surface, z, lists, present = _at_target(potential, batch, config.cell)
+        mass = _row_masses(surface, config.distance.cell)
         still = jax.lax.stop_gradient(params)
-        force = landscape.evaluate(potential, still, there, z, lists, config.cell).force
+        force = surface.evaluate(still, z, lists).force
         force = jnp.where(present[:, None, None], force, 0)
-        surface = potential, still, there, z, lists, config.cell
-        step, report, damping = implicit.enough_damping(*surface, force, config.solver)
-        present, found = present & ~report.negative, present
+        hessian = implicit.hessian(surface, still, z, lists)
+        step, report, damping = implicit.enough_damping(hessian, force, config.solver)
+        n_negative, present = jnp.sum(present & report.negative), present & ~report.negative
         size = jnp.sqrt(jnp.sum(mass * step * step, axis=(1, 2)))
         value, back = jax.vjp(lambda size: shaped(size, config.distance), size)
         (on_size,) = back(present / jnp.maximum(jnp.sum(present), 1).astype(size.dtype))
         on_step = (on_size / jnp.where(size > 0, size, 1))[:, None, None] * mass * step
-        back_step, _ = implicit.solve(*surface, on_step, config.solver, damping)
-        tied = _tie(potential, params, there, z, lists, config, step, back_step)
+        back_step, _ = implicit.solve(hessian, on_step, config.solver, damping)
+        tied = _tie(params, surface, (z, lists), step, back_step)
         return mean(value, present) + tied, {
             "newton_dq": mean(size, present),
             "iterations": mean(report.iterations.astype(size.dtype), present),
             "n_damped": jnp.sum(present & (damping > config.solver.damping)),
-            "n_negative": jnp.sum(found & report.negative),
+            "n_negative": n_negative,
             "n_structures": jnp.sum(present),
         }
 
     return loss
 
 
-def _tie(potential, params, there: Landscape, z, lists, config: NewtonTargetConfig, step, back) -> Float[Array, ""]:
-    """0, with the derivative μᵀ (∂F/∂θ - ∂H/∂θ s) of a loss of s, (H + δ) s = F and (H + δ) μ = ∂L/∂s."""
+def _tie(params, surface: Surface, at: tuple, step, back) -> Float[Array, ""]:
+    """0, with the derivative μᵀ (∂F/∂θ - ∂H/∂θ s) of a loss of s, (H + δ) s = F and (H + δ) μ = ∂L/∂s.
+
+    s is the `step`, μ is `back`, both `at` coordinates and their neighbours.
+    """
 
     def slope(params, constants):
-        z, step, back, there, lists = constants
+        z, step, back, surface, lists = constants
 
         def along(z):
-            return jnp.sum(landscape.slope(potential, params, there, z, lists, config.cell, back))
+            return jnp.sum(surface.slope(params, z, lists, back))
 
         value, change = jax.jvp(along, (z,), (step,))
         return -(value + change).astype(z.dtype)
 
-    return implicit.derivative_alone(slope, params, (z, step, back, there, lists))
+    z, lists = at
+    return implicit.derivative_alone(slope, params, (z, step, back, surface, lists))
 
 
 def _at_target(potential, batch, cell: CellConfig | None):
-    """Landscape, coordinates and neighbours of the targets, and which rows hold atoms."""
+    """Surface, coordinates and neighbours of the targets, and which rows hold atoms."""
     check_pairs(batch)
     target, lists = jax.tree.map(jnp.asarray, (batch.target, batch.target_neighbors))
-    there = landscape.over(target, batch.fixed, cell)
-    return there, jax.vmap(coordinates.start)(target), lists, jnp.any(real(target), axis=-1)
+    surface = over(potential, target, batch.fixed, cell)
+    return surface, surface.start(), lists, jnp.any(real(target), axis=-1)
 
 
-def _row_masses(there: Landscape, cell_weight: float) -> Float[Array, "n_batch rows 1"]:
+def _row_masses(surface: Surface, cell_weight: float) -> Float[Array, "n_batch rows 1"]:
     """amu for rows of atoms; for those of the strain what gives |strain| the weight of the distance."""
-    mass = masses(there.reference)
-    scale = jax.vmap(coordinates.scale)(there.reference)
+    mass = masses(surface.reference)
+    scale = jax.vmap(coordinates.scale)(surface.reference)
     strain = jnp.repeat((cell_weight / scale)[:, None] ** 2, 3, axis=1)
     return jnp.concatenate([mass, strain], axis=1)[..., None]

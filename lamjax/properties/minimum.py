@@ -16,9 +16,10 @@ from jaxtyping import Array, Bool, Float
 from lamjax import pytree
 from lamjax.neighbors import Neighbors
 from lamjax.potential import Potential, check_potential
-from lamjax.relaxation import CellConfig, Implicit, coordinates, implicit, landscape
-from lamjax.relaxation.landscape import Landscape
-from lamjax.relaxation.relax import Weights
+from lamjax.relaxation import CellConfig, Implicit, coordinates, implicit
+from lamjax.relaxation.implicit import Point
+from lamjax.relaxation.steps import Weights
+from lamjax.relaxation.surface import Surface, over
 from lamjax.system import System, as_system, check_single, fixed_mask, volume
 
 RESPONSE = Implicit(tol=1e-9, max_iterations=1000, curvature=1e-6)
@@ -32,7 +33,7 @@ class PropertyConfig:
 
     cell: CellConfig | None = CellConfig()  # what of the cell has been relaxed with the atoms; None: it is fixed
     fmax: float = 1e-3  # eV/Å: `converged` if no atom nor the cell feels more; others do not follow the parameters
-    response: Implicit | None = RESPONSE  # how dz/dθ is solved for; None: the structure does not follow
+    response: Implicit | None = RESPONSE  # how dz/dθ is solved for, or what else has a `respond`; None: it is 0
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     def __post_init__(self):
@@ -47,7 +48,7 @@ class Minimum(NamedTuple):
     """One relaxed structure; system, z and energy differentiate as the minimum does."""
 
     system: System
-    landscape: Landscape  # a batch of this one structure, which is its own reference
+    surface: Surface  # of a batch of this one structure, which is its own reference
     z: Float[Array, "rows 3"]  # Å, coordinates of atoms and strain
     neighbors: Neighbors
     energy: Float[Array, ""]  # eV
@@ -75,25 +76,18 @@ def at_minimum(
     check_single(system, "A property")
     system, neighbors = jax.lax.stop_gradient(jax.tree.map(jnp.asarray, (system, neighbors)))
     fixed = None if fixed is None else fixed_mask(fixed, system.numbers)[None]
-    there, lists = landscape.over(_batch(system), fixed, config.cell), _batch(neighbors)
-    z = jax.vmap(coordinates.start)(there.reference)
-    here = landscape.evaluate(potential, jax.lax.stop_gradient(params), there, z, lists, config.cell)
-    fmax = landscape.largest(there, here.force)
-    converged = landscape.is_usable(here) & (fmax <= config.fmax) & ~lists.overflow
+    surface, lists = over(potential, _batch(system), fixed, config.cell), _batch(neighbors)
+    z = surface.start()
+    evaluation = surface.evaluate(jax.lax.stop_gradient(params), z, lists)
+    fmax = surface.largest(evaluation.force)
+    converged = evaluation.is_usable() & (fmax <= config.fmax) & ~lists.overflow
     if config.response is not None:
-        rule = _attainable(config.response, z.dtype)
-        weights = Weights(params, {}, there.reference.cell)
-        z, energy = implicit.at_minimum(potential, config.cell, rule, weights, there, z, here.energy, lists, converged)
+        weights, point = Weights(params, {}, surface.reference.cell), Point(z, evaluation.energy, lists)
+        z, energy = implicit.at_minimum(surface, weights, point, converged, config.response)
     else:
-        energy = landscape.energy(potential, params, there, z, lists)
-    placed = pytree.take(landscape.place(there, z), 0)
-    return Minimum(placed, there, z[0], neighbors, energy[0], fmax[0], here.virial[0], converged[0])
-
-
-def _attainable(rule: Implicit, dtype) -> Implicit:
-    """The rule with a tolerance that this precision can reach."""
-    tol = max(rule.tol, 30 * float(jnp.finfo(dtype).eps))
-    return Implicit(tol, rule.max_iterations, rule.gate, rule.polish, rule.damping, rule.curvature)
+        energy = surface.energy(params, z, lists)
+    placed = pytree.take(surface.place(z), 0)
+    return Minimum(placed, surface, z[0], neighbors, energy[0], fmax[0], evaluation.virial[0], converged[0])
 
 
 def slope(potential, params, here: Minimum, z, cell: CellConfig | None, along) -> Float[Array, ""]:
@@ -101,8 +95,8 @@ def slope(potential, params, here: Minimum, z, cell: CellConfig | None, along) -
     pressure = coordinates.pressure(cell)
 
     def objective(z):
-        found = energy(potential, params, here, z)
-        return found + (pressure * volume(place(here, z)) if pressure else 0.0)
+        value = energy(potential, params, here, z)
+        return value + (pressure * volume(place(here, z)) if pressure else 0.0)
 
     _, change = jax.jvp(objective, (z,), (along,))
     return change
@@ -122,7 +116,7 @@ def place(here: Minimum, z) -> System:
     deformation = unit
     for k in (4, 3, 2, 1):
         deformation = unit + u @ deformation / k
-    reference = pytree.take(here.landscape.reference, 0)
+    reference = pytree.take(here.surface.reference, 0)
     return reference._replace(positions=z[:-3] @ deformation, cell=reference.cell @ deformation)
 
 
@@ -143,11 +137,11 @@ def hessian(potential, params, here: Minimum, cell: CellConfig | None) -> Float[
 def within(here: Minimum, cell: CellConfig | None) -> Float[Array, "n n"]:
     """The projector on the changes of z that are free and move the structure in itself, as a matrix."""
     z = jax.lax.stop_gradient(here.z)
-    there = landscape.over(here.landscape.reference, ~here.landscape.free[:, :-3], cell)
-    rigid = implicit.rigid_motions(there, z[None])
+    surface = over(here.surface.potential, here.surface.reference, ~here.surface.free[:, :-3], cell)
+    rigid = implicit.rigid_motions(surface, z[None])
 
     def project(v):
-        v = landscape.project(there, v.reshape(1, *z.shape), cell)
+        v = surface.project(v.reshape(1, *z.shape))
         return rigid(v)[0].ravel()
 
     return jax.vmap(project)(jnp.eye(z.size, dtype=z.dtype))
@@ -155,7 +149,7 @@ def within(here: Minimum, cell: CellConfig | None) -> Float[Array, "n n"]:
 
 def strain_scale(here: Minimum) -> Float[Array, ""]:
     """s in z = s u: Å of z in a unit of the logarithmic strain u."""
-    return jax.vmap(coordinates.scale)(here.landscape.reference)[0]
+    return jax.vmap(coordinates.scale)(here.surface.reference)[0]
 
 
 class Inverse(NamedTuple):

@@ -1,7 +1,7 @@
 """Relaxation: structures run downhill until the forces vanish, and gradients flow back through the whole way."""
 
+from lamjax.relaxation.adjoints import AdjointMethods as AdjointMethods
 from lamjax.relaxation.adjoints import Hybrid as Hybrid
-from lamjax.relaxation.adjoints import Implicit as Implicit
 from lamjax.relaxation.adjoints import Unrolled as Unrolled
 from lamjax.relaxation.adjoints import UntilConverged as UntilConverged
 from lamjax.relaxation.bands import Band as Band
@@ -9,8 +9,13 @@ from lamjax.relaxation.bands import NebConfig as NebConfig
 from lamjax.relaxation.bands import interpolate as interpolate
 from lamjax.relaxation.bands import neb as neb
 from lamjax.relaxation.coordinates import CellConfig as CellConfig
+from lamjax.relaxation.descent import Descent as Descent
+from lamjax.relaxation.implicit import Hessian as Hessian
+from lamjax.relaxation.implicit import Implicit as Implicit
+from lamjax.relaxation.implicit import Solve as Solve
 from lamjax.relaxation.minimisers import FireConfig as FireConfig
 from lamjax.relaxation.minimisers import GradientFlowConfig as GradientFlowConfig
+from lamjax.relaxation.minimisers import Minimiser as Minimiser
 from lamjax.relaxation.minimisers import minimiser as minimiser
 from lamjax.relaxation.relax import Relaxation as Relaxation
 from lamjax.relaxation.relax import RelaxConfig as RelaxConfig

@@ -1,7 +1,34 @@
-"""How gradients go back through a relaxation: a config that is an argument of one and the same relaxation."""
+"""How gradients go back through a relaxation: a config that is an argument of one and the same relaxation.
+
+An adjoint of your own is a frozen dataclass with the methods of `AdjointMethods`, put into RelaxConfig(adjoint=...).
+"""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
+
+from jaxtyping import Array, Float
+
+from lamjax.arguments import describe
+from lamjax.relaxation.descent import Descent
+from lamjax.relaxation.implicit import Hessian, Implicit, Solve
+
+
+class AdjointMethods(Protocol):
+    """What relaxations and losses ask of an adjoint.
+
+    Without a `respond` the end has the derivatives of the steps to it, as far as `run` has unrolled them. With it, the
+    end has those of a minimum, whatever `run` has done, and a structure gets none if its largest force is above `gate`
+    (None: fmax of RelaxConfig). Entries beside `run` may be left out.
+    """
+
+    gate: float | None  # eV/Å
+    through_steps: bool  # a gradient reaches the numbers of the minimiser
+
+    def run(self, descent: Descent) -> Descent:
+        """The descent at its end: `descent.unroll(n)` takes steps with derivatives, `descent.converge(n)` without."""
+
+    def respond(self, hessian: Hessian, cotangent: Float[Array, "n_batch rows 3"]) -> tuple[Array, Solve]:
+        """λ of dL/dθ = -λᵀ ∂g/∂θ, g = ∂(E + PV)/∂z, for ∂L/∂z = `cotangent`; and how the solve for it went."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +49,12 @@ class Unrolled:
         if self.steps < 1 or (self.segment is not None and not 1 <= self.segment <= self.steps):
             raise ValueError(f"Unrolled needs steps >= 1 and 1 <= segment <= steps, got {self}.")
 
+    def run(self, descent: Descent) -> Descent:
+        """So many steps with their derivatives."""
+        if self.segment is None:
+            return descent.unroll(self.steps)
+        return descent.unroll(self.steps, rows=-(-(self.steps + 1) // self.segment), stride=self.segment)
+
 
 @dataclass(frozen=True)
 class UntilConverged:
@@ -40,37 +73,9 @@ class UntilConverged:
         if (self.max_steps is not None and self.max_steps < 0) or (self.checkpoints or 2) < 2:
             raise ValueError(f"UntilConverged needs max_steps >= 0 and checkpoints >= 2, got {self}.")
 
-
-@dataclass(frozen=True)
-class Implicit:
-    """Step until converged, and differentiate the minimum itself: memory and time do not depend on the steps.
-
-    At a minimum g(x, θ) = ∂E/∂x = 0, so dL/dθ = -λᵀ ∂g/∂θ with H λ = ∂L/∂x, solved by conjugate residuals to the
-    relative residual `tol`. Second derivatives are refused (TypeError). A structure whose largest force is above `gate`
-    gets no gradient, for it is at no minimum. Where a residual r meets negative or hardly any curvature (rᵀHr <= 0, or
-    |Hr| <= `curvature` |r|), the solution so far is taken: the remedy of truncated Newton methods. Maliyov, Grigorev,
-    Swinburne, arXiv 2407.02414.
-
-    Where a part moves at no cost (an atom or a molecule out of reach of the others, a joint that nothing stiffens) the
-    minimum is a valley, and λ of least norm is taken: as if the part did not drift along the valley when parameters
-    change. Smaller `curvature` makes the rest more accurate. A relaxation does not say that there is such a part; the
-    losses count it in n_negative.
-    """
-
-    tol: float = 1e-4
-    max_iterations: int = 200
-    gate: float | None = None  # eV/Å; None: fmax of RelaxConfig
-    polish: int = 0  # Newton steps after the relaxation, to come closer to the minimum than fmax
-    damping: float = 0.0  # eV/Å², added to H
-    curvature: float = 1e-3  # eV/Å²
-    type: Literal["implicit"] = "implicit"
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    def __post_init__(self):
-        if not (0 < self.tol < 1 and self.max_iterations >= 1 and self.polish >= 0 and self.damping >= 0):
-            raise ValueError(f"Implicit needs 0 < tol < 1, max_iterations >= 1, polish >= 0, damping >= 0, got {self}.")
-        if self.gate is not None and self.gate <= 0:
-            raise ValueError(f"gate is {self.gate} eV/Å; it must be positive, or None for the fmax of the relaxation.")
+    def run(self, descent: Descent) -> Descent:
+        """All steps with their derivatives."""
+        return descent.unroll(descent.max_steps if self.max_steps is None else self.max_steps, rows=self.checkpoints)
 
 
 @dataclass(frozen=True)
@@ -90,5 +95,38 @@ class Hybrid:
         if self.window < 1:
             raise ValueError(f"Hybrid needs window >= 1, got {self.window}.")
 
+    @property
+    def gate(self) -> float | None:
+        """eV/Å"""
+        return self.implicit.gate
+
+    def run(self, descent: Descent) -> Descent:
+        """The steps of the window with their derivatives, then those of the implicit adjoint."""
+        descent = descent.unroll(self.window).with_window()
+        return self.implicit.run(descent._replace(max_steps=max(0, descent.max_steps - self.window)))
+
+    def respond(self, hessian: Hessian, cotangent: Float[Array, "n_batch rows 3"]) -> tuple[Array, Solve]:
+        """As the implicit adjoint."""
+        return self.implicit.respond(hessian, cotangent)
+
 
 Adjoint = UntilConverged | Unrolled | Implicit | Hybrid
+
+
+def check_adjoint(adjoint: Any) -> None:
+    """TypeError for what is no adjoint."""
+    if isinstance(adjoint, type) or not callable(getattr(adjoint, "run", None)):
+        raise TypeError(
+            "An adjoint is Unrolled, UntilConverged, Implicit, Hybrid or a frozen dataclass of your own with methods "
+            f"as in relaxation.AdjointMethods; {describe(adjoint)} has no method run(descent)."
+        )
+
+
+def is_of_the_end(adjoint: Any) -> bool:
+    """True if the end of a relaxation has the derivatives of a minimum."""
+    return getattr(adjoint, "respond", None) is not None
+
+
+def is_through_steps(adjoint: Any) -> bool:
+    """True if a gradient reaches the numbers of the minimiser."""
+    return getattr(adjoint, "through_steps", True)

@@ -15,11 +15,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lamjax import pytree
 from lamjax.arguments import ArgumentError
-from lamjax.neighbors import Neighbors, check_shells, verlet
+from lamjax.neighbors import Neighbors, check_shells
 from lamjax.neighbors.verlet import SKIN
 from lamjax.numerics import safe_norm
-from lamjax.relaxation import landscape
+from lamjax.relaxation.layouts import Padded
 from lamjax.relaxation.minimisers import FireConfig, minimiser
+from lamjax.relaxation.surface import over
 from lamjax.system import System, as_system, check_single, complete_cell, fixed_mask, real
 
 
@@ -91,19 +92,17 @@ def neb(
     if neighbors.indices.ndim == 2:
         neighbors = jax.tree.map(lambda x: jnp.broadcast_to(x, (n, *x.shape)), neighbors)
     held = None if fixed is None else jnp.broadcast_to(fixed_mask(fixed, images.numbers[0]), (n, images.n_atoms, 3))
-    there = jax.lax.stop_gradient(landscape.over(images, held, None))
-    params, capacities = jax.lax.stop_gradient(params), neighbors.capacities
-    lists = jax.vmap(lambda s, k: verlet.empty(s, k, potential.shells, config.skin))(images, neighbors)
+    surface = jax.lax.stop_gradient(over(potential, images, held, None))
+    params, layout = jax.lax.stop_gradient(params), Padded(neighbors.capacities, config.skin)
 
     def evaluate(lists, positions):
         z = jnp.concatenate([positions, jnp.zeros((n, 3, 3), positions.dtype)], axis=1)
-        here = landscape.place(there, z)
-        lists = verlet.refresh(lists, here, potential.shells, config.skin)
-        near = jax.vmap(lambda v, s: verlet.narrow(v, s, potential.shells, capacities))(lists, here)
-        said = landscape.evaluate(potential, params, there, z, near, None)
-        return lists, said.energy, said.force[:, :-3], jnp.any(near.overflow)
+        lists = layout.refresh(surface, lists, z)
+        evaluated = layout.evaluate(surface, params, z, lists)
+        energy, force, _ = evaluated.evaluation
+        return lists, energy, force[:, :-3], jnp.any(evaluated.overflow)
 
-    end = _relaxed(evaluate, images.positions, lists, config)
+    end = _relaxed(evaluate, images.positions, layout.empty(surface, neighbors), config)
     return _result(images, end, config)
 
 
@@ -115,7 +114,7 @@ def _relaxed(evaluate: Callable, positions, lists, config: NebConfig) -> _State:
     flat = lambda x: x.reshape(n * n_atoms, 3)  # noqa: E731
     blank = jnp.zeros(n * n_atoms, jnp.int32)
 
-    def goes(state: _State):
+    def continues(state: _State):
         settled = (state.fmax <= config.fmax) & (state.climbing | (not config.climb))
         return ~settled & (state.n_steps <= config.max_steps) & jnp.isfinite(jnp.sum(state.energies))
 
@@ -126,7 +125,7 @@ def _relaxed(evaluate: Callable, positions, lists, config: NebConfig) -> _State:
         force = band_forces(place.reshape(positions.shape), energies, true, config.spring, state.climbing)
         fmax = jnp.sqrt(jnp.max(jnp.sum(force**2, axis=-1)))
         rested = method.init(numbers, place, flat(force))
-        walked = method.step(numbers, _harmless(state.walker, first), place, flat(force))
+        walked = method.step(numbers, state.walker, place, flat(force))
         return _State(
             pytree.where(first, rested, walked),
             lists,
@@ -148,12 +147,7 @@ def _relaxed(evaluate: Callable, positions, lists, config: NebConfig) -> _State:
         n_steps=jnp.zeros((), jnp.int32),
         overflow=jnp.zeros((), bool),
     )
-    return jax.lax.while_loop(goes, step, state)
-
-
-def _harmless(walker, first):
-    """Something to step from where there is nothing yet; the step is thrown away."""
-    return jax.tree.map(lambda x: jnp.where(first, jnp.ones_like(x), x), walker)
+    return jax.lax.while_loop(continues, step, state)
 
 
 def band_forces(
@@ -180,10 +174,10 @@ def band_forces(
 
 def _tangents(ahead, behind, energies) -> Float[Array, "n n_atoms 3"]:
     """Unit vectors along the path at the inner images, towards the neighbour of higher energy."""
-    low, here, high = energies[:-2], energies[1:-1], energies[2:]
-    up, down = (high > here) & (here > low), (high < here) & (here < low)
-    most = jnp.maximum(jnp.abs(high - here), jnp.abs(low - here))
-    least = jnp.minimum(jnp.abs(high - here), jnp.abs(low - here))
+    low, middle, high = energies[:-2], energies[1:-1], energies[2:]
+    up, down = (high > middle) & (middle > low), (high < middle) & (middle < low)
+    most = jnp.maximum(jnp.abs(high - middle), jnp.abs(low - middle))
+    least = jnp.minimum(jnp.abs(high - middle), jnp.abs(low - middle))
     rising = high > low
     of = lambda x: x[:, None, None].astype(ahead.dtype)  # noqa: E731
     mixed = of(jnp.where(rising, most, least)) * ahead + of(jnp.where(rising, least, most)) * behind

@@ -4,6 +4,7 @@ The rules by which a relaxation is differentiated are used when the program arou
 of that program that a potential refers to, other than by its parameters, would no longer be there.
 """
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -11,30 +12,28 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from lamjax.factories import Made
-from lamjax.neighbors import verlet
-from lamjax.potential import Potential
+from lamjax.neighbors.verlet import Verlet
 from lamjax.potential import atomic_energies as evaluate
-from lamjax.relaxation import landscape
-from lamjax.relaxation.landscape import Landscape
+from lamjax.relaxation.layouts import Padded
+from lamjax.relaxation.surface import Surface, in_a_row
 
 
-def explicit(potential: Potential, params, there: Landscape, z, lists, capacities: tuple[int, ...]):
-    """Potential and parameters as they are, or, if it refers to traced values, with these among the parameters.
+def explicit(surface: Surface, params, layout: Padded, lists: Verlet):
+    """Surface and parameters as they are, or, if the potential refers to traced values, with these as parameters.
 
     It can then be evaluated in these shapes alone.
     """
+    potential = surface.potential
     function = potential.atomic_energies
     if isinstance(function, Made) and function.is_plain:
-        return potential, params
+        return surface, params
 
-    def now(z, lists):
-        here = landscape.place(there, z)
-        around = jax.vmap(lambda v, s: verlet.narrow(v, s, potential.shells, capacities))(lists, here)
-        return landscape.in_a_row(here, around)
+    def arguments(z, lists):
+        return in_a_row(surface.place(z), layout.neighbors(surface, lists, z))
 
-    program = jax.make_jaxpr(partial(evaluate, potential))(params, *jax.eval_shape(now, z, lists))
+    program = jax.make_jaxpr(partial(evaluate, potential))(params, *jax.eval_shape(arguments, surface.start(), lists))
     if not any(isinstance(x, jax.core.Tracer) for x in program.consts):
-        return potential, params
+        return surface, params
     kinds = [jnp.asarray(x).dtype for x in program.consts]
 
     def atomic_energies(both, system, neighbors):
@@ -44,7 +43,8 @@ def explicit(potential: Potential, params, there: Landscape, z, lists, capacitie
         return evaluate(*jax.tree.leaves((params, system, neighbors)))[0]
 
     atomic_energies.finite_alone = True
-    return potential._replace(atomic_energies=atomic_energies), (params, [_floating(x) for x in program.consts])
+    potential = potential._replace(atomic_energies=atomic_energies)
+    return dataclasses.replace(surface, potential=potential), (params, [_floating(x) for x in program.consts])
 
 
 def _floating(x):

@@ -50,8 +50,8 @@ def forces(z, reference: System, free, cell: CellConfig | None, atomic_forces, v
     """-∂(E + PV)/∂z (eV/Å) from forces and virial at `place(z, reference)`; 0 on what is not free."""
     if cell is None:
         return jnp.where(free, jnp.concatenate([atomic_forces, jnp.zeros((3, 3), atomic_forces.dtype)]), 0)
-    here = place(z, reference)
-    total = virial - pressure(cell) * volume(here) * jnp.eye(3, dtype=virial.dtype)  # -d(E + PV)/dε, x -> x(1 + ε)
+    system = place(z, reference)
+    total = virial - pressure(cell) * volume(system) * jnp.eye(3, dtype=virial.dtype)  # -d(E + PV)/dε, x -> x(1 + ε)
     deformation, back = jax.vjp(lambda z: _deformation(z, reference), z)
     (on_strain,) = back(jnp.linalg.inv(deformation).T @ total)
     on_atoms = jnp.concatenate([atomic_forces @ deformation.T, jnp.zeros((3, 3), z.dtype)])

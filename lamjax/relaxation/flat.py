@@ -3,69 +3,59 @@
 Nothing is computed for padded atoms and for structures that stand still, whatever the shape of the batch.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
 
 from lamjax import numerics
 from lamjax import system as systems
 from lamjax.potential import predict
-from lamjax.relaxation import coordinates, landscape
 from lamjax.relaxation import lists as listing
-from lamjax.relaxation.coordinates import CellConfig
-from lamjax.relaxation.landscape import Evaluation, Landscape
+from lamjax.relaxation.layouts import Evaluated
 from lamjax.relaxation.lists import Lists, Places
-from lamjax.relaxation.relax import Said
+from lamjax.relaxation.surface import Surface
 from lamjax.system import System
 
 
-def evaluate(
-    potential,
-    params,
-    there: Landscape,
-    z: Float[Array, "n_slots rows 3"],
-    lists: Lists,
-    wanted: Bool[Array, " n_slots"],
-    capacities: tuple[int, ...],
-    n_flat: int,
-    cell: CellConfig | None,
-) -> Said:
-    """What the potential says of the wanted structures at z, as `relax` asks it for all; of the others anything.
+class Flat(NamedTuple):
+    """The structures of a batch that are active behind one another in lists of `n_flat` atoms, as many as they fill."""
 
-    As many lists of `n_flat` atoms as they fill are evaluated, one after another.
-    """
-    here = landscape.place(there, z)
-    sizes = jnp.where(wanted, jnp.sum(systems.real(here), axis=1), 0)
-    starts = listing.laid(sizes, n_flat)
+    capacities: tuple[int, ...]
+    skin: float  # Å
+    n_flat: int
 
-    def one(k, total):
-        where = listing.places(starts, sizes, k, n_flat)
-        together = _together(here, where)
-        neighbors, found = listing.narrow(lists.verlet, together, where, potential.shells, capacities)
-        said = predict(potential, params, together, neighbors)
-        forces = jnp.where(where.real[:, None], said.forces, 0)
-        energy, before, virial, most = total
-        before = before.at[where.structure, where.atom].add(forces)
-        return energy + said.energy, before, virial + said.virial, jnp.maximum(most, found)
+    def refresh(self, surface: Surface, lists: Lists, z) -> Lists:
+        """The lists, those of structures that have moved too far searched anew."""
+        return listing.refresh(lists, surface.place(z), surface.potential.shells, self.skin)
 
-    n_lists = (jnp.max(starts + sizes) + n_flat - 1) // n_flat
-    dtype = z.dtype
-    nothing = (
-        jnp.zeros(len(z), numerics.widest_float()),
-        jnp.zeros_like(here.positions),
-        jnp.zeros((len(z), 3, 3), dtype),
-        jnp.zeros((len(z), len(potential.shells)), jnp.int32),
-    )
-    energy, forces, virial, found = jax.lax.fori_loop(0, n_lists, one, nothing)
-    force = jax.vmap(lambda z, reference, free, f, v: coordinates.forces(z, reference, free, cell, f, v))(
-        z, there.reference, there.free, forces, virial
-    )
-    evaluation = Evaluation(energy, force.astype(dtype), virial)
-    return Said(
-        evaluation,
-        landscape.is_usable(evaluation),
-        *listing.flags(lists.verlet, found, potential.shells, capacities),
-    )
+    def evaluate(self, surface: Surface, params, z, lists: Lists, active) -> Evaluated:
+        """Energy, forces and flags of the structures that are active, one list of atoms after another."""
+        batch, shells = surface.place(z), surface.potential.shells
+        sizes = jnp.where(active, jnp.sum(systems.real(batch), axis=1), 0)
+        starts = listing.laid(sizes, self.n_flat)
+
+        def one(k, total):
+            where = listing.places(starts, sizes, k, self.n_flat)
+            together = _together(batch, where)
+            neighbors, found = listing.narrow(lists.verlet, together, where, shells, self.capacities)
+            prediction = predict(surface.potential, params, together, neighbors)
+            forces = jnp.where(where.real[:, None], prediction.forces, 0)
+            energy, before, virial, most = total
+            before = before.at[where.structure, where.atom].add(forces)
+            return energy + prediction.energy, before, virial + prediction.virial, jnp.maximum(most, found)
+
+        n_lists = (jnp.max(starts + sizes) + self.n_flat - 1) // self.n_flat
+        nothing = (
+            jnp.zeros(len(z), numerics.widest_float()),
+            jnp.zeros_like(batch.positions),
+            jnp.zeros((len(z), 3, 3), z.dtype),
+            jnp.zeros((len(z), len(shells)), jnp.int32),
+        )
+        energy, forces, virial, found = jax.lax.fori_loop(0, n_lists, one, nothing)
+        evaluation = surface.evaluation(z, energy, forces, virial)
+        flags = listing.flags(lists.verlet, found, shells, self.capacities)
+        return Evaluated(evaluation, evaluation.is_usable(), *flags)
 
 
 def _together(batch: System, where: Places) -> System:

@@ -2,17 +2,61 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from lamjax.relaxation import landscape
-from lamjax.relaxation.adjoints import Implicit
-from lamjax.relaxation.coordinates import CellConfig
-from lamjax.relaxation.landscape import Landscape
+from lamjax import pytree
+from lamjax.neighbors import Neighbors
+from lamjax.relaxation.descent import Descent
+from lamjax.relaxation.steps import Weights
+from lamjax.relaxation.surface import Evaluation, Surface
 from lamjax.system import System, real
+
+
+@dataclass(frozen=True)
+class Implicit:
+    """Step until converged, and differentiate the minimum itself: memory and time do not depend on the steps.
+
+    At a minimum g(x, θ) = ∂E/∂x = 0, so dL/dθ = -λᵀ ∂g/∂θ with H λ = ∂L/∂x, solved by conjugate residuals to the
+    relative residual `tol`. Second derivatives are refused (TypeError). A structure whose largest force is above `gate`
+    gets no gradient, for it is at no minimum. Where a residual r meets negative or hardly any curvature (rᵀHr <= 0, or
+    |Hr| <= `curvature` |r|), the solution so far is taken: the remedy of truncated Newton methods. Maliyov, Grigorev,
+    Swinburne, arXiv 2407.02414.
+
+    Where a part moves at no cost (an atom or a molecule out of reach of the others, a joint that nothing stiffens) the
+    minimum is a valley, and λ of least norm is taken: as if the part did not drift along the valley when parameters
+    change. Smaller `curvature` makes the rest more accurate. A relaxation does not say that there is such a part; the
+    losses count it in n_negative.
+    """
+
+    tol: float = 1e-4
+    max_iterations: int = 200
+    gate: float | None = None  # eV/Å; None: fmax of RelaxConfig
+    polish: int = 0  # Newton steps after the relaxation, to come closer to the minimum than fmax
+    damping: float = 0.0  # eV/Å², added to H
+    curvature: float = 1e-3  # eV/Å²
+    type: Literal["implicit"] = "implicit"
+    through_steps: ClassVar[bool] = False
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    def __post_init__(self):
+        if not (0 < self.tol < 1 and self.max_iterations >= 1 and self.polish >= 0 and self.damping >= 0):
+            raise ValueError(f"Implicit needs 0 < tol < 1, max_iterations >= 1, polish >= 0, damping >= 0, got {self}.")
+        if self.gate is not None and self.gate <= 0:
+            raise ValueError(f"gate is {self.gate} eV/Å; it must be positive, or None for the fmax of the relaxation.")
+
+    def run(self, descent: Descent) -> Descent:
+        """Steps without derivatives, then those of Newton."""
+        descent = descent.converge(descent.max_steps)
+        return polish(descent, self) if self.polish else descent
+
+    def respond(self, hessian: "Hessian", cotangent: Float[Array, "n_batch rows 3"]) -> tuple[Array, "Solve"]:
+        """λ of H λ = `cotangent`, by conjugate residuals."""
+        return solve(hessian, cotangent, self)
 
 
 class Solve(NamedTuple):
@@ -23,58 +67,71 @@ class Solve(NamedTuple):
     negative: Bool[Array, " n_batch"]  # stopped at a direction of negative (or hardly any) curvature
 
 
+class Responds(Protocol):
+    """What knows the response of a minimum; an adjoint of the end of a relaxation does."""
+
+    def respond(self, hessian: "Hessian", cotangent: Float[Array, "n_batch rows 3"]) -> tuple[Array, Solve]:
+        """λ of dL/dθ = -λᵀ ∂g/∂θ for ∂L/∂z = `cotangent`, g = ∂(E + PV)/∂z; and how the solve for it went."""
+
+
+class Point(NamedTuple):
+    """Coordinates of a batch, the energy and the neighbours there."""
+
+    z: Float[Array, "n_batch rows 3"]
+    energy: Float[Array, " n_batch"]  # eV
+    neighbors: Neighbors
+
+
+class Hessian(NamedTuple):
+    """H = ∂²(E + PV)/∂z² at one place, as two linear functions of arrays (n_batch, rows, 3), symmetric each."""
+
+    project: Callable  # v -> v without what cannot change: rigid motions and what is not free
+    product: Callable  # v -> H v of a projected v, projected (eV/Å² times the unit of v)
+
+
+def hessian(surface: Surface, params, z: Float[Array, "n_batch rows 3"], neighbors: Neighbors) -> Hessian:
+    """The Hessian at z."""
+    rigid = rigid_motions(surface, z)
+
+    def project(v):
+        return rigid(surface.project(v))
+
+    return Hessian(project, lambda v: project(surface.hessian_product(params, z, neighbors, v)))
+
+
 def solve(
-    potential,
-    params,
-    there: Landscape,
-    z,
-    neighbors,
-    cell: CellConfig | None,
-    rhs,
-    rule: Implicit,
-    damping=None,
-    saddle: bool = False,
+    hessian: Hessian, rhs: Float[Array, "n_batch rows 3"], rule: Implicit, damping=None, method: Callable | None = None
 ) -> tuple[Float[Array, "n_batch rows 3"], Solve]:
-    """x of (H + damping) x = b, b = `rhs` without what cannot change: rigid motions and what is not free.
+    """x of (H + damping) x = b, b the projected `rhs`, of all structures side by side.
 
-    Conjugate residuals of all structures side by side. Where rᵀHr <= 0 or |Hr| <= curvature |r| for the residual r
-    the solution so far is kept.
-    `damping` (n_batch, eV/Å²) replaces that of the rule. At a `saddle` negative curvature is in order: minimal
-    residuals then.
+    By `conjugate_residuals`, or another `method`. `damping` (n_batch, eV/Å²) replaces that of the rule.
     """
-    damping = jnp.full(len(z), rule.damping, z.dtype) if damping is None else damping
-    rigid = rigid_motions(there, z)
-    product = landscape.hessian_product(potential, params, there, z, neighbors, cell)
-
-    def within(v):
-        return rigid(landscape.project(there, v, cell))
+    damping = jnp.full(len(rhs), rule.damping, rhs.dtype) if damping is None else damping
 
     def apply(v):
-        return within(product(v)) + _times(damping, v)
+        return hessian.product(v) + _times(damping, v)
 
-    return (minimal_residuals if saddle else conjugate_residuals)(apply, within(rhs), rule)
+    return (method or conjugate_residuals)(apply, hessian.project(rhs), rule)
 
 
 def enough_damping(
-    potential, params, there: Landscape, z, neighbors, cell: CellConfig | None, rhs, rule: Implicit, tries: int = 4
+    hessian: Hessian, rhs: Float[Array, "n_batch rows 3"], rule: Implicit, tries: int = 4
 ) -> tuple[Float[Array, "n_batch rows 3"], Solve, Float[Array, " n_batch"]]:
     """As `solve`, with ten times the damping wherever the curvature was not positive, and again; and the damping."""
 
-    def attempt(damping):
-        return solve(potential, params, there, z, neighbors, cell, rhs, rule, damping)
-
-    def going(carry):
+    def continues(carry):
         _, report, _, k = carry
         return jnp.any(report.negative) & (k <= tries)
 
     def again(carry):
         _, report, damping, k = carry
         damping = jnp.where(report.negative & (k > 0), 10 * jnp.maximum(damping, 0.1), damping)
-        return *attempt(damping), damping, k + 1
+        return *solve(hessian, rhs, rule, damping), damping, k + 1
 
-    nothing = Solve(*(jnp.ones(len(z), t) for t in (jnp.int32, z.dtype, bool)))  # so that the first attempt is made
-    start = jnp.zeros_like(z), nothing, jnp.full(len(z), rule.damping, z.dtype), jnp.zeros((), jnp.int32)
-    x, report, damping, _ = jax.lax.while_loop(going, again, start)
+    n, dtype = len(rhs), rhs.dtype
+    nothing = Solve(*(jnp.ones(n, t) for t in (jnp.int32, dtype, bool)))  # so that the first attempt is made
+    start = jnp.zeros_like(rhs), nothing, jnp.full(n, rule.damping, dtype), jnp.zeros((), jnp.int32)
+    x, report, damping, _ = jax.lax.while_loop(continues, again, start)
     return x, report, damping
 
 
@@ -85,9 +142,9 @@ def conjugate_residuals(apply: Callable, b, rule: Implicit) -> tuple[Float[Array
     the rest is solved for. Conjugate gradients would mix the two. Where rᵀHr <= 0 there is a negative curvature.
     Stiefel, Comment. Math. Helv. 29, 157 (1955); Liu, Roosta, SIAM J. Optim. 32, 2636 (2022).
     """
-    target = rule.tol**2 * _dot(b, b)
+    target = _target(rule, b)
 
-    def going(carry):
+    def continues(carry):
         *_, alive, _, k = carry
         return jnp.any(alive) & (jnp.max(k) < rule.max_iterations)
 
@@ -110,7 +167,7 @@ def conjugate_residuals(apply: Callable, b, rule: Implicit) -> tuple[Float[Array
     square, nothing = _dot(b, b), jnp.zeros_like(b)
     start = nothing, b, nothing, nothing, jnp.ones_like(square), square, square > 0
     start = *start, jnp.zeros(n, bool), jnp.zeros(n, jnp.int32)
-    x, *_, square, _, negative, k = jax.lax.while_loop(going, step, start)
+    x, *_, square, _, negative, k = jax.lax.while_loop(continues, step, start)
     residual = jnp.sqrt(square / jnp.where(target > 0, _dot(b, b), 1))
     return x, Solve(k, residual, negative)
 
@@ -121,7 +178,7 @@ def minimal_residuals(apply: Callable, b, rule: Implicit) -> tuple[Float[Array, 
     Directions p whose images s = apply(p) are orthonormal, from s by the three-term recurrence of MINRES (Paige,
     Saunders, SIAM J. Numer. Anal. 12, 617 (1975)). `negative` tells of a row that did not come to the tolerance.
     """
-    target = rule.tol**2 * _dot(b, b)
+    target = _target(rule, b)
 
     def scaled(p, s):
         size = jnp.sqrt(_dot(s, s))
@@ -129,7 +186,7 @@ def minimal_residuals(apply: Callable, b, rule: Implicit) -> tuple[Float[Array, 
         factor = jnp.where(flat, 0, 1 / jnp.where(flat, 1, size))
         return _times(factor, p), _times(factor, s), flat
 
-    def going(carry):
+    def continues(carry):
         *_, alive, k = carry
         return jnp.any(alive) & (jnp.max(k) < rule.max_iterations)
 
@@ -147,17 +204,22 @@ def minimal_residuals(apply: Callable, b, rule: Implicit) -> tuple[Float[Array, 
     zero = jnp.zeros_like(b)
     p, s, flat = scaled(b, apply(b))
     start = zero, b, p, s, zero, zero, ~flat & (target > 0), jnp.zeros(len(b), jnp.int32)
-    x, r, *_, k = jax.lax.while_loop(going, step, start)
+    x, r, *_, k = jax.lax.while_loop(continues, step, start)
     square = _dot(r, r)
     return x, Solve(k, jnp.sqrt(square / jnp.where(target > 0, _dot(b, b), 1)), square > target)
 
 
-def rigid_motions(there: Landscape, z) -> Callable:
+def _target(rule: Implicit, b) -> Float[Array, " n_batch"]:
+    """The square of the residual at which a solve ends: no smaller than this precision can reach."""
+    return max(rule.tol, 30 * float(jnp.finfo(b.dtype).eps)) ** 2 * _dot(b, b)
+
+
+def rigid_motions(surface: Surface, z) -> Callable:
     """v -> v without the motions of a whole structure: translations, and rotations where the cell does not forbid them.
 
     A fixed atom pins its structure: nothing is taken away.
     """
-    modes = jax.lax.stop_gradient(jax.vmap(_modes)(landscape.place(there, z), there.free))  # (n_batch, 6, n_atoms, 3)
+    modes = jax.lax.stop_gradient(jax.vmap(_modes)(surface.place(z), surface.free))  # (n_batch, 6, n_atoms, 3)
     overlap = jnp.einsum("bmax,bnax->bmn", modes, modes)
     inverse = jnp.linalg.pinv(overlap, rtol=1e-6, hermitian=True)
 
@@ -198,70 +260,100 @@ def _refused(primals, tangents):
     )
 
 
-def at_minimum(
-    potential,
-    cell: CellConfig | None,
-    rule: Implicit,
-    weights,
-    there: Landscape,
-    z,
-    energy,
-    neighbors,
-    ok,
-    saddle: bool = False,
-):
-    """z and energy as they are, with the derivatives of a minimum (or `saddle`); none for those that are not `ok`."""
+def at_minimum(surface: Surface, weights: Weights, point: Point, ok, adjoint: Responds) -> tuple[Array, Array]:
+    """z and energy as they are, with the derivatives of a minimum (or a saddle); none for those that are not `ok`.
+
+    The derivatives are by the params and the reference's cells of `weights`.
+    """
 
     @jax.custom_vjp
-    def identity(weights, there, z, energy, neighbors, ok):
-        return z, energy
+    def identity(weights, surface, point, ok):
+        return point.z, point.energy
 
-    def forward(weights, there, z, energy, neighbors, ok):
-        return (z, energy), (weights, there, z, neighbors, ok)
+    def forward(weights, surface, point, ok):
+        return (point.z, point.energy), (weights, surface, point, ok)
 
     def backward(residuals, cotangents):
-        weights, there, z, neighbors, ok = residuals
+        weights, surface, (z, _, neighbors), ok = residuals
         weights = undifferentiated(weights)
         on_z, on_energy = cotangents
-        on_z = on_z + _times(on_energy.astype(z.dtype), landscape.energy_slope(there, z, cell))
+        on_z = on_z + _times(on_energy.astype(z.dtype), surface.energy_slope(z))
         on_z = jnp.where(ok[:, None, None], on_z, 0)
-        solution, _ = solve(potential, weights.params, there, z, neighbors, cell, on_z, rule, None, saddle)
-        usable = jnp.any(solution != 0, axis=(1, 2)) | (on_energy != 0)
-
-        def pull(_):
-            found = landscape.pull(potential, weights.params, there, z, neighbors, cell, on_energy, solution, usable)
-            return zeros._replace(params=found[0], cells=found[2])
-
-        zeros = jax.tree.map(jnp.zeros_like, weights)
-        # a branch, so that the compiler does not keep what the solve has computed for use in here: half the memory
-        on_weights = jax.lax.cond(jnp.any(usable), pull, lambda _: zeros, None)
-        return on_weights, None, None, None, None, None
+        solution, _ = adjoint.respond(hessian(surface, weights.params, z, neighbors), on_z)
+        on = Evaluation(on_energy, solution, jnp.zeros_like(surface.reference.cell))
+        return response(surface, weights, z, neighbors, on), None, None, None
 
     identity.defvjp(forward, backward)
-    return identity(weights, there, z, energy, neighbors, ok)
+    return identity(weights, surface, point, ok)
 
 
 def tie(
-    potential, params, there: Landscape, z, neighbors, cell, rule: Implicit, on_z
+    surface: Surface, weights: Weights, point: Point, on_z: Float[Array, "n_batch rows 3"], adjoint: Responds
 ) -> tuple[Float[Array, ""], Solve]:
-    """A number that is 0, with the derivative -Σ λᵀ ∂g/∂θ, H λ = `on_z`: what a loss adds to be one of the minimum.
+    """A number that is 0, with the derivative of a loss L(z) of the minimum, ∂L/∂z = `on_z`: what a loss adds.
 
-    The same gradient as that of `relax` with the adjoint Implicit; here the solve is part of the loss, so that the
-    loss can report how it went.
+    The same gradient as that of `at_minimum`; here the solve is part of the loss, so that the loss can report how it
+    went.
     """
     still = jax.lax.stop_gradient
-    solution, report = still(solve(potential, still(params), there, still(z), neighbors, cell, still(on_z), rule))
+    (z, _, neighbors), on_z = still((point.z, None, point.neighbors)), still(on_z)
+    at = hessian(still(surface), still(weights.params), z, neighbors)
+    solution, report = still(adjoint.respond(at, on_z))
 
-    def slope(at, constants):
-        (params, there), (z, neighbors, solution) = at, constants
+    @jax.custom_vjp
+    def zero(weights, surface, z, neighbors, solution):
+        return jnp.zeros((), z.dtype)
 
-        def of(params):
-            return -jnp.sum(landscape.slope(potential, params, there, z, neighbors, cell, solution)).astype(z.dtype)
+    def forward(*residuals):
+        return jnp.zeros((), residuals[2].dtype), residuals
 
-        # a branch, so that the compiler does not keep what the solve has computed for use in here: half the memory
-        return jax.lax.cond(jnp.any(solution != 0), of, lambda params: jnp.zeros((), z.dtype), params)
+    def backward(residuals, cotangent):
+        weights, surface, z, neighbors, solution = residuals
+        weights = undifferentiated(weights)
+        on = Evaluation(jnp.zeros(len(z), z.dtype), cotangent * solution, jnp.zeros_like(surface.reference.cell))
+        return response(surface, weights, z, neighbors, on), None, None, None, None
 
-    return derivative_alone(slope, (params, there), (still(z), neighbors, solution)), report
+    zero.defvjp(forward, backward)
+    return zero(weights, surface, z, neighbors, solution), report
+
+
+def response(surface: Surface, weights: Weights, z, neighbors: Neighbors, cotangent: Evaluation) -> Weights:
+    """The implicit gradient e ∂E/∂θ - λᵀ ∂g/∂θ, with e the energy and λ the force of the `cotangent`."""
+    zeros = jax.tree.map(jnp.zeros_like, weights)
+
+    def of_weights(_):
+        change = surface.with_cells(weights.cells).pullback(weights.params, z, neighbors, cotangent)
+        return zeros._replace(params=change.params, cells=change.cells)
+
+    is_any = jnp.any(cotangent.force != 0) | jnp.any(cotangent.energy != 0)
+    # a branch, so that the compiler does not keep what the solve has computed for use in here: half the memory
+    return jax.lax.cond(is_any, of_weights, lambda _: zeros, None)
+
+
+def polish(descent: Descent, rule: Implicit) -> Descent:
+    """Newton steps z += H⁻¹ F of the converged structures, each taken only if it makes the largest force smaller."""
+    surface, layout = descent.surface, descent.steps.layout
+    params = jax.lax.stop_gradient(descent.weights.params)
+
+    def step(_, carry):
+        state, lists = carry
+        at = descent._replace(state=state)
+        near = state.finite & (state.fmax <= at.steps.threshold(state.fmax.dtype))
+        lists = layout.refresh(surface, lists, state.z)
+        neighbors = layout.neighbors(surface, lists, state.z)
+        force = jnp.where(near[:, None, None], state.evaluation.force, 0)
+        change, _ = solve(hessian(surface, params, state.z, neighbors), force, rule)
+        z = state.z + change
+        lists = layout.refresh(surface, lists, z)
+        evaluated = layout.evaluate(surface, params, z, lists, near)
+        fmax = surface.largest(evaluated.evaluation.force)
+        better = near & evaluated.usable & (fmax < state.fmax)
+        new = at.at(z, evaluated.evaluation.energy, evaluated.evaluation.force).state
+        new = new._replace(virial=evaluated.evaluation.virial.astype(state.virial.dtype), fmax=fmax)
+        return pytree.where(better, new, state)._replace(overflow=state.overflow | (evaluated.overflow & better)), lists
+
+    state, lists = jax.lax.fori_loop(0, rule.polish, step, (descent.state, descent.lists))
+    return descent._replace(state=state, lists=lists)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -34,23 +34,23 @@ def candidates(n_atoms: int, offsets: np.ndarray, width: int) -> tuple[np.ndarra
     return atoms, images
 
 
-def refresh(lists: Lists, here: System, shells: tuple[Shell, ...], skin: float) -> Lists:
+def refresh(lists: Lists, batch: System, shells: tuple[Shell, ...], skin: float) -> Lists:
     """The lists, those of structures with a stale one made anew."""
-    here = jax.lax.stop_gradient(here)
-    stale = jax.vmap(lambda v, s: is_stale(v, s, shells))(lists.verlet, here)
-    new = lambda lists: _search(lists, here, stale, shells, skin)  # noqa: E731
+    batch = jax.lax.stop_gradient(batch)
+    stale = jax.vmap(lambda v, s: is_stale(v, s, shells))(lists.verlet, batch)
+    new = lambda lists: _search(lists, batch, stale, shells, skin)  # noqa: E731
     return jax.lax.cond(jnp.any(stale), new, lambda lists: lists, lists)
 
 
-def _search(lists: Lists, here: System, stale, shells: tuple[Shell, ...], skin: float) -> Lists:
-    shift, finite = jax.vmap(wrap_shift)(here)
-    within = jax.vmap(reach)(here, lists.images)
+def _search(lists: Lists, batch: System, stale, shells: tuple[Shell, ...], skin: float) -> Lists:
+    shift, finite = jax.vmap(wrap_shift)(batch)
+    within = jax.vmap(reach)(batch, lists.images)
     radius = jnp.minimum(jnp.asarray(shells[0].cutoff + skin, within.dtype), within)
-    home = here._replace(positions=here.positions + shift.astype(here.cell.dtype) @ here.cell)
-    old, (n_slots, n_atoms) = lists.verlet, here.numbers.shape
+    home = batch._replace(positions=batch.positions + shift.astype(batch.cell.dtype) @ batch.cell)
+    old, (n_slots, n_atoms) = lists.verlet, batch.numbers.shape
     block = max(BLOCK, n_slots * n_atoms // 64)
-    wanted = (systems.real(here) & stale[:, None]).ravel()
-    order = jnp.where(jnp.sort(~wanted), n_slots * n_atoms, jnp.argsort(~wanted))  # the last is nobody
+    wanted = (systems.real(batch) & stale[:, None]).ravel()
+    order = jnp.where(jnp.sort(~wanted), n_slots * n_atoms, jnp.argsort(~wanted))  # beyond the last atom: none
     order = jnp.pad(order, (0, block), constant_values=n_slots * n_atoms)
 
     def some(k, rows):
@@ -59,15 +59,15 @@ def _search(lists: Lists, here: System, stale, shells: tuple[Shell, ...], skin: 
         made = _around(lists, home, shift, jnp.minimum(structure, n_slots - 1), atom, shells, radius)
         return jax.tree.map(lambda old, new: old.at[structure, atom].set(new, mode="drop"), rows, made)
 
-    dropped = jnp.full(here.numbers.shape, jnp.inf, radius.dtype)
-    number = jnp.zeros((*here.numbers.shape, len(shells)), jnp.int32)
+    dropped = jnp.full(batch.numbers.shape, jnp.inf, radius.dtype)
+    number = jnp.zeros((*batch.numbers.shape, len(shells)), jnp.int32)
     n_blocks = (jnp.sum(wanted) + block - 1) // block
     rows = old.indices, old.images, old.mask, dropped, number
     indices, images, mask, dropped, number = jax.lax.fori_loop(0, n_blocks, some, rows)
     new = old._replace(
         radius=jnp.minimum(radius, jnp.min(dropped, axis=1)),
-        positions=here.positions,
-        cell=here.cell,
+        positions=batch.positions,
+        cell=batch.cell,
         found=jnp.max(number, axis=1),
         usable=finite & (within >= shells[0].cutoff),
     )
@@ -86,8 +86,8 @@ def _around(lists: Lists, home: System, shift, structure, atom, shells: tuple[Sh
     squared = jnp.where(usable, jnp.sum(d * d, axis=-1), jnp.inf)
     kept, slot, dropped = closest(squared, lists.verlet.indices.shape[-1])
     j = jnp.take_along_axis(j, slot, axis=1)
-    there = jnp.take_along_axis(shift[structure], j[..., None], axis=1) - shift[structure, atom][:, None, :]
-    images = jnp.take_along_axis(images, slot[..., None], axis=1) + there
+    unwrapped = jnp.take_along_axis(shift[structure], j[..., None], axis=1) - shift[structure, atom][:, None, :]
+    images = jnp.take_along_axis(images, slot[..., None], axis=1) + unwrapped
     mask = kept <= (radius[structure, None] * (1 + ROUNDING)) ** 2
     return j, images, mask, dropped.astype(radius.dtype), counted(squared, shells)
 

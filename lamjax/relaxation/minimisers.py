@@ -1,25 +1,56 @@
-"""How a relaxation steps, driven from outside: a minimiser proposes coordinates and is told the forces there."""
+"""How a relaxation steps, driven from outside: a minimiser proposes coordinates and is told the forces there.
 
-from collections.abc import Callable
+A minimiser of your own is a frozen dataclass with the four methods of `Minimiser`, put into RelaxConfig(minimiser=...).
+"""
+
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from functools import lru_cache
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from lamjax import numerics
-from lamjax.factories import factory
+from lamjax.arguments import describe
 from lamjax.imports import jax_md
 
 N_NUMBERS = 119  # atomic numbers and 0
+
+
+class Minimiser(Protocol):
+    """Pure functions of one structure; `state` is a pytree of arrays with `position` and `force` among its fields."""
+
+    def numbers(self, dtype) -> dict[str, Array]:
+        """What can be learned, by name."""
+
+    def init(self, numbers: dict[str, Array], z: Float[Array, "rows 3"], force: Float[Array, "rows 3"]) -> Any:
+        """The state at rest at coordinates z (Å) with this force (eV/Å)."""
+
+    def propose(self, numbers: dict[str, Array], state: Any, kinds: Int[Array, " n_atoms"]) -> Float[Array, "rows 3"]:
+        """The coordinates at which the force is wanted next; `kinds` are atomic numbers."""
+
+    def step(self, numbers: dict[str, Array], state: Any, z: Float[Array, "rows 3"], force) -> Any:
+        """The state at the coordinates z that were proposed, of the force there; where nothing may move z stayed."""
+
+
+def minimiser(config: Minimiser) -> Minimiser:
+    """The config itself, which has the functions of a minimiser; TypeError for what has them not."""
+    missing = [name for name in ("numbers", "init", "propose", "step") if not callable(getattr(config, name, None))]
+    if missing:
+        raise TypeError(
+            f"A minimiser is a FireConfig, a GradientFlowConfig or a frozen dataclass of your own with the methods of "
+            f"relaxation.minimisers.Minimiser; {describe(config)} lacks {', '.join(missing)}."
+        )
+    return config
 
 
 @dataclass(frozen=True)
 class FireConfig:
     """Parameters of FIRE in jax-md's names; masses are 1, so that dt² has the unit Å²/eV.
 
-    Bitzek et al., Phys. Rev. Lett. 97, 170201 (2006), 10.1103/PhysRevLett.97.170201.
+    Bitzek et al., Phys. Rev. Lett. 97, 170201 (2006), 10.1103/PhysRevLett.97.170201. The steps are those of jax-md's
+    `minimize.fire_descent` in free space (positions are unwrapped and Cartesian).
     """
 
     dt_start: float = 0.1
@@ -37,6 +68,33 @@ class FireConfig:
         if not (0 < self.dt_start <= self.dt_max and self.f_inc >= 1 and 0 < self.f_dec < 1):
             raise ValueError(f"FIRE needs 0 < dt_start <= dt_max, f_inc >= 1 and 0 < f_dec < 1, got {self}.")
         _check_max_step(self.max_step)
+
+    def numbers(self, dtype) -> dict[str, Array]:
+        """First time step and first mixing of velocity and force."""
+        return {name: jnp.asarray(getattr(self, name), dtype) for name in ("dt_start", "alpha_start")}
+
+    def init(self, numbers: dict[str, Array], z: Float[Array, "rows 3"], force: Float[Array, "rows 3"]) -> Any:
+        """At rest."""
+        return jax_md().minimize.FireDescentState(
+            position=z,
+            momentum=jnp.zeros_like(z),
+            force=force,
+            mass=jnp.ones((), z.dtype),
+            dt=numbers["dt_start"].astype(z.dtype),
+            alpha=numbers["alpha_start"].astype(z.dtype),
+            n_pos=jnp.zeros((), jnp.int32),
+        )
+
+    def propose(self, numbers: dict[str, Array], state: Any, kinds: Int[Array, " n_atoms"]) -> Float[Array, "rows 3"]:
+        """The end of a velocity-Verlet step, which asks for the force at a place that does not depend on it."""
+        return _fire_descent(self)(state, force=jnp.zeros_like(state.force)).position
+
+    def step(self, numbers: dict[str, Array], state: Any, z: Float[Array, "rows 3"], force) -> Any:
+        """The step to z, with the force there."""
+        new = _fire_descent(self)(state, force=force, place=z)
+        new = jax.tree.map(lambda a, b: a.astype(b.dtype), new, state)  # jax-md's constants may widen dt and alpha
+        uphill = new.n_pos == 0  # then jax-md goes back to the alpha of its config
+        return new.set(alpha=jnp.where(uphill, numbers["alpha_start"].astype(z.dtype), new.alpha))
 
 
 @dataclass(frozen=True)
@@ -57,17 +115,25 @@ class GradientFlowConfig:
             raise ValueError(f"eta is {self.eta} Å²/eV; it must be positive.")
         _check_max_step(self.max_step)
 
+    def numbers(self, dtype) -> dict[str, Array]:
+        """η, and b of every element."""
+        bias = {"additive": jnp.zeros((N_NUMBERS, 3), dtype)} if self.additive else {}
+        return {"eta": jnp.asarray(self.eta, dtype)} | bias
 
-MinimiserConfig = FireConfig | GradientFlowConfig
+    def init(self, numbers: dict[str, Array], z: Float[Array, "rows 3"], force: Float[Array, "rows 3"]) -> "FlowState":
+        """Nothing else is remembered."""
+        return FlowState(z, force)
 
+    def propose(self, numbers: dict[str, Array], state: "FlowState", kinds) -> Float[Array, "rows 3"]:
+        """x + η F + b."""
+        change = numbers["eta"].astype(state.force.dtype) * state.force
+        if self.additive:
+            change = change.at[:-3].add(numbers["additive"].astype(change.dtype)[kinds])
+        return state.position + _limited(change, self.max_step)
 
-class Minimiser(NamedTuple):
-    """The pure functions of one minimiser. Every state has `position`, `force` and what else it remembers."""
-
-    numbers: Callable[..., dict[str, jax.Array]]  # (dtype) -> what can be learned
-    init: Callable[..., Any]  # (numbers, z, force) -> state at rest
-    propose: Callable[..., jax.Array]  # (numbers, state, atomic numbers) -> where it wants to know the force
-    step: Callable[..., Any]  # (numbers, state, z, force there) -> state there
+    def step(self, numbers: dict[str, Array], state: "FlowState", z: Float[Array, "rows 3"], force) -> "FlowState":
+        """The new place."""
+        return FlowState(z, force)
 
 
 class FlowState(NamedTuple):
@@ -77,84 +143,25 @@ class FlowState(NamedTuple):
     force: Float[Array, "rows 3"]  # eV/Å
 
 
-@factory
-def minimiser(config: MinimiserConfig) -> Minimiser:
-    """The functions of a config."""
-    match config:
-        case FireConfig():
-            return _fire(config)
-        case GradientFlowConfig():
-            return _gradient_flow(config)
-    raise TypeError(f"Unknown minimiser {config!r}; known: FireConfig, GradientFlowConfig.")
+MinimiserConfig = FireConfig | GradientFlowConfig
 
 
-def _fire(config: FireConfig) -> Minimiser:
-    """FIRE in free space (positions are unwrapped and Cartesian), jax-md's `minimize.fire_descent`.
+@lru_cache(maxsize=64)
+def _fire_descent(config: FireConfig):
+    """jax-md's step (state, force, place=None) -> state, to `place`, or as far as FIRE goes.
 
-    A velocity-Verlet step asks for the forces once, at positions that do not depend on them. So the new positions are
-    read from a step with any forces, and the caller evaluates energy, forces and neighbours there.
+    Its step is a program of its own (jax.jit) that gives back its state alone. A relaxation wants energy, virial and
+    neighbours of the same evaluation, and evaluates a batch at once where FIRE is one structure's. So the place is read
+    from a step with any force, and the caller evaluates there.
     """
-    learned = ("dt_start", "alpha_start")
     settings = {name: value for name, value in vars(config).items() if name not in ("max_step", "type")}
-    minimize, space = jax_md().minimize, jax_md().space  # late, for it takes a second
+
+    def shift(positions, change, place=None, **kwargs):
+        return positions + _limited(change, config.max_step) if place is None else place
+
     # jax-md makes arrays of its settings: values even inside a trace, for rules of differentiation outlive the trace
     with jax.ensure_compile_time_eval():
-        _, apply = minimize.fire_descent(_told, _limited_shift(space, config.max_step), **settings)
-
-    def numbers(dtype) -> dict:
-        return {name: jnp.asarray(settings[name], dtype) for name in learned}
-
-    def init(numbers, z, force):
-        return minimize.FireDescentState(
-            position=z,
-            momentum=jnp.zeros_like(z),
-            force=force,
-            mass=jnp.ones((), z.dtype),
-            dt=numbers["dt_start"].astype(z.dtype),
-            alpha=numbers["alpha_start"].astype(z.dtype),
-            n_pos=jnp.zeros((), jnp.int32),
-        )
-
-    def propose(numbers, state, atomic_numbers):
-        return apply(state, forces=jnp.zeros_like(state.force)).position
-
-    def step(numbers, state, z, force):
-        new = apply(state, forces=force)
-        new = jax.tree.map(lambda a, b: a.astype(b.dtype), new, state)  # jax-md's constants may widen dt and alpha
-        uphill = new.n_pos == 0  # then jax-md goes back to the alpha of its config
-        return new.set(alpha=jnp.where(uphill, numbers["alpha_start"].astype(z.dtype), new.alpha))
-
-    return Minimiser(numbers, init, propose, step)
-
-
-def _gradient_flow(config: GradientFlowConfig) -> Minimiser:
-    def numbers(dtype) -> dict:
-        found = {"eta": jnp.asarray(config.eta, dtype)}
-        return found | ({"additive": jnp.zeros((N_NUMBERS, 3), dtype)} if config.additive else {})
-
-    def propose(numbers, state: FlowState, atomic_numbers):
-        change = numbers["eta"].astype(state.force.dtype) * state.force
-        if config.additive:
-            change = change.at[:-3].add(numbers["additive"].astype(change.dtype)[atomic_numbers])
-        return state.position + _limited(change, config.max_step)
-
-    return Minimiser(
-        numbers,
-        init=lambda numbers, z, force: FlowState(z, force),
-        propose=propose,
-        step=lambda numbers, state, z, force: FlowState(z, force),
-    )
-
-
-def _told(positions, forces, **unused):
-    """jax-md's force function: the forces are given."""
-    return forces
-
-
-def _limited_shift(space, max_step: float | None):
-    """x + dx in free space, dx limited."""
-    _, shift = space.free()
-    return lambda positions, change, **kwargs: shift(positions, _limited(change, max_step), **kwargs)
+        return jax_md().minimize.fire_descent(lambda positions, force, **kwargs: force, shift, **settings)[1]
 
 
 def _limited(change, max_step: float | None):

@@ -1,22 +1,24 @@
 """One relaxation, or a batch side by side, at fixed or variable cell, and the gradient of where it ends."""
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import ase
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from lamjax import numerics, pytree, summaries
-from lamjax.neighbors import Neighbors, check_shells, verlet
+from lamjax import pytree, summaries
+from lamjax.neighbors import Neighbors, check_shells
 from lamjax.neighbors.verlet import SKIN
-from lamjax.relaxation import captured, coordinates, implicit, landscape
-from lamjax.relaxation.adjoints import Adjoint, Hybrid, Implicit, Unrolled, UntilConverged
+from lamjax.relaxation import captured, coordinates, implicit
+from lamjax.relaxation.adjoints import Adjoint, AdjointMethods, UntilConverged, check_adjoint, is_of_the_end
 from lamjax.relaxation.coordinates import CellConfig
-from lamjax.relaxation.landscape import Evaluation, Landscape
-from lamjax.relaxation.minimisers import FireConfig, Minimiser, MinimiserConfig, minimiser
-from lamjax.relaxation.walk import Memory, Steps, advance, walk
+from lamjax.relaxation.descent import Descent, begin
+from lamjax.relaxation.layouts import Padded
+from lamjax.relaxation.minimisers import FireConfig, MinimiserConfig, minimiser
+from lamjax.relaxation.steps import Progress, Steps, Weights
+from lamjax.relaxation.surface import Surface, over
 from lamjax.system import System, as_system, fixed_mask, kept_by_constraints
 
 
@@ -60,38 +62,6 @@ class Relaxation(NamedTuple):
         return summaries.of_relaxation(self)
 
 
-class Progress(NamedTuple):
-    """What one step hands to the next, for a batch."""
-
-    walker: Any  # the minimiser's state
-    energy: Float[Array, " n_batch"]
-    virial: Float[Array, "n_batch 3 3"]
-    fmax: Float[Array, " n_batch"]
-    n_steps: Int[Array, " n_batch"]  # -1 before the start has been evaluated
-    finite: Bool[Array, " n_batch"]
-    overflow: Bool[Array, " n_batch"]
-    truncated: Bool[Array, " n_batch"]
-    found: Int[Array, "n_batch n_shells"]
-
-
-class Weights(NamedTuple):
-    """Everything that a relaxation is differentiated by and that does not change on the way."""
-
-    params: Any
-    numbers: dict[str, Array]  # of the minimiser
-    cells: Float[Array, "n_batch 3 3"]  # before the strain
-
-
-class Said(NamedTuple):
-    """An evaluation and what there is to know of it."""
-
-    evaluation: Evaluation
-    usable: Bool[Array, " n_batch"]
-    overflow: Bool[Array, " n_batch"]
-    truncated: Bool[Array, " n_batch"]
-    found: Int[Array, "n_batch n_shells"]
-
-
 def relax(
     potential,
     params,
@@ -125,208 +95,45 @@ def relax(
 
 
 def _relax(potential, params, system, neighbors, config: RelaxConfig, fixed, numbers) -> Relaxation:
-    dtype = system.positions.dtype
     check_shells(neighbors, potential.shells, anew=True)
+    check_adjoint(config.adjoint)
     method = minimiser(config.minimiser)
-    numbers = method.numbers(dtype) | (numbers or {})
-    weights = Weights(params, numbers, system.cell)
-    there = jax.lax.stop_gradient(landscape.over(system, fixed, config.cell))
-    lists = jax.vmap(lambda s, n: verlet.empty(s, n, potential.shells, config.skin))(system, neighbors)
-    z = jax.vmap(coordinates.start)(system)
-    potential, params = captured.explicit(potential, params, there, z, lists, neighbors.capacities)
-    weights, steps = weights._replace(params=params), step_pieces(potential, method, config, neighbors.capacities)
-    state = begin(method, numbers, z, len(potential.shells))
-    window = None
-    match config.adjoint:
-        case Unrolled(n, segment):
-            memory = Memory(n + 1) if segment is None else Memory(-(-(n + 1) // segment), segment)
-            state = walk(steps, memory, n + 1, weights, there, lists, state)
-        case UntilConverged(n, checkpoints):
-            limit = (config.max_steps if n is None else n) + 1
-            state = walk(steps, Memory(checkpoints or limit), limit, weights, there, lists, state)
-        case Implicit() as rule:
-            state = _minimum(potential, steps, config, rule, config.max_steps + 1, weights, there, lists, state)
-        case Hybrid(n, rule):
-            state = walk(steps, Memory(n + 1), n + 1, weights, there, lists, state)
-            window = landscape.place(landscape.with_cells(there, weights.cells), state.walker.position)
-            rest = max(0, config.max_steps - n)
-            state = _minimum(potential, steps, config, rule, rest, weights, there, lists, state)
-        case _:
-            raise TypeError(f"Unknown adjoint {config.adjoint!r}; known: {Adjoint}.")
-    return result(config, landscape.with_cells(there, weights.cells), state, window)
+    surface, start = over(potential, system, fixed, config.cell), jax.vmap(coordinates.start)(system)
+    surface = jax.lax.stop_gradient(surface)
+    layout = Padded(neighbors.capacities, config.skin)
+    lists = layout.empty(surface, neighbors)
+    surface, params = captured.explicit(surface, params, layout, lists)
+    weights = Weights(params, method.numbers(system.positions.dtype) | (numbers or {}), system.cell)
+    descent = begin(Steps(method, layout, config.fmax), surface, weights, (start, lists), config.max_steps)
+    end = config.adjoint.run(descent)
+    if is_of_the_end(config.adjoint):
+        end = _at_minimum(end, config.adjoint)
+    return result(surface.with_cells(weights.cells), end.state, end.steps)._replace(window=end.window)
 
 
-def step_pieces(potential, method: Minimiser, config: RelaxConfig, capacities: tuple[int, ...]) -> Steps:
-    """A step of a batch, in the pieces that `walk` asks for."""
-    shells, cell = potential.shells, config.cell
-
-    def goes(state: Progress):
-        return state.finite & (state.fmax > _threshold(config.fmax, state.fmax.dtype))
-
-    def walks(state: Progress):
-        return goes(state) & (state.n_steps >= 0)
-
-    def safe(state: Progress):
-        """A structure that stands still takes a harmless step from a made-up state, which is then thrown away."""
-        return pytree.where(walks(state), state.walker, _harmless(state.walker))
-
-    def propose(weights: Weights, there: Landscape, state: Progress):
-        numbers = there.reference.numbers
-        z = jax.vmap(method.propose, (None, 0, 0))(weights.numbers, safe(state), numbers)
-        return jnp.where(walks(state)[:, None, None] & there.free, z, state.walker.position)
-
-    def look(there: Landscape, lists, z):
-        here = landscape.place(there, jax.lax.stop_gradient(z))
-        return verlet.refresh(lists, here, shells, config.skin)
-
-    def now(there: Landscape, lists, z):
-        here = landscape.place(there, z)
-        return jax.vmap(lambda v, s: verlet.narrow(v, s, shells, capacities))(lists, here)
-
-    def evaluate(weights: Weights, there: Landscape, z, lists) -> Said:
-        neighbors = now(there, lists, z)
-        found = landscape.evaluate(potential, weights.params, there, z, neighbors, cell)
-        flags = neighbors.overflow, neighbors.truncated, neighbors.found
-        return Said(found, landscape.is_usable(found), *flags)
-
-    def accept(weights: Weights, there: Landscape, state: Progress, said: Said) -> Progress:
-        go, first, good = goes(state), state.n_steps < 0, said.usable
-        z = propose(weights, there, state)
-        force = jnp.where((go & good)[:, None, None], said.evaluation.force, 0)
-        told = jnp.where(walks(state)[:, None, None], force, 1)
-        walked = jax.vmap(method.step, (None, 0, 0, 0))(weights.numbers, safe(state), z, told)
-        rested = jax.vmap(method.init, (None, 0, 0))(weights.numbers, z, force)
-        new = state._replace(
-            walker=pytree.where(first, rested, walked),
-            energy=said.evaluation.energy.astype(state.energy.dtype),
-            virial=said.evaluation.virial.astype(state.virial.dtype),
-            fmax=landscape.largest(there, force),
-            n_steps=state.n_steps + 1,
-        )
-        return pytree.where(go & good, new, state)._replace(
-            finite=state.finite & (good | ~go),
-            overflow=state.overflow | (said.overflow & go),
-            truncated=state.truncated | (said.truncated & go),
-            found=jnp.maximum(state.found, jnp.where(go[:, None], said.found, 0)),
-        )
-
-    def recall(before: Progress, after: Progress) -> Said:
-        found = Evaluation(after.energy, after.walker.force, after.virial)
-        return Said(found, after.finite, after.overflow, after.truncated, after.found)
-
-    def pull(wanted: Weights, weights: Weights, there: Landscape, z, lists, cotangent: Said):
-        here = landscape.with_cells(there, weights.cells)
-        on = cotangent.evaluation
-        usable = jnp.all(jnp.isfinite(on.force), axis=(1, 2)) & jnp.isfinite(on.energy)
-        moved = jnp.any(on.force != 0, axis=(1, 2)) | (on.energy != 0)
-        params, on_z, cells = landscape.pull(
-            potential,
-            weights.params,
-            here,
-            z,
-            now(there, lists, z),
-            cell,
-            on.energy,
-            on.force,
-            usable & moved,
-            by_params=wanted.params is not None,
-            by_cells=wanted.cells is not None,
-        )
-        return Weights(params, jax.tree.map(jnp.zeros_like, weights.numbers), cells), on_z
-
-    return Steps(propose, look, now, evaluate, accept, recall, pull, goes)
+def _at_minimum(end: Descent, adjoint: AdjointMethods) -> Descent:
+    """The end of a descent with the derivatives of a minimum."""
+    end = end._replace(state=jax.lax.stop_gradient(end.state))
+    settled = end.is_settled(getattr(adjoint, "gate", None))
+    lists = end.steps.layout.refresh(end.surface, end.lists, end.state.z)
+    neighbors = end.steps.layout.neighbors(end.surface, lists, end.state.z)
+    point = implicit.Point(end.state.z, end.state.energy, neighbors)
+    return end.at(*implicit.at_minimum(end.surface, end.weights, point, settled, adjoint))
 
 
-def begin(method: Minimiser, numbers, z, n_shells: int) -> Progress:
-    """At the start with nothing evaluated; the first step does that, so that the potential is compiled once."""
-    n = len(z)
-    return Progress(
-        walker=jax.vmap(method.init, (None, 0, 0))(numbers, z, jnp.zeros_like(z)),
-        energy=jnp.zeros(n, numerics.widest_float()),
-        virial=jnp.zeros((n, 3, 3), z.dtype),
-        fmax=jnp.full(n, jnp.inf, z.dtype),
-        n_steps=jnp.full(n, -1, jnp.int32),
-        finite=jnp.ones(n, bool),
-        overflow=jnp.zeros(n, bool),
-        truncated=jnp.zeros(n, bool),
-        found=jnp.zeros((n, n_shells), jnp.int32),
-    )
-
-
-def _harmless(walker):
-    """A state of the same shapes in which nothing is zero, so that every norm in a step has a derivative."""
-    return jax.tree.map(lambda x: jnp.ones_like(x) if jnp.issubdtype(x.dtype, jnp.floating) else x, walker)
-
-
-def _minimum(
-    potential, steps: Steps, config: RelaxConfig, rule: Implicit, limit: int, weights, there, lists, state: Progress
-):
-    """The state at the minimum (after at most `limit` steps), polished, with the derivatives of a minimum."""
-    still, state = jax.lax.stop_gradient((weights, state))
-    state, lists, _ = advance(steps, limit, still, there, lists, state)
-    lists = steps.look(there, lists, state.walker.position)  # made by no step, if there was none
-    if rule.polish:
-        state, lists = _polish(potential, steps, config, rule, still, there, lists, state)
-    gate = _threshold(config.fmax, state.fmax.dtype) if rule.gate is None else rule.gate
-    ok = state.finite & ~state.overflow & (state.fmax <= gate)
-    neighbors = steps.neighbors(there, lists, state.walker.position)
-    z, energy = implicit.at_minimum(
-        potential, config.cell, rule, weights, there, state.walker.position, state.energy, neighbors, ok
-    )
-    return state._replace(walker=with_position(state.walker, z), energy=energy)
-
-
-def _polish(potential, steps: Steps, config: RelaxConfig, rule: Implicit, weights, there, lists, state: Progress):
-    """Newton steps z += H⁻¹ F of the converged structures, each taken only if it makes the largest force smaller."""
-
-    def step(_, carry):
-        state, lists = carry
-        z, force = state.walker.position, state.walker.force
-        near = state.finite & (state.fmax <= _threshold(config.fmax, state.fmax.dtype))
-        neighbors = steps.neighbors(there, lists, z)
-        force = jnp.where(near[:, None, None], force, 0)
-        change, _ = implicit.solve(potential, weights.params, there, z, neighbors, config.cell, force, rule)
-        lists = steps.look(there, lists, z + change)
-        said = steps.evaluate(weights, there, z + change, lists)
-        fmax = landscape.largest(there, said.evaluation.force)
-        better = near & said.usable & (fmax < state.fmax)
-        new = state._replace(
-            walker=with_position(state.walker, z + change, said.evaluation.force),
-            energy=said.evaluation.energy.astype(state.energy.dtype),
-            virial=said.evaluation.virial.astype(state.virial.dtype),
-            fmax=fmax,
-        )
-        new = pytree.where(better, new, state)._replace(overflow=state.overflow | (said.overflow & better))
-        return new, steps.look(there, lists, new.walker.position)
-
-    return jax.lax.fori_loop(0, rule.polish, step, (state, lists))
-
-
-def with_position(walker, z, force=None):
-    """A minimiser's state elsewhere."""
-    changes = {"position": z} | ({} if force is None else {"force": force})
-    return walker._replace(**changes) if hasattr(walker, "_replace") else walker.set(**changes)
-
-
-def result(config: RelaxConfig, there: Landscape, state: Progress, window: System | None = None) -> Relaxation:
+def result(surface: Surface, state: Progress, steps: Steps) -> Relaxation:
     """What a batch has come to."""
     return Relaxation(
-        system=landscape.place(there, state.walker.position),
+        system=surface.place(state.z),
         energy=state.energy,
-        forces=landscape.atomic_forces(there, state.walker.position, state.walker.force),
+        forces=surface.atomic_forces(state.z, state.evaluation.force),
         virial=jax.lax.stop_gradient(state.virial),
         fmax=state.fmax,
         n_steps=jnp.maximum(state.n_steps, 0),
-        converged=state.finite & (state.fmax <= _threshold(config.fmax, state.fmax.dtype)) & ~state.overflow,
+        converged=state.finite & (state.fmax <= steps.threshold(state.fmax.dtype)) & ~state.overflow,
         finite=state.finite,
         overflow=state.overflow,
         truncated=state.truncated,
         found=state.found,
-        coordinates=state.walker.position,
-        window=window,
+        coordinates=state.z,
     )
-
-
-def _threshold(fmax: float, dtype) -> float:
-    """`fmax`, but at least where the square of a force still is a number."""
-    return max(fmax, 1e3 * float(jnp.finfo(dtype).tiny) ** 0.5)

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lamjax import pytree
-from lamjax.neighbors import Neighbors, check_shells, verlet
+from lamjax.neighbors import Neighbors, check_shells
 from lamjax.neighbors.verlet import SKIN
-from lamjax.relaxation import coordinates, implicit, landscape
-from lamjax.relaxation.adjoints import Implicit
-from lamjax.relaxation.landscape import Landscape
+from lamjax.relaxation import implicit
+from lamjax.relaxation.implicit import Hessian, Implicit, Point, Solve
+from lamjax.relaxation.layouts import Padded
 from lamjax.relaxation.minimisers import FireConfig, minimiser
-from lamjax.relaxation.relax import Weights
+from lamjax.relaxation.steps import Weights
+from lamjax.relaxation.surface import Surface, over
 from lamjax.system import System, as_system, check_single, fixed_mask
 
 RESPONSE = Implicit(tol=1e-9, max_iterations=1000, curvature=1e-6)
@@ -61,6 +62,17 @@ class Saddle(NamedTuple):
     converged: Bool[Array, ""]  # fmax <= the limit, and it is a saddle: else nothing follows the parameters
 
 
+@dataclass(frozen=True)
+class Indefinite:
+    """The response of a saddle, where negative curvature is in order: by minimal residuals."""
+
+    rule: Implicit
+
+    def respond(self, hessian: Hessian, cotangent: Float[Array, "n_batch rows 3"]) -> tuple[Array, Solve]:
+        """λ of H λ = `cotangent`."""
+        return implicit.solve(hessian, cotangent, self.rule, method=implicit.minimal_residuals)
+
+
 def dimer(
     potential,
     params,
@@ -77,42 +89,41 @@ def dimer(
     exact Hessian products where the dimer of Henkelman and Jónsson (J. Chem. Phys. 111, 7010, 1999) takes differences.
     The cell is fixed.
     """
-    there, z, lists = _one(potential, system, neighbors, fixed, config.skin)
-    params, capacities = jax.lax.stop_gradient(params), neighbors.capacities
+    surface, neighbors = _one(potential, system, neighbors, fixed)
+    params, z, layout = jax.lax.stop_gradient(params), surface.start(), Padded(neighbors.capacities, config.skin)
     method = minimiser(config.minimiser)
-    numbers, kinds = method.numbers(z.dtype), there.reference.numbers[0]
+    numbers, kinds = method.numbers(z.dtype), surface.reference.numbers[0]
 
-    def goes(carry):
+    def continues(carry):
         _, _, _, fmax, _, curvature, k, _ = carry
         return ((fmax > config.fmax) | (curvature >= 0)) & (k <= config.max_steps) & ~jnp.isnan(fmax)
 
     def step(carry):
         walker, lists, _, _, mode, _, k, overflow = carry
         first = k == 0
-        here = jnp.where(first, z, method.propose(numbers, walker, kinds)[None])
-        placed = landscape.place(there, here)
-        lists = verlet.refresh(lists, placed, potential.shells, config.skin)
-        near = jax.vmap(lambda v, s: verlet.narrow(v, s, potential.shells, capacities))(lists, placed)
-        said = landscape.evaluate(potential, params, there, here, near, None)
-        values, modes = lowest(_product(potential, params, there, here, near), mode, config.turns)
+        proposed = jnp.where(first, z, method.propose(numbers, walker, kinds)[None])
+        lists = layout.refresh(surface, lists, proposed)
+        near = layout.neighbors(surface, lists, proposed)
+        evaluation = surface.evaluate(params, proposed, near)
+        values, modes = lowest(_product(surface, params, proposed, near), mode, config.turns)
         mode, curvature = modes[0], values[0]
-        along = jnp.sum(said.force * mode) * mode
-        force = jnp.where(curvature < 0, said.force - 2 * along, -along)[0]
-        harmless = jax.tree.map(lambda x: jnp.where(first, jnp.ones_like(x), x), walker)
+        along = jnp.sum(evaluation.force * mode) * mode
+        force = jnp.where(curvature < 0, evaluation.force - 2 * along, -along)[0]
         walker = pytree.where(
-            first, method.init(numbers, here[0], force), method.step(numbers, harmless, here[0], force)
+            first, method.init(numbers, proposed[0], force), method.step(numbers, walker, proposed[0], force)
         )
-        fmax = landscape.largest(there, said.force)[0]
-        return walker, lists, said.energy[0], fmax, mode, curvature, k + 1, overflow | near.overflow[0]
+        fmax = surface.largest(evaluation.force)[0]
+        return walker, lists, evaluation.energy[0], fmax, mode, curvature, k + 1, overflow | near.overflow[0]
 
+    lists = layout.empty(surface, neighbors)
     guess = jnp.zeros_like(z).at[0, :-3].set(mode)
-    guess = implicit.rigid_motions(there, z)(landscape.project(there, guess, None))
+    guess = implicit.rigid_motions(surface, z)(surface.project(guess))
     guess = guess / jnp.sqrt(jnp.sum(guess**2))
     zero = jnp.zeros((), z.dtype)
     start = (method.init(numbers, z[0], jnp.zeros_like(z[0])), lists, jnp.zeros((), float), zero + jnp.inf, guess)
-    end = jax.lax.while_loop(goes, step, (*start, zero, jnp.zeros((), jnp.int32), jnp.zeros((), bool)))
+    end = jax.lax.while_loop(continues, step, (*start, zero, jnp.zeros((), jnp.int32), jnp.zeros((), bool)))
     walker, _, energy, fmax, mode, curvature, k, overflow = end
-    placed = pytree.take(landscape.place(there, walker.position[None]), 0)
+    placed = pytree.take(surface.place(walker.position[None]), 0)
     done = (fmax <= config.fmax) & (curvature < 0) & ~overflow
     return Climb(placed, energy, fmax, mode[0, :-3], curvature, jnp.maximum(k - 1, 0), done, overflow)
 
@@ -132,20 +143,19 @@ def at_saddle(
     Solved by minimal residuals. `system` is where `neb` or `dimer` ended, `neighbors` its list. A barrier is the
     difference of two energies, of this and of `relax` with the adjoint Implicit; its derivative needs no solve. Pure.
     """
-    there, z, _ = _one(potential, system, neighbors, fixed, 0.0)
-    still, lists = jax.lax.stop_gradient(params), jax.tree.map(lambda x: jnp.asarray(x)[None], neighbors)
-    said = landscape.evaluate(potential, still, there, z, lists, None)
-    force = landscape.largest(there, said.force)[0]
+    surface, lists = _one(potential, system, neighbors, fixed)
+    still, z = jax.lax.stop_gradient(params), surface.start()
+    evaluation = surface.evaluate(still, z, lists)
+    force = surface.largest(evaluation.force)[0]
     rows = jnp.sin(1.0 + 7.3 * jnp.arange(z.size, dtype=z.dtype)).reshape(z.shape)  # a direction that is in no symmetry
-    guess = implicit.rigid_motions(there, z)(landscape.project(there, rows, None))
-    values, _ = lowest(_product(potential, still, there, z, lists), guess / jnp.sqrt(jnp.sum(guess**2)), MODES)
+    guess = implicit.rigid_motions(surface, z)(surface.project(rows))
+    values, _ = lowest(_product(surface, still, z, lists), guess / jnp.sqrt(jnp.sum(guess**2)), MODES)
     is_saddle = (values[0] < 0) & (values[1] > 0)
-    converged = is_saddle & (force <= fmax) & landscape.is_usable(said)[0] & ~lists.overflow[0]
-    weights = Weights(params, {}, there.reference.cell)
-    z, energy = implicit.at_minimum(
-        potential, None, response, weights, there, z, said.energy, lists, converged[None], saddle=True
-    )
-    placed = pytree.take(landscape.place(there, z), 0)
+    converged = is_saddle & (force <= fmax) & evaluation.is_usable()[0] & ~lists.overflow[0]
+    weights = Weights(params, {}, surface.reference.cell)
+    point = Point(z, evaluation.energy, lists)
+    z, energy = implicit.at_minimum(surface, weights, point, converged[None], Indefinite(response))
+    placed = pytree.take(surface.place(z), 0)
     return Saddle(placed, energy[0], force, values, is_saddle, converged)
 
 
@@ -168,27 +178,24 @@ def lowest(product, start: Float[Array, "1 rows 3"], n: int) -> tuple[Float[Arra
 
     basis = jnp.zeros((n, *start.shape), start.dtype).at[0].set(start)
     basis, images = jax.lax.fori_loop(0, n, step, (basis, jnp.zeros_like(basis)))
-    there = jnp.einsum("k...,k...->k", basis, basis) > 0.5
+    is_direction = jnp.einsum("k...,k...->k", basis, basis) > 0.5
     matrix = jnp.einsum("i...,j...->ij", basis, images)
-    matrix = (matrix + matrix.T) / 2 + jnp.diag(jnp.where(there, 0, 1e6))
+    matrix = (matrix + matrix.T) / 2 + jnp.diag(jnp.where(is_direction, 0, 1e6))
     values, vectors = jnp.linalg.eigh(matrix)
     modes = jnp.einsum("ki,k...->i...", vectors[:, :2], basis)
     return values[:2], modes
 
 
-def _product(potential, params, there: Landscape, z, neighbors):
-    rigid = implicit.rigid_motions(there, z)
-    product = landscape.hessian_product(potential, params, there, z, neighbors, None)
-    return lambda v: rigid(product(rigid(v)))
+def _product(surface: Surface, params, z, neighbors):
+    hessian = implicit.hessian(surface, params, z, neighbors)
+    return lambda v: hessian.product(hessian.project(v))
 
 
-def _one(potential, system: System, neighbors: Neighbors, fixed, skin: float):
-    """Landscape, coordinates and an empty list of one structure, as a batch of one."""
+def _one(potential, system: System, neighbors: Neighbors, fixed) -> tuple[Surface, Neighbors]:
+    """The surface of one structure at a fixed cell, and its neighbours, as a batch of one."""
     system, neighbors = jax.tree.map(jnp.asarray, (as_system(system), neighbors))
     check_single(system, "A search for a saddle")
     check_shells(neighbors, potential.shells, anew=True)
     fixed = None if fixed is None else fixed_mask(fixed, system.numbers)[None]
-    batch = jax.tree.map(lambda x: x[None], jax.lax.stop_gradient(system))
-    there = landscape.over(batch, fixed, None)
-    lists = verlet.empty(system, neighbors, potential.shells, skin)
-    return there, jax.vmap(coordinates.start)(batch), jax.tree.map(lambda x: x[None], lists)
+    system, neighbors = jax.tree.map(lambda x: x[None], (jax.lax.stop_gradient(system), neighbors))
+    return over(potential, system, fixed, None), neighbors

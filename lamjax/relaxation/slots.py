@@ -7,34 +7,27 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from lamjax import numerics, pytree
 from lamjax.neighbors import verlet
 from lamjax.neighbors.host import pairs
-from lamjax.relaxation import buckets, flat, landscape
+from lamjax.relaxation import buckets
 from lamjax.relaxation import lists as listing
 from lamjax.relaxation.buckets import Shape
-from lamjax.relaxation.landscape import Landscape
+from lamjax.relaxation.flat import Flat
 from lamjax.relaxation.lists import Lists
 from lamjax.relaxation.minimisers import MinimiserConfig, minimiser
-from lamjax.relaxation.relax import (
-    Progress,
-    Relaxation,
-    RelaxConfig,
-    Weights,
-    begin,
-    result,
-    step_pieces,
-    with_position,
-)
+from lamjax.relaxation.relax import Relaxation, RelaxConfig, result
+from lamjax.relaxation.steps import Progress, Steps, Weights
+from lamjax.relaxation.surface import Surface, over
 from lamjax.system import System, pad
 
 
 class Slots(NamedTuple):
     """A batch in which every structure is at a step of its own."""
 
-    there: Landscape
+    surface: Surface
     lists: Lists
     state: Progress
     limit: Int[Array, " n_slots"]  # of its steps
@@ -45,7 +38,7 @@ class Traveller(NamedTuple):
 
     reference: System  # as it was given
     fixed: Bool[np.ndarray, "n_atoms 3"]
-    here: System  # where it is
+    system: System  # where it is
     state: Progress | None = None  # None: it has not begun
 
 
@@ -55,13 +48,14 @@ class Entry(NamedTuple):
     reference: System
     fixed: Bool[np.ndarray, "n_atoms 3"]
     lists: Lists
+    z: Float[np.ndarray, "rows 3"]  # Å, where it is
     state: Progress
-    is_new: Bool[np.ndarray, ""]  # of its state only the coordinates count
+    is_new: Bool[np.ndarray, ""]  # its state does not count
     limit: Int[np.ndarray, ""]
 
 
 class Report(NamedTuple):
-    """What the host is told after some steps."""
+    """What the host gets after some steps."""
 
     relaxation: Relaxation
     running: Bool[Array, " n_slots"]
@@ -71,7 +65,7 @@ class Programs(NamedTuple):
     """Compiled once for each number of slots; the memory of the slots is reused."""
 
     begin: Callable  # (entries) -> slots
-    enter: Callable  # (slots, rows, entries) -> slots; a row beyond the last slot is nobody's
+    enter: Callable  # (slots, rows, entries) -> slots; a row beyond the last slot is left out
     steps: Callable  # (params, slots, steps at most, running structures to stop at) -> (slots, report)
 
 
@@ -82,52 +76,50 @@ def programs(potential, config: RelaxConfig, capacities: tuple[int, ...], n_flat
     The same arguments give the same functions, so that jit does not compile twice.
     """
     method = minimiser(config.minimiser)
-    pieces = step_pieces(potential, method, config, capacities)
+    steps = Steps(method, Flat(capacities, config.skin, n_flat), config.fmax)
 
     def running(slots: Slots, state: Progress):
-        return pieces.goes(state) & ~state.overflow & (state.n_steps < slots.limit)
+        return steps.active(state) & ~state.overflow & (state.n_steps < slots.limit)
 
     def enter(slots: Slots, rows, entries: Entry) -> Slots:
         return jax.tree.map(lambda old, new: old.at[rows].set(new, mode="drop"), slots, beginning(entries))
 
     def beginning(entries: Entry) -> Slots:
-        z = entries.state.walker.position
-        new = begin(method, method.numbers(z.dtype), z, len(potential.shells))
-        there = landscape.over(entries.reference, entries.fixed, config.cell)
-        return Slots(there, entries.lists, pytree.where(entries.is_new, new, entries.state), entries.limit)
+        new = steps.start(method.numbers(entries.z.dtype), entries.z, len(potential.shells))
+        surface = over(potential, entries.reference, entries.fixed, config.cell)
+        return Slots(surface, entries.lists, pytree.where(entries.is_new, new, entries.state), entries.limit)
 
     def step(weights: Weights, slots: Slots) -> Slots:
-        there, lists, state = slots.there, slots.lists, slots.state
-        alive = running(slots, state)
-        z = pieces.propose(weights, there, state)
-        z = jnp.where(alive[:, None, None], z, state.walker.position)
-        lists = listing.refresh(lists, landscape.place(there, z), potential.shells, config.skin)
-        said = flat.evaluate(potential, weights.params, there, z, lists, alive, capacities, n_flat, config.cell)
+        surface, lists, state = slots.surface, slots.lists, slots.state
+        active = running(slots, state)
+        z = steps.propose(weights, surface, state, active)
+        lists = steps.layout.refresh(surface, lists, z)
+        evaluated = steps.layout.evaluate(surface, weights.params, z, lists, active)
         # a step without all neighbours is not taken: it is repeated in wider arrays, as if it had been there at once
-        missed = alive & said.overflow
-        new = pieces.accept(weights, there, state, said)
+        missed = active & evaluated.overflow
+        new = steps.accept(weights, surface, state, active, (z, evaluated))
         old = state._replace(
             overflow=state.overflow | missed,
-            found=jnp.maximum(state.found, jnp.where(missed[:, None], said.found, 0)),
+            found=jnp.maximum(state.found, jnp.where(missed[:, None], evaluated.found, 0)),
         )
-        return slots._replace(lists=lists, state=pytree.where(alive & ~missed, new, old))
+        return slots._replace(lists=lists, state=pytree.where(active & ~missed, new, old))
 
-    def steps(params, slots: Slots, most, keep):
-        cells = slots.there.reference.cell
+    def several(params, slots: Slots, most, keep):
+        cells = slots.surface.reference.cell
         weights = Weights(params, method.numbers(cells.dtype), cells)
 
-        def going(carry):
+        def continues(carry):
             slots, n = carry
             return (n < most) & (jnp.sum(running(slots, slots.state)) > keep)
 
-        slots, _ = jax.lax.while_loop(going, lambda carry: (step(weights, carry[0]), carry[1] + 1), (slots, 0))
-        return slots, Report(result(config, slots.there, slots.state), running(slots, slots.state))
+        slots, _ = jax.lax.while_loop(continues, lambda carry: (step(weights, carry[0]), carry[1] + 1), (slots, 0))
+        return slots, Report(result(slots.surface, slots.state, steps), running(slots, slots.state))
 
     jit = functools.partial(jax.jit, compiler_options=numerics.compiler_options())
-    return Programs(jit(beginning), jit(enter, donate_argnums=0), jit(steps, donate_argnums=1))
+    return Programs(jit(beginning), jit(enter, donate_argnums=0), jit(several, donate_argnums=1))
 
 
-def nobody(potential, config: RelaxConfig, shape: Shape, like: System) -> Entry:
+def empty_entry(potential, config: RelaxConfig, shape: Shape, like: System) -> Entry:
     """An entry without atoms, for structures that have what `like` has; it never takes a step."""
     n = shape.n_atoms
     system = jax.tree.map(np.zeros_like, like)._replace(
@@ -138,25 +130,30 @@ def nobody(potential, config: RelaxConfig, shape: Shape, like: System) -> Entry:
     none = np.zeros(0, int), np.zeros(0, int), np.zeros((0, 3), int), np.zeros(0)
     lists = _lists(potential, config, shape, system, none, np.zeros((0, 3)), n, np.inf)
     state = _blank(config.minimiser, len(potential.shells), n, system.positions.dtype)
-    return Entry(system, np.zeros((n, 3), bool), lists, state, np.asarray(True), np.asarray(-1, np.int32))
+    z = np.zeros((n + 3, 3), system.positions.dtype)
+    return Entry(system, np.zeros((n, 3), bool), lists, z, state, np.asarray(True), np.asarray(-1, np.int32))
 
 
 def entry(potential, config: RelaxConfig, shape: Shape, traveller: Traveller) -> Entry:
     """A structure with the list of its neighbours, found on the host."""
-    n, here, state = shape.n_atoms, traveller.here, traveller.state
+    n, system, state = shape.n_atoms, traveller.system, traveller.state
     reach = potential.cutoff + config.skin
-    images = buckets.offsets(potential, here, config)
-    lists = _lists(potential, config, shape, pad(here, n), pairs(here, reach), images, here.n_atoms, reach)
+    images = buckets.offsets(potential, system, config)
+    lists = _lists(potential, config, shape, pad(system, n), pairs(system, reach), images, system.n_atoms, reach)
+    z = np.concatenate([system.positions, np.zeros((3, 3), system.positions.dtype)]) if state is None else state.z
     if state is None:
-        state = _blank(config.minimiser, len(potential.shells), here.n_atoms, here.positions.dtype)
-        z = np.concatenate([here.positions, np.zeros((3, 3), here.positions.dtype)])
-        state = state._replace(walker=with_position(state.walker, z))
-    missing = n - here.n_atoms
+        state = _blank(config.minimiser, len(potential.shells), system.n_atoms, system.positions.dtype)
+    missing = n - system.n_atoms
+
+    def padded(z):
+        return np.concatenate([z[:-3], np.zeros((missing, 3), z.dtype), z[-3:]])
+
     return Entry(
         reference=pad(traveller.reference, n),
         fixed=np.pad(traveller.fixed, ((0, missing), (0, 0))),
         lists=lists,
-        state=_rows(state, lambda z: np.concatenate([z[:-3], np.zeros((missing, 3), z.dtype), z[-3:]])),
+        z=padded(z),
+        state=_rows(state, padded),
         is_new=np.asarray(traveller.state is None),
         limit=np.asarray(config.max_steps, np.int32),
     )
@@ -195,7 +192,7 @@ def _blank(config: MinimiserConfig, n_shells: int, n_atoms: int, dtype) -> Progr
     """A state of zeros for one structure, numpy."""
     method, dtype = minimiser(config), jax.dtypes.canonicalize_dtype(dtype)
     z = jax.ShapeDtypeStruct((1, n_atoms + 3, 3), dtype)
-    shapes = jax.eval_shape(lambda z: begin(method, method.numbers(dtype), z, n_shells), z)
+    shapes = jax.eval_shape(lambda z: Steps(method, None, 0.0).start(method.numbers(dtype), z, n_shells), z)
     return jax.tree.map(lambda x: np.zeros(x.shape[1:], x.dtype), shapes)
 
 

@@ -24,8 +24,8 @@ from lamjax.relaxation.slots import (
     Report,
     Slots,
     Traveller,
+    empty_entry,
     entry,
-    nobody,
     programs,
     relaxation_of,
     stack,
@@ -95,7 +95,7 @@ class Batch:
     """Slots of a bucket, and who is in them."""
 
     bucket: Bucket
-    slots: Slots | None  # None: nobody has entered yet
+    slots: Slots | None  # None: no structure has entered yet
     jobs: list[Job | None]  # one a slot
 
     @property
@@ -138,7 +138,7 @@ def stream(
             work = work._replace(like=_checked_like(system, work.like))
             waiting.append(Job(number, buckets.shape(potential, system, config)))
         except Exception as error:  # whatever the reader of a lazy sequence raises concerns this structure alone
-            yield Outcome(number, None, _said(error))
+            yield Outcome(number, None, _text_of(error))
     while waiting:
         shapes = buckets.plan([job.shape for job in waiting], max_programs, buckets.program(params))
         queues: list[list[Job]] = [[] for _ in shapes]
@@ -150,15 +150,15 @@ def stream(
 
 
 def _run(work: Work, some: list[Bucket], n_batches: int) -> Generator[Outcome, None, list[Job]]:
-    """`n_batches` at a time until nobody is left in these buckets; those that outgrow them are returned."""
+    """`n_batches` at a time until none is left in these buckets; those that outgrow them are returned."""
     outgrown: list[Job] = []
-    told: list[Outcome] = []
+    finished: list[Outcome] = []
     turns: dict[Future[list[Outcome | Job]], Batch] = {}
     shapes, settings = [bucket.shape for bucket in some], same_settings()
 
     def begin(batch: Batch) -> None:
         new, failed = _taken(work, batch.bucket, len(batch.jobs) - batch.occupied)
-        told.extend(failed)
+        finished.extend(failed)
         if new or batch.occupied:
             turns[pool.submit(_turn, settings, work, batch, new)] = batch
 
@@ -166,15 +166,15 @@ def _run(work: Work, some: list[Bucket], n_batches: int) -> Generator[Outcome, N
         while True:
             while len(turns) < n_batches and (bucket := _next(some, [batch.bucket for batch in turns.values()])):
                 begin(Batch(bucket, None, [None] * bucket.n_slots))
-            yield from told  # what is done with the results is done while the device works
-            told.clear()
+            yield from finished  # what is done with the results is done while the device works
+            finished.clear()
             if not turns:
                 return outgrown
             for future in wait(turns, return_when=FIRST_COMPLETED).done:
                 batch = turns.pop(future)
                 for one in future.result():
                     if isinstance(one, Outcome):
-                        told.append(one)
+                        finished.append(one)
                     else:
                         place = buckets.assign(one.shape, shapes)
                         (outgrown if place is None else some[place].queue).append(one)
@@ -197,7 +197,7 @@ def _taken(work: Work, bucket: Bucket, n: int) -> tuple[list[Job], list[Outcome]
         try:
             jobs.append(job._replace(traveller=job.traveller or _first(work, job.number)))
         except Exception as error:  # as in `stream`
-            failed.append(Outcome(job.number, None, _said(error)))
+            failed.append(Outcome(job.number, None, _text_of(error)))
     return jobs, failed
 
 
@@ -232,12 +232,13 @@ def _enter(work: Work, batch: Batch, new: list[Job]) -> list[Outcome]:
         try:
             entries.append((free[len(entries)], entry(work.potential, work.config, bucket.shape, job.traveller)))
         except Exception as error:  # as in `stream`
-            failed.append(Outcome(job.number, None, _said(error)))
+            failed.append(Outcome(job.number, None, _text_of(error)))
         else:
             batch.jobs[entries[-1][0]] = job
     n = len(batch.jobs)
     if batch.slots is None:
-        batch.slots = bucket.programs.begin(stack([nobody(work.potential, work.config, bucket.shape, work.like)], n))
+        empty = empty_entry(work.potential, work.config, bucket.shape, work.like)
+        batch.slots = bucket.programs.begin(stack([empty], n))
     block = min(n, max(8, n // 8))
     for first in range(0, len(entries), block):
         rows, chosen = zip(*entries[first : first + block], strict=True)
@@ -263,7 +264,7 @@ def _leave(work: Work, batch: Batch, report: Report, row: int) -> Outcome | Job:
     """The slot made free; what became of its structure, or what it needs to go on."""
     job = batch.jobs[row]
     batch.jobs[row] = None
-    n_atoms = job.traveller.here.n_atoms
+    n_atoms = job.traveller.system.n_atoms
     found = relaxation_of(report, row, n_atoms)
     if not found.finite:
         return Outcome(
@@ -278,7 +279,7 @@ def _leave(work: Work, batch: Batch, report: Report, row: int) -> Outcome | Job:
         shape = buckets.shape(work.potential, found.system, work.config, found.found.tolist(), room)
     except ValueError as error:
         return Outcome(job.number, found, str(error), job.tries)
-    traveller = job.traveller._replace(here=found.system, state=state_of(batch.slots, row, n_atoms))
+    traveller = job.traveller._replace(system=found.system, state=state_of(batch.slots, row, n_atoms))
     return job._replace(shape=shape, traveller=traveller, tries=job.tries + 1)
 
 
@@ -325,5 +326,5 @@ def _checked_like(system: System, like: System | None) -> System:
     return like
 
 
-def _said(error: Exception) -> str:
+def _text_of(error: Exception) -> str:
     return str(error) or type(error).__name__

@@ -25,11 +25,10 @@ from lamjax.relaxation import (
     RelaxConfig,
     Unrolled,
     UntilConverged,
-    coordinates,
     implicit,
-    landscape,
     minimiser,
     relax,
+    surface,
 )
 from lamjax.system import System, host_system
 
@@ -219,15 +218,14 @@ def test_damping_is_raised_as_often_as_allowed(tries):
     """Two dimers, stretched beyond and up to the point of inflection of the Morse curve (3.0 Å)."""
     potential, shells = models.morse(), models.morse().shells
     systems = [host_system(ase.Atoms("Cu2", positions=[(0, 0, 0), (r, 0, 0)])) for r in (3.35, 2.8)]
-    there = landscape.over(pytree.stack(systems), np.zeros((2, 2, 3), bool), None)
-    z = jax.vmap(coordinates.start)(there.reference)
+    there = surface.over(potential, pytree.stack(systems), np.zeros((2, 2, 3), bool), None)
+    z = there.start()
     lists = pytree.stack([neighbors.host_neighbors(s, shells, (4,), 1) for s in systems])
     params, rhs = models.params_of(potential), jnp.zeros_like(z).at[:, 0, 0].set(1.0).at[:, 1, 0].set(-1.0)
-    product = landscape.hessian_product(potential, params, there, z, lists, None)
-    along = [float(x) for x in jnp.sum(rhs * product(rhs), axis=(1, 2)) / 2]
+    along = [float(x) for x in jnp.sum(rhs * there.hessian_product(params, z, lists, rhs), axis=(1, 2)) / 2]
     assert -1.0 < along[0] < -0.1 and along[1] > 0  # the first raise, to 1 eV/Å², makes both positive
     rule = Implicit(tol=1e-8, damping=0.01)
-    _, report, damping = implicit.enough_damping(potential, params, there, z, lists, None, rhs, rule, tries)
+    _, report, damping = implicit.enough_damping(implicit.hessian(there, params, z, lists), rhs, rule, tries)
     for k, curvature in enumerate(along):
         raised = curvature < 0 and tries > 0
         assert bool(report.negative[k]) == (curvature < 0 and not raised)

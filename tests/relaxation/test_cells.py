@@ -16,7 +16,7 @@ import pytest
 
 import lamjax
 from lamjax import neighbors, numerics, units
-from lamjax.relaxation import CellConfig, RelaxConfig, coordinates, landscape, relax_structures
+from lamjax.relaxation import CellConfig, RelaxConfig, coordinates, relax_structures, surface
 from lamjax.system import volume
 
 STARTS = Path(__file__).parent.parent / "fixtures" / "crystals" / "starts.extxyz"
@@ -57,18 +57,18 @@ def test_forces_on_coordinates_are_derivatives(cell, pbc, rng):
     params = models.params_of(potential)
     system = lamjax.from_ase(crystal(pbc))
     lists = lamjax.allocate(potential, system)
-    there = landscape.over(jax.tree.map(lambda x: x[None], system), None, cell)
+    there = surface.over(potential, jax.tree.map(lambda x: x[None], system), None, cell)
     start = jax.vmap(coordinates.start)(there.reference)
-    away = landscape.project(there, jnp.asarray(0.2 * rng.normal(size=start.shape)), cell)
+    away = there.project(jnp.asarray(0.2 * rng.normal(size=start.shape)))
     z, near = start + away, jax.tree.map(lambda x: x[None], lists)
-    force = landscape.evaluate(potential, params, there, z, near, cell).force
+    force = there.evaluate(params, z, near).force
 
     def objective(z):
         here = coordinates.place(z[0], system)
         return potential.energy(params, here, lists) + cell.pressure * volume(here)
 
-    np.testing.assert_allclose(force, -landscape.project(there, jax.grad(objective)(z), cell), rtol=0, atol=1e-12)
-    along = landscape.project(there, jnp.asarray(rng.normal(size=z.shape)), cell)
+    np.testing.assert_allclose(force, -there.project(jax.grad(objective)(z)), rtol=0, atol=1e-12)
+    along = there.project(jnp.asarray(rng.normal(size=z.shape)))
     h = 1e-5
     numeric = (objective(z + h * along) - objective(z - h * along)) / (2 * h)
     assert float(jnp.vdot(force, along)) == pytest.approx(-float(numeric), rel=1e-7)

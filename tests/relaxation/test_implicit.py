@@ -9,7 +9,7 @@ import pytest
 
 import lamjax
 from lamjax import neighbors, pytree
-from lamjax.relaxation import Hybrid, Implicit, RelaxConfig, coordinates, implicit, landscape
+from lamjax.relaxation import Hybrid, Implicit, RelaxConfig, implicit, surface
 from lamjax.system import host_system
 
 
@@ -21,14 +21,15 @@ def test_the_solution_holds_no_translation_and_no_rotation():
     system = host_system(ase.Atoms("Cu3", place))
     lists = neighbors.host_neighbors(system, potential.shells, (4,), 1)
     systems, lists = pytree.stack([system]), pytree.stack([lists])
-    there, z = landscape.over(systems, None, None), jax.vmap(coordinates.start)(systems)
+    there = surface.over(potential, systems, None, None)
+    z = there.start()
     inside = jnp.asarray(place - place.mean(axis=0))  # all bonds longer
     rigid = 5.0 + jnp.cross(jnp.array([0.1, -0.3, 0.7]), inside)
 
     def solved(atoms):
         rhs = jnp.zeros_like(z).at[0, :-3].set(atoms)
         rule = Implicit(tol=1e-10)
-        return implicit.solve(potential, params, there, z, lists, None, rhs, rule)
+        return implicit.solve(implicit.hessian(there, params, z, lists), rhs, rule)
 
     x, report = jax.jit(solved)(inside + rigid)
     expected, _ = jax.jit(solved)(inside)
