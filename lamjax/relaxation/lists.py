@@ -56,7 +56,7 @@ def _search(lists: Lists, batch: System, stale, shells: tuple[Shell, ...], skin:
     def some(k, rows):
         chosen = jax.lax.dynamic_slice_in_dim(order, k * block, block)
         structure, atom = chosen // n_atoms, chosen % n_atoms
-        made = _around(lists, home, shift, jnp.minimum(structure, n_slots - 1), atom, shells, radius)
+        made = _around(lists, home, shift, (jnp.minimum(structure, n_slots - 1), atom), shells, radius)
         return jax.tree.map(lambda old, new: old.at[structure, atom].set(new, mode="drop"), rows, made)
 
     dropped = jnp.full(batch.numbers.shape, jnp.inf, radius.dtype)
@@ -74,8 +74,9 @@ def _search(lists: Lists, batch: System, stale, shells: tuple[Shell, ...], skin:
     return lists._replace(verlet=pytree.where(stale, new, old)._replace(indices=indices, images=images, mask=mask))
 
 
-def _around(lists: Lists, home: System, shift, structure, atom, shells: tuple[Shell, ...], radius):
+def _around(lists: Lists, home: System, shift, rows: tuple, shells: tuple[Shell, ...], radius):
     """Indices, images and mask of some atoms' lists, the distance to the nearest without a slot, numbers in shells."""
+    structure, atom = rows
     j, images = lists.atoms[structure], lists.images[structure]
     cell, numbers = home.cell[structure], home.numbers[structure]
     other = jnp.take_along_axis(home.positions[structure], j[..., None], axis=1)

@@ -36,7 +36,8 @@ class Minimiser(Protocol):
 
 def minimiser(config: Minimiser) -> Minimiser:
     """The config itself, which has the functions of a minimiser; TypeError for what has them not."""
-    missing = [name for name in ("numbers", "init", "propose", "step") if not callable(getattr(config, name, None))]
+    names, is_class = ("numbers", "init", "propose", "step"), isinstance(config, type)
+    missing = [name for name in names if is_class or not callable(getattr(config, name, None))]
     if missing:
         raise TypeError(
             f"A minimiser is a FireConfig, a GradientFlowConfig or a frozen dataclass of your own with the methods of "

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from lamjax import pytree, summaries
 from lamjax.neighbors import Neighbors, check_shells
 from lamjax.neighbors.verlet import SKIN
-from lamjax.relaxation import captured, coordinates, implicit
+from lamjax.relaxation import captured, implicit
 from lamjax.relaxation.adjoints import Adjoint, AdjointMethods, UntilConverged, check_adjoint, is_of_the_end
 from lamjax.relaxation.coordinates import CellConfig
 from lamjax.relaxation.descent import Descent, begin
@@ -89,21 +89,21 @@ def relax(
     system, neighbors = jax.tree.map(jnp.asarray, (as_system(system), neighbors))
     fixed = None if fixed is None else fixed_mask(fixed, system.numbers)
     if system.positions.ndim == 3:
-        return _relax(potential, params, system, neighbors, config, fixed, numbers)
-    one = jax.tree.map(lambda x: jnp.asarray(x)[None], (system, neighbors, fixed))
-    return pytree.take(_relax(potential, params, *one[:2], config, one[2], numbers), 0)
+        return _relax(over(potential, system, fixed, config.cell), params, neighbors, config, numbers)
+    system, neighbors, fixed = jax.tree.map(lambda x: jnp.asarray(x)[None], (system, neighbors, fixed))
+    return pytree.take(_relax(over(potential, system, fixed, config.cell), params, neighbors, config, numbers), 0)
 
 
-def _relax(potential, params, system, neighbors, config: RelaxConfig, fixed, numbers) -> Relaxation:
-    check_shells(neighbors, potential.shells, anew=True)
+def _relax(surface: Surface, params, neighbors: Neighbors, config: RelaxConfig, numbers) -> Relaxation:
+    """The references of a surface relaxed."""
+    check_shells(neighbors, surface.potential.shells, anew=True)
     check_adjoint(config.adjoint)
-    method = minimiser(config.minimiser)
-    surface, start = over(potential, system, fixed, config.cell), jax.vmap(coordinates.start)(system)
+    method, start, cells = minimiser(config.minimiser), surface.start(), surface.reference.cell
     surface = jax.lax.stop_gradient(surface)
     layout = Padded(neighbors.capacities, config.skin)
     lists = layout.empty(surface, neighbors)
     surface, params = captured.explicit(surface, params, layout, lists)
-    weights = Weights(params, method.numbers(system.positions.dtype) | (numbers or {}), system.cell)
+    weights = Weights(params, method.numbers(start.dtype) | (numbers or {}), cells)
     descent = begin(Steps(method, layout, config.fmax), surface, weights, (start, lists), config.max_steps)
     end = config.adjoint.run(descent)
     if is_of_the_end(config.adjoint):

@@ -128,7 +128,7 @@ def empty_entry(potential, config: RelaxConfig, shape: Shape, like: System) -> E
         aparam=None if like.aparam is None else np.zeros((n, like.aparam.shape[1]), like.aparam.dtype),
     )
     none = np.zeros(0, int), np.zeros(0, int), np.zeros((0, 3), int), np.zeros(0)
-    lists = _lists(potential, config, shape, system, none, np.zeros((0, 3)), n, np.inf)
+    lists = _lists(potential, config, shape, system, (none, np.inf), (n, np.zeros((0, 3))))
     state = _blank(config.minimiser, len(potential.shells), n, system.positions.dtype)
     z = np.zeros((n + 3, 3), system.positions.dtype)
     return Entry(system, np.zeros((n, 3), bool), lists, z, state, np.asarray(True), np.asarray(-1, np.int32))
@@ -139,7 +139,7 @@ def entry(potential, config: RelaxConfig, shape: Shape, traveller: Traveller) ->
     n, system, state = shape.n_atoms, traveller.system, traveller.state
     reach = potential.cutoff + config.skin
     images = buckets.offsets(potential, system, config)
-    lists = _lists(potential, config, shape, pad(system, n), pairs(system, reach), images, system.n_atoms, reach)
+    lists = _lists(potential, config, shape, pad(system, n), (pairs(system, reach), reach), (system.n_atoms, images))
     z = np.concatenate([system.positions, np.zeros((3, 3), system.positions.dtype)]) if state is None else state.z
     if state is None:
         state = _blank(config.minimiser, len(potential.shells), system.n_atoms, system.positions.dtype)
@@ -196,8 +196,10 @@ def _blank(config: MinimiserConfig, n_shells: int, n_atoms: int, dtype) -> Progr
     return jax.tree.map(lambda x: np.zeros(x.shape[1:], x.dtype), shapes)
 
 
-def _lists(potential, config: RelaxConfig, shape: Shape, padded: System, found, images, n_atoms: int, radius) -> Lists:
+def _lists(potential, config: RelaxConfig, shape: Shape, padded: System, pairs_within, candidates) -> Lists:
+    """The lists of a padded structure, of all pairs within a radius; `candidates` are atoms and images of a search."""
+    found, radius = pairs_within
     width = verlet.slots(shape.capacities[0], potential.cutoff, config.skin)
     width = min(width, shape.n_candidates)
     made = verlet.from_pairs(padded, found, potential.shells, np.zeros((0, 3)), width, radius)
-    return Lists(made, *listing.candidates(n_atoms, images, shape.n_candidates))
+    return Lists(made, *listing.candidates(*candidates, shape.n_candidates))

@@ -10,7 +10,8 @@ from pydantic import Discriminator, Tag
 from lamjax.arguments import as_tuples
 from lamjax.data import frames_per_batch
 from lamjax.losses import ForceTargetConfig, LabelLossConfig, NewtonTargetConfig, StructureLossConfig
-from lamjax.relaxation import CellConfig, Implicit, RelaxConfig
+from lamjax.relaxation import CellConfig, RelaxConfig
+from lamjax.relaxation.adjoints import is_through_steps
 from lamjax.training.config import apply, check_common, read, validate
 from lamjax.training.schedules import ScheduleConfig
 from lamjax.training.state import OptimizerConfig
@@ -190,7 +191,7 @@ class StructureTuneConfig:
             return
         if not isinstance(self.objective, StructureLossConfig):
             raise ValueError(f"learn_minimiser: the objective {self.objective.type!r} relaxes nothing.")
-        if isinstance(self.objective.relax.adjoint, Implicit):
+        if not is_through_steps(self.objective.relax.adjoint):
             raise ValueError(
                 "learn_minimiser: with the adjoint `implicit` no gradient reaches the minimiser, since a minimum does "
                 "not depend on the way to it. Take unrolled, until_converged or hybrid."
