@@ -198,8 +198,8 @@ def _blank(config: MinimiserConfig, n_shells: int, n_atoms: int, dtype) -> Progr
 
 def _lists(potential, config: RelaxConfig, shape: Shape, padded: System, pairs_within, candidates) -> Lists:
     """The lists of a padded structure, of all pairs within a radius; `candidates` are atoms and images of a search."""
-    found, radius = pairs_within
+    all_pairs, radius = pairs_within
     width = verlet.slots(shape.capacities[0], potential.cutoff, config.skin)
     width = min(width, shape.n_candidates)
-    made = verlet.from_pairs(padded, found, potential.shells, np.zeros((0, 3)), width, radius)
+    made = verlet.from_pairs(padded, all_pairs, potential.shells, np.zeros((0, 3)), width, radius)
     return Lists(made, *listing.candidates(*candidates, shape.n_candidates))

@@ -265,21 +265,24 @@ def _leave(work: Work, batch: Batch, report: Report, row: int) -> Outcome | Job:
     job = batch.jobs[row]
     batch.jobs[row] = None
     n_atoms = job.traveller.system.n_atoms
-    found = relaxation_of(report, row, n_atoms)
-    if not found.finite:
+    relaxation = relaxation_of(report, row, n_atoms)
+    if not relaxation.finite:
         return Outcome(
-            job.number, found, f"Energy or forces became infinite or NaN after {int(found.n_steps)} steps.", job.tries
+            job.number,
+            relaxation,
+            f"Energy or forces became infinite or NaN after {int(relaxation.n_steps)} steps.",
+            job.tries,
         )
-    if not found.overflow:
-        return Outcome(job.number, found, None, job.tries)
+    if not relaxation.overflow:
+        return Outcome(job.number, relaxation, None, job.tries)
     if job.tries == TRIES:
-        return Outcome(job.number, found, f"Neighbours were missing even after {TRIES} wider lists.", job.tries)
+        return Outcome(job.number, relaxation, f"Neighbours were missing even after {TRIES} wider lists.", job.tries)
     try:
         room = HEADROOM ** (job.tries + 1)
-        shape = buckets.shape(work.potential, found.system, work.config, found.found.tolist(), room)
+        shape = buckets.shape(work.potential, relaxation.system, work.config, relaxation.found.tolist(), room)
     except ValueError as error:
-        return Outcome(job.number, found, str(error), job.tries)
-    traveller = job.traveller._replace(system=found.system, state=state_of(batch.slots, row, n_atoms))
+        return Outcome(job.number, relaxation, str(error), job.tries)
+    traveller = job.traveller._replace(system=relaxation.system, state=state_of(batch.slots, row, n_atoms))
     return job._replace(shape=shape, traveller=traveller, tries=job.tries + 1)
 
 
