@@ -104,7 +104,7 @@ def programs(potential, config: RelaxConfig, capacities: tuple[int, ...], n_flat
         )
         return slots._replace(lists=lists, state=pytree.where(active & ~missed, new, old))
 
-    def several(params, slots: Slots, most, keep):
+    def take_steps(params, slots: Slots, most, keep):
         cells = slots.surface.reference.cell
         weights = Weights(params, method.numbers(cells.dtype), cells)
 
@@ -116,7 +116,7 @@ def programs(potential, config: RelaxConfig, capacities: tuple[int, ...], n_flat
         return slots, Report(result(slots.surface, slots.state, steps), running(slots, slots.state))
 
     jit = functools.partial(jax.jit, compiler_options=numerics.compiler_options())
-    return Programs(jit(beginning), jit(enter, donate_argnums=0), jit(several, donate_argnums=1))
+    return Programs(jit(beginning), jit(enter, donate_argnums=0), jit(take_steps, donate_argnums=1))
 
 
 def empty_entry(potential, config: RelaxConfig, shape: Shape, like: System) -> Entry:
