@@ -130,8 +130,9 @@ def _last_frame(path: Path, n_atoms: int) -> ase.Atoms:
             file.seek(max(0, size - length))
             tail = b"\n" + file.read() if length >= size else file.read()
         frames = tail.split(b"\n" + start)
-        for frame in reversed(frames[1:]):
-            if frame.count(b"\n") >= n_atoms + 1 or (frame is frames[-1] and frame.count(b"\n") == n_atoms + 1):
+        for k in range(len(frames) - 1, 0, -1):
+            frame, is_last = frames[k], k == len(frames) - 1
+            if frame.count(b"\n") >= n_atoms + is_last:  # the end of the line is part of what follows, if anything does
                 return ase.io.read(io.StringIO((start + frame + b"\n").decode()), format="extxyz")
         if length >= size:
             raise ValueError(f"{path} holds no whole frame of {n_atoms} atoms.")
