@@ -224,6 +224,7 @@ def _go(run: Run, n_steps: int, every: int, most: float | None) -> None:
                     break
         except DynamicsError as error:
             report.picture(output)
+            at_end(output.paths.trajectory)
             output.write_last(dynamics.observe(ensemble, params, error.simulation))
             raise ValueError(f"{error} It is in {output.paths.last}.") from error
     report.picture(output)

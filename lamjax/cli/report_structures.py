@@ -76,7 +76,7 @@ def simulation(path: Path, end: str) -> str:
         Section("Settings", html.facts(_simulation_settings(paths, first))),
         Section("Means", html.table(md_report.MEANS, md_report.means(found, n_atoms))),
         Section("Over time", html.plot_grid(figures)),
-        Section("Structures before and after", html.structures(*drawn([(named, views)]))),
+        Section("Structures before and after", html.structures(*with_elements([(named, views)]))),
         Section("To look at the whole trajectory", html.paragraph(_elsewhere(path))),
     ]
     return html.page(f"Molecular dynamics: {path.name}", lead, sections, end)
@@ -102,7 +102,9 @@ def side_by_side(structures: Sequence[tuple[str, ase.Atoms]]) -> list[View]:
     return [_view(label, atoms, whole, copies, periodic) for label, atoms in structures]
 
 
-def drawn(pairs: Sequence[tuple[str, Sequence[View]]]) -> tuple[list[tuple[str, Sequence[View]]], dict[str, Element]]:
+def with_elements(
+    pairs: Sequence[tuple[str, Sequence[View]]],
+) -> tuple[list[tuple[str, Sequence[View]]], dict[str, Element]]:
     """Captions with views, without those that have none, and how their elements look."""
     kept = [(caption, views) for caption, views in pairs if views]
     symbols = sorted({symbol for _, views in kept for view in views for symbol in view.symbols})
@@ -182,7 +184,7 @@ def _pairs(path: Path, done: Sequence[records.Place], starts: Mapping[str, Any] 
     notes = [html.paragraph(most, "note")] if most else []
     notes += [html.paragraph(f"Too large to be drawn here: {', '.join(large)}", "note")] if large else []
     notes += [html.paragraph(_elsewhere(path), "note")] if pairs else []
-    return "\n".join([*notes, html.structures(*drawn(pairs))])
+    return "\n".join([*notes, html.structures(*with_elements(pairs))])
 
 
 def _start(path: Path, source: str, starts: Mapping[str, Any] | None, n_atoms: int) -> ase.Atoms | None:
