@@ -190,7 +190,8 @@ def _data(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         (name, x) for name, x in flat(config) if name.startswith("tasks.") and name.endswith(("train", "validation"))
     ]
     named = dict(flat(config))
-    rows = [(key, named[key]) for key in keys if named.get(key) not in (None, "null", "[]", "0.0")] + tasks
+    rows = [(key, named[key]) for key in keys if key in named] + tasks
+    rows = [(key, x) for key, x in rows if x not in ("null", "[]", "0.0")]
     for name, found in facts.get("data", {}).items():
         counts = {key: x for key, x in found.items() if isinstance(x, int)} if isinstance(found, Mapping) else {}
         if counts:
