@@ -86,17 +86,8 @@ KEYS = ("energy_key", "forces_key", "stress_key", "virial_key")  # in the order 
 Config = TypeVar("Config")
 # what may change when a run goes on
 _HARMLESS = {"output", "print_every", "save_every", "keep", "patience", "plots", "tensorboard", "logger", "monitor"}
-_COUNTS = (
-    "steps",
-    "accumulate",
-    "tasks_per_step",
-    "max_programs",
-    "print_every",
-    "validate_every",
-    "save_every",
-    "keep",
-    "patience",
-)
+_COUNTS = ("steps", "accumulate", "tasks_per_step", "max_programs", "keep", "patience")
+_COUNTS += ("print_every", "validate_every", "save_every")
 
 
 @dataclass(frozen=True)
