@@ -14,7 +14,7 @@ from ase.data import atomic_numbers, covalent_radii
 from ase.data.colors import jmol_colors
 from ase.io.trajectory import Trajectory
 
-from lamjax import dynamics
+from lamjax import dynamics, units
 from lamjax.cli import md_report
 from lamjax.cli import relax_records as records
 from lamjax.dynamics import restart
@@ -26,6 +26,8 @@ MOST = 6  # structures that are drawn
 MOST_ATOMS = 2000  # of one that is drawn
 MOST_BYTES = 300_000_000  # of a file in which a start is looked for
 NEAR = 0.4  # Å; an atom as near to a face of the cell is drawn on the opposite one as well
+SETTINGS = {"timestep": "fs", "temperature": "K", "friction": "1/fs, of langevin", "pressure": "GPa"}
+SETTINGS |= {"thermostat_time": "fs, of nose_hoover", "barostat_time": "fs", "model": "fingerprint", "every": "steps"}
 COLUMNS = (
     "no.",
     "structure",
@@ -232,7 +234,9 @@ def _simulation_settings(paths: dynamics.output.Paths, first: ase.Atoms) -> list
     rows: list[tuple[str, Any]] = [("trajectory", paths.trajectory.name), ("atoms", len(first))]
     with contextlib.suppress(ValueError, OSError):  # it may have been removed
         _, of = restart.described(paths.restart)
-        rows += [(key, value) for key, value in of.items() if value not in (None, [])]
+        of = {key: value for key, value in of.items() if key != "type" and value not in (None, [])}
+        of |= {"model": str(of["model"])[:12]} | ({"pressure": of["pressure"] / units.GPA} if "pressure" in of else {})
+        rows += [(f"{key} ({SETTINGS[key]})" if key in SETTINGS else key, value) for key, value in of.items()]
     return rows
 
 
