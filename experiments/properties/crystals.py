@@ -30,7 +30,7 @@ def system_of(atoms: ase.Atoms) -> tuple[str, ...]:
 
 
 def candidates() -> list[ase.Atoms]:
-    """Small binary and ternary crystals that one may train on, one of each chemistry, of none that the benchmarks have."""
+    """Small crystals of two or three elements to train on, one of each chemistry, of none that the benchmarks have."""
     taken = {system_of(atoms) for atoms in [*elastic(), *phonon()]}
     found: dict[tuple[str, ...], ase.Atoms] = {}
     for atoms in ase.io.read(DATA / "materials_pbeu" / "train.extxyz.gz", ":"):

@@ -49,9 +49,7 @@ def moduli(tensor: np.ndarray) -> tuple[float, float]:
     g = [(np.trace(tensor[:3, :3]) - off + 3 * np.trace(tensor[3:, 3:])) / 15]
     s = np.linalg.inv(tensor)
     k.append(1 / s[:3, :3].sum())
-    g.append(
-        15 / (4 * np.trace(s[:3, :3]) - 4 * (s[0, 1] + s[0, 2] + s[1, 2]) + 3 * np.trace(s[3:, 3:]))
-    )
+    g.append(15 / (4 * np.trace(s[:3, :3]) - 4 * (s[0, 1] + s[0, 2] + s[1, 2]) + 3 * np.trace(s[3:, 3:])))
     return float(np.mean(k)), float(np.mean(g))
 
 

@@ -87,7 +87,7 @@ def read_sets(config: PropertyTuneConfig, potential: Potential, replayed: Potent
     else:
         train, validation = hold_out(found, config.hold_out, config.group_by, config.seed)
     replay = labelled(config.replay.files, replayed, read_options(config)) if config.replay else []
-    return CrystalSets(train, validation, _loss(config, train), replay)
+    return CrystalSets(train, validation, loss_on(config, train), replay)
 
 
 def read_crystals(config: PropertyTuneConfig, files: Sequence[str], potential: Potential) -> list[Crystal]:
@@ -198,7 +198,7 @@ def _check_magnitudes(crystals: Sequence[Crystal]) -> None:
             )
 
 
-def _loss(config: PropertyTuneConfig, train: Sequence[Crystal]) -> PropertyLossConfig | None:
+def loss_on(config: PropertyTuneConfig, train: Sequence[Crystal]) -> PropertyLossConfig | None:
     """The loss on the targets of the config, or on all that the crystals have, in the first unit of each."""
     middle = {}
     for name in UNITS:

@@ -13,7 +13,7 @@ import relaxed_crystals as crystals
 
 import lamjax
 from lamjax import losses, properties
-from lamjax.losses import ForceConstantBatch, PropertyLossConfig, TargetConfig
+from lamjax.losses import ForceConstantBatch, PhononTargetConfig, PropertyLossConfig, TargetConfig
 from lamjax.relaxation import CellConfig, RelaxConfig
 
 POTENTIAL = many_body.stillinger_weber()
@@ -58,6 +58,24 @@ def test_the_gradient_of_the_loss_is_that_of_finite_differences():
     assert metrics["bulk_modulus_mae"] == pytest.approx((101.4 - 95 + 101.4 - 98) / 2, abs=0.05)
     assert metrics["volume_per_atom_mae"] == pytest.approx(20.5 - 20.023, abs=1e-3)  # of the one that has a target
     moved = lambda t: float(step()({k: v + t * along[k] for k, v in params.items()}, batch())[0][0])  # noqa: E731
+    h = 1e-3
+    numeric = (8 * (moved(h) - moved(-h)) - (moved(2 * h) - moved(-2 * h))) / (12 * h)
+    assert sum(float(slope[k]) * along[k] for k in params) == pytest.approx(numeric, rel=1e-6)
+
+
+def test_the_gradient_of_heat_capacities_is_that_of_finite_differences():
+    """Through the force constants of the supercell and the lattice constant, which both follow the parameters."""
+    targets = (TargetConfig("heat_capacity_per_atom"),)
+    phonons = PhononTargetConfig(repeats=(2, 1, 1), mesh=(2, 1, 1), temperature=150.0)
+    config = PropertyLossConfig(targets, CONFIG.relax, "squared", phonons)
+    start = lamjax.from_ase(ase.build.bulk("Si", "diamond", a=5.45))
+    one = losses.property_batch(POTENTIAL, [start], [{"heat_capacity_per_atom": 9.0}], config)
+    run = jax.jit(jax.value_and_grad(losses.property_loss(POTENTIAL, config), has_aux=True))
+    params, along = POTENTIAL.init(), {"epsilon": 0.1, "sigma": 0.05, "lam": -0.5}
+    (value, metrics), slope = run(params, one)
+    assert metrics["n_structures"] == 1 and metrics["n_unstable"] == 0 and 1 < metrics["heat_capacity_per_atom_mae"] < 6
+    assert value == pytest.approx(metrics["heat_capacity_per_atom_mae"] ** 2)
+    moved = lambda t: float(run({k: v + t * along[k] for k, v in params.items()}, one)[0][0])  # noqa: E731
     h = 1e-3
     numeric = (8 * (moved(h) - moved(-h)) - (moved(2 * h) - moved(-2 * h))) / (12 * h)
     assert sum(float(slope[k]) * along[k] for k in params) == pytest.approx(numeric, rel=1e-6)
