@@ -23,16 +23,16 @@ def crystal(kind: str, scale: float = 1.0, rng: np.random.Generator | None = Non
     """A primitive cell of one atom, scaled and, with a generator, strained."""
     atoms = ase.build.bulk("Cu", kind, a=scale * LATTICES[kind])
     if rng is not None:
-        strain = 0.04 * rng.normal(size=(3, 3))
+        strain = 0.01 * rng.normal(size=(3, 3))
         atoms.set_cell(atoms.cell.array @ (np.eye(3) + strain + strain.T), scale_atoms=True)
     return atoms
 
 
-def write_labels(path: Path, n: int = 24, seed: int = 0) -> None:
+def write_labels(path: Path, n: int = 32, seed: int = 0) -> None:
     """Strained fcc cells with energy, forces and stress of EMT."""
     rng, frames = np.random.default_rng(seed), []
     for _ in range(n):
-        atoms = crystal("fcc", rng.uniform(0.94, 1.06), rng)
+        atoms = crystal("fcc", rng.uniform(0.92, 1.1), rng)
         atoms.calc = EMT()
         labels = {"energy": atoms.get_potential_energy(), "stress": atoms.get_stress(), "forces": atoms.get_forces()}
         atoms.calc = SinglePointCalculator(atoms, **labels)
@@ -40,7 +40,7 @@ def write_labels(path: Path, n: int = 24, seed: int = 0) -> None:
     ase.io.write(path, frames)
 
 
-def write_base(path: Path, labels: Path, steps: int = 200) -> None:
+def write_base(path: Path, labels: Path, steps: int = 400) -> None:
     """A DPA-1 fitted to the labels: fcc copper is a minimum of it."""
     descriptor = DPA1Config(rcut=4.0, rcut_smth=1.0, sel=60, neuron=(4, 8), axis_neuron=2, tebd_dim=2)
     config = PotentialConfig(("Cu",), descriptor, (("Default", EnergyHeadConfig(neuron=(8, 8))),))
@@ -50,7 +50,7 @@ def write_base(path: Path, labels: Path, steps: int = 200) -> None:
     optimizer = training.optimizer(
         training.OptimizerConfig(), training.schedule(training.ScheduleConfig("cosine", 2e-2, 1e-4), steps)
     )
-    loss = losses.label_loss(potential, losses.LabelLossConfig("ener", 1.0, 1.0, 1.0, 1.0, 1.0, 1.0))
+    loss = losses.label_loss(potential, losses.LabelLossConfig("ener", 1.0, 1.0, 1.0, 1.0, 3.0, 3.0))
     batches = data.batches(packed, 8, seed=0, epochs=steps * 8 // len(frames))
     for state, _ in training.fit(loss, training.init(params, optimizer), optimizer, batches):  # noqa: B007
         pass

@@ -43,7 +43,8 @@ LARGEST = {name: 3000.0 for name, unit in UNITS.items() if unit is MODULI}  # GP
 ELASTIC = {name for name, unit in UNITS.items() if unit is MODULI}
 VIBRATIONAL = {name for name, unit in UNITS.items() if unit is HEAT}
 DULONG_PETIT = 3 * units.KB * JOULES  # J/(mol K) of an atom: no harmonic crystal holds more
-AWAY = 2.0  # a target volume that many times that of the structure belongs to another cell or has another unit
+AWAY = 2.0  # a target volume that many times that of the structure belongs to another cell or has another unit,
+# and a crystal that becomes so much larger or smaller has fallen apart
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class PropertyValues(NamedTuple):
     """Properties of structures that were relaxed, and what may be wrong with each."""
 
     values: dict[str, Float[Array, "n_batch ..."]]  # in the first unit of each quantity; NaN where not `converged`
-    converged: Bool[Array, " n_batch"]
+    converged: Bool[Array, " n_batch"]  # the relaxation, to a crystal that has not fallen apart
     stable: Bool[Array, " n_batch"]  # what was asked for shows no negative stiffness and no imaginary frequency
     n_steps: Int[Array, " n_batch"]
 
@@ -300,13 +301,15 @@ def property_values(potential, config: PropertyLossConfig) -> Callable:
 def _relaxed(potential, params, batch: PropertyBatch, config: PropertyLossConfig):
     """(structures, lists, supercells) where relaxations end, which converged, steps; without derivatives.
 
-    What did not converge is replaced by one that did, so that no NaN reaches a gradient.
+    What did not converge, or fell apart, is replaced by one that did, so that no NaN reaches a gradient.
     """
     still, shells = jax.lax.stop_gradient, potential.shells
     how = dataclasses.replace(config.relax, adjoint=Implicit())  # which keeps nothing of the way
     end = still(relax(potential, still(params), batch.start, batch.neighbors, how))
     lists = jax.vmap(lambda n, s: neighbor_lists.update(n, s, shells))(batch.neighbors, end.system)
     kept, cells = end.converged & ~lists.overflow & jnp.any(real(batch.start), axis=-1), batch.cells
+    stretch = volume(end.system) / volume(batch.start)
+    kept = kept & (stretch < AWAY) & (stretch > 1 / AWAY)  # the others have broken up or collapsed
     if cells is not None:
         large = jax.vmap(properties.repeated)(end.system, cells)
         near = jax.vmap(lambda n, s: neighbor_lists.update(n, s, shells))(cells.neighbors, large)

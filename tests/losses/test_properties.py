@@ -91,6 +91,16 @@ def test_what_does_not_relax_is_left_out():
     assert np.isfinite(value) and all(np.isfinite(x) for x in jax.tree.leaves(slope))
 
 
+def test_what_becomes_another_crystal_is_left_out():
+    """From 2.5 times the volume: where that relaxation ends has nothing to do with the crystal that was given."""
+    far = jax.tree.map(jnp.asarray, batch())
+    start = far.start._replace(
+        positions=far.start.positions.at[1].multiply(1.36), cell=far.start.cell.at[1].multiply(1.36)
+    )
+    (_, metrics), _ = step()(POTENTIAL.init(), far._replace(start=start))
+    assert metrics["n_dropped"] == 1 and metrics["n_structures"] == 1
+
+
 def test_force_constants_are_learned_from_columns():
     """The loss of the parameters that made the constants is 0; its gradient leads back to them; mixed with others."""
     params = POTENTIAL.init()
