@@ -58,13 +58,13 @@ def write_base(path: Path, labels: Path, steps: int = 400) -> None:
 
 
 def write_crystals(path: Path, n: int = 5, seed: int = 1) -> None:
-    """Strained cells whose volume shall be `VOLUME`, the last one with force constants too; and a molecule."""
+    """Strained cells whose volume shall be `VOLUME`, all but one with force constants; and a molecule."""
     rng = np.random.default_rng(seed)
     frames = [crystal("fcc", 1 + 0.01 * rng.normal(), rng) for _ in range(n)]
     for number, atoms in enumerate(frames):
         atoms.info |= {"volume_per_atom": VOLUME, "name": f"c{number}", "family": f"f{number % 2}"}
     write_force_constants(path.parent / "FORCE_CONSTANTS", 8)
-    for atoms in frames[:2]:
+    for atoms in frames[:-1]:
         atoms.info |= {"force_constants": "FORCE_CONSTANTS", "supercell": [2, 2, 2]}
     molecule = ase.Atoms("Cu2", [(0, 0, 0), (2.2, 0, 0)], info={"volume_per_atom": 10.0})
     ase.io.write(path, [*frames, molecule])

@@ -166,6 +166,12 @@ def property_objective(config: PropertyTuneConfig, potential: Potential, loss: L
         if found.held_constants is not None:
             measured["force_constant_rmse"] = constants_error(potential, params, found.held_constants)
         score = measured["error_median"] if found.validation else measured["force_constant_rmse"]
+        if first is None and not np.isfinite(score):
+            raise ValueError(
+                f"Half of the {len(sets.validation)} held-out crystals or more do not converge with {config.base} "
+                f"before anything is learned, or fall apart. Raise relax.max_steps ({config.relax.max_steps}) or "
+                f"relax.fmax ({config.relax.fmax} eV/Å), or look at them with `lamjax properties`."
+            )
         return {SCORE: score, **measured, **found.labels.errors(params)}
 
     return Objective(

@@ -206,7 +206,7 @@ def loss_on(config: PropertyTuneConfig, train: Sequence[Crystal]) -> PropertyLos
         if values:
             middle[name] = float(np.median(values))
     if missing := [target.name for target in config.targets if target.name not in middle]:
-        raise ValueError(f"targets: no crystal has {', '.join(missing)} in its info. They have: {', '.join(middle)}.")
+        raise ValueError(f"targets: no crystal to train on has {', '.join(missing)} in its info.")
     targets = config.targets or [TargetConfig(name, scale=None) for name in middle]
     chosen = [TargetConfig(t.name, t.weight, _scale(t, middle[t.name])) for t in targets]
     return loss_of(config, tuple(chosen)) if chosen else None
@@ -239,7 +239,7 @@ def pack(
     config: PropertyTuneConfig, potential: Potential, loss: PropertyLossConfig, sets: Sequence[Sequence[Crystal]]
 ) -> list[list[Packed]]:
     """The crystals with targets of several sets, each in the shapes that all share."""
-    places = [(k, n) for k, some in enumerate(sets) for n, crystal in enumerate(some) if crystal.targets]
+    places = [(k, n) for k, some in enumerate(sets) for n, c in enumerate(some) if loss.names & c.targets.keys()]
     crystals = [sets[k][n] for k, n in places]
     found: list[list[Packed]] = [[] for _ in sets]
     for members in _shapes(config, potential, loss, crystals):

@@ -84,14 +84,14 @@ def _write(found: Judgement, number: int, crystal: Crystal, loss: PropertyLossCo
     for name in FLAGS:
         found[name][number] = getattr(values, name)
     found["n_steps"][number] = values.n_steps
-    found[ERROR][number] = np.mean(errors) if values.converged else np.inf
+    found[ERROR][number] = np.mean(errors) if values.converged and errors else np.inf if errors else np.nan
 
 
 def summary(
     found: Judgement, before: Judgement, crystals: Sequence[Crystal], loss: PropertyLossConfig
 ) -> dict[str, float]:
     """The numbers of a judgement; means are over crystals that converged and are stable, of which there are shares."""
-    judged = np.array([bool(crystal.targets) for crystal in crystals])
+    judged = np.array([bool(loss.names & crystal.targets.keys()) for crystal in crystals])
     error, usable = found[ERROR][judged], (found["converged"] & found["stable"])[judged]
     numbers = {"error_median": float(np.median(error)), "error_mean": _mean(error[usable])}
     for target in loss.targets:
