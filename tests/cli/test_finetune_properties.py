@@ -30,13 +30,22 @@ def folder(tmp_path_factory):
 
 
 OPTIONS = ["--hold-out", "0.4", "--epochs", "2", "--batch-size", "2", "--precision", "float64", "--keep", "9"]
-OPTIONS += ["--schedule.type", "constant", "--schedule.start-lr", "3e-3", "--save-every", "1", "--relax.fmax", "1e-2"]
+OPTIONS += ["--schedule.type", "constant", "--schedule.start-lr", "1e-3", "--save-every", "1", "--relax.fmax", "1e-2"]
 
 
 @pytest.fixture(scope="module")
 def tuned(folder):
     replay = ["--replay", folder / "labels.extxyz", "--replay.weight", "0.01"]
-    options = [*OPTIONS, *replay, "--force-constants.columns", "2", "--output", folder / "out"]
+    options = [
+        *OPTIONS,
+        *replay,
+        "--force-constants.columns",
+        "2",
+        "--force-constants.weight",
+        "0.01",
+        "--output",
+        folder / "out",
+    ]
     result = run(folder / "base.lamjax", folder / "crystals.extxyz", *options)
     assert result.exit_code == 0, (result.output, result.exception)
     return " ".join(result.output.split()), options
