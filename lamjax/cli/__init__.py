@@ -22,12 +22,13 @@ COMMANDS = {
     "properties": "lamjax.cli.properties:properties",
     "md": "lamjax.cli.md:md",
     "show": "lamjax.cli.show:show",
+    "report": "lamjax.cli.report:report",
     "convert": "lamjax.cli.convert:convert",
     "info": "lamjax.cli.info:info",
 }
 WORKFLOW = {  # the order in which one needs them, and how help shows them
     "See it work": ("demo", "info"),
-    "Look at data and models": ("data", "show", "eval", "convert"),
+    "Look at data and models": ("data", "show", "eval", "report", "convert"),
     "Train": ("train", "finetune", "finetune-structures", "finetune-properties"),
     "Make it small, or let it choose its data": ("distill", "explore", "label"),
     "Use it": ("relax", "properties", "md"),

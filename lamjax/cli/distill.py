@@ -14,6 +14,8 @@ from lamjax import distillation
 from lamjax.cli import reading
 from lamjax.cli.interrupted import resumable
 from lamjax.cli.labeller import HELP, OPTION_HELP, labeller_config
+from lamjax.cli.report import at_end
+from lamjax.cli.rounds_table import COLUMNS, cells
 from lamjax.cli.train import banner
 from lamjax.distillation import TEMPLATE, DistillConfig, StudentConfig
 from lamjax.distillation.outcome import Model
@@ -23,23 +25,6 @@ from lamjax.training.config import schema as config_schema
 from lamjax.training.folder import check_sources
 
 COMMAND = "lamjax distill"
-COLUMNS = (
-    "round",
-    "explored",
-    "ended early",
-    "below trust",
-    "within",
-    "above",
-    "deviation 50 %",
-    "95 %",
-    "100 % (eV/Å)",
-    "learn",
-    "fresh",
-    "no label",
-    "E (meV/atom)",
-    "F (meV/Å)",
-    "time (s)",
-)
 
 
 def distill(
@@ -118,7 +103,7 @@ def _run(settings: DistillConfig, resume: bool) -> None:
         return
     found = distillation.finish(run)
     picture = distillation.write_plot(run, rounds)
-    console.print(table(f"{len(rounds)} rounds", COLUMNS, [_cells(facts) for facts in rounds]))
+    console.print(table(f"{len(rounds)} rounds", COLUMNS, [cells(facts) for facts in rounds]))
     _conclude(settings, rounds, found, picture)
 
 
@@ -175,20 +160,6 @@ def _say(facts: dict[str, Any], settings: DistillConfig) -> None:
         console.print(f"  [yellow]Nothing to learn from: no frame is within trust, {where}.[/]", soft_wrap=True)
 
 
-def _cells(facts: dict[str, Any]) -> list[Any]:
-    deviation = list(facts["deviation"].values()) if "deviation" in facts else ["-"] * 3
-    trusted = [facts[key] for key in ("below", "within", "above")] if "deviation" in facts else ["-"] * 3
-    errors = ["-" if facts[key] is None else 1000 * facts[key] for key in ("energy", "force")]
-    return [
-        *(facts[key] for key in ("round", "explored", "ended_early")),
-        *trusted,
-        *("∞" if x is None else x for x in deviation),
-        *(facts[key] for key in ("train", "fresh", "not_labelled")),
-        *errors,
-        sum(facts["seconds"].values()),
-    ]
-
-
 def _conclude(settings: DistillConfig, rounds: list[dict], found: Sequence[Model], picture: Path | None) -> None:
     """The last table, and where things are."""
     columns = ["", "E (meV/atom)", "F (meV/Å)", "µs/atom", "parameters", "file (MB)"]
@@ -208,6 +179,7 @@ def _conclude(settings: DistillConfig, rounds: list[dict], found: Sequence[Model
             f"[yellow]Not enough after {settings.rounds} rounds.[/] Go on: --resume --set rounds={settings.rounds + 4}"
         )
     console.print(f"written to {settings.output}" + (f", {picture.name}" if picture else ""))
+    at_end(Path(settings.output))
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import typer
 
 from lamjax import checkpoints
 from lamjax.cli.keys import KeyCommand, strings
+from lamjax.cli.report import at_end
 from lamjax.cli.train import run_config
 from lamjax.data import Frame, files_of, open_frames
 from lamjax.reports import console, table
@@ -89,6 +90,7 @@ def finetune(
     path = Path(run.config.output) / REPORT
     path.write_text(json.dumps([line._asdict() for line in lines], indent=1) + "\n")
     report(lines)
+    at_end(Path(run.config.output))
     console.print(f"{path}\n{Path(run.config.output) / MODEL}")
 
 

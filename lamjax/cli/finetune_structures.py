@@ -12,7 +12,9 @@ import typer
 
 from lamjax import pytree
 from lamjax.cli.interrupted import resumable
+from lamjax.cli.judged import summary
 from lamjax.cli.keys import KeyCommand, strings
+from lamjax.cli.report import at_end
 from lamjax.cli.train import banner, line
 from lamjax.reports import bars, console, progress, table, warnings_as_text
 from lamjax.training import engine, structures
@@ -215,45 +217,11 @@ def _report(config: StructureTuneConfig) -> None:
     """The table before and after, and where everything is."""
     output = Path(config.output)
     judged = structures.validations(output)
-    first, last, best = judged[0], judged[-1], next(one for one in judged if one.best)
-    chosen = {"before": first, f"best, step {best.step}": best, f"last, step {last.step}": last}
-    console.print(
-        table("Held-out structures, relaxed to convergence", ["", *chosen], rows(list(chosen.values()), config))
-    )
+    best = next(one for one in judged if one.best)
+    console.print(table("Held-out structures, relaxed to convergence", *summary(output, config)))
     if best.step == 0:
         console.print(f"No epoch had a smaller median Dq than the model before: {BEST} is the model before.")
     elif len(judged) > 2:
         console.print("The best was chosen by these very structures: judge it by others.", style="dim")
     console.print(f"{output / BEST}\n{output / MODEL}\n{output / structures.PLOT}", soft_wrap=True)
-
-
-def rows(judged: list[structures.Judged], config: StructureTuneConfig) -> list[tuple]:
-    """The lines of the table, one column for each judgement."""
-    s = [one.summary for one in judged]
-    lines: list[tuple] = []
-    for key, unit in (("dq", "Dq (amu^½ Å)"), ("rmsd", "RMSD (Å)")):
-        lines.append((f"median {unit}", *(getattr(x, f"{key}_median") for x in s)))
-        lines.append((f"mean {unit}", *(getattr(x, f"{key}_mean") for x in s)))
-        lines.append((f"quartiles {unit}", *(_range(getattr(x, f"{key}_q1"), getattr(x, f"{key}_q3")) for x in s)))
-    if config.variable_cell:
-        lines.append(("median strain of the cell", *(x.strain_median for x in s)))
-        lines.append(("median volume error", *(f"{x.volume_median:.2%}" for x in s)))
-    shares = {"improved": "improved", "in_basin": f"in the right basin (no atom {config.basin:g} Å off)"}
-    shares |= {"converged": "converged"} | ({"failed": "failed"} if any(x.failed for x in s) else {})
-    lines += [(text, *(_share(getattr(x, key)) for x in s)) for key, text in shares.items()]
-    lines.append(("steps, median", *(int(x.n_steps) for x in s)))
-    sets = {"heldout": "of held-out relaxations", "replay": "of replayed frames"}
-    kinds = {"f": ("force RMSE", "meV/Å"), "e": ("energy RMSE (shifted)", "meV/atom"), "v": ("virial RMSE", "meV/atom")}
-    for what, of in sets.items():
-        for kind, (quantity, unit) in kinds.items():
-            if (key := f"{what}_rmse_{kind}") in judged[0].errors:
-                lines.append((f"{quantity} {of} ({unit})", *(1000 * one.errors[key] for one in judged)))
-    return lines
-
-
-def _range(low: float, high: float) -> str:
-    return f"{low:.4g} to {high:.4g}"
-
-
-def _share(x: float) -> str:
-    return "-" if math.isnan(x) else f"{x:.0%}"
+    at_end(output)

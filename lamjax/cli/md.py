@@ -18,6 +18,7 @@ from lamjax.cli import md_report as report
 from lamjax.cli import reading
 from lamjax.cli.committee import Watch, identity, load_members
 from lamjax.cli.relax import Precision
+from lamjax.cli.report import at_end
 from lamjax.cli.train import banner
 from lamjax.data import Frame
 from lamjax.dynamics import DynamicsError, Ensemble, NPTConfig, NVEConfig, NVTConfig, Output, Record, Scene, Simulation
@@ -91,9 +92,9 @@ def md(
 ) -> None:
     """Simulate: velocity Verlet, Langevin or Nosé-Hoover, with or without a barostat on the size of the cell.
 
-    Beside the trajectory lie a table (traj.csv), a picture of it (traj.png) and all that is needed to go on
-    (traj.restart): a run that was killed goes on with --resume to the last digit, and one that is done goes on if
-    --steps is larger. Ctrl-C stops after what is being done, with everything written.
+    Beside the trajectory lie a table (traj.csv), a picture of it (traj.png), a page to look at (traj.html) and all that
+    is needed to go on (traj.restart): a run that was killed goes on with --resume to the last digit, and one that is
+    done goes on if --steps is larger. Ctrl-C stops after what is being done, with everything written.
 
     Velocities of the structure are used if it has any, less a drift of the centre of mass where nothing is fixed, and
     else drawn at --temperature; nve draws them whenever a temperature is given. FixAtoms and FixCartesian are
@@ -223,12 +224,14 @@ def _go(run: Run, n_steps: int, every: int, most: float | None) -> None:
                     break
         except DynamicsError as error:
             report.picture(output)
+            at_end(output.paths.trajectory)
             output.write_last(dynamics.observe(ensemble, params, error.simulation))
             raise ValueError(f"{error} It is in {output.paths.last}.") from error
     report.picture(output)
     console.print(report.summary(output, simulation, n_steps, clock))
     paths = output.paths
     console.print(escape(f"{paths.trajectory}, {paths.table.name}, {paths.picture.name}"), soft_wrap=True)
+    at_end(paths.trajectory)
     if simulation.step < n_steps:
         console.print(f"Stopped at step {simulation.step} of {n_steps}; --resume goes on.")
 

@@ -105,11 +105,12 @@ def read(path: Path) -> dict[str, np.ndarray]:
     return dict(zip(header, np.array(rows, float).T, strict=True))
 
 
-def summary(output: Output, simulation: Simulation, n_steps: int, clock: Clock):
-    """Means and drift, of all that is in the output and of its second half."""
-    whole = read(output.paths.table)
+MEANS = ("mean ± deviation", "all", "second half")
+
+
+def means(whole: dict[str, np.ndarray], n_atoms: int) -> list[tuple[str, str, str]]:
+    """Means and drift of a table, and of its second half."""
     half = {name: values[len(values) // 2 :] for name, values in whole.items()}
-    n_atoms = output.scene.system.n_atoms
     names = {"temperature_K": "temperature (K)", "pressure_GPa": "pressure (GPa)", "volume_A3": "volume (Å³)"}
     names |= {COLUMN: "deviation of the committee (eV/Å)"} if COLUMN in whole else {}
     rows = [
@@ -120,20 +121,34 @@ def summary(output: Output, simulation: Simulation, n_steps: int, clock: Clock):
     if np.isfinite(whole["conserved_eV"]).all() and len(half["step"]) > 1:
         drifts = [np.polyfit(x["time_ps"], x["conserved_eV"] / n_atoms, 1)[0] for x in (whole, half)]
         rows.append(("conserved, drift (eV/atom/ps)", *(f"{x:.1e}" for x in drifts)))
+    return rows
+
+
+def summary(output: Output, simulation: Simulation, n_steps: int, clock: Clock):
+    """`means` of all that is in the output, and the speed."""
+    whole, n_atoms = read(output.paths.table), output.scene.system.n_atoms
+    rows = means(whole, n_atoms)
     if clock.mean is not None:
         rows.append(("speed (ns/day)", f"{clock.mean:.3g}", ""))
     if simulation.n_grown:
         rows.append(("growths of the arrays", simulation.n_grown, ""))
     title = f"{simulation.step} of {n_steps} steps, {whole['time_ps'][-1]:g} ps, {n_atoms} atoms"
-    return table(title, ("mean ± deviation", "all", "second half"), rows)
+    return table(title, MEANS, rows)
 
 
 def picture(output: Output) -> None:
     """Temperature, energies, drift, pressure and volume against time."""
-    if len((found := read(output.paths.table))["step"]) < 2:
-        return
-    n = output.scene.system.n_atoms / 1000
-    change = {name: (values - values[0]) / n for name, values in found.items()}
+    found, n_atoms = read(output.paths.table), output.scene.system.n_atoms
+    if shown := panels(found, n_atoms):
+        title = f"{output.paths.trajectory.stem}: {n_atoms} atoms, {found['time_ps'][-1]:g} ps"
+        plots.series(output.paths.picture, found["time_ps"], "time (ps)", shown, title)
+
+
+def panels(found: dict[str, np.ndarray], n_atoms: int) -> dict[str, dict[str, np.ndarray]]:
+    """What is drawn of a table, {quantity: {line: values}}; nothing of a single line."""
+    if len(found["step"]) < 2:
+        return {}
+    change = {name: 1000 * (values - values[0]) / n_atoms for name, values in found.items()}
     panels = {"temperature (K)": {"": found["temperature_K"]}}
     kinds = {"potential": "potential_eV", "kinetic": "kinetic_eV", "total": "total_eV"}
     panels["energy change (meV/atom)"] = {name: change[key] for name, key in kinds.items()}
@@ -145,5 +160,4 @@ def picture(output: Output) -> None:
         panels["volume (Å³)"] = {"": found["volume_A3"]}
     if COLUMN in found and np.isfinite(found[COLUMN]).all():
         panels["committee, force deviation (eV/Å)"] = {"": found[COLUMN]}
-    title = f"{output.paths.trajectory.stem}: {output.scene.system.n_atoms} atoms, {found['time_ps'][-1]:g} ps"
-    plots.series(output.paths.picture, found["time_ps"], "time (ps)", panels, title)
+    return panels

@@ -17,6 +17,7 @@ from lamjax.cli import reading
 from lamjax.cli import relax_records as records
 from lamjax.cli.processes import join
 from lamjax.cli.relax_records import labelled as labelled
+from lamjax.cli.report import at_end
 from lamjax.relaxation import CellConfig, RelaxConfig, stream
 from lamjax.reports import console, files, outputs, plots, progress, table
 from lamjax.system import System
@@ -113,7 +114,8 @@ def relax(
 
     Also truncated (there were more neighbours than the model looks at, and it kept the nearest), how far the atom that
     went farthest is from its start (moved, Å), and with --cell the volume_change. Beside the output lie a table with a
-    line for each structure (relaxed.csv) and a picture of steps and changes (relaxed.png).
+    line for each structure (relaxed.csv), a picture of steps and changes (relaxed.png), and a page with all of it, on
+    which structures can be turned (relaxed.html).
 
     Results are appended as they finish, so that a killed run loses nothing that was done: --resume goes on. At the end
     they stand in the order of the structures in their files, frame k of the output for structure k: for one that could
@@ -154,6 +156,7 @@ def relax(
         raise KeyboardInterrupt
     lost = len(unread) + len(left) - len(found.told)
     console.print(_report(found.told, lost, len(done), time.monotonic() - began, config, share.out))
+    at_end(share.out, {start.source: start.start for start in mine})
     if failures:
         console.print(escape(data.pairs.listed("Failed", failures)), soft_wrap=True)
 
@@ -167,7 +170,7 @@ def _nothing(found: Results, failures: list[str]) -> None:
 
 def _written(out: Path) -> list[Path]:
     """The files of a run."""
-    return [out, *(out.with_suffix(suffix) for suffix in (".csv", ".png"))]
+    return [out, *(out.with_suffix(suffix) for suffix in (".csv", ".png", ".html"))]
 
 
 def _elsewhere(share: Share, place: records.Place | None) -> bool:

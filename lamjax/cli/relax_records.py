@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ase
+import ase.io
 import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 
@@ -93,6 +94,21 @@ def known(path: Path, cut: bool = False) -> list[Place]:
     if cut:
         files.cut(path, end)
     return places
+
+
+def first(path: Path) -> dict[str, Any]:
+    """The info of the first record in a file, empty without one; ValueError for a file that `append` did not make."""
+    info = next((info for info, _ in records.whole_records(path, "lamjax relax")), {})
+    if info and not {"source", *OUTCOME} <= info.keys():
+        raise ValueError(f"{path}: not written by `lamjax relax`.")
+    return info
+
+
+def n_atoms(place: Place) -> int:
+    """How many atoms a record has."""
+    with open(place.path, "rb") as file:
+        file.seek(place.first)
+        return int(file.readline())
 
 
 def relaxed(paths: Iterable[Path], cut: Path | None = None) -> dict[str, Place]:
@@ -182,6 +198,11 @@ def parts(path: Path) -> list[Path]:
 def part(path: Path, process: int) -> Path:
     """The file of one of several processes."""
     return path.with_name(f"{path.stem}.{process}{path.suffix}")
+
+
+def atoms_of(place: Place) -> ase.Atoms:
+    """The structure of a record."""
+    return ase.io.read(io.StringIO(_bytes(place).decode()), format="extxyz")
 
 
 def _text(atoms: ase.Atoms) -> bytes:

@@ -14,6 +14,7 @@ from lamjax.cli import reading
 from lamjax.cli.data import data_table
 from lamjax.cli.interrupted import resumable
 from lamjax.cli.processes import join
+from lamjax.cli.report import at_end
 from lamjax.data import n_batches
 from lamjax.reports import bar, console, table, warnings_as_text
 from lamjax.training import engine, labels, sharding
@@ -41,7 +42,8 @@ def train(
 ) -> None:
     """Train on labels: from scratch (`model:` in the config) or from a stored model (`base:`).
 
-    Writes states, lcurve.csv, config.json, facts.json, plots, best.lamjax and model.lamjax to the output folder. A
+    Writes states, lcurve.csv, config.json, facts.json, plots, report.html, best.lamjax and model.lamjax to the
+    output folder. A
     killed run goes on with --resume, bit for bit. All devices that jax sees are used; on several machines start the
     same command on each with --coordinator, --processes and --process (--coordinator auto under SLURM or MPI).
     """
@@ -55,6 +57,8 @@ def train(
     settings = parse(config, [*(set_ or ()), *reading.changes(options)])
     check_sources(settings, WRITTEN, [config], resume)
     run_config(settings, resume)
+    if sharding.is_first():
+        at_end(Path(settings.output))
 
 
 def run_config(settings: TrainConfig, resume: bool = False) -> engine.Run:

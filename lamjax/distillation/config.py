@@ -11,6 +11,7 @@ from lamjax.losses import LabelLossConfig
 from lamjax.potential import PotentialConfig
 from lamjax.training import OptimizerConfig, ScheduleConfig
 from lamjax.training.config import check_ema
+from lamjax.training.loggers import LoggerName
 
 TEMPLATE = """\
 # lamjax distill: keys and their defaults; a key may be left out. --set explore.steps=500 changes one.
@@ -64,6 +65,8 @@ label: {most: 100, fresh: 20}      # frames per round to learn from, and to meas
 enough: {deviation: 0.1, force: 0.05, energy: 0.002}   # eV/Å (95 % of frames), eV/Å and eV/atom (RMSE on fresh frames)
 seed: 0
 output: distilled                  # folder with all rounds and the student
+logger: [csv]                      # places for the records of each round's training: tensorboard, wandb, mlflow, each
+                                   # with the extra of its name
 """
 
 
@@ -223,6 +226,7 @@ class DistillConfig:
     enough: EnoughConfig = EnoughConfig()
     seed: int = 0
     output: str = "distilled"
+    logger: tuple[LoggerName, ...] = ("csv",)
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     @property

@@ -22,10 +22,12 @@ from lamjax.distillation.substitute import substitutes
 from lamjax.distillation.train import Trainer, open_student
 from lamjax.potential import Potential, check_elements
 from lamjax.reports import outputs
+from lamjax.training import loggers
 from lamjax.training.config import differences, read_options, to_json, validate
+from lamjax.training.folder import REPORT, environment
 
 CONFIG, FACTS = "config.json", "facts.json"
-WRITTEN = (CONFIG, FACTS, "round-*", STUDENT, TABLE, PLOT)
+WRITTEN = (CONFIG, FACTS, "round-*", STUDENT, TABLE, PLOT, REPORT)
 # what the students of all rounds, and their labels, must share
 KEPT = ("labeller", "members", "seed", "student.base", "student.head", "student.model", "student.precision")
 
@@ -38,6 +40,7 @@ def prepare(
     Raises ValueError for elements that student or teacher do not know, for pressures on what is not periodic, and for
     an output folder with rounds in it, unless `resume` and the same student and labeller.
     """
+    loggers.check(config.logger)
     outputs.claim_folder(config.output, WRITTEN, files_of(config.files))
     changed = _begun(config, resume)
     potential = open_student(config.student)
@@ -62,10 +65,10 @@ def prepare(
     data = _fingerprint(config, starts, initial, labeller)
     if (Path(config.output) / CONFIG).is_file():
         _check_data(config, data, changed)
-    trainer = Trainer(config.student, potential, config.seed)
+    trainer = Trainer(config.student, potential, config.seed, config.logger)
     asked = LastingShapes(potential.shells, config.student.max_programs, ASKED, config.student.precision)
     checkpoints.write_atomically(Path(config.output) / CONFIG, to_json(config).encode())
-    write_facts(Path(config.output) / FACTS, data)
+    write_facts(Path(config.output) / FACTS, data | environment())
     return Distillation(config, potential, starts, initial, labeller, trainer, asked), changed
 
 

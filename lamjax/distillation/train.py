@@ -21,6 +21,7 @@ from lamjax.potential import Params, Potential, build
 from lamjax.training import engine, objective, optimizer, per_member, saved_steps, schedule
 from lamjax.training.config import to_json
 from lamjax.training.errors import FORCES, error_table, predictions
+from lamjax.training.loggers import LoggerName
 from lamjax.training.step import is_frozen
 
 SHOW, SAVE = 100, 1000  # steps
@@ -36,14 +37,14 @@ class Errors(NamedTuple):
 class Trainer:
     """Trains all members at once. Shapes and programs are kept for all rounds."""
 
-    def __init__(self, config: StudentConfig, potential: Potential, seed: int):
+    def __init__(self, config: StudentConfig, potential: Potential, seed: int, logger: tuple[LoggerName, ...] = ()):
         self.config, self.seed = config, seed
         self.shapes = LastingShapes(potential.shells, config.max_programs, config.batch_size, config.precision)
         self.loss = committee_loss(
             distillation_loss(potential, DistillationLossConfig(config.loss, config.hessian, config.hessian))
         )
         self.settings = engine.shared_settings(
-            config, output="", validate_every=config.steps, print_every=SHOW, save_every=SAVE, keep=1
+            config, output="", validate_every=config.steps, print_every=SHOW, save_every=SAVE, keep=1, logger=logger
         )
         self.update = per_member(optimizer(config.optimizer, schedule(config.schedule, config.steps)))
         self.step = engine.make(self.loss, self.settings, self.update)

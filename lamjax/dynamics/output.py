@@ -21,6 +21,7 @@ class Paths(NamedTuple):
     restart: Path
     picture: Path  # .png
     last: Path  # the last good structure of a simulation that failed
+    report: Path  # .html
 
     @property
     def written(self) -> list[Path]:
@@ -32,7 +33,7 @@ def paths(path: str | Path) -> Paths:
     """The files of a simulation whose trajectory is `path`."""
     path = Path(path)
     others = [path.with_suffix(suffix) for suffix in (".csv", ".restart", ".png")]
-    return Paths(path, *others, path.with_name(f"{path.stem}-last.extxyz"))
+    return Paths(path, *others, path.with_name(f"{path.stem}-last.extxyz"), path.with_suffix(".html"))
 
 
 class Output:

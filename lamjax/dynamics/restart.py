@@ -75,6 +75,12 @@ def restore(
     return wanted._replace(state=state, system=there, fixed=there_fixed, lists=lists), header["facts"]
 
 
+def described(path: str | Path) -> tuple[int, Identity]:
+    """The step of a file, and of what simulation it is. Raises ValueError for a file that is damaged."""
+    header, _ = _read(Path(path))
+    return header["step"], header["of"]
+
+
 def _arrays(simulation: Simulation):
     return simulation.state, simulation.system, simulation.fixed, simulation.lists
 

@@ -173,7 +173,8 @@ def parity(path: str | Path, panels: Mapping[str, tuple[Sequence[float], Sequenc
             x, y = np.asarray(reference), np.asarray(predicted)
             ends = [min(x.min(), y.min()), max(x.max(), y.max())]
             ax.plot(ends, ends, color=BEFORE, linewidth=1)
-            ax.scatter(x, y, s=6, alpha=0.4, color=AFTER, edgecolors="none", rasterized=True)
+            size, alpha = (6, 0.4) if len(x) > 300 else (24, 0.7)
+            ax.scatter(x, y, s=size, alpha=alpha, color=AFTER, edgecolors="none", rasterized=True)
             ax.set(xlabel=f"reference {quantity}", ylabel=f"predicted {quantity}")
             ax.set_title(f"RMSE {np.sqrt(np.mean((x - y) ** 2)):.3g}, {len(x)} values", fontsize=11)
         figure.suptitle(title, fontsize=13)

@@ -15,6 +15,7 @@ from lamjax.arguments import as_tuples, describe, plain
 from lamjax.data import ReadOptions, frames_per_batch
 from lamjax.losses import LabelLossConfig
 from lamjax.potential import PotentialConfig
+from lamjax.training.loggers import LoggerName
 from lamjax.training.schedules import ScheduleConfig
 from lamjax.training.state import OptimizerConfig
 
@@ -75,25 +76,18 @@ keep: 3                            # states
 monitor: rmse_f                    # the validation error that chooses best.lamjax, mean over tasks by probability
 patience: null                     # stop after so many validations without a better one
 plots: true                        # parity and learning curves at the end
-tensorboard: false                 # needs the extra [tensorboard]
+logger: [csv]                      # more places for the records: tensorboard, wandb, mlflow, each with the extra of its
+                                   # name; the tables are written in any case
+tensorboard: false                 # as logger: [tensorboard]
 """
 
 
 KEYS = ("energy_key", "forces_key", "stress_key", "virial_key")  # in the order of ReadOptions
 Config = TypeVar("Config")
 # what may change when a run goes on
-_HARMLESS = {"output", "print_every", "save_every", "keep", "patience", "plots", "tensorboard", "monitor"}
-_COUNTS = (
-    "steps",
-    "accumulate",
-    "tasks_per_step",
-    "max_programs",
-    "print_every",
-    "validate_every",
-    "save_every",
-    "keep",
-    "patience",
-)
+_HARMLESS = {"output", "print_every", "save_every", "keep", "patience", "plots", "tensorboard", "logger", "monitor"}
+_COUNTS = ("steps", "accumulate", "tasks_per_step", "max_programs", "keep", "patience")
+_COUNTS += ("print_every", "validate_every", "save_every")
 
 
 @dataclass(frozen=True)
@@ -165,7 +159,8 @@ class TrainConfig:
     monitor: Literal["rmse_e", "rmse_f", "rmse_v", "rmse_s", "mae_e", "mae_f", "mae_v", "mae_s"] = "rmse_f"
     patience: int | None = None
     plots: bool = True
-    tensorboard: bool = False
+    logger: tuple[LoggerName, ...] = ("csv",)
+    tensorboard: bool = False  # as logger: [tensorboard]
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     def __post_init__(self):

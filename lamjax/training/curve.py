@@ -1,10 +1,9 @@
-"""The learning curve of a run on labels: one table of errors of training and validation, and TensorBoard."""
+"""The learning curve of a run on labels: one table of errors of training and validation."""
 
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from lamjax.training.records import RunRecord, Tables, append, begin, read
 
@@ -12,13 +11,13 @@ CURVE = "lcurve.csv"
 _ERRORS = [f"{kind}_{of}" for kind in ("rmse", "mae") for of in "efvs"]
 
 
-def tables(path: Path, tasks: Sequence[str], board: bool = False) -> Tables:
+def tables(path: Path, tasks: Sequence[str]) -> Tables:
     """The curve of a run with these tasks ("" for the only one)."""
 
     def known(done: int) -> list[tuple[int, dict[str, float]]]:
         return [(step, errors) for step, errors in validations(path, tasks) if step <= done] if done else []
 
-    return Tables(functools.partial(writing, path, tasks, board=board), known, lambda done, length: [])
+    return Tables(functools.partial(writing, path, tasks), known, lambda done, length: [])
 
 
 def columns(tasks: Sequence[str]) -> list[str]:
@@ -30,17 +29,10 @@ def columns(tasks: Sequence[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def writing(path: Path, tasks: Sequence[str], done: int, board: bool = False) -> Iterator[Callable[[RunRecord], None]]:
-    """A function that adds a record to the curve (of which rows after step `done` are dropped), and to TensorBoard."""
+def writing(path: Path, tasks: Sequence[str], done: int) -> Iterator[Callable[[RunRecord], None]]:
+    """A function that adds a record to the curve, of which rows after step `done` are dropped."""
     begin(path, done, columns(tasks))
-    with contextlib.closing(tensorboard(path.parent / "tensorboard")) if board else contextlib.nullcontext() as writer:
-
-        def write(record: RunRecord) -> None:
-            append(path, _row(record))
-            if writer is not None:
-                write_scalars(writer, record)
-
-        yield write
+    yield lambda record: append(path, _row(record))
 
 
 def score(monitor: str, errors: Mapping[str, float], probabilities: Mapping[str, float]) -> float | None:
@@ -62,25 +54,6 @@ def validations(path: Path, tasks: Sequence[str]) -> list[tuple[int, dict[str, f
         if known := {name: float(value) for name, value in errors.items() if value}:
             found.append((int(row["step"]), known))
     return found
-
-
-def tensorboard(folder: Path) -> Any:
-    """A writer of TensorBoard's files; ValueError if the extra is not installed."""
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError as error:
-        raise ValueError(
-            'tensorboard: true needs tensorboardX: pip install "lamjax[tensorboard]", or set it to false.'
-        ) from error
-    return SummaryWriter(str(folder))
-
-
-def write_scalars(writer: Any, record: RunRecord) -> None:
-    """Every number of a record under its column's name."""
-    for name, value in _row(record).items():
-        if name != "step":
-            writer.add_scalar(name.replace(":", "/"), value, record.step)
-    writer.flush()
 
 
 def _row(record: RunRecord) -> dict[str, float]:

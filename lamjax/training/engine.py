@@ -2,8 +2,10 @@
 
 import contextlib
 import itertools
+import json
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -18,9 +20,11 @@ from lamjax.data import prefetch
 from lamjax.losses import Loss
 from lamjax.potential import Potential
 from lamjax.reports import outputs
-from lamjax.training import folder, sharding
+from lamjax.training import folder, loggers, sharding
 from lamjax.training.checkpoints import restore_state, save_state
+from lamjax.training.config import to_json
 from lamjax.training.folder import BEST, MODEL, STATES
+from lamjax.training.loggers import LoggerName
 from lamjax.training.loops import NonFiniteError, updates
 from lamjax.training.objectives import Drawn, Measured, Objective
 from lamjax.training.records import HISTORY, VALIDATION, RunRecord, Speed, Tables, no_tables, two_tables
@@ -48,6 +52,7 @@ class RunConfig:
     save_every: int = 1000
     keep: int = 3  # states
     patience: int | None = None  # validations without a better one
+    logger: tuple[LoggerName, ...] = ("csv",)  # where records go; the tables are written in any case
 
     def __post_init__(self):
         as_tuples(self)
@@ -153,6 +158,7 @@ def prepare(
     Raises ValueError for an output folder that holds states already, unless `resume`, and for a state that was made
     with other settings or other data.
     """
+    loggers.check(settings.logger)
     outputs.claim_folder(settings.output, (*folder.WRITTEN, HISTORY, VALIDATION))
     saved = folder.begun(settings, resume, settings.accumulate)
     folder.check_names(settings, params)
@@ -230,11 +236,20 @@ def events(run: Run, watch: Watch = lambda items, what, n: items) -> Generator[E
     handed what long measurements consist of, and may show their progress.
     """
     if sharding.is_first():
-        if run.config is not None:
-            folder.write_settings(Path(run.settings.output), run.config, run.objective.fingerprint, **run.outputs.facts)
-        with run.outputs.tables.writing(run.done) as write:
-            return (yield from _Course(run, write, watch).events())
+        with _loggers(run) as send:
+            if run.config is not None:
+                output = Path(run.settings.output)
+                folder.write_settings(output, run.config, run.objective.fingerprint, **run.outputs.facts)
+            with run.outputs.tables.writing(run.done) as write:
+                return (yield from _Course(run, lambda record: (write(record), send(record)), watch).events())
     return (yield from _Course(run, lambda record: None, watch).events())
+
+
+def _loggers(run: Run) -> AbstractContextManager[Callable[[RunRecord], None]]:
+    """What sends the records of a run to its loggers; nothing is opened for a run that is over."""
+    names = run.settings.logger if run.done < run.settings.steps else ()
+    config = {} if run.config is None else json.loads(to_json(run.config))
+    return loggers.writing(names, Path(run.settings.output), config, run.done)
 
 
 def follow(run: Run, tell: Callable[[Event], None] = lambda event: None) -> Any:

@@ -13,14 +13,15 @@ import numpy as np
 
 from lamjax import checkpoints, pytree
 from lamjax.reports import outputs
+from lamjax.training import loggers
 from lamjax.training.checkpoints import saved_steps
 from lamjax.training.config import differences, to_json, validate
 from lamjax.training.schedules import ScheduleConfig, schedule
 from lamjax.training.step import unknown_names
 
 STATES, MODEL, BEST = "states", "model.lamjax", "best.lamjax"
-CONFIG, FACTS = "config.json", "facts.json"
-WRITTEN = (CONFIG, FACTS, BEST, MODEL, f"{STATES}/*")  # by every run
+CONFIG, FACTS, REPORT = "config.json", "facts.json", "report.html"
+WRITTEN = (CONFIG, FACTS, BEST, MODEL, f"{STATES}/*", *loggers.WRITTEN, REPORT)  # by every run
 
 
 def check_sources(config, written: Sequence[str], sources: Iterable[str | Path], resume: bool) -> None:
@@ -52,14 +53,17 @@ def write_settings(output: Path, config: Any, data: dict[str, dict[str, Any]], *
     """config.json and facts.json, with `more` facts; `data` is what `check_data` will compare."""
     output.mkdir(parents=True, exist_ok=True)
     checkpoints.write_atomically(output / CONFIG, to_json(config).encode())
+    facts = {**environment(), "data": data, **more}
+    checkpoints.write_atomically(output / FACTS, json.dumps(facts, indent=1, ensure_ascii=False).encode())
+
+
+def environment() -> dict[str, Any]:
+    """The `versions` of what numbers depend on, and the `devices`."""
     packages = ("lamjax", "jax", "jaxlib", "numpy", "optax", "orbax-checkpoint", "flax", "ase")
-    facts = {
+    return {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "devices": sorted(f"{d.platform} {d.device_kind}" for d in jax.devices()),
-        "data": data,
-        **more,
     }
-    checkpoints.write_atomically(output / FACTS, json.dumps(facts, indent=1, ensure_ascii=False).encode())
 
 
 def check_names(config: Any, params: Any) -> None:

@@ -15,7 +15,7 @@ from lamjax.data import Plan, batches, digests, facts, files_of, row_shape
 from lamjax.losses import Slots, errors
 from lamjax.potential import Potential, build
 from lamjax.reports import outputs
-from lamjax.training import curve, engine, folder, sharding
+from lamjax.training import curve, engine, folder, loggers, sharding
 from lamjax.training.config import TrainConfig
 from lamjax.training.curve import CURVE
 from lamjax.training.engine import Outputs, Run
@@ -27,7 +27,7 @@ from lamjax.training.slots import sources, stream
 from lamjax.training.step import shared
 from lamjax.training.tasks import Group, Task, groups, read_tasks, run_loss, with_statistics
 
-WRITTEN = (*folder.WRITTEN, CURVE, "tensorboard/*", "parity*.png", "curve*.png")
+WRITTEN = (*folder.WRITTEN, CURVE, "parity*.png", "curve*.png")
 
 
 class LabelSets(NamedTuple):
@@ -61,6 +61,8 @@ def prepare(config: TrainConfig, resume: bool = False) -> Run:
     Raises ValueError for an output folder that holds states already, unless `resume`, and for a state that was made
     with another config or other data.
     """
+    chosen = (*config.logger, *(["tensorboard"] if config.tensorboard else []))
+    loggers.check(chosen)
     outputs.claim_folder(config.output, WRITTEN, files_of(config.files))
     output, saved = Path(config.output), folder.begun(config, resume, config.accumulate)
     potential, params = _model(config)
@@ -75,7 +77,7 @@ def prepare(config: TrainConfig, resume: bool = False) -> Run:
     goal = label_objective(config, sets, layout)
     if not saved:
         params = shared(with_statistics(config, potential, params, tasks), n_shared)
-    tables = curve.tables(output / CURVE, [task.name for task in tasks], config.tensorboard)
+    tables = curve.tables(output / CURVE, [task.name for task in tasks])
     written = Outputs(
         tables,
         functools.partial(_save_model, config, potential),
@@ -84,7 +86,7 @@ def prepare(config: TrainConfig, resume: bool = False) -> Run:
         facts={"planned_steps": planned},
     )
     run = engine.ready(
-        engine.shared_settings(config),
+        engine.shared_settings(config, logger=chosen),
         goal,
         params,
         written,

@@ -28,7 +28,7 @@ def write_plots(tasks: Sequence[Task], params: Any, output: Path) -> list[Path]:
             of = "held-out" if task.validation else "training"
             written.append(output / f"parity{end}.png")
             plots.parity(written[-1], panels, f"{task.name or task.potential.head}: {of} frames")
-        if panels := _curves(read(output / CURVE), task.name):
+        if panels := curves(read(output / CURVE), task.name):
             written.append(output / f"curve{end}.png")
             plots.learning_curve(written[-1], panels, task.name or task.potential.head)
     return written
@@ -60,7 +60,7 @@ def _parity(task: Task, params: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]
     return {name: values for name, values in panels.items() if values is not None}
 
 
-def _curves(rows: list[dict[str, str]], task: str) -> dict:
+def curves(rows: list[dict[str, str]], task: str) -> dict:
     """{quantity: {"training": (steps, errors), "validation": ...}} of the rows of a curve."""
     panels = {}
     for kind, (quantity, unit) in _UNITS.items():

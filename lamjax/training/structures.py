@@ -15,7 +15,7 @@ from lamjax.data import Packed, PackedPairs, batches, files_of, n_batches, pack_
 from lamjax.losses import Learned, Loss
 from lamjax.potential import Potential, select
 from lamjax.reports import outputs, plots
-from lamjax.training import engine, folder
+from lamjax.training import engine, folder, loggers
 from lamjax.training.engine import Best, Outputs, Run
 from lamjax.training.errors import predictions
 from lamjax.training.loops import names_of
@@ -82,6 +82,7 @@ def prepare(config: StructureTuneConfig, resume: bool = False) -> Run:
 
     What is wrong with single pairs is warned of. Raises ValueError as `labels.prepare` does.
     """
+    loggers.check(config.logger)
     outputs.claim_folder(config.output, WRITTEN, files_of(config.files))
     output, saved = Path(config.output), folder.begun(config, resume)
     potential, params = base_model(config)

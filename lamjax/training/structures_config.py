@@ -12,6 +12,7 @@ from lamjax.data import frames_per_batch
 from lamjax.losses import ForceTargetConfig, LabelLossConfig, NewtonTargetConfig, StructureLossConfig
 from lamjax.relaxation import CellConfig, Implicit, RelaxConfig
 from lamjax.training.config import apply, check_common, read, validate
+from lamjax.training.loggers import LoggerName
 from lamjax.training.schedules import ScheduleConfig
 from lamjax.training.state import OptimizerConfig
 
@@ -72,6 +73,8 @@ validate_every: 1                  # epochs
 save_every: 50                     # steps between states
 keep: 3                            # states
 patience: null                     # stop after so many validations without a better one
+logger: [csv]                      # more places for the records: tensorboard, wandb, mlflow, each with the extra of its
+                                   # name; the tables are written in any case
 """
 
 
@@ -151,6 +154,7 @@ class StructureTuneConfig:
     save_every: int = 50
     keep: int = 3
     patience: int | None = None
+    logger: tuple[LoggerName, ...] = ("csv",)
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     def __post_init__(self):

@@ -7,6 +7,7 @@ import jax
 import label_frames as make
 import numpy as np
 import pytest
+from pages import read_page
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -87,6 +88,7 @@ def test_the_energies_of_the_new_head_are_refitted(folder, tuned):
 
 def test_what_it_cost_is_reported_for_every_old_head(folder, tuned):
     lines = {line["head"]: line for line in json.loads((tuned[0] / "forgetting.json").read_text())}
+    assert lines.keys() <= {row[0].rstrip(" *") for row in read_page(tuned[0] / "report.html").rows}
     assert lines.keys() == {"near", "far"}
     near, far = lines["near"], lines["far"]
     assert near["labelled"] and near["forces_before"] > 0 and near["n"] == 1  # what was held out

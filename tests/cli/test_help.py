@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from lamjax import cli
 
-ORDER = "demo info data show eval convert train finetune finetune-structures finetune-properties".split()
+ORDER = "demo info data show eval report convert train finetune finetune-structures finetune-properties".split()
 ORDER += ["distill", "explore", "label", "relax", "properties", "md"]
 
 

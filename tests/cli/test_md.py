@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from ase.constraints import FixAtoms
 from invoke import invoke
+from pages import read_page
 
 import lamjax
 from lamjax.cli import md_report
@@ -70,6 +71,8 @@ def test_a_simulation_is_written_refused_and_gone_on_with(folder):
     assert np.abs(found[-1].positions[0] - atoms.positions[0]).max() > 1e-3
     assert rows("out/run.csv")[0]["temperature_K"] == pytest.approx(200)
     assert Path("out/run.png").stat().st_size > 10_000
+    first, last = read_page(Path("out/run.html")).structures["pairs"][0]
+    assert (first["label"], last["label"]) == ("first frame", f"last frame, {rows('out/run.csv')[-1]['time_ps']:g} ps")
 
     _, _, error = run(*common, "--steps", 40)
     assert isinstance(error, ValueError) and "--resume" in str(error) and "another output" in str(error)

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from ase.constraints import FixAtoms, FixCartesian
 from invoke import invoke
+from pages import read_page
 
 import lamjax
 from lamjax.cli import relax_records
@@ -83,6 +84,8 @@ def test_records_hold_energy_forces_stress_outcome_and_constraints(tmp_path):
     way = np.linalg.norm(first.positions - starts[0].positions, axis=1).max()
     assert first.info["moved"] == pytest.approx(way, abs=1e-6) and "volume_change" not in first.info
     assert out.with_suffix(".png").stat().st_size > 10_000
+    page = read_page(out.with_suffix(".html"))
+    assert [[view["label"][:7] for view in pair] for pair in page.structures["pairs"]] == [["start", "relaxed"]] * 4
 
 
 def test_what_is_bad_is_reported_and_the_rest_goes_on(tmp_path):

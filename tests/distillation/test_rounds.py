@@ -18,6 +18,7 @@ import students
 import yaml
 from ase.calculators.emt import EMT
 from invoke import invoke
+from pages import read_page
 
 import lamjax
 from lamjax import checkpoints, data, distillation
@@ -94,6 +95,7 @@ def test_every_stage_is_on_disk(whole):
         for member in range(2):
             lamjax.load(folder / f"student-{member}.lamjax")
     assert (output / "rounds.png").stat().st_size > 10_000
+    assert {"Rounds", "Data", "Config", "Versions"} <= set(read_page(output / "report.html").headings)
 
 
 def test_labels_are_those_of_the_calculator_and_can_be_read(whole):

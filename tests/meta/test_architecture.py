@@ -30,7 +30,8 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 APART = {"interop"}
-OPTIONAL = {"matplotlib", "tensorboardX", "deepmd", "torch", "e3nn", "tblite", "phonopy", "seekpath"}
+OPTIONAL = {"mlip", "matplotlib", "tensorboardX", "wandb", "mlflow", "deepmd", "torch", "e3nn", "tblite"}
+OPTIONAL |= {"phonopy", "seekpath"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

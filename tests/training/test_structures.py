@@ -14,8 +14,10 @@ import label_frames
 import numpy as np
 import pytest
 import yaml
+from pages import read_page
 
 from lamjax import checkpoints, data, losses, relaxation
+from lamjax.cli import report
 from lamjax.neighbors import Shell
 from lamjax.training import NonFiniteError, engine, evaluate, records, schedule, structures, structures_data
 from lamjax.training.config import schema, to_json, validate
@@ -210,6 +212,9 @@ def test_a_run_leaves_everything_behind(tuned, folder):
     with (output / "structures.csv").open() as file:
         assert [row["structure"] for row in csv.DictReader(file)] == ["c7-0", "c7-1", "c7-2"]
     assert (output / "structures.png").read_bytes().startswith(b"\x89PNG")
+    report.write(output)
+    page = read_page(output / "report.html")
+    assert {"Result", "Curves", "Structures before and after", "Versions"} <= set(page.headings) and page.images
     assert json.loads((output / "facts.json").read_text())["data"]["train"]["pairs"] == 6
     stored = json.loads((output / "config.json").read_text())
     assert validate(stored, kind=StructureTuneConfig) == tuned[0]

@@ -1,0 +1,203 @@
+"""The page of the folder of a training: made of the files in it, whatever they are."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lamjax.cli import judged, rounds_table
+from lamjax.reports import html, plots
+from lamjax.reports.html import Section
+from lamjax.training import curve, outcome, structures
+from lamjax.training.config import validate
+from lamjax.training.folder import CONFIG, FACTS
+from lamjax.training.records import HISTORY, VALIDATION, read
+from lamjax.training.structures import StructureTuneConfig
+
+FORGETTING, ROUNDS = "forgetting.json", "rounds.png"
+COLUMNS = ("head", "frames", "E before", "E after", "F before", "F after")
+WORST = ("structure", "atoms", "Dq before", "Dq after", "RMSD before (Å)", "RMSD after (Å)", "converged after")
+MOST_LINES = 6  # of validation.csv that are drawn, of a loss that nothing is known of
+
+
+def page(folder: Path, end: str) -> str:
+    """The page of a run of train, finetune, finetune-structures, distill, or of a loss of one's own."""
+    config = json.loads((folder / CONFIG).read_text())
+    facts = json.loads((folder / FACTS).read_text()) if (folder / FACTS).is_file() else {}
+    kind = kind_of(config)
+    sections = [
+        Section("Result", _result(folder, config)),
+        Section("Rounds", _rounds(folder)),
+        Section("Curves", html.plot_grid(_curves(folder, config))),
+        Section("Parity", "\n".join(_parity(folder))),
+        Section("Structures before and after", _structures(folder)),
+        Section("What it cost elsewhere (forgetting)", _forgetting(folder)),
+        Section("Data", _data(config, facts)),
+        Section("Config", html.details("all keys", html.facts(flat(config)))),
+        Section("Versions", html.facts(_versions(facts))),
+    ]
+    return html.page(f"{kind}: {folder.resolve().name}", _lead(folder, config), sections, end)
+
+
+def kind_of(config: Mapping[str, Any]) -> str:
+    """What a config is of."""
+    if "student" in config:
+        return "Distillation"
+    if "pairs" in config:
+        return "Fine-tuning on structures"
+    return "Fine-tuning" if config.get("base") else "Training"
+
+
+def flat(content: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """("a.b", value) of nested keys."""
+    for key, value in content.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _lead(folder: Path, config: Mapping[str, Any]) -> str:
+    """How far the run has come."""
+    if "student" in config:
+        return f"{len(list(folder.glob('round-*')))} of at most {config['rounds']} rounds."
+    rows = read(folder / curve.CURVE) or read(folder / HISTORY)
+    if not rows:
+        return "No step is done yet."
+    row, length = rows[-1], f" of {config['steps']}" if "steps" in config else ""
+    if "epochs" in config:
+        return f"Step {row['step']}, epoch {row.get('epoch', '')} of {config['epochs']}."
+    return f"Step {row['step']}{length}."
+
+
+def _result(folder: Path, config: Mapping[str, Any]) -> str:
+    """Errors on what was held out: of a run on labels first, least and last."""
+    if "pairs" in config:
+        settings = validate(dict(config), str(folder / CONFIG), StructureTuneConfig)
+        return html.table(*judged.summary(folder, settings))
+    found = curve.validations(folder / curve.CURVE, list(config.get("tasks") or [""]))
+    names = list(dict.fromkeys(name for _, errors in found for name in errors))
+    rows = []
+    for name in names:
+        known = [(step, errors[name]) for step, errors in found if name in errors]
+        label, unit, factor = _quantity(name)
+        least = min(known, key=lambda one: one[1])
+        rows.append((f"{label} ({unit})", *(factor * x for _, x in (known[0], least, known[-1])), least[0]))
+    head = ("held-out error", "first", "least", "last", "least at step")
+    return html.table(head, rows)
+
+
+def _quantity(name: str) -> tuple[str, str, float]:
+    """The name of an error for people, its unit, and the factor to it: of "rmse_e:water"."""
+    kind, _, task = name.partition(":")
+    measure, _, what = kind.partition("_")
+    label = {"e": "energy", "f": "force", "v": "virial", "s": "stress"}.get(what, what)
+    unit = {"e": "meV/atom", "f": "meV/Å", "v": "meV/atom", "s": "meV/Å³"}.get(what, "")
+    return f"{task} {label} {measure.upper()}".strip(), unit, 1000
+
+
+def _curves(folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
+    """Loss and errors against steps, of whatever tables there are."""
+    rows, panels = read(folder / curve.CURVE), {}
+    for task in config.get("tasks") or [""] if rows else ():
+        panels |= {f"{task} {name}".strip(): lines for name, lines in outcome.curves(rows, task).items()}
+    history, measured = rows or read(folder / HISTORY), read(folder / VALIDATION)
+    loss = {"loss": {"training": _line(history, "loss")}}
+    for name in _measures(measured):
+        panels[_titled(name)] = {"held out": _line(measured, name)}
+    for name, lines in (loss | panels).items():
+        if shown := {label: points for label, points in lines.items() if points[0]}:
+            yield html.drawn(plots.learning_curve, {name: _thinned(shown)}, "", says=f"{name} against training steps")
+
+
+def _measures(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """The columns of validation.csv that are worth a picture."""
+    names = [name for name in (rows[0] if rows else ()) if name not in ("step", "epoch")]
+    if "dq_median" in names:
+        return ["dq_median", "rmsd_median", *(name for name in names if "rmse_f" in name)]
+    return names[:MOST_LINES]
+
+
+def _titled(name: str) -> str:
+    known = {"dq_median": "median Dq (amu$^{1/2}$ Å)", "rmsd_median": "median RMSD (Å)"}
+    known |= {"heldout_rmse_f": "force RMSE, held out (eV/Å)", "replay_rmse_f": "force RMSE, replayed (eV/Å)"}
+    return known.get(name, name)
+
+
+def _line(rows: Sequence[Mapping[str, str]], name: str) -> tuple[list[int], list[float]]:
+    """Steps and values above 0, for a logarithmic axis."""
+    found = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
+    kept = [(step, x) for step, x in found if 0 < x < float("inf")]
+    return [step for step, _ in kept], [x for _, x in kept]
+
+
+def _thinned(lines: Mapping[str, tuple[Sequence, Sequence]]) -> dict[str, tuple[Sequence, Sequence]]:
+    """About a thousand points a line, evenly spread."""
+    return {label: tuple(x[:: max(1, len(x) // 1000)] for x in points) for label, points in lines.items()}
+
+
+def _parity(folder: Path) -> Iterator[str]:
+    for path in sorted(folder.glob("parity*.png")):
+        task = path.stem.removeprefix("parity").lstrip("_")
+        yield html.picture(path, f"predictions against labels {task}".strip(), 900)
+
+
+def _rounds(folder: Path) -> str:
+    paths = sorted(folder.glob("round-*/round.json"))
+    rounds = [json.loads(path.read_text()) for path in paths]
+    rows = [rounds_table.cells(facts) for facts in rounds if facts.get("finished")]
+    return html.table(rounds_table.COLUMNS, rows) + html.picture(folder / ROUNDS, "errors over the rounds", 900)
+
+
+def _structures(folder: Path) -> str:
+    """Errors of held-out structures before and after, the worst first."""
+    rows = read(folder / structures.STRUCTURES)
+    rows.sort(key=lambda row: -float(row["dq_after"]))
+    names = ("dq_before", "dq_after", "rmsd_before", "rmsd_after")
+    table = [
+        (row["structure"], row["n_atoms"], *(float(row[name]) for name in names), row["converged_after"])
+        for row in rows
+    ]
+    body = html.details(
+        f"all {len(table)}, the worst first (Dq in amu^½ Å)", html.table(WORST, table, "structures.csv")
+    )
+    return html.picture(folder / structures.PLOT, "structure errors before and after", 900) + body
+
+
+def _forgetting(folder: Path) -> str:
+    if not (folder / FORGETTING).is_file():
+        return ""
+    lines = json.loads((folder / FORGETTING).read_text())
+    keys = ("energy_before", "energy_after", "forces_before", "forces_after")
+    rows = [
+        (
+            line["head"] + ("" if line["labelled"] else " *"),
+            line["n"],
+            *("-" if line[key] is None else line[key] for key in keys),
+        )
+        for line in lines
+    ]
+    said = "RMSE, E in meV/atom (after a shift per element), F in meV/Å."
+    if not all(line["labelled"] for line in lines):
+        said += " * No data of this head: RMS change of its predictions for the new structures."
+    return html.table(COLUMNS, rows) + html.paragraph(said, "note")
+
+
+def _data(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    """The files that the config names, and what was found in them."""
+    keys = ("base", "train", "validation", "pairs", "start", "initial", "hold_out", "labeller.model", "replay.files")
+    tasks = [
+        (name, x) for name, x in flat(config) if name.startswith("tasks.") and name.endswith(("train", "validation"))
+    ]
+    named = dict(flat(config))
+    rows = [(key, named[key]) for key in keys if key in named] + tasks
+    rows = [(key, x) for key, x in rows if x not in ("null", "[]", "0.0")]
+    for name, found in facts.get("data", {}).items():
+        counts = {key: x for key, x in found.items() if isinstance(x, int)} if isinstance(found, Mapping) else {}
+        if counts:
+            rows.append((f"{name or 'all'}: found", ", ".join(f"{n} {key}" for key, n in counts.items())))
+    return html.facts(rows)
+
+
+def _versions(facts: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return [*facts.get("versions", {}).items(), *(("device", one) for one in facts.get("devices", ()))]

@@ -1,0 +1,36 @@
+"""The table of the rounds of a distillation."""
+
+from typing import Any
+
+COLUMNS = (
+    "round",
+    "explored",
+    "ended early",
+    "below trust",
+    "within",
+    "above",
+    "deviation 50 %",
+    "95 %",
+    "100 % (eV/Å)",
+    "learn",
+    "fresh",
+    "no label",
+    "E (meV/atom)",
+    "F (meV/Å)",
+    "time (s)",
+)
+
+
+def cells(facts: dict[str, Any]) -> list[Any]:
+    """The line of a round."""
+    deviation = list(facts["deviation"].values()) if "deviation" in facts else ["-"] * 3
+    trusted = [facts[key] for key in ("below", "within", "above")] if "deviation" in facts else ["-"] * 3
+    errors = ["-" if facts[key] is None else 1000 * facts[key] for key in ("energy", "force")]
+    return [
+        *(facts[key] for key in ("round", "explored", "ended_early")),
+        *trusted,
+        *("∞" if x is None else x for x in deviation),
+        *(facts[key] for key in ("train", "fresh", "not_labelled")),
+        *errors,
+        sum(facts["seconds"].values()),
+    ]
