@@ -13,7 +13,7 @@ from lamjax import checkpoints, data, losses
 from lamjax.losses import Loss
 from lamjax.potential import Potential
 from lamjax.reports import outputs, plots
-from lamjax.training import engine, folder
+from lamjax.training import engine, folder, loggers
 from lamjax.training.engine import Best, Outputs, Run
 from lamjax.training.loops import names_of
 from lamjax.training.loops import summary as summary_of
@@ -81,6 +81,7 @@ def prepare(config: PropertyTuneConfig, resume: bool = False) -> Run:
 
     What is wrong with single structures is warned of. Raises ValueError as `labels.prepare` does.
     """
+    loggers.check(config.logger)
     outputs.claim_folder(config.output, WRITTEN, data.files_of(config.files))
     output, saved = Path(config.output), folder.begun(config, resume)
     potential, params = base_model(config)

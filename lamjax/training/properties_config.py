@@ -10,6 +10,7 @@ from lamjax.losses import PhononTargetConfig, PropertyLossConfig, TargetConfig
 from lamjax.losses.properties import ELASTIC, UNITS, VIBRATIONAL
 from lamjax.relaxation import CellConfig, RelaxConfig
 from lamjax.training.config import apply, check_common, read, validate
+from lamjax.training.loggers import LoggerName
 from lamjax.training.schedules import ScheduleConfig
 from lamjax.training.state import OptimizerConfig
 from lamjax.training.structures_config import FALL, REPLAY, ReplayConfig, merged
@@ -54,6 +55,8 @@ freeze: []                         # parameters that stay as they are, for examp
 rates: {}                          # factors of the learning rate, for example {descriptor: 0.1}
 ema_decay: null                    # for example 0.99: validate and save a running mean of the parameters
 output: finetuned                  # folder for config.json, CSV files, plot, states and models
+logger: [csv]                      # more places for the records: tensorboard, wandb, mlflow, each with the extra of its
+                                   # name; the tables are written in any case
 validate_every: 1                  # epochs
 save_every: 50                     # steps between states
 keep: 3                            # states
@@ -108,6 +111,7 @@ class PropertyTuneConfig:
     rates: dict[str, float] = field(default_factory=dict)
     ema_decay: float | None = None
     output: str = "finetuned"
+    logger: tuple[LoggerName, ...] = ("csv",)
     validate_every: int = 1
     save_every: int = 50
     keep: int = 3
