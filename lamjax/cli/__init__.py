@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "lamjax.cli.train:train",
     "finetune": "lamjax.cli.finetune:finetune",
     "finetune-structures": "lamjax.cli.finetune_structures:finetune_structures",
+    "finetune-properties": "lamjax.cli.finetune_properties:finetune_properties",
     "distill": "lamjax.cli.distill:distill",
     "explore": "lamjax.cli.explore:explore",
     "label": "lamjax.cli.label:label",
@@ -28,7 +29,7 @@ COMMANDS = {
 WORKFLOW = {  # the order in which one needs them, and how help shows them
     "See it work": ("demo", "info"),
     "Look at data and models": ("data", "show", "eval", "report", "convert"),
-    "Train": ("train", "finetune", "finetune-structures"),
+    "Train": ("train", "finetune", "finetune-structures", "finetune-properties"),
     "Make it small, or let it choose its data": ("distill", "explore", "label"),
     "Use it": ("relax", "properties", "md"),
 }

@@ -1,4 +1,4 @@
-"""Losses of what is computed of relaxed structures: moduli, volumes, force constants."""
+"""Losses of what is computed of relaxed structures: moduli, volumes, heat capacities, force constants."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -8,19 +8,24 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from lamjax import neighbors as neighbor_lists
 from lamjax import properties, pytree, units
 from lamjax.arguments import ArgumentError, as_tuples, describe, expect
+from lamjax.data.structure_batches import SHRINK
 from lamjax.factories import factory
 from lamjax.neighbors import Neighbors
+from lamjax.neighbors.search import FAR
+from lamjax.neighbors.verlet import SKIN
 from lamjax.potential import check_potential
-from lamjax.properties import PropertyConfig
+from lamjax.properties import PropertyConfig, Supercell
 from lamjax.relaxation import CellConfig, Implicit, RelaxConfig, relax
-from lamjax.system import System, real
+from lamjax.system import System, masses, real, volume
 
 MODULI = {"GPa": 1.0, "kbar": 0.1, "eV/Å³": 1 / units.GPA}
+JOULES = 96485.33212  # J/mol of one eV
+HEAT = {"J/(mol K)": 1.0, "eV/K": JOULES}
 UNITS = {  # of each quantity, and how much of the first one it is
     "volume": {"Å³": 1.0},
     "volume_per_atom": {"Å³": 1.0},
@@ -30,10 +35,16 @@ UNITS = {  # of each quantity, and how much of the first one it is
     "shear_modulus": MODULI,
     "young_modulus": MODULI,
     "elastic_tensor": MODULI,
+    "heat_capacity": HEAT,  # of the cell as it is given, at constant volume, as phonopy has it
+    "heat_capacity_per_atom": HEAT,
 }
 SHAPES = {"lengths": (3,), "elastic_tensor": (6, 6)}
 LARGEST = {name: 3000.0 for name, unit in UNITS.items() if unit is MODULI}  # GPa; diamond has 1100
 ELASTIC = {name for name, unit in UNITS.items() if unit is MODULI}
+VIBRATIONAL = {name for name, unit in UNITS.items() if unit is HEAT}
+DULONG_PETIT = 3 * units.KB * JOULES  # J/(mol K) of an atom: no harmonic crystal holds more
+AWAY = 2.0  # a target volume that many times that of the structure belongs to another cell or has another unit,
+# and a crystal that becomes so much larger or smaller has fallen apart
 
 
 @dataclass(frozen=True)
@@ -42,7 +53,8 @@ class TargetConfig:
 
     name: str  # one of UNITS
     weight: float = 1.0
-    scale: float = 1.0  # in the first unit of the quantity: an error of this size counts 1
+    scale: float | None = 1.0  # in the first unit of the quantity: an error of this size counts 1
+    # (None, in a run of fine-tuning: a tenth of the median target)
     unit: str | None = None  # of the targets; None: the first one of the quantity
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
@@ -51,8 +63,24 @@ class TargetConfig:
             raise ValueError(f"Unknown property {self.name!r}; known: {', '.join(UNITS)}.")
         if self.unit is not None and self.unit not in UNITS[self.name]:
             raise ValueError(f"{self.name} has no unit {self.unit!r}; known: {', '.join(UNITS[self.name])}.")
-        if not (self.scale > 0 and self.weight >= 0):
+        if not ((self.scale is None or self.scale > 0) and self.weight >= 0):
             raise ValueError(f"A target needs scale > 0 and weight >= 0, got {self.scale} and {self.weight}.")
+
+
+@dataclass(frozen=True)
+class PhononTargetConfig:
+    """Of which vibrations a heat capacity is made."""
+
+    repeats: tuple[int, int, int] = (2, 2, 2)  # cells along each lattice vector of the supercell
+    mesh: tuple[int, int, int] = (8, 8, 8)  # wave vectors
+    temperature: float = 300.0  # K
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    def __post_init__(self):
+        as_tuples(self)
+        properties.mesh(self.mesh)
+        if len(self.repeats) != 3 or min(self.repeats) < 1 or self.temperature <= 0:
+            raise ValueError(f"repeats are three numbers of at least 1, the temperature is positive; got {self}.")
 
 
 @dataclass(frozen=True)
@@ -64,6 +92,7 @@ class PropertyLossConfig:
         default_factory=lambda: RelaxConfig(fmax=1e-3, max_steps=1000, cell=CellConfig())
     )  # its adjoint does not count
     error: Literal["squared", "absolute"] = "absolute"  # absolute: sqrt(1 + x²) - 1, smooth at 0
+    phonons: PhononTargetConfig = PhononTargetConfig()  # of heat capacities
     type: Literal["property"] = "property"
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
@@ -72,8 +101,15 @@ class PropertyLossConfig:
         names = [target.name for target in self.targets]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"targets must name different properties, at least one; got {names}.")
-        if self.relax.cell is None and set(names) - ELASTIC:
+        if unscaled := [target.name for target in self.targets if target.scale is None]:
+            raise ValueError(f"{', '.join(unscaled)}: give a scale, the size of an error that counts 1.")
+        if self.relax.cell is None and set(names) - ELASTIC - VIBRATIONAL:
             raise ValueError("Volumes and lengths have targets, but the cell does not relax: set `cell` of `relax`.")
+
+    @property
+    def names(self) -> set[str]:
+        """Of the properties."""
+        return {target.name for target in self.targets}
 
 
 class PropertyBatch(NamedTuple):
@@ -83,6 +119,16 @@ class PropertyBatch(NamedTuple):
     neighbors: Neighbors
     targets: dict[str, Float[Array, "n_batch ..."]]  # in the first unit of each quantity
     weights: dict[str, Float[Array, " n_batch"]]
+    cells: Supercell | None = None  # of each, where heat capacities have targets
+
+
+class PropertyValues(NamedTuple):
+    """Properties of structures that were relaxed, and what may be wrong with each."""
+
+    values: dict[str, Float[Array, "n_batch ..."]]  # in the first unit of each quantity; NaN where not `converged`
+    converged: Bool[Array, " n_batch"]  # the relaxation, to a crystal that has not fallen apart
+    stable: Bool[Array, " n_batch"]  # what was asked for shows no negative stiffness and no imaginary frequency
+    n_steps: Int[Array, " n_batch"]
 
 
 def property_batch(
@@ -91,7 +137,7 @@ def property_batch(
     """The batch of some crystals of one number of atoms, with a dict {property: value} for each. On the host.
 
     Lists have room for a few neighbours more. Raises ValueError for a value of a wrong shape, for one that is not
-    finite, and for moduli that can only be in another unit than was said.
+    finite, and for values that can only be in another unit than was said, or belong to another structure.
     """
     if len(systems) != len(targets) or not systems:
         raise ValueError(f"There are targets for {len(targets)} of {len(systems)} structures.")
@@ -104,34 +150,95 @@ def property_batch(
         properties.check_crystal(system, f"The property of structure {number}")
     found = [neighbor_lists.count(s, potential.shells) for s in systems]
     widths = neighbor_lists.plan_capacities(tuple(8 + max(x) for x in zip(*found, strict=True)), potential.shells)
-    n_images = max(len(neighbor_lists.image_offsets(s.cell, s.pbc, potential.cutoff)) for s in systems)
-    lists = [neighbor_lists.host_neighbors(s, potential.shells, widths, n_images) for s in systems]
     values, weights = {}, {}
     for target in config.targets:
-        rows = [_value(target, known.get(target.name), number) for number, known in enumerate(targets)]
+        rows = [
+            target_value(target, known.get(target.name), s, str(k))
+            for k, (s, known) in enumerate(zip(systems, targets, strict=True))
+        ]
         values[target.name] = np.stack([np.zeros(SHAPES.get(target.name, ())) if x is None else x for x in rows])
         weights[target.name] = np.array([x is not None for x in rows], float)
-    stacked = pytree.stack([jax.tree.map(np.asarray, s) for s in systems])
-    return jax.tree.map(jnp.asarray, PropertyBatch(stacked, pytree.stack(lists), values, weights))
+    start = pytree.stack([jax.tree.map(np.asarray, s) for s in systems])
+    cells = _supercells(potential, systems, widths, config.phonons) if VIBRATIONAL & config.names else None
+    lists = _lists(potential, systems, widths)
+    return jax.tree.map(jnp.asarray, PropertyBatch(start, lists, values, weights, cells))
 
 
-def _value(target: TargetConfig, value, number: int):
-    """A target in the first unit of its quantity; None if there is none."""
+def _lists(potential, systems: Sequence[System], widths: tuple[int, ...]) -> Neighbors:
+    """Neighbours of structures of one number of atoms, stacked, with the images that cells a tenth shorter need."""
+    images = [neighbor_lists.image_offsets(SHRINK * s.cell, s.pbc, potential.cutoff + SKIN) for s in systems]
+    most = max(map(len, images))
+
+    def lists(system: System, offsets: np.ndarray) -> Neighbors:
+        offsets = np.concatenate([offsets, np.full((most - len(offsets), 3), FAR, np.int32)])
+        return neighbor_lists.host_neighbors(system, potential.shells, widths)._replace(offsets=offsets)
+
+    return pytree.stack([lists(*one) for one in zip(systems, images, strict=True)])
+
+
+def _supercells(potential, systems: Sequence[System], widths: tuple[int, ...], config: PhononTargetConfig) -> Supercell:
+    """Their supercells, stacked; an atom of them has the neighbours of its copy in the cell."""
+    plain = [jax.tree.map(np.asarray, s) for s in systems]
+    cells = [properties.supercell(potential, s, config.repeats, capacities=widths) for s in plain]
+    lists = _lists(potential, [properties.repeated(s, c) for s, c in zip(plain, cells, strict=True)], widths)
+    most = max(c.weights.shape[-1] for c in cells)
+
+    def widened(c: Supercell) -> Supercell:
+        more = (0, most - c.weights.shape[-1])
+        images = np.pad(c.images, ((0, 0), (0, 0), more, (0, 0)))
+        return c._replace(neighbors=None, images=images, weights=np.pad(c.weights, ((0, 0), (0, 0), more)))
+
+    return pytree.stack([widened(c) for c in cells])._replace(neighbors=lists)
+
+
+def target_value(target: TargetConfig, value, system: System, name: str) -> np.ndarray | None:
+    """A target of a structure in the first unit of its quantity; None if there is none. ValueError for what is wrong.
+
+    `name` is what messages call the structure.
+    """
     if value is None:
         return None
     value, shape = np.asarray(value, np.float64), SHAPES.get(target.name, ())
     if value.shape != shape or not np.all(np.isfinite(value)):
         raise ValueError(
-            f"{target.name} of structure {number} is {value.tolist()}: expected "
+            f"{target.name} of structure {name} is {value.tolist()}: expected "
             f"{'a finite number' if not shape else f'finite numbers of shape {shape}'}."
         )
-    value = value * UNITS[target.name][target.unit or next(iter(UNITS[target.name]))]
+    known, n_atoms = UNITS[target.name], int(np.sum(np.asarray(real(system))))
+    value = value * known[target.unit or next(iter(known))]
+    said = f"{target.name} of structure {name} is {np.abs(value).max():.4g} {next(iter(known))}"
+    remedy = f"Say the unit of the targets (TargetConfig(unit=...)): {', '.join(known)}."
     if np.abs(value).max() > LARGEST.get(target.name, np.inf):
+        raise ValueError(f"{said}, which no crystal has. {remedy}")
+    if target.name in VIBRATIONAL:
+        most = DULONG_PETIT * (n_atoms if target.name == "heat_capacity" else 1)
+        if not 0 <= value <= 1.01 * most:
+            raise ValueError(
+                f"{said}; vibrations of its {n_atoms} atoms hold between 0 and {most:.4g} (3 k for each). Is it of "
+                f"another cell, or at constant pressure? {remedy}"
+            )
+    own = _of_structure(target.name, system, n_atoms)
+    if own is not None and np.any((value > AWAY * own) | (value < own / AWAY)):
         raise ValueError(
-            f"{target.name} of structure {number} is {np.abs(value).max():.4g} GPa, which no crystal has. Say the "
-            f"unit of the targets (TargetConfig(unit=...)): {', '.join(UNITS[target.name])}."
+            f"{said}, that of the structure as it is given {np.array2string(np.asarray(own), precision=4)}. Is the "
+            f"target of another cell (primitive, conventional, per atom), or in another unit? {remedy}"
         )
     return value
+
+
+def _of_structure(name: str, system: System, n_atoms: int):
+    """The quantity of the structure as it is given; None for what its geometry alone does not say."""
+    size = float(volume(jax.tree.map(np.asarray, system)))
+    match name:
+        case "volume":
+            return size
+        case "volume_per_atom":
+            return size / n_atoms
+        case "density":
+            return properties.DENSITY * float(np.sum(masses(system))) / size
+        case "lengths":
+            return np.linalg.norm(np.asarray(system.cell), axis=-1)
+    return None
 
 
 @factory
@@ -142,42 +249,19 @@ def property_loss(potential, config: PropertyLossConfig) -> Callable:
     the property of the relaxed structure, its response to the parameters included (see `properties`). The scalar is the
     mean over the structures of Σ weight · error((P - target)/scale), a tensor counting the mean of its components.
     Structures that do not converge, fly apart or lose neighbours are left out (n_dropped); those with unstable elastic
-    constants count, and are counted (n_unstable).
+    constants or imaginary frequencies count, and are counted (n_unstable). Heat capacities are those of the supercell
+    and wave vectors of `config.phonons`; structures of a batch with such targets have no padding.
     """
     check_potential(potential, "property_loss")
     expect(config, PropertyLossConfig, "property_loss takes a PropertyLossConfig second", "It names the targets.")
-    how = dataclasses.replace(config.relax, adjoint=Implicit())  # which keeps nothing of the way
-    at = PropertyConfig(cell=how.cell, fmax=max(how.fmax, 1e-12))
     size = {"squared": jnp.square, "absolute": lambda x: jnp.sqrt(1 + x * x) - 1}[config.error]
-    pressure = 0.0 if how.cell is None else how.cell.pressure
-    elastic = bool(ELASTIC & {target.name for target in config.targets})
-
-    def one(params, system, lists):
-        """Properties of one relaxed structure by name, and whether it is stable and converged."""
-        minimum = properties.at_minimum(potential, params, system, lists, at)
-        here = properties.lattice_at(minimum)
-        n_atoms = jnp.maximum(jnp.sum(real(system)), 1)
-        values = {"volume": here.volume, "volume_per_atom": here.volume / n_atoms}
-        values |= {"density": here.density, "lengths": here.lengths}
-        stable = jnp.ones((), bool)
-        if elastic:
-            found = properties.elastic_at(potential, params, minimum, pressure)
-            values |= {"bulk_modulus": found.bulk, "shear_modulus": found.shear}
-            values |= {"young_modulus": found.young, "elastic_tensor": found.tensor}
-            stable = found.stable
-        return {target.name: values[target.name] for target in config.targets}, stable, here.converged
 
     def loss(params, batch: PropertyBatch, lr_ratio=1.0):
         _check(batch, PropertyBatch, "property_loss", "losses.property_batch makes one of structures and targets.")
-        still = jax.lax.stop_gradient
-        end = still(relax(potential, still(params), batch.start, batch.neighbors, how))
-        lists = jax.vmap(lambda n, s: neighbor_lists.update(n, s, potential.shells))(batch.neighbors, end.system)
-        kept = end.converged & ~lists.overflow & jnp.any(real(batch.start), axis=-1)
-        donor = jnp.argmax(kept)  # stands in for what is left out, so that no NaN reaches a gradient
-        crystals = pytree.where(kept, (end.system, lists), pytree.take((end.system, lists), donor))
+        crystals, kept, n_steps = _relaxed(potential, params, batch, config)
 
         def judged(params):
-            values, stable, settled = jax.vmap(lambda s, n: one(params, s, n))(*crystals)
+            values, stable, settled = jax.vmap(lambda x: _properties(potential, config, params, *x))(crystals)
             return *_compared(values, batch, kept & settled, config, size), stable, kept & settled
 
         shapes = jax.eval_shape(judged, params)
@@ -188,10 +272,73 @@ def property_loss(potential, config: PropertyLossConfig) -> Callable:
             "n_structures": jnp.sum(kept),
             "n_dropped": jnp.sum(present & ~kept),
             "n_unstable": jnp.sum(kept & ~stable),
-            "n_steps": jnp.sum(jnp.where(kept, end.n_steps, 0)) / jnp.maximum(jnp.sum(kept), 1),
+            "n_steps": jnp.sum(jnp.where(kept, n_steps, 0)) / jnp.maximum(jnp.sum(kept), 1),
         }
 
     return loss
+
+
+@factory
+def property_values(potential, config: PropertyLossConfig) -> Callable:
+    """The function (params, PropertyBatch) -> PropertyValues of structures that are relaxed first.
+
+    What `property_loss` compares with the targets, of each structure, and whether it is to be trusted.
+    """
+    check_potential(potential, "property_values")
+    expect(config, PropertyLossConfig, "property_values takes a PropertyLossConfig second", "It names the properties.")
+
+    def values_of(params, batch: PropertyBatch) -> PropertyValues:
+        _check(batch, PropertyBatch, "property_values", "losses.property_batch makes one of structures and targets.")
+        crystals, kept, n_steps = _relaxed(potential, params, batch, config)
+        values, stable, settled = jax.vmap(lambda x: _properties(potential, config, params, *x))(crystals)
+        kept = kept & settled
+        values = {name: pytree.where(kept, x, jnp.full_like(x, jnp.nan)) for name, x in values.items()}
+        return PropertyValues(values, kept, stable & kept, n_steps)
+
+    return values_of
+
+
+def _relaxed(potential, params, batch: PropertyBatch, config: PropertyLossConfig):
+    """(structures, lists, supercells) where relaxations end, which converged, steps; without derivatives.
+
+    What did not converge, or fell apart, is replaced by one that did, so that no NaN reaches a gradient.
+    """
+    still, shells = jax.lax.stop_gradient, potential.shells
+    how = dataclasses.replace(config.relax, adjoint=Implicit())  # which keeps nothing of the way
+    end = still(relax(potential, still(params), batch.start, batch.neighbors, how))
+    lists = jax.vmap(lambda n, s: neighbor_lists.update(n, s, shells))(batch.neighbors, end.system)
+    kept, cells = end.converged & ~lists.overflow & jnp.any(real(batch.start), axis=-1), batch.cells
+    stretch = volume(end.system) / volume(batch.start)
+    kept = kept & (stretch < AWAY) & (stretch > 1 / AWAY)  # the others have broken up or collapsed
+    if cells is not None:
+        large = jax.vmap(properties.repeated)(end.system, cells)
+        near = jax.vmap(lambda n, s: neighbor_lists.update(n, s, shells))(cells.neighbors, large)
+        cells, kept = cells._replace(neighbors=near), kept & ~near.overflow
+    crystals = end.system, lists, cells
+    return still((pytree.where(kept, crystals, pytree.take(crystals, jnp.argmax(kept))), kept, end.n_steps))
+
+
+def _properties(potential, config: PropertyLossConfig, params, system: System, lists: Neighbors, cells):
+    """Properties of one relaxed structure by name, and whether it is stable and converged."""
+    cell, names = config.relax.cell, config.names
+    at = PropertyConfig(cell=cell, fmax=max(config.relax.fmax, 1e-12))
+    minimum = properties.at_minimum(potential, params, system, lists, at)
+    here = properties.lattice_at(minimum)
+    n_atoms = jnp.maximum(jnp.sum(real(system)), 1)
+    values = {"volume": here.volume, "volume_per_atom": here.volume / n_atoms}
+    values |= {"density": here.density, "lengths": here.lengths}
+    stable = jnp.ones((), bool)
+    if ELASTIC & names:
+        found = properties.elastic_at(potential, params, minimum, 0.0 if cell is None else cell.pressure)
+        values |= {"bulk_modulus": found.bulk, "shear_modulus": found.shear}
+        values |= {"young_modulus": found.young, "elastic_tensor": found.tensor}
+        stable = stable & found.stable
+    if VIBRATIONAL & names:
+        waves = properties.phonons_at(potential, params, minimum, cells, properties.mesh(config.phonons.mesh))
+        heat = JOULES * properties.thermodynamics(waves, config.phonons.temperature).heat_capacity[0]
+        values |= {"heat_capacity": heat, "heat_capacity_per_atom": heat / n_atoms}
+        stable = stable & waves.stable
+    return {name: values[name] for name in sorted(names)}, stable, here.converged
 
 
 def _compared(values: dict, batch: PropertyBatch, kept, config: PropertyLossConfig, size: Callable):

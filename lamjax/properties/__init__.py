@@ -1,5 +1,6 @@
 """What is computed of a relaxed structure, each with its derivative by the parameters, through the relaxation."""
 
+from lamjax.properties.cells import DENSITY as DENSITY
 from lamjax.properties.cells import Lattice as Lattice
 from lamjax.properties.cells import lattice as lattice
 from lamjax.properties.cells import lattice_at as lattice_at
@@ -26,12 +27,14 @@ from lamjax.properties.minimum import at_minimum as at_minimum
 from lamjax.properties.minimum import check_crystal as check_crystal
 from lamjax.properties.paths import Path as Path
 from lamjax.properties.paths import path as path
+from lamjax.properties.phonopy_files import read_force_constants as read_force_constants
 from lamjax.properties.phonopy_files import to_phonopy as to_phonopy
 from lamjax.properties.phonopy_files import write_phonopy as write_phonopy
 from lamjax.properties.supercells import Supercell as Supercell
 from lamjax.properties.supercells import commensurate as commensurate
 from lamjax.properties.supercells import repeated as repeated
 from lamjax.properties.supercells import supercell as supercell
+from lamjax.properties.supercells import tiled as tiled
 from lamjax.properties.symmetry import n_operations as n_operations
 from lamjax.properties.vibrations import ForceConstants as ForceConstants
 from lamjax.properties.vibrations import Phonons as Phonons
@@ -39,10 +42,12 @@ from lamjax.properties.vibrations import Thermodynamics as Thermodynamics
 from lamjax.properties.vibrations import density_of_states as density_of_states
 from lamjax.properties.vibrations import dynamical_matrix as dynamical_matrix
 from lamjax.properties.vibrations import force_constants as force_constants
+from lamjax.properties.vibrations import force_constants_at as force_constants_at
 from lamjax.properties.vibrations import frequencies as frequencies
 from lamjax.properties.vibrations import hessian_products as hessian_products
 from lamjax.properties.vibrations import mesh as mesh
 from lamjax.properties.vibrations import phonons as phonons
+from lamjax.properties.vibrations import phonons_at as phonons_at
 from lamjax.properties.vibrations import thermodynamics as thermodynamics
 from lamjax.properties.volumes import BulkModulus as BulkModulus
 from lamjax.properties.volumes import EquationOfState as EquationOfState

@@ -11,7 +11,7 @@ from lamjax.neighbors import Neighbors
 from lamjax.potential import Potential
 from lamjax.properties import minimum
 from lamjax.properties.minimum import RELAXED, SOFT, Minimum, PropertyConfig
-from lamjax.relaxation import CellConfig, coordinates
+from lamjax.relaxation import CellConfig, coordinates, implicit
 from lamjax.system import System
 
 SHEET = (0, 1, 5)  # xx, yy, xy of Voigt's order
@@ -64,11 +64,19 @@ def elastic_tensor(
 
 
 def elastic_at(
-    potential: Potential, params: Any, here: Minimum, pressure: float = 0.0, relax_ions: bool = True
+    potential: Potential,
+    params: Any,
+    here: Minimum,
+    pressure: float = 0.0,
+    relax_ions: bool = True,
+    hessian: Float[Array, "n n"] | None = None,
 ) -> ElasticTensor:
-    """As `elastic_tensor`, of what `at_minimum` gives under a `pressure` (eV/Å³); for several properties of one."""
+    """As `elastic_tensor`, of what `at_minimum` gives under a `pressure` (eV/Å³); for several properties of one.
+
+    `hessian` is that of `minimum.hessian` at this pressure, if it is known.
+    """
     cell = CellConfig(pressure)
-    bends, least = curvatures(potential, params, here, cell, relax_ions)
+    bends, least = curvatures(potential, params, here, cell, relax_ions, hessian)
     tensor = bends / minimum.real_volume(here.system) / units.GPA
     stress = units.virial_to_stress(here.virial, minimum.real_volume(here.system)) / units.GPA
     rest = units.to_voigt(stress + cell.pressure / units.GPA * jnp.eye(3, dtype=stress.dtype))
@@ -109,28 +117,52 @@ def sheet_stiffness(
 
 
 def curvatures(
-    potential, params, here: Minimum, cell: CellConfig, relax_ions: bool
+    potential, params, here: Minimum, cell: CellConfig, relax_ions: bool, hessian: Float[Array, "n n"] | None = None
 ) -> tuple[Float[Array, "6 6"], Float[Array, ""]]:
     """d²(E + PV)/dε_a dε_b (eV) along relaxing paths, and the least curvature of the atoms inside the cell (eV/Å²)."""
-    paths, least = jax.lax.stop_gradient(_paths(potential, params, here, cell, relax_ions))
-
-    def bend(path):
-        return jax.grad(lambda z: minimum.slope(potential, params, here, z, cell, path))(here.z)
-
-    matrix = jnp.einsum("arx,brx->ab", paths, jax.vmap(bend)(paths))
-    return (matrix + matrix.T) / 2, least
+    matrix = minimum.hessian(potential, params, here, cell) if hessian is None else hessian
+    paths, least = _paths(here, jax.lax.stop_gradient(matrix), relax_ions)
+    return _along(potential, params, here, cell, paths, paths @ matrix @ paths.T), least
 
 
-def _paths(potential, params, here: Minimum, cell: CellConfig, relax_ions: bool):
-    """The six directions of z, a unit of strain each and the atoms' response to it; and the least curvature."""
-    strains = units.from_voigt(jnp.diag(jnp.array([1, 1, 1, 0.5, 0.5, 0.5], here.z.dtype)))
-    scaled = minimum.strain_scale(here) * strains
-    straight = jnp.zeros((6, *here.z.shape), here.z.dtype).at[:, -3:].set(scaled)
-    matrix = minimum.hessian(potential, params, here, cell)
-    solved = minimum.inverse(matrix, minimum.within(here, None), SOFT)
-    flat = straight.reshape(6, -1)
-    answer = -(flat @ matrix) @ solved.matrix
-    return (flat + (answer if relax_ions else 0)).reshape(straight.shape), solved.least
+def _along(potential, params, here: Minimum, cell: CellConfig, paths: Float[Array, "6 n"], values):
+    """`values`, which are w_aᵀ H w_b along fixed `paths`, with their derivatives by the parameters and by z.
+
+    Of cotangents c they are those of Σ_ab c_ab w_aᵀ H w_b = Σ_k s_k v_kᵀ H v_k, s and v from the eigenvectors of c: six
+    second derivatives of E + PV along lines, whose reverse is a far smaller program than that of Hessian products.
+    """
+
+    @jax.custom_vjp
+    def identity(params, z, here, paths, values):
+        return values
+
+    def forward(params, z, here, paths, values):
+        return values, (params, z, here, paths)
+
+    def backward(kept, cotangents):
+        params, z, here, paths = implicit.undifferentiated(kept)
+        sizes, mix = jnp.linalg.eigh((cotangents + cotangents.T) / 2)
+        lines = (mix.T @ paths).reshape(-1, *z.shape)
+
+        def total(params, z):
+            return jnp.sum(sizes * jax.vmap(lambda v: minimum.bend(potential, params, here, z, cell, v))(lines))
+
+        return *jax.grad(total, argnums=(0, 1))(params, z), None, None, None
+
+    identity.defvjp(forward, backward)
+    still = jax.lax.stop_gradient
+    return identity(params, here.z, still(here), still(paths), still((values + values.T) / 2))
+
+
+def _paths(here: Minimum, matrix: Float[Array, "n n"], relax_ions: bool):
+    """The six directions of z, a unit of strain each and the atoms' response to it, flat; and the least curvature."""
+    still = jax.lax.stop_gradient(here)
+    strains = units.from_voigt(jnp.diag(jnp.array([1, 1, 1, 0.5, 0.5, 0.5], still.z.dtype)))
+    scaled = minimum.strain_scale(still) * strains
+    straight = jnp.zeros((6, *still.z.shape), still.z.dtype).at[:, -3:].set(scaled).reshape(6, -1)
+    solved = minimum.inverse(matrix, minimum.within(still, None), SOFT)
+    answer = -(straight @ matrix) @ solved.matrix
+    return straight + (answer if relax_ions else 0), solved.least
 
 
 def _moduli(tensor, least, here: Minimum, stress) -> ElasticTensor:

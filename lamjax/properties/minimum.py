@@ -92,14 +92,22 @@ def at_minimum(
 
 def slope(potential, params, here: Minimum, z, cell: CellConfig | None, along) -> Float[Array, ""]:
     """v·∇(E + PV) at z along v (eV), differentiable with respect to params and z."""
-    pressure = coordinates.pressure(cell)
+    return jax.jvp(lambda z: enthalpy(potential, params, here, z, cell), (z,), (along,))[1]
 
-    def objective(z):
-        value = energy(potential, params, here, z)
-        return value + (pressure * volume(place(here, z)) if pressure else 0.0)
 
-    _, change = jax.jvp(objective, (z,), (along,))
-    return change
+def bend(potential, params, here: Minimum, z, cell: CellConfig | None, along) -> Float[Array, ""]:
+    """vᵀ H v of E + PV at z along v (eV), differentiable with respect to params and z."""
+
+    def slope_at(t):
+        return slope(potential, params, here, z + t * along, cell, along)
+
+    return jax.jvp(slope_at, (jnp.zeros((), z.dtype),), (jnp.ones((), z.dtype),))[1]
+
+
+def enthalpy(potential, params, here: Minimum, z, cell: CellConfig | None) -> Float[Array, ""]:
+    """E + PV (eV) near the minimum."""
+    pressure, found = coordinates.pressure(cell), energy(potential, params, here, z)
+    return found + (pressure * volume(place(here, z)) if pressure else 0.0)
 
 
 def energy(potential, params, here: Minimum, z) -> Float[Array, ""]:

@@ -49,6 +49,32 @@ def write_phonopy(folder: str | Path, system: System, cells: Supercell, constant
     return files
 
 
+def read_force_constants(path: str | Path) -> tuple[np.ndarray, Float[np.ndarray, "n_rows n_super 3 3"]]:
+    """Atoms of the supercell (from 0) and their force constants (eV/Å²) in a file FORCE_CONSTANTS, compact or full.
+
+    Raises FileNotFoundError, or ValueError for what is no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file. phonopy writes FORCE_CONSTANTS with --writefc.")
+    try:
+        first, _, rest = path.read_text().partition("\n")
+        sizes, numbers = [int(x) for x in first.split()], np.array(rest.split(), float)
+        n_rows, n_super = sizes if len(sizes) == 2 else (*sizes, *sizes)
+        blocks = numbers.reshape(n_rows, n_super, 11)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path}: not a file FORCE_CONSTANTS of phonopy: numbers of atoms, then for each pair its numbers and "
+            f"three lines of three constants ({error})."
+        ) from error
+    rows = blocks[:, 0, 0].astype(int) - 1
+    if not np.array_equal(blocks[..., 0] - 1, np.repeat(rows[:, None], n_super, 1)):
+        raise ValueError(f"{path}: the pairs are not in phonopy's order, row after row.")
+    if not np.array_equal(blocks[..., 1], np.tile(np.arange(1, n_super + 1), (n_rows, 1))):
+        raise ValueError(f"{path}: the pairs are not in phonopy's order, every atom of the supercell in each row.")
+    return rows, blocks[..., 2:].reshape(n_rows, n_super, 3, 3)
+
+
 def _ordered(made, system: System, cells: Supercell, constants) -> np.ndarray:
     """The constants with phonopy's numbers of atoms: rows of its primitive cell, columns of its supercell."""
     large = repeated(system, cells)

@@ -47,20 +47,26 @@ def supercell(
     check_elements(potential, system)
     if not np.all(np.asarray(real(system))):
         raise ValueError("A supercell is made of a structure without padding: take the first atoms, with number > 0.")
-    repeats = _repeats(system, repeats, length)
-    cells = np.stack(np.meshgrid(*(np.arange(n) for n in repeats[::-1]), indexing="ij"), -1).reshape(-1, 3)[:, ::-1]
-    n_atoms = system.n_atoms
-    atom, cells = np.repeat(np.arange(n_atoms), len(cells)), np.tile(cells, (n_atoms, 1))
-    blank = Supercell(repeats, atom.astype(np.int32), cells.astype(np.int32), None, None, None)
+    cells = tiled(system, _repeats(system, repeats, length))
     placed = System(
-        positions=np.asarray(system.positions, np.float64)[atom] + cells @ np.asarray(system.cell, np.float64),
-        numbers=np.asarray(system.numbers)[atom],
-        cell=repeats[:, None] * np.asarray(system.cell, np.float64),
+        positions=np.asarray(system.positions, np.float64)[cells.atom]
+        + cells.cells @ np.asarray(system.cell, np.float64),
+        numbers=np.asarray(system.numbers)[cells.atom],
+        cell=cells.repeats[:, None] * np.asarray(system.cell, np.float64),
         pbc=np.ones(3, bool),
     )
-    lists = neighbor_lists.allocate(placed, potential.shells, capacities)
-    images, weights = _nearest(np.asarray(placed.positions), placed.cell, blank)
-    return blank._replace(neighbors=lists, images=images, weights=weights)
+    return cells._replace(neighbors=neighbor_lists.allocate(placed, potential.shells, capacities))
+
+
+def tiled(system: System, repeats: Int[np.ndarray, "3"]) -> Supercell:
+    """The supercell without neighbours: which atoms it has, and which copies of a pair are nearest. On the host."""
+    cells = np.stack(np.meshgrid(*(np.arange(n) for n in repeats[::-1]), indexing="ij"), -1).reshape(-1, 3)[:, ::-1]
+    n_atoms, lattice = system.n_atoms, np.asarray(system.cell, np.float64)
+    atom, cells = np.repeat(np.arange(n_atoms), len(cells)), np.tile(cells, (n_atoms, 1))
+    blank = Supercell(np.asarray(repeats), atom.astype(np.int32), cells.astype(np.int32), None, None, None)
+    positions = np.asarray(system.positions, np.float64)[atom] + cells @ lattice
+    images, weights = _nearest(positions, blank.repeats[:, None] * lattice, blank)
+    return blank._replace(images=images, weights=weights)
 
 
 def repeated(system: System, cells: Supercell) -> System:

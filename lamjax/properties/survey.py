@@ -17,7 +17,7 @@ from lamjax.potential import Potential
 from lamjax.properties import vibrations
 from lamjax.properties.cells import DENSITY
 from lamjax.properties.elastic import elastic_at, sheet_stiffness
-from lamjax.properties.minimum import PropertyConfig, at_minimum, check_crystal
+from lamjax.properties.minimum import PropertyConfig, at_minimum, check_crystal, hessian
 from lamjax.properties.paths import Path, path
 from lamjax.properties.supercells import LENGTH, Supercell, commensurate, repeated, supercell
 from lamjax.properties.symmetry import n_operations
@@ -195,7 +195,9 @@ def _program(potential: Potential, config: PropertyConfig | None, what: str):
 
             def function(params, system, lists):
                 here = at_minimum(potential, params, system, lists, config)
-                return elastic_at(potential, params, here), bulk_modulus_at(potential, params, here)
+                matrix = hessian(potential, params, here, None)
+                tensor = elastic_at(potential, params, here, hessian=matrix)
+                return tensor, bulk_modulus_at(potential, params, here, hessian=matrix)
 
         case "sheet":
             function = lambda p, s, n: sheet_stiffness(potential, p, s, n, config)  # noqa: E731

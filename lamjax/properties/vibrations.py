@@ -13,7 +13,7 @@ from lamjax import numerics, units
 from lamjax.neighbors import Neighbors
 from lamjax.potential import Potential
 from lamjax.properties import minimum
-from lamjax.properties.minimum import BLOCK, RELAXED, PropertyConfig
+from lamjax.properties.minimum import BLOCK, RELAXED, Minimum, PropertyConfig
 from lamjax.properties.supercells import Supercell, home, repeated
 from lamjax.system import System, masses
 
@@ -68,7 +68,13 @@ def force_constants(
     `system` is the relaxed cell with its `neighbors`, `cells` its supercell. The acoustic sum rule is imposed on the
     constant of an atom with itself. Pure, and differentiable by the parameters with the relaxed structure's response.
     """
-    here = minimum.at_minimum(potential, params, system, neighbors, config)
+    return force_constants_at(
+        potential, params, minimum.at_minimum(potential, params, system, neighbors, config), cells
+    )
+
+
+def force_constants_at(potential: Potential, params: Any, here: Minimum, cells: Supercell) -> ForceConstants:
+    """As `force_constants`, of what `at_minimum` gives: for several properties of one crystal."""
     constants, residual = constants_of(potential, params, here.system, cells)
     return ForceConstants(constants, jax.lax.stop_gradient(residual), here.fmax, here.converged)
 
@@ -194,8 +200,16 @@ def phonons(
 
     As `force_constants`; without the splitting of longitudinal and transverse modes by charges.
     """
-    found = force_constants(potential, params, system, neighbors, cells, config)
-    values = frequencies(found.constants, system, cells, qpoints)
+    here = minimum.at_minimum(potential, params, system, neighbors, config)
+    return phonons_at(potential, params, here, cells, qpoints)
+
+
+def phonons_at(
+    potential: Potential, params: Any, here: Minimum, cells: Supercell, qpoints: Float[Array, "n_q 3"]
+) -> Phonons:
+    """As `phonons`, of what `at_minimum` gives: for several properties of one crystal."""
+    found = force_constants_at(potential, params, here, cells)
+    values = frequencies(found.constants, here.system, cells, qpoints)
     least = jnp.min(values)
     stable = jax.lax.stop_gradient(least) > -IMAGINARY
     return Phonons(jnp.asarray(qpoints), values, found, least, stable, found.converged)

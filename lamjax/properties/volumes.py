@@ -87,18 +87,30 @@ def bulk_modulus(
     return bulk_modulus_at(potential, params, minimum.at_minimum(potential, params, system, neighbors, config), shape)
 
 
-def bulk_modulus_at(potential: Potential, params: Any, here: Minimum, shape: bool = True) -> BulkModulus:
-    """As `bulk_modulus`, of what `at_minimum` gives: for several properties of one crystal."""
-    way, least = volume_path(potential, params, here, shape)
+def bulk_modulus_at(
+    potential: Potential,
+    params: Any,
+    here: Minimum,
+    shape: bool = True,
+    hessian: Float[Array, "n n"] | None = None,
+) -> BulkModulus:
+    """As `bulk_modulus`, of what `at_minimum` gives: for several properties of one crystal.
+
+    `hessian` is that of `minimum.hessian` without a pressure, if it is known.
+    """
+    way, least = volume_path(potential, params, here, shape, hessian)
 
     def along(t):
         return minimum.energy(potential, params, here, here.z + t.astype(way.dtype) * way)
 
-    slope = jax.grad(along)
-    bend = lambda t: jax.jvp(slope, (t,), (jnp.ones_like(t),))[1]  # noqa: E731
+    def derivative_of(function):  # forwards: with one variable the smaller program
+        return lambda t: jax.jvp(function, (t,), (jnp.ones_like(t),))
+
+    slope = lambda t: derivative_of(along)(t)[1]  # noqa: E731
+    bend = lambda t: derivative_of(slope)(t)[1]  # noqa: E731
     t = jnp.zeros((), here.energy.dtype)
-    e1 = slope(t)
-    e2, e3 = jax.jvp(bend, (t,), (jnp.ones_like(t),))
+    e1, _ = derivative_of(slope)(t)
+    e2, e3 = derivative_of(bend)(t)
     size = minimum.real_volume(here.system)
     modulus = (e2 - e1) / size
     derivative = -(e3 - 2 * e2 + e1) / (size * modulus)
@@ -113,14 +125,16 @@ def bulk_modulus_at(potential: Potential, params: Any, here: Minimum, shape: boo
     )
 
 
-def volume_path(potential, params, here: Minimum, shape: bool) -> tuple[Float[Array, "rows 3"], Float[Array, ""]]:
+def volume_path(
+    potential, params, here: Minimum, shape: bool, hessian: Float[Array, "n n"] | None = None
+) -> tuple[Float[Array, "rows 3"], Float[Array, ""]]:
     """dz/d ln V with everything else relaxing, differentiable; and the least curvature of what relaxes (eV/Å²).
 
     A volume-preserving change y answers the isotropic strain d by H_yy y = -H_yd d.
     """
     free = CellConfig(keep="volume") if shape else None
     projector = jax.lax.stop_gradient(minimum.within(here, free))
-    matrix = minimum.hessian(potential, params, here, None)
+    matrix = minimum.hessian(potential, params, here, None) if hessian is None else jax.lax.stop_gradient(hessian)
     solved = minimum.inverse(matrix, projector, SOFT)
     scale = minimum.strain_scale(here)
     straight = jnp.zeros_like(here.z).at[-3:].set(scale / 3 * jnp.eye(3, dtype=here.z.dtype))

@@ -85,12 +85,12 @@ def prepare(config: StructureTuneConfig, resume: bool = False) -> Run:
     loggers.check(config.logger)
     outputs.claim_folder(config.output, WRITTEN, files_of(config.files))
     output, saved = Path(config.output), folder.begun(config, resume)
-    potential, params = _model(config)
-    replayed = _replayed(config, potential)
+    potential, params = base_model(config)
+    replayed = replayed_head(config, potential)
     sets = read_sets(config, potential, replayed)
     replay = pack_replay(config, replayed, sets.replay)
     if replay is not None and config.replay.bias == "change" and not saved:
-        params = _refitted(config, replayed, params, sets, replay)
+        params = refitted(config, replayed, params, sets, replay)
     if config.learn_minimiser:
         params = losses.with_minimiser(params, config.objective.relax, config.precision)
     folder.check_names(config, params)
@@ -115,7 +115,7 @@ def prepare(config: StructureTuneConfig, resume: bool = False) -> Run:
     settings = engine.shared_settings(
         config,
         steps=config.epochs * per_epoch,
-        freeze=_freeze(config, potential, replayed),
+        freeze=frozen_parts(config, potential, replayed),
         print_every=1,
         validate_every=config.validate_every * per_epoch,
         validate_first=True,
@@ -256,7 +256,7 @@ def _times_widened(output: Path, done: int) -> int:
     return min(MOST_WIDENED, sum(len(counts) == length and sum(counts) > 0 for counts in epochs.values()))
 
 
-def _model(config: StructureTuneConfig):
+def base_model(config: StructureTuneConfig):
     """The stored model with the head that is trained."""
     potential, params = checkpoints.load(config.base, config.head, np.dtype(config.precision))
     if potential.head is None:
@@ -265,7 +265,7 @@ def _model(config: StructureTuneConfig):
     return potential, params
 
 
-def _replayed(config: StructureTuneConfig, potential: Potential) -> Potential:
+def replayed_head(config: StructureTuneConfig, potential: Potential) -> Potential:
     """The potential with the head whose labels are replayed."""
     head = config.replay.head if config.replay else None
     if head is None:
@@ -276,13 +276,13 @@ def _replayed(config: StructureTuneConfig, potential: Potential) -> Potential:
     return select(potential, head)
 
 
-def _freeze(config: StructureTuneConfig, potential: Potential, replayed: Potential) -> tuple[str, ...]:
+def frozen_parts(config: StructureTuneConfig, potential: Potential, replayed: Potential) -> tuple[str, ...]:
     """The parts that stay as they are; heads without a gradient would else move by weight decay."""
     others = set(potential.config.head_names) - {potential.head, replayed.head}
     return (*config.freeze, *(f"heads/{head}" for head in sorted(others)))
 
 
-def _refitted(config: StructureTuneConfig, replayed: Potential, params, sets: PairSets, packed: Packed):
+def refitted(config: StructureTuneConfig, replayed: Potential, params, sets: PairSets, packed: Packed):
     """The parameters with the energy per element shifted to the replayed labels; no force is changed by it."""
     if not any(frame.labels.weights[0] > 0 for frame in sets.replay):
         return params

@@ -7,8 +7,8 @@ from typer.testing import CliRunner
 
 from lamjax import cli
 
-ORDER = "demo info data show eval report convert train finetune finetune-structures distill explore label".split()
-ORDER += ["relax", "properties", "md"]
+ORDER = "demo info data show eval report convert train finetune finetune-structures finetune-properties".split()
+ORDER += ["distill", "explore", "label", "relax", "properties", "md"]
 
 
 def said(*arguments, **environment) -> str:
@@ -33,7 +33,7 @@ def test_every_command_stands_in_the_workflow_once():
 def test_names_of_commands_are_completed():
     asked = {"_LAMJAX_COMPLETE": "complete_bash", "COMP_WORDS": "lamjax fine", "COMP_CWORD": "1"}
     done = CliRunner().invoke(cli.app, [], env=asked, prog_name="lamjax")
-    assert done.output.split() == ["finetune", "finetune-structures"]
+    assert done.output.split() == ["finetune", "finetune-structures", "finetune-properties"]
 
 
 def test_no_colour_is_written_where_none_is_wanted():

@@ -86,7 +86,7 @@ def test_every_command_that_reads_labels_takes_the_keys():
         assert options <= {option for one in command.load().params for option in one.opts}, name
     for name in ("relax", "md"):
         assert "--elements" in {option for one in commands[name].load().params for option in one.opts}
-    for name in ("finetune", "finetune-structures"):  # every key of their configs is an option
+    for name in ("finetune", "finetune-structures", "finetune-properties"):  # every key of their configs is an option
         assert issubclass(type(commands[name].load()), KeyCommand)
     as_keys = {"energy_key", "forces_key", "stress_key", "virial_key", "type_map"}
     assert as_keys <= {field.name for kind in (configs.TaskConfig,) for field in dataclasses.fields(kind)}

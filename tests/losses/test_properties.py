@@ -13,7 +13,7 @@ import relaxed_crystals as crystals
 
 import lamjax
 from lamjax import losses, properties
-from lamjax.losses import ForceConstantBatch, PropertyLossConfig, TargetConfig
+from lamjax.losses import ForceConstantBatch, PhononTargetConfig, PropertyLossConfig, TargetConfig
 from lamjax.relaxation import CellConfig, RelaxConfig
 
 POTENTIAL = many_body.stillinger_weber()
@@ -63,6 +63,24 @@ def test_the_gradient_of_the_loss_is_that_of_finite_differences():
     assert sum(float(slope[k]) * along[k] for k in params) == pytest.approx(numeric, rel=1e-6)
 
 
+def test_the_gradient_of_heat_capacities_is_that_of_finite_differences():
+    """Through the force constants of the supercell and the lattice constant, which both follow the parameters."""
+    targets = (TargetConfig("heat_capacity_per_atom"),)
+    phonons = PhononTargetConfig(repeats=(2, 1, 1), mesh=(2, 1, 1), temperature=150.0)
+    config = PropertyLossConfig(targets, CONFIG.relax, "squared", phonons)
+    start = lamjax.from_ase(ase.build.bulk("Si", "diamond", a=5.45))
+    one = losses.property_batch(POTENTIAL, [start], [{"heat_capacity_per_atom": 9.0}], config)
+    run = jax.jit(jax.value_and_grad(losses.property_loss(POTENTIAL, config), has_aux=True))
+    params, along = POTENTIAL.init(), {"epsilon": 0.1, "sigma": 0.05, "lam": -0.5}
+    (value, metrics), slope = run(params, one)
+    assert metrics["n_structures"] == 1 and metrics["n_unstable"] == 0 and 1 < metrics["heat_capacity_per_atom_mae"] < 6
+    assert value == pytest.approx(metrics["heat_capacity_per_atom_mae"] ** 2)
+    moved = lambda t: float(run({k: v + t * along[k] for k, v in params.items()}, one)[0][0])  # noqa: E731
+    h = 1e-3
+    numeric = (8 * (moved(h) - moved(-h)) - (moved(2 * h) - moved(-2 * h))) / (12 * h)
+    assert sum(float(slope[k]) * along[k] for k in params) == pytest.approx(numeric, rel=1e-6)
+
+
 def test_what_does_not_relax_is_left_out():
     """A crystal with an atom on another one."""
     broken = jax.tree.map(jnp.asarray, batch())
@@ -71,6 +89,16 @@ def test_what_does_not_relax_is_left_out():
     (value, metrics), slope = step()(POTENTIAL.init(), broken)
     assert metrics["n_dropped"] == 1 and metrics["n_structures"] == 1
     assert np.isfinite(value) and all(np.isfinite(x) for x in jax.tree.leaves(slope))
+
+
+def test_what_becomes_another_crystal_is_left_out():
+    """From 2.5 times the volume: where that relaxation ends has nothing to do with the crystal that was given."""
+    far = jax.tree.map(jnp.asarray, batch())
+    start = far.start._replace(
+        positions=far.start.positions.at[1].multiply(1.36), cell=far.start.cell.at[1].multiply(1.36)
+    )
+    (_, metrics), _ = step()(POTENTIAL.init(), far._replace(start=start))
+    assert metrics["n_dropped"] == 1 and metrics["n_structures"] == 1
 
 
 def test_force_constants_are_learned_from_columns():

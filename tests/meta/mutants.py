@@ -84,6 +84,7 @@ NEAREST = {
     "training/labels.py": ("training/test_run.py", "training/test_multitask.py"),
     "training/folder.py": ("training/test_run.py",),
     "training/structures*.py": ("training/test_structures.py", "cli/test_finetune_structures.py"),
+    "training/properties*.py": ("training/test_properties.py", "cli/test_finetune_properties.py"),
     "training/forgetting.py": ("cli/test_finetune.py",),
     "training/parity.py": ("training/test_run.py", "cli/test_evaluate.py"),
     "dynamics/hdf5.py": ("dynamics/test_output.py",),

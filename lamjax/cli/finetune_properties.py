@@ -1,0 +1,255 @@
+"""`lamjax finetune-properties`: a stored model learns properties of relaxed crystals."""
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+import typer
+
+from lamjax import checkpoints, pytree
+from lamjax.cli import finetune
+from lamjax.cli.interrupted import resumable
+from lamjax.cli.keys import KeyCommand, strings
+from lamjax.cli.train import banner, line
+from lamjax.losses.properties import UNITS
+from lamjax.reports import bars, console, progress, table, warnings_as_text
+from lamjax.training import engine, properties
+from lamjax.training.folder import BEST, MODEL, check_sources
+from lamjax.training.forgetting import forgetting
+from lamjax.training.loops import NonFiniteError
+from lamjax.training.properties import PropertyTuneConfig, read_config
+from lamjax.training.properties_config import TEMPLATE, cost
+
+COMMAND_CLASS = KeyCommand
+REPORT = finetune.REPORT
+PERIOD = 10.0  # s between lines where there is no terminal
+
+
+def _print_template(wanted: bool) -> None:
+    if wanted:
+        print(TEMPLATE, end="")
+        raise typer.Exit()
+
+
+def finetune_properties(
+    base: Annotated[Path, typer.Argument(help="small, a lamjax bundle or a DeePMD-kit model (.pt, .dp, .yaml).")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="Crystals (extxyz) with targets in their info: bulk_modulus_GPa=98.0, volume_A3=40.9."),
+    ],
+    head: Annotated[str | None, typer.Option(help="The head that learns, where there are several.")] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="A property to learn, again for more; with its unit as bulk_modulus=kbar. Default: all."),
+    ] = None,
+    replay: Annotated[
+        list[Path] | None,
+        typer.Option(help="Labelled frames that are trained on too, against forgetting."),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML or JSON with any key of --template; options go first.")
+    ] = None,
+    template: Annotated[
+        bool,
+        typer.Option(
+            "--template", help="Print a config with all keys and stop.", is_eager=True, callback=_print_template
+        ),
+    ] = False,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Any key of a config: --set epochs=3, or just --epochs 3.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for states, tables, plot and models.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last state in the output folder.")] = False,
+) -> None:
+    """Fine-tune a model on properties of relaxed crystals: moduli, volumes, heat capacities, force constants.
+
+    Crystals are relaxed in every step, and the errors of their properties are differentiated back into the model, the
+    response of the relaxed structure included. Properties and units (in the keys, or as --target NAME=UNIT):
+    bulk_modulus, shear_modulus, young_modulus, elastic_tensor (GPa, kbar, eV_A3), volume, volume_per_atom (A3), lengths
+    (A), density (g_cm3, kg_m3), heat_capacity of the cell and heat_capacity_per_atom (J_molK, eV_K); force_constants
+    names a file FORCE_CONSTANTS of phonopy, with supercell="2 2 2" beside it.
+
+    Every key of a config is an option as well; the most wanted are --epochs (10), --batch-size (4), --schedule.start_lr
+    (2e-4), --validation FILE (else --hold-out 0.2, whole groups with --group-by elements), --phonons.temperature 300,
+    --replay.weight, --freeze descriptor.
+
+    Held-out crystals are relaxed before and after every epoch (validation.csv, properties.csv, properties.png);
+    best.lamjax has the least median error of these, the model before training included. What did not converge or is
+    unstable is flagged there. forgetting.json and a table tell what it cost in forces. Molecules and slabs have none of
+    these properties: they are named and left out.
+    """
+    content: dict[str, Any] = {"base": str(base), "crystals": strings(files)}
+    content |= {key: x for key, x in (("head", head), ("output", output and str(output))) if x is not None}
+    content |= {"replay": {"files": strings(replay)}} if replay else {}
+    content |= {"targets": [_target(one) for one in target]} if target else {}
+    settings = read_config(config, content, set_ or ())
+    if config is not None:
+        check_sources(settings, (*properties.WRITTEN, REPORT), [config], resume)
+    # x64 for positions and sums of energies; the network runs in the config's precision
+    with resumable(settings.output), jax.enable_x64(True):
+        console.print(banner(settings.precision))
+        with warnings_as_text():
+            run = properties.prepare(settings, resume)
+        _describe(run)
+        try:
+            _follow(run)
+        except NonFiniteError as error:
+            raise ValueError(f"{error} --resume goes on from them, with another order of the crystals.") from error
+        _report(run)
+
+
+def _target(text: str) -> dict[str, Any]:
+    """The target NAME or NAME=UNIT as keys of a config; the scale is a tenth of the median target, found later."""
+    name, _, unit = text.partition("=")
+    spelled = {suffix: unit for unit, suffix in properties.SUFFIXES.items()}
+    return {"name": name, "scale": None} | ({"unit": spelled.get(unit, unit)} if unit else {})
+
+
+def _describe(run: engine.Run) -> None:
+    """Data, model, shapes."""
+    config, found = run.config, run.data
+    sets, shapes = found.sets, [part.rows.start.numbers.shape[1] for part in found.train]
+    with_constants = [sum(c.constants is not None for c in some) for some in (sets.train, sets.validation)]
+    targets = [f"{t.name} (an error of {t.scale:.4g} {next(iter(UNITS[t.name]))} counts 1)" for t in _targets(run)]
+    rows = [
+        ("crystals to learn from", len(sets.train)),
+        ("held-out crystals", len(sets.validation)),
+        ("targets", "; ".join(targets) or "none"),
+        ("with force constants", f"{with_constants[0]}, held out {with_constants[1]}"),
+        ("replayed frames", len(sets.replay) or "none"),
+        ("of a crystal is computed", cost(t.name for t in _targets(run))),
+        ("parameters", f"{pytree.n_parameters(run.state.params):,}"),
+        ("head", run.potential.head),
+        ("programs", f"{len(shapes)}: crystals of up to {', '.join(map(str, shapes))} atoms"),
+        ("steps", f"{run.done} of {run.settings.steps} done, {run.objective.per_epoch} an epoch"),
+    ]
+    console.print(table("Fine-tuning on properties", ["", ""], rows))
+    if not config.replay:
+        console.print("Without --replay nothing holds forces elsewhere: look at the table at the end.", style="dim")
+
+
+def _targets(run: engine.Run):
+    return () if run.data.sets.loss is None else run.data.sets.loss.targets
+
+
+def _follow(run: engine.Run) -> None:
+    """The events of the run, as bars and lines."""
+    before, last = None, time.monotonic()
+    with _bars(run.settings.steps, run.done) as (advance, watch):
+        for event in engine.events(run, watch):
+            if isinstance(event, engine.RunRecord):
+                advance(event.step)
+                if not event.validation and (console.is_terminal or time.monotonic() - last < PERIOD):
+                    continue
+                before = event.validation if event.step == 0 else before
+            last = time.monotonic()
+            if text := text_of(event, run, before):
+                console.print(text, soft_wrap=True)
+
+
+def text_of(event: engine.Event, run: engine.Run, before: dict[str, float] | None = None) -> str:
+    """One event as text, empty for saved files. `before` holds the errors before training."""
+    match event:
+        case engine.RunRecord(step) if event.validation:
+            best = "  (best so far)" if event.best and step else ""
+            return f"held out, step {step}: {_errors(event.validation, before if step else None)}{best}"
+        case engine.RunRecord(step):
+            return f"step {step}/{run.settings.steps}  loss {event.loss:.4g}  {_errors(event.train)}"
+        case engine.Epoch(number, _, rows):
+            means, counts = properties.means(rows)
+            parts = [f"epoch {number}/{run.config.epochs}  loss {means['loss']:.4g}  {_errors(means)}"]
+            return "".join([*parts, *(f"\n  {n} crystals {properties.COUNTS[key]}" for key, n in counts.items())])
+        case engine.Stopped(step, best_step, best):
+            return f"stopped at step {step}: no smaller error than {best:.4g} of step {best_step}"
+        case engine.Compiled():
+            return line(event, run.settings.steps)
+    return ""
+
+
+def _errors(numbers: dict[str, float], before: dict[str, float] | None = None) -> str:
+    """Errors in words; of those before, where they are given."""
+    found = []
+    for key, text in _names(numbers).items():
+        was = "" if before is None or key not in before else f" (before {before[key]:.4g})"
+        found.append(f"{text} {numbers[key]:.4g}{was}")
+    for key, text in (("converged", "converged"), ("unstable", "unstable")):
+        found += [f"{numbers[key]:.0%} {text}"] if key in numbers else []
+    return ", ".join(found)
+
+
+def _names(numbers: dict[str, float]) -> dict[str, str]:
+    """How a table calls the errors that there are."""
+    named = {"error_median": "median error / scale", "error_mean": "mean error / scale"}
+    named |= {f"{name}_mae": f"{name} MAE ({next(iter(unit))})" for name, unit in UNITS.items()}
+    named |= {"force_constant_rmse": "force constants RMSE (eV/Å²)", "replay_rmse_f": "replayed forces RMSE (eV/Å)"}
+    named |= {"replay_rmse_e": "replayed energies RMSE (eV/atom)", "replay_rmse_v": "replayed virials RMSE (eV/atom)"}
+    return {key: text for key, text in named.items() if key in numbers}
+
+
+@contextlib.contextmanager
+def _bars(total: int, done: int) -> Iterator[tuple[Callable[[int], None], Callable]]:
+    """(what moves the bar of the training to a step, what watches relaxations); bars in a terminal, else lines."""
+    if not console.is_terminal:
+        yield (lambda step: None), progress
+        return
+    with bars() as bar:
+        task = bar.add_task("training", total=total, completed=done)
+
+        def watch(items: Iterator, what: str, n: int) -> Iterator:
+            relaxing = bar.add_task(what, total=n)
+            for item in items:
+                bar.advance(relaxing)
+                yield item
+            bar.remove_task(relaxing)
+
+        yield (lambda step: bar.update(task, completed=step)), watch
+
+
+def _report(run: engine.Run) -> None:
+    """The tables before and after, and where everything is."""
+    config, output = run.config, Path(run.config.output)
+    judged = properties.validations(output)
+    first, last, best = judged[0], judged[-1], next(one for one in judged if one.best)
+    chosen = {"before": first, f"best, step {best.step}": best, f"last, step {last.step}": last}
+    console.print(table("Held-out crystals, relaxed", ["", *chosen], rows(list(chosen.values()))))
+    console.print("Means are over crystals that converged and are stable.", style="dim")
+    if best.step == 0:
+        console.print(f"No epoch had a smaller error than the model before: {BEST} is the model before.")
+    elif len(judged) > 2:
+        console.print("The best was chosen by these very crystals: judge it by others.", style="dim")
+    lines = _forgetting(run, config, output)
+    checkpoints.write_atomically(output / REPORT, (json.dumps([x._asdict() for x in lines], indent=1) + "\n").encode())
+    finetune.report(lines)
+    console.print(
+        "\n".join(str(output / name) for name in (BEST, MODEL, properties.PROPERTIES, REPORT)), soft_wrap=True
+    )
+
+
+def _forgetting(run: engine.Run, config: PropertyTuneConfig, output: Path) -> list:
+    """Errors of the heads on the replayed frames before and with the best model, else how far predictions moved."""
+    dtype, sets = np.dtype(config.precision), run.data.sets
+    before, after = (checkpoints.load(path, dtype=dtype) for path in (config.base, output / BEST))
+    head = (config.replay.head if config.replay else None) or run.potential.head
+    own = {head: sets.replay} if len(sets.replay) else {}
+    return forgetting(before, after, own, [c.frame for c in sets.train], config.precision)
+
+
+def rows(judged: Sequence[properties.Judged]) -> list[tuple]:
+    """The lines of the table, one column for each judgement."""
+    numbers = [one.errors for one in judged]
+    lines: list[tuple] = [(text, *(x[key] for x in numbers)) for key, text in _names(numbers[0]).items()]
+    shares = {"improved": "improved", "converged": "converged", "unstable": "unstable"}
+    lines += [(text, *(_share(x[key]) for x in numbers)) for key, text in shares.items() if key in numbers[0]]
+    return lines + ([("steps, median", *(int(x["n_steps"]) for x in numbers))] if "n_steps" in numbers[0] else [])
+
+
+def _share(x: float) -> str:
+    return "-" if math.isnan(x) else f"{x:.0%}"

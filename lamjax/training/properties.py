@@ -1,0 +1,271 @@
+"""Runs on properties of relaxed crystals: data and model, and the objective made of them."""
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lamjax import checkpoints, data, losses
+from lamjax.losses import Loss
+from lamjax.potential import Potential
+from lamjax.reports import outputs, plots
+from lamjax.training import engine, folder, loggers
+from lamjax.training.engine import Best, Outputs, Run
+from lamjax.training.loops import names_of
+from lamjax.training.loops import summary as summary_of
+from lamjax.training.objectives import Drawn, Measured, Objective, Pending, drawn
+from lamjax.training.properties_config import PropertyTuneConfig as PropertyTuneConfig
+from lamjax.training.properties_config import read_config as read_config
+from lamjax.training.properties_data import SUFFIXES as SUFFIXES
+from lamjax.training.properties_data import (
+    Columns,
+    CrystalSets,
+    Packed,
+    column_batches,
+    columns,
+    crystal_batches,
+    fingerprint,
+    n_batches,
+    pack,
+    read_sets,
+)
+from lamjax.training.properties_judge import (
+    ERROR,
+    constants_error,
+    crystal_name,
+    judge,
+    read_properties,
+    summary,
+    write_properties,
+)
+from lamjax.training.records import HISTORY, VALIDATION, two_tables, until
+from lamjax.training.structures import base_model, frozen_parts, refitted, replayed_head
+from lamjax.training.structures_data import MOST, REPLAYED, pack_replay
+from lamjax.training.structures_judge import LabelledSets
+
+PROPERTIES, PLOT = "properties.csv", "properties.png"
+WRITTEN = (*folder.WRITTEN, HISTORY, VALIDATION, PROPERTIES, PLOT)
+COUNTS = {
+    "n_dropped": "did not converge, fell apart or lost neighbours, and did not count",
+    "n_unstable": "have a negative stiffness or imaginary frequencies, and counted",
+}  # of crystals, summed over an epoch
+SCORE = "score"  # column of validation.csv
+
+
+class PropertySets(NamedTuple):
+    """What a run on properties is made of."""
+
+    sets: CrystalSets
+    train: list[Packed]  # crystals with targets
+    validation: list[Packed]
+    constants: Columns | None  # supercells to train on
+    held_constants: Columns | None
+    replay: data.Packed | None
+    labels: LabelledSets
+
+
+class Judged(NamedTuple):
+    """The held-out crystals were relaxed and compared; `step` 0 is before training."""
+
+    step: int
+    errors: dict[str, float]
+    best: bool  # no other one had a smaller score
+
+
+def prepare(config: PropertyTuneConfig, resume: bool = False) -> Run:
+    """Read crystals and model, choose shapes, or take up the last state of the output folder.
+
+    What is wrong with single structures is warned of. Raises ValueError as `labels.prepare` does.
+    """
+    loggers.check(config.logger)
+    outputs.claim_folder(config.output, WRITTEN, data.files_of(config.files))
+    output, saved = Path(config.output), folder.begun(config, resume)
+    potential, params = base_model(config)
+    replayed = replayed_head(config, potential)
+    sets = read_sets(config, potential, replayed)
+    replay = pack_replay(config, replayed, sets.replay)
+    if replay is not None and config.replay.bias == "change" and not saved:
+        params = refitted(config, replayed, params, sets, replay)
+    folder.check_names(config, params)
+    found = _packed(config, potential, replayed, sets, replay)
+    goal = property_objective(config, potential, run_loss(config, potential, replayed, found), found)
+    if saved and found.validation and until(output / VALIDATION, saved[-1]):
+        goal = goal._replace(first={"judgement": read_properties(output / PROPERTIES, "before")})
+    columns_of_labels = [f"replay_rmse_{kind}" for kind in "efvs"] if replay else []
+    written = Outputs(
+        two_tables(output, goal.per_epoch, columns_of_labels, found.labels.columns),
+        functools.partial(_save_model, config, potential),
+        functools.partial(_keep, output, sets),
+        functools.partial(_finish, output, sets),
+        config,
+    )
+    settings = engine.shared_settings(
+        config,
+        steps=config.epochs * goal.per_epoch,
+        freeze=frozen_parts(config, potential, replayed),
+        print_every=1,
+        validate_every=config.validate_every * goal.per_epoch,
+        validate_first=True,
+    )
+    return engine.ready(settings, goal, params, written, bool(saved))._replace(potential=potential, data=found)
+
+
+def _packed(config: PropertyTuneConfig, potential, replayed, sets: CrystalSets, replay) -> PropertySets:
+    """Arrays of all that is read. ValueError where nothing could be judged."""
+    train, validation = [], []
+    if sets.loss is not None:
+        train, validation = pack(config, potential, sets.loss, [sets.train, sets.validation])
+    constants, held = (columns(some, potential) for some in (sets.train, sets.validation))
+    if (train and not validation) or (not train and held is None):
+        raise ValueError(
+            "None of the held-out crystals has what is learned (targets, or force constants): nothing could be judged. "
+            "Give `validation` files that have it, or another share to hold out."
+        )
+    frames = {REPLAYED: data.sample(sets.replay, MOST)} if len(sets.replay) else {}
+    labels = LabelledSets(frames, {REPLAYED: replayed}, config.precision)
+    return PropertySets(sets, train, validation, constants, held, replay, labels)
+
+
+def run_loss(config: PropertyTuneConfig, potential: Potential, replayed: Potential, found: PropertySets) -> Loss:
+    """The loss of a batch with the parts "properties", "force_constants" and "replay" that there are."""
+    parts: dict[str, tuple[float, Loss]] = {}
+    if found.train:
+        parts["properties"] = (1.0, losses.property_loss(potential, found.sets.loss))
+    if found.constants is not None:
+        parts["force_constants"] = (config.force_constants.weight, losses.force_constant_loss(potential))
+    if config.replay:
+        parts["replay"] = (config.replay.weight, losses.label_loss(replayed, config.replay.loss))
+    return losses.weighted_sum(parts)
+
+
+def property_objective(config: PropertyTuneConfig, potential: Potential, loss: Loss, found: PropertySets) -> Objective:
+    """The distance of properties of relaxed crystals from their targets; held-out crystals are judged one by one."""
+    sets, size = found.sets, config.batch_size
+    per_epoch = n_batches(found.train, size) if found.train else len(found.constants.constants)
+
+    def batches_from(start: int) -> Iterator[tuple[Drawn, dict[str, Any]]]:
+        return ((drawn(batch), batch) for batch in _mixed(config, found, start))
+
+    def names(batch: dict[str, Any]) -> list[str]:
+        frames = names_of(batch["replay"], found.replay.sources) if "replay" in batch else []
+        return [*(crystal_name(crystal) for crystal in sets.train), *frames]
+
+    def measure(params: Any, first: Measured | None, watch: Callable) -> Measured:
+        measured: Measured = {}
+        if found.validation:
+            n = n_batches(found.validation, size)
+            watched = lambda items: watch(items, "relaxing held-out crystals", n)  # noqa: E731
+            precision = config.matmul_precision
+            args = (potential, params, sets.validation, found.validation, sets.loss, size, watched, precision)
+            judgement = judge(*args)
+            before = judgement if first is None else first["judgement"]
+            measured = {**summary(judgement, before, sets.validation, sets.loss), "judgement": judgement}
+        if found.held_constants is not None:
+            measured["force_constant_rmse"] = constants_error(potential, params, found.held_constants)
+        score = measured["error_median"] if found.validation else measured["force_constant_rmse"]
+        if first is None and not np.isfinite(score):
+            raise ValueError(
+                f"Half of the {len(sets.validation)} held-out crystals or more do not converge with {config.base} "
+                f"before anything is learned, or fall apart. Raise relax.max_steps ({config.relax.max_steps}) or "
+                f"relax.fmax ({config.relax.fmax} eV/Å), or look at them with `lamjax properties`."
+            )
+        return {SCORE: score, **measured, **found.labels.errors(params)}
+
+    return Objective(
+        loss,
+        batches_from,
+        names,
+        _summarise,
+        measure,
+        lambda measured: measured[SCORE],
+        per_epoch=per_epoch,
+        widen=functools.partial(_check_counted, config, bool(found.train)),
+        fingerprint=fingerprint(sets),
+    )
+
+
+def _mixed(config: PropertyTuneConfig, found: PropertySets, start: int) -> Iterator[dict[str, Any]]:
+    """What the parts of the loss are given, step after step."""
+    streams: dict[str, Iterator] = {}
+    if found.train:
+        streams["properties"] = crystal_batches(found.train, config.batch_size, config.seed, start)
+    if found.constants is not None:
+        how = config.force_constants
+        streams["force_constants"] = column_batches(found.constants, how.columns, how.batch_size, config.seed, start)
+    if found.replay is not None:
+        streams["replay"] = data.batches(found.replay, config.replay.batch_size, seed=config.seed, start=start)
+    return (dict(zip(streams, one, strict=True)) for one in zip(*streams.values(), strict=False))
+
+
+def means(rows: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], dict[str, int]]:
+    """(means over the crystals, `COUNTS` above 0) of the records of an epoch."""
+    weights = np.array([row.get("n_structures", 1) for row in rows])
+    weights = weights if weights.sum() else np.ones(len(rows))
+    known = [key for key in rows[0] if all(key in row for row in rows)]
+    kept = [key for key in known if key not in ("step", "epoch", "lr", *COUNTS, "n_structures")]
+    counts = {key: int(sum(row.get(key, 0) for row in rows)) for key in COUNTS}
+    averages = {key: float(np.average([row[key] for row in rows], weights=weights)) for key in kept}
+    return averages, {key: n for key, n in counts.items() if n}
+
+
+def validations(output: Path) -> list[Judged]:
+    """The rows of validation.csv; the first one with the smallest score is marked as the best."""
+    rows = until(output / VALIDATION, sys.maxsize)
+    scores = [row[SCORE] for row in rows]
+    best = scores.index(min(scores))
+    numbers = [{key: x for key, x in row.items() if key not in ("step", "epoch")} for row in rows]
+    return [Judged(int(row["step"]), one, k == best) for k, (row, one) in enumerate(zip(rows, numbers, strict=True))]
+
+
+def _summarise(pending: Pending, params: Any) -> dict[str, float]:
+    """The metrics under short names; sums over labels become errors."""
+    row: dict[str, float] = {}
+    for key, x in summary_of([metrics for _, metrics in pending]).items():
+        part, _, short = key.rpartition("/")
+        if part == "properties" or short == "force_constant_rmse":
+            row[short] = x
+        elif part == "replay" and short.startswith("rmse"):
+            row[f"replay_{short}"] = x
+    return row
+
+
+def _check_counted(config: PropertyTuneConfig, has_targets: bool, rows: Sequence[Mapping[str, float]]) -> None:
+    """ValueError if no crystal of an epoch counted."""
+    if has_targets and sum(row["n_structures"] for row in rows) == 0:
+        counts = {key: int(sum(row.get(key, 0) for row in rows)) for key in COUNTS}
+        raise ValueError(
+            f"Not one crystal of the last epoch counted: {json.dumps(counts)}. Raise relax.max_steps "
+            f"({config.relax.max_steps}) or relax.fmax ({config.relax.fmax} eV/Å), lower the learning rate, or look at "
+            f"the crystals with `lamjax properties`. {Path(config.output) / folder.BEST} is the best so far."
+        )
+
+
+def _save_model(
+    config: PropertyTuneConfig, potential: Potential, path: Path, params: Any, step: int, score: float | None
+) -> None:
+    card = {"base": config.base, "crystals": list(config.crystals), "steps": step, "seed": config.seed}
+    checkpoints.save(path, potential, params, card | {"precision": config.precision, SCORE: score})
+
+
+def _keep(output: Path, sets: CrystalSets, first: Measured | None, best: Measured) -> None:
+    """The table of the held-out crystals, before and of the best model."""
+    if "judgement" in best:
+        before = best if first is None else first
+        write_properties(output / PROPERTIES, sets.validation, before["judgement"], best["judgement"])
+
+
+def _finish(output: Path, sets: CrystalSets, params: Any, best: Best) -> Iterator[Path]:
+    """The plot of the errors of the held-out crystals before, and with the best model."""
+    if not (output / PROPERTIES).is_file():
+        return
+    before, after = (read_properties(output / PROPERTIES, when)[ERROR] for when in ("before", "after"))
+    shown = np.isfinite(before) & np.isfinite(after)
+    if shown.any():
+        names = [crystal_name(c) for c, show in zip(sets.validation, shown, strict=True) if show]
+        title = f"{len(names)} held-out crystals, relaxed; after: best model, step {best.step}"
+        plots.distribution(output / PLOT, names, before[shown], after[shown], "mean error / scale", title)
+        yield output / PLOT
