@@ -12,7 +12,7 @@ from lamjax.data import from_atoms
 from lamjax.distillation.select import ASKED, deviations
 from lamjax.distillation.shapes import LastingShapes
 from lamjax.dynamics import Record, Scene, frames
-from lamjax.dynamics.records import Column
+from lamjax.dynamics.records import TableColumn
 from lamjax.dynamics.restart import digest
 from lamjax.potential import Params, Potential
 
@@ -47,9 +47,9 @@ class Watch:
         self.shapes, self.last = LastingShapes(potential.shells, 1, ASKED, dtype), np.zeros(0)
 
     @property
-    def column(self) -> Column:
+    def column(self) -> TableColumn:
         """For the table of the simulation (eV/Å)."""
-        return Column(COLUMN, self._of)
+        return TableColumn(COLUMN, self._of)
 
     def _of(self, seen: Record, timestep: float) -> np.ndarray:
         packed = self.shapes.pack([from_atoms(atoms) for atoms in frames(self.scene, seen)])

@@ -30,19 +30,19 @@ def group(places: Mapping[str, str], panels: Mapping[str, Sequence[str]] | None 
     `panels` {heading: names} says under which heading, and in which order, help shows the commands.
     """
 
-    class Group(TyperGroup):
+    class LazyGroup(TyperGroup):
         def __init__(self, *args, **settings):
             super().__init__(*args, **settings)
-            found = {**{name: Later(name, place) for name, place in places.items()}, **self.commands}
+            found = {**{name: LazyCommand(name, place) for name, place in places.items()}, **self.commands}
             headings = {name: heading for heading, names in (panels or {}).items() for name in names}
             self.commands = {name: found[name] for name in dict.fromkeys([*headings, *found])}
             for name, heading in headings.items():
                 self.commands[name].rich_help_panel = heading
 
-    return Group
+    return LazyGroup
 
 
-class Later(TyperCommand):
+class LazyCommand(TyperCommand):
     """A command of which only the first sentence is known until it runs."""
 
     def __init__(self, name: str, place: str):

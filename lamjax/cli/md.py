@@ -46,7 +46,7 @@ class Thermostat(StrEnum):
 CONFIGS = {Kind.NVE: NVEConfig, Kind.NVT: NVTConfig, Kind.NPT: NPTConfig}
 
 
-class Run(NamedTuple):
+class PreparedSimulation(NamedTuple):
     """A simulation and where it is written."""
 
     ensemble: Ensemble
@@ -170,7 +170,7 @@ def _read(path: Path, number: int | None, elements, options: data.ReadOptions) -
 
 def _prepare(
     ensemble: Ensemble, params, start: Frame, settings: dict[str, Any], path: Path, resume: bool, members
-) -> Run:
+) -> PreparedSimulation:
     """A simulation that begins, or goes on."""
     fixed = start.info.get("fixed", np.zeros((start.system.n_atoms, 3), bool))
     scene = Scene(start.system, fixed, ensemble.config.timestep)
@@ -181,7 +181,7 @@ def _prepare(
     if resume and output.paths.restart in there:
         simulation = output.resume(ensemble, params)
         console.print(f"Going on from step {simulation.step}.")
-        return Run(ensemble, params, simulation, output, watch)
+        return PreparedSimulation(ensemble, params, simulation, output, watch)
     if resume and there:
         raise ValueError(f"{there[0]} exists without {output.paths.restart}, so that nothing can go on. Remove it.")
     drawn = settings["velocities"]
@@ -195,10 +195,10 @@ def _prepare(
     output.begin(simulation)
     whence = "drawn" if momenta is None else "those of the structure"
     console.print(report.beginning(ensemble, start, fixed, whence), soft_wrap=True)
-    return Run(ensemble, params, simulation, output, watch)
+    return PreparedSimulation(ensemble, params, simulation, output, watch)
 
 
-def _go(run: Run, n_steps: int, every: int, most: float | None) -> None:
+def _go(run: PreparedSimulation, n_steps: int, every: int, most: float | None) -> None:
     """Up to `n_steps`, or to where somebody stops it; then a table and a picture of all that was seen."""
     ensemble, params, simulation, output, watch = run
     left = n_steps - simulation.step

@@ -85,7 +85,7 @@ _FREE = (
 )
 
 
-def _not_taken(key: str, atoms: ase.Atoms, found: labels.Found) -> tuple[str, str]:
+def _not_taken(key: str, atoms: ase.Atoms, found: labels.FoundLabels) -> tuple[str, str]:
     """What is said of a key that looks like a label."""
     spelled, kind = labels.quantity(key), labels.kind_of(key)
     if spelled is not None and spelled[0] in ("virial", "stress") and not atoms.pbc.all():

@@ -70,7 +70,7 @@ class Label(NamedTuple):
     key: str
 
 
-class Found(NamedTuple):
+class FoundLabels(NamedTuple):
     """The labels of a structure."""
 
     energy: Label
@@ -86,7 +86,7 @@ class _Entry(NamedTuple):
     value: Any
 
 
-def find(atoms: ase.Atoms, options: ReadOptions) -> Found:
+def find(atoms: ase.Atoms, options: ReadOptions) -> FoundLabels:
     """The labels of a structure under the keys of `options`, or else under the usual ones.
 
     REF_<label> goes first, then dft_<label> and the like, then what ASE has as results (forces without constraints),
@@ -102,7 +102,7 @@ def find(atoms: ase.Atoms, options: ReadOptions) -> Found:
     taken = {name: entry for name, entry in (("energy", energy), ("forces", forces), (kind, tensor)) if entry}
     _check_complete(factors, taken)
     labels = {name: Label(_number(entry, name) * factors.get(name, 1.0), entry.key) for name, entry in taken.items()}
-    return Found(
+    return FoundLabels(
         labels.get("energy", Label(None, "")),
         labels.get("forces", Label(None, "")),
         _virial(labels.get(kind), kind, atoms),

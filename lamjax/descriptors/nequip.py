@@ -88,7 +88,7 @@ class NequIPConfig:
         return ()
 
 
-class Path(NamedTuple):
+class CouplingPath(NamedTuple):
     """A coupling of a sender's l = a with an edge's l = b to l = c, channel by channel."""
 
     a: int
@@ -102,7 +102,7 @@ class Layer(NamedTuple):
 
     inputs: tuple[int, ...]  # channels of l = 0, 1, ...
     outputs: tuple[int, ...]  # without the gates
-    paths: tuple[Path, ...]
+    paths: tuple[CouplingPath, ...]
 
     @property
     def gates(self) -> int:
@@ -157,12 +157,12 @@ def layers(config: NequIPConfig) -> tuple[Layer, ...]:
     return tuple(found)
 
 
-def _paths(inputs: tuple[int, ...], lmax: int, n_outputs: int) -> tuple[Path, ...]:
+def _paths(inputs: tuple[int, ...], lmax: int, n_outputs: int) -> tuple[CouplingPath, ...]:
     """All couplings of natural parity, ordered by c, then a, then b."""
     found, start = [], 0
     for c, a, b in itertools.product(range(n_outputs), range(len(inputs)), range(lmax + 1)):
         if abs(a - b) <= c <= a + b and (a + b + c) % 2 == 0:
-            found.append(Path(a, b, c, slice(start, start + inputs[a])))
+            found.append(CouplingPath(a, b, c, slice(start, start + inputs[a])))
             start += inputs[a]
     return tuple(found)
 

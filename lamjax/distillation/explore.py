@@ -25,7 +25,7 @@ class Walk(NamedTuple):
     failure: str | None = None  # why it ended early
 
 
-class Simulation(NamedTuple):
+class PlannedSimulation(NamedTuple):
     """A simulation that is to be made."""
 
     start: Frame
@@ -90,10 +90,10 @@ def n_walks(config: ExploreConfig, n_starts: int) -> int:
     return n_starts * (2 if config.relaxations else 1) + n
 
 
-def simulations(config: ExploreConfig, starts: Sequence[Frame], seed: int) -> list[Simulation]:
+def simulations(config: ExploreConfig, starts: Sequence[Frame], seed: int) -> list[PlannedSimulation]:
     """Each start at each temperature and pressure, or so many of them, drawn with the seed."""
     pressures = config.pressures or (None,)
-    every = [Simulation(*one) for one in itertools.product(starts, config.temperatures, pressures)]
+    every = [PlannedSimulation(*one) for one in itertools.product(starts, config.temperatures, pressures)]
     if config.simulations is None or config.simulations >= len(every):
         return every
     chosen = np.random.default_rng(seed).choice(len(every), config.simulations, replace=False)
@@ -101,7 +101,7 @@ def simulations(config: ExploreConfig, starts: Sequence[Frame], seed: int) -> li
 
 
 def simulate(
-    config: ExploreConfig, potential, params, one: Simulation, seed: int, room: dict[int, Shapes] | None = None
+    config: ExploreConfig, potential, params, one: PlannedSimulation, seed: int, room: dict[int, Shapes] | None = None
 ) -> Walk:
     """A simulation at constant volume (Langevin), or at constant pressure; the frames of every `every`-th step.
 
@@ -127,12 +127,12 @@ def simulate(
     return Walk(frames)
 
 
-def conditions(one: Simulation) -> dict[str, float]:
+def conditions(one: PlannedSimulation) -> dict[str, float]:
     """Temperature (K), and pressure (GPa) if there is one."""
     return {"temperature": one.temperature} | ({} if one.pressure is None else {"pressure": one.pressure})
 
 
-def described(one: Simulation) -> str:
+def described(one: PlannedSimulation) -> str:
     """A simulation in words."""
     return f"{one.start.source} at {one.temperature:g} K" + ("" if one.pressure is None else f", {one.pressure:g} GPa")
 

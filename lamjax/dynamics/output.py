@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from lamjax.dynamics import records, restart, trajectory
 from lamjax.dynamics.ensembles import Ensemble
-from lamjax.dynamics.records import COLUMNS, Column, Record
+from lamjax.dynamics.records import COLUMNS, Record, TableColumn
 from lamjax.dynamics.restart import Identity
 from lamjax.dynamics.run import Simulation
 from lamjax.dynamics.trajectory import Scene
@@ -43,7 +43,7 @@ class Output:
     change.
     """
 
-    def __init__(self, path: str | Path, scene: Scene, of: Identity, columns: Sequence[Column] = COLUMNS):
+    def __init__(self, path: str | Path, scene: Scene, of: Identity, columns: Sequence[TableColumn] = COLUMNS):
         self.paths, self.scene, self.of, self.columns = paths(path), scene, of, columns
         self.trajectory = trajectory.writer(self.paths.trajectory, scene)
 

@@ -51,15 +51,15 @@ class Simulation(NamedTuple):
     n_grown: int = 0  # times that arrays became wider on the way
 
 
-class Programs(NamedTuple):
+class MDPrograms(NamedTuple):
     """What is compiled for an ensemble and shapes."""
 
-    start: Callable  # (bath, params, system, fixed, lists, momenta, key) -> state, lists, Found
+    start: Callable  # (bath, params, system, fixed, lists, momenta, key) -> state, lists, StepDiagnostics
     chunk: Callable  # (bath, params, state, system, fixed, lists, step, last, every, n_records) -> ...
-    look: Callable  # (bath, params, state, system, fixed, lists) -> Found of the step that is to come
+    look: Callable  # (bath, params, state, system, fixed, lists) -> StepDiagnostics of the step that is to come
 
 
-class Found(NamedTuple):
+class StepDiagnostics(NamedTuple):
     """What a step needs, and whether it makes sense."""
 
     system: System  # after it
@@ -231,7 +231,7 @@ def _shapes(ensemble: Ensemble, system: System, skin: float, least: Shapes | Non
     return grid.shapes(system, ensemble.potential.shells, skin, HEADROOM, least, margin)
 
 
-def _grown(ensemble: Ensemble, simulation: Simulation, found: Found, skin: float) -> Shapes:
+def _grown(ensemble: Ensemble, simulation: Simulation, found: StepDiagnostics, skin: float) -> Shapes:
     """Shapes for the step that did not fit; the same ones if that is not what was wrong."""
     shapes, shells = simulation.shapes, ensemble.potential.shells
     wanted = [n if s.sel is None else min(n, s.sel) for n, s in zip(found.neighbors.tolist(), shells, strict=True)]
@@ -245,7 +245,7 @@ def _grown(ensemble: Ensemble, simulation: Simulation, found: Found, skin: float
     return _shapes(ensemble, here, skin, shapes._replace(capacities=room))
 
 
-def _why(simulation: Simulation, found: Found, ensemble: Ensemble) -> str:
+def _why(simulation: Simulation, found: StepDiagnostics, ensemble: Ensemble) -> str:
     """A message: what went wrong in the step that could not be made."""
     way = np.asarray(found.way)
     k = int(np.argmax(np.where(np.isfinite(way), way, np.inf)))
@@ -268,13 +268,13 @@ def _empty(system: System, shapes: Shapes, ensemble: Ensemble) -> Verlet:
     return verlet.blank(system, shapes.width, jnp.zeros((0, 3), jnp.int32), ensemble.potential.shells)
 
 
-def _programs(ensemble: Ensemble, shapes: Shapes, skin: float) -> Programs:
+def _programs(ensemble: Ensemble, shapes: Shapes, skin: float) -> MDPrograms:
     """The programs of an ensemble; those of other temperatures and pressures are the same."""
     return _compiled(ensembles.in_any_bath(ensemble), shapes, skin)
 
 
 @functools.lru_cache(maxsize=32)
-def _compiled(ensemble: Ensemble, shapes: Shapes, skin: float) -> Programs:
+def _compiled(ensemble: Ensemble, shapes: Shapes, skin: float) -> MDPrograms:
     potential = ensemble.potential
     moves = integrator(ensemble, shapes.capacities)
 
@@ -308,7 +308,7 @@ def _compiled(ensemble: Ensemble, shapes: Shapes, skin: float) -> Programs:
     def start(bath, params, system: System, fixed, lists: Verlet, momenta, key):
         lists, fullest = search(lists, system)
         state = moves.start(key, Surroundings(bath, params, system, lists, fixed), momenta)
-        found = Found(
+        found = StepDiagnostics(
             system, lists.found, fullest, lists.radius, jnp.zeros(system.n_atoms), jnp.all(jnp.isfinite(state.force))
         )
         return state, lists, found
@@ -317,7 +317,7 @@ def _compiled(ensemble: Ensemble, shapes: Shapes, skin: float) -> Programs:
         after, lists, ok = one(bath, params, state, system, fixed, lists)
         here = moves.place(after, system)
         lists, fullest = search(lists, here)
-        return Found(here, lists.found, fullest, lists.radius, moved(state, after, system), ok)
+        return StepDiagnostics(here, lists.found, fullest, lists.radius, moved(state, after, system), ok)
 
     def chunk(bath, params, state, system: System, fixed, lists: Verlet, first, last, every, n_records):
         """From step `first` at most to step `last`, and what is seen after every `every`-th, `n_records` of them.
@@ -371,7 +371,7 @@ def _compiled(ensemble: Ensemble, shapes: Shapes, skin: float) -> Programs:
         )
 
     options = numerics.compiler_options()
-    return Programs(
+    return MDPrograms(
         jax.jit(start, compiler_options=options),
         jax.jit(chunk, compiler_options=options),
         jax.jit(look, compiler_options=options),

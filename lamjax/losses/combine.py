@@ -16,7 +16,7 @@ from lamjax.losses.labels import LabelLossConfig, Loss, compare, predict_rows
 from lamjax.potential import Params, Potential, select
 
 
-class Slots(NamedTuple):
+class TaskBatches(NamedTuple):
     """What one step learns from: slots with the frames of one task each, all of one shape.
 
     Slots of different tasks may lie on different devices.
@@ -28,7 +28,7 @@ class Slots(NamedTuple):
 
 @factory
 def heads_loss(potential: Potential, heads: Sequence[str], configs: Sequence[LabelLossConfig]) -> Loss:
-    """The label loss of several tasks in one program: (params, Slots, lr_ratio) -> (scalar, metrics).
+    """The label loss of several tasks in one program: (params, TaskBatches, lr_ratio) -> (scalar, metrics).
 
     Task t has the head `heads[t]` and the prefactors of `configs[t]`. The loss is the mean over the slots of the loss
     of each slot's task; the metrics are those of `label_loss` with a leading axis of slots, and "task". The head is
@@ -47,7 +47,7 @@ def heads_loss(potential: Potential, heads: Sequence[str], configs: Sequence[Lab
         own = Params(params.descriptor, {heads[0]: head})
         return compare(configs[0], predict_rows(one, own, batch), batch, lr_ratio, jnp.asarray(prefactors)[task])
 
-    def loss(params: Params, slots: Slots, lr_ratio=1.0):
+    def loss(params: Params, slots: TaskBatches, lr_ratio=1.0):
         stacked = pytree.stack([params.heads[head] for head in heads])
         if len(slots.task) == 1:  # the same without a further axis
             value, metrics = slot(params, stacked, slots.task[0], pytree.take(slots.batch, 0), lr_ratio)

@@ -12,7 +12,7 @@ import numpy as np
 
 from lamjax import checkpoints, edit
 from lamjax.data import Plan, batches, digests, facts, files_of, row_shape
-from lamjax.losses import Slots, errors
+from lamjax.losses import TaskBatches, errors
 from lamjax.potential import Potential, build
 from lamjax.reports import outputs
 from lamjax.training import curve, engine, folder, sharding
@@ -140,7 +140,7 @@ def _validate(loss, sets: LabelSets, number: int, params: Any, layout: Layout) -
     share = {"multiple": layout.multiple, "part": layout.share}
     held_out = batches(task.validation, task.batch_size, seed=None, epochs=1, **share)
     own = np.array([group.tasks.index(number)], np.int32)
-    slots = (Slots(own, jax.tree.map(lambda x: x[None], batch)) for batch in held_out)
+    slots = (TaskBatches(own, jax.tree.map(lambda x: x[None], batch)) for batch in held_out)
     return evaluate(loss, params, (sharding.put({group.name: one}, layout) for one in slots))
 
 

@@ -110,7 +110,7 @@ def groups(tasks: Sequence[Task]) -> tuple[Group, ...]:
 
 
 def run_loss(tasks: Sequence[Task], found: Sequence[Group]) -> Loss:
-    """The loss of {group: Slots}, in which slots carry the number of their task within the group."""
+    """The loss of {group: TaskBatches}, in which slots carry the number of their task within the group."""
 
     def one(group: Group) -> Loss:
         members = [tasks[k] for k in group.tasks]
