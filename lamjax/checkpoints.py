@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import flax.serialization
 import jax
 import numpy as np
+from jax.typing import DTypeLike
 from pydantic import ValidationError
 
 from lamjax import potential as potentials
@@ -64,7 +65,7 @@ def save(path: str | Path, potential: Potential, params: Params, card: dict[str,
 
 
 def load(
-    path: str | Path, head: str | None = None, dtype=None, elements: Mapping[str, str] | None = None
+    path: str | Path, head: str | None = None, dtype: DTypeLike | None = None, elements: Mapping[str, str] | None = None
 ) -> tuple[Potential, Params]:
     """The potential and parameters of a lamjax bundle or a DeePMD-kit model: `.dp`, `.yaml`, `.pt`, `.pth`, `.pt2`.
 

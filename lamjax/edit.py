@@ -6,10 +6,12 @@ Every function takes (potential, params) and returns a new pair; nothing is chan
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from types import NoneType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from lamjax.arguments import expect
 from lamjax.descriptors import DPA1Config, DPA2Config, repinit
@@ -35,7 +37,7 @@ def add_head(
     params: Params,
     name: str,
     source: str | Sequence[str] | None = None,
-    key=None,
+    key: Array | None = None,
     config: EnergyHeadConfig | None = None,
 ) -> tuple[Potential, Params]:
     """The model with one more head, last in the list: a copy of `source`, the mean of several, or (None) a random one.
@@ -112,7 +114,11 @@ def restrict_elements(potential: Potential, params: Params, elements: Sequence[s
 
 
 def extend_elements(
-    potential: Potential, params: Params, new: Sequence[str], like: Mapping[str, str] | None = None, key=None
+    potential: Potential,
+    params: Params,
+    new: Sequence[str],
+    like: Mapping[str, str] | None = None,
+    key: Array | None = None,
 ) -> tuple[Potential, Params]:
     """The model with further elements at the end of its type map; what it says of the others stays the same.
 
@@ -183,7 +189,9 @@ def tabulate(
     return build(replace(config, descriptor=new), potential.head), new_params
 
 
-def _with_types(potential, params, elements, origins: list[int | None], key) -> tuple[Potential, Params]:
+def _with_types(
+    potential: Potential, params: Params, elements: Sequence[str] | None, origins: list[int | None], key: Array
+) -> tuple[Potential, Params]:
     """The model of other elements, of which number k takes the place that `origins[k]` had; None: one never seen."""
     old = potential.config
     if old.descriptor.table is not None:
@@ -207,7 +215,7 @@ def _with_types(potential, params, elements, origins: list[int | None], key) -> 
     return build(new, potential.head), moved
 
 
-def _moved_leaf(path, leaf, origins, unseen: Mapping[str, float]):
+def _moved_leaf(path: Any, leaf: Any, origins: Sequence[int | None], unseen: Mapping[str, float]) -> Array:
     """A leaf of a `statistics` dict with a row for each type, re-indexed; any other leaf as it is."""
     *_, parent, name = (getattr(k, "key", None) for k in path)
     if parent != "statistics" or name not in unseen:
@@ -215,7 +223,7 @@ def _moved_leaf(path, leaf, origins, unseen: Mapping[str, float]):
     return _moved_rows(leaf, origins, unseen[name])
 
 
-def _moved_rows(leaf, origins, unseen):
+def _moved_rows(leaf: Any, origins: Sequence[int | None], unseen: Any) -> Array:
     """leaf[origins], and `unseen` where the origin is None; the dtype stays, numpy stays numpy."""
     xp = jnp if isinstance(leaf, jax.Array) else np
     is_new = np.array([origin is None for origin in origins]).reshape(-1, *[1] * (leaf.ndim - 1))
@@ -223,7 +231,7 @@ def _moved_rows(leaf, origins, unseen):
     return xp.where(is_new, xp.asarray(unseen, leaf.dtype), rows)
 
 
-def _moved_embedding(params: dict, origins, key) -> dict:
+def _moved_embedding(params: dict, origins: Sequence[int | None], key: Array) -> dict:
     """The type embedding T = X W (+ b) + R with the rows of T re-indexed and new ones drawn from U(0, 1).
 
     R, the residual of a dense layer, is there only if the width of T is the number of types or twice that. Where it
@@ -240,7 +248,7 @@ def _moved_embedding(params: dict, origins, key) -> dict:
     return {**params, "w": _moved_rows(w, origins, drawn) + correction.astype(w.dtype)}
 
 
-def _moved_species(params: dict, origins, key) -> dict:
+def _moved_species(params: dict, origins: Sequence[int | None], key: Array) -> dict:
     """Tables with a row for each element, re-indexed; new rows are drawn from N(0, 1)."""
     if None in origins and key is None:
         raise ValueError(_NEEDS_KEY)
@@ -256,14 +264,14 @@ def _residual(n_types: int, dim: int) -> np.ndarray:
     return np.tile(np.eye(n_types), dim // n_types) if dim in (n_types, 2 * n_types) else np.zeros((n_types, dim))
 
 
-def _moved_pairs(pairs, origins) -> tuple[tuple[int, int], ...]:
+def _moved_pairs(pairs: Any, origins: Sequence[int | None]) -> tuple[tuple[int, int], ...]:
     """The excluded pairs in the numbers of the new types, each once."""
     excluded = {frozenset(pair) for pair in pairs}
     n = range(len(origins))
     return tuple((a, b) for a in n for b in n if a <= b and frozenset((origins[a], origins[b])) in excluded)
 
 
-def _random_head(config: PotentialConfig, params: Params, head: EnergyHeadConfig, key):
+def _random_head(config: PotentialConfig, params: Params, head: EnergyHeadConfig, key: Array) -> Any:
     if key is None:
         raise ValueError(
             f"A random head needs a key, for example jax.random.key(0); or copy one of: {', '.join(config.head_names)}."

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 
@@ -21,7 +21,7 @@ def same_settings() -> Callable[[], contextlib.AbstractContextManager]:
     precision = jax.config.jax_default_matmul_precision
 
     @contextlib.contextmanager
-    def settings():
+    def settings() -> Iterator[None]:
         with jax.enable_x64(x64), jax.default_device(device), jax.default_matmul_precision(precision):
             yield
 

@@ -41,7 +41,7 @@ def identity(potential: Potential, stacked: Params, paths: Sequence[Path]) -> li
 class Watch:
     """The largest force deviation in every frame of a simulation; `last` are those of the last record."""
 
-    def __init__(self, potential: Potential, stacked: Params, scene: Scene):
+    def __init__(self, potential: Potential, stacked: Params, scene: Scene) -> None:
         dtype = jax.tree.leaves(stacked.descriptor)[0].dtype
         self.potential, self.stacked, self.scene = potential, stacked, scene
         self.shapes, self.last = LastingShapes(potential.shells, 1, ASKED, dtype), np.zeros(0)

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import typer
 from ase.calculators.singlepoint import SinglePointCalculator
+from jaxtyping import PyTree
 from rich.markup import escape
 
 from lamjax import checkpoints, pytree, units
@@ -180,7 +181,7 @@ def _report_deviation(frames: list[Frame], deviation: np.ndarray, n_members: int
     console.print(f"largest in {escape(frames[int(np.argmax(deviation))].source)}", soft_wrap=True)
 
 
-def _single(params) -> bool:
+def _single(params: PyTree) -> bool:
     """True if every weight (statistics aside) is a float32 number, as in a file that was stored in float32."""
     named = jax.tree_util.tree_flatten_with_path(params)[0]
     weights = [np.asarray(leaf) for path, leaf in named if "statistics" not in pytree.path_name(path)]
@@ -200,7 +201,7 @@ def write(path: Path, frames: list[Frame], predicted: list[Prediction], deviatio
         ase.io.write(file, atoms, format="extxyz")
 
 
-def _atoms(frame: Frame, prediction: Prediction):
+def _atoms(frame: Frame, prediction: Prediction) -> ase.Atoms:
     atoms = to_ase(frame.system)
     results = {
         "energy": float(prediction.energy),

@@ -109,7 +109,7 @@ def _elements(named: str | None, labeller: Labeller | None) -> tuple[str, ...]:
     return found
 
 
-def _run(steps) -> tuple[Any, list[str], int]:
+def _run(steps: Any) -> tuple[Any, list[str], int]:
     """Shows how far it is; the last event, all failures, and how many frames nobody could use."""
     failures, unusable, last = [], 0, None
     with bar("exploring", 0, interval=SECONDS) as advance:
@@ -121,7 +121,7 @@ def _run(steps) -> tuple[Any, list[str], int]:
     return last, failures, unusable
 
 
-def _report(last, failures: Sequence[str], unusable: int, wrong: Sequence[str], out: Path, seconds: float) -> None:
+def _report(last: Any, failures: Sequence[str], unusable: int, wrong: Sequence[str], out: Path, seconds: float) -> None:
     rows = [
         *sorted(last.origins.items()),
         ("all", sum(last.origins.values())),

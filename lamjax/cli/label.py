@@ -4,7 +4,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import typer
@@ -77,7 +77,7 @@ def claim(out: Path, inputs: Sequence[Path | str | None], endings: Sequence[str]
     outputs.claim([out, *beside], data.files_of(given), "--output")
 
 
-def _run(steps, total: int) -> distillation.Written:
+def _run(steps: Any, total: int) -> distillation.Written:
     """Shows how far it is; the event at the end."""
     n_failed, first, began = 0, None, time.monotonic()
     with bar("labelling", total, interval=SECONDS) as advance:

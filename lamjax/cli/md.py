@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -11,6 +11,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import numpy as np
 import typer
+from jaxtyping import PyTree
 from rich.markup import escape
 
 from lamjax import checkpoints, data, dynamics, units
@@ -126,7 +127,7 @@ def md(
             _go(run, n_steps, every, max_deviation)
 
 
-def _config(kind: Kind, timestep: float, given: dict[str, Any]):
+def _config(kind: Kind, timestep: float, given: dict[str, Any]) -> Any:
     """The config of an ensemble; ValueError for a setting that it does not have."""
     given = {key: value for key, value in given.items() if value is not None}
     known = {field.name for field in dataclasses.fields(CONFIGS[kind])} - {"type", "timestep"}
@@ -152,7 +153,7 @@ def _n_steps(steps: int | None, picoseconds: float | None, timestep: float) -> i
     return n
 
 
-def _read(path: Path, number: int | None, elements, options: data.ReadOptions) -> Frame:
+def _read(path: Path, number: int | None, elements: Sequence[str] | None, options: data.ReadOptions) -> Frame:
     """The structure of a file; ValueError where it is not clear which."""
     frames = list(data.iterate(path, elements=elements, options=options, on_remark=reading.tell))
     if number is None and len(frames) > 1:
@@ -169,7 +170,7 @@ def _read(path: Path, number: int | None, elements, options: data.ReadOptions) -
 
 
 def _prepare(
-    ensemble: Ensemble, params, start: Frame, settings: dict[str, Any], path: Path, resume: bool, members
+    ensemble: Ensemble, params: PyTree, start: Frame, settings: dict[str, Any], path: Path, resume: bool, members: Any
 ) -> PreparedSimulation:
     """A simulation that begins, or goes on."""
     fixed = start.info.get("fixed", np.zeros((start.system.n_atoms, 3), bool))
@@ -247,7 +248,7 @@ def _stopping() -> Iterator[Callable[[], bool]]:
     """Tells whether SIGINT or SIGTERM has come. A second one has its usual effect."""
     came: list[int] = []
 
-    def note(number: int, _) -> None:
+    def note(number: int, _: Any) -> None:
         came.append(number)
         signal.signal(number, before[number])
         console.print("Stopping as soon as the present chunk is written.")

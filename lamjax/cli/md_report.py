@@ -4,6 +4,7 @@ import csv
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ NS_PER_DAY = 86400 * 1e-6  # of fs/s
 class Clock:
     """Speed in ns/day: of the last chunk, and of all but the first one, which was compiled."""
 
-    def __init__(self, step: int, timestep: float):
+    def __init__(self, step: int, timestep: float) -> None:
         self.timestep = timestep
         self.ticks = [(step, time.monotonic())]
 
@@ -105,7 +106,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     return dict(zip(header, np.array(rows, float).T, strict=True))
 
 
-def summary(output: Output, simulation: Simulation, n_steps: int, clock: Clock):
+def summary(output: Output, simulation: Simulation, n_steps: int, clock: Clock) -> Any:
     """Means and drift, of all that is in the output and of its second half."""
     whole = read(output.paths.table)
     half = {name: values[len(values) // 2 :] for name, values in whole.items()}

@@ -24,7 +24,13 @@ Elements = Annotated[
 ]
 
 
-def options(energy=None, forces=None, stress=None, virial=None, elements: str | None = None) -> ReadOptions:
+def options(
+    energy: str | None = None,
+    forces: str | None = None,
+    stress: str | None = None,
+    virial: str | None = None,
+    elements: str | None = None,
+) -> ReadOptions:
     """What the command line says of the files; ValueError for names that are no elements."""
     return ReadOptions(energy, forces, stress, virial, elements_of(elements))
 

@@ -10,6 +10,7 @@ import ase
 import jax
 import numpy as np
 import typer
+from jaxtyping import PyTree
 from rich.markup import escape
 
 from lamjax import checkpoints, data, units
@@ -17,6 +18,7 @@ from lamjax.cli import reading
 from lamjax.cli import relax_records as records
 from lamjax.cli.processes import join
 from lamjax.cli.relax_records import labelled as labelled
+from lamjax.potential import Potential
 from lamjax.relaxation import CellConfig, RelaxConfig, stream
 from lamjax.reports import console, files, outputs, plots, progress, table
 from lamjax.system import System
@@ -213,7 +215,9 @@ def _done(share: Share, out: Path, resume: bool) -> dict[str, records.Place]:
     return records.relaxed(records.parts(out), cut=share.out) if resume else {}
 
 
-def _read(paths: Sequence[Path], elements, options: data.ReadOptions) -> tuple[list[Start], list[str]]:
+def _read(
+    paths: Sequence[Path], elements: Sequence[str] | None, options: data.ReadOptions
+) -> tuple[list[Start], list[str]]:
     """All structures of the files, those that cannot be relaxed with the reason; and what could not be read."""
     if len(set(paths)) < len(paths):
         raise ValueError("A file is named twice. Name every file once.")
@@ -226,7 +230,7 @@ def _read(paths: Sequence[Path], elements, options: data.ReadOptions) -> tuple[l
 
     for path in paths:
 
-        def strange(error: ValueError, path=path) -> None:
+        def strange(error: ValueError, path: Any = path) -> None:
             if isinstance(error, data.FrameError):
                 add(path, error.source, error.atoms, error.atoms.info, str(error))
             else:
@@ -244,7 +248,16 @@ def _read(paths: Sequence[Path], elements, options: data.ReadOptions) -> tuple[l
     return starts, unread
 
 
-def _relax(potential, params, starts: Sequence[Start], config, out: Path, slots, max_programs, made) -> Results:
+def _relax(
+    potential: Potential,
+    params: PyTree,
+    starts: Sequence[Start],
+    config: Any,
+    out: Path,
+    slots: Any,
+    max_programs: Any,
+    made: Any,
+) -> Results:
     """Written one by one with how they were `made`, to the end or until somebody interrupts it."""
     found = Results([], {start.source: start.error for start in starts if start.error is not None}, True)
     starts = [start for start in starts if start.error is None]
@@ -276,7 +289,7 @@ def _relax(potential, params, starts: Sequence[Start], config, out: Path, slots,
     return found
 
 
-def _report(told: Sequence[Told], lost: int, n_before: int, seconds: float, config: RelaxConfig, out: Path):
+def _report(told: Sequence[Told], lost: int, n_before: int, seconds: float, config: RelaxConfig, out: Path) -> Any:
     steps = [one.n_steps for one in told]
     n_widened, n_truncated = (sum(getattr(one, name) for one in told) for name in ("widened", "truncated"))
     rows = [

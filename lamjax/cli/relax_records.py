@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import ase
 import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
+from jaxtyping import Array, PyTree
 
 from lamjax import system, units
 from lamjax.data import records
@@ -101,12 +102,12 @@ def relaxed(paths: Iterable[Path], cut: Path | None = None) -> dict[str, Place]:
     return {str(place.info["source"]): place for place in places if not place.info.get("failed")}
 
 
-def model_name(potential: Potential, params) -> str:
+def model_name(potential: Potential, params: PyTree) -> str:
     """A name for a model, its numbers and its head."""
     return f"{potential.head} {digest(potential, params)[:12]}"
 
 
-def start_name(start: System, fixed) -> str:
+def start_name(start: System, fixed: Array | None) -> str:
     """A name for a structure and what of it is fixed."""
     name = hashlib.blake2b(digest_size=6)
     for array in (*start, fixed):

@@ -4,7 +4,7 @@ import math
 import platform
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import typer
@@ -79,7 +79,7 @@ def _run(settings: TrainConfig, resume: bool) -> engine.Run:
     return run
 
 
-def line(event, steps: int) -> str:
+def line(event: Any, steps: int) -> str:
     """One event as one line of text."""
     match event:
         case engine.Compiled(n, shape, seconds, group):

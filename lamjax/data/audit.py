@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ase.data
 import numpy as np
@@ -79,7 +79,7 @@ def audit(sets: Mapping[str, Iterable[Frame]]) -> Audit:
 class _Set:
     """What is kept of the frames of a set."""
 
-    def __init__(self, name: str):
+    def __init__(self, name: str) -> None:
         self.name = name
         self.sources: list[str] = []
         self.counts: list[np.ndarray] = []  # atoms of each atomic number
@@ -193,7 +193,9 @@ class _Set:
         worst = min(hits, key=lambda h: h[1]) if "closer" in what else max(hits, key=lambda h: h[1])
         return self._finding(severity, what.format(worst[1]), remedy, [source for source, _ in hits], worst[0])
 
-    def _finding(self, severity: str, what: str, remedy: str, frames: Sequence[str], where: str | None = None):
+    def _finding(
+        self, severity: str, what: str, remedy: str, frames: Sequence[str], where: str | None = None
+    ) -> Finding:
         return Finding(
             severity, self.name, frames[0] if where is None else where, len(frames), what, remedy, tuple(frames[:NAMED])
         )
@@ -308,11 +310,11 @@ class _Set:
 class _Sample:
     """Some of what is added, each as likely as any other."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.kept: list = []
         self.seen, self.random = 0, np.random.default_rng(0)
 
-    def add(self, one) -> None:
+    def add(self, one: Any) -> None:
         self.seen += 1
         if len(self.kept) < PAIRS:
             self.kept.append(one)

@@ -82,7 +82,9 @@ def check_packed(packed: Packed | PackedPairs, function: str) -> None:
     expect(packed, (Packed, PackedPairs), f"{function} takes packed frames or pairs", remedy)
 
 
-def _of_pairs(packed: PackedPairs, batch_size, seed: int | None, epochs: int | None, start: int, bucket: int | None):
+def _of_pairs(
+    packed: PackedPairs, batch_size: int | str, seed: int | None, epochs: int | None, start: int, bucket: int | None
+) -> Iterator[StructureBatch]:
     """The batches of pairs from number `start` on."""
     if bucket is not None:
         packed = PackedPairs(*(parts[bucket : bucket + 1] for parts in packed))
@@ -93,7 +95,9 @@ def _of_pairs(packed: PackedPairs, batch_size, seed: int | None, epochs: int | N
         epoch, skipped = epoch + 1, 0
 
 
-def _order(packed: Packed, batch_size, seed: int | None, epoch: int, first: int):
+def _order(
+    packed: Packed, batch_size: int | str, seed: int | None, epoch: int, first: int
+) -> Iterator[tuple[Members, np.ndarray]]:
     """Of each batch of an epoch from the `first` on: the bucket, and which of its frames."""
     rng = None if seed is None else np.random.default_rng((seed, epoch))
     fillings = [members.filling(batch_size) for members in packed.buckets]

@@ -51,7 +51,7 @@ class Cluster(NamedTuple):
 class Similar:
     """The frames seen last, by atoms and cell type, to find partners for a new one."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.groups: OrderedDict[bytes, list[tuple[np.ndarray, Frame]]] = OrderedDict()
         self.atoms = 0
 

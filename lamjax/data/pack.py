@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.typing import DTypeLike
 
 from lamjax.arguments import expect
 from lamjax.data.frames import Frame, Joined, Names, Subset, check_frames, source
@@ -73,7 +74,10 @@ class Packed(NamedTuple):
 
 
 def pack(
-    frames: Sequence[Frame] | Sequence[Pair], plan: Plan | PairPlan, dtype=None, memory: float = MEMORY
+    frames: Sequence[Frame] | Sequence[Pair],
+    plan: Plan | PairPlan,
+    dtype: DTypeLike | None = None,
+    memory: float = MEMORY,
 ) -> Packed | PackedPairs:
     """The frames, or the pairs, in their buckets; positions, cells, forces and virials in `dtype`, neighbours found.
 
@@ -149,7 +153,9 @@ def _representatives(frames: Sequence[Frame]) -> Iterator[Frame]:
             yield from frames
 
 
-def _structure(frame: Frame, shells: tuple[Shell, ...], capacities: tuple[int, ...], dtype) -> Structure:
+def _structure(
+    frame: Frame, shells: tuple[Shell, ...], capacities: tuple[int, ...], dtype: DTypeLike | None
+) -> Structure:
     system = frame.system
     if dtype.itemsize < system.positions.dtype.itemsize:  # before neighbours are found, whose images depend on it
         system = moved_by(system, home_shift(system.positions, system.cell, system.pbc))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Bool
 
 from lamjax.arguments import ArgumentError, describe
@@ -67,7 +68,7 @@ class _Ends(NamedTuple):
 
 def read_pairs(
     paths: str | Path | Iterable[str | Path],
-    dtype=np.float64,
+    dtype: DTypeLike | None = np.float64,
     fmax: float = 0.1,
     variable_cell: bool = False,
     keep_unrelaxed: bool = False,
@@ -85,7 +86,7 @@ def read_pairs(
     return [cast_pair(pair, dtype) for pair in found]
 
 
-def cast_pair(pair: Pair, dtype) -> Pair:
+def cast_pair(pair: Pair, dtype: DTypeLike | None) -> Pair:
     """The pair with its floats in `dtype`; if that is less than float64, near home (see `system.cast`).
 
     Both ends are moved by the same lattice vectors, so that the displacements between them stay what they are.
@@ -136,7 +137,7 @@ def _file_of(frame: Frame) -> str:
     return frame.source.rpartition(" frame ")[0]
 
 
-def _readable(paths, options: ReadOptions, left_out: list[str]) -> Iterator[_Read]:
+def _readable(paths: Any, options: ReadOptions, left_out: list[str]) -> Iterator[_Read]:
     """The frames that can be read; what is wrong with the others is added to `left_out`."""
     for path in [paths] if isinstance(paths, str | Path) else paths:
         try:

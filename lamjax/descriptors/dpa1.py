@@ -4,9 +4,11 @@ Zhang et al., npj Comput. Mater. 2024, 10.1038/s41524-024-01278-7; numbers equal
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, PyTree
 
 from lamjax import nn
 from lamjax.arguments import as_tuples
@@ -23,7 +25,7 @@ from lamjax.descriptors.base import (
 from lamjax.descriptors.environment import Block, empty_slots, environment
 from lamjax.descriptors.tabulation import TableConfig
 from lamjax.factories import factory
-from lamjax.neighbors import Shell
+from lamjax.neighbors import Neighbors, Shell
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class DPA1Config:
     table: TableConfig | None = None  # the radial net as a table, see `edit.tabulate`; not for training
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         as_tuples(self)
         repinit.check_block(self, self.sel, "sel")
 
@@ -83,20 +85,35 @@ def dpa1(config: DPA1Config, elements: tuple[str, ...]) -> Descriptor:
     """The descriptor of a config for these elements."""
     inputs = type_inputs(elements, config.use_econf_tebd)
 
-    def init(key, dtype=None):
+    def init(key: Array, dtype: DTypeLike | None = None) -> dict[str, Any]:
         keys = nn.split(key)
         return {
             "type_embedding": type_embedding_init(keys[0], inputs, config.tebd_dim, config.use_tebd_bias, dtype),
             "repinit": repinit.init(keys[1], config.repinit, len(inputs), dtype),
         }
 
-    def apply(params, types, neighbors, displacements, first=0, charge_spin=None):
+    def apply(
+        params: PyTree,
+        types: Array,
+        neighbors: Neighbors,
+        displacements: Array,
+        first: Any = 0,
+        charge_spin: Array | None = None,
+    ) -> Array:
         return _apply(params, config, inputs, types, neighbors, displacements, first)
 
     return Descriptor(config, config.shells, config.width, init, apply)
 
 
-def _apply(params, config: DPA1Config, inputs, types, neighbors, displacements, first):
+def _apply(
+    params: PyTree,
+    config: DPA1Config,
+    inputs: Any,
+    types: Array,
+    neighbors: Neighbors,
+    displacements: Array,
+    first: Any,
+) -> Array:
     table = type_embedding(params["type_embedding"], inputs)
     indices, neighbor_types, mask = split_neighbors(neighbors, types, 0)
     mask = mask_excluded(mask, types, indices, allowed_pairs(config.exclude_types, len(inputs)))

@@ -13,7 +13,8 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from lamjax import imports, nn, numerics
 from lamjax.arguments import as_tuples, at_least
@@ -47,7 +48,7 @@ class NequIPConfig:
     exclude_types: tuple[tuple[int, int], ...] = ()
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         as_tuples(self)
         at_least(self, 1, "nlayers", "embed_dim", "radial_basis", "channels", "radial_neuron")
         at_least(self, 0, "lmax")
@@ -137,10 +138,17 @@ class Edges(NamedTuple):
 def nequip(config: NequIPConfig, elements: tuple[str, ...]) -> Descriptor:
     """The descriptor of a config for these elements: the last layer's scalars, scaled."""
 
-    def init(key, dtype=None):
+    def init(key: Array, dtype: DTypeLike | None = None) -> dict[str, Any]:
         return _init(key, config, len(elements), dtype)
 
-    def apply(params, types, neighbors, displacements, first=0, charge_spin=None):
+    def apply(
+        params: PyTree,
+        types: Array,
+        neighbors: Neighbors,
+        displacements: Array,
+        first: Any = 0,
+        charge_spin: Array | None = None,
+    ) -> Array:
         return _apply(params, config, len(elements), types, neighbors, displacements)
 
     return Descriptor(config, config.shells, config.width, init, apply)
@@ -181,7 +189,7 @@ def spherical_harmonics(lmax: int, u: Float[Array, "*batch 3"]) -> Float[Array, 
     return e3nn.spherical_harmonics(irreps, u, normalize=False, normalization="component").array
 
 
-def _init(key, config: NequIPConfig, n_types: int, dtype) -> dict[str, Any]:
+def _init(key: Array, config: NequIPConfig, n_types: int, dtype: DTypeLike | None) -> dict[str, Any]:
     """Weights of variance 1 where sums are divided by the root of their number, 4/n in the radial nets."""
     keys = nn.split(key, config.nlayers + 2)
     sizes = layers(config)
@@ -197,7 +205,9 @@ def _init(key, config: NequIPConfig, n_types: int, dtype) -> dict[str, Any]:
     }
 
 
-def _layer_init(key, config: NequIPConfig, layer: Layer, is_first: bool, dtype) -> dict[str, Any]:
+def _layer_init(
+    key: Array, config: NequIPConfig, layer: Layer, is_first: bool, dtype: DTypeLike | None
+) -> dict[str, Any]:
     keys = iter(nn.split(key, 3 * 8 + len(config.radial_neuron) + 1))
     widths = (config.radial_basis, *config.radial_neuron, layer.n_radial)
     params = {
@@ -215,7 +225,9 @@ def _layer_init(key, config: NequIPConfig, layer: Layer, is_first: bool, dtype) 
     return params
 
 
-def _apply(params, config: NequIPConfig, n_types: int, types, neighbors: Neighbors, displacements):
+def _apply(
+    params: PyTree, config: NequIPConfig, n_types: int, types: Array, neighbors: Neighbors, displacements: Array
+) -> Array:
     allowed = allowed_pairs(config.exclude_types, n_types)
     edges = _edges(config, neighbors, mask_excluded(neighbors.mask, types, neighbors.indices, allowed), displacements)
     kind = jnp.minimum(types, n_types - 1)  # padding is taken for some element; nobody sees it
@@ -230,7 +242,7 @@ def _apply(params, config: NequIPConfig, n_types: int, types, neighbors: Neighbo
     return config.scale / math.sqrt(config.width) * h[0][:, 0]
 
 
-def _edges(config: NequIPConfig, neighbors: Neighbors, mask: Bool[Array, "n_atoms capacity"], d) -> Edges:
+def _edges(config: NequIPConfig, neighbors: Neighbors, mask: Bool[Array, "n_atoms capacity"], d: Array) -> Edges:
     """Radial basis b_n(d) f(d), b_n = (2/rc) sin(n pi d/rc)/d, and the spherical harmonics of the directions."""
     r = numerics.safe_norm(d, keepdims=True)
     r = jnp.where(r > 0, r, 1)
@@ -240,14 +252,16 @@ def _edges(config: NequIPConfig, neighbors: Neighbors, mask: Bool[Array, "n_atom
     return Edges(neighbors.indices, basis, spherical_harmonics(config.lmax, d / r))
 
 
-def _cutoff(config: NequIPConfig, r):
+def _cutoff(config: NequIPConfig, r: Array) -> Array:
     """1 - (p+1)(p+2)/2 t^p + p(p+2) t^(p+1) - p(p+1)/2 t^(p+2), t = r/rc; 0 beyond."""
     p, t = config.polynomial_p, jnp.minimum(r / config.rcut, 1)
     inside = 1 - (p + 1) * (p + 2) / 2 * t**p + p * (p + 2) * t ** (p + 1) - p * (p + 1) / 2 * t ** (p + 2)
     return jnp.where(r < config.rcut, inside, 0)
 
 
-def _layer(config: NequIPConfig, layer: Layer, params, edges: Edges, sent: Features, kept: Features) -> Features:
+def _layer(
+    config: NequIPConfig, layer: Layer, params: PyTree, edges: Edges, sent: Features, kept: Features
+) -> Features:
     """Messages summed over the neighbours, mixed, added to what is kept, normalised and gated."""
     total = _gathered(config, layer, params["radial"], edges, sent)
     z = list(_linear(params["gather"], total))
@@ -261,7 +275,7 @@ def _layer(config: NequIPConfig, layer: Layer, params, edges: Edges, sent: Featu
     return (scalars, *(gate * x for gate, x in zip(parts, z[1:], strict=True)))
 
 
-def _gathered(config: NequIPConfig, layer: Layer, radial, edges: Edges, sent: Features) -> Features:
+def _gathered(config: NequIPConfig, layer: Layer, radial: Any, edges: Edges, sent: Features) -> Features:
     """Σ_j R(r_ij) C m_j Y(r_ij) over the neighbours by path, the paths to one l behind one another."""
     weights = edges.basis
     for w in radial[:-1]:
@@ -278,17 +292,17 @@ def _gathered(config: NequIPConfig, layer: Layer, radial, edges: Edges, sent: Fe
     return tuple(jnp.concatenate(parts, axis=-1) / root for parts in found)
 
 
-def _linear(weights, features: Features) -> Features:
+def _linear(weights: Array, features: Features) -> Features:
     """x W / sqrt(channels) for each l."""
     return tuple(nn.linear({"w": w}, x) / math.sqrt(len(w)) for w, x in zip(weights, features, strict=False))
 
 
-def _layer_norm(gamma, z: list) -> list:
+def _layer_norm(gamma: Array, z: list) -> list:
     """z_l gamma_l / sqrt(q), q the mean over l of Σ z_l² / (2l+1)²: summed over channels, as weights are trained."""
     q = sum(jnp.sum(x * x, axis=(1, 2)) / x.shape[1] ** 2 for x in z) / len(z)
     inverse = jax.lax.rsqrt(q + EPS)[:, None, None]
     return [g * x * inverse for g, x in zip(gamma, z, strict=True)]
 
 
-def _silu(x):
+def _silu(x: Array) -> Array:
     return jax.nn.silu(x) / SILU

@@ -7,12 +7,14 @@ G_ij = U(x_ij) C[t_i, t_j]. The neighbours are summed before C is applied, so th
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
+from jax.typing import DTypeLike
+from jaxtyping import Array, PyTree
 
 from lamjax import numerics
 from lamjax.descriptors.environment import Empty, Environment, padding_rows, per_atom
@@ -39,7 +41,7 @@ class TableConfig:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
 
-def init(table: TableConfig, n_types: int, width: int, dtype=None):
+def init(table: TableConfig, n_types: int, width: int, dtype: DTypeLike | None = None) -> dict[str, Array]:
     """Parameters of the right shapes, all zero: a table is made from a trained net by `edit.tabulate`."""
     return {
         "spline": jnp.zeros((table.intervals, 4, table.rank), dtype),
@@ -47,7 +49,9 @@ def init(table: TableConfig, n_types: int, width: int, dtype=None):
     }
 
 
-def contract(params, table: TableConfig, empty: Empty | None, types, neighbor_types, env: Environment):
+def contract(
+    params: PyTree, table: TableConfig, empty: Empty | None, types: Array, neighbor_types: Array, env: Environment
+) -> Array:
     """Σ_j R_ij ⊗ G_ij (n_atoms, 4, width), `empty` slots included."""
     statistics, coefficients = params["statistics"], params["coefficients"]
     parts, n_types = coefficients.shape[:2]
@@ -55,7 +59,7 @@ def contract(params, table: TableConfig, empty: Empty | None, types, neighbor_ty
     centre = jnp.minimum(types, n_types - 1)
     by_centre = coefficients.swapaxes(0, 1).reshape(n_types, -1, width)  # part, type of the neighbour and k as one
 
-    def neighbours(types, centre, neighbor_types, env: Environment):
+    def neighbours(types: Array, centre: Array, neighbor_types: Array, env: Environment) -> Array:
         mean, stddev = per_atom(statistics, types)
         basis = _evaluate(params["spline"], table, env.matrix[..., 0] * stddev[:, :1] + mean[:, :1])
         weights = jnp.stack([jnp.ones_like(env.switch), env.switch], axis=-1)[..., :parts]
@@ -77,7 +81,7 @@ def contract(params, table: TableConfig, empty: Empty | None, types, neighbor_ty
     return total
 
 
-def _evaluate(spline, table: TableConfig, x):
+def _evaluate(spline: Array, table: TableConfig, x: Array) -> Array:
     """U(x) (..., rank); NaN beyond the end of the table."""
     t = x * (table.intervals / table.x_max)
     interval = jnp.clip(jnp.floor(t), 0, table.intervals - 1).astype(jnp.int32)
@@ -87,7 +91,7 @@ def _evaluate(spline, table: TableConfig, x):
     return jnp.where((t <= table.intervals)[..., None], value, jnp.nan)
 
 
-def tabulate(radial, n_types: int, x_max: float, closest: float, tolerance: float) -> tuple[TableConfig, dict]:
+def tabulate(radial: Any, n_types: int, x_max: float, closest: float, tolerance: float) -> tuple[TableConfig, dict]:
     """Config and parameters (numpy float64) for `radial`: x, centre, neighbour (n,) -> (n, parts, width), jittable.
 
     The functions U_k are those of a sample of the pairs of types; the coefficients of every pair follow by least
@@ -118,7 +122,7 @@ class _Basis(NamedTuple):
     largest: tuple[float, float]  # |G| and |dG/dx| of the sample, to which errors are relative
 
 
-def _off(intervals: int, rank: int, errors, tolerance: float) -> str:
+def _off(intervals: int, rank: int, errors: Any, tolerance: float) -> str:
     return (
         f"With {intervals} intervals and {rank} functions the table is off by {errors[0]:.1e} (slope "
         f"{errors[1]:.1e}), more than {tolerance:.1e}. Give a larger tolerance or a larger closest distance."
@@ -132,15 +136,15 @@ class _Net(NamedTuple):
     values_and_slopes: Callable  # (x, pairs) -> (2, n, n_pairs, parts, width)
 
 
-def _net(radial) -> _Net:
-    def both(x, centre, neighbor):
+def _net(radial: Any) -> _Net:
+    def both(x: Array, centre: Array, neighbor: Any) -> Array:
         return jnp.stack(jax.jvp(lambda x: radial(x, centre, neighbor), (x,), (jnp.ones_like(x),)), axis=1)
 
     slopes_last = _evaluator(both)
     return _Net(_evaluator(radial), lambda x, pairs: np.moveaxis(slopes_last(x, pairs), 2, 0))
 
 
-def _evaluator(function):
+def _evaluator(function: Callable) -> Callable:
     """`function` of edges (n,) for all x (n,) and pairs (n_pairs, 2) of types: one program for all sizes."""
     block = jax.jit(function)
 
@@ -161,7 +165,7 @@ def _evaluator(function):
 def _basis(net: _Net, pairs: np.ndarray, x_max: float, tolerance: float, cut: float) -> _Basis:
     """Splines of the functions whose singular values are above `cut`; ValueError if 32,768 intervals do not suffice."""
 
-    def both(x):
+    def both(x: Array) -> Array:
         return net.values_and_slopes(x, pairs).reshape(2, len(x), -1)
 
     rows = both(np.linspace(0, x_max, NODES))

@@ -30,7 +30,7 @@ class CalculatorLabeller:
 
     def __init__(
         self, make: Callable[[], Any], name: str = "calculator", reuse: bool = False, level: str | None = None
-    ):
+    ) -> None:
         self.make, self.name, self.reuse = make, name, reuse
         self.level = name if level is None else level  # what frames say of who labelled them
         self._kept: Any = None  # the instance that is used again

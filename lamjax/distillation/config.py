@@ -124,7 +124,7 @@ class StudentConfig:
     matmul_precision: Literal["float32", "tensorfloat32", "bfloat16"] | None = None
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if (self.model is None) == (self.base is None):
             raise ValueError("Give either `model` (a fresh student) or `base` (a stored one to fine-tune), not both.")
         at_least(self, 1, "steps", "max_programs")
@@ -154,7 +154,7 @@ class ExploreConfig:
     similar: int = 1
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         as_tuples(self)
         at_least(self, 1, "steps", "every", "relax_steps", "relax_every", "similar")
         at_least(self, 0, "simulations", "relaxations", "perturbed", "substitutions", "displacement", "strain")
@@ -172,7 +172,7 @@ class TrustConfig:
     upper: float = 0.3
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.lower < self.upper:
             raise ValueError(
                 f"lower ({self.lower}) must be below upper ({self.upper}), and not negative: frames between the two "
@@ -188,7 +188,7 @@ class LabelConfig:
     fresh: int = 20
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         at_least(self, 1, "most", "fresh")
 
 
@@ -231,7 +231,7 @@ class DistillConfig:
         models = (self.student.base, getattr(self.labeller, "model", None))
         return [*self.start, *self.initial, *(path for path in models if path is not None)]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         as_tuples(self)
         if not self.start:
             raise ValueError("`start` names no file. List structures where exploration begins: [structures.extxyz].")

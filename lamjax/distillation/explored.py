@@ -94,7 +94,7 @@ def check_pressures(config: ExploreConfig, starts: Sequence[Frame]) -> None:
         )
 
 
-def _settings(config, starts: Sequence[Frame], seed: int, elements: Sequence[str], name: str) -> dict[str, Any]:
+def _settings(config: Any, starts: Sequence[Frame], seed: int, elements: Sequence[str], name: str) -> dict[str, Any]:
     """What must be the same for an exploration to go on."""
     digest = hashlib.sha256()
     for start in starts:

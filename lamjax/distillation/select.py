@@ -1,12 +1,12 @@
 """Which frames are worth a label: those on which a committee of students disagrees, but not beyond all sense."""
 
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from lamjax.committee import committee_deviation
 from lamjax.data import Packed, batches
@@ -28,7 +28,9 @@ class Selection(NamedTuple):
     above: int  # the upper level: not labelled
 
 
-def deviations(potential: Potential, stacked_params, packed: Packed, batch_size) -> Float[np.ndarray, " n_frames"]:
+def deviations(
+    potential: Potential, stacked_params: PyTree, packed: Packed, batch_size: int | str
+) -> Float[np.ndarray, " n_frames"]:
     """The largest force deviation (eV/Å) in every packed frame; infinite where it is not finite."""
     run = _jitted(potential)
     found = np.full(len(packed.sources), np.inf)
@@ -62,8 +64,8 @@ def quantiles(deviation: Sequence[float]) -> dict[str, float | None]:
 
 
 @functools.lru_cache(maxsize=4)
-def _jitted(potential: Potential):
-    def run(stacked, batch):
+def _jitted(potential: Potential) -> Callable:
+    def run(stacked: PyTree, batch: Any) -> Array:
         return jax.vmap(lambda system, lists: committee_deviation(potential, stacked, system, lists).largest)(
             batch.system, batch.neighbors
         )

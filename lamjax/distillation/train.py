@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Array
 
 from lamjax import checkpoints, edit, pytree
 from lamjax.committee import stack_members
@@ -36,7 +37,7 @@ class Errors(NamedTuple):
 class Trainer:
     """Trains all members at once. Shapes and programs are kept for all rounds."""
 
-    def __init__(self, config: StudentConfig, potential: Potential, seed: int):
+    def __init__(self, config: StudentConfig, potential: Potential, seed: int) -> None:
         self.config, self.seed = config, seed
         self.shapes = LastingShapes(potential.shells, config.max_programs, config.batch_size, config.precision)
         self.loss = committee_loss(
@@ -113,7 +114,7 @@ def first_members(config: StudentConfig, potential: Potential, n: int, frames: S
 
 
 def measured(
-    potential: Potential, members: Sequence[Params], frames: Sequence[Frame], packed: Packed, size
+    potential: Potential, members: Sequence[Params], frames: Sequence[Frame], packed: Packed, size: Any
 ) -> list[Errors]:
     """RMSE of every member on labelled frames."""
     found = []
@@ -134,7 +135,7 @@ def unstack(stacked: Params) -> list[Params]:
     return [pytree.take(stacked, k) for k in range(n_members(stacked))]
 
 
-def _with_fresh_head(potential: Potential, params: Params, key) -> Params:
+def _with_fresh_head(potential: Potential, params: Params, key: Array) -> Params:
     """The model with the layers of its only head drawn at random."""
     fresh = edit.add_head(potential, params, "fresh", None, key)[1].heads["fresh"]
     return Params(params.descriptor, {potential.head: fresh})

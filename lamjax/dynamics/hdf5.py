@@ -116,7 +116,7 @@ def _grows(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype) 
     return made
 
 
-def _write_beside(path: Path, fill) -> None:
+def _write_beside(path: Path, fill: Any) -> None:
     """A file that appears whole or not at all."""
     with files.replacing(path) as temporary, h5py.File(temporary, "w", libver=LIBVER) as file:
         fill(file)

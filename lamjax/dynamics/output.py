@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from jaxtyping import PyTree
+
 from lamjax.dynamics import records, restart, trajectory
 from lamjax.dynamics.ensembles import Ensemble
 from lamjax.dynamics.records import COLUMNS, Record, TableColumn
@@ -43,7 +45,7 @@ class Output:
     change.
     """
 
-    def __init__(self, path: str | Path, scene: Scene, of: Identity, columns: Sequence[TableColumn] = COLUMNS):
+    def __init__(self, path: str | Path, scene: Scene, of: Identity, columns: Sequence[TableColumn] = COLUMNS) -> None:
         self.paths, self.scene, self.of, self.columns = paths(path), scene, of, columns
         self.trajectory = trajectory.writer(self.paths.trajectory, scene)
 
@@ -75,7 +77,7 @@ class Output:
         self.trajectory.append(seen)
         self._save(simulation)
 
-    def resume(self, ensemble: Ensemble, params) -> Simulation:
+    def resume(self, ensemble: Ensemble, params: PyTree) -> Simulation:
         """Where the simulation stopped; what was written after it is cut off.
 
         Raises ValueError for files of another simulation, or ones that were changed since.

@@ -11,7 +11,7 @@ import ase.data
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from lamjax import numerics, pytree, units
 from lamjax.dynamics import ensembles
@@ -34,7 +34,7 @@ TRIES = 5  # times in a row that arrays grow without a step
 class DynamicsError(RuntimeError):
     """A simulation cannot go on. `simulation` is the last good state."""
 
-    def __init__(self, message: str, simulation: "Simulation"):
+    def __init__(self, message: str, simulation: "Simulation") -> None:
         super().__init__(message)
         self.simulation = simulation
 
@@ -72,12 +72,12 @@ class StepDiagnostics(NamedTuple):
 
 def begin(
     ensemble: Ensemble,
-    params,
+    params: PyTree,
     system: System,
     *,
     temperature: float | None = None,
-    momenta=None,
-    fixed=None,
+    momenta: Array | None = None,
+    fixed: Array | None = None,
     seed: int = 0,
     skin: float = SKIN,
     room: Shapes | None = None,
@@ -121,7 +121,7 @@ def begin(
         shapes = grown
 
 
-def _given(system: System, fixed: np.ndarray, momenta) -> np.ndarray:
+def _given(system: System, fixed: np.ndarray, momenta: Array | None) -> np.ndarray:
     """Momenta that were given, checked, 0 where atoms are fixed and without a drift of the centre of mass."""
     momenta = np.asarray(momenta, np.float64)
     if momenta.shape != (system.n_atoms, 3):
@@ -144,7 +144,9 @@ def _given(system: System, fixed: np.ndarray, momenta) -> np.ndarray:
     return momenta - mass * velocity
 
 
-def like(ensemble: Ensemble, params, system: System, fixed, shapes: Shapes, step: int, n_grown: int) -> Simulation:
+def like(
+    ensemble: Ensemble, params: PyTree, system: System, fixed: Array | None, shapes: Shapes, step: int, n_grown: int
+) -> Simulation:
     """A simulation without its numbers (jax.ShapeDtypeStruct), in such arrays."""
     lists = _empty(system, shapes, ensemble)
     start, bath = _programs(ensemble, shapes, SKIN).start, ensembles.bath(ensemble.config)
@@ -154,7 +156,7 @@ def like(ensemble: Ensemble, params, system: System, fixed, shapes: Shapes, step
 
 def simulate(
     ensemble: Ensemble,
-    params,
+    params: PyTree,
     simulation: Simulation,
     n_steps: int,
     every: int = 20,
@@ -195,7 +197,7 @@ def simulate(
         yield ready
 
 
-def observe(ensemble: Ensemble, params, simulation: Simulation, skin: float = SKIN) -> Record:
+def observe(ensemble: Ensemble, params: PyTree, simulation: Simulation, skin: float = SKIN) -> Record:
     """What is seen of a simulation where it is: a record of one step. Nothing is compiled that `simulate` does not."""
     _check_fits(ensemble, simulation)
     here = simulation.state, simulation.system, simulation.fixed, simulation.lists
@@ -214,7 +216,7 @@ def _check_fits(ensemble: Ensemble, simulation: Simulation) -> None:
         )
 
 
-def _wider(ensemble: Ensemble, params, simulation: Simulation, skin: float, give_up: bool) -> Simulation:
+def _wider(ensemble: Ensemble, params: PyTree, simulation: Simulation, skin: float, give_up: bool) -> Simulation:
     """The simulation in arrays for the step that did not fit; DynamicsError if that is not what was wrong."""
     look, bath = _programs(ensemble, simulation.shapes, skin).look, ensembles.bath(ensemble.config)
     found = look(bath, params, simulation.state, simulation.system, simulation.fixed, simulation.lists)
@@ -278,15 +280,17 @@ def _compiled(ensemble: Ensemble, shapes: Shapes, skin: float) -> MDPrograms:
     potential = ensemble.potential
     moves = integrator(ensemble, shapes.capacities)
 
-    def search(lists: Verlet, here: System):
+    def search(lists: Verlet, here: System) -> tuple[Verlet, Array]:
         return grid.search(lists, here, potential.shells, skin, shapes.grid)
 
-    def one(bath, params, state, system: System, fixed, lists: Verlet):
+    def one(
+        bath: Any, params: PyTree, state: Any, system: System, fixed: Array | None, lists: Verlet
+    ) -> tuple[Any, Verlet, Array]:
         """A step and its lists; whether it can be trusted."""
         after = moves.step(state, Surroundings(bath, params, system, lists, fixed))
         here = moves.place(after, system)
 
-        def again(_):
+        def again(_: Any) -> tuple[Any, Verlet]:
             # where atoms are does not depend on the forces there, which are all that the old list got wrong
             new = search(lists, here)[0]
             return moves.step(state, Surroundings(bath, params, system, new, fixed)), new
@@ -298,14 +302,16 @@ def _compiled(ensemble: Ensemble, shapes: Shapes, skin: float) -> MDPrograms:
         ok = jnp.all(jnp.isfinite(after.force)) & jnp.all(jnp.isfinite(after.momentum)) & jnp.all(way < FARTHEST)
         return after, lists, ok
 
-    def moved(state, after, system: System):
+    def moved(state: Any, after: Any, system: System) -> Array:
         """Å of every atom, without what a cell does that becomes larger or smaller as a whole."""
         before, here = moves.place(state, system), moves.place(after, system)
         scale = (volume(here) / jnp.where(volume(before) > 0, volume(before), 1)) ** (1 / 3)
         scale = jnp.where(jnp.all(system.pbc), scale, 1)
         return jnp.linalg.norm(here.positions - scale * before.positions, axis=-1)
 
-    def start(bath, params, system: System, fixed, lists: Verlet, momenta, key):
+    def start(
+        bath: Any, params: PyTree, system: System, fixed: Array | None, lists: Verlet, momenta: Array | None, key: Array
+    ) -> tuple[Any, Verlet, StepDiagnostics]:
         lists, fullest = search(lists, system)
         state = moves.start(key, Surroundings(bath, params, system, lists, fixed), momenta)
         found = StepDiagnostics(
@@ -313,13 +319,26 @@ def _compiled(ensemble: Ensemble, shapes: Shapes, skin: float) -> MDPrograms:
         )
         return state, lists, found
 
-    def look(bath, params, state, system: System, fixed, lists: Verlet):
+    def look(
+        bath: Any, params: PyTree, state: Any, system: System, fixed: Array | None, lists: Verlet
+    ) -> StepDiagnostics:
         after, lists, ok = one(bath, params, state, system, fixed, lists)
         here = moves.place(after, system)
         lists, fullest = search(lists, here)
         return StepDiagnostics(here, lists.found, fullest, lists.radius, moved(state, after, system), ok)
 
-    def chunk(bath, params, state, system: System, fixed, lists: Verlet, first, last, every, n_records):
+    def chunk(
+        bath: Any,
+        params: PyTree,
+        state: Any,
+        system: System,
+        fixed: Array | None,
+        lists: Verlet,
+        first: Any,
+        last: Any,
+        every: Any,
+        n_records: int,
+    ) -> tuple:
         """From step `first` at most to step `last`, and what is seen after every `every`-th, `n_records` of them.
 
         With `last` equal to `first`, what is seen there. All four are no part of the program.
@@ -327,13 +346,13 @@ def _compiled(ensemble: Ensemble, shapes: Shapes, skin: float) -> MDPrograms:
         blank = jax.eval_shape(observe, bath, params, state, system, fixed, lists, first)
         blank = jax.tree.map(lambda x: jnp.zeros((CHUNK, *x.shape), x.dtype), blank)
 
-        def step(carry):
+        def step(carry: Any) -> tuple:
             state, lists, k, _, end = carry
             after, newer, ok = one(bath, params, state, system, fixed, lists)
             state, lists = pytree.where(ok, (after, newer), (state, lists))
             return state, lists, k + ok, ok, end
 
-        def record(carry):
+        def record(carry: Any) -> tuple:
             state, lists, now, ok, n, seen = carry
             end = jnp.minimum(last, (now // every + 1) * every)
             going = state, lists, now, ok, end
@@ -345,7 +364,9 @@ def _compiled(ensemble: Ensemble, shapes: Shapes, skin: float) -> MDPrograms:
         start = state, lists, first, jnp.ones((), bool), jnp.zeros((), jnp.int32), blank
         return jax.lax.while_loop(lambda c: c[3] & (c[4] < n_records), record, start)
 
-    def observe(bath, params, state, system: System, fixed, lists: Verlet, step) -> Record:
+    def observe(
+        bath: Any, params: PyTree, state: Any, system: System, fixed: Array | None, lists: Verlet, step: int | Array
+    ) -> Record:
         here = moves.place(state, system)
         around = verlet.narrow(lists, here, potential.shells, shapes.capacities)
         said = predict(potential, params, here, around)

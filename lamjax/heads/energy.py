@@ -1,9 +1,11 @@
 """The energy head: one fitting net for all elements, plus a bias per element."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, PyTree
 
 from lamjax import nn, numerics
 from lamjax.arguments import as_tuples, at_least
@@ -26,7 +28,7 @@ class EnergyHeadConfig:
     exclude_types: tuple[int, ...] = ()  # types whose atoms have energy zero
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         as_tuples(self)
         at_least(self, 1, "neuron")
         at_least(self, 0, "numb_fparam", "numb_aparam", "dim_case_embd")
@@ -45,17 +47,21 @@ def energy_head(config: EnergyHeadConfig, n_features: int, n_types: int) -> Head
     x_i = [descriptor, (fparam - avg) inv_std, (aparam - avg) inv_std, case_embd].
     """
 
-    def init(key, dtype=None):
+    def init(key: Array, dtype: DTypeLike | None = None) -> dict[str, Any]:
         return _init(key, config, n_features, n_types, dtype)
 
-    def apply(params, features, types, fparam=None, aparam=None):
+    def apply(
+        params: PyTree, features: Array, types: Array, fparam: Array | None = None, aparam: Array | None = None
+    ) -> Array:
         x = jnp.concatenate([features, *_further_inputs(params, config, features, fparam, aparam)], axis=-1)
         return _apply(params, config, n_types, x, types)
 
     return Head(config, init, apply)
 
 
-def _init(key, config: EnergyHeadConfig, n_features: int, n_types: int, dtype):
+def _init(
+    key: Array, config: EnergyHeadConfig, n_features: int, n_types: int, dtype: DTypeLike | None
+) -> dict[str, Any]:
     wide = numerics.widest_float()
     keys = nn.split(key)
     n_inputs = n_features + config.numb_fparam + config.numb_aparam + config.dim_case_embd
@@ -74,7 +80,9 @@ def _init(key, config: EnergyHeadConfig, n_features: int, n_types: int, dtype):
     return {"layers": [*hidden, last], "statistics": statistics}
 
 
-def _further_inputs(params, config: EnergyHeadConfig, features, fparam, aparam) -> list:
+def _further_inputs(
+    params: PyTree, config: EnergyHeadConfig, features: Array, fparam: Array | None, aparam: Array | None
+) -> list:
     """What enters the net beside the descriptor, each (n_atoms, width)."""
     n, statistics = len(features), params["statistics"]
     if fparam is None and config.default_fparam is not None:
@@ -90,7 +98,7 @@ def _further_inputs(params, config: EnergyHeadConfig, features, fparam, aparam) 
     return [column.astype(features.dtype) for column in columns]
 
 
-def _check_width(name: str, value, width: int) -> None:
+def _check_width(name: str, value: Any, width: int) -> None:
     where = {"fparam": 'info["fparam"]', "aparam": 'arrays["aparam"]'}[name]
     if value is None or value.shape[-1] != width:
         got = "none" if value is None else value.shape[-1]
@@ -99,7 +107,7 @@ def _check_width(name: str, value, width: int) -> None:
         )
 
 
-def _apply(params, config: EnergyHeadConfig, n_types: int, x, types):
+def _apply(params: PyTree, config: EnergyHeadConfig, n_types: int, x: Array, types: Array) -> Array:
     statistics = params["statistics"]
     *hidden, last = params["layers"]
     net = nn.linear(last, nn.mlp(hidden, x, nn.activation(config.activation_function)))[:, 0]

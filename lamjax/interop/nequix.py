@@ -6,6 +6,7 @@ Koker et al., arXiv 2508.16067. Nothing of a file is executed.
 import io
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def write(config: PotentialConfig, params: Params, head: str, header: dict[str, 
     return out.getvalue()
 
 
-def _header(path, line: bytes) -> dict[str, Any]:
+def _header(path: Any, line: bytes) -> dict[str, Any]:
     try:
         header = json.loads(line)
     except ValueError as error:
@@ -87,7 +88,7 @@ def _header(path, line: bytes) -> dict[str, Any]:
     return header
 
 
-def _config(path, header: dict[str, Any]) -> PotentialConfig:
+def _config(path: Any, header: dict[str, Any]) -> PotentialConfig:
     numbers = [int(z) for z in header["atomic_numbers"]]
     if wrong := [z for z in numbers if not 0 < z < len(ase.data.chemical_symbols)]:
         raise CheckpointError(f"{path}: atomic_numbers names {wrong[0]}, which is no element.")
@@ -145,7 +146,7 @@ def _shapes(config: PotentialConfig) -> list[tuple[int, ...]]:
     return [*found, (descriptor.width, 1)]
 
 
-def _arrays(path, file, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
+def _arrays(path: Any, file: Any, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
     found = []
     for number, shape in enumerate(shapes):
         try:
@@ -227,7 +228,7 @@ def _by_number(config: PotentialConfig, energies: np.ndarray) -> dict[str, float
     return {str(ase.data.atomic_numbers[e]): float(x) for e, x in zip(config.elements, energies, strict=True)}
 
 
-def _in_order(config: PotentialConfig, params: Params, energies: np.ndarray, readout):
+def _in_order(config: PotentialConfig, params: Params, energies: np.ndarray, readout: Any) -> Iterator[np.ndarray]:
     yield energies
     species = params.descriptor["species"]
     for number, layer in enumerate(params.descriptor["layers"]):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -180,13 +181,13 @@ def parity(path: str | Path, panels: Mapping[str, tuple[Sequence[float], Sequenc
         figure.savefig(path, dpi=130)
 
 
-def _row(n: int, width: float, height: float):
+def _row(n: int, width: float, height: float) -> tuple[Any, Any]:
     """A figure with n panels side by side."""
     figure = Figure(figsize=(width * n, height), layout="constrained")
     return figure, figure.subplots(1, n, squeeze=False)[0]
 
 
-def _dumbbells(axes, names, before, after, quantity):
+def _dumbbells(axes: Any, names: Sequence[str], before: Any, after: Any, quantity: str) -> None:
     order = np.argsort(before)
     rows = np.arange(len(order))
     better = after[order] < before[order]
@@ -201,7 +202,7 @@ def _dumbbells(axes, names, before, after, quantity):
     axes.legend(frameon=False, loc="lower right")
 
 
-def _diagonal(axes, before, after, quantity):
+def _diagonal(axes: Any, before: Any, after: Any, quantity: str) -> None:
     top = 1.05 * max(before.max(), after.max(), 1e-12)
     axes.plot([0, top], [0, top], color=BEFORE, linewidth=1)
     better = after < before
@@ -210,7 +211,7 @@ def _diagonal(axes, before, after, quantity):
     axes.set(xlabel=f"{quantity} before", ylabel=f"{quantity} after", xlim=(0, top), ylim=(0, top))
 
 
-def _curve(axes, values, label, window):
+def _curve(axes: Any, values: Any, label: str, window: int) -> None:
     steps = np.arange(1, len(values) + 1)
     axes.plot(steps, values, color=BEFORE, linewidth=0.8, alpha=0.7)
     if 1 < window <= len(values):

@@ -114,7 +114,7 @@ class TaskConfig:
     type_map: tuple[str, ...] = ()
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         as_tuples(self)
         if self.batch_size is not None:
             frames_per_batch(1, self.batch_size)
@@ -168,7 +168,7 @@ class TrainConfig:
     tensorboard: bool = False
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         as_tuples(self)
         frames_per_batch(1, self.batch_size)
         if (self.model is None) == (self.base is None):
@@ -199,16 +199,16 @@ class TrainConfig:
             raise ValueError(f"Give a probability above 0 to all tasks or to none, got {probabilities}.")
 
 
-def read_options(*configs) -> ReadOptions:
+def read_options(*configs: Any) -> ReadOptions:
     """How files are read: each key from the first config that has it."""
 
-    def first(name: str):
+    def first(name: str) -> Any:
         return next((value for config in configs if (value := getattr(config, name))), None)
 
     return ReadOptions(*map(first, KEYS), first("type_map") or ())
 
 
-def check_common(config, counts: Iterable[str]) -> None:
+def check_common(config: Any, counts: Iterable[str]) -> None:
     """ValueError for what no run of any kind can have: numbers below 1 among `counts`, rates, ema_decay."""
     for name in counts:
         value = getattr(config, name)

@@ -49,7 +49,7 @@ class RunConfig:
     keep: int = 3  # states
     patience: int | None = None  # validations without a better one
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         as_tuples(self)
 
 
@@ -191,7 +191,9 @@ def ready(
     return run
 
 
-def restored(settings: RunConfig, objective: Objective, params: Any, update, step: TrainStep, resumed: bool) -> Run:
+def restored(
+    settings: RunConfig, objective: Objective, params: Any, update: Any, step: TrainStep, resumed: bool
+) -> Run:
     """A run with an optimiser and a step of its own, from first parameters or from its last state."""
     state = init(params, update, ema=settings.ema_decay is not None)
     if resumed:
@@ -250,7 +252,7 @@ def follow(run: Run, tell: Callable[[Event], None] = lambda event: None) -> Any:
 class _Course:
     """The mutable part of a run: training state, updates done, best validation, and the objective, which may widen."""
 
-    def __init__(self, run: Run, write: Callable[[RunRecord], None], watch: Watch):
+    def __init__(self, run: Run, write: Callable[[RunRecord], None], watch: Watch) -> None:
         self.run, self.settings, self.objective, self.write, self.watch = run, run.settings, run.objective, write, watch
         self.state, self.done, self.best = run.state, run.done, _best_so_far(run)
         self.folder, self.clock = Path(run.settings.output), Speed()
@@ -380,10 +382,10 @@ class _Course:
         left = end * self.settings.accumulate - start
         layout, facts = run.layout, []
 
-        def on_devices(item: tuple[Drawn, Any]):
+        def on_devices(item: tuple[Drawn, Any]) -> Any:
             return item[0], jax.device_put(item[1]) if layout is None else sharding.put(item[1], layout)
 
-        def batches(feed):
+        def batches(feed: Any) -> Iterator[Any]:
             for drawn, batch in feed:
                 facts.append(drawn)
                 yield batch

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from lamjax.arguments import at_least, expect
 from lamjax.factories import factory
@@ -33,7 +34,7 @@ class ScheduleConfig:
     decay_type: Literal["inverse_linear", "cosine", "linear"] = "inverse_linear"  # wsd
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < self.stop_lr <= self.start_lr:
             raise ValueError(f"Needs 0 < stop_lr <= start_lr, got stop_lr {self.stop_lr}, start_lr {self.start_lr}.")
         at_least(self, 1, "decay_steps")
@@ -57,7 +58,7 @@ def schedule(config: ScheduleConfig, n_steps: int) -> Schedule:
     main = shape(config, length, n_steps)
     first = config.warmup_start_factor * config.start_lr
 
-    def learning_rate(step):
+    def learning_rate(step: int | Array) -> Array:
         t = jnp.asarray(step, float)
         if config.warmup_steps == 0:
             return main(t)
@@ -74,7 +75,7 @@ def _exponential(config: ScheduleConfig, length: int, n_steps: int) -> Schedule:
             decay_steps = 100 if length // 10 > 100 else length // 100 + 1
         rate = (config.stop_lr / config.start_lr) ** (decay_steps / length)
 
-    def learning_rate(t):
+    def learning_rate(t: Array) -> Array:
         power = t / decay_steps if config.smooth else jnp.floor(t / decay_steps)
         return jnp.maximum(config.start_lr * rate**power, config.stop_lr)
 
@@ -82,7 +83,7 @@ def _exponential(config: ScheduleConfig, length: int, n_steps: int) -> Schedule:
 
 
 def _cosine(config: ScheduleConfig, length: int, n_steps: int) -> Schedule:
-    def learning_rate(t):
+    def learning_rate(t: Array) -> Array:
         return _cosine_fall(config, jnp.minimum(t / length, 1))
 
     return learning_rate
@@ -94,7 +95,7 @@ def _wsd(config: ScheduleConfig, length: int, n_steps: int) -> Schedule:
         raise ValueError(f"decay_phase_ratio {config.decay_phase_ratio} and warmup_steps together exceed the run.")
     start, stop = config.start_lr, config.stop_lr
 
-    def learning_rate(t):
+    def learning_rate(t: Array) -> Array:
         tau = jnp.clip((t - (length - fall)) / fall, 0, 1)
         match config.decay_type:
             case "inverse_linear":
@@ -111,5 +112,5 @@ def _constant(config: ScheduleConfig, length: int, n_steps: int) -> Schedule:
     return lambda t: jnp.full_like(t, config.start_lr)
 
 
-def _cosine_fall(config: ScheduleConfig, tau):
+def _cosine_fall(config: ScheduleConfig, tau: Array) -> Array:
     return config.stop_lr + (config.start_lr - config.stop_lr) * (1 + jnp.cos(jnp.pi * tau)) / 2

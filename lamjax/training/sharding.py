@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
 
 from lamjax.losses import TaskBatches
 
@@ -41,7 +42,7 @@ def one_slot(layout: Layout) -> Layout:
 def put_state(state: Any, layout: Layout) -> Any:
     """The state copied to every device; it must be equal in all processes."""
 
-    def put(x):
+    def put(x: Array) -> Array:
         whole = np.asarray(x)
         return jax.make_array_from_callback(whole.shape, layout.state, lambda index: whole[index])
 

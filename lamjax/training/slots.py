@@ -1,7 +1,8 @@
 """What every step of a run learns from: which tasks are drawn, in which bucket, and their frames as one batch."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -79,7 +80,7 @@ def probabilities(tasks: Sequence[Task]) -> np.ndarray:
     return joint / joint.sum(axis=1, keepdims=True) * np.array([[task.probability] for task in tasks])
 
 
-def sources(tasks: Sequence[Task], groups: Sequence[Group]):
+def sources(tasks: Sequence[Task], groups: Sequence[Group]) -> Callable:
     """A function that names the frames of a batch {group: TaskBatches} (those that this process holds)."""
     members = {group.name: group.tasks for group in groups}
 
@@ -122,7 +123,7 @@ def _sizes(tasks: Sequence[Task], groups: Sequence[Group]) -> list[list[int | st
 
 
 def _slots(
-    tasks, group: Group, chosen: tuple[int, ...], parts: list[Batch], part
+    tasks: Any, group: Group, chosen: tuple[int, ...], parts: list[Batch], part: Any
 ) -> tuple[Drawn, dict[str, TaskBatches]]:
     task = np.array([group.tasks.index(k) for k in chosen], np.int32)
     batch = {group.name: TaskBatches(task, pytree.stack(parts))}

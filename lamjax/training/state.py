@@ -38,7 +38,7 @@ class OptimizerConfig:
     options: dict[str, Any] = field(default_factory=dict)
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _factory(self)(learning_rate=1.0)
         if self.max_norm is not None and not self.max_norm > 0:
             raise ValueError(f"max_norm must be above 0, got {self.max_norm}; null leaves the gradient as it is.")
@@ -75,7 +75,7 @@ def _factory(config: OptimizerConfig) -> Callable:
             f"optax has no optimiser {config.name!r}. {hint}Examples: adam, adamw, muon, lion, sgd, adabelief."
         )
 
-    def make(learning_rate):
+    def make(learning_rate: Any) -> object:
         try:
             return factory(learning_rate=learning_rate, **config.options)
         except TypeError as error:
@@ -126,11 +126,11 @@ def init(params: Any, optimizer: optax.GradientTransformation, ema: bool = False
     if not hasattr(optimizer, "init") or not hasattr(optimizer, "update"):
         raise ArgumentError(f"init takes an optimiser second, got {describe(optimizer)}. {remedy}")
 
-    def copy(params):
+    def copy(params: Params) -> Any:
         return jax.tree.map(lambda x: jnp.array(x, copy=True), params)
 
     @jax.jit  # one program, instead of one for every shape
-    def start(params) -> TrainState:
+    def start(params: Params) -> TrainState:
         return TrainState(jnp.zeros((), jnp.int32), copy(params), optimizer.init(params), copy(params) if ema else None)
 
     return start(params)

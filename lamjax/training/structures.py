@@ -13,7 +13,7 @@ import numpy as np
 from lamjax import checkpoints, losses
 from lamjax.data import Packed, PackedPairs, batches, files_of, n_batches, pack_pairs, set_bias
 from lamjax.losses import Learned, Loss
-from lamjax.potential import Potential, select
+from lamjax.potential import Params, Potential, select
 from lamjax.reports import outputs, plots
 from lamjax.training import engine, folder
 from lamjax.training.engine import Best, Outputs, Run
@@ -148,7 +148,7 @@ def structure_objective(
     def measure(params: Any, first: Measured | None, watch: Callable) -> Measured:
         pairs, bare = sets.validation, model(params)
 
-        def watched(items):
+        def watched(items: Any) -> Any:
             return watch(items, "relaxing held-out structures", len(pairs))
 
         judgement = judge(potential, bare, pairs, judge_of(config), watched, config.matmul_precision)
@@ -156,7 +156,7 @@ def structure_objective(
         numbers = summary(judgement, before, config.basin, apart)
         return {**numbers._asdict(), **data.labels.errors(bare), "judgement": judgement}
 
-    def widen(rows: Sequence[Mapping[str, float]]):
+    def widen(rows: Sequence[Mapping[str, float]]) -> tuple[Objective, tuple[str, ...]] | None:
         _check_counted(config, rows)
         if widened >= MOST_WIDENED or not sum(row.get("n_overflow", 0) for row in rows):
             return None
@@ -255,7 +255,7 @@ def _times_widened(output: Path, done: int) -> int:
     return min(MOST_WIDENED, sum(len(counts) == length and sum(counts) > 0 for counts in epochs.values()))
 
 
-def _model(config: StructureTuneConfig):
+def _model(config: StructureTuneConfig) -> tuple[Potential, Params]:
     """The stored model with the head that is trained."""
     potential, params = checkpoints.load(config.base, config.head, np.dtype(config.precision))
     if potential.head is None:
@@ -281,7 +281,9 @@ def _freeze(config: StructureTuneConfig, potential: Potential, replayed: Potenti
     return (*config.freeze, *(f"heads/{head}" for head in sorted(others)))
 
 
-def _refitted(config: StructureTuneConfig, replayed: Potential, params, sets: PairSets, packed: Packed):
+def _refitted(
+    config: StructureTuneConfig, replayed: Potential, params: Params, sets: PairSets, packed: Packed
+) -> Params:
     """The parameters with the energy per element shifted to the replayed labels; no force is changed by it."""
     if not any(frame.labels.weights[0] > 0 for frame in sets.replay):
         return params
@@ -290,7 +292,7 @@ def _refitted(config: StructureTuneConfig, replayed: Potential, params, sets: Pa
 
 
 def _save_model(
-    config: StructureTuneConfig, potential, path: Path, params: Any, step: int, score: float | None
+    config: StructureTuneConfig, potential: Potential, path: Path, params: Any, step: int, score: float | None
 ) -> None:
     card = {"base": config.base, "pairs": list(config.pairs), "objective": config.objective.type, "steps": step}
     card |= {"seed": config.seed, "precision": config.precision, "dq_median": score}

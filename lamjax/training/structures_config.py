@@ -103,7 +103,7 @@ class ReplayConfig:
     bias: Literal["change", "keep"] = "change"  # the energy per element is first refitted to the frames, or not
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         as_tuples(self)
         frames_per_batch(1, self.batch_size)
         if not self.files:
@@ -153,7 +153,7 @@ class StructureTuneConfig:
     patience: int | None = None
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         as_tuples(self)
         if not self.pairs:
             raise ValueError("`pairs` names no file. List at least one, for example [relaxations.extxyz].")

@@ -32,8 +32,9 @@ from lamjax.data import (
 )
 from lamjax.data.pairs import SAME_CELL, STILL, listed
 from lamjax.losses import StructureLossConfig
-from lamjax.neighbors import Shell, host_neighbors, plan_capacities
+from lamjax.neighbors import Neighbors, Shell, host_neighbors, plan_capacities
 from lamjax.potential import Potential
+from lamjax.system import System
 from lamjax.training.config import read_options
 from lamjax.training.structures_config import StructureTuneConfig
 from lamjax.training.tasks import labelled
@@ -200,7 +201,7 @@ def wider(packed: PackedPairs, shells: Sequence[Shell]) -> PackedPairs:
         shapes.append(shape._replace(capacities=plan_capacities(wanted, tuple(shells))))
 
     def widened(row: StructureBatch, capacities: tuple[int, ...]) -> StructureBatch:
-        def lists(system, neighbors):
+        def lists(system: System, neighbors: Neighbors) -> Neighbors:
             return host_neighbors(system, tuple(shells), capacities)._replace(offsets=neighbors.offsets)
 
         start, target = lists(row.start, row.neighbors), lists(row.target, row.target_neighbors)

@@ -16,7 +16,7 @@ from lamjax.data import Frame, Pair, pack, plan
 from lamjax.losses import StructureError, structure_error
 from lamjax.potential import Potential
 from lamjax.relaxation import Relaxation, RelaxConfig, stream
-from lamjax.system import pad
+from lamjax.system import System, pad
 from lamjax.training.errors import FORCES, SHIFTED, VIRIAL, error_table, predictions
 from lamjax.training.structures_data import name
 
@@ -90,7 +90,7 @@ def compare(systems: Sequence, pairs: Sequence[Pair]) -> StructureError:
     n_atoms = max(pair.start.n_atoms for pair in pairs)
     n = min(ROWS, len(pairs))
 
-    def row(system, pair: Pair):
+    def row(system: System, pair: Pair) -> tuple[System, System, np.ndarray]:
         fixed = np.pad(pair.fixed, ((0, n_atoms - len(pair.fixed)), (0, 0)))
         return pad(system, n_atoms), pad(pair.target, n_atoms), fixed
 
@@ -134,7 +134,9 @@ def _quantile(x: np.ndarray, share: float) -> float:
 class LabelledSets:
     """Labelled frames in arrays, on which the errors of all labels are measured as often as is wanted."""
 
-    def __init__(self, frames: Mapping[str, Sequence[Frame]], potentials: Mapping[str, Potential], precision: str):
+    def __init__(
+        self, frames: Mapping[str, Sequence[Frame]], potentials: Mapping[str, Potential], precision: str
+    ) -> None:
         self.sets = {
             what: (potentials[what], some, pack(some, plan(some, potentials[what].shells, 2), precision))
             for what, some in frames.items()

@@ -3,7 +3,7 @@
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -221,7 +221,7 @@ def _places(frame: Frame) -> tuple[bytes, ...]:
     return np.asarray(numbers).tobytes(), *((np.round(x, 5) + 0.0).astype(np.float32).tobytes() for x in rest)
 
 
-def labelled(paths, potential: Potential, options: ReadOptions | None = None) -> Sequence[Frame]:
+def labelled(paths: Any, potential: Potential, options: ReadOptions | None = None) -> Sequence[Frame]:
     """The frames of the files; ValueError for one without any label."""
     frames = open_frames(paths, elements=potential.elements, options=options or ReadOptions())
     unlabelled = ~facts(frames).weights.any(axis=1)

@@ -1,7 +1,7 @@
 """Configuration of DPA-2. Keys, defaults and meanings are DeePMD-kit's."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from lamjax import nn
 from lamjax.arguments import as_tuples, at_least
@@ -24,7 +24,7 @@ class ThreeBodyConfig:
     neuron: tuple[int, ...] = (2, 4, 8)
     __pydantic_config__: ClassVar = _STRICT
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         as_tuples(self)
         check_shell(self, self.sel, "sel")
         check_net(self)
@@ -65,7 +65,7 @@ class RepformerConfig:
     ln_eps: float = 1e-5
     __pydantic_config__: ClassVar = _STRICT
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_shell(self, self.nsel, "nsel")
         at_least(self, 1, "nlayers", "g1_dim", "g2_dim", "axis_neuron", *_HIDDEN)
         nn.activation(self.activation_function)
@@ -96,7 +96,7 @@ class DPA2Config:
     add_tebd_to_repinit_out: bool = False
     __pydantic_config__: ClassVar = _STRICT
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         as_tuples(self)
         if not (self.repformer.update_g1_has_grrg or self.repformer.update_g1_has_drrd):
             if self.repformer.g1_out_conv and self.repformer.g1_out_mlp:
@@ -142,5 +142,5 @@ class DPA2Config:
         return self.repformer.g1_dim + (self.repinit.tebd_dim if self.concat_output_tebd else 0)
 
 
-def _sel(block) -> int:
+def _sel(block: Any) -> int:
     return block.sel if isinstance(block, ThreeBodyConfig) else block.nsel

@@ -48,7 +48,7 @@ class RepflowConfig:
     sequential_update: bool = False  # edges, then angles, then edges, then atoms; else all at once
     __pydantic_config__: ClassVar = _STRICT
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("n_dim", "e_dim", "a_dim", "nlayers", "e_sel", "a_sel", "axis_neuron", "n_multi_edge_message"):
             _require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}: it must be at least 1.")
         self._check_cutoffs()
@@ -128,7 +128,7 @@ class DPA3Config:
     default_chg_spin: tuple[float, float] | None = None  # for structures without them
     __pydantic_config__: ClassVar = _STRICT
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         as_tuples(self)
         nn.activation(self.activation_function)  # raises for one that is not known
         default = self.default_chg_spin

@@ -1,6 +1,7 @@
 """DeePMD-kit's serialised model tree, as `.dp` and `.yaml` files hold it, and lamjax's config and parameters."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -96,12 +97,12 @@ def _descriptor_options(d: dict) -> dict:
     return found
 
 
-def _head_config(model: dict):
+def _head_config(model: dict) -> Any:
     fitting = {key: value for key, value in model["fitting"].items() if key not in _FITTING_STRUCTURE}
     return options.head_config(fitting, model.get("atom_exclude_types") or ())
 
 
-def _descriptor_params(config, d: dict) -> dict:
+def _descriptor_params(config: Any, d: dict) -> dict:
     embedding = _type_embedding(d["type_embedding"])
     if isinstance(config, DPA3Config):
         return {"type_embedding": embedding, **_dpa3_params(config, d)}
