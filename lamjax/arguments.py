@@ -39,7 +39,8 @@ def describe(value: Any) -> str:
         return f"the function or class {value.__name__}"
     name = type(value).__name__
     if type(value) in (list, tuple):
-        kinds = list(dict.fromkeys(type(x).__name__ for x in value))
+        entries: Any = value
+        kinds = list(dict.fromkeys(type(x).__name__ for x in entries))
         return f"{_article(name)} of {' and '.join(kinds[:2])}" if value else f"an empty {name}"
     return _article(name)
 

@@ -125,7 +125,7 @@ class Calculator(base.Calculator):
         super().calculate(atoms, properties, system_changes)
         self._system = None
         periodic = bool(self.atoms.pbc.all())
-        if "stress" in properties and not periodic:
+        if "stress" in (properties or ()) and not periodic:
             raise base.PropertyNotImplementedError(
                 f"Stress needs a volume: the structure has pbc {self.atoms.pbc.tolist()}, all three must be True."
             )

@@ -109,7 +109,7 @@ def is_bundle(path: str | Path) -> bool:
 
 def _read_bundle(path: Path) -> Stored:
     try:
-        content = flax.serialization.msgpack_restore(path.read_bytes()[len(MAGIC) :])
+        content: Any = flax.serialization.msgpack_restore(path.read_bytes()[len(MAGIC) :])
         config = potentials.from_json(content["config"])
         params = _restore(config, content["params"])
     except ValidationError as error:

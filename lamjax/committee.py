@@ -1,7 +1,7 @@
 """Several members of one form, their parameters stacked: how much they disagree is what none of them knows."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ class Deviation(NamedTuple):
     energy: Float[Array, "*structures"]  # eV/atom, standard deviation of the energy per atom
 
 
-def stack_members(members: Sequence) -> object:
+def stack_members(members: Sequence) -> Any:
     """The parameters of several models of one config as one tree with a leading axis of members.
 
     Raises ValueError where there are none, and where they are of different configs.

@@ -49,7 +49,7 @@ def factory(make: Callable) -> Callable:
     signature = inspect.signature(make)
 
     @functools.wraps(make)
-    def wrapped(*args: Any, **named: Any) -> Callable:
+    def wrapped(*args: Any, **named: Any) -> Any:
         given = signature.bind(*args, **named)
         given.apply_defaults()
         key = given.args, tuple(sorted(given.kwargs.items()))

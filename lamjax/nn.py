@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
@@ -39,16 +40,16 @@ def _drawn(sampler: Callable, key: Array, shape: tuple[int, ...], dtype: DTypeLi
     found = _draw(
         sampler, 16 ** max(3, -(-max(n - 1, 0).bit_length() // 4)), jax.dtypes.canonicalize_dtype(dtype or float), key
     )
-    return (found if isinstance(found, jax.core.Tracer) else np.asarray(found))[:n].reshape(shape)
+    return (found if isinstance(found, Tracer) else np.asarray(found))[:n].reshape(shape)
 
 
 @partial(jax.jit, static_argnums=1)
-def _child(key: Array, n: int, k: int | Array) -> Callable:
+def _child(key: Array, n: int, k: int | Array) -> Array:
     return jax.random.split(key, n)[k]
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _draw(sampler: Callable, n: int, dtype: DTypeLike | None, key: Array) -> Callable:
+def _draw(sampler: Callable, n: int, dtype: DTypeLike | None, key: Array) -> Array:
     return sampler(key, (n,), dtype)
 
 

@@ -10,10 +10,11 @@ import jax
 import typer
 from rich.markup import escape
 
-from lamjax import data, distillation
+from lamjax import distillation
 from lamjax.cli.label import SECONDS, claim
 from lamjax.cli.labeller import HELP, OPTION_HELP, labeller_config
 from lamjax.cli.relax import Precision
+from lamjax.data.pairs import listed
 from lamjax.distillation import CalculatorLabeller, Engine, ExploreConfig, Labeller
 from lamjax.distillation.substitute import USUAL
 from lamjax.reports import bar, console, files, table
@@ -74,7 +75,7 @@ def explore(
     with files.alone(out), jax.enable_x64(True):  # for positions and sums of energies
         starts, wrong = distillation.read_structures(structures)
         if not len(starts):
-            raise ValueError(data.pairs.listed("No structure could be read", wrong or ["The files are empty."]))
+            raise ValueError(listed("No structure could be read", wrong or ["The files are empty."]))
         moved = None
         if potential is not None:
             words = potential, option or (), head, None if precision is None else precision.value
@@ -135,4 +136,4 @@ def _report(last: Any, failures: Sequence[str], unusable: int, wrong: Sequence[s
     for failure in failures[:NAMED]:
         console.print(f"  ended early: {escape(failure)}", soft_wrap=True, style="dim")
     if wrong:
-        console.print(escape(data.pairs.listed("Not readable, left out", list(wrong))), soft_wrap=True)
+        console.print(escape(listed("Not readable, left out", list(wrong))), soft_wrap=True)

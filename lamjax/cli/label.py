@@ -13,6 +13,7 @@ from rich.markup import escape
 from lamjax import data, distillation
 from lamjax.cli.labeller import HELP, OPTION_HELP, labeller_config
 from lamjax.cli.relax import Precision
+from lamjax.data.pairs import listed
 from lamjax.distillation import CalculatorConfig
 from lamjax.reports import bar, console, files, outputs, table
 
@@ -63,7 +64,7 @@ def label(
     with files.alone(out), jax.enable_x64(True):  # for positions and sums of energies
         frames, wrong = distillation.read_structures(structures)
         if not len(frames):
-            raise ValueError(data.pairs.listed("No structure could be read", wrong or ["The files are empty."]))
+            raise ValueError(listed("No structure could be read", wrong or ["The files are empty."]))
         made = distillation.open_labeller(config)
         written = _run(distillation.label_set(made, frames, out, resume, skip), len(frames))
     _report(written, wrong, out, time.monotonic() - began)
@@ -113,4 +114,4 @@ def _report(written: distillation.Written, wrong: Sequence[str], out: Path, seco
     for reason, n in written.failures.most_common(NAMED):
         console.print(f"  {n} without a label: {escape(reason)}", soft_wrap=True, style="dim")
     if wrong:
-        console.print(escape(data.pairs.listed("Not readable, left out", list(wrong))), soft_wrap=True)
+        console.print(escape(listed("Not readable, left out", list(wrong))), soft_wrap=True)

@@ -72,6 +72,8 @@ def flowing(text: str) -> str:
 
 def _docstring(module: str, function: str) -> str:
     """The docstring of a function in a module that need not be imported."""
-    path = Path(importlib.util.find_spec(module).origin)
+    spec = importlib.util.find_spec(module)
+    path = Path(str(spec and spec.origin))
     found = (node for node in ast.parse(path.read_text()).body if getattr(node, "name", "") == function)
-    return ast.get_docstring(next(found))
+    definition: Any = next(found)
+    return ast.get_docstring(definition) or ""

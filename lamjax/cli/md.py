@@ -253,7 +253,7 @@ def _stopping() -> Iterator[Callable[[], bool]]:
         signal.signal(number, before[number])
         console.print("Stopping as soon as the present chunk is written.")
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: bool(came)
     finally:

@@ -20,6 +20,7 @@ from lamjax import checkpoints, data, units
 from lamjax.cli import reading, relax_records
 from lamjax.cli.relax import Precision
 from lamjax.data import records
+from lamjax.data.pairs import listed
 from lamjax.potential import Potential
 from lamjax.properties import PropertyConfig, survey, write_phonopy
 from lamjax.properties.volumes import EquationOfStateConfig
@@ -116,11 +117,11 @@ def properties(
         rows = [done[crystal.source] for crystal in found if crystal.source in done]
         _write(output, rows, wanted)
     if not rows:
-        raise ValueError(data.pairs.listed("Nothing was computed", unread or ["There are no structures."]))
+        raise ValueError(listed("Nothing was computed", unread or ["There are no structures."]))
     console.print(_report(rows, len(left), time.monotonic() - began, output))
     failures = unread + [f"{row['source']}: {row[key]}" for row in rows for key in row if key.endswith("error")]
     if failures:
-        console.print(escape(data.pairs.listed("Not computed", failures)), soft_wrap=True)
+        console.print(escape(listed("Not computed", failures)), soft_wrap=True)
 
 
 def _done(output: Path, resume: bool) -> dict[str, dict]:

@@ -18,6 +18,7 @@ from lamjax.cli import reading
 from lamjax.cli import relax_records as records
 from lamjax.cli.processes import join
 from lamjax.cli.relax_records import labelled as labelled
+from lamjax.data.pairs import listed
 from lamjax.potential import Potential
 from lamjax.relaxation import CellConfig, RelaxConfig, stream
 from lamjax.reports import console, files, outputs, plots, progress, table
@@ -157,14 +158,14 @@ def relax(
     lost = len(unread) + len(left) - len(found.told)
     console.print(_report(found.told, lost, len(done), time.monotonic() - began, config, share.out))
     if failures:
-        console.print(escape(data.pairs.listed("Failed", failures)), soft_wrap=True)
+        console.print(escape(listed("Failed", failures)), soft_wrap=True)
 
 
 def _nothing(found: Results, failures: list[str]) -> None:
     """Raise what ends a run in which no structure was relaxed."""
     if not found.is_whole:
         raise KeyboardInterrupt
-    raise ValueError(data.pairs.listed("Nothing was relaxed", failures or ["There are no structures."]))
+    raise ValueError(listed("Nothing was relaxed", failures or ["There are no structures."]))
 
 
 def _written(out: Path) -> list[Path]:

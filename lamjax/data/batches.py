@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from jaxtyping import Array, Int
@@ -28,6 +28,10 @@ class Batch(NamedTuple):
     frame: Int[Array, "n_rows n_structures"]  # index of the frame in the list that was packed
 
 
+@overload
+def batches(packed: Packed, batch_size: int | str = "auto", **options: Any) -> Iterator[Batch]: ...
+@overload
+def batches(packed: PackedPairs, batch_size: int | str = "auto", **options: Any) -> Iterator[StructureBatch]: ...
 def batches(
     packed: Packed | PackedPairs,
     batch_size: int | str = "auto",
@@ -87,7 +91,9 @@ def _of_pairs(
 ) -> Iterator[StructureBatch]:
     """The batches of pairs from number `start` on."""
     if bucket is not None:
-        packed = PackedPairs(*(parts[bucket : bucket + 1] for parts in packed))
+        packed = PackedPairs(
+            packed.shapes[bucket : bucket + 1], packed.members[bucket : bucket + 1], packed.rows[bucket : bucket + 1]
+        )
     epoch, skipped = divmod(start, n_batches(packed, batch_size))
     while epochs is None or epoch < epochs:
         shown = pair_batches(packed, batch_size, None if seed is None else [seed, epoch])
@@ -127,14 +133,14 @@ def _row(members: Members, rows: np.ndarray, shape: RowShape) -> Batch:
     sizes = [part.system.n_atoms for part in parts]
     ends = np.cumsum([0, *sizes])
 
-    def atoms(of: Callable[[Structure], np.ndarray]) -> np.ndarray:
+    def atoms(of: Callable[[Structure], Any]) -> np.ndarray:
         """What belongs to atoms, one structure behind another; 0 beyond."""
         found = np.zeros((shape.n_atoms, *of(like).shape[1:]), of(like).dtype)
         for part, a, b in zip(parts, ends, ends[1:], strict=False):
             found[a:b] = of(part)
         return found
 
-    def each(of: Callable[[Structure], np.ndarray]) -> np.ndarray:
+    def each(of: Callable[[Structure], Any]) -> np.ndarray:
         """What belongs to structures; 0 for those that are none."""
         found = np.zeros((shape.n_structures, *np.shape(of(like))), np.asarray(of(like)).dtype)
         for k, part in enumerate(parts):

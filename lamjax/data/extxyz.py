@@ -33,7 +33,7 @@ _TENSORS = ("virial", "stress")  # nine numbers, column after column
 
 
 def frames(
-    lines: Iterator[str], note: Callable[[str], Any] | None = None, elements: Sequence[str] = ()
+    lines: Iterator[str], note: Callable[..., Any] | None = None, elements: Sequence[str] = ()
 ) -> Iterator[ase.Atoms]:
     """The structures of the lines of a file; ValueError that names the line of what cannot be read.
 
@@ -72,7 +72,7 @@ def header(text: str) -> dict[str, Any]:
     return found
 
 
-def _frame(comment: str, rows: list[str], first: int, note: Callable[[str], Any], elements: Sequence[str]) -> ase.Atoms:
+def _frame(comment: str, rows: list[str], first: int, note: Callable[..., Any], elements: Sequence[str]) -> ase.Atoms:
     """One structure; `first` is the number of the first row's line."""
     try:
         info = header(comment)
@@ -175,7 +175,7 @@ def _is(kind: str, word: str) -> bool:
     return True
 
 
-def _atoms(arrays: dict[str, np.ndarray], cell: np.ndarray, pbc: np.ndarray, info: dict[str, Any]) -> ase.Atoms:
+def _atoms(arrays: dict[str, np.ndarray], cell: np.ndarray | None, pbc: np.ndarray, info: dict[str, Any]) -> ase.Atoms:
     arrays.pop("symbols", None)
     atoms = ase.Atoms(numbers=arrays.pop("numbers"), positions=arrays.pop("positions"), cell=cell, pbc=pbc)
     if (move := arrays.pop("move_mask", None)) is not None:

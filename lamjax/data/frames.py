@@ -45,7 +45,7 @@ class Joined(Sequence):
     def __len__(self) -> int:
         return self.starts[-1]
 
-    def __getitem__(self, k: Any) -> "Subset":
+    def __getitem__(self, k: Any) -> Any:
         if isinstance(k, slice):
             return Subset(self, np.arange(len(self))[k])
         k = _checked(k, len(self))
@@ -66,7 +66,7 @@ class Subset(Sequence):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, k: Any) -> "Subset | Frame":
+    def __getitem__(self, k: Any) -> Any:
         return Subset(self, np.arange(len(self))[k]) if isinstance(k, slice) else self.frames[int(self.rows[k])]
 
 
@@ -100,7 +100,10 @@ def source(frames: Sequence[Frame], k: int) -> str:
             return source(frames.parts[part], k - frames.starts[part])
         case Subset():
             return source(frames.frames, int(frames.rows[k]))
-    return frames.source(k) if hasattr(frames, "source") else frames[k].source
+        case _ if hasattr(frames, "source"):
+            store: Any = frames
+            return store.source(k)
+    return frames[k].source
 
 
 def check_frames(frames: Any, function: str) -> None:

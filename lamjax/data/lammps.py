@@ -19,7 +19,7 @@ _UNITS = {name for name in unitconvert.UNITSETS if name not in ("ASE", "lj")}
 
 
 def frames(
-    lines: Iterator[str], elements: Sequence[str] = (), note: Callable[[str], Any] | None = None
+    lines: Iterator[str], elements: Sequence[str] = (), note: Callable[..., Any] | None = None
 ) -> Iterator[ase.Atoms]:
     """The structures of a dump, forces and velocities in eV, Å and ASE's time; a dump says nothing of energies.
 

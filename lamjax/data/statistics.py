@@ -105,7 +105,7 @@ def _reduced(before: np.ndarray | None, counts: np.ndarray, energies: np.ndarray
     """Fewer equations with the same least squares: the triangle of a QR decomposition, where there are many."""
     equations = np.concatenate([counts, energies[:, None]], axis=1)
     equations = equations if before is None else np.concatenate([before, equations])
-    return np.linalg.qr(equations, mode="r") if len(equations) > EQUATIONS else equations
+    return np.asarray(np.linalg.qr(equations, mode="r")) if len(equations) > EQUATIONS else equations
 
 
 def set_environment(potential: Potential, params: Params, frames: Iterable[Frame]) -> Params:
@@ -240,7 +240,7 @@ def _block_pairs(group: _Group, part: Block, excluded: set) -> tuple[np.ndarray,
 
 def _rows_function(part: Block, protection: float) -> Callable:
     @jax.jit
-    def rows(d: Array) -> Callable:
+    def rows(d: Array) -> Any:
         return raw_rows(d, part.rcut, part.rcut_smth, protection, part.exponential)[0]
 
     def apply(d: np.ndarray) -> np.ndarray:

@@ -116,15 +116,15 @@ def _packed(
     pairs: Sequence[Pair], shapes: Sequence[tuple[PairShape, list[int]]], shells: tuple[Shell, ...], shrink: float
 ) -> PackedPairs:
     """The arrays of the pairs that have each shape; shapes without any are left out."""
-    shapes = [(shape, tuple(members)) for shape, members in shapes if members]
+    chosen = [(shape, tuple(members)) for shape, members in shapes if members]
 
     def row(k: int, shape: PairShape) -> StructureBatch:
         return _row(pairs[k], shape, shells, shrink)._replace(number=np.int32(k + 1))
 
     return PackedPairs(
-        shapes=tuple(shape for shape, _ in shapes),
-        members=tuple(members for _, members in shapes),
-        rows=tuple(tuple(row(k, shape) for k in members) for shape, members in shapes),
+        shapes=tuple(shape for shape, _ in chosen),
+        members=tuple(members for _, members in chosen),
+        rows=tuple(tuple(row(k, shape) for k in members) for shape, members in chosen),
     )
 
 
@@ -149,7 +149,9 @@ def _needed(pair: Pair, shells: tuple[Shell, ...]) -> tuple[int, ...]:
     return tuple(np.max([count(system, shells) for system in (pair.start, pair.target)], axis=0).tolist())
 
 
-def pair_batches(packed: PackedPairs, batch_size: int, seed: int | None = None) -> Iterator[StructureBatch]:
+def pair_batches(
+    packed: PackedPairs, batch_size: int | str, seed: int | Sequence[int] | None = None
+) -> Iterator[StructureBatch]:
     """Every pair once, in batches of one shape each; the last batch of a shape is filled by empty rows (all zeros).
 
     With a `seed` the pairs of a shape and the batches of all shapes are shuffled; without, they come in the order of

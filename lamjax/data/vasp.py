@@ -43,7 +43,7 @@ class _Lines:
         return next(self.lines) + "\n"
 
 
-def outcar(lines: Iterator[str], folder: Path, note: Callable[[str], Any]) -> Iterator[ase.Atoms]:
+def outcar(lines: Iterator[str], folder: Path, note: Callable[..., Any]) -> Iterator[ase.Atoms]:
     """The converged ionic steps of an OUTCAR; how many others there are is a remark (`note`).
 
     Constraints are those of a CONTCAR or POSCAR in the `folder`.
@@ -69,7 +69,7 @@ def _is_converged(lines: list[str], nelm: int | None) -> bool:
     return nelm is None or max(counts, default=1) < nelm
 
 
-def vasprun(path: str, note: Callable[[str], Any]) -> Iterator[ase.Atoms]:
+def vasprun(path: str, note: Callable[..., Any]) -> Iterator[ase.Atoms]:
     """The converged ionic steps of a vasprun.xml: those of fewer electronic steps than NELM, which is all it tells."""
     nelm, counts = _electronic_steps(path)
     left = 0
@@ -96,7 +96,7 @@ def _electronic_steps(path: str) -> tuple[int | None, list[int]]:
     return nelm, counts
 
 
-def _report(left: int, n: int, note: Callable[[str], Any]) -> None:
+def _report(left: int, n: int, note: Callable[..., Any]) -> None:
     if left:
         what = f"the electronic loop of {left} of {n} ionic steps ended at NELM without converging: left out"
         note("warning", what, _REMEDY, left)

@@ -1,7 +1,7 @@
 """What the comparisons of `consistency` mean: whether forces and virials are right, or which sign or unit is wrong."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,7 +35,7 @@ class Verdict(NamedTuple):
     factor: Callable | None  # Ratio or FramePair -> true value over label; None if not tested
 
 
-FACTOR = Callable[[Ratio], float]
+FACTOR = Callable[[Any], float]
 RIGHT: FACTOR = lambda r: 1.0  # noqa: E731
 ENERGIES: dict[str, FACTOR] = {
     "the energies are in hartree": lambda r: 1 / HARTREE,

@@ -4,7 +4,7 @@
 layer linearly, so their part is computed once per type, not once per edge.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def embedding_init(
     mode: str,
     n_type_inputs: int,
     tebd_dim: int,
-    neuron: Sequence[int],
+    neuron: tuple[int, ...],
     timestep: bool,
     dtype: DTypeLike | None = None,
 ) -> dict[str, list[dict[str, Any]]]:

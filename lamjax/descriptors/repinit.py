@@ -75,10 +75,10 @@ def init(key: Array, config: Any, n_types: int, dtype: DTypeLike | None = None) 
     if config.table:
         nets = tabulation.init(config.table, n_types, config.neuron[-1], dtype)
         return {**nets, "statistics": statistics_init(n_types, dtype)}
-    keys = nn.split(key)
+    first, second = nn.split(key)
     n_inputs = 1 if config.type_one_side else 2
     nets = embedding_init(
-        *keys, config.tebd_input_mode, n_inputs, config.tebd_dim, config.neuron, config.resnet_dt, dtype
+        first, second, config.tebd_input_mode, n_inputs, config.tebd_dim, config.neuron, config.resnet_dt, dtype
     )
     return {**nets, "statistics": statistics_init(n_types, dtype)}
 

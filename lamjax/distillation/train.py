@@ -86,7 +86,8 @@ class Trainer:
 
 def open_student(config: StudentConfig) -> Potential:
     """The potential of the students, with one head; ValueError for one that cannot learn."""
-    described, head = config.model, config.head
+    described: Any = config.model
+    head = config.head
     if config.base is not None:
         stored = checkpoints.read(config.base, config.head)
         described, head = stored.config, config.head or stored.default_head

@@ -250,7 +250,7 @@ def kinetic_energy(state: Any) -> Float[Array, ""]:
     return jnp.sum((state.momentum**2 / (2 * state.mass)).astype(numerics.widest_float()))
 
 
-def degrees_of_freedom(config: Config, n_atoms: int, n_fixed: int | Array = 0) -> Array:
+def degrees_of_freedom(config: Config, n_atoms: int, n_fixed: Any = 0) -> Array:
     """Components that can move, less one for each axis along which momentum is conserved: heat is counted by this.
 
     `n_fixed` components are fixed, in all or along each axis (3,); it may be traced. Momentum is conserved along axes
@@ -259,7 +259,7 @@ def degrees_of_freedom(config: Config, n_atoms: int, n_fixed: int | Array = 0) -
     """
     langevin = isinstance(config, NVTConfig) and config.thermostat == "langevin"
     along = n_fixed * np.ones(3, int) if np.ndim(n_fixed) == 0 else n_fixed
-    conserved = 0 if langevin or n_atoms == 1 else (along == 0).sum()
+    conserved: Any = 0 if langevin or n_atoms == 1 else (along == 0).sum()
     return 3 * n_atoms - (n_fixed if np.ndim(n_fixed) == 0 else n_fixed.sum()) - conserved
 
 
@@ -271,7 +271,7 @@ def drift(system: System, fixed: Bool[np.ndarray, "n_atoms 3"], momenta: Array |
 
 
 def thermal_momenta(
-    config: Config, system: System, fixed: Array | None, kelvin: float, seed: int
+    config: Config, system: System, fixed: Array, kelvin: float, seed: int
 ) -> Float[np.ndarray, "n_atoms 3"]:
     """Maxwell-Boltzmann momenta (sqrt(amu eV)) of just this temperature, without a drift (see `drift`)."""
     mass = np.asarray(masses(system), np.float64)[:, None]

@@ -47,7 +47,8 @@ def append(path: Path, seen: Record, still: dict[str, np.ndarray], timestep: flo
     access.set_file_locking(False, True)  # who reads must not stop who writes
     try:
         opened = h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDWR | h5py.h5f.ACC_SWMR_WRITE, access)
-        with h5py.File(opened) as file:
+        opened_file: Any = h5py.File(opened)
+        with opened_file as file:
             n = len(file["step"])
             for name, values in reversed(list(seen._asdict().items())):  # the steps last, which tell how many there are
                 file[name].resize(n + len(values), axis=0)

@@ -33,8 +33,8 @@ class Paths(NamedTuple):
 def paths(path: str | Path) -> Paths:
     """The files of a simulation whose trajectory is `path`."""
     path = Path(path)
-    others = [path.with_suffix(suffix) for suffix in (".csv", ".restart", ".png")]
-    return Paths(path, *others, path.with_name(f"{path.stem}-last.extxyz"))
+    table, restart, picture = (path.with_suffix(suffix) for suffix in (".csv", ".restart", ".png"))
+    return Paths(path, table, restart, picture, path.with_name(f"{path.stem}-last.extxyz"))
 
 
 class Output:

@@ -77,7 +77,7 @@ def begin(
     *,
     temperature: float | None = None,
     momenta: Array | None = None,
-    fixed: Array | None = None,
+    fixed: Array = None,
     seed: int = 0,
     skin: float = SKIN,
     room: Shapes | None = None,
@@ -145,7 +145,7 @@ def _given(system: System, fixed: np.ndarray, momenta: Array | None) -> np.ndarr
 
 
 def like(
-    ensemble: Ensemble, params: PyTree, system: System, fixed: Array | None, shapes: Shapes, step: int, n_grown: int
+    ensemble: Ensemble, params: PyTree, system: System, fixed: Array, shapes: Shapes, step: int, n_grown: int
 ) -> Simulation:
     """A simulation without its numbers (jax.ShapeDtypeStruct), in such arrays."""
     lists = _empty(system, shapes, ensemble)
@@ -284,7 +284,7 @@ def _compiled(ensemble: Ensemble, shapes: Shapes, skin: float) -> MDPrograms:
         return grid.search(lists, here, potential.shells, skin, shapes.grid)
 
     def one(
-        bath: Any, params: PyTree, state: Any, system: System, fixed: Array | None, lists: Verlet
+        bath: Any, params: PyTree, state: Any, system: System, fixed: Array, lists: Verlet
     ) -> tuple[Any, Verlet, Array]:
         """A step and its lists; whether it can be trusted."""
         after = moves.step(state, Surroundings(bath, params, system, lists, fixed))
@@ -310,7 +310,7 @@ def _compiled(ensemble: Ensemble, shapes: Shapes, skin: float) -> MDPrograms:
         return jnp.linalg.norm(here.positions - scale * before.positions, axis=-1)
 
     def start(
-        bath: Any, params: PyTree, system: System, fixed: Array | None, lists: Verlet, momenta: Array | None, key: Array
+        bath: Any, params: PyTree, system: System, fixed: Array, lists: Verlet, momenta: Array | None, key: Array
     ) -> tuple[Any, Verlet, StepDiagnostics]:
         lists, fullest = search(lists, system)
         state = moves.start(key, Surroundings(bath, params, system, lists, fixed), momenta)
@@ -319,9 +319,7 @@ def _compiled(ensemble: Ensemble, shapes: Shapes, skin: float) -> MDPrograms:
         )
         return state, lists, found
 
-    def look(
-        bath: Any, params: PyTree, state: Any, system: System, fixed: Array | None, lists: Verlet
-    ) -> StepDiagnostics:
+    def look(bath: Any, params: PyTree, state: Any, system: System, fixed: Array, lists: Verlet) -> StepDiagnostics:
         after, lists, ok = one(bath, params, state, system, fixed, lists)
         here = moves.place(after, system)
         lists, fullest = search(lists, here)
@@ -332,7 +330,7 @@ def _compiled(ensemble: Ensemble, shapes: Shapes, skin: float) -> MDPrograms:
         params: PyTree,
         state: Any,
         system: System,
-        fixed: Array | None,
+        fixed: Array,
         lists: Verlet,
         first: Any,
         last: Any,
@@ -365,7 +363,7 @@ def _compiled(ensemble: Ensemble, shapes: Shapes, skin: float) -> MDPrograms:
         return jax.lax.while_loop(lambda c: c[3] & (c[4] < n_records), record, start)
 
     def observe(
-        bath: Any, params: PyTree, state: Any, system: System, fixed: Array | None, lists: Verlet, step: int | Array
+        bath: Any, params: PyTree, state: Any, system: System, fixed: Array, lists: Verlet, step: int | Array
     ) -> Record:
         here = moves.place(state, system)
         around = verlet.narrow(lists, here, potential.shells, shapes.capacities)

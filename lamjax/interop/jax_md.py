@@ -3,7 +3,7 @@
 The only place for jax-md's columns as lattice vectors, fractional coordinates and sign of the stress.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -108,7 +108,7 @@ def _evaluating(potential: Potential, default: Any, place: Callable, skin: float
         box: Array,
         new_box: Array | None,
         perturbation: float | Array,
-    ) -> Callable:
+    ) -> Any:
         system = place(position, box, new_box, perturbation)
         _, system, found = _current(neighbor, system, potential.shells, skin)
         value = potential.energy(params, system, found)
@@ -130,7 +130,7 @@ def _evaluating(potential: Potential, default: Any, place: Callable, skin: float
 
 def _updating(shells: tuple[Shell, ...], place: Callable, skin: float) -> Callable:
     @jax.jit
-    def refreshed(position: Array, neighbor: NeighborList, box: Array, new_box: Array | None) -> Callable:
+    def refreshed(position: Array, neighbor: NeighborList, box: Array, new_box: Array | None) -> Any:
         lists, _, found = _current(neighbor, place(position, box, new_box), shells, skin)
         full = neighbor.did_buffer_overflow | _full(lists, found, shells, skin)
         return replace(neighbor, lists=lists, did_buffer_overflow=full)
@@ -196,7 +196,7 @@ def _columns(box: Array, dtype: DTypeLike | None) -> Float[Array, "3 3"]:
 
 
 def _current(
-    neighbor: NeighborList, system: System, shells: Sequence[Shell], skin: float
+    neighbor: NeighborList, system: System, shells: tuple[Shell, ...], skin: float
 ) -> tuple[Verlet, System, Neighbors]:
     """A list that is not stale, the structure in the images of this list, and who is a neighbour there."""
     if neighbor.shells != shells:

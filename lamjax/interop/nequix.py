@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ase.data
 import numpy as np
@@ -139,7 +139,7 @@ def _layer_shapes(config: NequIPConfig, layer: Layer, is_first: bool) -> dict[st
 
 def _shapes(config: PotentialConfig) -> list[tuple[int, ...]]:
     """All shapes in the file's order: energies of the elements, layers, readout."""
-    descriptor = config.descriptor
+    descriptor = cast(NequIPConfig, config.descriptor)
     found: list[tuple[int, ...]] = [(len(config.elements),)]
     for number, layer in enumerate(layers(descriptor)):
         found += [shape for part in _layer_shapes(descriptor, layer, number == 0).values() for shape in part]
@@ -205,7 +205,7 @@ def _check(config: PotentialConfig, head: EnergyHeadConfig) -> None:
 
 
 def _keys(config: PotentialConfig, shift: float) -> dict[str, Any]:
-    descriptor = config.descriptor
+    descriptor = cast(NequIPConfig, config.descriptor)
     irreps = " + ".join(f"{n}x{k}{'eo'[k % 2]}" for k, n in enumerate(descriptor.channels))
     return {
         "atomic_numbers": [ase.data.atomic_numbers[e] for e in config.elements],

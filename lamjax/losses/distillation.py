@@ -30,12 +30,12 @@ class DistillationLossConfig:
 class Probed(NamedTuple):
     """A batch (`data.Batch`) whose labels are the teacher's answers, and how its forces change along directions."""
 
-    batch: object
+    batch: Any
     directions: Float[Array, "rows n_atoms 3"]  # v, no unit
     products: Float[Array, "rows n_atoms 3"]  # the teacher's dF/dx v = -H v, eV/Å²
 
     @property
-    def frame(self):
+    def frame(self) -> Array:
         """Of the batch: which frames it holds."""
         return self.batch.frame
 

@@ -21,7 +21,7 @@ def _full_precision(function: Callable) -> Callable:
     """The products of float32 that a GPU makes by default are good to 1e-3 only: an error of 0.01 Å across a cell."""
 
     @functools.wraps(function)
-    def run(*arguments: Any, **keywords: Any) -> Callable:
+    def run(*arguments: Any, **keywords: Any) -> Any:
         # a new context for every call: one that is entered again before it is left would never be left
         with jax.default_matmul_precision("highest"):
             return function(*arguments, **keywords)

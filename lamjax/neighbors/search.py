@@ -1,6 +1,5 @@
 """The jittable neighbour search over all images: right for every cell, quadratic in atoms."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -72,7 +71,7 @@ def assemble(
     indices: Array,
     images: Array,
     offsets: Array,
-    shells: Sequence[Shell],
+    shells: tuple[Shell, ...],
     capacities: tuple[int, ...],
     found: Any,
     complete: Any,

@@ -11,7 +11,13 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 
 BEFORE, AFTER = "#9a9a9a", "#c0392b"
 MOST_NAMED = 40  # structures that a panel names one by one
-STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25}
+STYLE: dict[Any, Any] = {
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+}
 
 
 def before_after(

@@ -1,6 +1,6 @@
 """Pictures at the end of a run: parity and learning curve of every task."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def _parity(task: Task, params: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]
     model = under_one_name(task.potential, params, task.potential.head)
     pairs = list(zip(frames, predictions(*model, packed, "auto:256"), strict=True))
 
-    def panel(k: int, label: str, prediction: Any) -> tuple[np.ndarray, ...] | None:
+    def panel(k: int, label: Callable, prediction: Any) -> tuple[np.ndarray, ...] | None:
         found = [(np.ravel(label(f)), np.ravel(prediction(f, p))) for f, p in pairs if f.labels.weights[k] > 0]
         return tuple(np.concatenate(column) for column in zip(*found, strict=True)) if found else None
 

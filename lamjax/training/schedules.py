@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +11,7 @@ from jaxtyping import Array
 from lamjax.arguments import at_least, expect
 from lamjax.factories import factory
 
-Schedule = Callable  # step -> learning rate; jittable
+Schedule: TypeAlias = Callable  # step -> learning rate; jittable
 
 
 @dataclass(frozen=True)

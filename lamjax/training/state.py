@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -109,7 +109,7 @@ def per_head(inner: optax.GradientTransformation) -> optax.GradientTransformatio
             )
         return Params(descriptor, heads), Params(descriptor_state, head_states)
 
-    return optax.GradientTransformation(start, update)
+    return optax.GradientTransformation(cast(Any, start), cast(Any, update))
 
 
 def per_member(inner: optax.GradientTransformation) -> optax.GradientTransformation:

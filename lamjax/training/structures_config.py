@@ -19,7 +19,7 @@ COMMAND = "lamjax finetune-structures"
 _COUNTS = ("epochs", "batch_size", "max_programs", "validate_every", "save_every", "keep", "patience")
 FALL = 20  # from the first to the last learning rate, unless the config says otherwise
 # prefactors of the replayed labels: (0.1 eV/Å)² is then as much as Dq = 1 amu^1/2 Å
-REPLAY = {"start_pref_e": 1.0, "limit_pref_e": 1.0, "start_pref_f": 100.0, "limit_pref_f": 100.0}
+REPLAY: dict[str, Any] = {"start_pref_e": 1.0, "limit_pref_e": 1.0, "start_pref_f": 100.0, "limit_pref_f": 100.0}
 REPLAY |= {"start_pref_v": 1.0, "limit_pref_v": 1.0}  # without stresses a cell that relaxes is not held
 TEMPLATE = """\
 # lamjax finetune-structures MODEL FILES --config THIS: all keys with their defaults.

@@ -165,8 +165,8 @@ def _residual_init(key: Array, c: Any, last: bool, dtype: DTypeLike | None) -> d
     keys = nn.split(key, 3)
     sizes = {"g1_residual": (n_g1, c.g1_dim), "g2_residual": (n_g2, c.g2_dim), "h2_residual": (n_h2, 1)}
     return {
-        name: residuals_init(k, *size, c.update_residual, c.update_residual_init, dtype)
-        for k, (name, size) in zip(keys, sizes.items(), strict=True)
+        name: residuals_init(k, n, width, c.update_residual, c.update_residual_init, dtype)
+        for k, (name, (n, width)) in zip(keys, sizes.items(), strict=True)
     }
 
 

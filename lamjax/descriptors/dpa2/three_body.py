@@ -12,8 +12,9 @@ from lamjax.descriptors.environment import Environment, statistics_init
 
 
 def init(key: Array, config: Any, repinit: Any, n_types: int, dtype: DTypeLike | None = None) -> dict:
-    keys = nn.split(key)
-    nets = embedding_init(*keys, repinit.tebd_input_mode, 2, repinit.tebd_dim, config.neuron, repinit.resnet_dt, dtype)
+    first, second = nn.split(key)
+    width, timestep = repinit.tebd_dim, repinit.resnet_dt
+    nets = embedding_init(first, second, repinit.tebd_input_mode, 2, width, config.neuron, timestep, dtype)
     return {**nets, "statistics": statistics_init(n_types, dtype)}
 
 

@@ -52,7 +52,7 @@ class Section:
                 self.note(key, reason)
                 del self.left[key]
 
-    def refuse(self, remedy: str, **supported: str) -> None:
+    def refuse(self, remedy: str, **supported: Any) -> None:
         """Options that must be absent, null or have the one value that is supported."""
         for key, value in supported.items():
             got = self.left.pop(key, value)

@@ -96,7 +96,8 @@ def model_entry(config: PotentialConfig, params: Params, head: str) -> dict:
     writer = _Writer(config.elements, str(_weights(params).dtype))
     head_config = dict(config.heads)[head]
     statistics = params.heads[head]["statistics"]
-    options = descriptor_options(config.descriptor)
+    descriptor: Any = config.descriptor
+    options = descriptor_options(descriptor)
     describe = {DPA1Config: writer.dpa1, DPA2Config: writer.dpa2, DPA3Config: writer.dpa3}[type(config.descriptor)]
     return {
         **writer.entry("Model", 2),
