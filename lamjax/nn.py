@@ -17,14 +17,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
 
-def normal(key: Array, shape: tuple[int, ...], dtype: DTypeLike | None = None) -> np.ndarray:
+def normal(key: Array, shape: tuple[int, ...], dtype: DTypeLike | None = None) -> Array:
     """N(0, 1), the numbers of jax.random.normal; a few programs serve all shapes, each of which would need its own."""
     return _drawn(jax.random.normal, key, shape, dtype)
 
 
 def uniform(
     key: Array, shape: tuple[int, ...], dtype: DTypeLike | None = None, low: float = 0.0, high: float = 1.0
-) -> np.ndarray:
+) -> Array:
     """Between `low` and `high`, as `normal`."""
     return low + (high - low) * _drawn(jax.random.uniform, key, shape, dtype)
 
@@ -34,7 +34,7 @@ def split(key: Array, n: int = 2) -> tuple:
     return tuple(_child(key, -(-n // 32) * 32, k) for k in range(n))
 
 
-def _drawn(sampler: Callable, key: Array, shape: tuple[int, ...], dtype: DTypeLike | None) -> np.ndarray:
+def _drawn(sampler: Callable, key: Array, shape: tuple[int, ...], dtype: DTypeLike | None) -> Array:
     """The first of 4096, 65536, ... numbers (they are the same); numpy arrays, except where JAX is tracing."""
     n = math.prod(shape)
     found = _draw(

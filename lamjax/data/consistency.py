@@ -130,7 +130,7 @@ def _path(a: System, b: System, cells: list[np.ndarray]) -> tuple[np.ndarray, np
     positions = [np.asarray(s.positions, np.float64) for s in (a, b)]
     if not a.pbc.all():
         dx = positions[1] - positions[0]
-        return (dx - dx.mean(axis=0), np.zeros((3, 3))) if np.allclose(*cells) else None
+        return (dx - dx.mean(axis=0), np.zeros((3, 3))) if np.allclose(cells[0], cells[1]) else None
     middle = (cells[0] + cells[1]) / 2
     ds = positions[1] @ np.linalg.inv(cells[1]) - positions[0] @ np.linalg.inv(cells[0])
     strain = np.linalg.inv(middle) @ (cells[1] - cells[0])

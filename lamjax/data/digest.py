@@ -58,7 +58,7 @@ class _Column:
         if (form := f"{values.dtype.str}{values.shape[1:]}") != self.form:
             self.form = form
             self.hash.update(form.encode())
-        self.hash.update(memoryview(values.reshape(-1).view(np.uint8)))
+        self.hash.update(values.reshape(-1).view(np.uint8).data)
 
     @property
     def name(self) -> str:

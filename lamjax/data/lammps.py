@@ -140,7 +140,8 @@ def _frame(number: int, sections: dict, units: str, elements: Sequence[str]) -> 
         " ".join(["ITEM: ATOMS", *(columns[k] for k in kept), "element"]),
         *(" ".join([*(row[k] for k in kept), symbol]) for row, symbol in zip(rows, symbols, strict=True)),
     ]
-    (atoms,) = read_lammps_dump_text(io.StringIO("\n".join(text) + "\n"), index=":", units=units)
+    read: Any = read_lammps_dump_text
+    (atoms,) = read(io.StringIO("\n".join(text) + "\n"), index=":", units=units)
     if atoms.calc is not None:
         atoms.calc.results.pop("energy", None)  # ASE's 0 eV beside the forces is no energy
     return atoms

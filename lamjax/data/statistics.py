@@ -215,7 +215,7 @@ def _groups(frames: Iterable[Frame], cutoff: float, table: np.ndarray) -> Iterat
 
 def _join(groups: Any) -> _Group:
     joined = [np.concatenate(column) for column in list(zip(*groups, strict=True))[:-1]]
-    return _Group(*joined, counts=sum(g.counts for g in groups))
+    return _Group(*joined, counts=np.sum([g.counts for g in groups], axis=0))
 
 
 def _pairs(frame: Frame, cutoff: float, table: np.ndarray) -> _Group:

@@ -159,7 +159,7 @@ def pair_batches(
     """
     remedy = "Pack the pairs first: data.pack_pairs(pairs, potential.shells); frames have data.batches."
     expect(packed, PackedPairs, "pair_batches takes packed pairs", remedy)
-    check_batch_size(batch_size)
+    batch_size = check_batch_size(batch_size)
     rng = None if seed is None else np.random.default_rng(seed)
     batches: list[list[StructureBatch]] = []
     for rows in packed.rows:

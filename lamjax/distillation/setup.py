@@ -75,7 +75,7 @@ def _fingerprint(
     config: DistillConfig, starts: Any, initial: Any, labeller: Labeller
 ) -> dict[str, dict[str, str] | str]:
     """Names of all that rounds are made from: the frames that are given, and the numbers of teacher and base."""
-    found = {"start": digests(starts), "initial": digests(initial)}
+    found: dict[str, Any] = {"start": digests(starts), "initial": digests(initial)}
     if isinstance(labeller, PotentialLabeller):
         found["labeller"] = _name(labeller.params)
     if config.student.base is not None:

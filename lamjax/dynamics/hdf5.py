@@ -140,6 +140,6 @@ def _is_closed(path: Path) -> bool:
     return True
 
 
-def _reading(path: Path) -> h5py.File:
+def _reading(path: Path) -> Any:
     closed = _is_closed(path)
     return h5py.File(path, "r", locking=False) if closed else h5py.File(path, "r", swmr=True, locking=False)

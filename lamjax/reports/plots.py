@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
+from numpy.typing import ArrayLike
 
 BEFORE, AFTER = "#9a9a9a", "#c0392b"
 MOST_NAMED = 40  # structures that a panel names one by one
@@ -23,8 +24,8 @@ STYLE: dict[Any, Any] = {
 def before_after(
     path: str | Path,
     names: Sequence[str],
-    before: Sequence[float],
-    after: Sequence[float],
+    before: ArrayLike,
+    after: ArrayLike,
     quantity: str,
     title: str,
     curve: Sequence[float] | None = None,
@@ -48,7 +49,7 @@ def before_after(
 
 
 def distribution(
-    path: str | Path, names: Sequence[str], before: Sequence[float], after: Sequence[float], quantity: str, title: str
+    path: str | Path, names: Sequence[str], before: ArrayLike, after: ArrayLike, quantity: str, title: str
 ) -> None:
     """Per structure, how a quantity moved, and beside it which share of the structures is below each value.
 
@@ -76,9 +77,9 @@ def distribution(
 
 def relaxations(
     path: str | Path,
-    steps: Sequence[int],
+    steps: ArrayLike,
     converged: Sequence[bool],
-    panels: Mapping[str, Sequence[float]],
+    panels: Mapping[str, ArrayLike],
     title: str,
 ) -> None:
     """How many relaxations are done after so many steps, and a histogram of each quantity of `panels`.
@@ -109,7 +110,7 @@ def relaxations(
 
 def learning_curve(
     path: str | Path,
-    panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
+    panels: Mapping[str, Mapping[str, tuple[ArrayLike, ArrayLike]]],
     title: str,
     along: str = "training step",
     levels: Mapping[str, Mapping[str, float]] | None = None,
@@ -141,9 +142,9 @@ def learning_curve(
 
 def series(
     path: str | Path,
-    x: Sequence[float],
+    x: ArrayLike,
     label: str,
-    panels: Mapping[str, Mapping[str, Sequence[float]]],
+    panels: Mapping[str, Mapping[str, ArrayLike]],
     title: str,
 ) -> None:
     """Quantities over time, {quantity: {line: values}}; of a line that is alone in its panel the running mean, too."""
@@ -172,7 +173,7 @@ def series(
         figure.savefig(path, dpi=130)
 
 
-def parity(path: str | Path, panels: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str) -> None:
+def parity(path: str | Path, panels: Mapping[str, tuple[ArrayLike, ArrayLike]], title: str) -> None:
     """Predicted against reference values, {quantity: (reference, predicted)}, with the line of equality and RMSE."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _row(len(panels), 4.8, 4.8)

@@ -300,7 +300,7 @@ def _flat(content: dict, above: str = "") -> dict[str, Any]:
     return found
 
 
-def _meant(errors: list[dict]) -> list[dict]:
+def _meant(errors: Any) -> list[dict]:
     """The errors less those of alternatives (classes) that the key `type` says are not meant."""
     wrong = {
         error["loc"][:-1]

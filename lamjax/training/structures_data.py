@@ -124,7 +124,8 @@ def hold_out(pairs: Sequence[Pair], share: float, group_by: str | None, seed: in
             break
         chosen.add(names[k])
     parts = ([p for p, g in zip(pairs, groups, strict=True) if (g in chosen) == held] for held in (False, True))
-    return parts[0], parts[1]
+    first, second = parts
+    return first, second
 
 
 def _group(pair: Pair, key: str) -> str:

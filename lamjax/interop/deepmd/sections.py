@@ -20,14 +20,14 @@ class Section:
     def name(self, key: str) -> str:
         return f"{self.path}.{key}" if self.path else key
 
-    def peek(self, key: str) -> dict:
+    def peek(self, key: str) -> Any:
         return self.left.get(key) or {}
 
-    def take(self, key: str, default: Any = None) -> dict:
+    def take(self, key: str, default: Any = None) -> Any:
         value = self.left.pop(key, default)
         return default if value is None else value
 
-    def need(self, key: str) -> dict:
+    def need(self, key: str) -> Any:
         if self.left.get(key) is None:
             raise ValueError(f"{self.name(key)} is missing. Add it, as DeePMD-kit needs it too.")
         return self.left.pop(key)
@@ -67,7 +67,7 @@ class Section:
             raise ValueError(f"{self.name(min(self.left))} is no key that lamjax knows. Remove it if it is a mistake.")
 
 
-def _without_comments(value: Any) -> dict[Any, dict[Any, dict]]:
+def _without_comments(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_comments(v) for key, v in value.items() if not key.startswith("_")}
     return value

@@ -65,7 +65,8 @@ def with_actual_means(config: PotentialConfig, params: Params, graph: bool = Fal
     if isinstance(descriptor, DPA1Config):
         descriptor = replace(descriptor, set_davg_zero=zero, graph=graph)
     else:
-        descriptor = replace(descriptor, repinit=replace(descriptor.repinit, set_davg_zero=zero))
+        first: Any = descriptor
+        descriptor = replace(first, repinit=replace(first.repinit, set_davg_zero=zero))
     return replace(config, descriptor=descriptor)
 
 

@@ -56,7 +56,7 @@ class Unpickler(pickle.Unpickler):
         self._read = read
         self._storages: dict[tuple[str, str], Storage] = {}
 
-    def find_class(self, module: str, name: str) -> str:
+    def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and (name in _STORAGES or name in _DTYPES):
             return name
         if module.split(".")[0] == "__torch__":
