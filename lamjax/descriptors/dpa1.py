@@ -3,15 +3,15 @@
 Zhang et al., npj Comput. Mater. 2024, 10.1038/s41524-024-01278-7; numbers equal DeePMD-kit's `dpa1`/`se_atten`.
 """
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
+from pydantic import Field
 
 from lamjax import nn
-from lamjax.arguments import as_tuples
+from lamjax.config import configuration
 from lamjax.descriptors import repinit
 from lamjax.descriptors.base import (
     Descriptor,
@@ -28,34 +28,41 @@ from lamjax.factories import factory
 from lamjax.neighbors import Neighbors, Shell
 
 
-@dataclass(frozen=True)
+@configuration
 class DPA1Config:
     """DPA-1 with `attn_layer` 0. Keys, defaults and meanings are otherwise DeePMD-kit's."""
 
     type: Literal["dpa1"] = "dpa1"
-    rcut: float = 6.0  # Å
-    rcut_smth: float = 0.5  # Å, start of the switch
-    sel: int = 120  # neighbours kept, and the divisor of sums
-    neuron: tuple[int, ...] = (25, 50, 100)
-    axis_neuron: int = 16
-    tebd_dim: int = 8
+    rcut: Annotated[float, Field(description="Å")] = 6.0
+    rcut_smth: Annotated[float, Field(description="Å, start of the switch")] = 0.5
+    sel: Annotated[int, Field(description="neighbours kept, and the divisor of sums")] = 120
+    neuron: tuple[Annotated[int, Field(ge=1)], ...] = (25, 50, 100)
+    axis_neuron: Annotated[int, Field(ge=1)] = 16
+    tebd_dim: Annotated[int, Field(ge=1)] = 8
     tebd_input_mode: Literal["concat", "strip"] = "concat"
     type_one_side: bool = False
     set_davg_zero: bool = True
     activation_function: str = "tanh"
     resnet_dt: bool = False
-    smooth_type_embedding: bool = True  # strip: the part of the types goes to zero with the switch
+    smooth_type_embedding: Annotated[
+        bool, Field(description="strip: the part of the types goes to zero with the switch")
+    ] = True
     concat_output_tebd: bool = True
     exclude_types: tuple[tuple[int, int], ...] = ()
     env_protection: float = 0.0
-    use_econf_tebd: bool = False  # types are embedded by their electronic configuration
+    use_econf_tebd: Annotated[bool, Field(description="types are embedded by their electronic configuration")] = False
     use_tebd_bias: bool = False
-    graph: bool = False  # sums run over all neighbours and no empty slots; `sel` only divides (DeePMD-kit's graph form)
-    table: TableConfig | None = None  # the radial net as a table, see `edit.tabulate`; not for training
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    graph: Annotated[
+        bool,
+        Field(
+            description="sums run over all neighbours and no empty slots; `sel` only divides (DeePMD-kit's graph form)"
+        ),
+    ] = False
+    table: Annotated[
+        TableConfig | None, Field(description="the radial net as a table, see `edit.tabulate`; not for training")
+    ] = None
 
     def __post_init__(self) -> None:
-        as_tuples(self)
         repinit.check_block(self, self.sel, "sel")
 
     @property

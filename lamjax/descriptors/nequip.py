@@ -7,17 +7,17 @@ atom are arrays (2l+1, channels) for l = 0, 1, 2, ..., components in e3nn's orde
 import functools
 import itertools
 import math
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
+from pydantic import Field
 
 from lamjax import imports, nn, numerics
-from lamjax.arguments import as_tuples, at_least
+from lamjax.config import configuration
 from lamjax.descriptors.base import Descriptor, allowed_pairs, mask_excluded
 from lamjax.descriptors.environment import Block
 from lamjax.factories import factory
@@ -29,29 +29,27 @@ EPS = 1e-12  # of the layer norm
 Features = tuple[Float[Array, "n_atoms _ _"], ...]  # for each l: (n_atoms, 2l+1, channels)
 
 
-@dataclass(frozen=True)
+@configuration
 class NequIPConfig:
     """Sizes are those of the NequIP model of Nequix; the number of neighbours is not limited."""
 
     type: Literal["nequip"] = "nequip"
-    rcut: float = 6.0  # Å
-    channels: tuple[int, ...] = (128, 64, 32, 32)  # of l = 0, 1, 2, ... between the layers
-    lmax: int = 3  # of the spherical harmonics of an edge
-    nlayers: int = 4
-    embed_dim: int = 64  # numbers that the first layer knows of an element
-    radial_basis: int = 8
-    radial_neuron: tuple[int, ...] = (64, 64)
-    polynomial_p: float = 6.0  # of the cutoff function
-    avg_n_neighbors: float = 50.0  # sums over neighbours are divided by its root
-    scale: float = 1.0  # of the last layer's scalars over the root of their number
+    rcut: Annotated[float, Field(description="Å")] = 6.0
+    channels: Annotated[
+        tuple[Annotated[int, Field(ge=1)], ...], Field(description="of l = 0, 1, 2, ... between the layers")
+    ] = (128, 64, 32, 32)
+    lmax: Annotated[int, Field(ge=0, description="of the spherical harmonics of an edge")] = 3
+    nlayers: Annotated[int, Field(ge=1)] = 4
+    embed_dim: Annotated[int, Field(ge=1, description="numbers that the first layer knows of an element")] = 64
+    radial_basis: Annotated[int, Field(ge=1)] = 8
+    radial_neuron: tuple[Annotated[int, Field(ge=1)], ...] = (64, 64)
+    polynomial_p: Annotated[float, Field(description="of the cutoff function")] = 6.0
+    avg_n_neighbors: Annotated[float, Field(description="sums over neighbours are divided by its root")] = 50.0
+    scale: Annotated[float, Field(description="of the last layer's scalars over the root of their number")] = 1.0
     layer_norm: bool = True
     exclude_types: tuple[tuple[int, int], ...] = ()
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
-        as_tuples(self)
-        at_least(self, 1, "nlayers", "embed_dim", "radial_basis", "channels", "radial_neuron")
-        at_least(self, 0, "lmax")
         if not self.channels:
             raise ValueError("channels is empty: give the number of features of l = 0, 1, ..., for example [64, 32].")
         if self.lmax < len(self.channels) - 1:

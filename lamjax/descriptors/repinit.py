@@ -1,41 +1,41 @@
 """Repinit: the radial embedding of DPA-1, contracted to rotation-invariant features D = A A[:M]ᵀ."""
 
 import math
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
+from pydantic import Field
 
 from lamjax import nn
-from lamjax.arguments import as_tuples, at_least
+from lamjax.config import configuration
 from lamjax.descriptors import tabulation
 from lamjax.descriptors.embedding import concat_embedding, embedding_init, strip_embedding
 from lamjax.descriptors.environment import Empty, Environment, padding_rows, per_atom, raw_rows, statistics_init
 from lamjax.descriptors.tabulation import TableConfig
 
 
-@dataclass(frozen=True)
+@configuration
 class RepinitConfig:
     """First block: radial embedding of the neighbours (DPA-1 without attention)."""
 
-    rcut: float = 6.0  # Å
-    rcut_smth: float = 0.5  # Å, start of the switch
-    nsel: int = 120  # neighbours kept, and the divisor of sums
-    neuron: tuple[int, ...] = (25, 50, 100)
-    axis_neuron: int = 16
-    tebd_dim: int = 8
+    rcut: Annotated[float, Field(description="Å")] = 6.0
+    rcut_smth: Annotated[float, Field(description="Å, start of the switch")] = 0.5
+    nsel: Annotated[int, Field(description="neighbours kept, and the divisor of sums")] = 120
+    neuron: tuple[Annotated[int, Field(ge=1)], ...] = (25, 50, 100)
+    axis_neuron: Annotated[int, Field(ge=1)] = 16
+    tebd_dim: Annotated[int, Field(ge=1)] = 8
     tebd_input_mode: Literal["concat", "strip"] = "concat"
     type_one_side: bool = False
     set_davg_zero: bool = True
     activation_function: str = "tanh"
     resnet_dt: bool = False
-    table: TableConfig | None = None  # the radial net as a table, see `edit.tabulate`; not for training
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    table: Annotated[
+        TableConfig | None, Field(description="the radial net as a table, see `edit.tabulate`; not for training")
+    ] = None
 
     def __post_init__(self) -> None:
-        as_tuples(self)
         check_block(self, self.nsel, "nsel")
 
 
@@ -43,7 +43,6 @@ def check_block(config: Any, sel: int, name: str) -> None:
     """ValueError for a radial block (repinit, or all of DPA-1) that cannot be computed; `name` is that of `sel`."""
     check_shell(config, sel, name)
     check_net(config)
-    at_least(config, 1, "tebd_dim", "axis_neuron")
     if config.axis_neuron > config.neuron[-1]:
         raise ValueError(
             f"axis_neuron is {config.axis_neuron}, more than the last of neuron, {list(config.neuron)}: it is how many "
@@ -66,7 +65,6 @@ def check_net(config: Any) -> None:
     """ValueError for layers without width, or an activation function that is not known."""
     if not config.neuron:
         raise ValueError("neuron is empty: it lists the widths of the layers, for example [25, 50, 100].")
-    at_least(config, 1, "neuron")
     if hasattr(config, "activation_function"):
         nn.activation(config.activation_function)
 

@@ -6,8 +6,7 @@ G_ij = U(x_ij) C[t_i, t_j]. The neighbours are summed before C is applied, so th
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +14,10 @@ import numpy as np
 import scipy.linalg
 from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
+from pydantic import Field
 
 from lamjax import numerics
+from lamjax.config import configuration
 from lamjax.descriptors.environment import Empty, Environment, padding_rows, per_atom
 
 BLOCK = {"cpu": 256}  # atoms whose neighbours are in memory together; as many as a processor's caches hold
@@ -29,16 +30,17 @@ CHECKED = 64  # where those of all pairs are, beside places that the functions o
 EDGES, PAIRS = 1 << 14, 128  # values of the net, and pairs of types, that are in memory together
 
 
-@dataclass(frozen=True)
+@configuration
 class TableConfig:
     """Size and range of a table."""
 
-    rank: int  # functions U_k
-    intervals: int  # of the splines, equal in x
-    x_max: float  # 1/Å, end of the table; beyond it (atoms closer than `closest`) the result is NaN
-    closest: float  # Å
-    parts: int = 1  # 2 where the part of the types is multiplied by the switch
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    rank: Annotated[int, Field(description="functions U_k")]
+    intervals: Annotated[int, Field(description="of the splines, equal in x")]
+    x_max: Annotated[
+        float, Field(description="1/Å, end of the table; beyond it (atoms closer than `closest`) the result is NaN")
+    ]
+    closest: Annotated[float, Field(description="Å")]
+    parts: Annotated[int, Field(description="2 where the part of the types is multiplied by the switch")] = 1
 
 
 def init(table: TableConfig, n_types: int, width: int, dtype: DTypeLike | None = None) -> dict[str, Array]:

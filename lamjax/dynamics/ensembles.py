@@ -2,15 +2,16 @@
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
+from pydantic import Field
 
 from lamjax import numerics, pytree, units
+from lamjax.config import configuration
 from lamjax.imports import jax_md
 from lamjax.neighbors import Neighbors, verlet
 from lamjax.neighbors.verlet import Verlet
@@ -18,19 +19,15 @@ from lamjax.potential import Potential, predict
 from lamjax.system import System, masses, volume
 
 
-@dataclass(frozen=True)
+@configuration
 class NVEConfig:
     """Velocity Verlet at constant energy."""
 
-    timestep: float = 0.5  # fs; jax-md rounds it to float32
+    timestep: Annotated[float, Field(gt=0, description="fs; jax-md rounds it to float32")] = 0.5
     type: Literal["nve"] = "nve"
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    def __post_init__(self) -> None:
-        _positive(self, "timestep")
 
 
-@dataclass(frozen=True)
+@configuration
 class NVTConfig:
     """Constant volume and temperature.
 
@@ -38,43 +35,27 @@ class NVTConfig:
     "nose_hoover": a chain of thermostats, deterministic, with a conserved quantity.
     """
 
-    timestep: float = 0.5  # fs
-    temperature: float = 300.0  # K
+    timestep: Annotated[float, Field(gt=0, description="fs")] = 0.5
+    temperature: Annotated[float, Field(gt=0, description="K")] = 300.0
     thermostat: Literal["langevin", "nose_hoover"] = "langevin"
-    friction: float = 0.01  # 1/fs
-    thermostat_time: float = 50.0  # fs, period of the chain
+    friction: Annotated[float, Field(gt=0, description="1/fs")] = 0.01
+    thermostat_time: Annotated[float, Field(gt=0, description="fs, period of the chain")] = 50.0
     type: Literal["nvt"] = "nvt"
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    def __post_init__(self) -> None:
-        _positive(self, "timestep", "temperature", "friction", "thermostat_time")
-        if self.thermostat not in ("langevin", "nose_hoover"):
-            raise ValueError(f"Unknown thermostat {self.thermostat!r}; known: langevin, nose_hoover.")
 
 
-@dataclass(frozen=True)
+@configuration
 class NPTConfig:
     """Constant pressure and temperature: Nosé-Hoover chains on atoms and on the size of the cell; its shape stays."""
 
-    timestep: float = 0.5  # fs
-    temperature: float = 300.0  # K
-    pressure: float = 0.0  # eV/Å³; 1 GPa is units.GPA of it
-    thermostat_time: float = 50.0  # fs
-    barostat_time: float = 500.0  # fs
+    timestep: Annotated[float, Field(gt=0, description="fs")] = 0.5
+    temperature: Annotated[float, Field(gt=0, description="K")] = 300.0
+    pressure: Annotated[float, Field(description="eV/Å³; 1 GPa is units.GPA of it")] = 0.0
+    thermostat_time: Annotated[float, Field(gt=0, description="fs")] = 50.0
+    barostat_time: Annotated[float, Field(gt=0, description="fs")] = 500.0
     type: Literal["npt"] = "npt"
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    def __post_init__(self) -> None:
-        _positive(self, "timestep", "temperature", "thermostat_time", "barostat_time")
 
 
 Config = NVEConfig | NVTConfig | NPTConfig
-
-
-def _positive(config: Any, *names: str) -> None:
-    for name in names:
-        if not getattr(config, name) > 0:
-            raise ValueError(f"{name} is {getattr(config, name)}; it must be positive.")
 
 
 class Ensemble(NamedTuple):

@@ -1,37 +1,40 @@
 """The energy head: one fitting net for all elements, plus a bias per element."""
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
+from pydantic import Field
 
 from lamjax import nn, numerics
-from lamjax.arguments import as_tuples, at_least
+from lamjax.config import configuration
 from lamjax.factories import factory
 from lamjax.heads.base import Head
 
 
-@dataclass(frozen=True)
+@configuration
 class EnergyHeadConfig:
     """Keys, defaults and meanings are those of DeePMD-kit's `fitting_net`."""
 
     type: Literal["ener"] = "ener"
-    neuron: tuple[int, ...] = (120, 120, 120)  # of the hidden layers; none: a linear map of the features
+    neuron: Annotated[
+        tuple[Annotated[int, Field(ge=1)], ...],
+        Field(description="of the hidden layers; none: a linear map of the features"),
+    ] = (120, 120, 120)
     activation_function: str = "tanh"
     resnet_dt: bool = True
-    numb_fparam: int = 0  # frame parameters (for example an electronic temperature), `System.fparam`
-    numb_aparam: int = 0  # atomic parameters, `System.aparam`
-    default_fparam: tuple[float, ...] | None = None  # for structures without fparam
-    dim_case_embd: int = 0  # width of the constant vector that tells data sets apart in a shared net
-    exclude_types: tuple[int, ...] = ()  # types whose atoms have energy zero
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    numb_fparam: Annotated[
+        int, Field(ge=0, description="frame parameters (for example an electronic temperature), `System.fparam`")
+    ] = 0
+    numb_aparam: Annotated[int, Field(ge=0, description="atomic parameters, `System.aparam`")] = 0
+    default_fparam: Annotated[tuple[float, ...] | None, Field(description="for structures without fparam")] = None
+    dim_case_embd: Annotated[
+        int, Field(ge=0, description="width of the constant vector that tells data sets apart in a shared net")
+    ] = 0
+    exclude_types: Annotated[tuple[int, ...], Field(description="types whose atoms have energy zero")] = ()
 
     def __post_init__(self) -> None:
-        as_tuples(self)
-        at_least(self, 1, "neuron")
-        at_least(self, 0, "numb_fparam", "numb_aparam", "dim_case_embd")
         nn.activation(self.activation_function)
         if self.default_fparam is not None and len(self.default_fparam) != self.numb_fparam:
             raise ValueError(

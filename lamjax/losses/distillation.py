@@ -1,15 +1,16 @@
 """What a student learns from a teacher: its energies, forces and virials, and how its forces change."""
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
+from pydantic import Field
 
 from lamjax import numerics
 from lamjax import system as systems
 from lamjax.arguments import expect
+from lamjax.config import configuration
 from lamjax.factories import factory
 from lamjax.losses.labels import LabelLossConfig, Loss, compare, predict_rows
 from lamjax.neighbors import Neighbors
@@ -17,14 +18,13 @@ from lamjax.potential import Potential, check_potential, predict
 from lamjax.system import System
 
 
-@dataclass(frozen=True)
+@configuration
 class DistillationLossConfig:
     """The loss on the teacher's answers, and the prefactor (start, limit) of its Hessian-vector products."""
 
     labels: LabelLossConfig = LabelLossConfig()
-    start_pref_h: float = 0.0
-    limit_pref_h: float = 0.0
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    start_pref_h: Annotated[float, Field(description="prefactor of the Hessian-vector products at first")] = 0.0
+    limit_pref_h: Annotated[float, Field(description="the same as the learning rate falls to zero")] = 0.0
 
 
 class Probed(NamedTuple):

@@ -2,17 +2,18 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
+from pydantic import Field
 
 from lamjax import numerics, pytree
 from lamjax import system as systems
-from lamjax.arguments import ArgumentError, as_tuples, at_least, describe, expect
+from lamjax.arguments import ArgumentError, describe, expect
+from lamjax.config import configuration
 from lamjax.factories import factory
 from lamjax.potential import Potential, Prediction, check_potential, predict
 from lamjax.system import Labels, System
@@ -22,7 +23,7 @@ TERMS = ("energy", "forces", "virial")
 Loss = Callable[..., tuple[Array, dict[str, Array]]]
 
 
-@dataclass(frozen=True)
+@configuration
 class LabelLossConfig:
     """Keys, defaults and meanings are those of DeePMD-kit's `loss` of type "ener".
 
@@ -30,23 +31,28 @@ class LabelLossConfig:
     """
 
     type: Literal["ener"] = "ener"
-    start_pref_e: float = 0.02
-    limit_pref_e: float = 1.0
-    start_pref_f: float = 1000.0
-    limit_pref_f: float = 1.0
-    start_pref_v: float = 0.0
-    limit_pref_v: float = 0.0
+    start_pref_e: Annotated[float, Field(ge=0)] = 0.02
+    limit_pref_e: Annotated[float, Field(ge=0)] = 1.0
+    start_pref_f: Annotated[float, Field(ge=0)] = 1000.0
+    limit_pref_f: Annotated[float, Field(ge=0)] = 1.0
+    start_pref_v: Annotated[float, Field(ge=0)] = 0.0
+    limit_pref_v: Annotated[float, Field(ge=0)] = 0.0
     loss_func: Literal["mse", "mae"] = "mse"
     use_huber: bool = False
-    huber_delta: float | tuple[float, float, float] = 0.01  # of energy/N (eV), forces (eV/Å), virial/N (eV)
-    relative_f: float | None = None  # eV/Å; force errors are divided by |F_label| + relative_f
-    f_use_norm: bool = False  # the error of a force is the length of its difference (mae and huber only)
-    intensive_ener_virial: bool = False  # mse: energy and virial terms with 1/N² instead of 1/N
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    huber_delta: Annotated[
+        float | tuple[float, float, float], Field(description="of energy/N (eV), forces (eV/Å), virial/N (eV)")
+    ] = 0.01
+    relative_f: Annotated[
+        float | None, Field(description="eV/Å; force errors are divided by |F_label| + relative_f")
+    ] = None
+    f_use_norm: Annotated[
+        bool, Field(description="the error of a force is the length of its difference (mae and huber only)")
+    ] = False
+    intensive_ener_virial: Annotated[
+        bool, Field(description="mse: energy and virial terms with 1/N² instead of 1/N")
+    ] = False
 
     def __post_init__(self) -> None:
-        as_tuples(self)
-        at_least(self, 0, *(f"{end}_pref_{x}" for x in "efv" for end in ("start", "limit")))
         if not np.all(np.asarray(self.huber_delta) > 0):
             raise ValueError(f"huber_delta must be above 0, got {self.huber_delta}.")
         if self.f_use_norm and self.loss_func == "mse" and not self.use_huber:

@@ -4,16 +4,17 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 import optax
+from pydantic import Field
 
 from lamjax import checkpoints
-from lamjax.arguments import as_tuples
+from lamjax.config import configuration
 from lamjax.data import prefetch
 from lamjax.losses import Loss
 from lamjax.potential import Potential
@@ -29,28 +30,27 @@ from lamjax.training.state import OptimizerConfig, TrainState, init, optimizer, 
 from lamjax.training.step import TrainStep, make_step
 
 
-@dataclass(frozen=True)
+@configuration
 class RunConfig:
     """Settings of a run that do not depend on its loss: optimiser, learning rate, length, and intervals of output."""
 
-    output: str  # folder
-    steps: int  # updates
+    output: Annotated[str, Field(description="folder")]
+    steps: Annotated[int, Field(description="updates")]
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = ScheduleConfig()
-    accumulate: int = 1  # batches whose mean gradient makes one update
+    accumulate: Annotated[int, Field(description="batches whose mean gradient makes one update")] = 1
     freeze: tuple[str, ...] = ()
     rates: dict[str, float] = field(default_factory=dict)
     ema_decay: float | None = None
     matmul_precision: Literal["float32", "tensorfloat32", "bfloat16"] | None = None
     print_every: int = 100
     validate_every: int = 1000
-    validate_first: bool = False  # before the first step too: the untrained model may be the best
+    validate_first: Annotated[
+        bool, Field(description="before the first step too: the untrained model may be the best")
+    ] = False
     save_every: int = 1000
-    keep: int = 3  # states
-    patience: int | None = None  # validations without a better one
-
-    def __post_init__(self) -> None:
-        as_tuples(self)
+    keep: Annotated[int, Field(description="states")] = 3
+    patience: Annotated[int | None, Field(description="validations without a better one")] = None
 
 
 class Best(NamedTuple):

@@ -2,15 +2,17 @@
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, cast
+from dataclasses import field
+from typing import Annotated, Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
+from pydantic import Field
 
 from lamjax.arguments import ArgumentError, describe, expect
+from lamjax.config import configuration
 from lamjax.factories import factory
 from lamjax.potential import Params
 from lamjax.training.schedules import Schedule
@@ -25,7 +27,7 @@ class TrainState(NamedTuple):
     ema: Any  # running mean of the parameters, or None
 
 
-@dataclass(frozen=True)
+@configuration
 class OptimizerConfig:
     """An optimiser of optax or optax.contrib by name; `options` are its keyword arguments (b1, eps, weight_decay, ...).
 
@@ -34,9 +36,8 @@ class OptimizerConfig:
     """
 
     name: str = "adam"
-    max_norm: float | None = None  # the gradient is scaled down to this global norm
+    max_norm: Annotated[float | None, Field(description="the gradient is scaled down to this global norm")] = None
     options: dict[str, Any] = field(default_factory=dict)
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
         _factory(self)(learning_rate=1.0)
