@@ -14,10 +14,10 @@ from pydantic import ValidationError
 from lamjax import potential as potentials
 from lamjax import pytree
 from lamjax.arguments import ArgumentError, describe, expect
+from lamjax.files import write_atomically as write_atomically
 from lamjax.interop import nequix
 from lamjax.interop.deepmd import checkpoint as deepmd
 from lamjax.potential import CheckpointError, Params, Potential, PotentialConfig
-from lamjax.reports.files import write_atomically as write_atomically
 
 STRUCTURES = (".extxyz", ".xyz", ".extxyz.gz", ".xyz.gz", ".traj", ".cif", ".vasp", ".h5", "POSCAR", "OUTCAR")
 MODELS = (".lamjax", ".pt", ".dp", ".yaml")

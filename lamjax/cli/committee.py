@@ -9,7 +9,7 @@ import numpy as np
 from lamjax import checkpoints
 from lamjax.committee import stack_members
 from lamjax.data import from_atoms
-from lamjax.distillation.select import ASKED, deviations
+from lamjax.distillation.selection import ASKED, deviations
 from lamjax.distillation.shapes import LastingShapes
 from lamjax.dynamics import Record, Scene, frames
 from lamjax.dynamics.records import TableColumn

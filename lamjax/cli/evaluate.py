@@ -16,12 +16,8 @@ from lamjax import checkpoints, pytree, units
 from lamjax.cli import reading
 from lamjax.cli.committee import load_members
 from lamjax.data import Frame, files_of, pack, plan, read
-from lamjax.distillation.select import deviations, quantiles
-from lamjax.potential import Prediction
-from lamjax.reports import console, outputs, table
-from lamjax.reports.files import replacing
-from lamjax.system import to_ase
-from lamjax.training.errors import (
+from lamjax.distillation.selection import deviations, quantiles
+from lamjax.evaluation.errors import (
     FORCES,
     SHIFTED,
     VIRIAL,
@@ -31,7 +27,11 @@ from lamjax.training.errors import (
     unseen_elements,
     zero_shot,
 )
-from lamjax.training.parity import ParityRow, missing, parity_table, read_reference, write_predictions
+from lamjax.evaluation.parity import ParityRow, missing, parity_table, read_reference, write_predictions
+from lamjax.files import replacing
+from lamjax.potential import Prediction
+from lamjax.reports import console, outputs, table
+from lamjax.system import to_ase
 
 _SHORT = {SHIFTED: "E", FORCES: "F", VIRIAL: "V"}
 

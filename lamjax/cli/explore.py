@@ -10,14 +10,14 @@ import jax
 import typer
 from rich.markup import escape
 
-from lamjax import distillation
+from lamjax import distillation, files
 from lamjax.cli.label import SECONDS, claim
 from lamjax.cli.labeller import HELP, OPTION_HELP, labeller_config
 from lamjax.cli.relax import Precision
 from lamjax.data.pairs import listed
 from lamjax.distillation import CalculatorLabeller, Engine, ExploreConfig, Labeller
 from lamjax.distillation.substitute import USUAL
-from lamjax.reports import bar, console, files, table
+from lamjax.reports import bar, console, table
 from lamjax.training.config import apply, validate
 
 ENDINGS = (".extxyz", ".xyz")

@@ -10,12 +10,12 @@ import jax
 import typer
 from rich.markup import escape
 
-from lamjax import data, distillation
+from lamjax import data, distillation, files
 from lamjax.cli.labeller import HELP, OPTION_HELP, labeller_config
 from lamjax.cli.relax import Precision
 from lamjax.data.pairs import listed
 from lamjax.distillation import CalculatorConfig
-from lamjax.reports import bar, console, files, outputs, table
+from lamjax.reports import bar, console, outputs, table
 
 ENDINGS = (".h5", ".hdf5", ".extxyz", ".xyz")
 SECONDS = 10.0  # between two lines where there is no terminal

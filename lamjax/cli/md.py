@@ -14,7 +14,7 @@ import typer
 from jaxtyping import PyTree
 from rich.markup import escape
 
-from lamjax import checkpoints, data, dynamics, units
+from lamjax import checkpoints, data, dynamics, files, units
 from lamjax.cli import md_report as report
 from lamjax.cli import reading
 from lamjax.cli.committee import Watch, identity, load_members
@@ -23,7 +23,7 @@ from lamjax.cli.train import banner
 from lamjax.data import Frame
 from lamjax.dynamics import DynamicsError, Ensemble, NPTConfig, NVEConfig, NVTConfig, Output, Record, Scene, Simulation
 from lamjax.dynamics.records import COLUMNS
-from lamjax.reports import bar, console, files, outputs, warnings_as_text
+from lamjax.reports import bar, console, outputs, warnings_as_text
 from lamjax.system import MASSES
 
 SECONDS = 5.0  # that a chunk takes, about: what a kill may lose

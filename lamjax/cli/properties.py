@@ -16,7 +16,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from jaxtyping import PyTree
 from rich.markup import escape
 
-from lamjax import checkpoints, data, units
+from lamjax import checkpoints, data, files, units
 from lamjax.cli import reading, relax_records
 from lamjax.cli.relax import Precision
 from lamjax.data import records
@@ -25,7 +25,7 @@ from lamjax.potential import Potential
 from lamjax.properties import PropertyConfig, survey, write_phonopy
 from lamjax.properties.volumes import EquationOfStateConfig
 from lamjax.relaxation import CellConfig, RelaxConfig, stream
-from lamjax.reports import console, crystals, files, outputs, plots, progress, table
+from lamjax.reports import console, crystals, outputs, plots, progress, table
 from lamjax.system import System, to_ase
 
 RECORDS, CSV, JSON, RELAXED = "records.jsonl", "properties.csv", "properties.json", "relaxed.extxyz"

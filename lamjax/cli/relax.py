@@ -13,7 +13,7 @@ import typer
 from jaxtyping import PyTree
 from rich.markup import escape
 
-from lamjax import checkpoints, data, units
+from lamjax import checkpoints, data, files, units
 from lamjax.cli import reading
 from lamjax.cli import relax_records as records
 from lamjax.cli.processes import join
@@ -21,7 +21,7 @@ from lamjax.cli.relax_records import labelled as labelled
 from lamjax.data.pairs import listed
 from lamjax.potential import Potential
 from lamjax.relaxation import CellConfig, RelaxConfig, stream
-from lamjax.reports import console, files, outputs, plots, progress, table
+from lamjax.reports import console, outputs, plots, progress, table
 from lamjax.system import System
 
 

@@ -14,13 +14,12 @@ import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 from jaxtyping import Array, PyTree
 
-from lamjax import system, units
+from lamjax import files, system, units
 from lamjax.data import records
 from lamjax.data.records import append as append
 from lamjax.dynamics.restart import digest
 from lamjax.potential import Potential
 from lamjax.relaxation import Relaxation, RelaxConfig
-from lamjax.reports import files
 from lamjax.system import System
 
 OUTCOME = ("converged", "finite", "n_steps", "fmax")

@@ -10,9 +10,9 @@ import typer
 
 from lamjax import checkpoints, nn, pytree
 from lamjax.checkpoints import Stored
+from lamjax.evaluation.errors import seen_elements
 from lamjax.potential import build
 from lamjax.reports import console, table
-from lamjax.training.errors import seen_elements
 
 
 def show(

@@ -15,7 +15,7 @@ from lamjax.data import matching, trajectories
 from lamjax.data.atoms import fixed_mask, from_atoms
 from lamjax.data.frames import Frame
 from lamjax.data.labels import ReadOptions
-from lamjax.data.read import iterate
+from lamjax.data.reading import iterate
 from lamjax.system import Labels, System, cast, home_shift, moved_by, to_ase
 
 SAME_CELL = 1e-4  # Å; lattice vectors that differ by less are the same
@@ -64,6 +64,12 @@ class _Ends(NamedTuple):
     start: Frame
     target: Frame
     where: str
+
+
+def pair_name(pair: Pair) -> str:
+    """What a table calls a pair: its relax_id or pair_id, or where it was read."""
+    known = (pair.info[key] for key in ("relax_id", "pair_id", "trajectory") if key in pair.info)
+    return str(next(known, pair.source))
 
 
 def read_pairs(

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any, cast, overload
 
+from lamjax.data.frame_plan import Plan
+from lamjax.data.frame_plan import plan as plan_frames
 from lamjax.data.frames import Frame
 from lamjax.data.pairs import Pair
-from lamjax.data.plan import Plan
-from lamjax.data.plan import plan as plan_frames
 from lamjax.data.structure_batches import PairPlan, pair_plan
 from lamjax.neighbors import Shell
 

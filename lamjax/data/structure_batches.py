@@ -9,9 +9,9 @@ from jaxtyping import Array, Bool, Int
 
 from lamjax import pytree
 from lamjax.arguments import expect, expect_all
+from lamjax.data.frame_plan import cheapest, histogram, merge, work
 from lamjax.data.frames import check_shells
 from lamjax.data.pairs import Pair, cast_pair
-from lamjax.data.plan import cheapest, histogram, merge, work
 from lamjax.neighbors import Neighbors, Shell, count, host_neighbors, image_offsets, plan_capacities
 from lamjax.neighbors.search import FAR
 from lamjax.neighbors.verlet import SKIN

@@ -12,7 +12,7 @@ from ase.optimize import FIRE
 from lamjax.data import Frame
 from lamjax.distillation.calculators import FAILURES
 from lamjax.distillation.config import ExploreConfig
-from lamjax.distillation.explore import (
+from lamjax.distillation.exploration import (
     Engine,
     PlannedSimulation,
     Walk,

@@ -19,8 +19,8 @@ from lamjax.distillation.config import CalculatorConfig, FilesConfig, LabellerCo
 from lamjax.distillation.files import write_frames
 from lamjax.distillation.probes import add_probes
 from lamjax.distillation.shapes import LastingShapes
+from lamjax.evaluation.errors import predictions
 from lamjax.potential import Params, Potential, Prediction, check_elements
-from lamjax.training.errors import predictions
 
 WANTED, ANSWER = "to_label.extxyz", "answer.extxyz"
 CHUNK = 64  # frames that a potential labels before they are written

@@ -19,7 +19,7 @@ from lamjax.distillation import files
 from lamjax.distillation.answers import Failed
 from lamjax.distillation.label import Labeller, PotentialLabeller
 from lamjax.distillation.labelling import FAILED, append_answers, keep_whole, together
-from lamjax.reports.files import replacing
+from lamjax.files import replacing
 from lamjax.system import to_ase
 
 WRITER = "lamjax label"

@@ -11,9 +11,10 @@ import numpy as np
 from jaxtyping import PyTree
 
 from lamjax import checkpoints
-from lamjax.data import Frame, ReadOptions, digests, files_of, levels, read
+from lamjax.data import Frame, ReadOptions, digests, files_of, read
+from lamjax.data import theory_levels as levels
 from lamjax.distillation.config import DistillConfig
-from lamjax.distillation.explore import plain_start
+from lamjax.distillation.exploration import plain_start
 from lamjax.distillation.explored import check_pressures
 from lamjax.distillation.files import read_facts, write_facts
 from lamjax.distillation.label import Labeller, PotentialLabeller, open_labeller

@@ -7,7 +7,7 @@ from jax.typing import DTypeLike
 
 from lamjax.calculator import grow
 from lamjax.data import Bucket, Frame, Packed, Plan, pack, plan
-from lamjax.data.plan import choose
+from lamjax.data.frame_plan import choose
 from lamjax.data.shapes import exact_shapes
 from lamjax.neighbors import Shell
 

@@ -17,11 +17,11 @@ from lamjax.distillation.config import StudentConfig
 from lamjax.distillation.files import LEARNING, STATES, read_facts, remove, write_facts
 from lamjax.distillation.probes import with_probes
 from lamjax.distillation.shapes import LastingShapes
+from lamjax.evaluation.errors import FORCES, error_table, predictions
 from lamjax.losses import DistillationLossConfig, committee_loss, distillation_loss
 from lamjax.potential import Params, Potential, build
 from lamjax.training import engine, objective, optimizer, per_member, saved_steps, schedule
 from lamjax.training.config import to_json
-from lamjax.training.errors import FORCES, error_table, predictions
 from lamjax.training.step import is_frozen
 
 SHOW, SAVE = 100, 1000  # steps

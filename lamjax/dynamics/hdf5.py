@@ -11,8 +11,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from lamjax import files
 from lamjax.dynamics.records import Record
-from lamjax.reports import files
 
 FORMAT, VERSION = "lamjax trajectory", 1
 UNITS = {

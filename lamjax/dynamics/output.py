@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 from jaxtyping import PyTree
 
+from lamjax import files
 from lamjax.dynamics import records, restart, trajectory
 from lamjax.dynamics.ensembles import Ensemble
 from lamjax.dynamics.records import COLUMNS, Record, TableColumn
 from lamjax.dynamics.restart import Identity
 from lamjax.dynamics.run import Simulation
 from lamjax.dynamics.trajectory import Scene
-from lamjax.reports import files
 
 
 class Paths(NamedTuple):

@@ -14,9 +14,9 @@ from jaxtyping import Array, PyTree
 
 from lamjax.dynamics.ensembles import Ensemble
 from lamjax.dynamics.run import Shapes, Simulation, like
+from lamjax.files import write_atomically
 from lamjax.neighbors.grid import Grid
 from lamjax.potential import Potential
-from lamjax.reports.files import write_atomically
 from lamjax.system import System
 
 MAGIC = b"lamjax simulation 1\n"

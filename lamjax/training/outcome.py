@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Array
 
 from lamjax.data import pack, sample
+from lamjax.evaluation.errors import predictions, under_one_name
 from lamjax.potential import network_dtype
 from lamjax.reports import plots
 from lamjax.training.curve import CURVE
-from lamjax.training.errors import predictions, under_one_name
 from lamjax.training.records import read
 from lamjax.training.tasks import Task
 from lamjax.units import virial_to_stress

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lamjax.reports.files import write_atomically
+from lamjax.files import write_atomically
 
 HISTORY, VALIDATION = "history.csv", "validation.csv"
 

@@ -12,12 +12,22 @@ import numpy as np
 
 from lamjax import checkpoints, losses
 from lamjax.data import Packed, PackedPairs, batches, files_of, n_batches, pack_pairs, set_bias
+from lamjax.data.pairs import pair_name
+from lamjax.evaluation.errors import predictions
+from lamjax.evaluation.structures import (
+    Judgement,
+    LabelledSets,
+    StructureSummary,
+    judge,
+    read_structures,
+    summary,
+    write_structures,
+)
 from lamjax.losses import Learned, Loss
 from lamjax.potential import Params, Potential, select
 from lamjax.reports import outputs, plots
 from lamjax.training import engine, folder
 from lamjax.training.engine import Best, Outputs, Run
-from lamjax.training.errors import predictions
 from lamjax.training.loops import names_of
 from lamjax.training.loops import summary as summary_of
 from lamjax.training.objectives import Drawn, Measured, Objective, Pending, drawn
@@ -31,20 +41,10 @@ from lamjax.training.structures_data import (
     PairSets,
     fingerprint,
     is_at_target,
-    name,
     noisy_batches,
     pack_replay,
     read_sets,
     wider,
-)
-from lamjax.training.structures_judge import (
-    Judgement,
-    LabelledSets,
-    StructureSummary,
-    judge,
-    read_structures,
-    summary,
-    write_structures,
 )
 
 STRUCTURES, PLOT, MINIMISER = "structures.csv", "structures.png", "minimiser.json"
@@ -131,7 +131,7 @@ def structure_objective(
     Arrays that were too narrow grow after the epoch, at most four times; `widened` times they have.
     """
     sets, packed, replay = data.sets, data.packed, data.replay
-    pair_names = [name(pair) for pair in sets.train]
+    pair_names = [pair_name(pair) for pair in sets.train]
     apart = np.array([not is_at_target(pair) for pair in sets.validation])
 
     def batches_from(start: int) -> Iterator[tuple[Drawn, dict[str, Any]]]:
@@ -306,7 +306,7 @@ def _finish(output: Path, sets: PairSets, params: Any, best: Best) -> Iterator[P
         checkpoints.write_atomically(output / MINIMISER, json.dumps(numbers, indent=1).encode())
         yield output / MINIMISER
     before, after = (read_structures(output / STRUCTURES, when) for when in ("before", "after"))
-    _plot(output / PLOT, [name(pair) for pair in sets.validation], before, after, best.step)
+    _plot(output / PLOT, [pair_name(pair) for pair in sets.validation], before, after, best.step)
     yield output / PLOT
 
 

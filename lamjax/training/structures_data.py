@@ -20,7 +20,6 @@ from lamjax.data import (
     digests,
     facts,
     iterate,
-    levels,
     matching,
     n_batches,
     pack,
@@ -30,6 +29,7 @@ from lamjax.data import (
     read_pairs,
     sample,
 )
+from lamjax.data import theory_levels as levels
 from lamjax.data.pairs import SAME_CELL, STILL, listed
 from lamjax.losses import StructureLossConfig
 from lamjax.neighbors import Neighbors, Shell, host_neighbors, plan_capacities
@@ -132,12 +132,6 @@ def _group(pair: Pair, key: str) -> str:
     if key not in pair.info:
         raise ValueError(f"{pair.source}: no {key!r} in its info; it has {', '.join(sorted(pair.info)) or 'nothing'}.")
     return str(pair.info[key])
-
-
-def name(pair: Pair) -> str:
-    """What a table calls a pair: its relax_id or pair_id, or where it was read."""
-    known = (pair.info[key] for key in ("relax_id", "pair_id", "trajectory") if key in pair.info)
-    return str(next(known, pair.source))
 
 
 def _known(pairs: list[Pair], elements: Sequence[str] | None) -> list[Pair]:

@@ -15,7 +15,6 @@ from lamjax.data import (
     facts,
     frames_per_batch,
     join,
-    levels,
     open_frames,
     pack,
     plan,
@@ -25,11 +24,12 @@ from lamjax.data import (
     set_parameters,
     source,
 )
+from lamjax.data import theory_levels as levels
 from lamjax.data.statistics import MOST
+from lamjax.evaluation.errors import predictions
 from lamjax.losses import LabelLossConfig, Loss, heads_loss, multitask_loss, same_form
 from lamjax.potential import Params, Potential, select
 from lamjax.training.config import TaskConfig, TrainConfig, read_options
-from lamjax.training.errors import predictions
 
 MOST_COMPARED = 100_000  # frames of the training whose places are compared with those of the validation
 

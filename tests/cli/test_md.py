@@ -20,11 +20,11 @@ from ase.constraints import FixAtoms
 from invoke import invoke
 
 import lamjax
+from lamjax import files
 from lamjax.cli import md_report
 from lamjax.descriptors import DPA1Config
 from lamjax.heads import EnergyHeadConfig
 from lamjax.potential import PotentialConfig
-from lamjax.reports import files
 
 CONFIG = PotentialConfig(
     ("Si",),

@@ -20,12 +20,12 @@ from ase.constraints import FixAtoms, FixCartesian
 from invoke import invoke
 
 import lamjax
+from lamjax import files
 from lamjax.cli import relax_records
 from lamjax.descriptors import DPA1Config
 from lamjax.heads import EnergyHeadConfig
 from lamjax.potential import PotentialConfig
 from lamjax.relaxation.stream import Outcome
-from lamjax.reports import files
 from lamjax.system import fixed_components
 
 ASSETS = Path(lamjax.__file__).parent / "assets" / "demo"

@@ -13,7 +13,7 @@ from ase.constraints import FixAtoms
 from lamjax import classical
 from lamjax.data import from_atoms
 from lamjax.distillation import ExploreConfig
-from lamjax.distillation import explore as exploring
+from lamjax.distillation import exploration as exploring
 
 MORSE = classical.morse(depth=0.34, width=1.36, distance=2.87, cutoff=4.5)
 MILD = ExploreConfig(temperatures=(300.0,), timestep=2.0, steps=20, every=5, perturbed=2, relaxations=1, relax_steps=3)

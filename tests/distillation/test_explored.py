@@ -15,7 +15,7 @@ import lamjax
 from lamjax import classical, distillation
 from lamjax.data import from_atoms
 from lamjax.distillation import DistillConfig, ExploreConfig, calculator_engine, explore_set
-from lamjax.distillation import explore as exploring
+from lamjax.distillation import exploration as exploring
 from lamjax.heads import EnergyHeadConfig
 from lamjax.potential import PotentialConfig
 

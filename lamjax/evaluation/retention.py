@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Array
 
 from lamjax.data import Frame, pack, plan, sample
+from lamjax.evaluation.errors import FORCES, SHIFTED, error_table, predictions, under_one_name
 from lamjax.potential import Params, Potential, Prediction
-from lamjax.training.errors import FORCES, SHIFTED, error_table, predictions, under_one_name
 
 MOST = 2000  # frames that are looked at for a head
 BATCH = "auto:256"

@@ -9,7 +9,7 @@ from jaxtyping import Array, Int
 
 from lamjax import pytree
 from lamjax.arguments import expect
-from lamjax.data.pack import Members, Packed, Structure, only
+from lamjax.data.packing import Members, Packed, Structure, only
 from lamjax.data.rows import RowShape, row_shape, split
 from lamjax.data.structure_batches import PackedPairs, StructureBatch, check_batch_size, pair_batches
 from lamjax.neighbors import Neighbors

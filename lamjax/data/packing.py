@@ -10,9 +10,9 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from lamjax.arguments import expect
+from lamjax.data.frame_plan import Plan, choose
 from lamjax.data.frames import Frame, Joined, Names, Subset, check_frames, source
 from lamjax.data.pairs import Pair
-from lamjax.data.plan import Plan, choose
 from lamjax.data.rows import Bucket, Filling, fill
 from lamjax.data.shapes import exact_shapes
 from lamjax.data.store import Store

@@ -9,7 +9,8 @@ import ase.data
 import numpy as np
 
 from lamjax.arguments import expect
-from lamjax.data import consistency, levels, references, verdicts
+from lamjax.data import consistency, references, verdicts
+from lamjax.data import theory_levels as levels
 from lamjax.data.frames import LABELS, Frame
 from lamjax.neighbors.host import pairs
 

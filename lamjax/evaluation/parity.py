@@ -9,8 +9,8 @@ import ase.data
 import numpy as np
 
 from lamjax.data import Frame, read
+from lamjax.files import replacing
 from lamjax.potential import Prediction
-from lamjax.reports.files import replacing
 
 # the names of a quantity in an npz file; the first one is lamjax's
 _NAMES = {

@@ -13,12 +13,12 @@ from jaxtyping import Bool, Float, Int
 
 from lamjax import checkpoints, pytree
 from lamjax.data import Frame, Pair, pack, plan
+from lamjax.data.pairs import pair_name
+from lamjax.evaluation.errors import FORCES, SHIFTED, VIRIAL, error_table, predictions
 from lamjax.losses import StructureError, structure_error
 from lamjax.potential import Potential
 from lamjax.relaxation import Relaxation, RelaxConfig, stream
 from lamjax.system import System, pad
-from lamjax.training.errors import FORCES, SHIFTED, VIRIAL, error_table, predictions
-from lamjax.training.structures_data import name
 
 ROWS = 64  # structures that are compared at once
 COLUMNS = ("dq", "rmsd", "largest", "strain", "volume", "n_steps", "converged", "failed")  # of structures.csv
@@ -170,7 +170,7 @@ def write_structures(path: Path, pairs: Sequence[Pair], before: Judgement, after
     rows.writerow(["structure", "n_atoms", *(f"{c}_{when}" for c in COLUMNS for when in ("before", "after"))])
     for k, pair in enumerate(pairs):
         numbers = [getattr(j, c)[k].item() for c in COLUMNS for j in (before, after)]
-        rows.writerow([name(pair), pair.start.n_atoms, *numbers])
+        rows.writerow([pair_name(pair), pair.start.n_atoms, *numbers])
     checkpoints.write_atomically(path, text.getvalue().encode())
 
 
