@@ -179,13 +179,18 @@ def as_system(structure: System | ase.Atoms) -> System:
     return structure._replace(**{name: getattr(structure, name).astype(dtype) for name in whole})
 
 
-def to_ase(system: System) -> ase.Atoms:
+def to_ase(system: System, prediction: Any = None) -> ase.Atoms:
     """The ASE structure of one System, or of one `Relaxation` with its energy, forces and stress.
 
-    Padded atoms are left out.
+    With a `prediction`, or whatever else has energy, forces and virial of the system, these are ASE's results; so are
+    `atomic_energies` where there are any. A stress needs three periodic directions. Padded atoms are left out.
     """
     if not isinstance(system, System) and isinstance(getattr(system, "system", None), System):
-        return _with_results(system)
+        atoms = to_ase(system.system, system)
+        atoms.calc.results["free_energy"] = atoms.calc.results["energy"]
+        return atoms
+    if prediction is not None:
+        return _with_results(to_ase(system), np.asarray(system.numbers) > 0, prediction)
     if not isinstance(system, System):
         raise TypeError(f"to_ase takes a System or a Relaxation, got {type(system).__name__}.")
     check_single(system, "to_ase")
@@ -206,13 +211,14 @@ def to_ase(system: System) -> ase.Atoms:
     return atoms
 
 
-def _with_results(relaxed: Any) -> ase.Atoms:
-    """The ASE structure of what has a system, energy, forces and virial, with these as ASE's results."""
-    atoms = to_ase(relaxed.system)
-    forces = np.asarray(relaxed.forces, np.float64)[np.asarray(relaxed.system.numbers) > 0]
-    results = {"energy": float(relaxed.energy), "free_energy": float(relaxed.energy), "forces": forces}
+def _with_results(atoms: ase.Atoms, real: np.ndarray, prediction: Any) -> ase.Atoms:
+    """The structure with energy, forces and stress of its `real` atoms as results of a single-point calculator."""
+    results: dict[str, Any] = {"energy": float(prediction.energy)}
+    results["forces"] = np.asarray(prediction.forces, np.float64)[real]
+    if getattr(prediction, "atomic_energies", None) is not None:
+        results["energies"] = np.asarray(prediction.atomic_energies, np.float64)[real]
     if atoms.pbc.all():
-        stress = units.virial_to_stress(np.asarray(relaxed.virial, np.float64), atoms.get_volume())
+        stress = units.virial_to_stress(np.asarray(prediction.virial, np.float64), atoms.get_volume())
         results["stress"] = units.to_voigt(stress)
     atoms.calc = SinglePointCalculator(atoms, **results)
     return atoms

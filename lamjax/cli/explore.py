@@ -24,12 +24,16 @@ ENDINGS = (".extxyz", ".xyz")
 NAMED = 5  # failures that are printed
 
 
+Mover = Annotated[str | None, typer.Option(help=f"What moves atoms in relaxations and simulations. {HELP}")]
+Substitutes = Annotated[
+    str | None, typer.Option(help="Those that substitutions may bring in: O,S,Se. Default: those of the model.")
+]
+
+
 def explore(
     structures: Annotated[list[Path], typer.Argument(help="extxyz, what ASE reads, DeePMD folders, .h5: every frame.")],
     out: Annotated[Path, typer.Option("--output", "-o", "--out", help="The structures, extxyz.")],
-    potential: Annotated[
-        str | None, typer.Option(help=f"What moves atoms in relaxations and simulations. {HELP}")
-    ] = None,
+    potential: Mover = None,
     option: Annotated[list[str] | None, typer.Option(help=OPTION_HELP)] = None,
     head: Annotated[str | None, typer.Option(help="Head of a model that has several.")] = None,
     precision: Annotated[Precision | None, typer.Option(help="Of a model; float32 where not given.")] = None,
@@ -42,9 +46,7 @@ def explore(
         list[float] | None, typer.Option(help="K; a simulation of each start at each; repeatable. None: no simulation.")
     ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change a key, see above: --set strain=0.05.")] = None,
-    elements: Annotated[
-        str | None, typer.Option(help="Those that substitutions may bring in: O,S,Se. Default: those of the model.")
-    ] = None,
+    elements: Substitutes = None,
     seed: Annotated[int, typer.Option(help="Of all that is drawn at random.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was killed.")] = False,
 ) -> None:

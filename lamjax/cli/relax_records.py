@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import ase
 import numpy as np
-from ase.calculators.singlepoint import SinglePointCalculator
 from jaxtyping import Array, PyTree
 
 from lamjax import files, system, units
@@ -44,12 +43,7 @@ def labelled(relaxed: Relaxation, info: dict[str, Any]) -> ase.Atoms:
     That is `converged`, `finite`, `n_steps`, `fmax` and `truncated`. `info` is what else goes into its info; of arrays
     only `fixed` counts (as `data.read` finds it), which becomes constraints.
     """
-    atoms = system.to_ase(relaxed.system)
-    results = {"energy": float(relaxed.energy), "forces": np.asarray(relaxed.forces, np.float64)}
-    if atoms.pbc.all():
-        stress = units.virial_to_stress(np.asarray(relaxed.virial, np.float64), atoms.get_volume())
-        results["stress"] = units.to_voigt(stress)
-    atoms.calc = SinglePointCalculator(atoms, **results)
+    atoms = system.to_ase(relaxed.system, relaxed)
     if "fixed" in info:
         atoms.set_constraint(system.constraints(info["fixed"]))
     outcome = {name: np.asarray(getattr(relaxed, name)).item() for name in (*OUTCOME, "truncated")}

@@ -142,45 +142,10 @@ def integrator(ensemble: Ensemble, capacities: tuple[int, ...]) -> Integrator:
 
     Where neighbours are missing, forces are NaN: a step that could be wrong cannot be taken for one that is right.
     """
-    simulate = jax_md().simulate  # late, for it takes a second
-    potential, config = ensemble
-    dt = config.timestep * units.FS
+    config, moves = ensemble.config, _moves(ensemble, capacities)
     chain = "thermostat" if isinstance(config, NPTConfig) else None  # jax-md's name of that of the atoms
     if getattr(config, "thermostat", None) == "nose_hoover":
         chain = "chain"
-
-    def neighbors_of(here: System, around: Surroundings) -> Neighbors:
-        return verlet.narrow(around.lists, here, potential.shells, capacities)
-
-    def force(positions: Array, around: Surroundings, **_: Any) -> Array:
-        here = around.system._replace(positions=positions)
-        found = neighbors_of(here, around)
-        forces = predict(potential, around.params, here, found).forces
-        return jnp.where(found.overflow, jnp.nan, jnp.where(around.fixed, 0, forces)).astype(positions.dtype)
-
-    def energy(
-        positions: Array, box: Array, around: Surroundings, perturbation: float | Array = 1.0, **_: Any
-    ) -> Array:
-        here = around.system._replace(positions=positions, cell=box)
-        found = neighbors_of(here, around)
-        scaled = here._replace(positions=positions * perturbation, cell=box * perturbation)
-        value = potential.energy(around.params, scaled, found)
-        return (value * jnp.where(found.overflow, jnp.nan, 1)).astype(positions.dtype)  # a factor: forces are NaN, too
-
-    def shift(positions: Array, change: Any, around: Surroundings | None = None, **_: Any) -> Array:
-        return positions + (change if around is None else jnp.where(around.fixed, 0, change))
-
-    def moves(around: Surroundings) -> Any:
-        """jax-md's init and apply in that bath."""
-        kt, pressure = (x.astype(around.system.positions.dtype) for x in around.bath)
-        if isinstance(config, NVEConfig):
-            return simulate.nve(force, shift, dt)
-        if isinstance(config, NPTConfig):
-            times = [{"tau": t * units.FS} for t in (config.barostat_time, config.thermostat_time)]
-            return simulate.npt_nose_hoover(energy, shift, dt, pressure, kt, *times)
-        if config.thermostat == "langevin":
-            return simulate.nvt_langevin(force, shift, dt, kt, gamma=config.friction / units.FS)
-        return simulate.nvt_nose_hoover(force, shift, dt, kt, tau=config.thermostat_time * units.FS)
 
     def start(key: Array, around: Surroundings, momenta: Array | None) -> Any:
         """jax-md's state, the thermostat told how many degrees of freedom it has to warm."""
@@ -218,6 +183,48 @@ def integrator(ensemble: Ensemble, capacities: tuple[int, ...]) -> Integrator:
         return total
 
     return Integrator(start, step, place, conserved)
+
+
+def _moves(ensemble: Ensemble, capacities: tuple[int, ...]) -> Callable:
+    """The function of the surroundings that gives jax-md's init and apply for the forces and the bath there."""
+    simulate = jax_md().simulate  # late, for it takes a second
+    potential, config = ensemble
+    dt = config.timestep * units.FS
+
+    def neighbors_of(here: System, around: Surroundings) -> Neighbors:
+        return verlet.narrow(around.lists, here, potential.shells, capacities)
+
+    def force(positions: Array, around: Surroundings, **_: Any) -> Array:
+        here = around.system._replace(positions=positions)
+        found = neighbors_of(here, around)
+        forces = predict(potential, around.params, here, found).forces
+        return jnp.where(found.overflow, jnp.nan, jnp.where(around.fixed, 0, forces)).astype(positions.dtype)
+
+    def energy(
+        positions: Array, box: Array, around: Surroundings, perturbation: float | Array = 1.0, **_: Any
+    ) -> Array:
+        here = around.system._replace(positions=positions, cell=box)
+        found = neighbors_of(here, around)
+        scaled = here._replace(positions=positions * perturbation, cell=box * perturbation)
+        value = potential.energy(around.params, scaled, found)
+        return (value * jnp.where(found.overflow, jnp.nan, 1)).astype(positions.dtype)  # a factor: forces are NaN, too
+
+    def shift(positions: Array, change: Any, around: Surroundings | None = None, **_: Any) -> Array:
+        return positions + (change if around is None else jnp.where(around.fixed, 0, change))
+
+    def moves(around: Surroundings) -> Any:
+        """jax-md's init and apply in that bath."""
+        kt, pressure = (x.astype(around.system.positions.dtype) for x in around.bath)
+        if isinstance(config, NVEConfig):
+            return simulate.nve(force, shift, dt)
+        if isinstance(config, NPTConfig):
+            times = [{"tau": t * units.FS} for t in (config.barostat_time, config.thermostat_time)]
+            return simulate.npt_nose_hoover(energy, shift, dt, pressure, kt, *times)
+        if config.thermostat == "langevin":
+            return simulate.nvt_langevin(force, shift, dt, kt, gamma=config.friction / units.FS)
+        return simulate.nvt_nose_hoover(force, shift, dt, kt, tau=config.thermostat_time * units.FS)
+
+    return moves
 
 
 def _of_chain(chain: Any, kt: Array) -> Array:
