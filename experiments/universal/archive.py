@@ -1,6 +1,8 @@
 """Keep the labels of the teacher's set in one small file, as integers, and read them back.
 
-    python -m experiments.universal.archive     # build/universal/teacher_set -> teacher_set.npz.xz beside this file
+    python -m experiments.universal.archive --part defects --from 200000   # -> teacher_set_defects.npz.xz
+
+takes the finished blocks below build/universal/teacher_set whose samples begin there, as far as no archive has them.
 
 Forces are kept to 1 meV/Å, positions to 1/65,536 of a cell vector (some 1e-4 Å): labels take hours, reading seconds.
 """
@@ -14,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).parent
-ARCHIVE = HERE / "teacher_set.npz.xz"
+PARTS = "teacher_set*.npz.xz"  # beside this file
 BLOCKS = HERE.parents[1] / "build" / "universal" / "teacher_set"
 FORCE, PLACES = 1e-3, 65536  # eV/Å; parts of a cell vector
 UPPER = (0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1)  # of a symmetric tensor, Voigt's order
@@ -53,10 +55,16 @@ def whole(kept: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
-def read(path: Path = ARCHIVE) -> dict[int, dict[str, np.ndarray]]:
-    """The blocks in the archive by number; none if there is no archive."""
-    if not path.is_file():
-        return {}
+def read() -> dict[int, dict[str, np.ndarray]]:
+    """The blocks in all archives by number; none if there is no archive."""
+    found: dict[int, dict[str, np.ndarray]] = {}
+    for part in sorted(HERE.glob(PARTS)):
+        found |= read_part(part)
+    return found
+
+
+def read_part(path: Path) -> dict[int, dict[str, np.ndarray]]:
+    """The blocks of one archive by number."""
     with np.load(io.BytesIO(lzma.decompress(path.read_bytes()))) as file:
         arrays = {name: _whole_numbers(file, name) for name in file.files if not name.endswith("/high")}
     found: dict[int, dict[str, np.ndarray]] = {}
@@ -66,12 +74,17 @@ def read(path: Path = ARCHIVE) -> dict[int, dict[str, np.ndarray]]:
     return {number: whole(kept) for number, kept in sorted(found.items())}
 
 
-def write(path: Path, blocks: Path) -> int:
-    """All blocks of the folder, and those that the archive holds already; the number of frames."""
-    kept = {number: compact(block) for number, block in read(path).items()}
-    for number, one in numbered(blocks).items():
-        with np.load(one) as file:
-            kept[number] = compact(dict(file))
+def write(path: Path, blocks: Path, first: int) -> int:
+    """Archive the blocks of a folder whose samples are numbered from `first` on, those of other archives left out.
+
+    What the archive holds already stays in it. Returns its number of frames.
+    """
+    kept = {number: compact(block) for number, block in read_part(path).items()} if path.is_file() else {}
+    for number in numbered(blocks).keys() - read().keys():
+        with np.load(numbered(blocks)[number]) as file:
+            block = dict(file)
+        if len(block["sample"]) and block["sample"][0] >= first:
+            kept[number] = compact(block)
     content = io.BytesIO()
     np.savez(content, **{f"{n}/{name}": a for n in sorted(kept) for name, a in _bytes_apart(kept[n]).items()})
     unfinished = path.with_suffix(".unfinished")
@@ -99,7 +112,9 @@ def _whole_numbers(file, name: str) -> np.ndarray:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--blocks", type=Path, default=BLOCKS)
-    parser.add_argument("--output", type=Path, default=ARCHIVE)
+    parser.add_argument("--part", default="more", help="names the archive: teacher_set_PART.npz.xz")
+    parser.add_argument("--from", type=int, default=0, dest="first", help="number of the first sample")
     options = parser.parse_args()
-    n = write(options.output, options.blocks)
-    print(f"{options.output}: {n:,} frames, {options.output.stat().st_size / 1e6:.1f} MB")
+    output = HERE / f"teacher_set_{options.part}.npz.xz"
+    n = write(output, options.blocks, options.first)
+    print(f"{output}: {n:,} frames, {output.stat().st_size / 1e6:.1f} MB")

@@ -3,6 +3,7 @@
     pip install chgnet==0.4.2
     nice python -m experiments.universal.teacher_set --samples 0 1600
     nice python -m experiments.universal.teacher_set --samples 100000 104000   # many crystals, few frames of each
+    nice python -m experiments.universal.teacher_set --samples 200000 210000   # point defects, layers and surfaces
 
 Every sample comes from one crystal of experiments/data/materials_pbeu and the random numbers of (seed, sample) alone,
 so that any range of samples can be made again, in any order. Blocks of samples are written one by one: a killed run
@@ -32,7 +33,7 @@ from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.neighborlist import neighbor_list
 from ase.optimize import FIRE
 
-from experiments.universal import archive
+from experiments.universal import archive, defects
 
 HERE = Path(__file__).parent
 STARTS = HERE.parent / "data" / "materials_pbeu" / "train.extxyz.gz"
@@ -43,6 +44,8 @@ MOST_ATOMS = 24
 KINDS = {"relaxation": 0.40, "first steps": 0.20, "perturbation": 0.30, "hot": 0.10}  # share of the samples
 BROAD = 100_000  # the samples from here on are many crystals with few frames each
 BROAD_KINDS = {"relaxation": 0.02, "first steps": 0.30, "perturbation": 0.65, "hot": 0.03}
+DEFECTS = 200_000  # the samples from here on are those of `experiments.universal.defects`
+DEFECT_KINDS = {"relaxation": 0.35, "first steps": 0.40, "perturbation": 0.20, "hot": 0.05}
 MOST_FORCE = 15.0  # eV/Å; frames above are left out
 LEAST_DISTANCE = 0.55  # of the sum of covalent radii
 MOST_NEIGHBORS = 40  # within 3.2 Å, of an atom: the teacher's lists of angles grow with the square
@@ -206,6 +209,21 @@ class Maker:
         count = np.bincount([z for atoms in self.starts for z in set(atoms.numbers.tolist())], minlength=119)
         weight = np.array([1 / min(count[z] for z in set(atoms.numbers.tolist())) ** 0.5 for atoms in self.starts])
         self.weight = weight / weight.sum()
+        self.layers = defects.layers(self.starts)
+
+    def host(self, rng: np.random.Generator) -> ase.Atoms:
+        """A supercell, a layer or a slab with point defects; the host's composition may be learned, too."""
+        for _ in range(100):
+            bulk = self.starts[int(rng.choice(len(self.starts), p=self.weight))]
+            atoms = defects.host(bulk, self.layers, rng)
+            if rng.random() < 0.6:
+                atoms = substituted(atoms, self.scale, rng)
+            if reduced(atoms) in self.excluded:
+                continue
+            atoms = defects.with_defects(atoms, self.scale, rng)
+            if atoms is not None and reduced(atoms) not in self.excluded:
+                return atoms
+        raise RuntimeError("No host of an admitted composition in 100 draws.")
 
     def parent(self, rng: np.random.Generator) -> ase.Atoms:
         """A crystal: one of the starts, mostly with other elements, of a composition that may be learned."""
@@ -222,6 +240,8 @@ class Maker:
     def sample(self, number: int) -> Sample:
         """The sample of that number; fewer frames, or none, where the structures come to nothing."""
         rng = np.random.default_rng((SEED, number))
+        if number >= DEFECTS:
+            return self.defective(rng)
         shares, most = (KINDS, 6) if number < BROAD else (BROAD_KINDS, 3)
         kind = str(rng.choice(list(shares), p=list(shares.values())))
         parent = self.parent(rng)
@@ -243,6 +263,29 @@ class Maker:
             return Sample(kind, simulated(start, self.calculator, float(rng.uniform(300, 3000)), rng))
         steps = 45 if kind == "relaxation" else 9
         return Sample(kind, relaxed(start, self.calculator, steps, variable_cell=rng.random() < 0.85))
+
+    def defective(self, rng: np.random.Generator) -> Sample:
+        """Near the host's own volume, with the cell held in most relaxations: as defects are relaxed."""
+        kind = str(rng.choice(list(DEFECT_KINDS), p=list(DEFECT_KINDS.values())))
+        parent = self.host(rng)
+        vacuum = not parent.pbc.all()
+        parent.pbc = True
+        strain, displacement = rng.uniform(0, 0.02), rng.uniform(0.0, 0.15)
+        many = [
+            perturbed(parent, 1.0 if vacuum else rng.uniform(0.90, 1.10), strain, displacement, rng)
+            for _ in range(3 if kind == "perturbation" else 1)
+        ]
+        many = list(filter(reasonable, many))
+        if kind != "perturbation" and many:
+            (start,) = many
+            if kind == "hot":
+                return Sample(kind, simulated(start, self.calculator, float(rng.uniform(300, 1500)), rng))
+            steps = 40 if kind == "relaxation" else 9
+            variable = not vacuum and rng.random() < 0.3
+            return Sample(kind, relaxed(start, self.calculator, steps, variable_cell=variable))
+        for atoms in many:
+            atoms.calc = self.calculator
+        return Sample(kind, [frame for frame in map(labelled, many) if frame is not None])
 
 
 def reduced(atoms: ase.Atoms) -> str:

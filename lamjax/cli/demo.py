@@ -16,7 +16,7 @@ from lamjax import checkpoints, data, losses, relaxation, training
 from lamjax.cli.relax import labelled
 from lamjax.potential import Potential
 from lamjax.relaxation import Relaxation, RelaxConfig, Unrolled
-from lamjax.reports import console, outputs, plots, progress, table
+from lamjax.reports import console, files, outputs, plots, progress, table
 
 ASSETS = resources.files("lamjax") / "assets" / "demo"
 RELAX = RelaxConfig(fmax=0.02, max_steps=400)  # how structures are judged: at full convergence
@@ -45,8 +45,14 @@ def demo(
 
     Held-out defects are relaxed before and after; the table tells how far they end from where DFT relaxes them to.
     """
-    began = time.monotonic()
     outputs.claim_folder(out, ("*",), option="--output")
+    with files.alone(out):
+        show_effect(out, epochs, seed)
+
+
+def show_effect(out: Path, epochs: int, seed: int) -> None:
+    """Relax, learn, relax again; files and a table say what has changed."""
+    began = time.monotonic()
     potential, params = checkpoints.load(str(ASSETS / "base.lamjax"))
     frames = {name: data.read(str(ASSETS / f"si_defects_{name}.extxyz.gz")) for name in ("train", "heldout")}
     pairs = {name: data.pairs_from_frames(f) for name, f in frames.items()}

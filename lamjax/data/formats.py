@@ -47,11 +47,27 @@ def structures(path: Path, options: ReadOptions, note: Callable[..., Any]) -> It
         case "res":
             with text.open_text(path) as file:
                 shelx.check(text.lines(file))
-            with _plain(path, "res") as plain:
-                yield from ase.io.iread(str(plain), ":", format="res", do_not_split_by_at_sign=True)
+            yield from _by_ase(path, "res")
         case other:
-            with _plain(path, other) as plain:
-                yield from ase.io.iread(str(plain), ":", format=other, do_not_split_by_at_sign=True)
+            yield from _by_ase(path, other)
+
+
+def _by_ase(path: Path, kind: str) -> Iterator[ase.Atoms]:
+    """The structures that ASE's own reader of a format finds; what it stumbles over is told as a fault of the file."""
+    n = 0
+    with _plain(path, kind) as plain:
+        try:
+            for atoms in ase.io.iread(str(plain), ":", format=kind, do_not_split_by_at_sign=True):
+                yield atoms
+                n += 1
+        except (OSError, ImportError):
+            raise
+        except Exception as error:  # whatever its parser raises
+            after = f" after {n} {'structures' if n > 1 else 'structure'}" if n else ""
+            raise ValueError(
+                f"it was taken for {ioformats[kind].description} (ASE's format {kind}) and ends too early or is "
+                f"malformed{after}; ASE says {type(error).__name__}: {error}"
+            ) from error
 
 
 def kind(path: Path) -> str:

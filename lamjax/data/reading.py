@@ -265,7 +265,7 @@ def _file(path: Path, options: ReadOptions, remarks: Remarks) -> Iterator[tuple[
     except GeneratorExit:
         raise
     except Exception as error:  # every reader of ASE has its own exceptions
-        own = type(error) is ValueError and str(error).startswith(("line ", "data block "))
+        own = type(error) is ValueError and str(error).startswith(("line ", "data block ", "it was taken for "))
         kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
         reason = f"{kind}{str(error).rstrip('.')}" if str(error) else "it does not have the form of one"
         hint = "Expected extxyz or another format that ase.io.read knows, packed (.gz, .bz2, .xz) or not."

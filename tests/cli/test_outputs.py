@@ -189,3 +189,10 @@ def test_what_is_no_input_may_be_replaced(original, tmp_path, monkeypatch):
     assert len(ase.io.read("new/deep/predicted.extxyz.gz", ":")) == 1
     with np.load("predicted.npz") as found:
         assert found["energy"].shape == (1,)
+
+
+def test_two_demos_do_not_write_into_one_folder_at_once(place):
+    Path("demo").mkdir()
+    with files.alone(Path("demo").absolute()):
+        _, _, error = invoke("demo", "--output", "demo")
+    assert isinstance(error, ValueError) and "Another process is writing demo. Wait" in str(error)

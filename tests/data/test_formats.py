@@ -204,3 +204,21 @@ def test_occupancies_of_other_formats(tmp_path):
         atoms = crystal()
         atoms.set_array("occupancy", whole)
         data.from_atoms(atoms)
+
+
+@pytest.mark.parametrize(("name", "form"), [("POSCAR", "vasp"), ("a.xsf", "xsf"), ("a.gen", "gen")])
+def test_a_cut_file_is_named_with_its_format(tmp_path, name, form):
+    """Of a format that ASE reads: wherever the cut is, the message says what the file was taken for."""
+    path = tmp_path / name
+    ase.io.write(path, ase.build.bulk("Si", cubic=True), format=form)
+    lines = path.read_text().splitlines()
+    said = []
+    for kept in range(2, len(lines)):
+        path.write_text("\n".join(lines[:kept]) + "\n")
+        try:
+            data.read(path)
+        except ValueError as error:
+            said.append(str(error))
+    assert said and all(
+        str(path) in message and "Was the copy cut short" in message or form in message for message in said
+    )
