@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array
 
 from lamjax.arguments import expect
-from lamjax.descriptors import DPA1Config, DPA2Config, repinit
+from lamjax.descriptors import repinit
 from lamjax.descriptors.base import type_embedding, type_inputs
 from lamjax.heads import EnergyHeadConfig, energy_head
 from lamjax.potential import (
@@ -167,26 +167,23 @@ def tabulate(
     if not (closest > 0 and tolerance > 0):
         raise ValueError(f"closest (Å) and tolerance must be above 0, got {closest} and {tolerance}.")
     descriptor = config.descriptor
-    if not isinstance(descriptor, DPA1Config | DPA2Config):
+    if not hasattr(descriptor, "with_table"):
         raise ValueError(f"A {descriptor.type} model has no radial net that a table could replace. Use it as it is.")
-    dpa1 = isinstance(descriptor, DPA1Config)
     block = descriptor.repinit
     if block.table is not None:
         raise ValueError("The radial net of this model is a table already.")
-    smooth = descriptor.smooth_type_embedding if dpa1 else descriptor.smooth
     with jax.enable_x64(True):
         exact = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params.descriptor)
         inputs = type_inputs(config.elements, descriptor.use_econf_tebd)
         embedding = type_embedding(exact["type_embedding"], inputs)
         table, nets = repinit.tabulate(
-            exact["repinit"], block, smooth, embedding, descriptor.env_protection, closest, tolerance
+            exact["repinit"], block, descriptor.smooth, embedding, descriptor.env_protection, closest, tolerance
         )
     dtype = params.descriptor["type_embedding"]["w"].dtype
     new_block = {name: jnp.asarray(x, dtype) for name, x in nets.items()}
     new_block["statistics"] = params.descriptor["repinit"]["statistics"]
-    new = replace(descriptor, table=table) if dpa1 else replace(descriptor, repinit=replace(block, table=table))
     new_params = params._replace(descriptor={**params.descriptor, "repinit": new_block})
-    return build(replace(config, descriptor=new), potential.head), new_params
+    return build(replace(config, descriptor=descriptor.with_table(table)), potential.head), new_params
 
 
 def _with_types(
@@ -206,12 +203,11 @@ def _with_types(
     constant = [block.stddev for block in descriptor.blocks if block.stddev is not None]
     unseen = _UNSEEN | ({"stddev": constant[0]} if constant else {})
     moved = jax.tree_util.tree_map_with_path(lambda path, leaf: _moved_leaf(path, leaf, origins, unseen), params)
-    if "species" in params.descriptor:
-        rows = _moved_species(params.descriptor["species"], origins, key)
-        moved = moved._replace(descriptor={**moved.descriptor, "species": rows})
-    elif not old.descriptor.use_econf_tebd:  # else its rows belong to orbitals, not to types
-        embedding = _moved_embedding(params.descriptor["type_embedding"], origins, key)
-        moved = moved._replace(descriptor={**moved.descriptor, "type_embedding": embedding})
+    name = old.descriptor.element_rows
+    if name is not None:
+        move = _moved_embedding if name == "type_embedding" else _moved_species
+        rows = move(params.descriptor[name], origins, key)
+        moved = moved._replace(descriptor={**moved.descriptor, name: rows})
     return build(new, potential.head), moved
 
 

@@ -3,6 +3,7 @@
 Zhang et al., npj Comput. Mater. 2024, 10.1038/s41524-024-01278-7; numbers equal DeePMD-kit's `dpa1`/`se_atten`.
 """
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
@@ -64,6 +65,20 @@ class DPA1Config:
 
     def __post_init__(self) -> None:
         repinit.check_block(self, self.sel, "sel")
+
+    @property
+    def element_rows(self) -> str | None:
+        """The parameters with a row for each element; None where rows belong to orbitals."""
+        return None if self.use_econf_tebd else "type_embedding"
+
+    @property
+    def smooth(self) -> bool:
+        """Whether the type embedding is multiplied by the switch."""
+        return self.smooth_type_embedding
+
+    def with_table(self, table: TableConfig) -> "DPA1Config":
+        """The same with the radial net as a table."""
+        return replace(self, table=table)
 
     @property
     def shells(self) -> tuple[Shell, ...]:

@@ -72,6 +72,11 @@ class NequIPConfig:
         return self.channels[0]
 
     @property
+    def element_rows(self) -> str:
+        """The parameters with a row for each element."""
+        return "species"
+
+    @property
     def table(self) -> None:
         """There is no table for the radial nets."""
         return None

@@ -1,6 +1,6 @@
 """Configuration of DPA-2. Keys, defaults and meanings are DeePMD-kit's."""
 
-from dataclasses import field
+from dataclasses import field, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -123,6 +123,15 @@ class DPA2Config:
             Block("repformer", b.rcut, b.rcut_smth, b.nsel, b.set_davg_zero),
             *three,
         )
+
+    @property
+    def element_rows(self) -> str | None:
+        """The parameters with a row for each element; None where rows belong to orbitals."""
+        return None if self.use_econf_tebd else "type_embedding"
+
+    def with_table(self, table: TableConfig) -> "DPA2Config":
+        """The same with repinit's radial net as a table."""
+        return replace(self, repinit=replace(self.repinit, table=table))
 
     @property
     def table(self) -> TableConfig | None:

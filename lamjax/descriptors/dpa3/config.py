@@ -151,6 +151,11 @@ class DPA3Config:
         return self.repflow.n_dim * (2 if self.concat_output_tebd else 1)
 
     @property
+    def element_rows(self) -> str | None:
+        """The parameters with a row for each element; None where rows belong to orbitals."""
+        return None if self.use_econf_tebd else "type_embedding"
+
+    @property
     def table(self) -> None:
         """There is no radial net that could be a table."""
         return None
