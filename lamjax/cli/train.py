@@ -1,5 +1,6 @@
 """`lamjax train`: training on energies, forces and virials, from scratch or from a stored model."""
 
+import json
 import math
 import platform
 from importlib.metadata import version
@@ -27,6 +28,7 @@ from lamjax.training.tasks import Task
 def train(
     config: Annotated[Path | None, typer.Argument(help="YAML file; see --template.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change a key: --set schedule.start_lr=1e-4.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for states, tables, models.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last state in the output folder.")] = False,
     template: Annotated[bool, typer.Option("--template", help="Print a config file with all keys and stop.")] = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the config's JSON schema and stop.")] = False,
@@ -52,7 +54,8 @@ def train(
         raise ValueError("Name a config file: lamjax train config.yaml. `lamjax train --template` prints one.")
     join(coordinator, processes, process)
     options = reading.options(energy_key, forces_key, stress_key, virial_key, elements)
-    settings = parse(config, [*(set_ or ()), *reading.changes(options)])
+    folder = [] if output is None else [f"output={json.dumps(str(output))}"]
+    settings = parse(config, [*(set_ or ()), *folder, *reading.changes(options)])
     check_sources(settings, WRITTEN, [config], resume)
     run_config(settings, resume)
 
