@@ -1,6 +1,7 @@
 """Models in and out of files: lamjax's one-file bundle, and whatever else `load` can open, told apart by content."""
 
 import difflib
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -166,11 +167,26 @@ def _models_in(folder: Path) -> str:
     return f"It holds {', '.join(found[:5])}: name one." if found else f"No {', '.join(MODELS)} is in it."
 
 
+def _names_in(path: Path) -> set[str]:
+    """The files of a zip archive; none of a damaged one."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return set(archive.namelist())
+    except (zipfile.BadZipFile, OSError):
+        return set()
+
+
 def _describe(path: Path) -> str:
     with open(path, "rb") as file:
         head = file.read(16)
     if not head:
         return "the file is empty"
+    if head.startswith(b"PK") and _names_in(path) >= {"hyperparams.json", "params.npz"}:
+        return (
+            "a model of the mlip package, it seems, which only that package reads: potential, params = "
+            "lamjax.interop.mlip.from_mlip(mlip.models.model_io.load_model_from_zip(Mace, path)), with the class of "
+            "the network in the place of Mace (extra lamjax[mlip])"
+        )
     if head.startswith(b"PK"):
         return "a zip archive that is no model of torch, or a truncated one"
     if head.startswith(b"\x89HDF"):

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import time
 from pathlib import Path
 
 # nearly all of the time goes into compiling programs that run once: a third of it without XLA's optimisations.
@@ -19,8 +20,29 @@ import structures
 jax.config.update("jax_enable_x64", True)
 gc.set_threshold(50_000, 20, 100)  # tracing makes objects by the million, and a look at all of them frees next to none
 
+# what takes seconds each: `pytest -m thorough` runs them, as .ci/run does; tests/meta/thorough.py writes the list
+THOROUGH = frozenset(Path(__file__).with_name("thorough.txt").read_text().split())
+TIMES = os.environ.get("LAMJAX_TEST_TIMES")  # a file that gets the processor time of every test
+
 MAPPINGS = Path("/proc/self/maps")  # of memory; on Linux
 MOST_MAPPINGS = 10_000
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.nodeid.split("[")[0] in THOROUGH and item.get_closest_marker("slow") is None:
+            item.add_marker(pytest.mark.thorough)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    began = time.process_time()
+    result = yield
+    if TIMES:
+        with open(TIMES, "a") as file:
+            file.write(f"{time.process_time() - began:.2f} {item.nodeid}\n")
+    return result
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -21,6 +21,7 @@ from lamjax.descriptors import (
     ThreeBodyConfig,
 )
 from lamjax.heads import EnergyHeadConfig
+from lamjax.interop.jax_md import from_energy_fn
 from lamjax.neighbors import Shell
 from lamjax.potential import Params, Potential, PotentialConfig, Prediction
 from lamjax.system import System, host_system, pad
@@ -141,6 +142,27 @@ def gupta(cutoff: float = 4.0) -> Potential:
     return Potential(("gupta", cutoff), (Shell(cutoff),), init, atomic_energies)
 
 
+def gupta_of_jax_md(cutoff: float = 4.0) -> Potential:
+    """The same by `jax_md.energy.eam_neighbor_list`."""
+    import jax_md
+
+    def energy_fn(params, positions, neighbor):
+        def weighted(r, exponent):
+            return numerics.switch(r, 0.7 * cutoff, cutoff) * jnp.exp(-exponent * (r / params["r0"] - 1))
+
+        _, energy = jax_md.energy.eam_neighbor_list(
+            jax_md.space.free()[0],
+            10.0,
+            lambda r: weighted(r, params["q"]) ** 2,
+            lambda density: -params["c"] * jnp.sqrt(density),
+            lambda r: 2 * params["a"] * weighted(r, params["p"]),
+            cutoff,
+        )
+        return energy(positions, neighbor)
+
+    return from_energy_fn(gupta(cutoff).init(), energy_fn, cutoff)
+
+
 @functools.cache
 def cases() -> dict[str, Case]:
     """All potentials by name."""
@@ -156,10 +178,11 @@ def cases() -> dict[str, Case]:
         "lennard_jones": Case(lj, lj.init()),
         "morse": Case(morse, morse.init()),
         "gupta": Case(gupta(), gupta().init()),
+        "jax_md": Case(gupta_of_jax_md(), gupta().init()),
     }
 
 
-NAMES = ("dpa2_preset", "dpa2_default", "dpa3", "nequip", "lennard_jones", "morse", "gupta")
+NAMES = ("dpa2_preset", "dpa2_default", "dpa3", "nequip", "lennard_jones", "morse", "gupta", "jax_md")
 
 
 def prepare(potential: Potential, atoms: ase.Atoms, n_atoms: int = structures.N_ATOMS, extra: int = 0):

@@ -30,7 +30,7 @@ MODULES = {
     "edit": "Heads, elements and tables of a trained model.",
     "data": "From files to batches.",
     "losses": "Functions (params, batch) -> (scalar, metrics).",
-    "interop.jax_md": "Any potential in jax-md's conventions.",
+    "interop.jax_md": "Any potential in jax-md's conventions, and its energy functions as potentials.",
     "interop.nequix": "Nequix's weights.",
     "checkpoints": "Model files.",
     "training": "States, steps, schedules.",

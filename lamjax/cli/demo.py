@@ -12,11 +12,11 @@ import numpy as np
 import typer
 from jaxtyping import PyTree
 
-from lamjax import checkpoints, data, losses, relaxation, training
+from lamjax import checkpoints, data, files, losses, relaxation, training
 from lamjax.cli.relax import labelled
 from lamjax.potential import Potential
 from lamjax.relaxation import Relaxation, RelaxConfig, Unrolled
-from lamjax.reports import console, files, outputs, plots, progress, table
+from lamjax.reports import console, outputs, plots, progress, table
 
 ASSETS = resources.files("lamjax") / "assets" / "demo"
 RELAX = RelaxConfig(fmax=0.02, max_steps=400)  # how structures are judged: at full convergence

@@ -12,6 +12,7 @@ import structures
 
 import lamjax
 from lamjax import classical, pytree
+from lamjax.interop.jax_md import EnergyFnConfig, from_energy_fn
 
 RTOL = 1e-12
 
@@ -87,6 +88,8 @@ def test_equal_configs_are_one_potential(case):
         again = lamjax.build(type(case.potential.config)(**vars(case.potential.config)))
     elif isinstance(case.potential.config, classical.PairConfig):
         again = rebuilt(case.potential.config)
+    elif isinstance(case.potential.config, EnergyFnConfig):
+        again = from_energy_fn(dict(case.params), case.potential.config.energy_fn, case.potential.config.cutoff)
     else:
         again = potentials.gupta()
     assert again is case.potential

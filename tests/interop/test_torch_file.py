@@ -240,3 +240,20 @@ def test_other_archives_are_told_apart(tmp_path):
     with pytest.raises(CheckpointError, match="big-endian"):
         torch_file.read(archive(tmp_path / "b.pt", data, extra={"byteorder": b"big"}))
     assert "torch" not in sys.modules
+
+
+@pytest.mark.parametrize(("name", "package"), [("mace.modules.models", "MACE"), ("sevenn.model_build", "SevenNet")])
+def test_models_of_other_packages_are_named(tmp_path, name, package):
+    """Such a file holds Python objects: it says whose it is and what can be done, and nothing is imported."""
+    path = archive(tmp_path / "other.model", pickled(_Global(name, "Model")))
+    with pytest.raises(CheckpointError, match=rf"other\.model: a model of {package} .*lamjax distill.*Nothing was run"):
+        lamjax.load(path)
+    assert name.split(".")[0] not in sys.modules
+
+
+def test_a_model_of_mlip_is_told_how_to_be_opened(tmp_path):
+    with zipfile.ZipFile(tmp_path / "mace.zip", "w") as file:
+        file.writestr("hyperparams.json", "{}")
+        file.writestr("params.npz", b"")
+    with pytest.raises(CheckpointError, match=r"lamjax\.interop\.mlip\.from_mlip\(mlip\.models\.model_io"):
+        lamjax.load(tmp_path / "mace.zip")

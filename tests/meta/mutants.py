@@ -69,7 +69,7 @@ NEAREST = {
     "relaxation/walk.py": ("relaxation/test_adjoints.py", "relaxation/test_gradients.py"),
     "relaxation/buckets.py": ("relaxation/test_stream.py",),
     "relaxation/slots.py": ("relaxation/test_stream.py",),
-    "interop/jax_md.py": ("interop/test_jax_md.py",),
+    "interop/jax_md/*.py": ("interop/test_jax_md.py", "interop/test_energy_fn.py"),
     "interop/deepmd/inputs.py": ("interop/test_inputs.py",),
     "training/loops.py": ("training/test_fit.py",),
     "training/state.py": ("training/test_fit.py",),

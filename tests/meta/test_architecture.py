@@ -32,7 +32,7 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 APART = {"interop"}
-OPTIONAL = {"matplotlib", "tensorboardX", "deepmd", "torch", "e3nn", "tblite", "phonopy", "seekpath"}
+OPTIONAL = {"mlip", "matplotlib", "tensorboardX", "deepmd", "torch", "e3nn", "tblite", "phonopy", "seekpath"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -31,6 +31,14 @@ def test_every_test_asserts_something_or_says_what_it_guards_against(path):
             assert called & helpers or ast.get_docstring(function), told
 
 
+def test_the_tests_that_take_longest_are_there():
+    """A name in thorough.txt that no test has would silently bring its test back into the short run."""
+    for name in (TESTS / "thorough.txt").read_text().split():
+        path, function = name.split("::")
+        functions = ast.walk(ast.parse((TESTS.parent / path).read_text()))
+        assert function in {node.name for node in functions if isinstance(node, ast.FunctionDef)}, name
+
+
 @pytest.fixture(scope="module")
 def faults():
     """The module of the faults, which is no part of the package."""

@@ -63,6 +63,14 @@ class Unpickler(pickle.Unpickler):
             return Script
         if found := _ADMITTED.get((module, name)):
             return found
+        if package := OTHERS.get(module.split(".")[0]):
+            raise CheckpointError(
+                f"a model of {package} ({short(f'{module}.{name}')}): its file is made of Python objects, which only "
+                "that package can read, and this architecture is not among those that lamjax opens (DPA-1, DPA-2, "
+                "DPA-3, Nequix; MACE, NequIP, ViSNet and eSEN of the mlip package by lamjax.interop.mlip). Its ASE "
+                "calculator can label structures (lamjax label) and be the teacher of a model of lamjax's (lamjax "
+                "distill). Nothing was run"
+            )
         raise CheckpointError(
             f"the file asks for {short(f'{module}.{name}')}. Only tensors and plain containers are admitted, because "
             "anything else could run code; nothing was run. DeePMD-kit's files hold no such thing: do not trust this "
@@ -119,6 +127,23 @@ def _encode(text: str, encoding: str) -> bytes:
 def _no_bytes() -> bytes:
     """What the older protocols call for where bytes are empty."""
     return b""
+
+
+# packages whose files people have, by the Python package that their classes are of
+OTHERS = {
+    "mace": "MACE",
+    "nequip": "NequIP (torch)",
+    "allegro": "Allegro",
+    "sevenn": "SevenNet",
+    "orb_models": "ORB",
+    "chgnet": "CHGNet",
+    "mattersim": "MatterSim",
+    "matgl": "MatGL",
+    "fairchem": "fairchem",
+    "ocpmodels": "Open Catalyst's models",
+    "schnetpack": "SchNetPack",
+    "metatomic": "metatomic",
+}
 
 
 class _Dtype:
