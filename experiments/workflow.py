@@ -19,14 +19,14 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from lamjax import PotentialConfig, checkpoints, data, edit, losses, training
 from lamjax.descriptors import DPA2Config, RepformerConfig, RepinitConfig
+from lamjax.evaluation.errors import predictions
+from lamjax.files import locked
 from lamjax.heads import EnergyHeadConfig
 from lamjax.neighbors import Shell
 from lamjax.reports import console
-from lamjax.reports.files import locked
 from lamjax.training import engine
 from lamjax.training import labels as label_runs
 from lamjax.training.config import TaskConfig, TrainConfig
-from lamjax.training.errors import predictions
 
 DATA = Path(__file__).parent / "data"
 ELEMENTS = (*ase.data.chemical_symbols[1:84], "Ac", "Th", "Pa", "U", "Np", "Pu")  # those of materials_pbeu

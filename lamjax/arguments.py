@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 
 class ArgumentError(ValueError, TypeError):
     """An argument is of another kind than the function takes; the message says of which, and how to get the right one.
@@ -39,7 +41,8 @@ def describe(value: Any) -> str:
         return f"the function or class {value.__name__}"
     name = type(value).__name__
     if type(value) in (list, tuple):
-        kinds = list(dict.fromkeys(type(x).__name__ for x in value))
+        entries: Any = value
+        kinds = list(dict.fromkeys(type(x).__name__ for x in entries))
         return f"{_article(name)} of {' and '.join(kinds[:2])}" if value else f"an empty {name}"
     return _article(name)
 
@@ -49,16 +52,6 @@ def _article(name: str) -> str:
 
 
 # ---- fields of configs
-
-
-def at_least(config: Any, least: float, *names: str) -> None:
-    """ValueError for numbers that are smaller than that; None is no number, and of several each counts."""
-    for name in names:
-        value = getattr(config, name)
-        numbers = value if isinstance(value, tuple) else () if value is None else (value,)
-        if not all(number >= least for number in numbers):
-            shown = list(value) if isinstance(value, tuple) else value
-            raise ValueError(f"{name} must be at least {least}, got {shown}.")
 
 
 def as_tuples(config: Any) -> None:
@@ -77,6 +70,8 @@ def plain(value: Any, hint: Any) -> Any:
     Everything else stays as it is, to be checked by whoever reads the config.
     """
     origin, args = get_origin(hint), get_args(hint)
+    if isinstance(value, np.generic):
+        value = value.item()
     if origin is Annotated:
         return plain(value, args[0])
     if origin in (Union, types.UnionType):

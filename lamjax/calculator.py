@@ -5,18 +5,22 @@ import difflib
 import functools
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
+import ase
 import ase.calculators.calculator as base
 import jax
 import numpy as np
+from jax.typing import DTypeLike
 
 from lamjax import neighbors as neighbor_lists
 from lamjax import units
 from lamjax.arguments import ArgumentError, describe
 from lamjax.checkpoints import load
-from lamjax.neighbors import Neighbors
+from lamjax.neighbors import Neighbors, Shell
 from lamjax.neighbors.host import pairs
 from lamjax.neighbors.types import round_up
 from lamjax.potential import Params, Potential, cast_params, check_elements, predict, select
@@ -46,10 +50,10 @@ class Calculator(base.Calculator):
         self,
         model: str | Path | tuple,
         head: str | None = None,
-        dtype="float64",
+        dtype: DTypeLike | None = "float64",
         elements: Mapping[str, str] | None = None,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> None:
         _check_options(kwargs)
         if elements is not None and not isinstance(model, str | Path):
             raise TypeError("elements says what types of a file are; of a pair (potential, params) they are known.")
@@ -94,7 +98,7 @@ class Calculator(base.Calculator):
             self._params = cast_params(params, self.dtype)
         self.reset()
 
-    def set(self, **kwargs) -> dict:
+    def set(self, **kwargs: Any) -> dict:
         """Nothing can be set: TypeError for any option."""
         if fixed := [name for name in kwargs if name in (*OWN, *ASES)]:
             raise TypeError(
@@ -103,7 +107,7 @@ class Calculator(base.Calculator):
         _check_options(kwargs)
         return super().set()
 
-    def check_state(self, atoms, tol=1e-15):
+    def check_state(self, atoms: ase.Atoms, tol: float = 1e-15) -> list[str]:
         """What has changed since the last calculation: as ASE says, and whatever else a `System` is made of."""
         changes = super().check_state(atoms, tol)
         if changes or self._system is None:
@@ -111,12 +115,17 @@ class Calculator(base.Calculator):
         both = zip(System._fields, self._system, host_system(atoms, self.dtype), strict=True)
         return [name for name, before, now in both if not _equal(before, now)]
 
-    def calculate(self, atoms=None, properties=("energy",), system_changes=base.all_changes):
+    def calculate(
+        self,
+        atoms: ase.Atoms | None = None,
+        properties: Sequence[str] | None = ("energy",),
+        system_changes: Sequence[str] = base.all_changes,
+    ) -> None:
         """Compute everything that the structure allows; called by ASE."""
         super().calculate(atoms, properties, system_changes)
         self._system = None
         periodic = bool(self.atoms.pbc.all())
-        if "stress" in properties and not periodic:
+        if "stress" in (properties or ()) and not periodic:
             raise base.PropertyNotImplementedError(
                 f"Stress needs a volume: the structure has pbc {self.atoms.pbc.tolist()}, all three must be True."
             )
@@ -150,7 +159,7 @@ class Calculator(base.Calculator):
         # only a rebuild on the device needs the images; their number would make a new shape of every new cell
         return lists._replace(offsets=np.zeros((0, 3), np.int32))
 
-    def _not_finite(self, system: System, result) -> str:
+    def _not_finite(self, system: System, result: Any) -> str:
         """What is known of the reason for a NaN."""
         distances = pairs(system, self.potential.cutoff)[3]
         closest = f"the closest atoms are {distances.min():.3g} Å apart" if len(distances) else "no atom has neighbours"
@@ -160,7 +169,7 @@ class Calculator(base.Calculator):
             f"{'' if finite else 'not '}all finite. Separate atoms that coincide, or load parameters that are finite."
         )
 
-    def _precision(self):
+    def _precision(self) -> AbstractContextManager[Any]:
         """A context in which `dtype` exists."""
         return jax.enable_x64(True) if self.dtype == np.float64 else contextlib.nullcontext()
 
@@ -192,7 +201,7 @@ def _check_options(options: dict) -> None:
         raise TypeError(f"lamjax.Calculator: {' '.join(_meant(name, options[name]) for name in strange)}")
 
 
-def _meant(name: str, value) -> str:
+def _meant(name: str, value: Any) -> str:
     """One sentence on an option that there is not."""
     if "device" in name:
         return (
@@ -205,7 +214,7 @@ def _meant(name: str, value) -> str:
     return f"There is no option {name}; there are {', '.join((*OWN, *ASES[2:]))}."
 
 
-def _precision_of(dtype) -> np.dtype:
+def _precision_of(dtype: DTypeLike | None) -> np.dtype:
     """float32 or float64; ValueError for anything else."""
     try:
         found = np.dtype(dtype)
@@ -216,7 +225,7 @@ def _precision_of(dtype) -> np.dtype:
     return found
 
 
-def _equal(before, now) -> bool:
+def _equal(before: Any, now: Any) -> bool:
     """Whether two values, or the lack of them, are the same."""
     return before is now if before is None or now is None else np.array_equal(before, now)
 
@@ -227,7 +236,7 @@ _TRUNCATED = (
 )
 
 
-def _pair(model) -> tuple:
+def _pair(model: Any) -> tuple:
     """A pair (potential, parameters); ArgumentError for anything else."""
     pair = tuple(model) if isinstance(model, list | tuple) and not hasattr(model, "_fields") else (model,)
     if len(pair) != 2 or not hasattr(pair[0], "atomic_energies"):
@@ -238,7 +247,7 @@ def _pair(model) -> tuple:
     return pair
 
 
-def grow(capacities: tuple[int, ...], found, shells, spare: float = 0.15) -> tuple[int, ...]:
+def grow(capacities: tuple[int, ...], found: Any, shells: Sequence[Shell], spare: float = 0.15) -> tuple[int, ...]:
     """Slots for each shell: what was found and `spare` more, in eights, never fewer than before, `sel` at most."""
     wanted = [round_up(math.ceil((1 + spare) * int(f)), 8) for f in found]
     limits = [w if s.sel is None else min(w, round_up(s.sel)) for w, s in zip(wanted, shells, strict=True)]

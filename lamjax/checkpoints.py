@@ -9,15 +9,16 @@ from typing import Any, NamedTuple
 import flax.serialization
 import jax
 import numpy as np
+from jax.typing import DTypeLike
 from pydantic import ValidationError
 
 from lamjax import potential as potentials
 from lamjax import pytree
 from lamjax.arguments import ArgumentError, describe, expect
+from lamjax.files import write_atomically as write_atomically
 from lamjax.interop import nequix
 from lamjax.interop.deepmd import checkpoint as deepmd
 from lamjax.potential import CheckpointError, Params, Potential, PotentialConfig
-from lamjax.reports.files import write_atomically as write_atomically
 
 STRUCTURES = (".extxyz", ".xyz", ".extxyz.gz", ".xyz.gz", ".traj", ".cif", ".vasp", ".h5", "POSCAR", "OUTCAR")
 MODELS = (".lamjax", ".pt", ".dp", ".yaml")
@@ -65,7 +66,7 @@ def save(path: str | Path, potential: Potential, params: Params, card: dict[str,
 
 
 def load(
-    path: str | Path, head: str | None = None, dtype=None, elements: Mapping[str, str] | None = None
+    path: str | Path, head: str | None = None, dtype: DTypeLike | None = None, elements: Mapping[str, str] | None = None
 ) -> tuple[Potential, Params]:
     """The potential and parameters of a lamjax bundle or a DeePMD-kit model: `.dp`, `.yaml`, `.pt`, `.pth`, `.pt2`.
 
@@ -109,7 +110,7 @@ def is_bundle(path: str | Path) -> bool:
 
 def _read_bundle(path: Path) -> Stored:
     try:
-        content = flax.serialization.msgpack_restore(path.read_bytes()[len(MAGIC) :])
+        content: Any = flax.serialization.msgpack_restore(path.read_bytes()[len(MAGIC) :])
         config = potentials.from_json(content["config"])
         params = _restore(config, content["params"])
     except ValidationError as error:

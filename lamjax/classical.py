@@ -4,12 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, PyTree
 
 from lamjax import neighbors as neighbor_lists
 from lamjax import numerics
 from lamjax.factories import factory
-from lamjax.neighbors import Shell
+from lamjax.neighbors import Neighbors, Shell
 from lamjax.potential import Potential
+from lamjax.system import System
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,10 @@ def pair_potential(
 
 @factory
 def _build(pair_energy: Callable, config: PairConfig) -> Potential:
-    def init(key=None, dtype=None):
+    def init(key: Array | None = None, dtype: DTypeLike | None = None) -> dict[str, Array]:
         return {name: jnp.asarray(value, dtype or float) for name, value in config.initial}
 
-    def atomic_energies(params, system, neighbors):
+    def atomic_energies(params: PyTree, system: System, neighbors: Neighbors) -> Array:
         r = numerics.safe_norm(neighbor_lists.displacements(system, neighbors))
         r = jnp.where(neighbors.mask, r, config.cutoff / 2)  # in an empty slot: some usual distance
         e = pair_energy(params, r) * numerics.switch(r, config.switch_start, config.cutoff)
@@ -69,11 +72,11 @@ def _build(pair_energy: Callable, config: PairConfig) -> Potential:
     return Potential(config, (Shell(config.cutoff),), init, atomic_energies)
 
 
-def _lennard_jones(params, r):
+def _lennard_jones(params: PyTree, r: Array) -> Array:
     x = (params["sigma"] / r) ** 6
     return 4 * params["epsilon"] * (x * x - x)
 
 
-def _morse(params, r):
+def _morse(params: PyTree, r: Array) -> Array:
     x = jnp.exp(-params["width"] * (r - params["distance"]))
     return params["depth"] * (x * x - 2 * x)

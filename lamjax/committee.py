@@ -1,11 +1,11 @@
 """Several members of one form, their parameters stacked: how much they disagree is what none of them knows."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from lamjax import numerics, pytree
 from lamjax import system as systems
@@ -23,7 +23,7 @@ class Deviation(NamedTuple):
     energy: Float[Array, "*structures"]  # eV/atom, standard deviation of the energy per atom
 
 
-def stack_members(members: Sequence) -> object:
+def stack_members(members: Sequence) -> Any:
     """The parameters of several models of one config as one tree with a leading axis of members.
 
     Raises ValueError where there are none, and where they are of different configs.
@@ -39,13 +39,17 @@ def stack_members(members: Sequence) -> object:
     return pytree.stack(list(members))
 
 
-def members_predict(potential: Potential, stacked_params, system: System, neighbors: Neighbors) -> Prediction:
+def members_predict(potential: Potential, stacked_params: PyTree, system: System, neighbors: Neighbors) -> Prediction:
     """What every member says, with a leading axis of members: one program, whatever their number."""
     return jax.vmap(lambda params: predict(potential, params, system, neighbors))(stacked_params)
 
 
 def committee_deviation(
-    potential: Potential, stacked_params, system: System, neighbors: Neighbors, predicted: Prediction | None = None
+    potential: Potential,
+    stacked_params: PyTree,
+    system: System,
+    neighbors: Neighbors,
+    predicted: Prediction | None = None,
 ) -> Deviation:
     """Maximum and mean over the atoms of sqrt(<|F_i - <F_i>|²>), the averages over the members (eV/Å).
 

@@ -6,13 +6,15 @@ Every function takes (potential, params) and returns a new pair; nothing is chan
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from types import NoneType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from lamjax.arguments import expect
-from lamjax.descriptors import DPA1Config, DPA2Config, repinit
+from lamjax.descriptors import repinit
 from lamjax.descriptors.base import type_embedding, type_inputs
 from lamjax.heads import EnergyHeadConfig, energy_head
 from lamjax.potential import (
@@ -35,7 +37,7 @@ def add_head(
     params: Params,
     name: str,
     source: str | Sequence[str] | None = None,
-    key=None,
+    key: Array | None = None,
     config: EnergyHeadConfig | None = None,
 ) -> tuple[Potential, Params]:
     """The model with one more head, last in the list: a copy of `source`, the mean of several, or (None) a random one.
@@ -112,7 +114,11 @@ def restrict_elements(potential: Potential, params: Params, elements: Sequence[s
 
 
 def extend_elements(
-    potential: Potential, params: Params, new: Sequence[str], like: Mapping[str, str] | None = None, key=None
+    potential: Potential,
+    params: Params,
+    new: Sequence[str],
+    like: Mapping[str, str] | None = None,
+    key: Array | None = None,
 ) -> tuple[Potential, Params]:
     """The model with further elements at the end of its type map; what it says of the others stays the same.
 
@@ -161,29 +167,28 @@ def tabulate(
     if not (closest > 0 and tolerance > 0):
         raise ValueError(f"closest (Å) and tolerance must be above 0, got {closest} and {tolerance}.")
     descriptor = config.descriptor
-    if not isinstance(descriptor, DPA1Config | DPA2Config):
+    if not hasattr(descriptor, "with_table"):
         raise ValueError(f"A {descriptor.type} model has no radial net that a table could replace. Use it as it is.")
-    dpa1 = isinstance(descriptor, DPA1Config)
     block = descriptor.repinit
     if block.table is not None:
         raise ValueError("The radial net of this model is a table already.")
-    smooth = descriptor.smooth_type_embedding if dpa1 else descriptor.smooth
     with jax.enable_x64(True):
         exact = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params.descriptor)
         inputs = type_inputs(config.elements, descriptor.use_econf_tebd)
         embedding = type_embedding(exact["type_embedding"], inputs)
         table, nets = repinit.tabulate(
-            exact["repinit"], block, smooth, embedding, descriptor.env_protection, closest, tolerance
+            exact["repinit"], block, descriptor.smooth, embedding, descriptor.env_protection, closest, tolerance
         )
     dtype = params.descriptor["type_embedding"]["w"].dtype
     new_block = {name: jnp.asarray(x, dtype) for name, x in nets.items()}
     new_block["statistics"] = params.descriptor["repinit"]["statistics"]
-    new = replace(descriptor, table=table) if dpa1 else replace(descriptor, repinit=replace(block, table=table))
     new_params = params._replace(descriptor={**params.descriptor, "repinit": new_block})
-    return build(replace(config, descriptor=new), potential.head), new_params
+    return build(replace(config, descriptor=descriptor.with_table(table)), potential.head), new_params
 
 
-def _with_types(potential, params, elements, origins: list[int | None], key) -> tuple[Potential, Params]:
+def _with_types(
+    potential: Potential, params: Params, elements: Sequence[str] | None, origins: list[int | None], key: Array
+) -> tuple[Potential, Params]:
     """The model of other elements, of which number k takes the place that `origins[k]` had; None: one never seen."""
     old = potential.config
     if old.descriptor.table is not None:
@@ -198,16 +203,15 @@ def _with_types(potential, params, elements, origins: list[int | None], key) -> 
     constant = [block.stddev for block in descriptor.blocks if block.stddev is not None]
     unseen = _UNSEEN | ({"stddev": constant[0]} if constant else {})
     moved = jax.tree_util.tree_map_with_path(lambda path, leaf: _moved_leaf(path, leaf, origins, unseen), params)
-    if "species" in params.descriptor:
-        rows = _moved_species(params.descriptor["species"], origins, key)
-        moved = moved._replace(descriptor={**moved.descriptor, "species": rows})
-    elif not old.descriptor.use_econf_tebd:  # else its rows belong to orbitals, not to types
-        embedding = _moved_embedding(params.descriptor["type_embedding"], origins, key)
-        moved = moved._replace(descriptor={**moved.descriptor, "type_embedding": embedding})
+    name = old.descriptor.element_rows
+    if name is not None:
+        move = _moved_embedding if name == "type_embedding" else _moved_species
+        rows = move(params.descriptor[name], origins, key)
+        moved = moved._replace(descriptor={**moved.descriptor, name: rows})
     return build(new, potential.head), moved
 
 
-def _moved_leaf(path, leaf, origins, unseen: Mapping[str, float]):
+def _moved_leaf(path: Any, leaf: Any, origins: Sequence[int | None], unseen: Mapping[str, float]) -> Array:
     """A leaf of a `statistics` dict with a row for each type, re-indexed; any other leaf as it is."""
     *_, parent, name = (getattr(k, "key", None) for k in path)
     if parent != "statistics" or name not in unseen:
@@ -215,7 +219,7 @@ def _moved_leaf(path, leaf, origins, unseen: Mapping[str, float]):
     return _moved_rows(leaf, origins, unseen[name])
 
 
-def _moved_rows(leaf, origins, unseen):
+def _moved_rows(leaf: Any, origins: Sequence[int | None], unseen: Any) -> Array:
     """leaf[origins], and `unseen` where the origin is None; the dtype stays, numpy stays numpy."""
     xp = jnp if isinstance(leaf, jax.Array) else np
     is_new = np.array([origin is None for origin in origins]).reshape(-1, *[1] * (leaf.ndim - 1))
@@ -223,7 +227,7 @@ def _moved_rows(leaf, origins, unseen):
     return xp.where(is_new, xp.asarray(unseen, leaf.dtype), rows)
 
 
-def _moved_embedding(params: dict, origins, key) -> dict:
+def _moved_embedding(params: dict, origins: Sequence[int | None], key: Array) -> dict:
     """The type embedding T = X W (+ b) + R with the rows of T re-indexed and new ones drawn from U(0, 1).
 
     R, the residual of a dense layer, is there only if the width of T is the number of types or twice that. Where it
@@ -240,7 +244,7 @@ def _moved_embedding(params: dict, origins, key) -> dict:
     return {**params, "w": _moved_rows(w, origins, drawn) + correction.astype(w.dtype)}
 
 
-def _moved_species(params: dict, origins, key) -> dict:
+def _moved_species(params: dict, origins: Sequence[int | None], key: Array) -> dict:
     """Tables with a row for each element, re-indexed; new rows are drawn from N(0, 1)."""
     if None in origins and key is None:
         raise ValueError(_NEEDS_KEY)
@@ -256,14 +260,14 @@ def _residual(n_types: int, dim: int) -> np.ndarray:
     return np.tile(np.eye(n_types), dim // n_types) if dim in (n_types, 2 * n_types) else np.zeros((n_types, dim))
 
 
-def _moved_pairs(pairs, origins) -> tuple[tuple[int, int], ...]:
+def _moved_pairs(pairs: Any, origins: Sequence[int | None]) -> tuple[tuple[int, int], ...]:
     """The excluded pairs in the numbers of the new types, each once."""
     excluded = {frozenset(pair) for pair in pairs}
     n = range(len(origins))
     return tuple((a, b) for a in n for b in n if a <= b and frozenset((origins[a], origins[b])) in excluded)
 
 
-def _random_head(config: PotentialConfig, params: Params, head: EnergyHeadConfig, key):
+def _random_head(config: PotentialConfig, params: Params, head: EnergyHeadConfig, key: Array) -> Any:
     if key is None:
         raise ValueError(
             f"A random head needs a key, for example jax.random.key(0); or copy one of: {', '.join(config.head_names)}."

@@ -10,7 +10,7 @@ from typing import Any
 class Made:
     """A function that a factory made of its arguments: called as it is, pickled as factory and arguments."""
 
-    def __init__(self, function: Callable, factory: Callable, args: tuple, named: tuple, field: str | None):
+    def __init__(self, function: Callable, factory: Callable, args: tuple, named: tuple, field: str | None) -> None:
         functools.update_wrapper(self, function)
         self._function, self._making = function, (factory, args, named, field)
         try:
@@ -18,10 +18,10 @@ class Made:
         except TypeError:  # arguments such as a dict
             self._hash = hash((factory, field))
 
-    def __call__(self, *args, **named):
+    def __call__(self, *args: Any, **named: Any) -> Any:
         return self._function(*args, **named)
 
-    def __eq__(self, other) -> bool:
+    def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, Made) and self._making == other._making)
 
     def __hash__(self) -> int:
@@ -32,7 +32,7 @@ class Made:
         """True if it was made of no other function, which could hold anything."""
         return not any(callable(arg) for arg in self._making[1])
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable, tuple]:
         return _made_again, self._making
 
     def __repr__(self) -> str:
@@ -49,7 +49,7 @@ def factory(make: Callable) -> Callable:
     signature = inspect.signature(make)
 
     @functools.wraps(make)
-    def wrapped(*args, **named):
+    def wrapped(*args: Any, **named: Any) -> Any:
         given = signature.bind(*args, **named)
         given.apply_defaults()
         key = given.args, tuple(sorted(given.kwargs.items()))

@@ -5,48 +5,57 @@ Formulas and initialisation as in DeePMD-kit (dense layers with optional time st
 
 import math
 import re
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
+from jax.typing import DTypeLike
+from jaxtyping import Array, PyTree
 
 
-def normal(key, shape: tuple[int, ...], dtype=None):
+def normal(key: Array, shape: tuple[int, ...], dtype: DTypeLike | None = None) -> Array:
     """N(0, 1), the numbers of jax.random.normal; a few programs serve all shapes, each of which would need its own."""
     return _drawn(jax.random.normal, key, shape, dtype)
 
 
-def uniform(key, shape: tuple[int, ...], dtype=None, low: float = 0.0, high: float = 1.0):
+def uniform(
+    key: Array, shape: tuple[int, ...], dtype: DTypeLike | None = None, low: float = 0.0, high: float = 1.0
+) -> Array:
     """Between `low` and `high`, as `normal`."""
     return low + (high - low) * _drawn(jax.random.uniform, key, shape, dtype)
 
 
-def split(key, n: int = 2) -> tuple:
+def split(key: Array, n: int = 2) -> tuple:
     """n keys, those of jax.random.split; one program serves all of them."""
     return tuple(_child(key, -(-n // 32) * 32, k) for k in range(n))
 
 
-def _drawn(sampler, key, shape: tuple[int, ...], dtype):
+def _drawn(sampler: Callable, key: Array, shape: tuple[int, ...], dtype: DTypeLike | None) -> Array:
     """The first of 4096, 65536, ... numbers (they are the same); numpy arrays, except where JAX is tracing."""
     n = math.prod(shape)
     found = _draw(
         sampler, 16 ** max(3, -(-max(n - 1, 0).bit_length() // 4)), jax.dtypes.canonicalize_dtype(dtype or float), key
     )
-    return (found if isinstance(found, jax.core.Tracer) else np.asarray(found))[:n].reshape(shape)
+    return (found if isinstance(found, Tracer) else np.asarray(found))[:n].reshape(shape)
 
 
 @partial(jax.jit, static_argnums=1)
-def _child(key, n: int, k):
+def _child(key: Array, n: int, k: int | Array) -> Array:
     return jax.random.split(key, n)[k]
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _draw(sampler, n: int, dtype, key):
+def _draw(sampler: Callable, n: int, dtype: DTypeLike | None, key: Array) -> Array:
     return sampler(key, (n,), dtype)
 
 
-def linear_init(key, n_in: int, n_out: int, bias: bool = True, timestep: bool = False, dtype=None):
+def linear_init(
+    key: Array, n_in: int, n_out: int, bias: bool = True, timestep: bool = False, dtype: DTypeLike | None = None
+) -> dict[str, Any]:
     """w ~ N(0, 1/sqrt(n_in + n_out)), b ~ N(0, 1), idt ~ N(0.1, 0.001)."""
     keys = split(key, 3)
     params = {"w": normal(keys[0], (n_in, n_out), dtype) / (n_in + n_out) ** 0.5}
@@ -57,13 +66,13 @@ def linear_init(key, n_in: int, n_out: int, bias: bool = True, timestep: bool = 
     return params
 
 
-def glorot_init(key, n_in: int, n_out: int, dtype=None):
+def glorot_init(key: Array, n_in: int, n_out: int, dtype: DTypeLike | None = None) -> dict[str, np.ndarray]:
     """A matrix without bias, uniform in ±sqrt(6/(n_in + n_out))."""
     bound = (6 / (n_in + n_out)) ** 0.5
     return {"w": uniform(key, (n_in, n_out), dtype, -bound, bound)}
 
 
-def linear(params, x):
+def linear(params: PyTree, x: Array) -> Array:
     """x W + b."""
     w = params["w"]
     # as a product of matrices: the gradient with respect to W of anything else is computed from transposed copies
@@ -71,12 +80,12 @@ def linear(params, x):
     return y + params["b"] if "b" in params else y
 
 
-def dense(params, x, activation, resnet: bool = True):
+def dense(params: PyTree, x: Array, activation: Callable, resnet: bool = True) -> Array:
     """activation(x W + b) * idt, plus x (or [x, x]) if `resnet` and the width is kept (or doubled)."""
     return finish_dense(params, linear(params, x), x, activation, resnet)
 
 
-def finish_dense(params, preactivation, x, activation, resnet: bool = True):
+def finish_dense(params: PyTree, preactivation: Array, x: Array, activation: Callable, resnet: bool = True) -> Array:
     """What follows the matrix product of `dense`; `x` may be None where no residual can occur."""
     y = activation(preactivation)
     if "idt" in params:
@@ -90,7 +99,9 @@ def finish_dense(params, preactivation, x, activation, resnet: bool = True):
     return y
 
 
-def mlp_init(key, n_in: int, neuron: tuple[int, ...], timestep: bool = False, dtype=None):
+def mlp_init(
+    key: Array, n_in: int, neuron: tuple[int, ...], timestep: bool = False, dtype: DTypeLike | None = None
+) -> list[dict[str, Any]]:
     """A chain of dense layers; a time step exists only where the width is kept or doubled."""
     widths = (n_in, *neuron)
     keys = split(key, len(neuron))
@@ -100,25 +111,25 @@ def mlp_init(key, n_in: int, neuron: tuple[int, ...], timestep: bool = False, dt
     ]
 
 
-def mlp(layers, x, activation):
+def mlp(layers: Sequence[PyTree], x: Array, activation: Callable) -> Array:
     """Chain of `dense` with residuals."""
     for layer in layers:
         x = dense(layer, x, activation)
     return x
 
 
-def layer_norm_init(n: int, dtype=None):
+def layer_norm_init(n: int, dtype: DTypeLike | None = None) -> dict[str, Array]:
     return {"w": jnp.ones(n, dtype), "b": jnp.zeros(n, dtype)}
 
 
-def layer_norm(params, x, eps: float):
+def layer_norm(params: PyTree, x: Array, eps: float) -> Array:
     """(x - mean)/sqrt(var + eps) * w + b over the last axis, biased variance."""
     mean = jnp.mean(x, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(x - mean), axis=-1, keepdims=True)
     return (x - mean) * jax.lax.rsqrt(variance + eps) * params["w"] + params["b"]
 
 
-def activation(name: str):
+def activation(name: str) -> Callable:
     """The function of an activation name of DeePMD-kit (case-insensitive; "silut:T" takes a threshold)."""
     name = name.lower()
     if match := _SILUT.fullmatch(name):
@@ -138,21 +149,21 @@ def kinks(name: str) -> str | None:
     return {"relu": "the first derivative jumps at 0", "relu6": "the first derivative jumps at 0 and 6"}.get(name)
 
 
-def _gelu(x):
+def _gelu(x: Array) -> Array:
     return jax.nn.gelu(x, approximate=True)
 
 
-def _identity(x):
+def _identity(x: Array) -> Array:
     return x
 
 
-def _silut(threshold: float):
+def _silut(threshold: float) -> Callable:
     """silu below the threshold, above it a tanh that continues value and slope; one exponential serves both."""
     sigma = 1 / (1 + math.exp(-threshold))
     slope = sigma * (1 + threshold * (1 - sigma))
     value = threshold * sigma
 
-    def silut(x):
+    def silut(x: Array) -> Array:
         above = x >= threshold
         s = jax.nn.sigmoid(jnp.where(above, 2 * slope * (x - threshold), x))
         return jnp.where(above, 2 * s - 1 + value, x * s)  # tanh(y) = 2 sigmoid(2 y) - 1

@@ -78,7 +78,7 @@ def memory() -> int | None:
         return None
 
 
-def in_blocks(function: Callable, size: int, *arrays):
+def in_blocks(function: Callable, size: int, *arrays: Array) -> Any:
     """`function` of arrays with a row for every atom, block by block of `size` rows; the same numbers in less memory.
 
     `function` takes pytrees of arrays (n, ...) to such a pytree, row by row. What happens inside a block is kept
@@ -90,7 +90,7 @@ def in_blocks(function: Callable, size: int, *arrays):
     n_blocks = -(-n // size)
     kept = jax.checkpoint(function, prevent_cse=False)  # a loop: nothing is computed twice in it anyway
 
-    def cut(x):
+    def cut(x: Array) -> Array:
         padded = jnp.concatenate([x, jnp.broadcast_to(x[-1:], (n_blocks * size - n, *x.shape[1:]))])
         return padded.reshape(n_blocks, size, *x.shape[1:])
 

@@ -10,7 +10,8 @@ import ase.data
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PyTree
 from pydantic import Discriminator, Tag, TypeAdapter
 
 from lamjax import neighbors as neighbor_lists
@@ -60,7 +61,7 @@ class Prediction(NamedTuple):
     atomic_energies: Float[Array, "*batch n_atoms"]  # eV
 
 
-def _kind(descriptor) -> str | None:
+def _kind(descriptor: Any) -> str | None:
     """Which config is meant; a file may leave out `type: dpa2`."""
     return descriptor.get("type", "dpa2") if isinstance(descriptor, dict) else getattr(descriptor, "type", None)
 
@@ -84,7 +85,7 @@ class PotentialConfig:
     pair_exclude_types: tuple[tuple[int, int], ...] = ()  # pairs that do not see each other at all
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         as_tuples(self)
         if not self.elements:
             raise ValueError("elements is empty: list the chemical symbols that the model is to know, such as [O, H].")
@@ -147,7 +148,7 @@ class Potential(NamedTuple):
     def __repr__(self) -> str:
         return summaries.of_potential(self)
 
-    def energy(self, params, system: System, neighbors: Neighbors) -> Float[Array, "*structures"]:
+    def energy(self, params: PyTree, system: System, neighbors: Neighbors) -> Float[Array, "*structures"]:
         """Potential energy of one structure, or of each of several (eV), summed in float64 where x64 is on."""
         system = systems.as_system(system)
         atomic = atomic_energies(self, params, system, neighbors)
@@ -187,7 +188,7 @@ def _build(config: PotentialConfig, head: str | None) -> Potential:
     table = type_table(config.elements)
     allowed = allowed_pairs(config.pair_exclude_types, n_types)
 
-    def init(key, dtype=None) -> Params:
+    def init(key: Array, dtype: DTypeLike | None = None) -> Params:
         keys = nn.split(key, 1 + len(heads))
         found = {name: h.init(k, dtype) for (name, h), k in zip(heads.items(), keys[1:], strict=True)}
         for number, head in enumerate(found.values()):  # told apart where they share a net: one-hot vectors
@@ -195,7 +196,7 @@ def _build(config: PotentialConfig, head: str | None) -> Potential:
                 head["statistics"]["case_embd"] = vector.at[number].set(1)
         return jax.device_put(Params(descriptor.init(keys[0], dtype), found))
 
-    def atomic_energies(params: Params, system: System, neighbors: Neighbors):
+    def atomic_energies(params: Params, system: System, neighbors: Neighbors) -> Array:
         _require_head(head, config.head_names)
         types = jnp.asarray(table)[system.numbers]
         if allowed is not None:
@@ -230,13 +231,13 @@ def select(potential: Potential, head: str) -> Potential:
     return build(potential.config, head)
 
 
-def predict(potential: Potential, params, system: System | ase.Atoms, neighbors: Neighbors) -> Prediction:
+def predict(potential: Potential, params: PyTree, system: System | ase.Atoms, neighbors: Neighbors) -> Prediction:
     """Energy, forces -dE/dx, virial -dE/dε (ε symmetric strain) and atomic energies of one structure, or of several."""
 
     system = systems.as_system(system)
     _check_memory(potential, params, system, neighbors)
 
-    def energy(positions, epsilon):
+    def energy(positions: Array, epsilon: Array) -> tuple[Array, tuple[Array, Array]]:
         strained = systems.strain(system._replace(positions=positions), epsilon)
         atomic = atomic_energies(potential, params, strained, neighbors)
         energies = systems.of_structures(system, atomic.astype(numerics.widest_float()))
@@ -248,7 +249,7 @@ def predict(potential: Potential, params, system: System | ase.Atoms, neighbors:
     return Prediction(energies, -dx, -de, atomic)
 
 
-def _check_memory(potential: Potential, params, system: System, neighbors: Neighbors) -> None:
+def _check_memory(potential: Potential, params: PyTree, system: System, neighbors: Neighbors) -> None:
     """ValueError if the forces would keep more numbers than memory holds, which the system ends without a word."""
     count, limit = getattr(potential.atomic_energies, "kept", None), numerics.memory()
     if count is None or limit is None:
@@ -264,7 +265,9 @@ def _check_memory(potential: Potential, params, system: System, neighbors: Neigh
         )
 
 
-def atomic_energies(potential: Potential, params, system: System, neighbors: Neighbors) -> Float[Array, " n_atoms"]:
+def atomic_energies(
+    potential: Potential, params: PyTree, system: System, neighbors: Neighbors
+) -> Float[Array, " n_atoms"]:
     """Atomic energies (eV), 0 for padding; their derivatives are finite for atoms without neighbours.
 
     What `energy` and `predict` sum; `Potential.atomic_energies` is the formula alone. Raises ValueError for a list of
@@ -329,18 +332,18 @@ def from_json(text: str | bytes) -> PotentialConfig:
     return TypeAdapter(PotentialConfig).validate_json(text)
 
 
-def cast_params(params: Params, dtype=None) -> Params:
+def cast_params(params: Params, dtype: DTypeLike | None = None) -> Params:
     """Parameters as jax arrays of `dtype` (default: jax's default float); output biases stay in the widest float."""
     dtype = jnp.zeros((), float).dtype if dtype is None else dtype
 
-    def cast(path, leaf):
+    def cast(path: Any, leaf: Any) -> Array:
         wide = pytree.path_name(path).endswith(("out_bias", "out_std"))
         return jnp.asarray(leaf, numerics.widest_float() if wide else dtype)
 
     return jax.tree_util.tree_map_with_path(cast, params)
 
 
-def network_dtype(params: Params):
+def network_dtype(params: Params) -> Any:
     """The precision of the network, which positions are cast to; output biases have their own."""
     return jax.tree.leaves(params.descriptor)[0].dtype
 
@@ -360,7 +363,7 @@ def check_structure(config: PotentialConfig, params: Params) -> None:
         raise CheckpointError("parameters do not fit the model's config: " + "; ".join(sorted(faults)) + ".")
 
 
-def _shapes(tree) -> dict[str, tuple]:
+def _shapes(tree: PyTree) -> dict[str, tuple]:
     return {pytree.path_name(path): np.shape(x) for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
@@ -373,7 +376,7 @@ def type_table(elements: tuple[str, ...]) -> np.ndarray:
     return table
 
 
-def _descriptor(config, elements: tuple[str, ...]):
+def _descriptor(config: Any, elements: tuple[str, ...]) -> Any:
     match config:
         case DPA2Config():
             return dpa2(config, elements)
@@ -401,7 +404,7 @@ def _require_head(head: str | None, names: tuple[str, ...]) -> None:
         raise ValueError(f"{said}; available: {', '.join(names)}.")
 
 
-def _without_pairs(neighbors: Neighbors, types, allowed) -> Neighbors:
+def _without_pairs(neighbors: Neighbors, types: Array, allowed: Array) -> Neighbors:
     """The list without the excluded pairs of types; their slots become empty."""
     mask, *inner = (mask_excluded(m, types, neighbors.indices, allowed) for m in neighbors.masks)
     return neighbors._replace(mask=mask, inner=tuple(inner))

@@ -8,6 +8,7 @@ from typing import Any
 import ase
 import jax
 import numpy as np
+from jax.core import Tracer
 
 
 def of_potential(potential: Any) -> str:
@@ -71,7 +72,7 @@ def of_relaxation(relaxed: Any) -> str:
 def is_known(*arrays: Any) -> bool:
     """True if these are numbers and not what jit, vmap or eval_shape put in their place."""
     return all(isinstance(x, np.ndarray | np.generic | jax.Array | bool | int | float) for x in arrays) and not any(
-        isinstance(x, jax.core.Tracer) or getattr(x, "is_deleted", bool)() for x in arrays
+        isinstance(x, Tracer) or getattr(x, "is_deleted", bool)() for x in arrays
     )
 
 

@@ -1,7 +1,7 @@
 """Atoms in a cell, their labels, and the way from and to ASE."""
 
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ase
 import ase.data
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms, FixCartesian
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from lamjax import summaries, units
@@ -54,7 +55,7 @@ class Labels(NamedTuple):
     weights: Float[Array, "*batch 3"]  # of energy, forces, virial; 0 = label missing
 
 
-def from_ase(atoms: ase.Atoms, dtype=None) -> System:
+def from_ase(atoms: ase.Atoms, dtype: DTypeLike | None = None) -> System:
     """The System of an ASE structure, positions and cell in `dtype` (default: jax's default float).
 
     Frame and atomic parameters (DeePMD-kit's fparam, aparam) are taken from `info["fparam"]` and `arrays["aparam"]`,
@@ -67,7 +68,7 @@ def from_ase(atoms: ase.Atoms, dtype=None) -> System:
     return jax.tree.map(jnp.asarray, host_system(atoms, dtype))
 
 
-def host_system(atoms: ase.Atoms, dtype=np.float64) -> System:
+def host_system(atoms: ase.Atoms, dtype: DTypeLike | None = np.float64) -> System:
     """As `from_ase`, with numpy arrays that stay on the host."""
     check_atoms(atoms)
     system = System(
@@ -82,7 +83,13 @@ def host_system(atoms: ase.Atoms, dtype=np.float64) -> System:
     return cast(system, dtype)
 
 
-def parameters(n_atoms: int, fparam=None, aparam=None, charge_spin=None, dtype=np.float64) -> dict[str, np.ndarray]:
+def parameters(
+    n_atoms: int,
+    fparam: Array | None = None,
+    aparam: Array | None = None,
+    charge_spin: Array | None = None,
+    dtype: DTypeLike | None = np.float64,
+) -> dict[str, np.ndarray]:
     """The fields `PARAMETERS` of a structure, checked, as numpy arrays; what is None is left out."""
     found = {
         "fparam": _parameters(fparam, (-1,), "fparam", dtype),
@@ -92,7 +99,7 @@ def parameters(n_atoms: int, fparam=None, aparam=None, charge_spin=None, dtype=n
     return {name: value for name, value in found.items() if value is not None}
 
 
-def cast(system: System, dtype) -> System:
+def cast(system: System, dtype: DTypeLike | None) -> System:
     """One structure (numpy) with its floats in `dtype`; where that is less than float64, near home before.
 
     A coordinate of thousands of Å has few digits left in float32 for the distances to its neighbours, whose images may
@@ -123,14 +130,14 @@ def lost_digits(system: System) -> str:
     )
 
 
-def moved_by(system: System, shift) -> System:
+def moved_by(system: System, shift: Array) -> System:
     """The structure (numpy) with its atoms moved by whole numbers (n_atoms, 3) of lattice vectors."""
     if not np.any(shift):
         return system
     return system._replace(positions=system.positions + shift @ np.asarray(system.cell, np.float64))
 
 
-def home_shift(positions, cell, pbc) -> Int[np.ndarray, "n_atoms 3"]:
+def home_shift(positions: Array, cell: Array, pbc: Array) -> Int[np.ndarray, "n_atoms 3"]:
     """Lattice vectors (whole numbers) that bring atoms near the home cell, in periodic directions only.
 
     None if all atoms are within a few cells: that costs few digits, and molecules across a face stay whole. Else all
@@ -146,7 +153,7 @@ def home_shift(positions, cell, pbc) -> Int[np.ndarray, "n_atoms 3"]:
     return -(common + np.where(far, np.floor(rest), 0)).astype(np.int64)
 
 
-def _far(fractional) -> Bool[np.ndarray, "n_atoms 3"]:
+def _far(fractional: Array) -> Bool[np.ndarray, "n_atoms 3"]:
     return (fractional < -NEAR) | (fractional >= NEAR + 1)
 
 
@@ -172,13 +179,18 @@ def as_system(structure: System | ase.Atoms) -> System:
     return structure._replace(**{name: getattr(structure, name).astype(dtype) for name in whole})
 
 
-def to_ase(system: System) -> ase.Atoms:
+def to_ase(system: System, prediction: Any = None) -> ase.Atoms:
     """The ASE structure of one System, or of one `Relaxation` with its energy, forces and stress.
 
-    Padded atoms are left out.
+    With a `prediction`, or whatever else has energy, forces and virial of the system, these are ASE's results; so are
+    `atomic_energies` where there are any. A stress needs three periodic directions. Padded atoms are left out.
     """
     if not isinstance(system, System) and isinstance(getattr(system, "system", None), System):
-        return _with_results(system)
+        atoms = to_ase(system.system, system)
+        atoms.calc.results["free_energy"] = atoms.calc.results["energy"]
+        return atoms
+    if prediction is not None:
+        return _with_results(to_ase(system), np.asarray(system.numbers) > 0, prediction)
     if not isinstance(system, System):
         raise TypeError(f"to_ase takes a System or a Relaxation, got {type(system).__name__}.")
     check_single(system, "to_ase")
@@ -199,13 +211,14 @@ def to_ase(system: System) -> ase.Atoms:
     return atoms
 
 
-def _with_results(relaxed) -> ase.Atoms:
-    """The ASE structure of what has a system, energy, forces and virial, with these as ASE's results."""
-    atoms = to_ase(relaxed.system)
-    forces = np.asarray(relaxed.forces, np.float64)[np.asarray(relaxed.system.numbers) > 0]
-    results = {"energy": float(relaxed.energy), "free_energy": float(relaxed.energy), "forces": forces}
+def _with_results(atoms: ase.Atoms, real: np.ndarray, prediction: Any) -> ase.Atoms:
+    """The structure with energy, forces and stress of its `real` atoms as results of a single-point calculator."""
+    results: dict[str, Any] = {"energy": float(prediction.energy)}
+    results["forces"] = np.asarray(prediction.forces, np.float64)[real]
+    if getattr(prediction, "atomic_energies", None) is not None:
+        results["energies"] = np.asarray(prediction.atomic_energies, np.float64)[real]
     if atoms.pbc.all():
-        stress = units.virial_to_stress(np.asarray(relaxed.virial, np.float64), atoms.get_volume())
+        stress = units.virial_to_stress(np.asarray(prediction.virial, np.float64), atoms.get_volume())
         results["stress"] = units.to_voigt(stress)
     atoms.calc = SinglePointCalculator(atoms, **results)
     return atoms
@@ -223,7 +236,7 @@ def fixed_components(atoms: ase.Atoms) -> Bool[np.ndarray, "n_atoms 3"]:
     return fixed
 
 
-def fixed_mask(fixed, numbers: Int[Array, "*batch n_atoms"]) -> Bool[Array, "*batch n_atoms 3"]:
+def fixed_mask(fixed: Array | None, numbers: Int[Array, "*batch n_atoms"]) -> Bool[Array, "*batch n_atoms 3"]:
     """`fixed` as one flag a Cartesian component; one flag an atom stands for its three. numpy stays numpy.
 
     Raises ValueError for another shape, and for numbers where flags are meant.
@@ -295,7 +308,7 @@ def check_atoms(atoms: ase.Atoms) -> None:
         raise ValueError(f"The lattice vectors of the periodic directions are linearly dependent: {cell.tolist()}.")
 
 
-def _parameters(value, shape: tuple[int, ...], name: str, dtype):
+def _parameters(value: Any, shape: tuple[int, ...], name: str, dtype: DTypeLike | None) -> Any:
     """Frame or atomic parameters as a finite array of `shape`; None stays None."""
     if value is None:
         return None
@@ -308,7 +321,7 @@ def _parameters(value, shape: tuple[int, ...], name: str, dtype):
     return value
 
 
-def _charge_spin(value):
+def _charge_spin(value: Any) -> np.ndarray | None:
     """Charge and spin multiplicity as two int32; None stays None."""
     if value is None:
         return None
@@ -323,7 +336,7 @@ def _charge_spin(value):
     return found.astype(np.int32)
 
 
-def complete_cell(cell, pbc):
+def complete_cell(cell: Array, pbc: Array) -> Array:
     """The cell with the rows of the non-periodic directions replaced by unit vectors that complete a basis (numpy)."""
     cell = np.where(np.asarray(pbc)[:, None], np.asarray(cell, np.float64), 0)
     periodic = cell[np.asarray(pbc)]
@@ -333,7 +346,7 @@ def complete_cell(cell, pbc):
     return cell
 
 
-def face_distances(cell, pbc):
+def face_distances(cell: Array, pbc: Array) -> np.ndarray:
     """Distance between opposite faces of the cell along each axis (Å, numpy); meaningful where periodic."""
     cell = complete_cell(cell, pbc)
     return 1 / np.linalg.norm(np.linalg.inv(cell), axis=0) if abs(np.linalg.det(cell)) > 1e-10 else np.zeros(3)
@@ -368,7 +381,7 @@ def strain(system: System, epsilon: Float[Array, "*n_structures 3 3"]) -> System
     )
 
 
-def of_atoms(system: System, values):
+def of_atoms(system: System, values: Any) -> Any:
     """What belongs to the structures (n_structures, ...), for each atom; the value itself where there is one."""
     return values if system.structure is None else values[system.structure]
 
@@ -380,7 +393,7 @@ def of_structures(system: System, values: Float[Array, " n_atoms"]) -> Float[Arr
     return jax.ops.segment_sum(values, system.structure, len(system.cell), indices_are_sorted=True)
 
 
-def first_atoms(system: System):
+def first_atoms(system: System) -> int:
     """The first atom of the structure, for each atom; 0 where there is one structure."""
     if system.structure is None:
         return 0
@@ -389,7 +402,7 @@ def first_atoms(system: System):
     return of_atoms(system, first)
 
 
-def transform(vectors: Float[Array, "n_atoms *slots 3"], matrices: Float[Array, "*n_atoms 3 3"]):
+def transform(vectors: Float[Array, "n_atoms *slots 3"], matrices: Float[Array, "*n_atoms 3 3"]) -> Array:
     """vectors @ matrix, with one matrix for all or one for each atom."""
     if matrices.ndim == 2:
         return vectors @ matrices

@@ -2,7 +2,8 @@
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 
@@ -17,11 +18,12 @@ def same_settings() -> Callable[[], contextlib.AbstractContextManager]:
 
     x64, device and the precision of products: what `with jax.enable_x64(True):` and its like have set around a call.
     """
-    x64, device = bool(jax.config.jax_enable_x64), jax.config.jax_default_device
-    precision = jax.config.jax_default_matmul_precision
+    current: Any = jax.config
+    x64, device = bool(current.jax_enable_x64), current.jax_default_device
+    precision = current.jax_default_matmul_precision
 
     @contextlib.contextmanager
-    def settings():
+    def settings() -> Iterator[None]:
         with jax.enable_x64(x64), jax.default_device(device), jax.default_matmul_precision(precision):
             yield
 

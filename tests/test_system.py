@@ -227,3 +227,21 @@ def test_molecules_that_wandered_stay_whole():
         found = host_system(atoms, np.float32).positions
         np.testing.assert_allclose(found[1] - found[0], (1.1, 0, 0), atol=1e-5)
         assert np.abs(found).max() < 50
+
+
+def test_a_prediction_becomes_the_results_of_a_single_point_calculation():
+    atoms = ase.build.bulk("Cu", cubic=True)
+    system = lamjax.from_ase(atoms)
+    values = np.arange(12.0).reshape(4, 3), np.diag([1.0, 2.0, 3.0]), np.arange(4.0)
+    prediction = lamjax.Prediction(np.float64(-3.0), *values)
+    padded = systems.pad(system, 6)
+    wider = prediction._replace(
+        forces=np.concatenate([values[0], np.ones((2, 3))]), atomic_energies=np.append(values[2], [7.0, 8.0])
+    )
+    for found in (lamjax.to_ase(system, prediction), lamjax.to_ase(padded, wider)):
+        assert found.get_potential_energy() == -3 and len(found) == 4
+        np.testing.assert_array_equal(found.get_forces(), values[0])
+        np.testing.assert_array_equal(found.get_potential_energies(), values[2])
+        np.testing.assert_allclose(found.get_stress(voigt=False), -values[1] / atoms.get_volume())
+    atoms.pbc = False
+    assert "stress" not in lamjax.to_ase(lamjax.from_ase(atoms), prediction).calc.results

@@ -1,9 +1,11 @@
-"""Fields of data and configs are described by the comments beside them, where they are not described otherwise."""
+"""Fields of data are described by the comments beside them, those of configs by their `Field(description=...)`."""
 
+import ast
 import re
 
 import griffe
 
+DESCRIPTION = re.compile(r"description=((?:\s*(?:\"[^\"]*\"|'[^']*'))+)")
 COMMENT = re.compile(r"[^#]*?#\s*(.*)")
 
 
@@ -14,6 +16,11 @@ class Fields(griffe.Extension):
         if attr.docstring is not None or attr.parent is None or not attr.parent.is_class or attr.endlineno is None:
             return
         lines = attr.lines_collection[attr.filepath] if attr.filepath in attr.lines_collection else []
+        stated = DESCRIPTION.search("\n".join(lines[(attr.lineno or 1) - 1 : attr.endlineno]))
+        if stated:
+            text = ast.literal_eval(f"({stated[1]})")
+            attr.docstring = griffe.Docstring(text, lineno=attr.lineno, endlineno=attr.endlineno, parent=attr)
+            return
         if not lines or not (found := COMMENT.match(lines[attr.endlineno - 1])):
             return
         said = [found[1]]

@@ -27,12 +27,12 @@ from experiments.distillation.cases import CASES, STUDENTS, Case, Effort
 from experiments.workflow import DATA
 from lamjax import allocate, checkpoints, data, distillation, dynamics, edit, from_ase, predict, pytree, training
 from lamjax.distillation import DistillConfig
+from lamjax.evaluation.errors import predictions
 from lamjax.numerics import compiler_options
 from lamjax.potential import PotentialConfig
 from lamjax.reports import console
 from lamjax.system import to_ase
 from lamjax.training.config import TrainConfig, validate
-from lamjax.training.errors import predictions
 
 HERE = Path(__file__).parent
 BATCH = "auto:192"  # atoms

@@ -19,10 +19,10 @@ from experiments import workflow
 from experiments.properties import crystals
 from experiments.properties.crystals import HERE, LABELS
 from lamjax import checkpoints
+from lamjax.evaluation.errors import predictions
 from lamjax.reports import console
 from lamjax.system import to_ase
 from lamjax.training import engine, folder, properties, properties_judge
-from lamjax.training.errors import predictions
 from lamjax.training.properties_data import loss_on, pack, read_crystals
 
 BASE, HEAD = "small", "chgnet"

@@ -12,8 +12,8 @@ import numpy as np
 from experiments import workflow
 from experiments.workflow import DATA
 from lamjax import checkpoints
+from lamjax.evaluation.errors import predictions
 from lamjax.system import to_ase
-from lamjax.training.errors import predictions
 
 KEPT_COPIES = 6  # of each structure whose forces are to stay
 DEMO = Path("../../lamjax/assets/demo")

@@ -9,10 +9,10 @@ import numpy as np
 from lamjax import checkpoints
 from lamjax.committee import stack_members
 from lamjax.data import from_atoms
-from lamjax.distillation.select import ASKED, deviations
+from lamjax.distillation.selection import ASKED, deviations
 from lamjax.distillation.shapes import LastingShapes
 from lamjax.dynamics import Record, Scene, frames
-from lamjax.dynamics.records import Column
+from lamjax.dynamics.records import TableColumn
 from lamjax.dynamics.restart import digest
 from lamjax.potential import Params, Potential
 
@@ -41,15 +41,15 @@ def identity(potential: Potential, stacked: Params, paths: Sequence[Path]) -> li
 class Watch:
     """The largest force deviation in every frame of a simulation; `last` are those of the last record."""
 
-    def __init__(self, potential: Potential, stacked: Params, scene: Scene):
+    def __init__(self, potential: Potential, stacked: Params, scene: Scene) -> None:
         dtype = jax.tree.leaves(stacked.descriptor)[0].dtype
         self.potential, self.stacked, self.scene = potential, stacked, scene
         self.shapes, self.last = LastingShapes(potential.shells, 1, ASKED, dtype), np.zeros(0)
 
     @property
-    def column(self) -> Column:
+    def column(self) -> TableColumn:
         """For the table of the simulation (eV/Å)."""
-        return Column(COLUMN, self._of)
+        return TableColumn(COLUMN, self._of)
 
     def _of(self, seen: Record, timestep: float) -> np.ndarray:
         packed = self.shapes.pack([from_atoms(atoms) for atoms in frames(self.scene, seen)])

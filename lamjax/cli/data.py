@@ -2,9 +2,9 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -98,7 +98,9 @@ def _counted(keys: dict[str, int]) -> str:
     return ", ".join(f"{key} ({n})" for key, n in sorted(keys.items())) or "-"
 
 
-def _frames(path: Path, elements, require, options: ReadOptions, remarks: list[Finding]) -> Iterator[Frame]:
+def _frames(
+    path: Path, elements: Sequence[str] | None, require: Any, options: ReadOptions, remarks: list[Finding]
+) -> Iterator[Frame]:
     """The frames that can be used; the others, a file that cannot be read on, and what is odd become findings."""
 
     def tell(error: Exception) -> None:
@@ -126,7 +128,7 @@ def data_table(sets: dict[str, list[Frame]]) -> Table:
     """One column a set of frames: number, sizes, labels and where they were found, elements."""
     summaries = [summarize(frames) for frames in sets.values()]
 
-    def row(name, value):
+    def row(name: str, value: Any) -> list:
         return [name, *(value(s) for s in summaries)]
 
     rows = [

@@ -20,7 +20,7 @@ from lamjax.system import constraints, to_ase
 TEXT = (".extxyz", ".xyz")
 
 
-class Precision(StrEnum):
+class StorePrecision(StrEnum):
     """Of the floats in a store; energies are always float64."""
 
     float32 = "float32"
@@ -30,8 +30,8 @@ class Precision(StrEnum):
 def convert(
     files: Annotated[list[Path], typer.Argument(help="Files or folders to read, then the target: .h5 or .extxyz.")],
     dtype: Annotated[
-        Precision, typer.Option(help="Of positions, forces and virials in the store.")
-    ] = Precision.float64,
+        StorePrecision, typer.Option(help="Of positions, forces and virials in the store.")
+    ] = StorePrecision.float64,
     overwrite: Annotated[bool, typer.Option(help="Replace a target that exists.")] = False,
     energy_key: reading.EnergyKey = None,
     forces_key: reading.ForcesKey = None,

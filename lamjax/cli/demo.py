@@ -5,16 +5,18 @@ import time
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import ase.io
 import numpy as np
 import typer
+from jaxtyping import PyTree
 
-from lamjax import checkpoints, data, losses, relaxation, training
+from lamjax import checkpoints, data, files, losses, relaxation, training
 from lamjax.cli.relax import labelled
+from lamjax.potential import Potential
 from lamjax.relaxation import Relaxation, RelaxConfig, Unrolled
-from lamjax.reports import console, files, outputs, plots, progress, table
+from lamjax.reports import console, outputs, plots, progress, table
 
 ASSETS = resources.files("lamjax") / "assets" / "demo"
 RELAX = RelaxConfig(fmax=0.02, max_steps=400)  # how structures are judged: at full convergence
@@ -69,7 +71,9 @@ def show_effect(out: Path, epochs: int, seed: int) -> None:
     console.print(f"{time.monotonic() - began:.0f} s. {out}/ holds tuned.lamjax, relaxed.extxyz, errors.csv, demo.png")
 
 
-def judge(potential, params, pairs: Sequence[data.Pair], frames: Sequence[data.Frame], what: str) -> Measures:
+def judge(
+    potential: Potential, params: PyTree, pairs: Sequence[data.Pair], frames: Sequence[data.Frame], what: str
+) -> Measures:
     """Relax every start to convergence and compare with the target; force errors on the labelled frames."""
     found = relaxation.stream(potential, params, [pair.start for pair in pairs], RELAX)
     relaxed = [outcome.relaxation for outcome in sorted(progress(found, what, len(pairs)), key=lambda o: o.number)]
@@ -82,7 +86,7 @@ def judge(potential, params, pairs: Sequence[data.Pair], frames: Sequence[data.F
     )
 
 
-def tune(potential, params, pairs: Sequence[data.Pair], epochs: int, seed: int):
+def tune(potential: Potential, params: PyTree, pairs: Sequence[data.Pair], epochs: int, seed: int) -> tuple[Any, list]:
     """Backpropagation through the relaxation: parameters, and the mean Dq (amu^1/2 Å) of every gradient step."""
     config = losses.StructureLossConfig(relax=RelaxConfig(fmax=RELAX.fmax, adjoint=Unrolled(STEPS)))
     loss = losses.structure_loss(potential, config)
@@ -99,7 +103,7 @@ def tune(potential, params, pairs: Sequence[data.Pair], epochs: int, seed: int):
     return state.params, history
 
 
-def summary(before: Measures, after: Measures):
+def summary(before: Measures, after: Measures) -> Any:
     """The one table: structure error and force error, before and after."""
     better = after.dq < before.dq
     rows = [
@@ -114,7 +118,7 @@ def summary(before: Measures, after: Measures):
     return table("Held-out silicon defects, relaxed to convergence", ("", "before", "after"), rows)
 
 
-def write(out: Path, names, before: Measures, after: Measures, history, epochs: int) -> None:
+def write(out: Path, names: Sequence[str], before: Measures, after: Measures, history: Any, epochs: int) -> None:
     """Relaxed structures, the errors one by one, and the plot."""
     images = [
         labelled(r, {"name": name, "potential": which})

@@ -107,7 +107,9 @@ def _run(settings: DistillConfig, resume: bool) -> None:
     _conclude(settings, rounds, found, picture)
 
 
-def _settings(teacher, student, start, config, changes, head, out, labeller=None) -> DistillConfig:
+def _settings(
+    teacher: Any, student: Any, start: Any, config: Any, changes: Any, head: Any, out: Any, labeller: Any = None
+) -> DistillConfig:
     """The config of a file, with what the options say in its place."""
     content = read(config, COMMAND) if config else {}
     if labeller:

@@ -1,26 +1,23 @@
 """`lamjax eval`: errors of a model on labelled structures."""
 
 import gzip
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import ase.io
 import jax
 import numpy as np
 import typer
-from ase.calculators.singlepoint import SinglePointCalculator
+from jaxtyping import PyTree
 from rich.markup import escape
 
-from lamjax import checkpoints, pytree, units
+from lamjax import checkpoints, pytree
 from lamjax.cli import reading
 from lamjax.cli.committee import load_members
-from lamjax.data import Frame, files_of, pack, plan, read
-from lamjax.distillation.select import deviations, quantiles
-from lamjax.potential import Prediction
-from lamjax.reports import console, outputs, table
-from lamjax.reports.files import replacing
-from lamjax.system import to_ase
-from lamjax.training.errors import (
+from lamjax.data import Frame, ReadOptions, files_of, pack, plan, read
+from lamjax.distillation.selection import deviations, quantiles
+from lamjax.evaluation.errors import (
     FORCES,
     SHIFTED,
     VIRIAL,
@@ -30,9 +27,28 @@ from lamjax.training.errors import (
     unseen_elements,
     zero_shot,
 )
-from lamjax.training.parity import ParityRow, missing, parity_table, read_reference, write_predictions
+from lamjax.evaluation.parity import ParityRow, missing, parity_table, read_reference, write_predictions
+from lamjax.files import replacing
+from lamjax.potential import Prediction
+from lamjax.reports import console, outputs, table
+from lamjax.system import to_ase
 
 _SHORT = {SHIFTED: "E", FORCES: "F", VIRIAL: "V"}
+
+
+class Settings(NamedTuple):
+    """The options of the command."""
+
+    model: Path
+    files: Sequence[Path]
+    head: str | None
+    precision: str
+    batch_size: int | str
+    max_programs: int
+    reference: Path | None
+    committee: Sequence[Path]
+    out: Path | None
+    options: ReadOptions
 
 
 def evaluate(
@@ -82,39 +98,45 @@ def evaluate(
         outputs.check_ending(out, (".npz", ".extxyz", ".extxyz.gz"), "predictions are")
         read_too = [path for path in (reference, *(committee or ())) if path is not None]
         outputs.claim([out], [model, *files_of(files), *read_too], "--output")
+    options = reading.options(energy_key, forces_key, stress_key, virial_key, elements)
+    size = int(batch_size) if batch_size.isdigit() else batch_size
+    _evaluate(Settings(model, files, head, precision, size, max_programs, reference, committee or [], out, options))
+
+
+def _evaluate(chosen: Settings) -> None:
+    """Compute, print and write what the settings ask for."""
+    model, reference, precision, committee = chosen.model, chosen.reference, chosen.precision, chosen.committee
     with jax.enable_x64(True):  # for sums of energies; the network runs in `precision`
-        potential, params = checkpoints.load(model, head, np.dtype(precision))
-        options = reading.options(energy_key, forces_key, stress_key, virial_key, elements)
-        frames = read(files, elements=potential.elements, options=options)
+        potential, params = checkpoints.load(model, chosen.head, np.dtype(precision))
+        frames = read(chosen.files, elements=potential.elements, options=chosen.options)
         expected = None if reference is None else read_reference(reference, frames)
-        size = int(batch_size) if batch_size.isdigit() else batch_size
-        shapes = plan(frames, potential.shells, max_programs, len(frames), size)
+        shapes = plan(frames, potential.shells, chosen.max_programs, len(frames), chosen.batch_size)
         packed = pack(frames, shapes, precision)
-        needs_one = reference is not None or out is not None or bool(committee)
+        needs_one = reference is not None or chosen.out is not None or bool(committee)
         if potential.head is None and needs_one:
             raise ValueError(
                 f"--reference, --committee and --output need --head, one of {', '.join(potential.config.head_names)}."
             )
-        if head is None and len(potential.config.head_names) > 1 and not needs_one:
-            found = zero_shot(potential, params, frames, packed, size)
+        if chosen.head is None and len(potential.config.head_names) > 1 and not needs_one:
+            errors = zero_shot(potential, params, frames, packed, chosen.batch_size)
             unseen = unseen_elements(potential, params, frames)
-            _report_heads(f"{model.name} ({precision}): {len(frames)} frames", found, unseen)
+            _report_heads(f"{model.name} ({precision}): {len(frames)} frames", errors, unseen)
             return
-        predicted = predictions(potential, params, packed, size)
+        predicted = predictions(potential, params, packed, chosen.batch_size)
         members = load_members(potential, params, committee) if committee else None
-        deviation = deviations(potential, members, packed, size) if committee else None
-    title = f"{model.name} ({precision}): {len(frames)} frames of {', '.join(path.name for path in files)}"
+        deviation = deviations(potential, members, packed, chosen.batch_size) if committee else None
+    title = f"{model.name} ({precision}): {len(frames)} frames of {', '.join(path.name for path in chosen.files)}"
     _report_errors(title, error_table(potential, frames, predicted), reference is None)
     if deviation is not None:
         _report_deviation(frames, deviation, 1 + len(committee))
-    if expected is not None:
+    if reference is not None and expected is not None:
         title = f"{model.name} ({precision}): {len(frames)} frames against {reference.name}"
         _report_parity(title, parity_table(frames, predicted, expected), missing(expected))
         if precision == "float64" and _single(params):
             console.print("The file's parameters are float32 numbers: a reference run in float32 has its own rounding.")
-    if out is not None:
-        write(out, frames, predicted, deviation)
-        console.print(f"Predictions: {escape(str(out))}", soft_wrap=True)
+    if chosen.out is not None:
+        write(chosen.out, frames, predicted, deviation)
+        console.print(f"Predictions: {escape(str(chosen.out))}", soft_wrap=True)
 
 
 def _report_heads(title: str, found: dict[str, list[ErrorRow]], unseen: dict[str, list[str]]) -> None:
@@ -180,7 +202,7 @@ def _report_deviation(frames: list[Frame], deviation: np.ndarray, n_members: int
     console.print(f"largest in {escape(frames[int(np.argmax(deviation))].source)}", soft_wrap=True)
 
 
-def _single(params) -> bool:
+def _single(params: PyTree) -> bool:
     """True if every weight (statistics aside) is a float32 number, as in a file that was stored in float32."""
     named = jax.tree_util.tree_flatten_with_path(params)[0]
     weights = [np.asarray(leaf) for path, leaf in named if "statistics" not in pytree.path_name(path)]
@@ -200,17 +222,8 @@ def write(path: Path, frames: list[Frame], predicted: list[Prediction], deviatio
         ase.io.write(file, atoms, format="extxyz")
 
 
-def _atoms(frame: Frame, prediction: Prediction):
-    atoms = to_ase(frame.system)
-    results = {
-        "energy": float(prediction.energy),
-        "forces": np.asarray(prediction.forces, np.float64),
-        "energies": np.asarray(prediction.atomic_energies, np.float64),
-    }
-    if atoms.pbc.all():
-        stress = units.virial_to_stress(np.asarray(prediction.virial, np.float64), atoms.cell.volume)
-        results["stress"] = units.to_voigt(stress)
-    atoms.calc = SinglePointCalculator(atoms, **results)
+def _atoms(frame: Frame, prediction: Prediction) -> ase.Atoms:
+    atoms = to_ase(frame.system, prediction)
     atoms.info["source"] = frame.source
     energy, forces, virial = frame.labels.weights > 0
     if energy:

@@ -10,25 +10,30 @@ import jax
 import typer
 from rich.markup import escape
 
-from lamjax import data, distillation
+from lamjax import distillation, files
 from lamjax.cli.label import SECONDS, claim
 from lamjax.cli.labeller import HELP, OPTION_HELP, labeller_config
 from lamjax.cli.relax import Precision
+from lamjax.data.pairs import listed
 from lamjax.distillation import CalculatorLabeller, Engine, ExploreConfig, Labeller
 from lamjax.distillation.substitute import USUAL
-from lamjax.reports import bar, console, files, table
+from lamjax.reports import bar, console, table
 from lamjax.training.config import apply, validate
 
 ENDINGS = (".extxyz", ".xyz")
 NAMED = 5  # failures that are printed
 
 
+Mover = Annotated[str | None, typer.Option(help=f"What moves atoms in relaxations and simulations. {HELP}")]
+Substitutes = Annotated[
+    str | None, typer.Option(help="Those that substitutions may bring in: O,S,Se. Default: those of the model.")
+]
+
+
 def explore(
     structures: Annotated[list[Path], typer.Argument(help="extxyz, what ASE reads, DeePMD folders, .h5: every frame.")],
     out: Annotated[Path, typer.Option("--output", "-o", "--out", help="The structures, extxyz.")],
-    potential: Annotated[
-        str | None, typer.Option(help=f"What moves atoms in relaxations and simulations. {HELP}")
-    ] = None,
+    potential: Mover = None,
     option: Annotated[list[str] | None, typer.Option(help=OPTION_HELP)] = None,
     head: Annotated[str | None, typer.Option(help="Head of a model that has several.")] = None,
     precision: Annotated[Precision | None, typer.Option(help="Of a model; float32 where not given.")] = None,
@@ -41,9 +46,7 @@ def explore(
         list[float] | None, typer.Option(help="K; a simulation of each start at each; repeatable. None: no simulation.")
     ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change a key, see above: --set strain=0.05.")] = None,
-    elements: Annotated[
-        str | None, typer.Option(help="Those that substitutions may bring in: O,S,Se. Default: those of the model.")
-    ] = None,
+    elements: Substitutes = None,
     seed: Annotated[int, typer.Option(help="Of all that is drawn at random.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was killed.")] = False,
 ) -> None:
@@ -74,7 +77,7 @@ def explore(
     with files.alone(out), jax.enable_x64(True):  # for positions and sums of energies
         starts, wrong = distillation.read_structures(structures)
         if not len(starts):
-            raise ValueError(data.pairs.listed("No structure could be read", wrong or ["The files are empty."]))
+            raise ValueError(listed("No structure could be read", wrong or ["The files are empty."]))
         moved = None
         if potential is not None:
             words = potential, option or (), head, None if precision is None else precision.value
@@ -109,7 +112,7 @@ def _elements(named: str | None, labeller: Labeller | None) -> tuple[str, ...]:
     return found
 
 
-def _run(steps) -> tuple[Any, list[str], int]:
+def _run(steps: Any) -> tuple[Any, list[str], int]:
     """Shows how far it is; the last event, all failures, and how many frames nobody could use."""
     failures, unusable, last = [], 0, None
     with bar("exploring", 0, interval=SECONDS) as advance:
@@ -121,7 +124,7 @@ def _run(steps) -> tuple[Any, list[str], int]:
     return last, failures, unusable
 
 
-def _report(last, failures: Sequence[str], unusable: int, wrong: Sequence[str], out: Path, seconds: float) -> None:
+def _report(last: Any, failures: Sequence[str], unusable: int, wrong: Sequence[str], out: Path, seconds: float) -> None:
     rows = [
         *sorted(last.origins.items()),
         ("all", sum(last.origins.values())),
@@ -135,4 +138,4 @@ def _report(last, failures: Sequence[str], unusable: int, wrong: Sequence[str], 
     for failure in failures[:NAMED]:
         console.print(f"  ended early: {escape(failure)}", soft_wrap=True, style="dim")
     if wrong:
-        console.print(escape(data.pairs.listed("Not readable, left out", list(wrong))), soft_wrap=True)
+        console.print(escape(listed("Not readable, left out", list(wrong))), soft_wrap=True)

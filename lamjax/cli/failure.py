@@ -2,12 +2,14 @@
 
 import os
 import sys
+from typing import Any
 
 import jax
 from rich.markup import escape
 
 from lamjax.reports import console
 
+_SETTINGS: Any = jax.config
 MORE = "LAMJAX_TRACEBACK=1 shows where it came from; docs/troubleshooting.md explains messages"
 
 
@@ -28,14 +30,14 @@ def no_device() -> str | None:
     JAX finds that out where it is first asked to compute, and raises this or that, which others take for a fault of
     their own, such as a damaged file.
     """
-    if not jax.config.jax_platforms:
+    if not _SETTINGS.jax_platforms:
         return None
     try:
         jax.devices()
     except Exception as error:
         reason = str(error).partition(" (set JAX_PLATFORMS")[0] or "no reason is given"
         return (
-            f"JAX finds no device of the kind that JAX_PLATFORMS={jax.config.jax_platforms} asks for ({reason}). Unset "
+            f"JAX finds no device of the kind that JAX_PLATFORMS={_SETTINGS.jax_platforms} asks for ({reason}). Unset "
             "JAX_PLATFORMS, or set it to cpu. A GPU needs its driver and JAX's plugin for it: pip install "
             '"jax[cuda12]", or what jax.dev says for other kinds.'
         )

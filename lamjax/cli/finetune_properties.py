@@ -17,11 +17,11 @@ from lamjax.cli import finetune
 from lamjax.cli.interrupted import resumable
 from lamjax.cli.keys import KeyCommand, strings
 from lamjax.cli.train import banner, line
+from lamjax.evaluation.retention import forgetting
 from lamjax.losses.properties import UNITS
 from lamjax.reports import bars, console, progress, table, warnings_as_text
 from lamjax.training import engine, properties
 from lamjax.training.folder import BEST, MODEL, check_sources
-from lamjax.training.forgetting import forgetting
 from lamjax.training.loops import NonFiniteError
 from lamjax.training.properties import PropertyTuneConfig, read_config
 from lamjax.training.properties_config import TEMPLATE, cost

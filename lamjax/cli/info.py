@@ -2,6 +2,7 @@
 
 import platform
 from importlib.metadata import version
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +20,10 @@ def versions() -> dict[str, str]:
 
 def info() -> None:
     """Print versions, devices and precision: what to put into a bug report."""
-    rows = list(versions().items())
+    rows, settings = list(versions().items()), cast(Any, jax.config)
     rows += [("devices", ", ".join(map(str, jax.devices())))]
-    x64 = "" if jax.config.jax_enable_x64 else " (x64 is off)"
+    x64 = "" if settings.jax_enable_x64 else " (x64 is off)"
     rows += [("default float", f"{jnp.zeros((), float).dtype}{x64}")]
-    rows += [("matmul precision", str(jax.config.jax_default_matmul_precision or "backend default"))]
+    rows += [("matmul precision", str(settings.jax_default_matmul_precision or "backend default"))]
     rows += [("compiled programs", f"{cache.folder()} ({cache.size() / 2**20:.0f} MB)")]
     console.print(table("lamjax", ("what", "value"), rows))

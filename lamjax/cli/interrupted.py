@@ -4,7 +4,8 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from lamjax.reports import console, files, outputs
+from lamjax import files
+from lamjax.reports import console, outputs
 
 
 @contextlib.contextmanager

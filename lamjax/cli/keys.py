@@ -15,7 +15,7 @@ FLAGS = ("variable_cell", "learn_minimiser", "plots", "tensorboard", "mix_levels
 class KeyCommand(TyperCommand):
     """A command that takes what is none of its options as a key of its config, for --set."""
 
-    def parse_args(self, ctx, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         known = {option for one in self.get_params(ctx) for option in (*one.opts, *one.secondary_opts)}
         return super().parse_args(ctx, as_changes(args, known))
 

@@ -4,17 +4,18 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import typer
 from rich.markup import escape
 
-from lamjax import data, distillation
+from lamjax import data, distillation, files
 from lamjax.cli.labeller import HELP, OPTION_HELP, labeller_config
 from lamjax.cli.relax import Precision
+from lamjax.data.pairs import listed
 from lamjax.distillation import CalculatorConfig
-from lamjax.reports import bar, console, files, outputs, table
+from lamjax.reports import bar, console, outputs, table
 
 ENDINGS = (".h5", ".hdf5", ".extxyz", ".xyz")
 SECONDS = 10.0  # between two lines where there is no terminal
@@ -63,7 +64,7 @@ def label(
     with files.alone(out), jax.enable_x64(True):  # for positions and sums of energies
         frames, wrong = distillation.read_structures(structures)
         if not len(frames):
-            raise ValueError(data.pairs.listed("No structure could be read", wrong or ["The files are empty."]))
+            raise ValueError(listed("No structure could be read", wrong or ["The files are empty."]))
         made = distillation.open_labeller(config)
         written = _run(distillation.label_set(made, frames, out, resume, skip), len(frames))
     _report(written, wrong, out, time.monotonic() - began)
@@ -77,7 +78,7 @@ def claim(out: Path, inputs: Sequence[Path | str | None], endings: Sequence[str]
     outputs.claim([out, *beside], data.files_of(given), "--output")
 
 
-def _run(steps, total: int) -> distillation.Written:
+def _run(steps: Any, total: int) -> distillation.Written:
     """Shows how far it is; the event at the end."""
     n_failed, first, began = 0, None, time.monotonic()
     with bar("labelling", total, interval=SECONDS) as advance:
@@ -113,4 +114,4 @@ def _report(written: distillation.Written, wrong: Sequence[str], out: Path, seco
     for reason, n in written.failures.most_common(NAMED):
         console.print(f"  {n} without a label: {escape(reason)}", soft_wrap=True, style="dim")
     if wrong:
-        console.print(escape(data.pairs.listed("Not readable, left out", list(wrong))), soft_wrap=True)
+        console.print(escape(listed("Not readable, left out", list(wrong))), soft_wrap=True)

@@ -7,6 +7,7 @@ import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -30,26 +31,26 @@ def group(places: Mapping[str, str], panels: Mapping[str, Sequence[str]] | None 
     `panels` {heading: names} says under which heading, and in which order, help shows the commands.
     """
 
-    class Group(TyperGroup):
-        def __init__(self, *args, **settings):
+    class LazyGroup(TyperGroup):
+        def __init__(self, *args: Any, **settings: Any) -> None:
             super().__init__(*args, **settings)
-            found = {**{name: Later(name, place) for name, place in places.items()}, **self.commands}
+            found = {**{name: LazyCommand(name, place) for name, place in places.items()}, **self.commands}
             headings = {name: heading for heading, names in (panels or {}).items() for name in names}
             self.commands = {name: found[name] for name in dict.fromkeys([*headings, *found])}
             for name, heading in headings.items():
                 self.commands[name].rich_help_panel = heading
 
-    return Group
+    return LazyGroup
 
 
-class Later(TyperCommand):
+class LazyCommand(TyperCommand):
     """A command of which only the first sentence is known until it runs."""
 
-    def __init__(self, name: str, place: str):
+    def __init__(self, name: str, place: str) -> None:
         self.place = place
         super().__init__(name, help=_docstring(*place.split(":")).partition("\n")[0])
 
-    def load(self):
+    def load(self) -> Any:
         """The command itself."""
         module, function = self.place.split(":")
         command = getattr(importlib.import_module(module), function)
@@ -58,7 +59,7 @@ class Later(TyperCommand):
         alone.command(self.name, cls=kind, help=flowing(_docstring(module, function)))(command)
         return typer.main.get_command(alone)
 
-    def make_context(self, info_name, args, parent=None, **extra):
+    def make_context(self, info_name: str | None, args: Any, parent: Any = None, **extra: Any) -> Any:
         if _own_process.get():
             importlib.import_module("lamjax.cli.cache").enable()
         return self.load().make_context(info_name, args, parent, **extra)
@@ -71,6 +72,8 @@ def flowing(text: str) -> str:
 
 def _docstring(module: str, function: str) -> str:
     """The docstring of a function in a module that need not be imported."""
-    path = Path(importlib.util.find_spec(module).origin)
+    spec = importlib.util.find_spec(module)
+    path = Path(str(spec and spec.origin))
     found = (node for node in ast.parse(path.read_text()).body if getattr(node, "name", "") == function)
-    return ast.get_docstring(next(found))
+    definition: Any = next(found)
+    return ast.get_docstring(definition) or ""

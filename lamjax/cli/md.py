@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -11,9 +11,10 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import numpy as np
 import typer
+from jaxtyping import PyTree
 from rich.markup import escape
 
-from lamjax import checkpoints, data, dynamics, units
+from lamjax import checkpoints, data, dynamics, files, units
 from lamjax.cli import md_report as report
 from lamjax.cli import reading
 from lamjax.cli.committee import Watch, identity, load_members
@@ -23,7 +24,7 @@ from lamjax.cli.train import banner
 from lamjax.data import Frame
 from lamjax.dynamics import DynamicsError, Ensemble, NPTConfig, NVEConfig, NVTConfig, Output, Record, Scene, Simulation
 from lamjax.dynamics.records import COLUMNS
-from lamjax.reports import bar, console, files, outputs, warnings_as_text
+from lamjax.reports import bar, console, outputs, warnings_as_text
 from lamjax.system import MASSES
 
 SECONDS = 5.0  # that a chunk takes, about: what a kill may lose
@@ -47,7 +48,7 @@ class Thermostat(StrEnum):
 CONFIGS = {Kind.NVE: NVEConfig, Kind.NVT: NVTConfig, Kind.NPT: NPTConfig}
 
 
-class Run(NamedTuple):
+class PreparedSimulation(NamedTuple):
     """A simulation and where it is written."""
 
     ensemble: Ensemble
@@ -127,7 +128,7 @@ def md(
             _go(run, n_steps, every, max_deviation)
 
 
-def _config(kind: Kind, timestep: float, given: dict[str, Any]):
+def _config(kind: Kind, timestep: float, given: dict[str, Any]) -> Any:
     """The config of an ensemble; ValueError for a setting that it does not have."""
     given = {key: value for key, value in given.items() if value is not None}
     known = {field.name for field in dataclasses.fields(CONFIGS[kind])} - {"type", "timestep"}
@@ -153,7 +154,7 @@ def _n_steps(steps: int | None, picoseconds: float | None, timestep: float) -> i
     return n
 
 
-def _read(path: Path, number: int | None, elements, options: data.ReadOptions) -> Frame:
+def _read(path: Path, number: int | None, elements: Sequence[str] | None, options: data.ReadOptions) -> Frame:
     """The structure of a file; ValueError where it is not clear which."""
     frames = list(data.iterate(path, elements=elements, options=options, on_remark=reading.tell))
     if number is None and len(frames) > 1:
@@ -170,8 +171,8 @@ def _read(path: Path, number: int | None, elements, options: data.ReadOptions) -
 
 
 def _prepare(
-    ensemble: Ensemble, params, start: Frame, settings: dict[str, Any], path: Path, resume: bool, members
-) -> Run:
+    ensemble: Ensemble, params: PyTree, start: Frame, settings: dict[str, Any], path: Path, resume: bool, members: Any
+) -> PreparedSimulation:
     """A simulation that begins, or goes on."""
     fixed = start.info.get("fixed", np.zeros((start.system.n_atoms, 3), bool))
     scene = Scene(start.system, fixed, ensemble.config.timestep)
@@ -182,7 +183,7 @@ def _prepare(
     if resume and output.paths.restart in there:
         simulation = output.resume(ensemble, params)
         console.print(f"Going on from step {simulation.step}.")
-        return Run(ensemble, params, simulation, output, watch)
+        return PreparedSimulation(ensemble, params, simulation, output, watch)
     if resume and there:
         raise ValueError(f"{there[0]} exists without {output.paths.restart}, so that nothing can go on. Remove it.")
     drawn = settings["velocities"]
@@ -196,10 +197,10 @@ def _prepare(
     output.begin(simulation)
     whence = "drawn" if momenta is None else "those of the structure"
     console.print(report.beginning(ensemble, start, fixed, whence), soft_wrap=True)
-    return Run(ensemble, params, simulation, output, watch)
+    return PreparedSimulation(ensemble, params, simulation, output, watch)
 
 
-def _go(run: Run, n_steps: int, every: int, most: float | None) -> None:
+def _go(run: PreparedSimulation, n_steps: int, every: int, most: float | None) -> None:
     """Up to `n_steps`, or to where somebody stops it; then a table and a picture of all that was seen."""
     ensemble, params, simulation, output, watch = run
     left = n_steps - simulation.step
@@ -250,12 +251,12 @@ def _stopping() -> Iterator[Callable[[], bool]]:
     """Tells whether SIGINT or SIGTERM has come. A second one has its usual effect."""
     came: list[int] = []
 
-    def note(number: int, _) -> None:
+    def note(number: int, _: Any) -> None:
         came.append(number)
         signal.signal(number, before[number])
         console.print("Stopping as soon as the present chunk is written.")
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: bool(came)
     finally:

@@ -20,7 +20,7 @@ NS_PER_DAY = 86400 * 1e-6  # of fs/s
 class Clock:
     """Speed in ns/day: of the last chunk, and of all but the first one, which was compiled."""
 
-    def __init__(self, step: int, timestep: float):
+    def __init__(self, step: int, timestep: float) -> None:
         self.timestep = timestep
         self.ticks = [(step, time.monotonic())]
 

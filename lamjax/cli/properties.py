@@ -13,16 +13,19 @@ import jax
 import numpy as np
 import typer
 from ase.calculators.singlepoint import SinglePointCalculator
+from jaxtyping import PyTree
 from rich.markup import escape
 
-from lamjax import checkpoints, data, units
+from lamjax import checkpoints, data, files, units
 from lamjax.cli import reading, relax_records
 from lamjax.cli.relax import Precision
 from lamjax.data import records
+from lamjax.data.pairs import listed
+from lamjax.potential import Potential
 from lamjax.properties import PropertyConfig, survey, write_phonopy
 from lamjax.properties.volumes import EquationOfStateConfig
 from lamjax.relaxation import CellConfig, RelaxConfig, stream
-from lamjax.reports import console, crystals, files, outputs, plots, progress, table
+from lamjax.reports import console, crystals, outputs, plots, progress, table
 from lamjax.system import System, to_ase
 
 RECORDS, CSV, JSON, RELAXED = "records.jsonl", "properties.csv", "properties.json", "relaxed.extxyz"
@@ -114,11 +117,11 @@ def properties(
         rows = [done[crystal.source] for crystal in found if crystal.source in done]
         _write(output, rows, wanted)
     if not rows:
-        raise ValueError(data.pairs.listed("Nothing was computed", unread or ["There are no structures."]))
+        raise ValueError(listed("Nothing was computed", unread or ["There are no structures."]))
     console.print(_report(rows, len(left), time.monotonic() - began, output))
     failures = unread + [f"{row['source']}: {row[key]}" for row in rows for key in row if key.endswith("error")]
     if failures:
-        console.print(escape(data.pairs.listed("Not computed", failures)), soft_wrap=True)
+        console.print(escape(listed("Not computed", failures)), soft_wrap=True)
 
 
 def _done(output: Path, resume: bool) -> dict[str, dict]:
@@ -174,18 +177,18 @@ def _check_made(record: dict | None, made: dict[str, str], output: Path) -> None
             )
 
 
-def _read(paths: Sequence[Path], elements, options) -> tuple[list[Crystal], list[str]]:
+def _read(paths: Sequence[Path], elements: Sequence[str] | None, options: Any) -> tuple[list[Crystal], list[str]]:
     """All structures of the files, in order, those that cannot be used with the reason; and what could not be read."""
     found: list[Crystal] = []
     unread: list[str] = []
 
-    def add(path: Path, source: str, system, info, error=None) -> None:
+    def add(path: Path, source: str, system: System, info: Any, error: Any = None) -> None:
         name, number = source.rsplit(" frame ", 1)
         found.append(Crystal(f"{path.parent / name}#{number}", len(found), system, info, error))
 
     for path in paths:
 
-        def strange(error: ValueError, path=path) -> None:
+        def strange(error: ValueError, path: Any = path) -> None:
             if isinstance(error, data.FrameError):
                 add(path, error.source, None, error.atoms.info, str(error))
             else:
@@ -200,7 +203,9 @@ def _read(paths: Sequence[Path], elements, options) -> tuple[list[Crystal], list
     return found, unread
 
 
-def _computed(potential, params, part: Sequence[Crystal], wanted: Wanted, output: Path) -> Iterator[dict]:
+def _computed(
+    potential: Potential, params: PyTree, part: Sequence[Crystal], wanted: Wanted, output: Path
+) -> Iterator[dict]:
     """The record of each crystal of a part: all relaxed in flight, then their properties one after another."""
     usable = [crystal for crystal in part if crystal.error is None]
     for crystal in part:
@@ -218,7 +223,7 @@ def _computed(potential, params, part: Sequence[Crystal], wanted: Wanted, output
         yield _one(potential, params, usable[number], relaxed, volumes.get(number, []), wanted, output)
 
 
-def _at_volumes(potential, params, ends: dict[int, Any], wanted: Wanted) -> dict[int, list]:
+def _at_volumes(potential: Potential, params: PyTree, ends: dict[int, Any], wanted: Wanted) -> dict[int, list]:
     """Relaxations of the converged crystals at the volumes of their equations of state, all in flight."""
     if wanted.eos is None:
         return {}
@@ -236,7 +241,9 @@ def _at_volumes(potential, params, ends: dict[int, Any], wanted: Wanted) -> dict
     return found
 
 
-def _one(potential, params, crystal: Crystal, relaxed, volumes, wanted: Wanted, output: Path) -> dict:
+def _one(
+    potential: Potential, params: PyTree, crystal: Crystal, relaxed: Any, volumes: Any, wanted: Wanted, output: Path
+) -> dict:
     """The record of one relaxed crystal, and its files."""
     record = _named(crystal) | survey.state(crystal.system, relaxed, potential, True)
     record["relaxed"] = _plain(relaxed)
@@ -253,7 +260,7 @@ def _one(potential, params, crystal: Crystal, relaxed, volumes, wanted: Wanted, 
     return record
 
 
-def _plain(relaxed) -> dict:
+def _plain(relaxed: Any) -> dict:
     """A relaxed structure as lists of numbers."""
     arrays = relaxed.system._asdict() | {"energy": relaxed.energy, "forces": relaxed.forces, "virial": relaxed.virial}
     return {name: np.asarray(arrays[name]).tolist() for name in STRUCTURE}
@@ -271,7 +278,7 @@ def _atoms(row: dict) -> ase.Atoms:
     return atoms
 
 
-def _tried(what: str, compute) -> dict:
+def _tried(what: str, compute: Any) -> dict:
     """What is computed, or why it could not be."""
     try:
         return compute()
@@ -279,7 +286,7 @@ def _tried(what: str, compute) -> dict:
         return {f"{what}_error": str(error)}
 
 
-def _equation(relaxed, volumes, name: str, wanted: Wanted, output: Path) -> dict:
+def _equation(relaxed: Any, volumes: Any, name: str, wanted: Wanted, output: Path) -> dict:
     survey.check_crystal(relaxed.system, "An equation of state")
     record = survey.equation_of_state(volumes)
     if wanted.figures:
@@ -292,7 +299,7 @@ def _equation(relaxed, volumes, name: str, wanted: Wanted, output: Path) -> dict
     return record
 
 
-def _waves(potential, params, system: System, name: str, wanted: Wanted, output: Path) -> dict:
+def _waves(potential: Potential, params: PyTree, system: System, name: str, wanted: Wanted, output: Path) -> dict:
     record, waves = survey.waves(potential, params, system, wanted.phonons)
     if wanted.figures:
         way = waves.path
@@ -361,7 +368,7 @@ def _moduli(path: Path, rows: list[dict]) -> None:
         crystals.histograms(path, panels, f"moduli of {len(sound)} elastically stable crystals")
 
 
-def _report(rows: list[dict], n_new: int, seconds: float, output: Path):
+def _report(rows: list[dict], n_new: int, seconds: float, output: Path) -> Any:
     shown = [("structures", len(rows)), ("computed now", n_new)]
     for flag in FLAGS:
         known = [row[flag] for row in rows if flag in row]

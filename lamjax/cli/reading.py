@@ -2,7 +2,7 @@
 
 import json
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
 import ase.data
 import typer
@@ -24,7 +24,13 @@ Elements = Annotated[
 ]
 
 
-def options(energy=None, forces=None, stress=None, virial=None, elements: str | None = None) -> ReadOptions:
+def options(
+    energy: str | None = None,
+    forces: str | None = None,
+    stress: str | None = None,
+    virial: str | None = None,
+    elements: str | None = None,
+) -> ReadOptions:
     """What the command line says of the files; ValueError for names that are no elements."""
     return ReadOptions(energy, forces, stress, virial, elements_of(elements))
 
@@ -37,7 +43,7 @@ def elements_of(text: str | None) -> tuple[str, ...]:
     return names
 
 
-def keys(found: ReadOptions) -> dict[str, object]:
+def keys(found: ReadOptions) -> dict[str, Any]:
     """The same as keys of a config, only what is given."""
     chosen = {f"{name}_key": key for name, key in found.keys().items()}
     return chosen | ({"type_map": list(found.elements)} if found.elements else {})

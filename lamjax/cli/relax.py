@@ -10,16 +10,19 @@ import ase
 import jax
 import numpy as np
 import typer
+from jaxtyping import PyTree
 from rich.markup import escape
 
-from lamjax import checkpoints, data, units
+from lamjax import checkpoints, data, files, units
 from lamjax.cli import reading
 from lamjax.cli import relax_records as records
 from lamjax.cli.processes import join
 from lamjax.cli.relax_records import labelled as labelled
 from lamjax.cli.report import at_end
+from lamjax.data.pairs import listed
+from lamjax.potential import Potential
 from lamjax.relaxation import CellConfig, RelaxConfig, stream
-from lamjax.reports import console, files, outputs, plots, progress, table
+from lamjax.reports import console, outputs, plots, progress, table
 from lamjax.system import System
 
 
@@ -158,14 +161,14 @@ def relax(
     console.print(_report(found.told, lost, len(done), time.monotonic() - began, config, share.out))
     at_end(share.out, {start.source: start.start for start in mine})
     if failures:
-        console.print(escape(data.pairs.listed("Failed", failures)), soft_wrap=True)
+        console.print(escape(listed("Failed", failures)), soft_wrap=True)
 
 
 def _nothing(found: Results, failures: list[str]) -> None:
     """Raise what ends a run in which no structure was relaxed."""
     if not found.is_whole:
         raise KeyboardInterrupt
-    raise ValueError(data.pairs.listed("Nothing was relaxed", failures or ["There are no structures."]))
+    raise ValueError(listed("Nothing was relaxed", failures or ["There are no structures."]))
 
 
 def _written(out: Path) -> list[Path]:
@@ -216,7 +219,9 @@ def _done(share: Share, out: Path, resume: bool) -> dict[str, records.Place]:
     return records.relaxed(records.parts(out), cut=share.out) if resume else {}
 
 
-def _read(paths: Sequence[Path], elements, options: data.ReadOptions) -> tuple[list[Start], list[str]]:
+def _read(
+    paths: Sequence[Path], elements: Sequence[str] | None, options: data.ReadOptions
+) -> tuple[list[Start], list[str]]:
     """All structures of the files, those that cannot be relaxed with the reason; and what could not be read."""
     if len(set(paths)) < len(paths):
         raise ValueError("A file is named twice. Name every file once.")
@@ -229,7 +234,7 @@ def _read(paths: Sequence[Path], elements, options: data.ReadOptions) -> tuple[l
 
     for path in paths:
 
-        def strange(error: ValueError, path=path) -> None:
+        def strange(error: ValueError, path: Any = path) -> None:
             if isinstance(error, data.FrameError):
                 add(path, error.source, error.atoms, error.atoms.info, str(error))
             else:
@@ -247,7 +252,16 @@ def _read(paths: Sequence[Path], elements, options: data.ReadOptions) -> tuple[l
     return starts, unread
 
 
-def _relax(potential, params, starts: Sequence[Start], config, out: Path, slots, max_programs, made) -> Results:
+def _relax(
+    potential: Potential,
+    params: PyTree,
+    starts: Sequence[Start],
+    config: Any,
+    out: Path,
+    slots: Any,
+    max_programs: Any,
+    made: Any,
+) -> Results:
     """Written one by one with how they were `made`, to the end or until somebody interrupts it."""
     found = Results([], {start.source: start.error for start in starts if start.error is not None}, True)
     starts = [start for start in starts if start.error is None]
@@ -279,7 +293,7 @@ def _relax(potential, params, starts: Sequence[Start], config, out: Path, slots,
     return found
 
 
-def _report(told: Sequence[Told], lost: int, n_before: int, seconds: float, config: RelaxConfig, out: Path):
+def _report(told: Sequence[Told], lost: int, n_before: int, seconds: float, config: RelaxConfig, out: Path) -> Any:
     steps = [one.n_steps for one in told]
     n_widened, n_truncated = (sum(getattr(one, name) for one in told) for name in ("widened", "truncated"))
     rows = [

@@ -12,15 +12,14 @@ from typing import Any, NamedTuple
 import ase
 import ase.io
 import numpy as np
-from ase.calculators.singlepoint import SinglePointCalculator
+from jaxtyping import Array, PyTree
 
-from lamjax import system, units
+from lamjax import files, system, units
 from lamjax.data import records
 from lamjax.data.records import append as append
 from lamjax.dynamics.restart import digest
 from lamjax.potential import Potential
 from lamjax.relaxation import Relaxation, RelaxConfig
-from lamjax.reports import files
 from lamjax.system import System
 
 OUTCOME = ("converged", "finite", "n_steps", "fmax")
@@ -45,12 +44,7 @@ def labelled(relaxed: Relaxation, info: dict[str, Any]) -> ase.Atoms:
     That is `converged`, `finite`, `n_steps`, `fmax` and `truncated`. `info` is what else goes into its info; of arrays
     only `fixed` counts (as `data.read` finds it), which becomes constraints.
     """
-    atoms = system.to_ase(relaxed.system)
-    results = {"energy": float(relaxed.energy), "forces": np.asarray(relaxed.forces, np.float64)}
-    if atoms.pbc.all():
-        stress = units.virial_to_stress(np.asarray(relaxed.virial, np.float64), atoms.get_volume())
-        results["stress"] = units.to_voigt(stress)
-    atoms.calc = SinglePointCalculator(atoms, **results)
+    atoms = system.to_ase(relaxed.system, relaxed)
     if "fixed" in info:
         atoms.set_constraint(system.constraints(info["fixed"]))
     outcome = {name: np.asarray(getattr(relaxed, name)).item() for name in (*OUTCOME, "truncated")}
@@ -117,12 +111,12 @@ def relaxed(paths: Iterable[Path], cut: Path | None = None) -> dict[str, Place]:
     return {str(place.info["source"]): place for place in places if not place.info.get("failed")}
 
 
-def model_name(potential: Potential, params) -> str:
+def model_name(potential: Potential, params: PyTree) -> str:
     """A name for a model, its numbers and its head."""
     return f"{potential.head} {digest(potential, params)[:12]}"
 
 
-def start_name(start: System, fixed) -> str:
+def start_name(start: System, fixed: Array | None) -> str:
     """A name for a structure and what of it is fixed."""
     name = hashlib.blake2b(digest_size=6)
     for array in (*start, fixed):

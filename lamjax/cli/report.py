@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from lamjax import dynamics
+from lamjax import dynamics, files
 from lamjax.cli import relax_records, report_runs, report_structures
-from lamjax.reports import console, files
+from lamjax.reports import console
 from lamjax.training.folder import CONFIG, REPORT
 
 RELAXED = (".extxyz", ".xyz")

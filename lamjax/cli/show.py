@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -10,9 +10,9 @@ import typer
 
 from lamjax import checkpoints, nn, pytree
 from lamjax.checkpoints import Stored
+from lamjax.evaluation.errors import seen_elements
 from lamjax.potential import build
 from lamjax.reports import console, table
-from lamjax.training.errors import seen_elements
 
 
 def show(
@@ -67,7 +67,7 @@ def _heads(stored: Stored) -> list[tuple]:
     return rows
 
 
-def _options(config, prefix: str = "") -> list[tuple[str, str]]:
+def _options(config: Any, prefix: str = "") -> list[tuple[str, str]]:
     """Every setting, those of a block under its name."""
     rows = []
     for field in dataclasses.fields(config):

@@ -1,10 +1,11 @@
 """`lamjax train`: training on energies, forces and virials, from scratch or from a stored model."""
 
+import json
 import math
 import platform
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import typer
@@ -28,6 +29,7 @@ from lamjax.training.tasks import Task
 def train(
     config: Annotated[Path | None, typer.Argument(help="YAML file; see --template.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change a key: --set schedule.start_lr=1e-4.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for states, tables, models.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last state in the output folder.")] = False,
     template: Annotated[bool, typer.Option("--template", help="Print a config file with all keys and stop.")] = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the config's JSON schema and stop.")] = False,
@@ -54,7 +56,8 @@ def train(
         raise ValueError("Name a config file: lamjax train config.yaml. `lamjax train --template` prints one.")
     join(coordinator, processes, process)
     options = reading.options(energy_key, forces_key, stress_key, virial_key, elements)
-    settings = parse(config, [*(set_ or ()), *reading.changes(options)])
+    folder = [] if output is None else [f"output={json.dumps(str(output))}"]
+    settings = parse(config, [*(set_ or ()), *folder, *reading.changes(options)])
     check_sources(settings, WRITTEN, [config], resume)
     run_config(settings, resume)
     if sharding.is_first():
@@ -83,7 +86,7 @@ def _run(settings: TrainConfig, resume: bool) -> engine.Run:
     return run
 
 
-def line(event, steps: int) -> str:
+def line(event: Any, steps: int) -> str:
     """One event as one line of text."""
     match event:
         case engine.Compiled(n, shape, seconds, group):

@@ -1,10 +1,11 @@
 """The frame of one ASE structure: its labels, what is held, and everything that makes it unusable."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ase
 import numpy as np
+from jax.typing import DTypeLike
 
 from lamjax.arguments import expect
 from lamjax.data import labels
@@ -39,7 +40,7 @@ class Remark(NamedTuple):
 class Remarks:
     """What is odd in a file, each kind once, with the frames counted."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path) -> None:
         self.path, self.found = path, {}
 
     def add(self, severity: str, what: str, remedy: str, n: int = 1, source: str = "", about: str = "file") -> None:
@@ -50,13 +51,15 @@ class Remarks:
         return [Remark(k[0], self.path, source, n, *k[1:]) for k, (source, n) in self.found.items()]
 
 
-def from_atoms(atoms: ase.Atoms, dtype=np.float64, source: str = "structure", options: ReadOptions = _DEFAULT) -> Frame:
+def from_atoms(
+    atoms: ase.Atoms, dtype: DTypeLike | None = np.float64, source: str = "structure", options: ReadOptions = _DEFAULT
+) -> Frame:
     """The frame of one ASE structure with whatever labels it carries; ValueError if it cannot be used."""
     expect(atoms, ase.Atoms, "from_atoms takes one ASE structure", "Of several, make a frame of each.")
     return frame_of(atoms, dtype, source, options, Remarks(Path(source)))
 
 
-def frame_of(atoms: ase.Atoms, dtype, source: str, options: ReadOptions, remarks: Remarks) -> Frame:
+def frame_of(atoms: ase.Atoms, dtype: DTypeLike | None, source: str, options: ReadOptions, remarks: Remarks) -> Frame:
     """As `from_atoms`; what is odd goes into the remarks of the file."""
     system = host_system(atoms, dtype)
     _check_distances(system)
@@ -85,7 +88,7 @@ _FREE = (
 )
 
 
-def _not_taken(key: str, atoms: ase.Atoms, found: labels.Found) -> tuple[str, str]:
+def _not_taken(key: str, atoms: ase.Atoms, found: labels.FoundLabels) -> tuple[str, str]:
     """What is said of a key that looks like a label."""
     spelled, kind = labels.quantity(key), labels.kind_of(key)
     if spelled is not None and spelled[0] in ("virial", "stress") and not atoms.pbc.all():
@@ -150,7 +153,7 @@ def _constraints(atoms: ase.Atoms, remarks: Remarks, source: str) -> dict:
     return found | ({"other_constraints": others} if others else {})
 
 
-def fixed_mask(fixed, n_atoms: int) -> np.ndarray:
+def fixed_mask(fixed: np.ndarray | None, n_atoms: int) -> np.ndarray:
     """The fixed components (n_atoms, 3) of an array `fixed`: a truth value for each atom, or three of them."""
     fixed = np.asarray(fixed)
     shapes = ((n_atoms,), (n_atoms, 1), (n_atoms, 3))
@@ -168,7 +171,7 @@ def held(atoms: ase.Atoms) -> set[str]:
     return {key for key in found if isinstance(key, str)} - {"numbers", "positions"}
 
 
-def _checked(value, shape: tuple[int, ...], name: str):
+def _checked(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
     """The label as a finite array of its shape; zeros where it is missing."""
     if value is None:
         return np.zeros(shape)

@@ -1,7 +1,7 @@
 """CIF files whose sites are wholly occupied; others describe no single structure."""
 
 from collections.abc import Iterator
-from typing import TextIO
+from typing import Any, TextIO
 
 import ase
 import numpy as np
@@ -29,7 +29,7 @@ def frames(file: TextIO) -> Iterator[ase.Atoms]:
         yield atoms
 
 
-def _check_places(block, atoms: ase.Atoms) -> None:
+def _check_places(block: Any, atoms: ase.Atoms) -> None:
     """ValueError for two elements on one place, of which ASE would keep the first."""
     sites = block.get_unsymmetrized_structure()
     places, numbers = sites.get_scaled_positions(), sites.numbers
@@ -46,7 +46,7 @@ def _check_places(block, atoms: ase.Atoms) -> None:
             )
 
 
-def _partial(block) -> list[str]:
+def _partial(block: Any) -> list[str]:
     """Labels of the sites that are not wholly occupied by one kind of atom, with what is wrong."""
     labels = _column(block, "label") or _column(block, "type_symbol") or []
     n = len(labels)
@@ -65,13 +65,13 @@ def _partial(block) -> list[str]:
     return found
 
 
-def _column(block, name: str) -> list | None:
+def _column(block: Any, name: str) -> list | None:
     """A column of the loop of sites, under its names in CIF and in mmCIF."""
     value = block.get(f"_atom_site_{name}", block.get(f"_atom_site.{name}"))
     return value if isinstance(value, list) or value is None else [value]
 
 
-def _number(value) -> float | None:
+def _number(value: Any) -> float | None:
     """The number of "0.5" or "0.50(2)"; None where there is none ("?" and "." mean that nothing is said)."""
     try:
         return float(str(value).partition("(")[0])

@@ -24,7 +24,7 @@ HELD = 400_000  # atoms that are kept for it, of all compositions together
 WIDTH = 16  # numbers by which structures are compared before their atoms are
 
 
-class Pair(NamedTuple):
+class FramePair(NamedTuple):
     """Two similar frames: the energy difference and what forces and virials say of it (eV)."""
 
     change: float
@@ -51,11 +51,11 @@ class Cluster(NamedTuple):
 class Similar:
     """The frames seen last, by atoms and cell type, to find partners for a new one."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.groups: OrderedDict[bytes, list[tuple[np.ndarray, Frame]]] = OrderedDict()
         self.atoms = 0
 
-    def pairs(self, frame: Frame) -> list[Pair]:
+    def pairs(self, frame: Frame) -> list[FramePair]:
         """Comparisons with the frame before it and the two most similar ones, of the same atoms in the same order."""
         if frame.labels.weights[0] == 0:
             return []
@@ -96,7 +96,7 @@ def _feature(system: System) -> np.ndarray:
     return numbers @ directions / WIDTH**0.5
 
 
-def pair(a: Frame, b: Frame) -> Pair | None:
+def pair(a: Frame, b: Frame) -> FramePair | None:
     """The comparison of two frames of the same atoms in the same order; None if too far apart or unlabelled."""
     cells = [np.asarray(f.system.cell, np.float64) for f in (a, b)]
     if (path := _path(a.system, b.system, cells)) is None:
@@ -111,7 +111,7 @@ def pair(a: Frame, b: Frame) -> Pair | None:
         [float(np.sum(np.asarray(x, np.float64) * y)) for x in both]
         for both, y in (((a.labels.forces, b.labels.forces), dx), ((a.labels.virial, b.labels.virial), strain))
     )
-    return Pair(
+    return FramePair(
         float(b.labels.energy) - float(a.labels.energy),
         -sum(work) / 2,
         -sum(stretch) / 2,
@@ -130,7 +130,7 @@ def _path(a: System, b: System, cells: list[np.ndarray]) -> tuple[np.ndarray, np
     positions = [np.asarray(s.positions, np.float64) for s in (a, b)]
     if not a.pbc.all():
         dx = positions[1] - positions[0]
-        return (dx - dx.mean(axis=0), np.zeros((3, 3))) if np.allclose(*cells) else None
+        return (dx - dx.mean(axis=0), np.zeros((3, 3))) if np.allclose(cells[0], cells[1]) else None
     middle = (cells[0] + cells[1]) / 2
     ds = positions[1] @ np.linalg.inv(cells[1]) - positions[0] @ np.linalg.inv(cells[0])
     strain = np.linalg.inv(middle) @ (cells[1] - cells[0])

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ase
 import ase.data
@@ -34,7 +34,7 @@ class DeepmdSystem(Sequence):
     Raises ValueError naming the file, what was found in it, and the remedy.
     """
 
-    def __init__(self, path: str | Path, elements: Sequence[str] | None = None, given: Sequence[str] = ()):
+    def __init__(self, path: str | Path, elements: Sequence[str] | None = None, given: Sequence[str] = ()) -> None:
         self.path = Path(path)
         self.types = _types(self.path)
         self.names = _names(self.path, given or elements)
@@ -207,5 +207,5 @@ def _array(file: Path) -> np.ndarray:
     return array.reshape(len(array), -1)
 
 
-def _dtype(name: str):
+def _dtype(name: str) -> Any:
     return np.int64 if name == "real_atom_types" else np.float64

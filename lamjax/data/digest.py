@@ -48,7 +48,7 @@ def pair_digests(pairs: Sequence[Pair]) -> dict[str, str]:
 class _Column:
     """The numbers of one kind, however they are cut into arrays."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.hash, self.form = hashlib.blake2b(digest_size=12), None
 
     def add(self, values: np.ndarray) -> None:
@@ -58,7 +58,7 @@ class _Column:
         if (form := f"{values.dtype.str}{values.shape[1:]}") != self.form:
             self.form = form
             self.hash.update(form.encode())
-        self.hash.update(values.reshape(-1).view(np.uint8))
+        self.hash.update(values.reshape(-1).view(np.uint8).data)
 
     @property
     def name(self) -> str:

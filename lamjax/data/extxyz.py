@@ -6,7 +6,7 @@ The format is that of https://github.com/libAtoms/extxyz; what ASE makes of a fi
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ase
@@ -32,7 +32,9 @@ _ENERGY_IN_TEXT = re.compile(r"(?i)(?<![\w-])energy\s*:?\s+[-+]?\d+\.\d+")  # as
 _TENSORS = ("virial", "stress")  # nine numbers, column after column
 
 
-def frames(lines: Iterator[str], note=None, elements: Sequence[str] = ()) -> Iterator[ase.Atoms]:
+def frames(
+    lines: Iterator[str], note: Callable[..., Any] | None = None, elements: Sequence[str] = ()
+) -> Iterator[ase.Atoms]:
     """The structures of the lines of a file; ValueError that names the line of what cannot be read.
 
     `note(severity, what, remedy)` is told of what is odd but readable. `elements` are those of types 1, 2, ... where
@@ -70,7 +72,7 @@ def header(text: str) -> dict[str, Any]:
     return found
 
 
-def _frame(comment: str, rows: list[str], first: int, note, elements: Sequence[str]) -> ase.Atoms:
+def _frame(comment: str, rows: list[str], first: int, note: Callable[..., Any], elements: Sequence[str]) -> ase.Atoms:
     """One structure; `first` is the number of the first row's line."""
     try:
         info = header(comment)
@@ -137,7 +139,7 @@ def _layout(properties: str) -> list[tuple[str, str, int]]:
     return layout
 
 
-def _arrays(layout, words: list[list[str]], first: int) -> dict[str, np.ndarray]:
+def _arrays(layout: Any, words: list[list[str]], first: int) -> dict[str, np.ndarray]:
     """The columns by name; ValueError that names the line of a value that is not of its type."""
     found, start = {}, 0
     for name, kind, n in layout:
@@ -173,7 +175,7 @@ def _is(kind: str, word: str) -> bool:
     return True
 
 
-def _atoms(arrays: dict[str, np.ndarray], cell, pbc, info: dict[str, Any]) -> ase.Atoms:
+def _atoms(arrays: dict[str, np.ndarray], cell: np.ndarray | None, pbc: np.ndarray, info: dict[str, Any]) -> ase.Atoms:
     arrays.pop("symbols", None)
     atoms = ase.Atoms(numbers=arrays.pop("numbers"), positions=arrays.pop("positions"), cell=cell, pbc=pbc)
     if (move := arrays.pop("move_mask", None)) is not None:
@@ -196,7 +198,7 @@ def _atoms(arrays: dict[str, np.ndarray], cell, pbc, info: dict[str, Any]) -> as
     return atoms
 
 
-def _is_result(key: str, value) -> bool:
+def _is_result(key: str, value: Any) -> bool:
     return np.asarray(value).dtype.kind in "if" and (key != "stress" or np.size(value) in (6, 9))
 
 
@@ -275,7 +277,7 @@ def _spaces(text: str, place: int) -> int:
     return place
 
 
-def _value(text: str):
+def _value(text: str) -> Any:
     """Numbers, truth values, JSON, or the text itself."""
     parts = re.findall(r"[^\s,]+", text)
     for kind in (int, float):

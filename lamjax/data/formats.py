@@ -5,8 +5,9 @@ import io
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import ase
 import ase.io
@@ -19,7 +20,7 @@ XYZ = (".xyz", ".extxyz")
 _HEAD = 4096  # characters that tell a format
 
 
-def structures(path: Path, options: ReadOptions, note) -> Iterator[ase.Atoms]:
+def structures(path: Path, options: ReadOptions, note: Callable[..., Any]) -> Iterator[ase.Atoms]:
     """The structures of a file: packed by gzip, bzip2, xz or not, with any name. Each format raises its own errors.
 
     `note(severity, what, remedy, n=1)` is told of what is odd, or left out, in the file as a whole.

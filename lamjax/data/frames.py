@@ -27,7 +27,7 @@ class Frame(NamedTuple):
 class FrameError(ValueError):
     """A frame that cannot be used, with what the reader made of it."""
 
-    def __init__(self, message: str, source: str, atoms: ase.Atoms):
+    def __init__(self, message: str, source: str, atoms: ase.Atoms) -> None:
         super().__init__(message)
         self.source, self.atoms = source, atoms
 
@@ -35,7 +35,7 @@ class FrameError(ValueError):
 class Joined(Sequence):
     """Several sets one after another; nothing is copied."""
 
-    def __init__(self, parts: Iterable[Sequence[Frame]]):
+    def __init__(self, parts: Iterable[Sequence[Frame]]) -> None:
         flat: list[Sequence[Frame]] = []
         for part in parts:
             flat += part.parts if isinstance(part, Joined) else [part]
@@ -45,7 +45,7 @@ class Joined(Sequence):
     def __len__(self) -> int:
         return self.starts[-1]
 
-    def __getitem__(self, k):
+    def __getitem__(self, k: Any) -> Any:
         if isinstance(k, slice):
             return Subset(self, np.arange(len(self))[k])
         k = _checked(k, len(self))
@@ -56,7 +56,7 @@ class Joined(Sequence):
 class Subset(Sequence):
     """The frames of a set with the given numbers, in their order; 4 bytes a frame."""
 
-    def __init__(self, frames: Sequence[Frame], rows):
+    def __init__(self, frames: Sequence[Frame], rows: Any) -> None:
         rows = np.asarray(rows)
         if rows.size and (rows.min() < 0 or rows.max() >= len(frames)):
             raise IndexError(f"Rows {rows.min()} to {rows.max()} of a set of {len(frames)} frames.")
@@ -66,20 +66,20 @@ class Subset(Sequence):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, k):
+    def __getitem__(self, k: Any) -> Any:
         return Subset(self, np.arange(len(self))[k]) if isinstance(k, slice) else self.frames[int(self.rows[k])]
 
 
 class Names(Sequence):
     """The sources of a set of frames, made when asked."""
 
-    def __init__(self, frames: Sequence[Frame]):
+    def __init__(self, frames: Sequence[Frame]) -> None:
         self.frames = frames
 
     def __len__(self) -> int:
         return len(self.frames)
 
-    def __getitem__(self, k):
+    def __getitem__(self, k: Any) -> str:
         return source(self.frames, k)
 
 
@@ -100,7 +100,10 @@ def source(frames: Sequence[Frame], k: int) -> str:
             return source(frames.parts[part], k - frames.starts[part])
         case Subset():
             return source(frames.frames, int(frames.rows[k]))
-    return frames.source(k) if hasattr(frames, "source") else frames[k].source
+        case _ if hasattr(frames, "source"):
+            store: Any = frames
+            return store.source(k)
+    return frames[k].source
 
 
 def check_frames(frames: Any, function: str) -> None:

@@ -27,7 +27,7 @@ class ReadOptions:
     virial_key: str | None = None  # eV, -V stress
     elements: tuple[str, ...] = ()  # of the types of LAMMPS dumps, and of DeePMD sets whose types are no elements
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.elements, str):
             raise ValueError(f"elements is the text {self.elements!r}. Give a tuple of names: elements=('Si', 'O').")
         if wrong := {k: v for k, v in self.keys().items() if not isinstance(v, str) or not v}:
@@ -70,7 +70,7 @@ class Label(NamedTuple):
     key: str
 
 
-class Found(NamedTuple):
+class FoundLabels(NamedTuple):
     """The labels of a structure."""
 
     energy: Label
@@ -86,7 +86,7 @@ class _Entry(NamedTuple):
     value: Any
 
 
-def find(atoms: ase.Atoms, options: ReadOptions) -> Found:
+def find(atoms: ase.Atoms, options: ReadOptions) -> FoundLabels:
     """The labels of a structure under the keys of `options`, or else under the usual ones.
 
     REF_<label> goes first, then dft_<label> and the like, then what ASE has as results (forces without constraints),
@@ -102,7 +102,7 @@ def find(atoms: ase.Atoms, options: ReadOptions) -> Found:
     taken = {name: entry for name, entry in (("energy", energy), ("forces", forces), (kind, tensor)) if entry}
     _check_complete(factors, taken)
     labels = {name: Label(_number(entry, name) * factors.get(name, 1.0), entry.key) for name, entry in taken.items()}
-    return Found(
+    return FoundLabels(
         labels.get("energy", Label(None, "")),
         labels.get("forces", Label(None, "")),
         _virial(labels.get(kind), kind, atoms),
@@ -220,14 +220,14 @@ def _chosen(options: ReadOptions) -> set[str]:
     return found | ({"virial", "stress"} if found & {"virial", "stress"} else set())
 
 
-def _equal(a, b) -> bool:
+def _equal(a: Any, b: Any) -> bool:
     try:
         return bool(np.array_equal(np.asarray(a, float).ravel(), np.asarray(b, float).ravel()))
     except (TypeError, ValueError):
         return False
 
 
-def _unused(atoms: ase.Atoms, entries: dict[str, list[_Entry]], taken: dict[str, _Entry], chosen) -> set[str]:
+def _unused(atoms: ase.Atoms, entries: dict[str, list[_Entry]], taken: dict[str, _Entry], chosen: Any) -> set[str]:
     """Keys that look like labels: of no known spelling, or beside a label with another value."""
     usual, found = {entry.key for entry in taken.values()}, set()
     for values in _places(atoms):
@@ -248,7 +248,7 @@ def _unused(atoms: ase.Atoms, entries: dict[str, list[_Entry]], taken: dict[str,
     return found
 
 
-def _holds_numbers(value) -> bool:
+def _holds_numbers(value: Any) -> bool:
     return np.asarray(value).dtype.kind in "if" and not isinstance(value, bool)
 
 

@@ -2,7 +2,8 @@
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import ase
 import ase.data
@@ -17,7 +18,9 @@ _POSITIONS = ("", "s", "u", "su")  # endings of x: in the box, in units of it, u
 _UNITS = {name for name in unitconvert.UNITSETS if name not in ("ASE", "lj")}
 
 
-def frames(lines: Iterator[str], elements: Sequence[str] = (), note=None) -> Iterator[ase.Atoms]:
+def frames(
+    lines: Iterator[str], elements: Sequence[str] = (), note: Callable[..., Any] | None = None
+) -> Iterator[ase.Atoms]:
     """The structures of a dump, forces and velocities in eV, Å and ASE's time; a dump says nothing of energies.
 
     `elements` are those of types 1, 2, ...; without, the dump must have a column `element` or `mass`. Units are those
@@ -137,7 +140,8 @@ def _frame(number: int, sections: dict, units: str, elements: Sequence[str]) -> 
         " ".join(["ITEM: ATOMS", *(columns[k] for k in kept), "element"]),
         *(" ".join([*(row[k] for k in kept), symbol]) for row, symbol in zip(rows, symbols, strict=True)),
     ]
-    (atoms,) = read_lammps_dump_text(io.StringIO("\n".join(text) + "\n"), index=":", units=units)
+    read: Any = read_lammps_dump_text
+    (atoms,) = read(io.StringIO("\n".join(text) + "\n"), index=":", units=units)
     if atoms.calc is not None:
         atoms.calc.results.pop("energy", None)  # ASE's 0 eV beside the forces is no energy
     return atoms

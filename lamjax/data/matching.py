@@ -1,11 +1,11 @@
 """Which atom of a relaxed structure is which atom of its start, found from where they are."""
 
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from ase.geometry import minkowski_reduce
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 from scipy.optimize import linear_sum_assignment
 
 from lamjax.system import System, complete_cell
@@ -49,7 +49,7 @@ def in_cell_of(start: System, target: System) -> Float[np.ndarray, "n_atoms 3"]:
     return target.positions + fractional @ np.where(start.pbc[:, None], start.cell - target.cell, 0)
 
 
-def nearest(d: Float[np.ndarray, "*n 3"], cell, pbc) -> Float[np.ndarray, "*n 3"]:
+def nearest(d: Float[np.ndarray, "*n 3"], cell: np.ndarray, pbc: np.ndarray) -> Float[np.ndarray, "*n 3"]:
     """The shortest periodic image of every vector d (Å), in any cell."""
     if not np.any(pbc):
         return d
@@ -64,7 +64,7 @@ def nearest(d: Float[np.ndarray, "*n 3"], cell, pbc) -> Float[np.ndarray, "*n 3"
     return d + images[chosen]
 
 
-def _assign(start: System, numbers, places) -> Int[np.ndarray, " n_atoms"]:
+def _assign(start: System, numbers: np.ndarray, places: Any) -> Int[np.ndarray, " n_atoms"]:
     order = np.empty(start.n_atoms, int)
     for element in np.unique(start.numbers):
         mine, theirs = np.flatnonzero(start.numbers == element), np.flatnonzero(numbers == element)
@@ -74,12 +74,12 @@ def _assign(start: System, numbers, places) -> Int[np.ndarray, " n_atoms"]:
     return order
 
 
-def _measured(start: System, places, order) -> Match:
+def _measured(start: System, places: Any, order: Any) -> Match:
     d = nearest(places[order] - start.positions, start.cell, start.pbc)
     squared = np.sum(nearest(d - _middle(d), start.cell, start.pbc) ** 2, axis=1)
     return Match(order, float(np.sqrt(squared.mean())), float(np.sqrt(squared.max())))
 
 
-def _middle(d) -> Float[np.ndarray, " 3"]:
+def _middle(d: Array) -> Float[np.ndarray, " 3"]:
     """The median displacement, so that few atoms which go far do not count; the mean of two would be of two images."""
     return np.quantile(d, 0.5, axis=0, method="lower")

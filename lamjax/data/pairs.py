@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Bool
 
 from lamjax.arguments import ArgumentError, describe
@@ -14,7 +15,7 @@ from lamjax.data import matching, trajectories
 from lamjax.data.atoms import fixed_mask, from_atoms
 from lamjax.data.frames import Frame
 from lamjax.data.labels import ReadOptions
-from lamjax.data.read import iterate
+from lamjax.data.reading import iterate
 from lamjax.system import Labels, System, cast, home_shift, moved_by, to_ase
 
 SAME_CELL = 1e-4  # Å; lattice vectors that differ by less are the same
@@ -65,9 +66,15 @@ class _Ends(NamedTuple):
     where: str
 
 
+def pair_name(pair: Pair) -> str:
+    """What a table calls a pair: its relax_id or pair_id, or where it was read."""
+    known = (pair.info[key] for key in ("relax_id", "pair_id", "trajectory") if key in pair.info)
+    return str(next(known, pair.source))
+
+
 def read_pairs(
     paths: str | Path | Iterable[str | Path],
-    dtype=np.float64,
+    dtype: DTypeLike | None = np.float64,
     fmax: float = 0.1,
     variable_cell: bool = False,
     keep_unrelaxed: bool = False,
@@ -85,7 +92,7 @@ def read_pairs(
     return [cast_pair(pair, dtype) for pair in found]
 
 
-def cast_pair(pair: Pair, dtype) -> Pair:
+def cast_pair(pair: Pair, dtype: DTypeLike | None) -> Pair:
     """The pair with its floats in `dtype`; if that is less than float64, near home (see `system.cast`).
 
     Both ends are moved by the same lattice vectors, so that the displacements between them stay what they are.
@@ -136,7 +143,7 @@ def _file_of(frame: Frame) -> str:
     return frame.source.rpartition(" frame ")[0]
 
 
-def _readable(paths, options: ReadOptions, left_out: list[str]) -> Iterator[_Read]:
+def _readable(paths: Any, options: ReadOptions, left_out: list[str]) -> Iterator[_Read]:
     """The frames that can be read; what is wrong with the others is added to `left_out`."""
     for path in [paths] if isinstance(paths, str | Path) else paths:
         try:

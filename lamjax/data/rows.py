@@ -67,7 +67,7 @@ def wanted_atoms(batch_size: int | str) -> int | None:
 def frames_per_batch(n_atoms: int, batch_size: int | str) -> int:
     """Structures of `n_atoms` atoms in a batch: ceil(N / n_atoms) for "auto:N", as in DeePMD-kit."""
     atoms = wanted_atoms(batch_size)
-    return batch_size if atoms is None else math.ceil(atoms / n_atoms)
+    return int(batch_size) if atoms is None else math.ceil(atoms / n_atoms)
 
 
 def row_shape(bucket: Bucket, batch_size: int | str, n_rows: int = 1) -> RowShape:
@@ -77,7 +77,7 @@ def row_shape(bucket: Bucket, batch_size: int | str, n_rows: int = 1) -> RowShap
     """
     atoms, most, least = wanted_atoms(batch_size), bucket.n_atoms, bucket.least
     if atoms is None:
-        each = math.ceil(batch_size / n_rows)
+        each = math.ceil(int(batch_size) / n_rows)
         return RowShape(each * most, each)
     if least == most:
         each = math.ceil(math.ceil(atoms / most) / n_rows)
@@ -91,7 +91,7 @@ def fill(sizes: np.ndarray, bucket: Bucket, batch_size: int | str) -> Filling:
     """Batches for structures of the given numbers of atoms (n,)."""
     n, whole = len(sizes), np.arange(len(sizes), dtype=np.int32)
     if wanted_atoms(batch_size) is None:
-        return Filling(whole, np.array([0, n]), whole, np.append(np.arange(0, n, batch_size), n))
+        return Filling(whole, np.array([0, n]), whole, np.append(np.arange(0, n, int(batch_size)), n))
     rounded = np.minimum(_rounded(bucket.n_atoms), bucket.n_atoms)[sizes]
     order = np.argsort(-rounded, kind="stable").astype(np.int32)
     falling = rounded[order]
@@ -107,7 +107,7 @@ def split(sizes: Sequence[int], batch_size: int | str, n_rows: int) -> list[list
     if n_rows == 1:
         return [list(range(len(sizes)))]
     if wanted_atoms(batch_size) is None:
-        each = math.ceil(batch_size / n_rows)
+        each = math.ceil(int(batch_size) / n_rows)
         return [list(range(len(sizes)))[k * each : (k + 1) * each] for k in range(n_rows)]
     rows: list[list[int]] = [[] for _ in range(n_rows)]
     falling = sorted(range(len(sizes)), key=lambda k: -sizes[k])

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from lamjax import files
 from lamjax.data.columns import facts
 from lamjax.data.frames import Frame, Joined, Subset
 from lamjax.data.store import Store
 from lamjax.neighbors import Shell, count
-from lamjax.reports import files, progress
+from lamjax.reports import progress
 from lamjax.threads import usable_cores
 
 SIDECAR = ".shapes.npz"  # of NAME.h5: NAME.h5.shapes.npz

@@ -4,12 +4,13 @@ The rules are DeePMD-kit's (environment statistics over all slots, empty ones to
 """
 
 import functools
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from lamjax.data.columns import composition_blocks, facts, sample
 from lamjax.data.frames import Frame, check_frames
@@ -89,7 +90,9 @@ def compositions(potential: Potential, frames: Sequence[Frame]) -> np.ndarray:
     return np.concatenate([np.zeros((0, n)), *composition_blocks(frames, type_table(potential.config.elements), n)])
 
 
-def _equations(potential: Potential, frames: Sequence[Frame], target: np.ndarray, use: np.ndarray):
+def _equations(
+    potential: Potential, frames: Sequence[Frame], target: np.ndarray, use: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(counts, energies) of the frames in use, block after block."""
     start = 0
     for counts in composition_blocks(frames, type_table(potential.config.elements), len(potential.config.elements)):
@@ -102,7 +105,7 @@ def _reduced(before: np.ndarray | None, counts: np.ndarray, energies: np.ndarray
     """Fewer equations with the same least squares: the triangle of a QR decomposition, where there are many."""
     equations = np.concatenate([counts, energies[:, None]], axis=1)
     equations = equations if before is None else np.concatenate([before, equations])
-    return np.linalg.qr(equations, mode="r") if len(equations) > EQUATIONS else equations
+    return np.asarray(np.linalg.qr(equations, mode="r")) if len(equations) > EQUATIONS else equations
 
 
 def set_environment(potential: Potential, params: Params, frames: Iterable[Frame]) -> Params:
@@ -175,7 +178,7 @@ def _require_head(potential: Potential) -> None:
         raise ValueError(f"Choose the head that is meant: {', '.join(potential.config.head_names)}.")
 
 
-def _parameters(frame: Frame, name: str, width: int, default) -> np.ndarray:
+def _parameters(frame: Frame, name: str, width: int, default: Any) -> np.ndarray:
     """fparam or aparam of one frame as rows of `width` numbers."""
     value = getattr(frame.system, name)
     value = default if value is None else value
@@ -197,7 +200,7 @@ class _Group(NamedTuple):
     counts: np.ndarray  # (n_types,) atoms
 
 
-def _groups(frames: Iterable[Frame], cutoff: float, table: np.ndarray):
+def _groups(frames: Iterable[Frame], cutoff: float, table: np.ndarray) -> Iterator[_Group]:
     """The frames' pairs in groups of at least `_CHUNK`, so that few calls are made."""
     pending, size = [], 0
     for frame in frames:
@@ -210,9 +213,9 @@ def _groups(frames: Iterable[Frame], cutoff: float, table: np.ndarray):
         yield _join(pending)
 
 
-def _join(groups) -> _Group:
+def _join(groups: Any) -> _Group:
     joined = [np.concatenate(column) for column in list(zip(*groups, strict=True))[:-1]]
-    return _Group(*joined, counts=sum(g.counts for g in groups))
+    return _Group(*joined, counts=np.sum([g.counts for g in groups], axis=0))
 
 
 def _pairs(frame: Frame, cutoff: float, table: np.ndarray) -> _Group:
@@ -227,7 +230,7 @@ def _pairs(frame: Frame, cutoff: float, table: np.ndarray) -> _Group:
     return _Group(types[i], types[j], np.arange(len(i)) - starts[i], d, r, counts)
 
 
-def _block_pairs(group: _Group, part: Block, excluded: set):
+def _block_pairs(group: _Group, part: Block, excluded: set) -> tuple[np.ndarray, np.ndarray]:
     """Type of the centre and displacement of the pairs that one block sees."""
     keep = (group.r <= part.rcut) & (group.slot < part.sel)
     for a, b in excluded:
@@ -235,9 +238,9 @@ def _block_pairs(group: _Group, part: Block, excluded: set):
     return group.centre[keep], group.d[keep]
 
 
-def _rows_function(part: Block, protection: float):
+def _rows_function(part: Block, protection: float) -> Callable:
     @jax.jit
-    def rows(d):
+    def rows(d: Array) -> Any:
         return raw_rows(d, part.rcut, part.rcut_smth, protection, part.exponential)[0]
 
     def apply(d: np.ndarray) -> np.ndarray:
@@ -253,12 +256,12 @@ def _rows_function(part: Block, protection: float):
 class _Sums:
     """Running counts and moments per type."""
 
-    def __init__(self, n_types: int):
+    def __init__(self, n_types: int) -> None:
         self.n_types = n_types
         self.slots = np.zeros(n_types)
         self.moments = np.zeros((4, n_types))  # q, q², a, a²; a pools three columns
 
-    def add(self, slots, centre, rows) -> None:
+    def add(self, slots: Any, centre: Array, rows: Any) -> None:
         self.slots += slots
         q, a = rows[:, 0], rows[:, 1:]
         columns = (q, q * q, a.sum(axis=1), (a * a).sum(axis=1))

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
+from jax.typing import DTypeLike
 
 from lamjax.arguments import expect
 from lamjax.data.atoms import fixed_mask
@@ -45,7 +46,7 @@ class Store(Sequence):
     Raises ValueError, with the remedy, for a file that is no store, is cut short, or was written by a newer lamjax.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         with _open(self.path) as file:
             self.digest = str(file.attrs["digest"])  # of all its bytes
@@ -58,10 +59,10 @@ class Store(Sequence):
     def __len__(self) -> int:
         return len(self.arrays["energy"])
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, tuple[Path]]:
         return Store, (self.path,)
 
-    def __getitem__(self, k):
+    def __getitem__(self, k: Any) -> Subset | Frame:
         if isinstance(k, slice):
             return Subset(self, np.arange(len(self))[k])
         k = self._checked(k)
@@ -101,7 +102,7 @@ class Store(Sequence):
         """The frame that an atom, counted through all frames, belongs to."""
         return int(np.searchsorted(self.arrays["offsets"], atom, side="right")) - 1
 
-    def _checked(self, k) -> int:
+    def _checked(self, k: Any) -> int:
         if not -len(self) <= k < len(self):
             raise IndexError(f"{self.path}: there is no frame {k} among {len(self)}.")
         return int(k) % len(self)
@@ -116,7 +117,7 @@ def is_store(path: str | Path) -> bool:
         return file.read(len(SIGNATURE)) == SIGNATURE
 
 
-def write_store(path: str | Path, frames: Iterable[Frame], dtype=np.float64) -> int:
+def write_store(path: str | Path, frames: Iterable[Frame], dtype: DTypeLike | None = np.float64) -> int:
     """Write the frames, one after another, to a packed file; returns how many there were.
 
     Positions, cells, forces, virials and parameters are kept in `dtype`, energies in float64; of `info` what is text or
@@ -170,7 +171,7 @@ def _columns(frame: Frame, dtype: np.dtype) -> list[Column]:
 class _Tables:
     """Names that are written once and numbered: of files, and of the keys that labels were found under."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.files: dict[str, int] = {}
         self.keys: dict[tuple[str, ...], int] = {}
 

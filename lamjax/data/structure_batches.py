@@ -9,9 +9,9 @@ from jaxtyping import Array, Bool, Int
 
 from lamjax import pytree
 from lamjax.arguments import expect, expect_all
+from lamjax.data.frame_plan import cheapest, histogram, merge, work
 from lamjax.data.frames import check_shells
 from lamjax.data.pairs import Pair, cast_pair
-from lamjax.data.plan import cheapest, histogram, merge, work
 from lamjax.neighbors import Neighbors, Shell, count, host_neighbors, image_offsets, plan_capacities
 from lamjax.neighbors.search import FAR
 from lamjax.neighbors.verlet import SKIN
@@ -116,15 +116,15 @@ def _packed(
     pairs: Sequence[Pair], shapes: Sequence[tuple[PairShape, list[int]]], shells: tuple[Shell, ...], shrink: float
 ) -> PackedPairs:
     """The arrays of the pairs that have each shape; shapes without any are left out."""
-    shapes = [(shape, tuple(members)) for shape, members in shapes if members]
+    chosen = [(shape, tuple(members)) for shape, members in shapes if members]
 
     def row(k: int, shape: PairShape) -> StructureBatch:
         return _row(pairs[k], shape, shells, shrink)._replace(number=np.int32(k + 1))
 
     return PackedPairs(
-        shapes=tuple(shape for shape, _ in shapes),
-        members=tuple(members for _, members in shapes),
-        rows=tuple(tuple(row(k, shape) for k in members) for shape, members in shapes),
+        shapes=tuple(shape for shape, _ in chosen),
+        members=tuple(members for _, members in chosen),
+        rows=tuple(tuple(row(k, shape) for k in members) for shape, members in chosen),
     )
 
 
@@ -149,7 +149,9 @@ def _needed(pair: Pair, shells: tuple[Shell, ...]) -> tuple[int, ...]:
     return tuple(np.max([count(system, shells) for system in (pair.start, pair.target)], axis=0).tolist())
 
 
-def pair_batches(packed: PackedPairs, batch_size: int, seed: int | None = None) -> Iterator[StructureBatch]:
+def pair_batches(
+    packed: PackedPairs, batch_size: int | str, seed: int | Sequence[int] | None = None
+) -> Iterator[StructureBatch]:
     """Every pair once, in batches of one shape each; the last batch of a shape is filled by empty rows (all zeros).
 
     With a `seed` the pairs of a shape and the batches of all shapes are shuffled; without, they come in the order of
@@ -157,7 +159,7 @@ def pair_batches(packed: PackedPairs, batch_size: int, seed: int | None = None) 
     """
     remedy = "Pack the pairs first: data.pack_pairs(pairs, potential.shells); frames have data.batches."
     expect(packed, PackedPairs, "pair_batches takes packed pairs", remedy)
-    check_batch_size(batch_size)
+    batch_size = check_batch_size(batch_size)
     rng = None if seed is None else np.random.default_rng(seed)
     batches: list[list[StructureBatch]] = []
     for rows in packed.rows:

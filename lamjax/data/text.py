@@ -6,7 +6,7 @@ import io
 import lzma
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
 _PACKED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 _OTHER = {b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "zstd", b"7z\xbc\xaf": "7z", b"Rar!": "rar"}
@@ -64,7 +64,7 @@ def name_unpacked(path: Path) -> str:
     return path.stem if path.suffix.lower() in ENDINGS else path.name
 
 
-def _opener(path: Path):
+def _opener(path: Path) -> Any:
     with open(path, "rb") as file:
         head = file.read(6)
     return next((opener for magic, opener in _PACKED.items() if head.startswith(magic)), open)

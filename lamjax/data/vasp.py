@@ -2,8 +2,9 @@
 
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, Self
 
 import ase
 from ase.io.vasp import read_vasp_xml
@@ -24,7 +25,7 @@ class _Nelm(SimpleVaspHeaderParser):
 
     LINE_DELIMITER = "NELM   ="
 
-    def parse(self, cursor, lines):
+    def parse(self, cursor: Any, lines: Sequence[str]) -> dict[str, int]:
         found = re.search(r"NELM\s*=\s*(\d+)", lines[cursor])
         return {"nelm": int(found[1])} if found else {}
 
@@ -32,17 +33,17 @@ class _Nelm(SimpleVaspHeaderParser):
 class _Lines:
     """Lines as the file that ASE expects: it iterates, and asks for the name."""
 
-    def __init__(self, lines: Iterator[str], name: str):
+    def __init__(self, lines: Iterator[str], name: str) -> None:
         self.lines, self.name = lines, name
 
-    def __iter__(self):
+    def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> str:
         return next(self.lines) + "\n"
 
 
-def outcar(lines: Iterator[str], folder: Path, note) -> Iterator[ase.Atoms]:
+def outcar(lines: Iterator[str], folder: Path, note: Callable[..., Any]) -> Iterator[ase.Atoms]:
     """The converged ionic steps of an OUTCAR; how many others there are is a remark (`note`).
 
     Constraints are those of a CONTCAR or POSCAR in the `folder`.
@@ -68,7 +69,7 @@ def _is_converged(lines: list[str], nelm: int | None) -> bool:
     return nelm is None or max(counts, default=1) < nelm
 
 
-def vasprun(path: str, note) -> Iterator[ase.Atoms]:
+def vasprun(path: str, note: Callable[..., Any]) -> Iterator[ase.Atoms]:
     """The converged ionic steps of a vasprun.xml: those of fewer electronic steps than NELM, which is all it tells."""
     nelm, counts = _electronic_steps(path)
     left = 0
@@ -95,7 +96,7 @@ def _electronic_steps(path: str) -> tuple[int | None, list[int]]:
     return nelm, counts
 
 
-def _report(left: int, n: int, note) -> None:
+def _report(left: int, n: int, note: Callable[..., Any]) -> None:
     if left:
         what = f"the electronic loop of {left} of {n} ionic steps ended at NELM without converging: left out"
         note("warning", what, _REMEDY, left)

@@ -1,12 +1,12 @@
 """What the comparisons of `consistency` mean: whether forces and virials are right, or which sign or unit is wrong."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lamjax import units
-from lamjax.data.consistency import Cluster, Pair
+from lamjax.data.consistency import Cluster, FramePair
 
 FEW = 3  # a verdict rests on at least so many comparisons
 SOME = 8  # and on so many where each of them tells less
@@ -32,10 +32,10 @@ class Verdict(NamedTuple):
     severity: str  # error, warning, or "" if there is nothing to complain of
     text: str
     sources: tuple[str, ...]  # the frames that it rests on, if something is wrong
-    factor: Callable | None  # Ratio or Pair -> true value over label; None if not tested
+    factor: Callable | None  # Ratio or FramePair -> true value over label; None if not tested
 
 
-FACTOR = Callable[[Ratio], float]
+FACTOR = Callable[[Any], float]
 RIGHT: FACTOR = lambda r: 1.0  # noqa: E731
 ENERGIES: dict[str, FACTOR] = {
     "the energies are in hartree": lambda r: 1 / HARTREE,
@@ -82,7 +82,7 @@ VIRIALS: dict[str, FACTOR] = {
 }
 
 
-def judge(pairs: Sequence[Pair], clusters: Iterable[Cluster]) -> tuple[Verdict, Verdict]:
+def judge(pairs: Sequence[FramePair], clusters: Iterable[Cluster]) -> tuple[Verdict, Verdict]:
     """(of the forces, of the virials) of one set."""
     forces = _forces(pairs)
     ratios, sharp = _by_tolerance(lambda t: _virial_ratios(pairs, forces.factor or RIGHT, t))
@@ -101,7 +101,7 @@ def judge(pairs: Sequence[Pair], clusters: Iterable[Cluster]) -> tuple[Verdict, 
     return forces, virial
 
 
-def _forces(pairs: Sequence[Pair]) -> Verdict:
+def _forces(pairs: Sequence[FramePair]) -> Verdict:
     """From pairs of one cell; else from all, with the meaning of forces and virials that leaves the least."""
     fixed = [p for p in pairs if p.by_virial == 0]
     ratios, sharp = _by_tolerance(lambda t: _force_ratios(fixed, RIGHT, t))
@@ -110,7 +110,7 @@ def _forces(pairs: Sequence[Pair]) -> Verdict:
     return _verdict(ratios, FORCES, "energy changes over what the forces say of them", "forces", sharp)
 
 
-def _best(pairs: Sequence[Pair]) -> FACTOR | None:
+def _best(pairs: Sequence[FramePair]) -> FACTOR | None:
     """The meaning of the virials that, with some meaning of the forces, explains the energy changes best."""
     use = [p for p in pairs if abs(p.change) > LEAST and p.by_virial and p.by_forces]
     if len(use) < FEW:
@@ -138,7 +138,7 @@ def _by_tolerance(ratios: Callable[[float], list[Ratio]]) -> tuple[list[Ratio], 
     return [], False
 
 
-def _force_ratios(pairs: Sequence[Pair], virial: FACTOR, tolerance: float) -> list[Ratio]:
+def _force_ratios(pairs: Sequence[FramePair], virial: FACTOR, tolerance: float) -> list[Ratio]:
     """Energy change (less what the virial says) over the work of the forces, where the forces matter most."""
     found = []
     for p in pairs:
@@ -149,7 +149,7 @@ def _force_ratios(pairs: Sequence[Pair], virial: FACTOR, tolerance: float) -> li
     return found
 
 
-def _virial_ratios(pairs: Sequence[Pair], forces: FACTOR, tolerance: float) -> list[Ratio]:
+def _virial_ratios(pairs: Sequence[FramePair], forces: FACTOR, tolerance: float) -> list[Ratio]:
     """Energy change (less the work of the forces) over what the virials say of it, where that matters most."""
     found = []
     for p in pairs:

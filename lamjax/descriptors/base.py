@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, PyTree
 
 from lamjax import nn
 from lamjax.descriptors.electrons import spin_orbitals
@@ -32,12 +33,14 @@ def type_inputs(elements: tuple[str, ...], use_econf_tebd: bool) -> np.ndarray:
     return spin_orbitals(elements) if use_econf_tebd else np.eye(len(elements))
 
 
-def type_embedding_init(key, inputs: np.ndarray, dim: int, bias: bool, dtype=None):
+def type_embedding_init(
+    key: Array, inputs: np.ndarray, dim: int, bias: bool, dtype: DTypeLike | None = None
+) -> dict[str, Any]:
     """Parameters of the table that gives every element a vector of `dim` numbers."""
     return nn.linear_init(key, inputs.shape[1], dim, bias=bias, dtype=dtype)
 
 
-def type_embedding(params, inputs: np.ndarray) -> Float[Array, "n_types_and_padding dim"]:
+def type_embedding(params: PyTree, inputs: np.ndarray) -> Float[Array, "n_types_and_padding dim"]:
     """T = X W (+ b) with DeePMD-kit's residual; the last row, of the padding type, is zero."""
     table = nn.dense(params, jnp.asarray(inputs, params["w"].dtype), lambda x: x)
     return jnp.pad(table, ((0, 1), (0, 0)))
@@ -53,14 +56,14 @@ def allowed_pairs(exclude_types: tuple[tuple[int, int], ...], n_types: int) -> n
     return allowed
 
 
-def mask_excluded(mask, types, indices, allowed: np.ndarray | None):
+def mask_excluded(mask: Array, types: Array, indices: Array, allowed: np.ndarray | None) -> Array:
     """The mask without the slots whose pair of types is excluded."""
     if allowed is None:
         return mask
     return mask & jnp.asarray(allowed)[types[:, None], types[indices[:, : mask.shape[1]]]]
 
 
-def split_neighbors(neighbors: Neighbors, types: Int[Array, " n_atoms"], shell: int):
+def split_neighbors(neighbors: Neighbors, types: Int[Array, " n_atoms"], shell: int) -> tuple[Array, Array, Any]:
     """indices, types and mask of the prefix of the list that belongs to one shell."""
     mask = neighbors.masks[shell]
     indices = neighbors.indices[:, : mask.shape[1]]

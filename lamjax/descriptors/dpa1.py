@@ -3,13 +3,16 @@
 Zhang et al., npj Comput. Mater. 2024, 10.1038/s41524-024-01278-7; numbers equal DeePMD-kit's `dpa1`/`se_atten`.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, PyTree
+from pydantic import Field
 
 from lamjax import nn
-from lamjax.arguments import as_tuples
+from lamjax.config import configuration
 from lamjax.descriptors import repinit
 from lamjax.descriptors.base import (
     Descriptor,
@@ -23,38 +26,59 @@ from lamjax.descriptors.base import (
 from lamjax.descriptors.environment import Block, empty_slots, environment
 from lamjax.descriptors.tabulation import TableConfig
 from lamjax.factories import factory
-from lamjax.neighbors import Shell
+from lamjax.neighbors import Neighbors, Shell
 
 
-@dataclass(frozen=True)
+@configuration
 class DPA1Config:
     """DPA-1 with `attn_layer` 0. Keys, defaults and meanings are otherwise DeePMD-kit's."""
 
     type: Literal["dpa1"] = "dpa1"
-    rcut: float = 6.0  # Å
-    rcut_smth: float = 0.5  # Å, start of the switch
-    sel: int = 120  # neighbours kept, and the divisor of sums
-    neuron: tuple[int, ...] = (25, 50, 100)
-    axis_neuron: int = 16
-    tebd_dim: int = 8
+    rcut: Annotated[float, Field(description="Å")] = 6.0
+    rcut_smth: Annotated[float, Field(description="Å, start of the switch")] = 0.5
+    sel: Annotated[int, Field(description="neighbours kept, and the divisor of sums")] = 120
+    neuron: tuple[Annotated[int, Field(ge=1)], ...] = (25, 50, 100)
+    axis_neuron: Annotated[int, Field(ge=1)] = 16
+    tebd_dim: Annotated[int, Field(ge=1)] = 8
     tebd_input_mode: Literal["concat", "strip"] = "concat"
     type_one_side: bool = False
     set_davg_zero: bool = True
     activation_function: str = "tanh"
     resnet_dt: bool = False
-    smooth_type_embedding: bool = True  # strip: the part of the types goes to zero with the switch
+    smooth_type_embedding: Annotated[
+        bool, Field(description="strip: the part of the types goes to zero with the switch")
+    ] = True
     concat_output_tebd: bool = True
     exclude_types: tuple[tuple[int, int], ...] = ()
     env_protection: float = 0.0
-    use_econf_tebd: bool = False  # types are embedded by their electronic configuration
+    use_econf_tebd: Annotated[bool, Field(description="types are embedded by their electronic configuration")] = False
     use_tebd_bias: bool = False
-    graph: bool = False  # sums run over all neighbours and no empty slots; `sel` only divides (DeePMD-kit's graph form)
-    table: TableConfig | None = None  # the radial net as a table, see `edit.tabulate`; not for training
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    graph: Annotated[
+        bool,
+        Field(
+            description="sums run over all neighbours and no empty slots; `sel` only divides (DeePMD-kit's graph form)"
+        ),
+    ] = False
+    table: Annotated[
+        TableConfig | None, Field(description="the radial net as a table, see `edit.tabulate`; not for training")
+    ] = None
 
-    def __post_init__(self):
-        as_tuples(self)
+    def __post_init__(self) -> None:
         repinit.check_block(self, self.sel, "sel")
+
+    @property
+    def element_rows(self) -> str | None:
+        """The parameters with a row for each element; None where rows belong to orbitals."""
+        return None if self.use_econf_tebd else "type_embedding"
+
+    @property
+    def smooth(self) -> bool:
+        """Whether the type embedding is multiplied by the switch."""
+        return self.smooth_type_embedding
+
+    def with_table(self, table: TableConfig) -> "DPA1Config":
+        """The same with the radial net as a table."""
+        return replace(self, table=table)
 
     @property
     def shells(self) -> tuple[Shell, ...]:
@@ -83,20 +107,35 @@ def dpa1(config: DPA1Config, elements: tuple[str, ...]) -> Descriptor:
     """The descriptor of a config for these elements."""
     inputs = type_inputs(elements, config.use_econf_tebd)
 
-    def init(key, dtype=None):
+    def init(key: Array, dtype: DTypeLike | None = None) -> dict[str, Any]:
         keys = nn.split(key)
         return {
             "type_embedding": type_embedding_init(keys[0], inputs, config.tebd_dim, config.use_tebd_bias, dtype),
             "repinit": repinit.init(keys[1], config.repinit, len(inputs), dtype),
         }
 
-    def apply(params, types, neighbors, displacements, first=0, charge_spin=None):
+    def apply(
+        params: PyTree,
+        types: Array,
+        neighbors: Neighbors,
+        displacements: Array,
+        first: Any = 0,
+        charge_spin: Array | None = None,
+    ) -> Array:
         return _apply(params, config, inputs, types, neighbors, displacements, first)
 
     return Descriptor(config, config.shells, config.width, init, apply)
 
 
-def _apply(params, config: DPA1Config, inputs, types, neighbors, displacements, first):
+def _apply(
+    params: PyTree,
+    config: DPA1Config,
+    inputs: Any,
+    types: Array,
+    neighbors: Neighbors,
+    displacements: Array,
+    first: Any,
+) -> Array:
     table = type_embedding(params["type_embedding"], inputs)
     indices, neighbor_types, mask = split_neighbors(neighbors, types, 0)
     mask = mask_excluded(mask, types, indices, allowed_pairs(config.exclude_types, len(inputs)))

@@ -4,12 +4,26 @@
 layer linearly, so their part is computed once per type, not once per edge.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, PyTree
 
 from lamjax import nn
 
 
-def embedding_init(key, keys, mode: str, n_type_inputs: int, tebd_dim: int, neuron, timestep: bool, dtype=None):
+def embedding_init(
+    key: Array,
+    keys: Any,
+    mode: str,
+    n_type_inputs: int,
+    tebd_dim: int,
+    neuron: tuple[int, ...],
+    timestep: bool,
+    dtype: DTypeLike | None = None,
+) -> dict[str, list[dict[str, Any]]]:
     """Parameters of one embedding; `n_type_inputs` is 2, or 1 for one-sided type input."""
     if mode == "concat":
         return {"net": nn.mlp_init(key, 1 + n_type_inputs * tebd_dim, neuron, timestep, dtype)}
@@ -19,7 +33,7 @@ def embedding_init(key, keys, mode: str, n_type_inputs: int, tebd_dim: int, neur
     }
 
 
-def concat_embedding(params, s, table, type_inputs, activation):
+def concat_embedding(params: PyTree, s: Array, table: PyTree, type_inputs: Array, activation: Callable) -> Array:
     """Net of [s, T[t] for t in type_inputs]; s has the shape of the edges, each type array broadcasts against it."""
     first, *rest = params["net"]
     dim = table.shape[1]
@@ -37,7 +51,9 @@ def concat_embedding(params, s, table, type_inputs, activation):
     return nn.mlp(rest, nn.finish_dense(first, pre, x, activation), activation)
 
 
-def strip_embedding(params, s, table, type_inputs, weight, activation):
+def strip_embedding(
+    params: PyTree, s: Array, table: PyTree, type_inputs: Array, weight: Array, activation: Callable
+) -> Array:
     """Gs + Gs * Gt * weight, Gs = net(s), Gt = net_strip([T[t] for t in type_inputs]); `weight` None means 1."""
     radial = nn.mlp(params["net"], s[..., None], activation)
     by_type = _strip_net(params["net_strip"], table, type_inputs, s.shape, activation)
@@ -46,7 +62,7 @@ def strip_embedding(params, s, table, type_inputs, weight, activation):
     return radial * by_type + radial
 
 
-def _strip_net(net, table, type_inputs, shape, activation):
+def _strip_net(net: PyTree, table: PyTree, type_inputs: Array, shape: tuple[int, ...], activation: Callable) -> Array:
     """The type net, on all pairs of types where these are fewer than the edges."""
     n_types, n_inputs = table.shape[0], len(type_inputs)
     n_edges = 1

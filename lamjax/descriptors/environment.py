@@ -1,8 +1,9 @@
 """The switch and the environment matrix, DeePMD's local frame-free coordinates of the neighbours."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from lamjax import numerics
@@ -36,12 +37,14 @@ class Empty(NamedTuple):
     type: Int[Array, "*n_atoms"]  # that of the structure's first atom
 
 
-def empty_slots(zero_mean: bool, sel: int, neighbors: Neighbors, types, first) -> Empty | None:
+def empty_slots(zero_mean: bool, sel: int, neighbors: Neighbors, types: Array, first: Any) -> Empty | None:
     """The empty ones of `sel` slots; None where they are zero. Slots of excluded pairs are neither."""
     return None if zero_mean else Empty(sel - jnp.sum(neighbors.mask, axis=1), types[first])
 
 
-def raw_rows(displacements, rcut: float, rcut_smth: float, protection: float = 0.0, exponential: bool = False):
+def raw_rows(
+    displacements: Array, rcut: float, rcut_smth: float, protection: float = 0.0, exponential: bool = False
+) -> tuple[Array, Array]:
     """e_ij = (w/(r+p), w d/(r+p)²) and w(r_ij), not masked. Zhang et al. 2024, eq. 3; `dpa1`'s rows."""
     r = numerics.safe_norm(displacements)
     w = (numerics.exponential_switch if exponential else numerics.switch)(r, rcut_smth, rcut)
@@ -73,12 +76,12 @@ def padding_rows(statistics: dict, types: Int[Array, " n_atoms"]) -> Float[Array
     return -mean / stddev
 
 
-def statistics_init(n_types: int, dtype=None, stddev: float = 1.0) -> dict:
+def statistics_init(n_types: int, dtype: DTypeLike | None = None, stddev: float = 1.0) -> dict:
     """Mean 0 and standard deviation 1 until statistics are taken from data; or a constant that stays."""
     return {"mean": jnp.zeros((n_types, 4), dtype), "stddev": jnp.full((n_types, 4), stddev, dtype)}
 
 
-def per_atom(statistics: dict, types):
+def per_atom(statistics: dict, types: Array) -> tuple:
     """mean and stddev (n_atoms, 4) of each atom's type; padding atoms borrow the last type's."""
     index = jnp.minimum(types, statistics["mean"].shape[0] - 1)
     return statistics["mean"][index], statistics["stddev"][index]

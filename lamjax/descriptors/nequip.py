@@ -7,16 +7,17 @@ atom are arrays (2l+1, channels) for l = 0, 1, 2, ..., components in e3nn's orde
 import functools
 import itertools
 import math
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, PyTree
+from pydantic import Field
 
 from lamjax import imports, nn, numerics
-from lamjax.arguments import as_tuples, at_least
+from lamjax.config import configuration
 from lamjax.descriptors.base import Descriptor, allowed_pairs, mask_excluded
 from lamjax.descriptors.environment import Block
 from lamjax.factories import factory
@@ -28,29 +29,27 @@ EPS = 1e-12  # of the layer norm
 Features = tuple[Float[Array, "n_atoms _ _"], ...]  # for each l: (n_atoms, 2l+1, channels)
 
 
-@dataclass(frozen=True)
+@configuration
 class NequIPConfig:
     """Sizes are those of the NequIP model of Nequix; the number of neighbours is not limited."""
 
     type: Literal["nequip"] = "nequip"
-    rcut: float = 6.0  # Å
-    channels: tuple[int, ...] = (128, 64, 32, 32)  # of l = 0, 1, 2, ... between the layers
-    lmax: int = 3  # of the spherical harmonics of an edge
-    nlayers: int = 4
-    embed_dim: int = 64  # numbers that the first layer knows of an element
-    radial_basis: int = 8
-    radial_neuron: tuple[int, ...] = (64, 64)
-    polynomial_p: float = 6.0  # of the cutoff function
-    avg_n_neighbors: float = 50.0  # sums over neighbours are divided by its root
-    scale: float = 1.0  # of the last layer's scalars over the root of their number
+    rcut: Annotated[float, Field(description="Å")] = 6.0
+    channels: Annotated[
+        tuple[Annotated[int, Field(ge=1)], ...], Field(description="of l = 0, 1, 2, ... between the layers")
+    ] = (128, 64, 32, 32)
+    lmax: Annotated[int, Field(ge=0, description="of the spherical harmonics of an edge")] = 3
+    nlayers: Annotated[int, Field(ge=1)] = 4
+    embed_dim: Annotated[int, Field(ge=1, description="numbers that the first layer knows of an element")] = 64
+    radial_basis: Annotated[int, Field(ge=1)] = 8
+    radial_neuron: tuple[Annotated[int, Field(ge=1)], ...] = (64, 64)
+    polynomial_p: Annotated[float, Field(description="of the cutoff function")] = 6.0
+    avg_n_neighbors: Annotated[float, Field(description="sums over neighbours are divided by its root")] = 50.0
+    scale: Annotated[float, Field(description="of the last layer's scalars over the root of their number")] = 1.0
     layer_norm: bool = True
     exclude_types: tuple[tuple[int, int], ...] = ()
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    def __post_init__(self):
-        as_tuples(self)
-        at_least(self, 1, "nlayers", "embed_dim", "radial_basis", "channels", "radial_neuron")
-        at_least(self, 0, "lmax")
+    def __post_init__(self) -> None:
         if not self.channels:
             raise ValueError("channels is empty: give the number of features of l = 0, 1, ..., for example [64, 32].")
         if self.lmax < len(self.channels) - 1:
@@ -73,6 +72,11 @@ class NequIPConfig:
         return self.channels[0]
 
     @property
+    def element_rows(self) -> str:
+        """The parameters with a row for each element."""
+        return "species"
+
+    @property
     def table(self) -> None:
         """There is no table for the radial nets."""
         return None
@@ -88,7 +92,7 @@ class NequIPConfig:
         return ()
 
 
-class Path(NamedTuple):
+class CouplingPath(NamedTuple):
     """A coupling of a sender's l = a with an edge's l = b to l = c, channel by channel."""
 
     a: int
@@ -102,7 +106,7 @@ class Layer(NamedTuple):
 
     inputs: tuple[int, ...]  # channels of l = 0, 1, ...
     outputs: tuple[int, ...]  # without the gates
-    paths: tuple[Path, ...]
+    paths: tuple[CouplingPath, ...]
 
     @property
     def gates(self) -> int:
@@ -137,10 +141,17 @@ class Edges(NamedTuple):
 def nequip(config: NequIPConfig, elements: tuple[str, ...]) -> Descriptor:
     """The descriptor of a config for these elements: the last layer's scalars, scaled."""
 
-    def init(key, dtype=None):
+    def init(key: Array, dtype: DTypeLike | None = None) -> dict[str, Any]:
         return _init(key, config, len(elements), dtype)
 
-    def apply(params, types, neighbors, displacements, first=0, charge_spin=None):
+    def apply(
+        params: PyTree,
+        types: Array,
+        neighbors: Neighbors,
+        displacements: Array,
+        first: Any = 0,
+        charge_spin: Array | None = None,
+    ) -> Array:
         return _apply(params, config, len(elements), types, neighbors, displacements)
 
     return Descriptor(config, config.shells, config.width, init, apply)
@@ -157,12 +168,12 @@ def layers(config: NequIPConfig) -> tuple[Layer, ...]:
     return tuple(found)
 
 
-def _paths(inputs: tuple[int, ...], lmax: int, n_outputs: int) -> tuple[Path, ...]:
+def _paths(inputs: tuple[int, ...], lmax: int, n_outputs: int) -> tuple[CouplingPath, ...]:
     """All couplings of natural parity, ordered by c, then a, then b."""
     found, start = [], 0
     for c, a, b in itertools.product(range(n_outputs), range(len(inputs)), range(lmax + 1)):
         if abs(a - b) <= c <= a + b and (a + b + c) % 2 == 0:
-            found.append(Path(a, b, c, slice(start, start + inputs[a])))
+            found.append(CouplingPath(a, b, c, slice(start, start + inputs[a])))
             start += inputs[a]
     return tuple(found)
 
@@ -181,7 +192,7 @@ def spherical_harmonics(lmax: int, u: Float[Array, "*batch 3"]) -> Float[Array, 
     return e3nn.spherical_harmonics(irreps, u, normalize=False, normalization="component").array
 
 
-def _init(key, config: NequIPConfig, n_types: int, dtype) -> dict[str, Any]:
+def _init(key: Array, config: NequIPConfig, n_types: int, dtype: DTypeLike | None) -> dict[str, Any]:
     """Weights of variance 1 where sums are divided by the root of their number, 4/n in the radial nets."""
     keys = nn.split(key, config.nlayers + 2)
     sizes = layers(config)
@@ -197,7 +208,9 @@ def _init(key, config: NequIPConfig, n_types: int, dtype) -> dict[str, Any]:
     }
 
 
-def _layer_init(key, config: NequIPConfig, layer: Layer, is_first: bool, dtype) -> dict[str, Any]:
+def _layer_init(
+    key: Array, config: NequIPConfig, layer: Layer, is_first: bool, dtype: DTypeLike | None
+) -> dict[str, Any]:
     keys = iter(nn.split(key, 3 * 8 + len(config.radial_neuron) + 1))
     widths = (config.radial_basis, *config.radial_neuron, layer.n_radial)
     params = {
@@ -215,7 +228,9 @@ def _layer_init(key, config: NequIPConfig, layer: Layer, is_first: bool, dtype) 
     return params
 
 
-def _apply(params, config: NequIPConfig, n_types: int, types, neighbors: Neighbors, displacements):
+def _apply(
+    params: PyTree, config: NequIPConfig, n_types: int, types: Array, neighbors: Neighbors, displacements: Array
+) -> Array:
     allowed = allowed_pairs(config.exclude_types, n_types)
     edges = _edges(config, neighbors, mask_excluded(neighbors.mask, types, neighbors.indices, allowed), displacements)
     kind = jnp.minimum(types, n_types - 1)  # padding is taken for some element; nobody sees it
@@ -230,7 +245,7 @@ def _apply(params, config: NequIPConfig, n_types: int, types, neighbors: Neighbo
     return config.scale / math.sqrt(config.width) * h[0][:, 0]
 
 
-def _edges(config: NequIPConfig, neighbors: Neighbors, mask: Bool[Array, "n_atoms capacity"], d) -> Edges:
+def _edges(config: NequIPConfig, neighbors: Neighbors, mask: Bool[Array, "n_atoms capacity"], d: Array) -> Edges:
     """Radial basis b_n(d) f(d), b_n = (2/rc) sin(n pi d/rc)/d, and the spherical harmonics of the directions."""
     r = numerics.safe_norm(d, keepdims=True)
     r = jnp.where(r > 0, r, 1)
@@ -240,14 +255,16 @@ def _edges(config: NequIPConfig, neighbors: Neighbors, mask: Bool[Array, "n_atom
     return Edges(neighbors.indices, basis, spherical_harmonics(config.lmax, d / r))
 
 
-def _cutoff(config: NequIPConfig, r):
+def _cutoff(config: NequIPConfig, r: Array) -> Array:
     """1 - (p+1)(p+2)/2 t^p + p(p+2) t^(p+1) - p(p+1)/2 t^(p+2), t = r/rc; 0 beyond."""
     p, t = config.polynomial_p, jnp.minimum(r / config.rcut, 1)
     inside = 1 - (p + 1) * (p + 2) / 2 * t**p + p * (p + 2) * t ** (p + 1) - p * (p + 1) / 2 * t ** (p + 2)
     return jnp.where(r < config.rcut, inside, 0)
 
 
-def _layer(config: NequIPConfig, layer: Layer, params, edges: Edges, sent: Features, kept: Features) -> Features:
+def _layer(
+    config: NequIPConfig, layer: Layer, params: PyTree, edges: Edges, sent: Features, kept: Features
+) -> Features:
     """Messages summed over the neighbours, mixed, added to what is kept, normalised and gated."""
     total = _gathered(config, layer, params["radial"], edges, sent)
     z = list(_linear(params["gather"], total))
@@ -261,7 +278,7 @@ def _layer(config: NequIPConfig, layer: Layer, params, edges: Edges, sent: Featu
     return (scalars, *(gate * x for gate, x in zip(parts, z[1:], strict=True)))
 
 
-def _gathered(config: NequIPConfig, layer: Layer, radial, edges: Edges, sent: Features) -> Features:
+def _gathered(config: NequIPConfig, layer: Layer, radial: Any, edges: Edges, sent: Features) -> Features:
     """Σ_j R(r_ij) C m_j Y(r_ij) over the neighbours by path, the paths to one l behind one another."""
     weights = edges.basis
     for w in radial[:-1]:
@@ -278,17 +295,17 @@ def _gathered(config: NequIPConfig, layer: Layer, radial, edges: Edges, sent: Fe
     return tuple(jnp.concatenate(parts, axis=-1) / root for parts in found)
 
 
-def _linear(weights, features: Features) -> Features:
+def _linear(weights: Array, features: Features) -> Features:
     """x W / sqrt(channels) for each l."""
     return tuple(nn.linear({"w": w}, x) / math.sqrt(len(w)) for w, x in zip(weights, features, strict=False))
 
 
-def _layer_norm(gamma, z: list) -> list:
+def _layer_norm(gamma: Array, z: list) -> list:
     """z_l gamma_l / sqrt(q), q the mean over l of Σ z_l² / (2l+1)²: summed over channels, as weights are trained."""
     q = sum(jnp.sum(x * x, axis=(1, 2)) / x.shape[1] ** 2 for x in z) / len(z)
     inverse = jax.lax.rsqrt(q + EPS)[:, None, None]
     return [g * x * inverse for g, x in zip(gamma, z, strict=True)]
 
 
-def _silu(x):
+def _silu(x: Array) -> Array:
     return jax.nn.silu(x) / SILU

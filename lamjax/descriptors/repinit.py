@@ -1,47 +1,48 @@
 """Repinit: the radial embedding of DPA-1, contracted to rotation-invariant features D = A A[:M]ᵀ."""
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, PyTree
+from pydantic import Field
 
 from lamjax import nn
-from lamjax.arguments import as_tuples, at_least
+from lamjax.config import configuration
 from lamjax.descriptors import tabulation
 from lamjax.descriptors.embedding import concat_embedding, embedding_init, strip_embedding
 from lamjax.descriptors.environment import Empty, Environment, padding_rows, per_atom, raw_rows, statistics_init
 from lamjax.descriptors.tabulation import TableConfig
 
 
-@dataclass(frozen=True)
+@configuration
 class RepinitConfig:
     """First block: radial embedding of the neighbours (DPA-1 without attention)."""
 
-    rcut: float = 6.0  # Å
-    rcut_smth: float = 0.5  # Å, start of the switch
-    nsel: int = 120  # neighbours kept, and the divisor of sums
-    neuron: tuple[int, ...] = (25, 50, 100)
-    axis_neuron: int = 16
-    tebd_dim: int = 8
+    rcut: Annotated[float, Field(description="Å")] = 6.0
+    rcut_smth: Annotated[float, Field(description="Å, start of the switch")] = 0.5
+    nsel: Annotated[int, Field(description="neighbours kept, and the divisor of sums")] = 120
+    neuron: tuple[Annotated[int, Field(ge=1)], ...] = (25, 50, 100)
+    axis_neuron: Annotated[int, Field(ge=1)] = 16
+    tebd_dim: Annotated[int, Field(ge=1)] = 8
     tebd_input_mode: Literal["concat", "strip"] = "concat"
     type_one_side: bool = False
     set_davg_zero: bool = True
     activation_function: str = "tanh"
     resnet_dt: bool = False
-    table: TableConfig | None = None  # the radial net as a table, see `edit.tabulate`; not for training
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    table: Annotated[
+        TableConfig | None, Field(description="the radial net as a table, see `edit.tabulate`; not for training")
+    ] = None
 
-    def __post_init__(self):
-        as_tuples(self)
+    def __post_init__(self) -> None:
         check_block(self, self.nsel, "nsel")
 
 
-def check_block(config, sel: int, name: str) -> None:
+def check_block(config: Any, sel: int, name: str) -> None:
     """ValueError for a radial block (repinit, or all of DPA-1) that cannot be computed; `name` is that of `sel`."""
     check_shell(config, sel, name)
     check_net(config)
-    at_least(config, 1, "tebd_dim", "axis_neuron")
     if config.axis_neuron > config.neuron[-1]:
         raise ValueError(
             f"axis_neuron is {config.axis_neuron}, more than the last of neuron, {list(config.neuron)}: it is how many "
@@ -49,7 +50,7 @@ def check_block(config, sel: int, name: str) -> None:
         )
 
 
-def check_shell(config, sel: int, name: str) -> None:
+def check_shell(config: Any, sel: int, name: str) -> None:
     """ValueError for cutoffs and numbers of neighbours that no block can have."""
     if not 0 <= config.rcut_smth < config.rcut < math.inf:
         raise ValueError(
@@ -60,28 +61,36 @@ def check_shell(config, sel: int, name: str) -> None:
         raise ValueError(f"{name} must be at least 1, got {sel}: it is how many neighbours within rcut are kept.")
 
 
-def check_net(config) -> None:
+def check_net(config: Any) -> None:
     """ValueError for layers without width, or an activation function that is not known."""
     if not config.neuron:
         raise ValueError("neuron is empty: it lists the widths of the layers, for example [25, 50, 100].")
-    at_least(config, 1, "neuron")
     if hasattr(config, "activation_function"):
         nn.activation(config.activation_function)
 
 
-def init(key, config, n_types: int, dtype=None):
+def init(key: Array, config: Any, n_types: int, dtype: DTypeLike | None = None) -> dict[str, Any]:
     if config.table:
         nets = tabulation.init(config.table, n_types, config.neuron[-1], dtype)
         return {**nets, "statistics": statistics_init(n_types, dtype)}
-    keys = nn.split(key)
+    first, second = nn.split(key)
     n_inputs = 1 if config.type_one_side else 2
     nets = embedding_init(
-        *keys, config.tebd_input_mode, n_inputs, config.tebd_dim, config.neuron, config.resnet_dt, dtype
+        first, second, config.tebd_input_mode, n_inputs, config.tebd_dim, config.neuron, config.resnet_dt, dtype
     )
     return {**nets, "statistics": statistics_init(n_types, dtype)}
 
 
-def apply(params, config, smooth: bool, empty: Empty | None, table, types, neighbor_types, env: Environment):
+def apply(
+    params: PyTree,
+    config: Any,
+    smooth: bool,
+    empty: Empty | None,
+    table: PyTree,
+    types: Array,
+    neighbor_types: Array,
+    env: Environment,
+) -> Array:
     """D (n_atoms, neuron[-1] * axis_neuron): A_i = (1/nsel) Σ_j G_ij ⊗ R_ij, D_i = A_i A_i[:M]ᵀ."""
     if config.table:
         a = tabulation.contract(params, config.table, empty, types, neighbor_types, env)
@@ -91,7 +100,15 @@ def apply(params, config, smooth: bool, empty: Empty | None, table, types, neigh
     return jnp.einsum("nkg,nkm->ngm", a, a[..., : config.axis_neuron]).reshape(len(types), -1)
 
 
-def tabulate(params, config: RepinitConfig, smooth: bool, table, protection: float, closest: float, tolerance: float):
+def tabulate(
+    params: PyTree,
+    config: RepinitConfig,
+    smooth: bool,
+    table: PyTree,
+    protection: float,
+    closest: float,
+    tolerance: float,
+) -> tuple[TableConfig, dict]:
     """TableConfig and parameters that replace the nets; `table` (n_types + 1, tebd_dim) is the type embedding.
 
     For atoms no closer than `closest` (Å); `tolerance` as in `tabulation.tabulate`. Needs x64.
@@ -100,7 +117,7 @@ def tabulate(params, config: RepinitConfig, smooth: bool, table, protection: flo
     n_types = len(statistics["mean"])
     by_switch = smooth and config.tebd_input_mode == "strip"
 
-    def radial(x, centre, neighbor):
+    def radial(x: Array, centre: Array, neighbor: Any) -> Array:
         mean, stddev = per_atom(statistics, centre)
         s = (x - mean[:, 0]) / stddev[:, 0]
         weights = (jnp.zeros_like(s), jnp.ones_like(s)) if by_switch else (jnp.ones_like(s),)
@@ -111,7 +128,16 @@ def tabulate(params, config: RepinitConfig, smooth: bool, table, protection: flo
     return tabulation.tabulate(radial, n_types, float(rows[0]), closest, tolerance)
 
 
-def _contract(params, config, smooth, empty, table, types, neighbor_types, env: Environment):
+def _contract(
+    params: PyTree,
+    config: Any,
+    smooth: Any,
+    empty: Any,
+    table: PyTree,
+    types: Array,
+    neighbor_types: Array,
+    env: Environment,
+) -> Array:
     """Σ_j R_ij ⊗ G_ij (n_atoms, 4, neuron[-1]), `empty` slots included."""
     centre = types[:, None]
     g = _embed(params, config, smooth, table, env.matrix[..., 0], centre, neighbor_types, env.switch)
@@ -126,7 +152,9 @@ def _contract(params, config, smooth, empty, table, types, neighbor_types, env: 
     return a + empty.number[:, None, None] * row[:, :, None] * g_empty[:, None, :]
 
 
-def _embed(params, config, smooth, table, s, centre, neighbor, w):
+def _embed(
+    params: PyTree, config: Any, smooth: Any, table: PyTree, s: Array, centre: Array, neighbor: Any, w: Array
+) -> Array:
     """G of normalised radial entries s, types at both ends, and the switch."""
     activation = nn.activation(config.activation_function)
     inputs = (neighbor,) if config.type_one_side else (neighbor, centre)

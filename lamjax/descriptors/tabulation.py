@@ -6,15 +6,18 @@ G_ij = U(x_ij) C[t_i, t_j]. The neighbours are summed before C is applied, so th
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
+from jax.typing import DTypeLike
+from jaxtyping import Array, PyTree
+from pydantic import Field
 
 from lamjax import numerics
+from lamjax.config import configuration
 from lamjax.descriptors.environment import Empty, Environment, padding_rows, per_atom
 
 BLOCK = {"cpu": 256}  # atoms whose neighbours are in memory together; as many as a processor's caches hold
@@ -27,19 +30,20 @@ CHECKED = 64  # where those of all pairs are, beside places that the functions o
 EDGES, PAIRS = 1 << 14, 128  # values of the net, and pairs of types, that are in memory together
 
 
-@dataclass(frozen=True)
+@configuration
 class TableConfig:
     """Size and range of a table."""
 
-    rank: int  # functions U_k
-    intervals: int  # of the splines, equal in x
-    x_max: float  # 1/Å, end of the table; beyond it (atoms closer than `closest`) the result is NaN
-    closest: float  # Å
-    parts: int = 1  # 2 where the part of the types is multiplied by the switch
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    rank: Annotated[int, Field(description="functions U_k")]
+    intervals: Annotated[int, Field(description="of the splines, equal in x")]
+    x_max: Annotated[
+        float, Field(description="1/Å, end of the table; beyond it (atoms closer than `closest`) the result is NaN")
+    ]
+    closest: Annotated[float, Field(description="Å")]
+    parts: Annotated[int, Field(description="2 where the part of the types is multiplied by the switch")] = 1
 
 
-def init(table: TableConfig, n_types: int, width: int, dtype=None):
+def init(table: TableConfig, n_types: int, width: int, dtype: DTypeLike | None = None) -> dict[str, Array]:
     """Parameters of the right shapes, all zero: a table is made from a trained net by `edit.tabulate`."""
     return {
         "spline": jnp.zeros((table.intervals, 4, table.rank), dtype),
@@ -47,7 +51,9 @@ def init(table: TableConfig, n_types: int, width: int, dtype=None):
     }
 
 
-def contract(params, table: TableConfig, empty: Empty | None, types, neighbor_types, env: Environment):
+def contract(
+    params: PyTree, table: TableConfig, empty: Empty | None, types: Array, neighbor_types: Array, env: Environment
+) -> Array:
     """Σ_j R_ij ⊗ G_ij (n_atoms, 4, width), `empty` slots included."""
     statistics, coefficients = params["statistics"], params["coefficients"]
     parts, n_types = coefficients.shape[:2]
@@ -55,7 +61,7 @@ def contract(params, table: TableConfig, empty: Empty | None, types, neighbor_ty
     centre = jnp.minimum(types, n_types - 1)
     by_centre = coefficients.swapaxes(0, 1).reshape(n_types, -1, width)  # part, type of the neighbour and k as one
 
-    def neighbours(types, centre, neighbor_types, env: Environment):
+    def neighbours(types: Array, centre: Array, neighbor_types: Array, env: Environment) -> Array:
         mean, stddev = per_atom(statistics, types)
         basis = _evaluate(params["spline"], table, env.matrix[..., 0] * stddev[:, :1] + mean[:, :1])
         weights = jnp.stack([jnp.ones_like(env.switch), env.switch], axis=-1)[..., :parts]
@@ -77,7 +83,7 @@ def contract(params, table: TableConfig, empty: Empty | None, types, neighbor_ty
     return total
 
 
-def _evaluate(spline, table: TableConfig, x):
+def _evaluate(spline: Array, table: TableConfig, x: Array) -> Array:
     """U(x) (..., rank); NaN beyond the end of the table."""
     t = x * (table.intervals / table.x_max)
     interval = jnp.clip(jnp.floor(t), 0, table.intervals - 1).astype(jnp.int32)
@@ -87,7 +93,7 @@ def _evaluate(spline, table: TableConfig, x):
     return jnp.where((t <= table.intervals)[..., None], value, jnp.nan)
 
 
-def tabulate(radial, n_types: int, x_max: float, closest: float, tolerance: float) -> tuple[TableConfig, dict]:
+def tabulate(radial: Any, n_types: int, x_max: float, closest: float, tolerance: float) -> tuple[TableConfig, dict]:
     """Config and parameters (numpy float64) for `radial`: x, centre, neighbour (n,) -> (n, parts, width), jittable.
 
     The functions U_k are those of a sample of the pairs of types; the coefficients of every pair follow by least
@@ -118,7 +124,7 @@ class _Basis(NamedTuple):
     largest: tuple[float, float]  # |G| and |dG/dx| of the sample, to which errors are relative
 
 
-def _off(intervals: int, rank: int, errors, tolerance: float) -> str:
+def _off(intervals: int, rank: int, errors: Any, tolerance: float) -> str:
     return (
         f"With {intervals} intervals and {rank} functions the table is off by {errors[0]:.1e} (slope "
         f"{errors[1]:.1e}), more than {tolerance:.1e}. Give a larger tolerance or a larger closest distance."
@@ -132,15 +138,15 @@ class _Net(NamedTuple):
     values_and_slopes: Callable  # (x, pairs) -> (2, n, n_pairs, parts, width)
 
 
-def _net(radial) -> _Net:
-    def both(x, centre, neighbor):
+def _net(radial: Any) -> _Net:
+    def both(x: Array, centre: Array, neighbor: Any) -> Array:
         return jnp.stack(jax.jvp(lambda x: radial(x, centre, neighbor), (x,), (jnp.ones_like(x),)), axis=1)
 
     slopes_last = _evaluator(both)
     return _Net(_evaluator(radial), lambda x, pairs: np.moveaxis(slopes_last(x, pairs), 2, 0))
 
 
-def _evaluator(function):
+def _evaluator(function: Callable) -> Callable:
     """`function` of edges (n,) for all x (n,) and pairs (n_pairs, 2) of types: one program for all sizes."""
     block = jax.jit(function)
 
@@ -161,7 +167,7 @@ def _evaluator(function):
 def _basis(net: _Net, pairs: np.ndarray, x_max: float, tolerance: float, cut: float) -> _Basis:
     """Splines of the functions whose singular values are above `cut`; ValueError if 32,768 intervals do not suffice."""
 
-    def both(x):
+    def both(x: Array) -> Array:
         return net.values_and_slopes(x, pairs).reshape(2, len(x), -1)
 
     rows = both(np.linspace(0, x_max, NODES))

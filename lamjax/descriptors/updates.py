@@ -1,18 +1,22 @@
 """How a layer's updates are added to what they update: averages, increments, or residual vectors."""
 
+from typing import Any
+
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array
 
 from lamjax import nn
 
 
-def residuals_init(key, number: int, width: int, size: float, kind: str, dtype=None) -> list:
+def residuals_init(key: Array, number: int, width: int, size: float, kind: str, dtype: DTypeLike | None = None) -> list:
     """`number` residual vectors: all `size` ("const"), or N(0, size) ("norm")."""
     if kind == "const":
         return [jnp.full(width, size, dtype) for _ in range(number)]
     return [size * nn.normal(k, (width,), dtype) for k in nn.split(key, number)]
 
 
-def combine(style: str, residuals, terms):
+def combine(style: str, residuals: Any, terms: Any) -> Any:
     """u0 with its updates: their average, increments over sqrt, or residual vectors matched by position."""
     base, *updates = terms
     if not updates:

@@ -13,8 +13,8 @@ from lamjax.distillation.config import LabelConfig as LabelConfig
 from lamjax.distillation.config import StudentConfig as StudentConfig
 from lamjax.distillation.config import TeacherConfig as TeacherConfig
 from lamjax.distillation.config import TrustConfig as TrustConfig
-from lamjax.distillation.explore import Engine as Engine
-from lamjax.distillation.explore import potential_engine as potential_engine
+from lamjax.distillation.exploration import Engine as Engine
+from lamjax.distillation.exploration import potential_engine as potential_engine
 from lamjax.distillation.explore_calculators import calculator_engine as calculator_engine
 from lamjax.distillation.explored import Explored as Explored
 from lamjax.distillation.explored import explore_set as explore_set

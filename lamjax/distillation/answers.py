@@ -1,6 +1,6 @@
 """What a labeller answers: a structure with energy, forces and maybe stress, or why there is none."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ase
 from ase.calculators.singlepoint import SinglePointCalculator
@@ -12,7 +12,7 @@ class Failed(NamedTuple):
     reason: str
 
 
-def labelled(atoms: ase.Atoms, **results) -> ase.Atoms:
+def labelled(atoms: ase.Atoms, **results: Any) -> ase.Atoms:
     """The structure with its info and these results."""
     atoms = bare(atoms)
     atoms.calc = SinglePointCalculator(atoms, **results)

@@ -16,7 +16,7 @@ from lamjax.data import records
 from lamjax.distillation.answers import Failed, bare, labelled
 
 IMPORTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")  # package.module:factory
-ROUNDING = {"rtol": 1e-5, "atol": 1e-4}  # eV, eV/Å, eV/Å³: what differs by more has not the same cause
+ROUNDING: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-4}  # eV, eV/Å, eV/Å³: what differs by more has not the same cause
 MISSING = (calculators.PropertyNotImplementedError, NotImplementedError)
 FAILURES = (Exception, SystemExit)  # every code has its own ways to fail; some end the process
 
@@ -30,7 +30,7 @@ class CalculatorLabeller:
 
     def __init__(
         self, make: Callable[[], Any], name: str = "calculator", reuse: bool = False, level: str | None = None
-    ):
+    ) -> None:
         self.make, self.name, self.reuse = make, name, reuse
         self.level = name if level is None else level  # what frames say of who labelled them
         self._kept: Any = None  # the instance that is used again

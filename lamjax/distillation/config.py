@@ -1,11 +1,11 @@
 """What a distillation is made from: who labels, who learns, what is explored, what is trusted and when it is enough."""
 
-from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from dataclasses import field
+from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator
+from pydantic import Discriminator, Field
 
-from lamjax.arguments import as_tuples, at_least
+from lamjax.config import configuration
 from lamjax.data import frames_per_batch
 from lamjax.losses import LabelLossConfig
 from lamjax.potential import PotentialConfig
@@ -70,19 +70,20 @@ logger: [csv]                      # places for the records of each round's trai
 """
 
 
-@dataclass(frozen=True)
+@configuration
 class TeacherConfig:
     """A potential labels: a lamjax bundle or a DeePMD-kit model."""
 
     model: str
     head: str | None = None
     precision: Literal["float32", "float64"] = "float32"
-    batch_size: int | str = "auto:256"
+    batch_size: Annotated[int | str, Field(description="a number of structures, or auto:N, lists of about N atoms")] = (
+        "auto:256"
+    )
     type: Literal["potential"] = "potential"
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
 
-@dataclass(frozen=True)
+@configuration
 class CalculatorConfig:
     """An ASE calculator labels: ASE's name for it, "tblite", or "package.module:factory", which is imported.
 
@@ -91,91 +92,105 @@ class CalculatorConfig:
     """
 
     name: str
-    options: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the class or function
-    reuse: bool | None = None  # one instance for many frames; None: if it is imported
+    options: Annotated[dict[str, Any], Field(description="keyword arguments of the class or function")] = field(
+        default_factory=dict
+    )
+    reuse: Annotated[bool | None, Field(description="one instance for many frames; None: if it is imported")] = None
     type: Literal["calculator"] = "calculator"
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
 
-@dataclass(frozen=True)
+@configuration
 class FilesConfig:
     """Somebody else labels: what is wanted is written to a file, and the answer is looked for in another."""
 
     type: Literal["files"] = "files"
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
 
 LabellerConfig = Annotated[TeacherConfig | CalculatorConfig | FilesConfig, Discriminator("type")]
 
 
-@dataclass(frozen=True)
+@configuration
 class StudentConfig:
     """Who learns, and how: keys of `lamjax train`."""
 
     model: PotentialConfig | None = None
-    base: str | None = None
+    base: Annotated[
+        str | None, Field(description="instead of model: fine-tune a stored one; head: NAME. Members get fresh heads")
+    ] = None
     head: str | None = None
     loss: LabelLossConfig = LabelLossConfig(start_pref_v=0.02, limit_pref_v=1.0)
-    hessian: float = 0.0  # (Å⁴/eV²) of the squared difference of Hessian-vector products
+    hessian: Annotated[
+        float, Field(ge=0, description="(Å⁴/eV²) of the squared difference of Hessian-vector products")
+    ] = 0.0
     schedule: ScheduleConfig = ScheduleConfig(stop_lr=1e-5, decay_steps=500)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    ema_decay: float | None = None
-    steps: int = 10_000
-    batch_size: int | str = "auto"
-    max_programs: int = 2
+    ema_decay: Annotated[
+        float | None, Field(description="for example 0.99: a running mean of the parameters is what a round ends with")
+    ] = None
+    steps: Annotated[
+        int, Field(ge=1, description="of every round; each round goes on from the members of the last one")
+    ] = 10_000
+    batch_size: Annotated[int | str, Field(description="a number of structures, or auto:N, lists of about N atoms")] = (
+        "auto"
+    )
+    max_programs: Annotated[int, Field(ge=1, description="shapes of arrays; kept from round to round")] = 2
     precision: Literal["float32", "float64"] = "float32"
     matmul_precision: Literal["float32", "tensorfloat32", "bfloat16"] | None = None
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if (self.model is None) == (self.base is None):
             raise ValueError("Give either `model` (a fresh student) or `base` (a stored one to fine-tune), not both.")
-        at_least(self, 1, "steps", "max_programs")
-        at_least(self, 0, "hessian")
         check_ema(self.ema_decay)
         frames_per_batch(1, self.batch_size)
 
 
-@dataclass(frozen=True)
+@configuration
 class ExploreConfig:
     """Where a student goes to be looked at."""
 
-    temperatures: tuple[float, ...] = (300.0,)  # K
-    pressures: tuple[float, ...] = ()  # GPa; none: constant volume
-    timestep: float = 1.0  # fs
-    steps: int = 1000
-    every: int = 20
-    simulations: int | None = None
-    perturbed: int = 10
-    displacement: float = 0.05  # Å
-    strain: float = 0.02
-    relaxations: int = 0
-    relax_steps: int = 20
-    relax_every: int | None = None
-    relax_cell: bool = False
-    substitutions: int = 0
-    similar: int = 1
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    temperatures: Annotated[tuple[float, ...], Field(description="K")] = (300.0,)
+    pressures: Annotated[tuple[float, ...], Field(description="GPa; none: constant volume")] = ()
+    timestep: Annotated[float, Field(description="fs")] = 1.0
+    steps: Annotated[
+        int, Field(ge=1, description="of every round; each round goes on from the members of the last one")
+    ] = 1000
+    every: Annotated[int, Field(ge=1, description="steps between the frames that are looked at")] = 20
+    simulations: Annotated[
+        int | None, Field(ge=0, description="per round, drawn among starts, temperatures and pressures; null: all")
+    ] = None
+    perturbed: Annotated[int, Field(ge=0, description="per start: random displacements and strain")] = 10
+    displacement: Annotated[float, Field(ge=0, description="Å")] = 0.05
+    strain: Annotated[float, Field(ge=0, description="standard deviation of a component")] = 0.02
+    relaxations: Annotated[
+        int, Field(ge=0, description="per start: perturbed structures that are relaxed for a while")
+    ] = 0
+    relax_steps: Annotated[int, Field(ge=1)] = 20
+    relax_every: Annotated[
+        int | None, Field(ge=1, description="steps between the frames that are looked at; null: only where it ends")
+    ] = None
+    relax_cell: Annotated[bool, Field(description="whether the cell relaxes too")] = False
+    substitutions: Annotated[
+        int, Field(ge=0, description="further starts per start: elements replaced by similar ones, the volume scaled")
+    ] = 0
+    similar: Annotated[
+        int, Field(ge=1, description="places in the group (d and f elements: or the row) that these may be away")
+    ] = 1
 
-    def __post_init__(self):
-        as_tuples(self)
-        at_least(self, 1, "steps", "every", "relax_steps", "relax_every", "similar")
-        at_least(self, 0, "simulations", "relaxations", "perturbed", "substitutions", "displacement", "strain")
+    def __post_init__(self) -> None:
         if not self.timestep > 0 or not all(t > 0 for t in self.temperatures):
             raise ValueError(
                 f"timestep and temperatures must be positive, got {self.timestep}, {list(self.temperatures)}."
             )
 
 
-@dataclass(frozen=True)
+@configuration
 class TrustConfig:
     """Levels of the largest force deviation in a frame (eV/Å): what is between is labelled, what is above is not."""
 
     lower: float = 0.05
     upper: float = 0.3
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.lower < self.upper:
             raise ValueError(
                 f"lower ({self.lower}) must be below upper ({self.upper}), and not negative: frames between the two "
@@ -183,51 +198,57 @@ class TrustConfig:
             )
 
 
-@dataclass(frozen=True)
+@configuration
 class LabelConfig:
     """How many frames a round labels: `most` to learn from, `fresh` ones, drawn at random, to measure with."""
 
-    most: int = 100
-    fresh: int = 20
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    def __post_init__(self):
-        at_least(self, 1, "most", "fresh")
+    most: Annotated[int, Field(ge=1, description="frames a round to learn from")] = 100
+    fresh: Annotated[int, Field(ge=1, description="frames a round to measure with")] = 20
 
 
-@dataclass(frozen=True)
+@configuration
 class EnoughConfig:
     """A round is the last one if it finds all of these."""
 
-    deviation: float = 0.1  # eV/Å, below which 95 % of the explored frames are
-    force: float = 0.05  # eV/Å, RMSE of a component on fresh frames
-    energy: float = 0.002  # eV/atom, RMSE on fresh frames
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    deviation: Annotated[float, Field(description="eV/Å, below which 95 % of the explored frames are")] = 0.1
+    force: Annotated[float, Field(description="eV/Å, RMSE of a component on fresh frames")] = 0.05
+    energy: Annotated[float, Field(description="eV/atom, RMSE on fresh frames")] = 0.002
 
 
-@dataclass(frozen=True)
+@configuration
 class DistillConfig:
     """A distillation, or active learning if the labeller is no potential."""
 
-    student: StudentConfig
-    start: tuple[str, ...]
-    labeller: LabellerConfig | None = None  # None: a script gives its own to `prepare`
-    initial: tuple[str, ...] = ()
-    energy_key: str | None = None  # where labels are in the files, see `data.ReadOptions`
+    student: Annotated[
+        StudentConfig, Field(description="model, loss, schedule, optimizer, ... as in `lamjax train --template`")
+    ]
+    start: Annotated[tuple[str, ...], Field(description="where exploration begins: every frame of these files")]
+    labeller: Annotated[LabellerConfig | None, Field(description="None: a script gives its own to `prepare`")] = None
+    initial: Annotated[
+        tuple[str, ...], Field(description="labelled frames to learn from as well, from the first round on")
+    ] = ()
+    energy_key: Annotated[str | None, Field(description="where labels are in the files, see `data.ReadOptions`")] = None
     forces_key: str | None = None
-    stress_key: str | None = None
-    virial_key: str | None = None
-    type_map: tuple[str, ...] = ()
-    members: int = 4
-    rounds: int = 8
+    stress_key: Annotated[str | None, Field(description="eV/Å³, positive in tension")] = None
+    virial_key: Annotated[str | None, Field(description="eV, -V stress")] = None
+    type_map: Annotated[
+        tuple[str, ...], Field(description="elements of types that a LAMMPS dump or a DeePMD set numbers")
+    ] = ()
+    members: Annotated[int, Field(description="of the committee, trained and asked together")] = 4
+    rounds: Annotated[int, Field(ge=1, description="at most; round 0 begins with perturbed structures alone")] = 8
     explore: ExploreConfig = ExploreConfig()
-    trust: TrustConfig = TrustConfig()
-    label: LabelConfig = LabelConfig()
-    enough: EnoughConfig = EnoughConfig()
+    trust: Annotated[
+        TrustConfig, Field(description="eV/Å, largest force deviation in a frame: labelled if between")
+    ] = TrustConfig()
+    label: Annotated[
+        LabelConfig, Field(description="frames per round to learn from, and to measure with: those are never learned")
+    ] = LabelConfig()
+    enough: Annotated[
+        EnoughConfig, Field(description="eV/Å (95 % of frames), eV/Å and eV/atom (RMSE on fresh frames)")
+    ] = EnoughConfig()
     seed: int = 0
-    output: str = "distilled"
-    logger: tuple[LoggerName, ...] = ("csv",)
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    output: Annotated[str, Field(description="folder with all rounds and the student")] = "distilled"
+    logger: Annotated[tuple[LoggerName, ...], Field(description="where records go, beside the tables")] = ("csv",)
 
     @property
     def files(self) -> list[str]:
@@ -235,10 +256,8 @@ class DistillConfig:
         models = (self.student.base, getattr(self.labeller, "model", None))
         return [*self.start, *self.initial, *(path for path in models if path is not None)]
 
-    def __post_init__(self):
-        as_tuples(self)
+    def __post_init__(self) -> None:
         if not self.start:
             raise ValueError("`start` names no file. List structures where exploration begins: [structures.extxyz].")
-        at_least(self, 1, "rounds")
         if self.members < 2:
             raise ValueError(f"members is {self.members}; a committee that can disagree needs at least 2.")

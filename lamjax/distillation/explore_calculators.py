@@ -12,7 +12,16 @@ from ase.optimize import FIRE
 from lamjax.data import Frame
 from lamjax.distillation.calculators import FAILURES
 from lamjax.distillation.config import ExploreConfig
-from lamjax.distillation.explore import Engine, Simulation, Walk, conditions, described, found, stages, to_be_relaxed
+from lamjax.distillation.exploration import (
+    Engine,
+    PlannedSimulation,
+    Walk,
+    conditions,
+    described,
+    found,
+    stages,
+    to_be_relaxed,
+)
 from lamjax.relaxation import RelaxConfig
 from lamjax.system import System, constraints, host_system, to_ase
 
@@ -40,7 +49,7 @@ def calculator_engine(make: Callable[[], Any]) -> Engine:
                     failure = f"{start.source}, relaxed: {type(error).__name__}: {error}"
             yield Walk(frames, failure)
 
-    def simulate(config: ExploreConfig, one: Simulation, seed: int) -> Walk:
+    def simulate(config: ExploreConfig, one: PlannedSimulation, seed: int) -> Walk:
         frames: list[ase.Atoms] = []
         try:
             for step, system in _simulated(make(), config, one, seed):
@@ -63,7 +72,9 @@ def _relaxed(calculator: Any, config: ExploreConfig, atoms: ase.Atoms) -> Iterat
                 return
 
 
-def _simulated(calculator: Any, config: ExploreConfig, one: Simulation, seed: int) -> Iterator[tuple[int, System]]:
+def _simulated(
+    calculator: Any, config: ExploreConfig, one: PlannedSimulation, seed: int
+) -> Iterator[tuple[int, System]]:
     """(step, structure) of every `every`-th step."""
     atoms, rng = _atoms(one.start.system, one.start), np.random.default_rng(seed)
     atoms.calc = calculator

@@ -13,9 +13,9 @@ import ase
 from lamjax.data import Frame, from_atoms, records
 from lamjax.distillation import files
 from lamjax.distillation.config import ExploreConfig
-from lamjax.distillation.explore import Engine, Walk, beginnings, parts, plain_start
+from lamjax.distillation.exploration import Engine, Walk, beginnings, parts, plain_start
 from lamjax.distillation.substitute import USUAL, substitutes
-from lamjax.reports.files import cut, size
+from lamjax.files import cut, size
 
 
 class Explored(NamedTuple):
@@ -94,7 +94,7 @@ def check_pressures(config: ExploreConfig, starts: Sequence[Frame]) -> None:
         )
 
 
-def _settings(config, starts: Sequence[Frame], seed: int, elements: Sequence[str], name: str) -> dict[str, Any]:
+def _settings(config: Any, starts: Sequence[Frame], seed: int, elements: Sequence[str], name: str) -> dict[str, Any]:
     """What must be the same for an exploration to go on."""
     digest = hashlib.sha256()
     for start in starts:

@@ -7,6 +7,8 @@ from typing import Protocol
 
 import ase
 import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array
 
 from lamjax import checkpoints, units
 from lamjax.data import Frame, ReadOptions, from_atoms, read, records
@@ -17,8 +19,8 @@ from lamjax.distillation.config import CalculatorConfig, FilesConfig, LabellerCo
 from lamjax.distillation.files import write_frames
 from lamjax.distillation.probes import add_probes
 from lamjax.distillation.shapes import LastingShapes
+from lamjax.evaluation.errors import predictions
 from lamjax.potential import Params, Potential, Prediction, check_elements
-from lamjax.training.errors import predictions
 
 WANTED, ANSWER = "to_label.extxyz", "answer.extxyz"
 CHUNK = 64  # frames that a potential labels before they are written
@@ -48,10 +50,10 @@ class PotentialLabeller:
         potential: Potential,
         params: Params,
         batch_size: int | str = "auto:256",
-        dtype=np.float32,
+        dtype: DTypeLike | None = np.float32,
         probes: bool = False,
         level: str | None = None,
-    ):
+    ) -> None:
         self.potential, self.params, self.batch_size = potential, params, batch_size
         self.level = level  # what frames say of who labelled them
         self.probes = probes  # whether Hessian-vector products come with the labels
@@ -99,7 +101,7 @@ class PotentialLabeller:
 class FileLabeller:
     """Somebody else: frames are written to a file, and their labels are expected in another beside it."""
 
-    def __init__(self, options: ReadOptions | None = None):
+    def __init__(self, options: ReadOptions | None = None) -> None:
         self.options = options or ReadOptions()  # of the other file
 
     def label(self, frames: Sequence[ase.Atoms], folder: Path) -> Iterator[ase.Atoms | Failed]:
@@ -173,7 +175,7 @@ def _answered(atoms: ase.Atoms, found: Prediction) -> ase.Atoms:
     return _of_labels(atoms, float(found.energy), found.forces, virial)
 
 
-def _of_labels(atoms: ase.Atoms, energy: float, forces, virial) -> ase.Atoms:
+def _of_labels(atoms: ase.Atoms, energy: float, forces: Array, virial: Array) -> ase.Atoms:
     results = {"energy": energy, "forces": np.asarray(forces, np.float64)}
     if virial is not None:
         results["stress"] = units.to_voigt(units.virial_to_stress(virial, atoms.get_volume()))

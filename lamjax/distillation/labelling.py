@@ -6,10 +6,11 @@ from typing import TextIO
 
 import ase
 
-from lamjax.data import levels, records
+from lamjax.data import records
+from lamjax.data import theory_levels as levels
 from lamjax.distillation.answers import Failed
 from lamjax.distillation.label import Labeller
-from lamjax.reports.files import cut
+from lamjax.files import cut
 
 FAILED = "failed"  # info of a frame that has no label: why
 

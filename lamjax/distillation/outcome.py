@@ -68,7 +68,7 @@ def write_plot(run: Distillation, rounds: Sequence[dict[str, Any]]) -> Path | No
         return None
     numbers = [facts["round"] for facts in rows]
 
-    def line(of):
+    def line(of: Any) -> tuple[list[Any], list[float]]:
         values = [of(facts) for facts in rows]
         return numbers, [np.nan if value is None else value for value in values]
 

@@ -1,11 +1,13 @@
 """How the teacher's forces change along random directions: stored with the labels, and put beside them in batches."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import ase
 import jax
 import numpy as np
+from jaxtyping import Array, PyTree
 
 from lamjax.data import Batch, Frame, Packed, batches
 from lamjax.losses import Probed, force_change
@@ -15,7 +17,9 @@ from lamjax.potential import Params, Potential
 DIRECTION, PRODUCT = "probe", "probe_product"  # arrays of a labelled frame: v without unit, dF/dx v in eV/Å²
 
 
-def add_probes(potential: Potential, params: Params, frames: Sequence[ase.Atoms], packed: Packed, batch_size) -> None:
+def add_probes(
+    potential: Potential, params: Params, frames: Sequence[ase.Atoms], packed: Packed, batch_size: int | str
+) -> None:
     """Arrays `probe`, v ~ N(0, 1), and `probe_product`, dF/dx v, for every frame that is packed, in place."""
     run = _jitted(potential)
     for atoms in frames:
@@ -43,7 +47,7 @@ def _spread(batch: Batch, values: Sequence[np.ndarray | None]) -> np.ndarray:
     return found
 
 
-def _places(batch: Batch):
+def _places(batch: Batch) -> Iterator[tuple[Any, np.ndarray, int]]:
     """(row, places of its atoms there, frame) of every structure."""
     for row, slot in zip(*np.nonzero(batch.frame >= 0), strict=True):
         mine = (batch.system.structure[row] == slot) & (batch.system.numbers[row] > 0)
@@ -51,8 +55,8 @@ def _places(batch: Batch):
 
 
 @functools.lru_cache(maxsize=4)
-def _jitted(potential: Potential):
-    def run(params, batch, directions):
+def _jitted(potential: Potential) -> Callable:
+    def run(params: PyTree, batch: Any, directions: Array) -> Array:
         return jax.vmap(lambda system, lists, v: force_change(potential, params, system, lists, v))(
             batch.system, batch.neighbors, directions
         )

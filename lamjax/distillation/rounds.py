@@ -10,14 +10,14 @@ import numpy as np
 from lamjax import checkpoints
 from lamjax.committee import stack_members
 from lamjax.data import Frame, from_atoms
-from lamjax.distillation import explore as exploring
+from lamjax.distillation import exploration as exploring
 from lamjax.distillation import files
 from lamjax.distillation.answers import Failed
 from lamjax.distillation.config import DistillConfig
 from lamjax.distillation.explored import is_usable
 from lamjax.distillation.label import Labeller
 from lamjax.distillation.labelling import FAILED, append_answers, keep_whole, together
-from lamjax.distillation.select import ASKED, deviations, quantiles, select
+from lamjax.distillation.selection import ASKED, deviations, quantiles, select
 from lamjax.distillation.shapes import LastingShapes
 from lamjax.distillation.train import Trainer, first_members, measured, unstack
 from lamjax.potential import Params, Potential

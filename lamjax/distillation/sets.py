@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TextIO
 import ase
 import ase.io
 import numpy as np
+from jax.typing import DTypeLike
 
 from lamjax import data
 from lamjax.data import Frame, from_atoms, records, write_store
@@ -18,7 +19,7 @@ from lamjax.distillation import files
 from lamjax.distillation.answers import Failed
 from lamjax.distillation.label import Labeller, PotentialLabeller
 from lamjax.distillation.labelling import FAILED, append_answers, keep_whole, together
-from lamjax.reports.files import replacing
+from lamjax.files import replacing
 from lamjax.system import to_ase
 
 WRITER = "lamjax label"
@@ -62,7 +63,7 @@ def label_set(
     out: Path,
     resume: bool = False,
     skip: bool = False,
-    dtype=np.float64,
+    dtype: DTypeLike | None = np.float64,
 ) -> Iterator[Step | Written]:
     """Label every frame into a store (.h5) or an extxyz file, in their order; who labelled is in each frame's info.
 
@@ -146,7 +147,7 @@ def _settings(labeller: Labeller, frames: Sequence[Frame]) -> dict[str, Any]:
     return found
 
 
-def _finish(frames: Sequence[Frame], out: Path, dtype) -> Written:
+def _finish(frames: Sequence[Frame], out: Path, dtype: DTypeLike | None) -> Written:
     """The labelled frames in the output and the others beside it; then the partial file goes."""
     partial, failed = _partial(out), out.with_name(f"{out.name}.failed.extxyz")
     answers = list(_failures(partial))

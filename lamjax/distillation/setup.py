@@ -4,14 +4,17 @@ import hashlib
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from lamjax import checkpoints
-from lamjax.data import Frame, ReadOptions, digests, files_of, levels, read
+from lamjax.data import Frame, ReadOptions, digests, files_of, read
+from lamjax.data import theory_levels as levels
 from lamjax.distillation.config import DistillConfig
-from lamjax.distillation.explore import plain_start
+from lamjax.distillation.exploration import plain_start
 from lamjax.distillation.explored import check_pressures
 from lamjax.distillation.files import read_facts, write_facts
 from lamjax.distillation.label import Labeller, PotentialLabeller, open_labeller
@@ -72,9 +75,11 @@ def prepare(
     return Distillation(config, potential, starts, initial, labeller, trainer, asked), changed
 
 
-def _fingerprint(config: DistillConfig, starts, initial, labeller: Labeller) -> dict[str, dict[str, str] | str]:
+def _fingerprint(
+    config: DistillConfig, starts: Any, initial: Any, labeller: Labeller
+) -> dict[str, dict[str, str] | str]:
     """Names of all that rounds are made from: the frames that are given, and the numbers of teacher and base."""
-    found = {"start": digests(starts), "initial": digests(initial)}
+    found: dict[str, Any] = {"start": digests(starts), "initial": digests(initial)}
     if isinstance(labeller, PotentialLabeller):
         found["labeller"] = _name(labeller.params)
     if config.student.base is not None:
@@ -82,7 +87,7 @@ def _fingerprint(config: DistillConfig, starts, initial, labeller: Labeller) -> 
     return found
 
 
-def _name(params) -> str:
+def _name(params: PyTree) -> str:
     """Another one for parameters with another number in them."""
     numbers = hashlib.blake2b(digest_size=12)
     for leaf in map(np.asarray, jax.tree.leaves(params)):

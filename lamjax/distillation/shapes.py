@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 import numpy as np
+from jax.typing import DTypeLike
 
 from lamjax.calculator import grow
 from lamjax.data import Bucket, Frame, Packed, Plan, pack, plan
-from lamjax.data.plan import choose
+from lamjax.data.frame_plan import choose
 from lamjax.data.shapes import exact_shapes
 from lamjax.neighbors import Shell
 
@@ -14,7 +15,9 @@ from lamjax.neighbors import Shell
 class LastingShapes:
     """Packs sets of frames into one plan of shapes as long as it holds them, and makes a wider one when it does not."""
 
-    def __init__(self, shells: Sequence[Shell], max_programs: int, batch_size: int | str, dtype):
+    def __init__(
+        self, shells: Sequence[Shell], max_programs: int, batch_size: int | str, dtype: DTypeLike | None
+    ) -> None:
         self.shells, self.max_programs = tuple(shells), max_programs
         self.batch_size, self.dtype = batch_size, np.dtype(dtype)
         self.plan: Plan | None = None

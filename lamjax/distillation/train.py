@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Array
 
 from lamjax import checkpoints, edit, pytree
 from lamjax.committee import stack_members
@@ -16,11 +17,11 @@ from lamjax.distillation.config import StudentConfig
 from lamjax.distillation.files import LEARNING, STATES, read_facts, remove, write_facts
 from lamjax.distillation.probes import with_probes
 from lamjax.distillation.shapes import LastingShapes
+from lamjax.evaluation.errors import FORCES, error_table, predictions
 from lamjax.losses import DistillationLossConfig, committee_loss, distillation_loss
 from lamjax.potential import Params, Potential, build
 from lamjax.training import engine, objective, optimizer, per_member, saved_steps, schedule
 from lamjax.training.config import to_json
-from lamjax.training.errors import FORCES, error_table, predictions
 from lamjax.training.loggers import LoggerName
 from lamjax.training.step import is_frozen
 
@@ -37,7 +38,9 @@ class Errors(NamedTuple):
 class Trainer:
     """Trains all members at once. Shapes and programs are kept for all rounds."""
 
-    def __init__(self, config: StudentConfig, potential: Potential, seed: int, logger: tuple[LoggerName, ...] = ()):
+    def __init__(
+        self, config: StudentConfig, potential: Potential, seed: int, logger: tuple[LoggerName, ...] = ()
+    ) -> None:
         self.config, self.seed = config, seed
         self.shapes = LastingShapes(potential.shells, config.max_programs, config.batch_size, config.precision)
         self.loss = committee_loss(
@@ -86,7 +89,8 @@ class Trainer:
 
 def open_student(config: StudentConfig) -> Potential:
     """The potential of the students, with one head; ValueError for one that cannot learn."""
-    described, head = config.model, config.head
+    described: Any = config.model
+    head = config.head
     if config.base is not None:
         stored = checkpoints.read(config.base, config.head)
         described, head = stored.config, config.head or stored.default_head
@@ -114,7 +118,7 @@ def first_members(config: StudentConfig, potential: Potential, n: int, frames: S
 
 
 def measured(
-    potential: Potential, members: Sequence[Params], frames: Sequence[Frame], packed: Packed, size
+    potential: Potential, members: Sequence[Params], frames: Sequence[Frame], packed: Packed, size: Any
 ) -> list[Errors]:
     """RMSE of every member on labelled frames."""
     found = []
@@ -135,7 +139,7 @@ def unstack(stacked: Params) -> list[Params]:
     return [pytree.take(stacked, k) for k in range(n_members(stacked))]
 
 
-def _with_fresh_head(potential: Potential, params: Params, key) -> Params:
+def _with_fresh_head(potential: Potential, params: Params, key: Array) -> Params:
     """The model with the layers of its only head drawn at random."""
     fresh = edit.add_head(potential, params, "fresh", None, key)[1].heads["fresh"]
     return Params(params.descriptor, {potential.head: fresh})

@@ -2,35 +2,32 @@
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
+from pydantic import Field
 
 from lamjax import numerics, pytree, units
+from lamjax.config import configuration
 from lamjax.imports import jax_md
-from lamjax.neighbors import verlet
+from lamjax.neighbors import Neighbors, verlet
 from lamjax.neighbors.verlet import Verlet
 from lamjax.potential import Potential, predict
 from lamjax.system import System, masses, volume
 
 
-@dataclass(frozen=True)
+@configuration
 class NVEConfig:
     """Velocity Verlet at constant energy."""
 
-    timestep: float = 0.5  # fs; jax-md rounds it to float32
+    timestep: Annotated[float, Field(gt=0, description="fs; jax-md rounds it to float32")] = 0.5
     type: Literal["nve"] = "nve"
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    def __post_init__(self):
-        _positive(self, "timestep")
 
 
-@dataclass(frozen=True)
+@configuration
 class NVTConfig:
     """Constant volume and temperature.
 
@@ -38,43 +35,27 @@ class NVTConfig:
     "nose_hoover": a chain of thermostats, deterministic, with a conserved quantity.
     """
 
-    timestep: float = 0.5  # fs
-    temperature: float = 300.0  # K
+    timestep: Annotated[float, Field(gt=0, description="fs")] = 0.5
+    temperature: Annotated[float, Field(gt=0, description="K")] = 300.0
     thermostat: Literal["langevin", "nose_hoover"] = "langevin"
-    friction: float = 0.01  # 1/fs
-    thermostat_time: float = 50.0  # fs, period of the chain
+    friction: Annotated[float, Field(gt=0, description="1/fs")] = 0.01
+    thermostat_time: Annotated[float, Field(gt=0, description="fs, period of the chain")] = 50.0
     type: Literal["nvt"] = "nvt"
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    def __post_init__(self):
-        _positive(self, "timestep", "temperature", "friction", "thermostat_time")
-        if self.thermostat not in ("langevin", "nose_hoover"):
-            raise ValueError(f"Unknown thermostat {self.thermostat!r}; known: langevin, nose_hoover.")
 
 
-@dataclass(frozen=True)
+@configuration
 class NPTConfig:
     """Constant pressure and temperature: Nosé-Hoover chains on atoms and on the size of the cell; its shape stays."""
 
-    timestep: float = 0.5  # fs
-    temperature: float = 300.0  # K
-    pressure: float = 0.0  # eV/Å³; 1 GPa is units.GPA of it
-    thermostat_time: float = 50.0  # fs
-    barostat_time: float = 500.0  # fs
+    timestep: Annotated[float, Field(gt=0, description="fs")] = 0.5
+    temperature: Annotated[float, Field(gt=0, description="K")] = 300.0
+    pressure: Annotated[float, Field(description="eV/Å³; 1 GPa is units.GPA of it")] = 0.0
+    thermostat_time: Annotated[float, Field(gt=0, description="fs")] = 50.0
+    barostat_time: Annotated[float, Field(gt=0, description="fs")] = 500.0
     type: Literal["npt"] = "npt"
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    def __post_init__(self):
-        _positive(self, "timestep", "temperature", "thermostat_time", "barostat_time")
 
 
 Config = NVEConfig | NVTConfig | NPTConfig
-
-
-def _positive(config, *names: str) -> None:
-    for name in names:
-        if not getattr(config, name) > 0:
-            raise ValueError(f"{name} is {getattr(config, name)}; it must be positive.")
 
 
 class Ensemble(NamedTuple):
@@ -161,45 +142,12 @@ def integrator(ensemble: Ensemble, capacities: tuple[int, ...]) -> Integrator:
 
     Where neighbours are missing, forces are NaN: a step that could be wrong cannot be taken for one that is right.
     """
-    simulate = jax_md().simulate  # late, for it takes a second
-    potential, config = ensemble
-    dt = config.timestep * units.FS
+    config, moves = ensemble.config, _moves(ensemble, capacities)
     chain = "thermostat" if isinstance(config, NPTConfig) else None  # jax-md's name of that of the atoms
     if getattr(config, "thermostat", None) == "nose_hoover":
         chain = "chain"
 
-    def neighbors_of(here: System, around: Surroundings):
-        return verlet.narrow(around.lists, here, potential.shells, capacities)
-
-    def force(positions, around: Surroundings, **_):
-        here = around.system._replace(positions=positions)
-        found = neighbors_of(here, around)
-        forces = predict(potential, around.params, here, found).forces
-        return jnp.where(found.overflow, jnp.nan, jnp.where(around.fixed, 0, forces)).astype(positions.dtype)
-
-    def energy(positions, box, around: Surroundings, perturbation=1.0, **_):
-        here = around.system._replace(positions=positions, cell=box)
-        found = neighbors_of(here, around)
-        scaled = here._replace(positions=positions * perturbation, cell=box * perturbation)
-        value = potential.energy(around.params, scaled, found)
-        return (value * jnp.where(found.overflow, jnp.nan, 1)).astype(positions.dtype)  # a factor: forces are NaN, too
-
-    def shift(positions, change, around: Surroundings | None = None, **_):
-        return positions + (change if around is None else jnp.where(around.fixed, 0, change))
-
-    def moves(around: Surroundings):
-        """jax-md's init and apply in that bath."""
-        kt, pressure = (x.astype(around.system.positions.dtype) for x in around.bath)
-        if isinstance(config, NVEConfig):
-            return simulate.nve(force, shift, dt)
-        if isinstance(config, NPTConfig):
-            times = [{"tau": t * units.FS} for t in (config.barostat_time, config.thermostat_time)]
-            return simulate.npt_nose_hoover(energy, shift, dt, pressure, kt, *times)
-        if config.thermostat == "langevin":
-            return simulate.nvt_langevin(force, shift, dt, kt, gamma=config.friction / units.FS)
-        return simulate.nvt_nose_hoover(force, shift, dt, kt, tau=config.thermostat_time * units.FS)
-
-    def start(key, around: Surroundings, momenta):
+    def start(key: Array, around: Surroundings, momenta: Array | None) -> Any:
         """jax-md's state, the thermostat told how many degrees of freedom it has to warm."""
         mass = masses(around.system)
         given = {"mass": mass, "momenta": momenta, "around": around}
@@ -212,15 +160,15 @@ def integrator(ensemble: Ensemble, capacities: tuple[int, ...]) -> Integrator:
         # jax-md leaves Python's numbers, which no file can hold
         return pytree.cast(jax.tree.map(jnp.asarray, state.set(**{chain: told})), mass.dtype)
 
-    def step(state, around: Surroundings):
+    def step(state: Any, around: Surroundings) -> Any:
         state = moves(around)[1](state, around=around)
         return state.set(momentum=jnp.where(around.fixed, 0, state.momentum))
 
-    def place(state, system: System) -> System:
+    def place(state: Any, system: System) -> System:
         box = {"cell": state.box} if chain == "thermostat" else {}
         return system._replace(positions=state.position, **box)
 
-    def conserved(state, potential_energy, around: Surroundings):
+    def conserved(state: Any, potential_energy: Array, around: Surroundings) -> Array:
         """The energy of the atoms and of what they are coupled to (Tuckerman et al., J. Phys. A 39, 5629)."""
         kinetic = kinetic_energy(state)
         if isinstance(config, NVEConfig):
@@ -237,18 +185,60 @@ def integrator(ensemble: Ensemble, capacities: tuple[int, ...]) -> Integrator:
     return Integrator(start, step, place, conserved)
 
 
-def _of_chain(chain, kt):
+def _moves(ensemble: Ensemble, capacities: tuple[int, ...]) -> Callable:
+    """The function of the surroundings that gives jax-md's init and apply for the forces and the bath there."""
+    simulate = jax_md().simulate  # late, for it takes a second
+    potential, config = ensemble
+    dt = config.timestep * units.FS
+
+    def neighbors_of(here: System, around: Surroundings) -> Neighbors:
+        return verlet.narrow(around.lists, here, potential.shells, capacities)
+
+    def force(positions: Array, around: Surroundings, **_: Any) -> Array:
+        here = around.system._replace(positions=positions)
+        found = neighbors_of(here, around)
+        forces = predict(potential, around.params, here, found).forces
+        return jnp.where(found.overflow, jnp.nan, jnp.where(around.fixed, 0, forces)).astype(positions.dtype)
+
+    def energy(
+        positions: Array, box: Array, around: Surroundings, perturbation: float | Array = 1.0, **_: Any
+    ) -> Array:
+        here = around.system._replace(positions=positions, cell=box)
+        found = neighbors_of(here, around)
+        scaled = here._replace(positions=positions * perturbation, cell=box * perturbation)
+        value = potential.energy(around.params, scaled, found)
+        return (value * jnp.where(found.overflow, jnp.nan, 1)).astype(positions.dtype)  # a factor: forces are NaN, too
+
+    def shift(positions: Array, change: Any, around: Surroundings | None = None, **_: Any) -> Array:
+        return positions + (change if around is None else jnp.where(around.fixed, 0, change))
+
+    def moves(around: Surroundings) -> Any:
+        """jax-md's init and apply in that bath."""
+        kt, pressure = (x.astype(around.system.positions.dtype) for x in around.bath)
+        if isinstance(config, NVEConfig):
+            return simulate.nve(force, shift, dt)
+        if isinstance(config, NPTConfig):
+            times = [{"tau": t * units.FS} for t in (config.barostat_time, config.thermostat_time)]
+            return simulate.npt_nose_hoover(energy, shift, dt, pressure, kt, *times)
+        if config.thermostat == "langevin":
+            return simulate.nvt_langevin(force, shift, dt, kt, gamma=config.friction / units.FS)
+        return simulate.nvt_nose_hoover(force, shift, dt, kt, tau=config.thermostat_time * units.FS)
+
+    return moves
+
+
+def _of_chain(chain: Any, kt: Array) -> Array:
     """Energy (eV) of a chain of thermostats."""
     freedom = jnp.ones(len(chain.position)).at[0].set(chain.degrees_of_freedom)
     return jnp.sum(chain.momentum**2 / (2 * chain.mass) + kt * freedom * chain.position)
 
 
-def kinetic_energy(state) -> Float[Array, ""]:
+def kinetic_energy(state: Any) -> Float[Array, ""]:
     """Σ p²/2m in eV."""
     return jnp.sum((state.momentum**2 / (2 * state.mass)).astype(numerics.widest_float()))
 
 
-def degrees_of_freedom(config: Config, n_atoms: int, n_fixed=0):
+def degrees_of_freedom(config: Config, n_atoms: int, n_fixed: Any = 0) -> Array:
     """Components that can move, less one for each axis along which momentum is conserved: heat is counted by this.
 
     `n_fixed` components are fixed, in all or along each axis (3,); it may be traced. Momentum is conserved along axes
@@ -257,18 +247,20 @@ def degrees_of_freedom(config: Config, n_atoms: int, n_fixed=0):
     """
     langevin = isinstance(config, NVTConfig) and config.thermostat == "langevin"
     along = n_fixed * np.ones(3, int) if np.ndim(n_fixed) == 0 else n_fixed
-    conserved = 0 if langevin or n_atoms == 1 else (along == 0).sum()
+    conserved: Any = 0 if langevin or n_atoms == 1 else (along == 0).sum()
     return 3 * n_atoms - (n_fixed if np.ndim(n_fixed) == 0 else n_fixed.sum()) - conserved
 
 
-def drift(system: System, fixed: Bool[np.ndarray, "n_atoms 3"], momenta) -> Float[np.ndarray, "3"]:
+def drift(system: System, fixed: Bool[np.ndarray, "n_atoms 3"], momenta: Array | None) -> Float[np.ndarray, "3"]:
     """The velocity of the centre of mass (sqrt(eV/amu)) of several atoms; 0 along axes where a component is fixed."""
     mass = np.asarray(masses(system), np.float64)
     free = ~np.asarray(fixed).any(axis=0) & (len(mass) > 1)
     return np.where(free, np.asarray(momenta, np.float64).sum(axis=0) / mass.sum(), 0)
 
 
-def thermal_momenta(config: Config, system: System, fixed, kelvin: float, seed: int) -> Float[np.ndarray, "n_atoms 3"]:
+def thermal_momenta(
+    config: Config, system: System, fixed: Array, kelvin: float, seed: int
+) -> Float[np.ndarray, "n_atoms 3"]:
     """Maxwell-Boltzmann momenta (sqrt(amu eV)) of just this temperature, without a drift (see `drift`)."""
     mass = np.asarray(masses(system), np.float64)[:, None]
     p = np.random.default_rng(seed).normal(size=(len(mass), 3)) * np.sqrt(mass)

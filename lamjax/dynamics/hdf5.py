@@ -11,8 +11,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from lamjax import files
 from lamjax.dynamics.records import Record
-from lamjax.reports import files
 
 FORMAT, VERSION = "lamjax trajectory", 1
 UNITS = {
@@ -47,7 +47,8 @@ def append(path: Path, seen: Record, still: dict[str, np.ndarray], timestep: flo
     access.set_file_locking(False, True)  # who reads must not stop who writes
     try:
         opened = h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDWR | h5py.h5f.ACC_SWMR_WRITE, access)
-        with h5py.File(opened) as file:
+        opened_file: Any = h5py.File(opened)
+        with opened_file as file:
             n = len(file["step"])
             for name, values in reversed(list(seen._asdict().items())):  # the steps last, which tell how many there are
                 file[name].resize(n + len(values), axis=0)
@@ -116,7 +117,7 @@ def _grows(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype) 
     return made
 
 
-def _write_beside(path: Path, fill) -> None:
+def _write_beside(path: Path, fill: Any) -> None:
     """A file that appears whole or not at all."""
     with files.replacing(path) as temporary, h5py.File(temporary, "w", libver=LIBVER) as file:
         fill(file)
@@ -139,6 +140,6 @@ def _is_closed(path: Path) -> bool:
     return True
 
 
-def _reading(path: Path) -> h5py.File:
+def _reading(path: Path) -> Any:
     closed = _is_closed(path)
     return h5py.File(path, "r", locking=False) if closed else h5py.File(path, "r", swmr=True, locking=False)

@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from jaxtyping import PyTree
+
+from lamjax import files
 from lamjax.dynamics import records, restart, trajectory
 from lamjax.dynamics.ensembles import Ensemble
-from lamjax.dynamics.records import COLUMNS, Column, Record
+from lamjax.dynamics.records import COLUMNS, Record, TableColumn
 from lamjax.dynamics.restart import Identity
 from lamjax.dynamics.run import Simulation
 from lamjax.dynamics.trajectory import Scene
-from lamjax.reports import files
 
 
 class Paths(NamedTuple):
@@ -32,8 +34,9 @@ class Paths(NamedTuple):
 def paths(path: str | Path) -> Paths:
     """The files of a simulation whose trajectory is `path`."""
     path = Path(path)
-    others = [path.with_suffix(suffix) for suffix in (".csv", ".restart", ".png")]
-    return Paths(path, *others, path.with_name(f"{path.stem}-last.extxyz"), path.with_suffix(".html"))
+    table, restart, picture = (path.with_suffix(suffix) for suffix in (".csv", ".restart", ".png"))
+    last = path.with_name(f"{path.stem}-last.extxyz")
+    return Paths(path, table, restart, picture, last, path.with_suffix(".html"))
 
 
 class Output:
@@ -44,7 +47,7 @@ class Output:
     change.
     """
 
-    def __init__(self, path: str | Path, scene: Scene, of: Identity, columns: Sequence[Column] = COLUMNS):
+    def __init__(self, path: str | Path, scene: Scene, of: Identity, columns: Sequence[TableColumn] = COLUMNS) -> None:
         self.paths, self.scene, self.of, self.columns = paths(path), scene, of, columns
         self.trajectory = trajectory.writer(self.paths.trajectory, scene)
 
@@ -76,7 +79,7 @@ class Output:
         self.trajectory.append(seen)
         self._save(simulation)
 
-    def resume(self, ensemble: Ensemble, params) -> Simulation:
+    def resume(self, ensemble: Ensemble, params: PyTree) -> Simulation:
         """Where the simulation stopped; what was written after it is cut off.
 
         Raises ValueError for files of another simulation, or ones that were changed since.

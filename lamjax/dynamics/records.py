@@ -33,7 +33,7 @@ class Record(NamedTuple):
         return -self.stress[:, :3].mean(axis=1)
 
 
-class Column(NamedTuple):
+class TableColumn(NamedTuple):
     """A column of the table: its name with the unit, and its values for the steps of a record."""
 
     name: str
@@ -41,24 +41,24 @@ class Column(NamedTuple):
 
 
 COLUMNS = (
-    Column("step", lambda seen, timestep: seen.step),
-    Column("time_ps", lambda seen, timestep: seen.step * timestep / 1000),
-    Column("potential_eV", lambda seen, timestep: seen.potential_energy),
-    Column("kinetic_eV", lambda seen, timestep: seen.kinetic_energy),
-    Column("total_eV", lambda seen, timestep: seen.potential_energy + seen.kinetic_energy),
-    Column("conserved_eV", lambda seen, timestep: seen.conserved),
-    Column("temperature_K", lambda seen, timestep: seen.temperature),
-    Column("pressure_GPa", lambda seen, timestep: seen.pressure / units.GPA),
-    Column("volume_A3", lambda seen, timestep: seen.volume),
+    TableColumn("step", lambda seen, timestep: seen.step),
+    TableColumn("time_ps", lambda seen, timestep: seen.step * timestep / 1000),
+    TableColumn("potential_eV", lambda seen, timestep: seen.potential_energy),
+    TableColumn("kinetic_eV", lambda seen, timestep: seen.kinetic_energy),
+    TableColumn("total_eV", lambda seen, timestep: seen.potential_energy + seen.kinetic_energy),
+    TableColumn("conserved_eV", lambda seen, timestep: seen.conserved),
+    TableColumn("temperature_K", lambda seen, timestep: seen.temperature),
+    TableColumn("pressure_GPa", lambda seen, timestep: seen.pressure / units.GPA),
+    TableColumn("volume_A3", lambda seen, timestep: seen.volume),
 )
 
 
-def header(columns: Sequence[Column] = COLUMNS) -> str:
+def header(columns: Sequence[TableColumn] = COLUMNS) -> str:
     """The first line of the table."""
     return ",".join(column.name for column in columns) + "\n"
 
 
-def rows(seen: Record, timestep: float, columns: Sequence[Column] = COLUMNS) -> str:
+def rows(seen: Record, timestep: float, columns: Sequence[TableColumn] = COLUMNS) -> str:
     """A line for each step of a record, with every digit; NaN where there is no such quantity."""
     values = [np.asarray(column.of(seen, timestep)).tolist() for column in columns]
     text = io.StringIO()

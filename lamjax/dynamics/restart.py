@@ -10,26 +10,27 @@ import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, PyTree
 
 from lamjax.dynamics.ensembles import Ensemble
 from lamjax.dynamics.run import Shapes, Simulation, like
+from lamjax.files import write_atomically
 from lamjax.neighbors.grid import Grid
 from lamjax.potential import Potential
-from lamjax.reports.files import write_atomically
 from lamjax.system import System
 
 MAGIC = b"lamjax simulation 1\n"
 Identity = dict[str, Any]  # JSON-able
 
 
-def identity(ensemble: Ensemble, params) -> Identity:
+def identity(ensemble: Ensemble, params: PyTree) -> Identity:
     """What makes a simulation this one: the ensemble with its settings, the model and its parameters."""
     potential, config = ensemble
     model = digest(potential, params)
     return {"ensemble": config.type, **dataclasses.asdict(config), "head": potential.head, "model": model}
 
 
-def digest(potential: Potential, params) -> str:
+def digest(potential: Potential, params: PyTree) -> str:
     """A name for a model and its numbers."""
     model = hashlib.sha256(repr((potential.config, potential.elements)).encode())
     for leaf in map(np.asarray, jax.tree.leaves(params)):
@@ -50,7 +51,12 @@ def save(path: str | Path, simulation: Simulation, of: Identity, facts: dict[str
 
 
 def restore(
-    path: str | Path, ensemble: Ensemble, params, system: System, fixed=None, of: Identity | None = None
+    path: str | Path,
+    ensemble: Ensemble,
+    params: PyTree,
+    system: System,
+    fixed: Array | None = None,
+    of: Identity | None = None,
 ) -> tuple[Simulation, dict[str, Any]]:
     """The simulation of a file, and the facts that were saved with it.
 
@@ -81,19 +87,19 @@ def described(path: str | Path) -> tuple[int, Identity]:
     return header["step"], header["of"]
 
 
-def _arrays(simulation: Simulation):
+def _arrays(simulation: Simulation) -> Any:
     return simulation.state, simulation.system, simulation.fixed, simulation.lists
 
 
-def _is_key(leaf) -> bool:
+def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _plain(leaf) -> np.ndarray:
+def _plain(leaf: Any) -> np.ndarray:
     return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
-def _typed(leaf: np.ndarray, mould):
+def _typed(leaf: np.ndarray, mould: Any) -> Array | None:
     """The array as it is on the device; None if it is not of that shape and type."""
     found = jax.random.wrap_key_data(leaf) if _is_key(mould) else jnp.asarray(leaf)
     return found if found.shape == mould.shape and found.dtype == mould.dtype and leaf.dtype.kind != "O" else None

@@ -11,7 +11,7 @@ import ase.data
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from lamjax import numerics, pytree, units
 from lamjax.dynamics import ensembles
@@ -34,7 +34,7 @@ TRIES = 5  # times in a row that arrays grow without a step
 class DynamicsError(RuntimeError):
     """A simulation cannot go on. `simulation` is the last good state."""
 
-    def __init__(self, message: str, simulation: "Simulation"):
+    def __init__(self, message: str, simulation: "Simulation") -> None:
         super().__init__(message)
         self.simulation = simulation
 
@@ -51,15 +51,33 @@ class Simulation(NamedTuple):
     n_grown: int = 0  # times that arrays became wider on the way
 
 
-class Programs(NamedTuple):
+class MDPrograms(NamedTuple):
     """What is compiled for an ensemble and shapes."""
 
-    start: Callable  # (bath, params, system, fixed, lists, momenta, key) -> state, lists, Found
-    chunk: Callable  # (bath, params, state, system, fixed, lists, step, last, every, n_records) -> ...
-    look: Callable  # (bath, params, state, system, fixed, lists) -> Found of the step that is to come
+    start: Callable  # (surroundings, momenta, key) -> state, lists, StepDiagnostics
+    chunk: Callable  # (state, surroundings, Span) -> state, lists, step, ok, number of records, records
+    look: Callable  # (state, surroundings) -> StepDiagnostics of the step that is to come
 
 
-class Found(NamedTuple):
+class Stepper(NamedTuple):
+    """A step with its neighbour lists."""
+
+    moves: ensembles.Integrator
+    search: Callable  # (lists, system) -> lists, the fullest bin
+    step: Callable  # (state, surroundings) -> state, lists, whether it can be trusted
+    moved: Callable  # (state, state after it, system) -> Å of every atom
+
+
+class Span(NamedTuple):
+    """Steps to make, and how many lie between records."""
+
+    first: Any
+    last: Any
+    every: Any
+    n_records: Any
+
+
+class StepDiagnostics(NamedTuple):
     """What a step needs, and whether it makes sense."""
 
     system: System  # after it
@@ -72,12 +90,12 @@ class Found(NamedTuple):
 
 def begin(
     ensemble: Ensemble,
-    params,
+    params: PyTree,
     system: System,
     *,
     temperature: float | None = None,
-    momenta=None,
-    fixed=None,
+    momenta: Array | None = None,
+    fixed: Array = None,
     seed: int = 0,
     skin: float = SKIN,
     room: Shapes | None = None,
@@ -111,7 +129,8 @@ def begin(
     while True:
         lists = _empty(host, shapes, ensemble)
         made = _programs(ensemble, shapes, skin)
-        state, lists, found = made.start(bath, params, system, fixed, lists, momenta, jax.random.key(seed))
+        around = Surroundings(bath, params, system, lists, fixed)
+        state, lists, found = made.start(around, momenta, jax.random.key(seed))
         simulation = Simulation(state, system, fixed, lists, shapes, 0)
         if found.ok:
             return simulation
@@ -121,7 +140,7 @@ def begin(
         shapes = grown
 
 
-def _given(system: System, fixed: np.ndarray, momenta) -> np.ndarray:
+def _given(system: System, fixed: np.ndarray, momenta: Array | None) -> np.ndarray:
     """Momenta that were given, checked, 0 where atoms are fixed and without a drift of the centre of mass."""
     momenta = np.asarray(momenta, np.float64)
     if momenta.shape != (system.n_atoms, 3):
@@ -144,17 +163,20 @@ def _given(system: System, fixed: np.ndarray, momenta) -> np.ndarray:
     return momenta - mass * velocity
 
 
-def like(ensemble: Ensemble, params, system: System, fixed, shapes: Shapes, step: int, n_grown: int) -> Simulation:
+def like(
+    ensemble: Ensemble, params: PyTree, system: System, fixed: Array, shapes: Shapes, step: int, n_grown: int
+) -> Simulation:
     """A simulation without its numbers (jax.ShapeDtypeStruct), in such arrays."""
     lists = _empty(system, shapes, ensemble)
     start, bath = _programs(ensemble, shapes, SKIN).start, ensembles.bath(ensemble.config)
-    state, lists, _ = jax.eval_shape(start, bath, params, system, fixed, lists, system.positions, jax.random.key(0))
+    around = Surroundings(bath, params, system, lists, fixed)
+    state, lists, _ = jax.eval_shape(start, around, system.positions, jax.random.key(0))
     return Simulation(state, system, fixed, lists, shapes, step, n_grown)
 
 
 def simulate(
     ensemble: Ensemble,
-    params,
+    params: PyTree,
     simulation: Simulation,
     n_steps: int,
     every: int = 20,
@@ -171,13 +193,12 @@ def simulate(
     """
     _check_fits(ensemble, simulation)
     last, failures, ready = simulation.step + n_steps, 0, None
-    bath = ensembles.bath(ensemble.config)
     n_records = CHUNK if math.isinf(seconds) else 1
     while simulation.step < last:
         made, began = _programs(ensemble, simulation.shapes, skin), time.monotonic()
-        here = simulation.state, simulation.system, simulation.fixed, simulation.lists
         n_records = min(n_records, math.ceil(last / every) - simulation.step // every)
-        moved = made.chunk(bath, params, *here, simulation.step, last, every, n_records)
+        span = Span(simulation.step, last, every, n_records)
+        moved = made.chunk(simulation.state, _around(ensemble, params, simulation), span)
         if ready is not None:  # the device is at work
             yield ready
         state, lists, step, ok, n_seen, seen = jax.block_until_ready(moved)
@@ -195,13 +216,17 @@ def simulate(
         yield ready
 
 
-def observe(ensemble: Ensemble, params, simulation: Simulation, skin: float = SKIN) -> Record:
+def observe(ensemble: Ensemble, params: PyTree, simulation: Simulation, skin: float = SKIN) -> Record:
     """What is seen of a simulation where it is: a record of one step. Nothing is compiled that `simulate` does not."""
     _check_fits(ensemble, simulation)
-    here = simulation.state, simulation.system, simulation.fixed, simulation.lists
-    chunk, bath = _programs(ensemble, simulation.shapes, skin).chunk, ensembles.bath(ensemble.config)
-    *_, seen = chunk(bath, params, *here, simulation.step, simulation.step, 1, 1)
+    chunk, around = _programs(ensemble, simulation.shapes, skin).chunk, _around(ensemble, params, simulation)
+    *_, seen = chunk(simulation.state, around, Span(simulation.step, simulation.step, 1, 1))
     return Record(*(np.asarray(x)[:1] for x in seen))
+
+
+def _around(ensemble: Ensemble, params: PyTree, simulation: Simulation) -> Surroundings:
+    bath = ensembles.bath(ensemble.config)
+    return Surroundings(bath, params, simulation.system, simulation.lists, simulation.fixed)
 
 
 def _check_fits(ensemble: Ensemble, simulation: Simulation) -> None:
@@ -214,10 +239,10 @@ def _check_fits(ensemble: Ensemble, simulation: Simulation) -> None:
         )
 
 
-def _wider(ensemble: Ensemble, params, simulation: Simulation, skin: float, give_up: bool) -> Simulation:
+def _wider(ensemble: Ensemble, params: PyTree, simulation: Simulation, skin: float, give_up: bool) -> Simulation:
     """The simulation in arrays for the step that did not fit; DynamicsError if that is not what was wrong."""
-    look, bath = _programs(ensemble, simulation.shapes, skin).look, ensembles.bath(ensemble.config)
-    found = look(bath, params, simulation.state, simulation.system, simulation.fixed, simulation.lists)
+    look = _programs(ensemble, simulation.shapes, skin).look
+    found = look(simulation.state, _around(ensemble, params, simulation))
     shapes = _grown(ensemble, simulation, found, skin)
     if shapes == simulation.shapes or give_up:
         raise DynamicsError(_why(simulation, found, ensemble), simulation)
@@ -231,7 +256,7 @@ def _shapes(ensemble: Ensemble, system: System, skin: float, least: Shapes | Non
     return grid.shapes(system, ensemble.potential.shells, skin, HEADROOM, least, margin)
 
 
-def _grown(ensemble: Ensemble, simulation: Simulation, found: Found, skin: float) -> Shapes:
+def _grown(ensemble: Ensemble, simulation: Simulation, found: StepDiagnostics, skin: float) -> Shapes:
     """Shapes for the step that did not fit; the same ones if that is not what was wrong."""
     shapes, shells = simulation.shapes, ensemble.potential.shells
     wanted = [n if s.sel is None else min(n, s.sel) for n, s in zip(found.neighbors.tolist(), shells, strict=True)]
@@ -245,7 +270,7 @@ def _grown(ensemble: Ensemble, simulation: Simulation, found: Found, skin: float
     return _shapes(ensemble, here, skin, shapes._replace(capacities=room))
 
 
-def _why(simulation: Simulation, found: Found, ensemble: Ensemble) -> str:
+def _why(simulation: Simulation, found: StepDiagnostics, ensemble: Ensemble) -> str:
     """A message: what went wrong in the step that could not be made."""
     way = np.asarray(found.way)
     k = int(np.argmax(np.where(np.isfinite(way), way, np.inf)))
@@ -268,111 +293,132 @@ def _empty(system: System, shapes: Shapes, ensemble: Ensemble) -> Verlet:
     return verlet.blank(system, shapes.width, jnp.zeros((0, 3), jnp.int32), ensemble.potential.shells)
 
 
-def _programs(ensemble: Ensemble, shapes: Shapes, skin: float) -> Programs:
+def _programs(ensemble: Ensemble, shapes: Shapes, skin: float) -> MDPrograms:
     """The programs of an ensemble; those of other temperatures and pressures are the same."""
     return _compiled(ensembles.in_any_bath(ensemble), shapes, skin)
 
 
 @functools.lru_cache(maxsize=32)
-def _compiled(ensemble: Ensemble, shapes: Shapes, skin: float) -> Programs:
+def _compiled(ensemble: Ensemble, shapes: Shapes, skin: float) -> MDPrograms:
+    stepper = _stepper(ensemble, shapes, skin)
+    moves, search = stepper.moves, stepper.search
+
+    def start(around: Surroundings, momenta: Array, key: Array) -> tuple[Any, Verlet, StepDiagnostics]:
+        system = around.system
+        lists, fullest = search(around.lists, system)
+        state = moves.start(key, around._replace(lists=lists), momenta)
+        finite = jnp.all(jnp.isfinite(state.force))
+        still = jnp.zeros(system.n_atoms)
+        return state, lists, StepDiagnostics(system, lists.found, fullest, lists.radius, still, finite)
+
+    def look(state: Any, around: Surroundings) -> StepDiagnostics:
+        after, lists, ok = stepper.step(state, around)
+        here = moves.place(after, around.system)
+        lists, fullest = search(lists, here)
+        way = stepper.moved(state, after, around.system)
+        return StepDiagnostics(here, lists.found, fullest, lists.radius, way, ok)
+
+    chunk = _chunk(stepper, _observer(ensemble, shapes, moves))
+    options = numerics.compiler_options()
+    return MDPrograms(*(jax.jit(program, compiler_options=options) for program in (start, chunk, look)))
+
+
+def _stepper(ensemble: Ensemble, shapes: Shapes, skin: float) -> Stepper:
+    """Steps that renew the neighbour list where it is stale."""
     potential = ensemble.potential
     moves = integrator(ensemble, shapes.capacities)
 
-    def search(lists: Verlet, here: System):
+    def search(lists: Verlet, here: System) -> tuple[Verlet, Array]:
         return grid.search(lists, here, potential.shells, skin, shapes.grid)
 
-    def one(bath, params, state, system: System, fixed, lists: Verlet):
+    def step(state: Any, around: Surroundings) -> tuple[Any, Verlet, Array]:
         """A step and its lists; whether it can be trusted."""
-        after = moves.step(state, Surroundings(bath, params, system, lists, fixed))
-        here = moves.place(after, system)
+        after = moves.step(state, around)
+        here = moves.place(after, around.system)
 
-        def again(_):
+        def again(_: Any) -> tuple[Any, Verlet]:
             # where atoms are does not depend on the forces there, which are all that the old list got wrong
-            new = search(lists, here)[0]
-            return moves.step(state, Surroundings(bath, params, system, new, fixed)), new
+            new = search(around.lists, here)[0]
+            return moves.step(state, around._replace(lists=new)), new
 
-        stale = verlet.is_stale(lists, here, potential.shells)
-        after, lists = jax.lax.cond(stale, again, lambda _: (after, lists), None)
-        way = moved(state, after, system)
+        stale = verlet.is_stale(around.lists, here, potential.shells)
+        after, lists = jax.lax.cond(stale, again, lambda _: (after, around.lists), None)
+        way = moved(state, after, around.system)
         # what depends on NaN is NaN: an overflow shows in the forces
         ok = jnp.all(jnp.isfinite(after.force)) & jnp.all(jnp.isfinite(after.momentum)) & jnp.all(way < FARTHEST)
         return after, lists, ok
 
-    def moved(state, after, system: System):
+    def moved(state: Any, after: Any, system: System) -> Array:
         """Å of every atom, without what a cell does that becomes larger or smaller as a whole."""
         before, here = moves.place(state, system), moves.place(after, system)
         scale = (volume(here) / jnp.where(volume(before) > 0, volume(before), 1)) ** (1 / 3)
         scale = jnp.where(jnp.all(system.pbc), scale, 1)
         return jnp.linalg.norm(here.positions - scale * before.positions, axis=-1)
 
-    def start(bath, params, system: System, fixed, lists: Verlet, momenta, key):
-        lists, fullest = search(lists, system)
-        state = moves.start(key, Surroundings(bath, params, system, lists, fixed), momenta)
-        found = Found(
-            system, lists.found, fullest, lists.radius, jnp.zeros(system.n_atoms), jnp.all(jnp.isfinite(state.force))
-        )
-        return state, lists, found
+    return Stepper(moves, search, step, moved)
 
-    def look(bath, params, state, system: System, fixed, lists: Verlet):
-        after, lists, ok = one(bath, params, state, system, fixed, lists)
-        here = moves.place(after, system)
-        lists, fullest = search(lists, here)
-        return Found(here, lists.found, fullest, lists.radius, moved(state, after, system), ok)
 
-    def chunk(bath, params, state, system: System, fixed, lists: Verlet, first, last, every, n_records):
+def _chunk(stepper: Stepper, observe: Callable) -> Callable:
+    """The program of many steps, with a record of every few."""
+
+    def chunk(state: Any, around: Surroundings, span: Span) -> tuple:
         """From step `first` at most to step `last`, and what is seen after every `every`-th, `n_records` of them.
 
-        With `last` equal to `first`, what is seen there. All four are no part of the program.
+        With `last` equal to `first`, what is seen there. None of the four is a part of the program.
         """
-        blank = jax.eval_shape(observe, bath, params, state, system, fixed, lists, first)
+        blank = jax.eval_shape(observe, state, around, span.first)
         blank = jax.tree.map(lambda x: jnp.zeros((CHUNK, *x.shape), x.dtype), blank)
 
-        def step(carry):
+        def step(carry: tuple) -> tuple:
             state, lists, k, _, end = carry
-            after, newer, ok = one(bath, params, state, system, fixed, lists)
+            after, newer, ok = stepper.step(state, around._replace(lists=lists))
             state, lists = pytree.where(ok, (after, newer), (state, lists))
             return state, lists, k + ok, ok, end
 
-        def record(carry):
+        def record(carry: tuple) -> tuple:
             state, lists, now, ok, n, seen = carry
-            end = jnp.minimum(last, (now // every + 1) * every)
-            going = state, lists, now, ok, end
-            state, lists, now, ok, _ = jax.lax.while_loop(lambda c: c[3] & (c[2] < c[4]), step, going)
-            said = observe(bath, params, state, system, fixed, lists, now)
-            seen = jax.tree.map(lambda all_, x: all_.at[n].set(x), seen, said)
+            end = jnp.minimum(span.last, (now // span.every + 1) * span.every)
+            state, lists, now, ok, _ = jax.lax.while_loop(
+                lambda c: c[3] & (c[2] < c[4]), step, (state, lists, now, ok, end)
+            )
+            observed = observe(state, around._replace(lists=lists), now)
+            seen = jax.tree.map(lambda all_, x: all_.at[n].set(x), seen, observed)
             return state, lists, now, ok, n + (now == end), seen
 
-        start = state, lists, first, jnp.ones((), bool), jnp.zeros((), jnp.int32), blank
-        return jax.lax.while_loop(lambda c: c[3] & (c[4] < n_records), record, start)
+        start = state, around.lists, span.first, jnp.ones((), bool), jnp.zeros((), jnp.int32), blank
+        return jax.lax.while_loop(lambda c: c[3] & (c[4] < span.n_records), record, start)
 
-    def observe(bath, params, state, system: System, fixed, lists: Verlet, step) -> Record:
-        here = moves.place(state, system)
-        around = verlet.narrow(lists, here, potential.shells, shapes.capacities)
-        said = predict(potential, params, here, around)
-        space = volume(here)
+    return chunk
+
+
+def _observer(ensemble: Ensemble, shapes: Shapes, moves: ensembles.Integrator) -> Callable:
+    """The function (state, surroundings, step) -> Record of one step."""
+    potential = ensemble.potential
+
+    def observe(state: Any, around: Surroundings, step: Any) -> Record:
+        here = moves.place(state, around.system)
+        neighbors = verlet.narrow(around.lists, here, potential.shells, shapes.capacities)
+        predicted = predict(potential, around.params, here, neighbors)
+        space: Any = volume(here)
         velocity = state.momentum / state.mass
-        virial = said.virial + velocity.T @ state.momentum  # of the potential and of the motion
-        stress = jnp.where(jnp.all(here.pbc), units.to_voigt(units.virial_to_stress(virial, space)), jnp.nan)
+        virial = predicted.virial + velocity.T @ state.momentum  # of the potential and of the motion
+        stress: Any = jnp.where(jnp.all(here.pbc), units.to_voigt(units.virial_to_stress(virial, space)), jnp.nan)
         kinetic = ensembles.kinetic_energy(state)
-        freedom = ensembles.degrees_of_freedom(ensemble.config, system.n_atoms, jnp.sum(fixed, axis=0))
+        n_fixed = jnp.sum(around.fixed, axis=0)
+        freedom = ensembles.degrees_of_freedom(ensemble.config, around.system.n_atoms, n_fixed)
         return Record(
             step=step,
-            potential_energy=said.energy,
+            potential_energy=predicted.energy,
             kinetic_energy=kinetic,
             temperature=2 * kinetic / (jnp.maximum(1, freedom) * units.KB),
             stress=stress,
             volume=jnp.where(jnp.all(here.pbc), space, jnp.nan),
-            conserved=moves.conserved(state, said.energy, Surroundings(bath, params, system, lists, fixed)),
+            conserved=moves.conserved(state, predicted.energy, around),
             positions=here.positions,
             momenta=state.momentum,
             cell=here.cell,
-            forces=said.forces,
-            truncated=around.truncated,
+            forces=predicted.forces,
+            truncated=neighbors.truncated,
         )
 
-    options = numerics.compiler_options()
-    return Programs(
-        jax.jit(start, compiler_options=options),
-        jax.jit(chunk, compiler_options=options),
-        jax.jit(look, compiler_options=options),
-    )
+    return observe

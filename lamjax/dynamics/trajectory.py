@@ -12,10 +12,9 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.trajectory import TrajectoryWriter
 from jaxtyping import Bool
 
-from lamjax import units
+from lamjax import files, units
 from lamjax.dynamics import hdf5
 from lamjax.dynamics.records import Record
-from lamjax.reports import files
 from lamjax.system import MASSES, System, constraints, to_ase
 
 SUFFIXES = (".extxyz", ".xyz", ".traj", ".h5", ".hdf5")

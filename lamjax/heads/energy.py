@@ -1,35 +1,40 @@
 """The energy head: one fitting net for all elements, plus a bias per element."""
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, PyTree
+from pydantic import Field
 
 from lamjax import nn, numerics
-from lamjax.arguments import as_tuples, at_least
+from lamjax.config import configuration
 from lamjax.factories import factory
 from lamjax.heads.base import Head
 
 
-@dataclass(frozen=True)
+@configuration
 class EnergyHeadConfig:
     """Keys, defaults and meanings are those of DeePMD-kit's `fitting_net`."""
 
     type: Literal["ener"] = "ener"
-    neuron: tuple[int, ...] = (120, 120, 120)  # of the hidden layers; none: a linear map of the features
+    neuron: Annotated[
+        tuple[Annotated[int, Field(ge=1)], ...],
+        Field(description="of the hidden layers; none: a linear map of the features"),
+    ] = (120, 120, 120)
     activation_function: str = "tanh"
     resnet_dt: bool = True
-    numb_fparam: int = 0  # frame parameters (for example an electronic temperature), `System.fparam`
-    numb_aparam: int = 0  # atomic parameters, `System.aparam`
-    default_fparam: tuple[float, ...] | None = None  # for structures without fparam
-    dim_case_embd: int = 0  # width of the constant vector that tells data sets apart in a shared net
-    exclude_types: tuple[int, ...] = ()  # types whose atoms have energy zero
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    numb_fparam: Annotated[
+        int, Field(ge=0, description="frame parameters (for example an electronic temperature), `System.fparam`")
+    ] = 0
+    numb_aparam: Annotated[int, Field(ge=0, description="atomic parameters, `System.aparam`")] = 0
+    default_fparam: Annotated[tuple[float, ...] | None, Field(description="for structures without fparam")] = None
+    dim_case_embd: Annotated[
+        int, Field(ge=0, description="width of the constant vector that tells data sets apart in a shared net")
+    ] = 0
+    exclude_types: Annotated[tuple[int, ...], Field(description="types whose atoms have energy zero")] = ()
 
-    def __post_init__(self):
-        as_tuples(self)
-        at_least(self, 1, "neuron")
-        at_least(self, 0, "numb_fparam", "numb_aparam", "dim_case_embd")
+    def __post_init__(self) -> None:
         nn.activation(self.activation_function)
         if self.default_fparam is not None and len(self.default_fparam) != self.numb_fparam:
             raise ValueError(
@@ -45,17 +50,21 @@ def energy_head(config: EnergyHeadConfig, n_features: int, n_types: int) -> Head
     x_i = [descriptor, (fparam - avg) inv_std, (aparam - avg) inv_std, case_embd].
     """
 
-    def init(key, dtype=None):
+    def init(key: Array, dtype: DTypeLike | None = None) -> dict[str, Any]:
         return _init(key, config, n_features, n_types, dtype)
 
-    def apply(params, features, types, fparam=None, aparam=None):
+    def apply(
+        params: PyTree, features: Array, types: Array, fparam: Array | None = None, aparam: Array | None = None
+    ) -> Array:
         x = jnp.concatenate([features, *_further_inputs(params, config, features, fparam, aparam)], axis=-1)
         return _apply(params, config, n_types, x, types)
 
     return Head(config, init, apply)
 
 
-def _init(key, config: EnergyHeadConfig, n_features: int, n_types: int, dtype):
+def _init(
+    key: Array, config: EnergyHeadConfig, n_features: int, n_types: int, dtype: DTypeLike | None
+) -> dict[str, Any]:
     wide = numerics.widest_float()
     keys = nn.split(key)
     n_inputs = n_features + config.numb_fparam + config.numb_aparam + config.dim_case_embd
@@ -74,7 +83,9 @@ def _init(key, config: EnergyHeadConfig, n_features: int, n_types: int, dtype):
     return {"layers": [*hidden, last], "statistics": statistics}
 
 
-def _further_inputs(params, config: EnergyHeadConfig, features, fparam, aparam) -> list:
+def _further_inputs(
+    params: PyTree, config: EnergyHeadConfig, features: Array, fparam: Array | None, aparam: Array | None
+) -> list:
     """What enters the net beside the descriptor, each (n_atoms, width)."""
     n, statistics = len(features), params["statistics"]
     if fparam is None and config.default_fparam is not None:
@@ -90,7 +101,7 @@ def _further_inputs(params, config: EnergyHeadConfig, features, fparam, aparam) 
     return [column.astype(features.dtype) for column in columns]
 
 
-def _check_width(name: str, value, width: int) -> None:
+def _check_width(name: str, value: Any, width: int) -> None:
     where = {"fparam": 'info["fparam"]', "aparam": 'arrays["aparam"]'}[name]
     if value is None or value.shape[-1] != width:
         got = "none" if value is None else value.shape[-1]
@@ -99,7 +110,7 @@ def _check_width(name: str, value, width: int) -> None:
         )
 
 
-def _apply(params, config: EnergyHeadConfig, n_types: int, x, types):
+def _apply(params: PyTree, config: EnergyHeadConfig, n_types: int, x: Array, types: Array) -> Array:
     statistics = params["statistics"]
     *hidden, last = params["layers"]
     net = nn.linear(last, nn.mlp(hidden, x, nn.activation(config.activation_function)))[:, 0]

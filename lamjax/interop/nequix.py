@@ -6,8 +6,9 @@ Koker et al., arXiv 2508.16067. Nothing of a file is executed.
 import io
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ase.data
 import numpy as np
@@ -74,7 +75,7 @@ def write(config: PotentialConfig, params: Params, head: str, header: dict[str, 
     return out.getvalue()
 
 
-def _header(path, line: bytes) -> dict[str, Any]:
+def _header(path: Any, line: bytes) -> dict[str, Any]:
     try:
         header = json.loads(line)
     except ValueError as error:
@@ -87,7 +88,7 @@ def _header(path, line: bytes) -> dict[str, Any]:
     return header
 
 
-def _config(path, header: dict[str, Any]) -> PotentialConfig:
+def _config(path: Any, header: dict[str, Any]) -> PotentialConfig:
     numbers = [int(z) for z in header["atomic_numbers"]]
     if wrong := [z for z in numbers if not 0 < z < len(ase.data.chemical_symbols)]:
         raise CheckpointError(f"{path}: atomic_numbers names {wrong[0]}, which is no element.")
@@ -138,14 +139,14 @@ def _layer_shapes(config: NequIPConfig, layer: Layer, is_first: bool) -> dict[st
 
 def _shapes(config: PotentialConfig) -> list[tuple[int, ...]]:
     """All shapes in the file's order: energies of the elements, layers, readout."""
-    descriptor = config.descriptor
+    descriptor = cast(NequIPConfig, config.descriptor)
     found: list[tuple[int, ...]] = [(len(config.elements),)]
     for number, layer in enumerate(layers(descriptor)):
         found += [shape for part in _layer_shapes(descriptor, layer, number == 0).values() for shape in part]
     return [*found, (descriptor.width, 1)]
 
 
-def _arrays(path, file, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
+def _arrays(path: Any, file: Any, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
     found = []
     for number, shape in enumerate(shapes):
         try:
@@ -204,7 +205,7 @@ def _check(config: PotentialConfig, head: EnergyHeadConfig) -> None:
 
 
 def _keys(config: PotentialConfig, shift: float) -> dict[str, Any]:
-    descriptor = config.descriptor
+    descriptor = cast(NequIPConfig, config.descriptor)
     irreps = " + ".join(f"{n}x{k}{'eo'[k % 2]}" for k, n in enumerate(descriptor.channels))
     return {
         "atomic_numbers": [ase.data.atomic_numbers[e] for e in config.elements],
@@ -227,7 +228,7 @@ def _by_number(config: PotentialConfig, energies: np.ndarray) -> dict[str, float
     return {str(ase.data.atomic_numbers[e]): float(x) for e, x in zip(config.elements, energies, strict=True)}
 
 
-def _in_order(config: PotentialConfig, params: Params, energies: np.ndarray, readout):
+def _in_order(config: PotentialConfig, params: Params, energies: np.ndarray, readout: Any) -> Iterator[np.ndarray]:
     yield energies
     species = params.descriptor["species"]
     for number, layer in enumerate(params.descriptor["layers"]):

@@ -1,6 +1,6 @@
 """Losses: (params, batch) -> (scalar, metrics)."""
 
-from lamjax.losses.combine import Slots as Slots
+from lamjax.losses.combine import TaskBatches as TaskBatches
 from lamjax.losses.combine import committee_loss as committee_loss
 from lamjax.losses.combine import heads_loss as heads_loss
 from lamjax.losses.combine import multitask_loss as multitask_loss

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, PyTree
 
 from lamjax import pytree
 from lamjax.arguments import ArgumentError, describe
@@ -16,7 +16,7 @@ from lamjax.losses.labels import LabelLossConfig, Loss, compare, predict_rows
 from lamjax.potential import Params, Potential, select
 
 
-class Slots(NamedTuple):
+class TaskBatches(NamedTuple):
     """What one step learns from: slots with the frames of one task each, all of one shape.
 
     Slots of different tasks may lie on different devices.
@@ -28,7 +28,7 @@ class Slots(NamedTuple):
 
 @factory
 def heads_loss(potential: Potential, heads: Sequence[str], configs: Sequence[LabelLossConfig]) -> Loss:
-    """The label loss of several tasks in one program: (params, Slots, lr_ratio) -> (scalar, metrics).
+    """The label loss of several tasks in one program: (params, TaskBatches, lr_ratio) -> (scalar, metrics).
 
     Task t has the head `heads[t]` and the prefactors of `configs[t]`. The loss is the mean over the slots of the loss
     of each slot's task; the metrics are those of `label_loss` with a leading axis of slots, and "task". The head is
@@ -42,12 +42,14 @@ def heads_loss(potential: Potential, heads: Sequence[str], configs: Sequence[Lab
     one = select(potential, heads[0])
     prefactors = np.array([config.prefactors for config in configs])
 
-    def slot(params: Params, stacked, task, batch, lr_ratio):
+    def slot(
+        params: Params, stacked: PyTree, task: Any, batch: Any, lr_ratio: float | Array
+    ) -> tuple[Array, dict[str, Array]]:
         head = jax.tree.map(lambda leaf: leaf[task], stacked)
         own = Params(params.descriptor, {heads[0]: head})
         return compare(configs[0], predict_rows(one, own, batch), batch, lr_ratio, jnp.asarray(prefactors)[task])
 
-    def loss(params: Params, slots: Slots, lr_ratio=1.0):
+    def loss(params: Params, slots: TaskBatches, lr_ratio: float | Array = 1.0) -> tuple[Array, dict[str, Array]]:
         stacked = pytree.stack([params.heads[head] for head in heads])
         if len(slots.task) == 1:  # the same without a further axis
             value, metrics = slot(params, stacked, slots.task[0], pytree.take(slots.batch, 0), lr_ratio)
@@ -73,7 +75,7 @@ def multitask_loss(losses: Mapping[str, Loss]) -> Loss:
     The name of the group is in the structure of the batch, so that jit compiles a program for each group and shape.
     """
 
-    def loss(params, batch, lr_ratio=1.0):
+    def loss(params: PyTree, batch: Any, lr_ratio: float | Array = 1.0) -> tuple[Array, dict[str, Array]]:
         _check_parts(batch, losses, one=True)
         ((group, part),) = batch.items()
         return losses[group](params, part, lr_ratio)
@@ -88,7 +90,7 @@ def committee_loss(loss: Loss) -> Loss:
     A member's part of the gradient is the gradient of its own loss. Metrics are summed over the members.
     """
 
-    def total(stacked, batch, lr_ratio=1.0):
+    def total(stacked: PyTree, batch: Any, lr_ratio: float | Array = 1.0) -> tuple[Array, Any]:
         values, metrics = jax.vmap(lambda params: loss(params, batch, lr_ratio))(stacked)
         return jnp.sum(values), jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
 
@@ -105,7 +107,7 @@ def weighted_sum(losses: Mapping[str, tuple[float, Loss]]) -> Loss:
         if not isinstance(part, tuple) or len(part) != 2 or callable(part[0]):
             raise ArgumentError(f"weighted_sum takes {{name: (weight, loss)}}, got {describe(part)} for {name!r}.")
 
-    def loss(params, batch, lr_ratio=1.0):
+    def loss(params: PyTree, batch: Any, lr_ratio: float | Array = 1.0) -> tuple[float | Array, dict]:
         _check_parts(batch, losses, one=False)
         total, metrics = 0.0, {}
         for name, (weight, part) in losses.items():

@@ -1,15 +1,16 @@
 """What a student learns from a teacher: its energies, forces and virials, and how its forces change."""
 
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
+from pydantic import Field
 
 from lamjax import numerics
 from lamjax import system as systems
 from lamjax.arguments import expect
+from lamjax.config import configuration
 from lamjax.factories import factory
 from lamjax.losses.labels import LabelLossConfig, Loss, compare, predict_rows
 from lamjax.neighbors import Neighbors
@@ -17,25 +18,24 @@ from lamjax.potential import Potential, check_potential, predict
 from lamjax.system import System
 
 
-@dataclass(frozen=True)
+@configuration
 class DistillationLossConfig:
     """The loss on the teacher's answers, and the prefactor (start, limit) of its Hessian-vector products."""
 
     labels: LabelLossConfig = LabelLossConfig()
-    start_pref_h: float = 0.0
-    limit_pref_h: float = 0.0
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    start_pref_h: Annotated[float, Field(description="prefactor of the Hessian-vector products at first")] = 0.0
+    limit_pref_h: Annotated[float, Field(description="the same as the learning rate falls to zero")] = 0.0
 
 
 class Probed(NamedTuple):
     """A batch (`data.Batch`) whose labels are the teacher's answers, and how its forces change along directions."""
 
-    batch: object
+    batch: Any
     directions: Float[Array, "rows n_atoms 3"]  # v, no unit
     products: Float[Array, "rows n_atoms 3"]  # the teacher's dF/dx v = -H v, eV/Å²
 
     @property
-    def frame(self):
+    def frame(self) -> Array:
         """Of the batch: which frames it holds."""
         return self.batch.frame
 
@@ -53,7 +53,7 @@ def distillation_loss(potential: Potential, config: DistillationLossConfig = Dis
     remedy = "A LabelLossConfig goes into it: DistillationLossConfig(labels=LabelLossConfig(...))."
     expect(config, DistillationLossConfig, "distillation_loss takes a DistillationLossConfig second", remedy)
 
-    def loss(params, batch, lr_ratio=1.0):
+    def loss(params: PyTree, batch: Any, lr_ratio: float | Array = 1.0) -> tuple[Array, dict[str, Array]]:
         labelled = batch.batch if isinstance(batch, Probed) else batch
         total, metrics = compare(config.labels, predict_rows(potential, params, labelled), labelled, lr_ratio)
         if not isinstance(batch, Probed):
@@ -66,25 +66,25 @@ def distillation_loss(potential: Potential, config: DistillationLossConfig = Dis
 
 
 def force_change(
-    potential: Potential, params, system: System, neighbors: Neighbors, directions: Float[Array, "n_atoms 3"]
+    potential: Potential, params: PyTree, system: System, neighbors: Neighbors, directions: Float[Array, "n_atoms 3"]
 ) -> Float[Array, "n_atoms 3"]:
     """dF/dx v = -H v (eV/Å² for v without unit): forward derivative of the forces along v; costs two evaluations."""
 
-    def forces(positions):
+    def forces(positions: Array) -> Array:
         return predict(potential, params, system._replace(positions=positions), neighbors).forces
 
     positions = jnp.asarray(system.positions)
     return jax.jvp(forces, (positions,), (jnp.asarray(directions, positions.dtype),))[1]
 
 
-def probe_directions(key, system: System) -> Float[Array, "*rows n_atoms 3"]:
+def probe_directions(key: Array, system: System) -> Float[Array, "*rows n_atoms 3"]:
     """v ~ N(0, 1) for every component of every atom, 0 for padding."""
     positions = jnp.asarray(system.positions)
     drawn = jax.random.normal(key, positions.shape, positions.dtype)
     return jnp.where(systems.real(system)[..., None], drawn, 0)
 
 
-def probe(potential: Potential, params, batch, key) -> Probed:
+def probe(potential: Potential, params: PyTree, batch: Any, key: Array) -> Probed:
     """The batch with the answers of a teacher (its `potential` and `params`) for labels, probed along random v.
 
     The neighbours of the batch must be those of the teacher and of whoever is to learn: one cutoff for both.
@@ -99,14 +99,14 @@ def probe(potential: Potential, params, batch, key) -> Probed:
     return Probed(batch._replace(labels=labels), directions, products)
 
 
-def _rows(potential: Potential, params, batch, directions):
+def _rows(potential: Potential, params: PyTree, batch: Any, directions: Array) -> Array:
     """dF/dx v of the rows of a batch."""
     return jax.vmap(lambda system, neighbors, v: force_change(potential, params, system, neighbors, v))(
         batch.system, batch.neighbors, directions
     )
 
 
-def _products(potential: Potential, params, probed: Probed):
+def _products(potential: Potential, params: PyTree, probed: Probed) -> tuple[Array, dict[str, Array]]:
     """Mean over the structures of the squared difference of a component, and sums for the metrics."""
     batch = probed.batch
     different = _rows(potential, params, batch, probed.directions) - probed.products

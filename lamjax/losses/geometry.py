@@ -2,7 +2,8 @@
 
 import functools
 import itertools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +17,11 @@ _NEAR = np.array(list(itertools.product((-1, 0, 1), repeat=3)))
 _STEPS = np.array([s for s in itertools.product((-1, 0, 1), repeat=2) if any(s)])
 
 
-def _full_precision(function):
+def _full_precision(function: Callable) -> Callable:
     """The products of float32 that a GPU makes by default are good to 1e-3 only: an error of 0.01 Å across a cell."""
 
     @functools.wraps(function)
-    def run(*arguments, **keywords):
+    def run(*arguments: Any, **keywords: Any) -> Any:
         # a new context for every call: one that is entered again before it is left would never be left
         with jax.default_matmul_precision("highest"):
             return function(*arguments, **keywords)
@@ -99,7 +100,7 @@ def aligned_displacement(
     return jnp.where(is_atom, d, 0)
 
 
-def nearest_image(d, cell, pbc, reduction) -> Float[Array, "n 3"]:
+def nearest_image(d: Array, cell: Array, pbc: Array, reduction: Array) -> Float[Array, "n 3"]:
     """The integers S (as floats) that make d + S cell shortest, for each row of `d` (Å); no gradient.
 
     In a Minkowski-reduced basis the shortest is among the 27 images around the rounded one.
@@ -114,14 +115,14 @@ def nearest_image(d, cell, pbc, reduction) -> Float[Array, "n 3"]:
     return jnp.where(pbc, best @ reduction, 0)
 
 
-def reduced_lattice(cell, pbc) -> Int[Array, "3 3"]:
+def reduced_lattice(cell: Array, pbc: Array) -> Int[Array, "3 3"]:
     """Integers T so that T cell is a Minkowski-reduced basis of the lattice of the periodic directions; no gradient.
 
     While a lattice vector can be shortened by adding (or taking away) others, it is.
     """
     cell = jnp.where(pbc[:, None], jax.lax.stop_gradient(cell), 0)
 
-    def shorten(state):
+    def shorten(state: Any) -> tuple[Array, Array, Any]:
         transform, _, n = state
         changed = jnp.zeros((), bool)
         for k in range(3):
@@ -134,7 +135,7 @@ def reduced_lattice(cell, pbc) -> Int[Array, "3 3"]:
     return jax.lax.while_loop(lambda state: state[1] & (state[2] < 100), shorten, start)[0]
 
 
-def _shorten_row(transform, cell, pbc, k: int):
+def _shorten_row(transform: Array, cell: Array, pbc: Array, k: int) -> tuple[Array, Array]:
     """Row k replaced by the shortest of row + s i + t j, s and t being -1, 0, 1 or the rounded projections."""
     i, j = [axis for axis in range(3) if axis != k]
     rows = transform.astype(cell.dtype) @ cell
@@ -150,7 +151,7 @@ def _shorten_row(transform, cell, pbc, k: int):
     return transform.at[k].set(jnp.where(better, options[best], transform[k])), better
 
 
-def _images(raw, weight, cell, basis, pbc) -> Float[Array, "n 3"]:
+def _images(raw: Array, weight: Array, cell: Array, basis: Array, pbc: Array) -> Float[Array, "n 3"]:
     """The integers S (as floats) that make raw + S cell, less its weighted mean, shortest; no gradient.
 
     The common translation comes first, for an atom near half a lattice vector may have a nearer image without it. It
@@ -159,7 +160,7 @@ def _images(raw, weight, cell, basis, pbc) -> Float[Array, "n 3"]:
     raw, weight, cell, basis = jax.lax.stop_gradient((raw, weight, cell, basis))
     reduction = reduced_lattice(cell, pbc)
 
-    def settle(start):
+    def settle(start: Any) -> tuple[Array, Array]:
         first = raw + nearest_image(raw - start, cell, pbc, reduction) @ cell
         images = nearest_image(raw - jnp.sum(weight * first, axis=0), cell, pbc, reduction)
         d = raw + images @ cell
@@ -173,7 +174,7 @@ def _images(raw, weight, cell, basis, pbc) -> Float[Array, "n 3"]:
     return images[jnp.argmin(spread)]
 
 
-def _turn(y, d, mass) -> Float[Array, "3 3"]:
+def _turn(y: Array, d: Array, mass: Array) -> Float[Array, "3 3"]:
     """R - 1 of the proper rotation R that makes Σ m |y + d - y R|² smallest (centred y, d); no gradient.
 
     None is needed for that of dq: it is stationary in R. Kabsch, Acta Cryst. A 34, 827 (1978).
@@ -188,14 +189,14 @@ def _turn(y, d, mass) -> Float[Array, "3 3"]:
     return jnp.where(better, turn, 0)
 
 
-def _deformation(basis, target_basis):
+def _deformation(basis: Array, target_basis: Array) -> tuple[Array, Array]:
     """Norm of the Green-Lagrange strain from the target's cell to this one, and the relative change of volume."""
     gradient = jnp.linalg.inv(target_basis) @ (basis - target_basis)  # F - 1
     strain = (gradient + gradient.T + gradient @ gradient.T) / 2
     return numerics.safe_norm(strain.ravel()), _volume(basis) / _volume(target_basis) - 1
 
 
-def _bases(system: System, target: System):
+def _bases(system: System, target: System) -> tuple[Array, Array]:
     """The two cells, (3, 3) each, rows of non-periodic directions completed by unit normals in the same way.
 
     Both are unit matrices if either spans no volume.
@@ -218,7 +219,7 @@ def _aside(system: System, target: System) -> Float[Array, "3"]:
     return jnp.where(jnp.abs(axis @ first) > 0.8, jnp.cross(target_axis, first), first)
 
 
-def _completed(cell, pbc, begin) -> Float[Array, "3 3"]:
+def _completed(cell: Array, pbc: Array, begin: Any) -> Float[Array, "3 3"]:
     """The cell with each row that is not periodic made the unit normal of the others; `begin` holds first guesses."""
     rows = jnp.where(pbc[:, None], cell, begin)
     for k in range(3):
@@ -227,11 +228,11 @@ def _completed(cell, pbc, begin) -> Float[Array, "3 3"]:
     return rows
 
 
-def _unit(v):
+def _unit(v: Array) -> Array:
     """v / |v|; 0 stays 0."""
     length = numerics.safe_norm(v)
     return v / jnp.where(length > 0, length, 1)
 
 
-def _volume(basis):
+def _volume(basis: Array) -> Array:
     return jnp.abs(jnp.dot(basis[0], jnp.cross(basis[1], basis[2])))

@@ -2,17 +2,18 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
+from pydantic import Field
 
 from lamjax import numerics, pytree
 from lamjax import system as systems
-from lamjax.arguments import ArgumentError, as_tuples, at_least, describe, expect
+from lamjax.arguments import ArgumentError, describe, expect
+from lamjax.config import configuration
 from lamjax.factories import factory
 from lamjax.potential import Potential, Prediction, check_potential, predict
 from lamjax.system import Labels, System
@@ -22,7 +23,7 @@ TERMS = ("energy", "forces", "virial")
 Loss = Callable[..., tuple[Array, dict[str, Array]]]
 
 
-@dataclass(frozen=True)
+@configuration
 class LabelLossConfig:
     """Keys, defaults and meanings are those of DeePMD-kit's `loss` of type "ener".
 
@@ -30,23 +31,28 @@ class LabelLossConfig:
     """
 
     type: Literal["ener"] = "ener"
-    start_pref_e: float = 0.02
-    limit_pref_e: float = 1.0
-    start_pref_f: float = 1000.0
-    limit_pref_f: float = 1.0
-    start_pref_v: float = 0.0
-    limit_pref_v: float = 0.0
+    start_pref_e: Annotated[float, Field(ge=0)] = 0.02
+    limit_pref_e: Annotated[float, Field(ge=0)] = 1.0
+    start_pref_f: Annotated[float, Field(ge=0)] = 1000.0
+    limit_pref_f: Annotated[float, Field(ge=0)] = 1.0
+    start_pref_v: Annotated[float, Field(ge=0)] = 0.0
+    limit_pref_v: Annotated[float, Field(ge=0)] = 0.0
     loss_func: Literal["mse", "mae"] = "mse"
     use_huber: bool = False
-    huber_delta: float | tuple[float, float, float] = 0.01  # of energy/N (eV), forces (eV/Å), virial/N (eV)
-    relative_f: float | None = None  # eV/Å; force errors are divided by |F_label| + relative_f
-    f_use_norm: bool = False  # the error of a force is the length of its difference (mae and huber only)
-    intensive_ener_virial: bool = False  # mse: energy and virial terms with 1/N² instead of 1/N
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    huber_delta: Annotated[
+        float | tuple[float, float, float], Field(description="of energy/N (eV), forces (eV/Å), virial/N (eV)")
+    ] = 0.01
+    relative_f: Annotated[
+        float | None, Field(description="eV/Å; force errors are divided by |F_label| + relative_f")
+    ] = None
+    f_use_norm: Annotated[
+        bool, Field(description="the error of a force is the length of its difference (mae and huber only)")
+    ] = False
+    intensive_ener_virial: Annotated[
+        bool, Field(description="mse: energy and virial terms with 1/N² instead of 1/N")
+    ] = False
 
-    def __post_init__(self):
-        as_tuples(self)
-        at_least(self, 0, *(f"{end}_pref_{x}" for x in "efv" for end in ("start", "limit")))
+    def __post_init__(self) -> None:
         if not np.all(np.asarray(self.huber_delta) > 0):
             raise ValueError(f"huber_delta must be above 0, got {self.huber_delta}.")
         if self.f_use_norm and self.loss_func == "mse" and not self.use_huber:
@@ -82,13 +88,13 @@ def label_loss(potential: Potential, config: LabelLossConfig = LabelLossConfig()
     check_potential(potential, "label_loss")
     expect(config, LabelLossConfig, "label_loss takes a LabelLossConfig second", "Leave it out for the defaults.")
 
-    def loss(params, batch, lr_ratio=1.0):
+    def loss(params: PyTree, batch: Any, lr_ratio: float | Array = 1.0) -> tuple[Array, dict[str, Array]]:
         return compare(config, predict_rows(potential, params, batch), batch, lr_ratio)
 
     return loss
 
 
-def predict_rows(potential: Potential, params, batch) -> Prediction:
+def predict_rows(potential: Potential, params: PyTree, batch: Any) -> Prediction:
     """The predictions of a batch (`data.Batch`), row by row."""
     if not hasattr(batch, "frame") or not hasattr(batch, "neighbors"):
         raise ArgumentError(
@@ -105,7 +111,11 @@ def predict_rows(potential: Potential, params, batch) -> Prediction:
 
 
 def compare(
-    config: LabelLossConfig, predictions: Prediction, batch, lr_ratio=1.0, prefactors=None
+    config: LabelLossConfig,
+    predictions: Prediction,
+    batch: Any,
+    lr_ratio: float | Array = 1.0,
+    prefactors: Array | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """The loss and metrics of predictions that are already there, for a batch with a leading axis of rows.
 
@@ -139,7 +149,9 @@ def errors(sums: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def _row(config: LabelLossConfig, predicted: Prediction, system: System, labels: Labels):
+def _row(
+    config: LabelLossConfig, predicted: Prediction, system: System, labels: Labels
+) -> tuple[tuple[Array, Array, Array], dict[str, Array]]:
     """Terms of the structures of one row, before prefactors and weights, and its sums of errors."""
     real = systems.real(system)
     differences = Differences(
@@ -151,7 +163,9 @@ def _row(config: LabelLossConfig, predicted: Prediction, system: System, labels:
     return _terms(config, differences, labels.forces, system, n_atoms), _sums(differences, labels, system, n_atoms)
 
 
-def _terms(config: LabelLossConfig, d: Differences, label_forces, system: System, n_atoms):
+def _terms(
+    config: LabelLossConfig, d: Differences, label_forces: Array, system: System, n_atoms: Array
+) -> tuple[Array, Array, Array]:
     """Energy, force and virial terms of each structure, before prefactors and label weights."""
     n = jnp.maximum(n_atoms, 1).astype(d.energy.dtype)
     forces = d.forces
@@ -160,11 +174,11 @@ def _terms(config: LabelLossConfig, d: Differences, label_forces, system: System
     if config.f_use_norm:
         forces = numerics.safe_norm(forces, keepdims=True)
 
-    def force_mean(x):
+    def force_mean(x: Array) -> Array:
         total = systems.of_structures(system, jnp.sum(jnp.where(systems.real(system)[:, None], x, 0), axis=-1))
         return total / (n * x.shape[-1])
 
-    def mean(x):
+    def mean(x: Array) -> Array:
         return jnp.mean(x, axis=(-2, -1))
 
     if config.use_huber:
@@ -178,20 +192,20 @@ def _terms(config: LabelLossConfig, d: Differences, label_forces, system: System
     return d.energy**2 / scale, force_mean(forces**2), mean(d.virial**2) / scale
 
 
-def _huber(x, delta: float):
+def _huber(x: Array, delta: float) -> Array:
     """x²/2 up to delta, linear beyond."""
     size = jnp.abs(x)
     return jnp.where(size <= delta, 0.5 * x * x, delta * (size - 0.5 * delta))
 
 
-def _mean(terms: Float[Array, " batch"], weights: Float[Array, " batch"]):
+def _mean(terms: Float[Array, " batch"], weights: Float[Array, " batch"]) -> Array:
     """Weighted mean over the frames that carry the label; 0 if none does."""
     labelled = weights > 0
     total = jnp.sum(jnp.where(labelled, weights * jnp.where(labelled, terms, 0), 0))
     return total / jnp.maximum(jnp.sum(labelled), 1)
 
 
-def _sums(d: Differences, labels: Labels, system: System, n_atoms) -> dict[str, Array]:
+def _sums(d: Differences, labels: Labels, system: System, n_atoms: Array) -> dict[str, Array]:
     """Sums of absolute and squared errors over labelled structures, and how many numbers they hold."""
     n = jnp.maximum(n_atoms, 1).astype(d.energy.dtype)
     volumes = systems.volume(system)

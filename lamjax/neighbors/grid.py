@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -102,7 +102,7 @@ def search(
     within = jnp.min(jnp.where(_looked_at_all(system, grid), jnp.inf, np.array(grid.reach) * size))
     radius = jnp.minimum(jnp.asarray(shells[0].cutoff + skin, within.dtype), within)
 
-    def around(k):
+    def around(k: Any) -> tuple:
         """Indices, images and mask of an atom's list, the distance to the nearest without a slot, numbers in shells."""
         j, images, there = _candidates(k, bins, members, system.pbc, grid)
         d = home[j] + images.astype(home.dtype) @ system.cell - home[k]
@@ -126,7 +126,7 @@ def search(
     ), fullest
 
 
-def _bins(system: System, home, grid: Grid):
+def _bins(system: System, home: Array, grid: Grid) -> tuple[Array, Any]:
     """The bin (n_atoms, 3) of every wrapped atom, and how thick bins are (3,), in Å.
 
     Without periodicity the bins divide what the atoms span; an atom at its very end belongs to the last one.
@@ -143,7 +143,7 @@ def _bins(system: System, home, grid: Grid):
     return jnp.clip(found, 0, number - 1).astype(jnp.int32), height * span / number
 
 
-def _members(bins, is_atom, grid: Grid):
+def _members(bins: Any, is_atom: Array, grid: Grid) -> tuple[Array, Array]:
     """The atoms of every bin, (n_bins, capacity), filled up with n_atoms; and the number in the fullest one."""
     n, n_bins = len(bins), math.prod(grid.bins)
     flat = jnp.where(is_atom, _flat(bins, grid), n_bins)
@@ -155,7 +155,7 @@ def _members(bins, is_atom, grid: Grid):
     return members[:n_bins], jnp.max(count[:n_bins])
 
 
-def _candidates(k, bins, members, pbc, grid: Grid):
+def _candidates(k: Any, bins: Any, members: Any, pbc: Array, grid: Grid) -> tuple[Array, Array, Any]:
     """Atoms (n_candidates,) around atom k, their images (n_candidates, 3), and which are there."""
     number = np.array(grid.bins)
     there = bins[k] + grid.stencil
@@ -167,11 +167,11 @@ def _candidates(k, bins, members, pbc, grid: Grid):
     return jnp.where(present, j, 0).reshape(-1), images, present.reshape(-1)
 
 
-def _flat(bins, grid: Grid):
+def _flat(bins: Any, grid: Grid) -> Any:
     _, second, third = grid.bins
     return (bins[..., 0] * second + bins[..., 1]) * third + bins[..., 2]
 
 
-def _looked_at_all(system: System, grid: Grid):
+def _looked_at_all(system: System, grid: Grid) -> Array:
     """Directions in which an atom sees everything there is, however thick the bins."""
     return ~system.pbc & (np.array(grid.bins) <= np.array(grid.reach) + 1)

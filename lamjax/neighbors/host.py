@@ -1,11 +1,15 @@
 """Neighbour lists on the host (vesin): how wide the arrays must be, and lists for training data."""
 
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import vesin
+from jax.typing import DTypeLike
+from jaxtyping import Array
 
 from lamjax.neighbors.search import FAR
 from lamjax.neighbors.types import MadeFor, Neighbors, Shell, round_up
@@ -29,7 +33,7 @@ def plan_capacities(found: tuple[int, ...], shells: tuple[Shell, ...], multiple:
 
 
 def allocate(
-    system: System, shells: tuple[Shell, ...], capacities: tuple[int, ...] | None = None, dtype=None
+    system: System, shells: tuple[Shell, ...], capacities: tuple[int, ...] | None = None, dtype: DTypeLike | None = None
 ) -> Neighbors:
     """The neighbours of one structure, in arrays just wide enough (or of the given `capacities`).
 
@@ -71,7 +75,7 @@ def host_neighbors(
     return _pack(system, shells, capacities, (i, j, images, r), found, n_offsets)
 
 
-def pairs(system: System, cutoff: float):
+def pairs(system: System, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """All pairs within the cutoff, sorted by centre and distance: i, j, images S, distance (Å). Padding is left out."""
     real, found = _search(system, cutoff, "ijSd")
     if not found:
@@ -81,7 +85,7 @@ def pairs(system: System, cutoff: float):
     return real[i[order].astype(int)], real[j[order].astype(int)], images[order].astype(int), r[order]
 
 
-def _search(system: System, cutoff: float, quantities: str):
+def _search(system: System, cutoff: float, quantities: str) -> tuple[np.ndarray, Any]:
     """The real atoms, and what vesin finds among them, unsorted; nothing if there are none."""
     check_single(system, "The neighbour search")
     real = np.flatnonzero(np.asarray(system.numbers) > 0)
@@ -95,7 +99,7 @@ def _search(system: System, cutoff: float, quantities: str):
     return real, finder.compute(points=positions, box=cell, periodic=list(map(bool, pbc)), quantities=quantities)
 
 
-def _without_gaps(positions, open_directions, cutoff: float) -> np.ndarray:
+def _without_gaps(positions: Array, open_directions: Any, cutoff: float) -> np.ndarray:
     """Positions with every gap along the open directions (unit vectors) made at most 2 Å wider than the cutoff.
 
     Nobody within the cutoff is on the other side of one. The search divides the whole extent into boxes of the cutoff:
@@ -112,14 +116,16 @@ def _without_gaps(positions, open_directions, cutoff: float) -> np.ndarray:
     return positions
 
 
-def image_offsets(cell, pbc, cutoff: float) -> np.ndarray:
+def image_offsets(cell: Array, pbc: Array, cutoff: float) -> np.ndarray:
     """All integer images (n_offsets, 3) that wrapped atoms can see within the cutoff, home image first."""
     reach = np.where(pbc, np.ceil(cutoff / np.maximum(face_distances(cell, pbc), 1e-3) - 1e-6), 0).astype(int)
     grid = np.stack(np.meshgrid(*(np.arange(-k, k + 1) for k in reach), indexing="ij"), axis=-1).reshape(-1, 3)
     return grid[np.argsort((grid**2).sum(axis=1), kind="stable")].astype(np.int32)
 
 
-def _pack(system, shells, capacities, found_pairs, found, n_offsets: int = 0) -> Neighbors:
+def _pack(
+    system: System, shells: Sequence[Shell], capacities: Sequence[int], found_pairs: Any, found: Any, n_offsets: int = 0
+) -> Neighbors:
     i, j, images, r = found_pairs
     n, capacity = system.n_atoms, capacities[0]
     starts = np.concatenate([[0], np.cumsum(np.bincount(i, minlength=n))])[:-1]
@@ -151,7 +157,7 @@ def _pack(system, shells, capacities, found_pairs, found, n_offsets: int = 0) ->
     )
 
 
-def check_distances(i, j, r, closest: float = 1e-3) -> None:
+def check_distances(i: Array, j: Array, r: Array, closest: float = 1e-3) -> None:
     if len(r) and r.min() < closest:
         k = int(np.argmin(r))
         raise ValueError(f"Atoms {i[k]} and {j[k]} are {r[k]:.2g} Å apart: two atoms on one place. Remove one of them.")

@@ -1,5 +1,7 @@
 """The jittable neighbour search over all images: right for every cell, quadratic in atoms."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -31,7 +33,7 @@ def all_images(
     return assemble(kept, j, images, offsets, shells, capacities, within_shells(squared, shells), complete)
 
 
-def nearest(squared: Float[Array, "n_atoms n"], width: int):
+def nearest(squared: Float[Array, "n_atoms n"], width: int) -> tuple[Array, Array]:
     """The `width` smallest of each row, ascending, and their columns; inf and 0 where there are fewer.
 
     Sorted in float32, for which XLA's search on CPUs is 14 times as fast: what differs by less has any order. The
@@ -55,14 +57,25 @@ def counted(squared: Float[Array, "n_atoms n"], shells: tuple[Shell, ...]) -> In
     return jnp.stack([jnp.sum(squared <= s.cutoff**2, axis=1) for s in shells], axis=1).astype(jnp.int32)
 
 
-def verdict(found: Int[Array, "*batch n_shells"], shells: tuple[Shell, ...], capacities: tuple[int, ...]):
+def verdict(
+    found: Int[Array, "*batch n_shells"], shells: tuple[Shell, ...], capacities: tuple[int, ...]
+) -> tuple[Array, Array]:
     """Whether slots are missing for so many neighbours, and whether the model's own `sel` drops some."""
     sel = jnp.array([jnp.iinfo(jnp.int32).max if s.sel is None else s.sel for s in shells], jnp.int32)
     kept = jnp.minimum(found, sel)
     return jnp.any(kept > jnp.array(capacities), axis=-1), jnp.any(kept < found, axis=-1)
 
 
-def assemble(squared, indices, images, offsets, shells, capacities: tuple[int, ...], found, complete) -> Neighbors:
+def assemble(
+    squared: Array,
+    indices: Array,
+    images: Array,
+    offsets: Array,
+    shells: tuple[Shell, ...],
+    capacities: tuple[int, ...],
+    found: Any,
+    complete: Any,
+) -> Neighbors:
     """The list of sorted candidates: (n_atoms, capacities[0]) squared distances, indices and images.
 
     `complete` is False where more than a slot is missing; `found` are the true numbers within the shells.
@@ -127,14 +140,14 @@ def basis(system: System) -> Float[Array, "3 3"]:
     return jnp.select([n == 3, n == 2, n == 1], [rows, two, one], jnp.eye(3, dtype=cell.dtype))
 
 
-def wrap_shift(system: System):
+def wrap_shift(system: System) -> tuple[Array, Array]:
     """The integer lattice vector that brings each atom home, and whether all are finite and of a sane size."""
     fractional = system.positions @ jnp.linalg.inv(basis(system))
     shift = jnp.where(system.pbc, -jnp.floor(fractional), 0)
     return shift.astype(jnp.int32), jnp.all(jnp.isfinite(fractional) & (jnp.abs(shift) < FAR))
 
 
-def squared_distances(system: System, shift, offsets):
+def squared_distances(system: System, shift: Array, offsets: Array) -> Array:
     """|x_j + o cell - x_i|² of wrapped atoms, (n_atoms, n_atoms * n_offsets); inf for self, padding, absent images."""
     home = system.positions + shift.astype(system.cell.dtype) @ system.cell
     translation = offsets.astype(system.cell.dtype) @ system.cell
@@ -147,7 +160,7 @@ def squared_distances(system: System, shift, offsets):
     return jnp.where(usable, squared, jnp.inf).reshape(system.n_atoms, -1)
 
 
-def reach(system: System, offsets) -> Float[Array, ""]:
+def reach(system: System, offsets: Array) -> Float[Array, ""]:
     """How far (Å) wrapped atoms see with the images in `offsets`; inf where nothing is periodic."""
     height = 1 / jnp.linalg.norm(jnp.linalg.inv(basis(system)), axis=0)
     images = jnp.max(jnp.where(jnp.abs(offsets) < FAR, offsets, 0), axis=0)

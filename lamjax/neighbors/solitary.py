@@ -5,11 +5,12 @@ JAX multiplies that by the zero of an atom that does not count, it gets NaN.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal, jaxpr_as_fun
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from lamjax import system as systems
 from lamjax.neighbors.types import Known, Neighbors, displacements
@@ -17,7 +18,7 @@ from lamjax.system import System
 
 
 def atomic_energies(
-    potential: Callable, params, system: System, neighbors: Neighbors, kind: int, distance: float
+    potential: Callable, params: PyTree, system: System, neighbors: Neighbors, kind: int, distance: float
 ) -> Float[Array, " n_atoms"]:
     """`potential(params, system, neighbors)` (eV), 0 for padding, with finite derivatives for atoms without neighbours.
 
@@ -33,7 +34,7 @@ def atomic_energies(
         return run(params, system, neighbors, displacements(system, neighbors))
     energies = run(params, *shown, displacements(*shown))
 
-    def as_they_are(_):
+    def as_they_are(_: Any) -> Any:
         here = accompanied(system, neighbors, alone & ~is_real, kind, distance)
         return run(params, *here, jax.lax.stop_gradient(displacements(*here)))
 
@@ -70,7 +71,9 @@ def accompanied(
     return seen, _one_neighbor(neighbors, chosen, partner, jnp.zeros(3, neighbors.images.dtype))
 
 
-def _beside_its_image(system: System, neighbors: Neighbors, chosen, kind: int, distance: float):
+def _beside_its_image(
+    system: System, neighbors: Neighbors, chosen: Any, kind: int, distance: float
+) -> tuple[System, Neighbors]:
     """As `accompanied`, for a single atom: it sees its image in a cell of its own."""
     cell = distance * jnp.eye(3, dtype=system.cell.dtype)
     seen = system._replace(
@@ -80,10 +83,12 @@ def _beside_its_image(system: System, neighbors: Neighbors, chosen, kind: int, d
     return seen, _one_neighbor(neighbors, chosen, jnp.zeros(1, int), jnp.array([1, 0, 0], neighbors.images.dtype))
 
 
-def _one_neighbor(neighbors: Neighbors, chosen, partner: Int[Array, "*n_atoms"], image: Int[Array, " 3"]) -> Neighbors:
+def _one_neighbor(
+    neighbors: Neighbors, chosen: Any, partner: Int[Array, "*n_atoms"], image: Int[Array, " 3"]
+) -> Neighbors:
     """The list in which each of the chosen atoms has its partner in the first slot, and no other neighbour."""
 
-    def first(mask):
+    def first(mask: Array) -> Array:
         return jnp.where(chosen[:, None], jnp.arange(mask.shape[1]) == 0, mask)
 
     partner = jnp.broadcast_to(partner, chosen.shape)[:, None].astype(neighbors.indices.dtype)
@@ -95,17 +100,17 @@ def _one_neighbor(neighbors: Neighbors, chosen, partner: Int[Array, "*n_atoms"],
     )
 
 
-def _vector(system: System, neighbors: Neighbors, i, slot) -> Float[Array, " 3"]:
+def _vector(system: System, neighbors: Neighbors, i: Array, slot: Any) -> Float[Array, " 3"]:
     """r_ij of one slot."""
     cell = system.cell if system.structure is None else system.cell[system.structure[i]]
     shift = neighbors.images[i, slot].astype(cell.dtype) @ cell
     return system.positions[neighbors.indices[i, slot]] + shift - system.positions[i]
 
 
-def _traced(potential: Callable, params, system: System, neighbors: Neighbors) -> tuple[Callable, bool]:
+def _traced(potential: Callable, params: PyTree, system: System, neighbors: Neighbors) -> tuple[Callable, bool]:
     """The potential as a function of the vectors r_ij too, traced once; whether it looks at neighbours at all."""
 
-    def of_vectors(params, system: System, neighbors: Neighbors, vectors):
+    def of_vectors(params: PyTree, system: System, neighbors: Neighbors, vectors: Array) -> Any:
         known = Known(vectors, system.positions, system.cell, neighbors.indices, neighbors.images)
         return potential(params, system, neighbors._replace(known=known))
 

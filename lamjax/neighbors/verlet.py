@@ -1,7 +1,7 @@
 """A list with a skin: searched rarely, and at every step narrowed down to who is a neighbour now."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ def empty(system: System, neighbors: Neighbors, shells: tuple[Shell, ...], skin:
     return blank(system, width, neighbors.offsets, shells)
 
 
-def blank(system: System, width: int, offsets, shells: tuple[Shell, ...]) -> Verlet:
+def blank(system: System, width: int, offsets: Array, shells: tuple[Shell, ...]) -> Verlet:
     """A list of that width that wants to be searched."""
     n, dtype = system.n_atoms, system.positions.dtype
     return Verlet(
@@ -64,7 +64,9 @@ def slots(capacity: int, cutoff: float, skin: float) -> int:
     return math.ceil(capacity * (1 + skin / cutoff) ** 3) + (4 if skin else 0)
 
 
-def from_pairs(system: System, found_pairs, shells: tuple[Shell, ...], offsets, width: int, radius: float) -> Verlet:
+def from_pairs(
+    system: System, found_pairs: Any, shells: tuple[Shell, ...], offsets: Array, width: int, radius: float
+) -> Verlet:
     """As `search`, from all pairs (i, j, images, r) within `radius`, sorted by centre and distance. With numpy."""
     i, j, images, r = found_pairs
     n = system.n_atoms
@@ -129,7 +131,7 @@ def search(verlet: Verlet, system: System, shells: tuple[Shell, ...], skin: floa
     )
 
 
-def closest(squared: Float[Array, "n_atoms n"], width: int):
+def closest(squared: Float[Array, "n_atoms n"], width: int) -> tuple[Any, Any, Array]:
     """The `width` smallest of each row, their columns, and the distance (Å) to the nearest that has no slot.
 
     All in float32, which is enough for a list with a skin: compare with a radius that is larger by `ROUNDING`.
@@ -149,7 +151,7 @@ def refresh(verlet: Verlet, system: System, shells: tuple[Shell, ...], skin: flo
     block = min(n, max(BLOCK, n // BLOCK))
     order = jnp.pad(jnp.argsort(~stale), (0, block), constant_values=n)  # stale ones first; n is nobody
 
-    def some(k, verlet):
+    def some(k: Any, verlet: Any) -> Any:
         rows = jax.lax.dynamic_slice_in_dim(order, k * block, block)
         chosen = pytree.take((verlet, system), jnp.minimum(rows, n - 1))
         new = jax.vmap(lambda v, s: search(v, s, shells, skin))(*chosen)

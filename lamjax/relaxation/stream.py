@@ -75,7 +75,7 @@ class Work(NamedTuple):
 
 
 @dataclasses.dataclass(eq=False)
-class Bucket:
+class WaitingBucket:
     """A shape, and who wants to relax in it, sorted by size."""
 
     shape: Shape
@@ -91,10 +91,10 @@ class Bucket:
 
 
 @dataclasses.dataclass
-class Batch:
+class ActiveBatch:
     """Slots of a bucket, and who is in them."""
 
-    bucket: Bucket
+    bucket: WaitingBucket
     slots: Slots | None  # None: no structure has entered yet
     jobs: list[Job | None]  # one a slot
 
@@ -149,14 +149,14 @@ def stream(
         waiting, max_programs = (yield from _run(work, some, n_batches)), 1
 
 
-def _run(work: Work, some: list[Bucket], n_batches: int) -> Generator[Outcome, None, list[Job]]:
+def _run(work: Work, some: list[WaitingBucket], n_batches: int) -> Generator[Outcome, None, list[Job]]:
     """`n_batches` at a time until none is left in these buckets; those that outgrow them are returned."""
     outgrown: list[Job] = []
     finished: list[Outcome] = []
-    turns: dict[Future[list[Outcome | Job]], Batch] = {}
+    turns: dict[Future[list[Outcome | Job]], ActiveBatch] = {}
     shapes, settings = [bucket.shape for bucket in some], same_settings()
 
-    def begin(batch: Batch) -> None:
+    def begin(batch: ActiveBatch) -> None:
         new, failed = _taken(work, batch.bucket, len(batch.jobs) - batch.occupied)
         finished.extend(failed)
         if new or batch.occupied:
@@ -165,7 +165,7 @@ def _run(work: Work, some: list[Bucket], n_batches: int) -> Generator[Outcome, N
     with ThreadPoolExecutor(n_batches) as pool:
         while True:
             while len(turns) < n_batches and (bucket := _next(some, [batch.bucket for batch in turns.values()])):
-                begin(Batch(bucket, None, [None] * bucket.n_slots))
+                begin(ActiveBatch(bucket, None, [None] * bucket.n_slots))
             yield from finished  # what is done with the results is done while the device works
             finished.clear()
             if not turns:
@@ -182,13 +182,13 @@ def _run(work: Work, some: list[Bucket], n_batches: int) -> Generator[Outcome, N
                 begin(batch)
 
 
-def _next(some: list[Bucket], running: list[Bucket]) -> Bucket | None:
+def _next(some: list[WaitingBucket], running: list[WaitingBucket]) -> WaitingBucket | None:
     """Where one more batch has most to do; nowhere twice before it is compiled."""
     free = [b for b in some if b.queue and (b.warm or b not in running)]
     return max(free, key=lambda b: (-running.count(b), b.waiting), default=None)
 
 
-def _taken(work: Work, bucket: Bucket, n: int) -> tuple[list[Job], list[Outcome]]:
+def _taken(work: Work, bucket: WaitingBucket, n: int) -> tuple[list[Job], list[Outcome]]:
     """The `n` largest that wait, read; those that cannot be read again are given up."""
     jobs: list[Job] = []
     failed: list[Outcome] = []
@@ -201,7 +201,7 @@ def _taken(work: Work, bucket: Bucket, n: int) -> tuple[list[Job], list[Outcome]
     return jobs, failed
 
 
-def _turn(settings, work: Work, batch: Batch, new: list[Job]) -> list[Outcome | Job]:
+def _turn(settings, work: Work, batch: ActiveBatch, new: list[Job]) -> list[Outcome | Job]:
     """New structures into free slots, some steps, and those that have stopped out; Jobs of them need wider arrays."""
     with settings():
         failed = _enter(work, batch, new)
@@ -211,7 +211,7 @@ def _turn(settings, work: Work, batch: Batch, new: list[Job]) -> list[Outcome | 
         return failed + [_leave(work, batch, report, row) for row in _stopped(batch, report)]
 
 
-def _bucket(work: Work, shape: Shape, queue: list[Job], n_batches: int) -> Bucket:
+def _bucket(work: Work, shape: Shape, queue: list[Job], n_batches: int) -> WaitingBucket:
     """Slots of a shape, no more than are wanted. The queue is sorted, so that lists of equal sizes fill up."""
     queue.sort(key=lambda job: job.shape.n_atoms)
     backend, mean = jax.default_backend(), np.mean([job.shape.n_atoms for job in queue])
@@ -221,10 +221,10 @@ def _bucket(work: Work, shape: Shape, queue: list[Job], n_batches: int) -> Bucke
     n_flat = round_up(min(largest, max(shape.n_atoms, LIST.get(backend, MANY))))
     # two configs that differ in what the programs do not see share them
     config = dataclasses.replace(work.config, max_steps=0, adjoint=UntilConverged())
-    return Bucket(shape, queue, programs(work.potential, config, shape.capacities, n_flat), n_slots)
+    return WaitingBucket(shape, queue, programs(work.potential, config, shape.capacities, n_flat), n_slots)
 
 
-def _enter(work: Work, batch: Batch, new: list[Job]) -> list[Outcome]:
+def _enter(work: Work, batch: ActiveBatch, new: list[Job]) -> list[Outcome]:
     """Structures into free slots; those whose neighbours cannot be found are given up."""
     bucket, free = batch.bucket, [row for row, job in enumerate(batch.jobs) if job is None]
     failed, entries = [], []
@@ -247,7 +247,7 @@ def _enter(work: Work, batch: Batch, new: list[Job]) -> list[Outcome]:
     return failed
 
 
-def _advance(work: Work, batch: Batch) -> Report:
+def _advance(work: Work, batch: ActiveBatch) -> Report:
     """Steps until enough structures have stopped."""
     leaving = max(1, int(LEAVING * len(batch.jobs)))
     most, keep = np.int32(work.chunk), np.int32(max(0, batch.occupied - leaving))
@@ -255,12 +255,12 @@ def _advance(work: Work, batch: Batch) -> Report:
     return report
 
 
-def _stopped(batch: Batch, report: Report) -> list[int]:
+def _stopped(batch: ActiveBatch, report: Report) -> list[int]:
     """Slots whose structures take no further steps."""
     return [row for row, job in enumerate(batch.jobs) if job is not None and not report.running[row]]
 
 
-def _leave(work: Work, batch: Batch, report: Report, row: int) -> Outcome | Job:
+def _leave(work: Work, batch: ActiveBatch, report: Report, row: int) -> Outcome | Job:
     """The slot made free; what became of its structure, or what it needs to go on."""
     job = batch.jobs[row]
     batch.jobs[row] = None

@@ -6,13 +6,14 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from lamjax.reports.plots import AFTER, BEFORE, STYLE
 
 
 def bands(
     path: str | Path,
-    distances: Sequence[float],
+    distances: ArrayLike,
     frequencies: np.ndarray,
     ticks: Sequence[tuple[float, str]],
     modes: np.ndarray,
@@ -47,9 +48,7 @@ def bands(
         figure.savefig(path, dpi=130)
 
 
-def energy_of_volume(
-    path: str | Path, volumes: Sequence[float], energies: Sequence[float], curve: tuple, title: str
-) -> None:
+def energy_of_volume(path: str | Path, volumes: ArrayLike, energies: ArrayLike, curve: tuple, title: str) -> None:
     """Energies per cell (dots, relative to the least of the curve) and a fitted `curve` (volumes, energies)."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6, 4.5), layout="constrained")
@@ -63,7 +62,7 @@ def energy_of_volume(
         figure.savefig(path, dpi=130)
 
 
-def histograms(path: str | Path, panels: Mapping[str, Sequence[float]], title: str) -> None:
+def histograms(path: str | Path, panels: Mapping[str, ArrayLike], title: str) -> None:
     """One histogram of each quantity."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.2 * len(panels), 4), layout="constrained")

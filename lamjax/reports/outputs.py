@@ -58,7 +58,7 @@ def claim_folder(folder: Name, names: Sequence[str], inputs: Iterable[Name] = ()
 class _Files:
     """Files by what they are, not by how they are named."""
 
-    def __init__(self, paths: Iterable[Name]):
+    def __init__(self, paths: Iterable[Name]) -> None:
         self.places: dict[str, Name] = {}
         self.nodes: dict[tuple[int, int], Name] = {}
         for path in paths:

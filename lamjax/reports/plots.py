@@ -2,22 +2,30 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
+from numpy.typing import ArrayLike
 
 BEFORE, AFTER = "#9a9a9a", "#c0392b"
 MOST_NAMED = 40  # structures that a panel names one by one
-STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25}
+STYLE: dict[Any, Any] = {
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+}
 
 
 def before_after(
     path: str | Path,
     names: Sequence[str],
-    before: Sequence[float],
-    after: Sequence[float],
+    before: ArrayLike,
+    after: ArrayLike,
     quantity: str,
     title: str,
     curve: Sequence[float] | None = None,
@@ -41,7 +49,7 @@ def before_after(
 
 
 def distribution(
-    path: str | Path, names: Sequence[str], before: Sequence[float], after: Sequence[float], quantity: str, title: str
+    path: str | Path, names: Sequence[str], before: ArrayLike, after: ArrayLike, quantity: str, title: str
 ) -> None:
     """Per structure, how a quantity moved, and beside it which share of the structures is below each value.
 
@@ -69,9 +77,9 @@ def distribution(
 
 def relaxations(
     path: str | Path,
-    steps: Sequence[int],
+    steps: ArrayLike,
     converged: Sequence[bool],
-    panels: Mapping[str, Sequence[float]],
+    panels: Mapping[str, ArrayLike],
     title: str,
 ) -> None:
     """How many relaxations are done after so many steps, and a histogram of each quantity of `panels`.
@@ -102,7 +110,7 @@ def relaxations(
 
 def learning_curve(
     path: str | Path,
-    panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
+    panels: Mapping[str, Mapping[str, tuple[ArrayLike, ArrayLike]]],
     title: str,
     along: str = "training step",
     levels: Mapping[str, Mapping[str, float]] | None = None,
@@ -134,9 +142,9 @@ def learning_curve(
 
 def series(
     path: str | Path,
-    x: Sequence[float],
+    x: ArrayLike,
     label: str,
-    panels: Mapping[str, Mapping[str, Sequence[float]]],
+    panels: Mapping[str, Mapping[str, ArrayLike]],
     title: str,
 ) -> None:
     """Quantities over time, {quantity: {line: values}}; of a line that is alone in its panel the running mean, too."""
@@ -165,7 +173,7 @@ def series(
         figure.savefig(path, dpi=130)
 
 
-def parity(path: str | Path, panels: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str) -> None:
+def parity(path: str | Path, panels: Mapping[str, tuple[ArrayLike, ArrayLike]], title: str) -> None:
     """Predicted against reference values, {quantity: (reference, predicted)}, with the line of equality and RMSE."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _row(len(panels), 4.8, 4.8)
@@ -181,13 +189,13 @@ def parity(path: str | Path, panels: Mapping[str, tuple[Sequence[float], Sequenc
         figure.savefig(path, dpi=130)
 
 
-def _row(n: int, width: float, height: float):
+def _row(n: int, width: float, height: float) -> tuple[Any, Any]:
     """A figure with n panels side by side."""
     figure = Figure(figsize=(width * n, height), layout="constrained")
     return figure, figure.subplots(1, n, squeeze=False)[0]
 
 
-def _dumbbells(axes, names, before, after, quantity):
+def _dumbbells(axes: Any, names: Sequence[str], before: Any, after: Any, quantity: str) -> None:
     order = np.argsort(before)
     rows = np.arange(len(order))
     better = after[order] < before[order]
@@ -202,7 +210,7 @@ def _dumbbells(axes, names, before, after, quantity):
     axes.legend(frameon=False, loc="lower right")
 
 
-def _diagonal(axes, before, after, quantity):
+def _diagonal(axes: Any, before: Any, after: Any, quantity: str) -> None:
     top = 1.05 * max(before.max(), after.max(), 1e-12)
     axes.plot([0, top], [0, top], color=BEFORE, linewidth=1)
     better = after < before
@@ -211,7 +219,7 @@ def _diagonal(axes, before, after, quantity):
     axes.set(xlabel=f"{quantity} before", ylabel=f"{quantity} after", xlim=(0, top), ylim=(0, top))
 
 
-def _curve(axes, values, label, window):
+def _curve(axes: Any, values: Any, label: str, window: int) -> None:
     steps = np.arange(1, len(values) + 1)
     axes.plot(steps, values, color=BEFORE, linewidth=0.8, alpha=0.7)
     if 1 < window <= len(values):

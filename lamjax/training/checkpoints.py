@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from lamjax.reports.files import uninterrupted
+from lamjax.files import uninterrupted
 from lamjax.training.state import TrainState
 
 

@@ -1,17 +1,18 @@
 """What a training run on labels is made from, and how configs are read: a file holds what differs from defaults."""
 
-import difflib
-import json
-import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field
 
-from lamjax.arguments import as_tuples, describe, plain
+from lamjax.config import configuration
+from lamjax.config import files as config_files
+from lamjax.config.files import apply as apply
+from lamjax.config.files import differences as differences
+from lamjax.config.files import read as read
+from lamjax.config.files import to_json as to_json
 from lamjax.data import ReadOptions, frames_per_batch
 from lamjax.losses import LabelLossConfig
 from lamjax.potential import PotentialConfig
@@ -82,89 +83,130 @@ tensorboard: false                 # as logger: [tensorboard]
 """
 
 
+Kind = TypeVar("Kind")
 KEYS = ("energy_key", "forces_key", "stress_key", "virial_key")  # in the order of ReadOptions
-Config = TypeVar("Config")
-# what may change when a run goes on
-_HARMLESS = {"output", "print_every", "save_every", "keep", "patience", "plots", "tensorboard", "logger", "monitor"}
-_COUNTS = ("steps", "accumulate", "tasks_per_step", "max_programs", "keep", "patience")
-_COUNTS += ("print_every", "validate_every", "save_every")
 
 
-@dataclass(frozen=True)
+@configuration
 class TaskConfig:
     """One data set of a run with several, and the head that learns it."""
 
-    train: tuple[str, ...]
-    validation: tuple[str, ...] = ()
-    head: str | None = None  # the task's name
-    probability: float | None = None  # of a step, relative to the other tasks'; None for all: the number of frames
-    loss: LabelLossConfig | None = None  # that of the run
-    batch_size: int | str | None = None  # that of the run
-    bias: Literal["change", "set", "keep"] | None = None  # that of the run
-    energy_key: str | None = None  # those of the run
-    forces_key: str | None = None
-    stress_key: str | None = None
-    virial_key: str | None = None
-    type_map: tuple[str, ...] = ()
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    train: Annotated[
+        tuple[str, ...], Field(description="extxyz (also .gz), anything that ASE reads, folders of DeePMD data")
+    ]
+    validation: Annotated[tuple[str, ...], Field(description="frames that are measured, never trained on")] = ()
+    head: Annotated[str | None, Field(description="the task's name")] = None
+    probability: Annotated[
+        float | None, Field(description="of a step, relative to the other tasks'; None for all: the number of frames")
+    ] = None
+    loss: Annotated[LabelLossConfig | None, Field(description="that of the run")] = None
+    batch_size: Annotated[int | str | None, Field(description="that of the run")] = None
+    bias: Annotated[Literal["change", "set", "keep"] | None, Field(description="that of the run")] = None
+    energy_key: Annotated[str | None, Field(description="those of the run")] = None
+    forces_key: Annotated[str | None, Field(description="(a task may have its own)")] = None
+    stress_key: Annotated[str | None, Field(description="eV/Å³, positive in tension")] = None
+    virial_key: Annotated[str | None, Field(description="eV, -V stress")] = None
+    type_map: Annotated[
+        tuple[str, ...], Field(description="elements of types that a LAMMPS dump or a DeePMD set numbers")
+    ] = ()
 
-    def __post_init__(self):
-        as_tuples(self)
+    def __post_init__(self) -> None:
         if self.batch_size is not None:
             frames_per_batch(1, self.batch_size)
 
 
-@dataclass(frozen=True)
+@configuration
 class TrainConfig:
     """A run of training on labels, of one data set (`train`) or several (`tasks`).
 
     `model` begins a fresh model, `base` fine-tunes a stored one.
     """
 
-    train: tuple[str, ...] = ()
-    validation: tuple[str, ...] = ()
-    energy_key: str | None = None  # where labels are in the files, see `data.ReadOptions`
-    forces_key: str | None = None
-    stress_key: str | None = None
-    virial_key: str | None = None
-    type_map: tuple[str, ...] = ()  # elements of types that a LAMMPS dump or a DeePMD set numbers
-    hold_out: float = 0.0
-    tasks: dict[str, TaskConfig] = field(default_factory=dict)
-    mix_levels: bool = False
-    tasks_per_step: int = 1
-    share_layers: int | Literal["all"] = 0
-    model: PotentialConfig | None = None
-    base: str | None = None
-    head: str | None = None
-    add_heads: dict[str, str] = field(default_factory=dict)  # name -> "random", "mean" or a head of the base
-    bias: Literal["change", "set", "keep"] = "change"  # for `base`; a fresh model always gets "set"
+    train: Annotated[
+        tuple[str, ...], Field(description="extxyz (also .gz), anything that ASE reads, folders of DeePMD data")
+    ] = ()
+    validation: Annotated[tuple[str, ...], Field(description="frames that are measured, never trained on")] = ()
+    energy_key: Annotated[str | None, Field(description="where labels are in the files, see `data.ReadOptions`")] = None
+    forces_key: Annotated[str | None, Field(description="(a task may have its own)")] = None
+    stress_key: Annotated[str | None, Field(description="eV/Å³, positive in tension")] = None
+    virial_key: Annotated[str | None, Field(description="eV, -V stress")] = None
+    type_map: Annotated[
+        tuple[str, ...], Field(description="elements of types that a LAMMPS dump or a DeePMD set numbers")
+    ] = ()
+    hold_out: Annotated[
+        float, Field(description="share of `train` that is held out at random where there is no `validation`")
+    ] = 0.0
+    tasks: Annotated[
+        dict[str, TaskConfig],
+        Field(description="... or several data sets, each with a head of the model, instead of train"),
+    ] = field(default_factory=dict)
+    mix_levels: Annotated[
+        bool, Field(description="whether one head may learn labels that frames say are of several labellers")
+    ] = False
+    tasks_per_step: Annotated[
+        int, Field(ge=1, description="tasks drawn for one step; they may lie on different devices")
+    ] = 1
+    share_layers: Annotated[
+        int | Literal["all"],
+        Field(description="first layers that all heads have in common, or all (see dim_case_embd of a head)"),
+    ] = 0
+    model: Annotated[PotentialConfig | None, Field(description="a fresh model ...")] = None
+    base: Annotated[
+        str | None, Field(description="... or one to fine-tune: a lamjax bundle or a DeePMD-kit .pt, .dp")
+    ] = None
+    head: Annotated[str | None, Field(description="its head, where there are several")] = None
+    add_heads: Annotated[dict[str, str], Field(description='name -> "random", "mean" or a head of the base')] = field(
+        default_factory=dict
+    )
+    bias: Annotated[
+        Literal["change", "set", "keep"], Field(description='for `base`; a fresh model always gets "set"')
+    ] = "change"
     loss: LabelLossConfig = LabelLossConfig()
     schedule: ScheduleConfig = ScheduleConfig()
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    steps: int = 100_000
-    batch_size: int | str = "auto"
-    accumulate: int = 1
-    max_programs: int = 6
-    precision: Literal["float32", "float64"] = "float32"
-    matmul_precision: Literal["float32", "tensorfloat32", "bfloat16"] | None = None
+    optimizer: Annotated[OptimizerConfig, Field(description="any of optax; muon with start_lr 0.005 learns faster")] = (
+        field(default_factory=OptimizerConfig)
+    )
+    steps: Annotated[int, Field(ge=1)] = 100_000
+    batch_size: Annotated[
+        int | str, Field(description="a number of structures, or auto:N, lists of about N atoms; auto is auto:32")
+    ] = "auto"
+    accumulate: Annotated[int, Field(ge=1, description="batches whose mean gradient makes one update")] = 1
+    max_programs: Annotated[int, Field(ge=1, description="shapes of arrays, each is compiled once")] = 6
+    precision: Annotated[
+        Literal["float32", "float64"], Field(description="of the network; energies are summed in float64")
+    ] = "float32"
+    matmul_precision: Annotated[
+        Literal["float32", "tensorfloat32", "bfloat16"] | None,
+        Field(description="of products on GPUs: float32, tensorfloat32, bfloat16; null: jax's default"),
+    ] = None
     seed: int = 0
-    freeze: tuple[str, ...] = ()
-    rates: dict[str, float] = field(default_factory=dict)
-    ema_decay: float | None = None
-    output: str = "run"
-    print_every: int = 100
-    validate_every: int = 1000
-    save_every: int = 1000
-    keep: int = 3
-    monitor: Literal["rmse_e", "rmse_f", "rmse_v", "rmse_s", "mae_e", "mae_f", "mae_v", "mae_s"] = "rmse_f"
-    patience: int | None = None
-    plots: bool = True
-    logger: tuple[LoggerName, ...] = ("csv",)
-    tensorboard: bool = False  # as logger: [tensorboard]
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    freeze: Annotated[
+        tuple[str, ...], Field(description="parameters that stay as they are, for example [descriptor]")
+    ] = ()
+    rates: Annotated[
+        dict[str, float],
+        Field(description="factors of the learning rate, for example {descriptor: 0.1, heads/new: 1.0}"),
+    ] = field(default_factory=dict)
+    ema_decay: Annotated[
+        float | None, Field(description="for example 0.999: validate and save a running mean of the parameters")
+    ] = None
+    output: Annotated[str, Field(description="folder for states, lcurve.csv, config.json and the model")] = "run"
+    print_every: Annotated[int, Field(ge=1)] = 100
+    validate_every: Annotated[int, Field(ge=1)] = 1000
+    save_every: Annotated[int, Field(ge=1)] = 1000
+    keep: Annotated[int, Field(ge=1, description="states")] = 3
+    monitor: Annotated[
+        Literal["rmse_e", "rmse_f", "rmse_v", "rmse_s", "mae_e", "mae_f", "mae_v", "mae_s"],
+        Field(description="the validation error that chooses best.lamjax, mean over tasks by probability"),
+    ] = "rmse_f"
+    patience: Annotated[int | None, Field(ge=1, description="stop after so many validations without a better one")] = (
+        None
+    )
+    plots: Annotated[bool, Field(description="parity and learning curves at the end")] = True
+    logger: Annotated[tuple[LoggerName, ...], Field(description="where records go, beside the tables")] = ("csv",)
+    tensorboard: Annotated[bool, Field(description="as logger: [tensorboard]")] = False
 
-    def __post_init__(self):
-        as_tuples(self)
+    def __post_init__(self) -> None:
         frames_per_batch(1, self.batch_size)
         if (self.model is None) == (self.base is None):
             raise ValueError("Give either `model` (a fresh model) or `base` (a model file to fine-tune), not both.")
@@ -173,7 +215,7 @@ class TrainConfig:
             raise ValueError(f"hold_out must be at least 0 and less than 1, got {self.hold_out}.")
         if self.add_heads and self.base is None:
             raise ValueError("`add_heads` adds heads to a `base`; a fresh model has those of `model.heads`.")
-        check_common(self, _COUNTS)
+        check_common(self)
         if self.share_layers != "all" and self.share_layers < 0:
             raise ValueError(f'share_layers must be 0 or more, or "all", got {self.share_layers}.')
 
@@ -194,21 +236,17 @@ class TrainConfig:
             raise ValueError(f"Give a probability above 0 to all tasks or to none, got {probabilities}.")
 
 
-def read_options(*configs) -> ReadOptions:
+def read_options(*configs: Any) -> ReadOptions:
     """How files are read: each key from the first config that has it."""
 
-    def first(name: str):
+    def first(name: str) -> Any:
         return next((value for config in configs if (value := getattr(config, name))), None)
 
     return ReadOptions(*map(first, KEYS), first("type_map") or ())
 
 
-def check_common(config, counts: Iterable[str]) -> None:
-    """ValueError for what no run of any kind can have: numbers below 1 among `counts`, rates, ema_decay."""
-    for name in counts:
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
+def check_common(config: Any) -> None:
+    """ValueError for rates and running means that no run of any kind can have."""
     if wrong := {name: rate for name, rate in config.rates.items() if rate < 0}:
         raise ValueError(f"rates must be 0 or more, got {wrong}.")
     check_ema(config.ema_decay)
@@ -231,213 +269,11 @@ def parse(path: str | Path, changes: Iterable[str] = ()) -> TrainConfig:
     return validate(content, str(path))
 
 
-def read(path: str | Path, command: str = "lamjax train") -> dict[str, Any]:
-    """The keys and values of a YAML (or JSON) file. Raises FileNotFoundError, or ValueError if it holds no such."""
-    path, hint = Path(path), f"`{command} --template`"
-    if not path.is_file():
-        what = "a folder, not a config file" if path.is_dir() else "no such config file"
-        raise FileNotFoundError(f"{path}: {what}. {hint} prints one to begin with.")
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text file. A config is YAML, see {hint}.") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not a YAML file: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected keys and values, see {hint}.")
-    return content
+def validate(content: dict[str, Any], source: str = "config", kind: type[Kind] = TrainConfig) -> Kind:
+    """The config of plain data, by default of a training; ValueError names every key that is wrong."""
+    return config_files.validate(content, source, kind)
 
 
-def validate(content: dict[str, Any], source: str = "config", kind: type[Config] = TrainConfig) -> Config:
-    """The config of plain data; ValueError that begins with `source` and names every key that is wrong."""
-    try:
-        return TypeAdapter(kind).validate_python(plain(content, kind))
-    except ValidationError as error:
-        faults = "\n".join(f"  {_fault(fault, kind)}" for fault in _meant(error.errors()))
-        raise ValueError(f"{source}: the config is not valid:\n{faults}") from error
-
-
-def schema(kind: type = TrainConfig, title: str = "lamjax train") -> str:
+def schema(kind: Any = TrainConfig, title: str = "lamjax train") -> str:
     """The JSON schema of a config, with which an editor completes and checks YAML files."""
-    found = _with_singles(TypeAdapter(kind).json_schema())
-    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title, **found})
-
-
-def _with_singles(node: Any) -> Any:
-    """The schema in which a single value stands for a list of one, as `validate` takes it."""
-    if isinstance(node, list):
-        return [_with_singles(x) for x in node]
-    if not isinstance(node, dict):
-        return node
-    node = {key: _with_singles(x) for key, x in node.items()}
-    if node.get("type") == "array" and isinstance(node.get("items"), dict) and "prefixItems" not in node:
-        several = {key: node.pop(key) for key in ("type", "items")}
-        return {"anyOf": [several, several["items"]], **node}
-    return node
-
-
-def differences(old: Config, new: Config) -> list[str]:
-    """What decides the course of a run and differs between two configs: "loss.limit_pref_f: 1.0 -> 2.0"."""
-    a, b = (_flat(json.loads(to_json(config))) for config in (old, new))
-    return [
-        f"{key}: {a.get(key)} -> {b.get(key)}"
-        for key in sorted(a.keys() | b.keys())
-        if a.get(key) != b.get(key) and key.partition(".")[0] not in _HARMLESS
-    ]
-
-
-def _flat(content: dict, above: str = "") -> dict[str, Any]:
-    """{"a.b": value} of nested dicts."""
-    found = {}
-    for key, value in content.items():
-        nested = isinstance(value, dict) and value
-        found |= _flat(value, f"{above}{key}.") if nested else {f"{above}{key}": value}
-    return found
-
-
-def _meant(errors: list[dict]) -> list[dict]:
-    """The errors less those of alternatives (classes) that the key `type` says are not meant."""
-    wrong = {
-        error["loc"][:-1]
-        for error in errors
-        if error["type"] == "literal_error" and error["loc"][-1:] == ("type",) and _is_class(error["loc"][:-1])
-    }
-
-    def is_meant(loc: tuple) -> bool:
-        inside = [branch for branch in wrong if loc[: len(branch)] == branch]
-        if not inside:
-            return True
-        branch = min(inside, key=len)
-        siblings = {e["loc"][: len(branch)] for e in errors if e["loc"][: len(branch) - 1] == branch[:-1]}
-        return siblings <= wrong and loc == (*branch, "type")  # the type fits none of them: only that is told
-
-    found, types = [], {}
-    for error in [error for error in errors if is_meant(error["loc"])]:
-        if error["loc"][:-1] in wrong:  # the type fits no alternative: they are one fault
-            first = types.setdefault(error["loc"][:-2], error)
-            error["loc"] = (*error["loc"][:-2], "type")
-            if first is not error:
-                first["ctx"] = {"expected": f"{first['ctx']['expected']}, {error['ctx']['expected']}"}
-                continue
-        found.append(error)
-    return found
-
-
-def _is_class(loc: tuple) -> bool:
-    """Whether a place is one of several alternatives, which pydantic calls by the names of their classes."""
-    return bool(loc) and str(loc[-1])[:1].isupper()
-
-
-def _fault(error: dict, kind: type) -> str:
-    """One line of a validation error; for an unknown key the known one that is meant, or all there are."""
-    place = ".".join(map(str, error["loc"])) or "config"
-    context, value = error.get("ctx", {}), error.get("input")
-    match error["type"]:
-        case "unexpected_keyword_argument" | "extra_forbidden":
-            known = _keys(error["loc"][:-1], kind)
-            close = _near(error["loc"][-1], known)
-            hint = close or (f"Known keys: {', '.join(known)}." if known else "")
-            return f"{place}: unknown key. {hint}".rstrip()
-        case "union_tag_invalid":
-            return f"{place}.type: {_unsupported(context['tag'], context['expected_tags'])}"
-        case "literal_error":
-            return f"{place}: {_unsupported(value, context['expected'])}"
-        case "union_tag_not_found" | "dataclass_type" | "dict_type":
-            if isinstance(value, dict):
-                return f"{place}: the key `type` is missing."
-            return f"{place}: expected keys and values, got {describe(value)}."
-        case "objective":
-            return f"{place}: {error['msg']}, got {value.get('type')!r}." if isinstance(value, dict) else error["msg"]
-        case "missing":
-            return f"{place}: is missing."
-        case "value_error":
-            return f"{place}: {context['error']}"
-    return f"{place}: {_EXPECTED.get(error['type'], error['msg'])}, got {describe(value)}."
-
-
-_EXPECTED = {
-    "tuple_type": "expected a list",
-    "string_type": "expected a text",
-    "int_parsing": "expected a whole number",
-    "int_type": "expected a whole number",
-    "int_from_float": "expected a whole number",
-    "float_parsing": "expected a number",
-    "float_type": "expected a number",
-    "bool_parsing": "expected true or false",
-    "bool_type": "expected true or false",
-}
-
-
-def _unsupported(value: Any, expected: str) -> str:
-    """What is supported instead of a value; `expected` is pydantic's list of it."""
-    known = re.findall(r"'([^']*)'", expected) or [expected]
-    said = f"{value!r} is not supported; supported: {', '.join(known)}."
-    return f"{said} {_near(value, known)}".rstrip()
-
-
-def _near(value: Any, known: list[str]) -> str:
-    """The known name that is meant, as a question; empty if none is like it."""
-    lower = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(str(value).lower(), lower, n=1)
-    return f"Did you mean {lower[close[0]]}?" if close else ""
-
-
-def _keys(path: tuple, kind: type) -> list[str]:
-    """The keys that a config knows below a path, looked up in its schema; one of several alternatives goes by name."""
-    root = TypeAdapter(kind).json_schema()
-    node = root
-    for part in path:
-        options = _options(node, root)
-        within = [o["properties"][part] for o in options if part in o.get("properties", ())]
-        named = [o for o in options if part in (o.get("title"), o.get("properties", {}).get("type", {}).get("const"))]
-        others = [o["additionalProperties"] for o in options if isinstance(o.get("additionalProperties"), dict)]
-        node = [*within, *named, *others, options[0]][0]
-    return sorted({key for option in _options(node, root) for key in option.get("properties", ())})
-
-
-def _options(node: dict, root: dict) -> list[dict]:
-    """A node of a schema and whatever it refers to or chooses among."""
-    found = [node]
-    for other in (*node.get("anyOf", ()), *node.get("oneOf", ()), *node.get("prefixItems", ())):
-        found += _options(other, root)
-    if "$ref" in node:
-        found += _options(root["$defs"][node["$ref"].rpartition("/")[2]], root)
-    return found
-
-
-def to_json(config: Config) -> str:
-    """The whole config, defaults included, as JSON text."""
-    return TypeAdapter(type(config)).dump_json(config, indent=1).decode()
-
-
-def apply(content: dict[str, Any], change: str, option: str = "--set") -> None:
-    """Set one dotted key; the value is read as YAML. `option` is what the user gave it with."""
-    key, equals, value = change.partition("=")
-    if not equals or not key.strip():
-        raise ValueError(f"{option} takes key=value, for example schedule.start_lr=1e-4; got {change!r}.")
-    *parents, last = key.strip().split(".")
-    for name in parents:
-        if content.get(name) is None:
-            content[name] = {}
-        content = content[name]
-        if not isinstance(content, dict):
-            raise ValueError(f"{option} {change}: {name} is not a group of keys.")
-    try:
-        content[last] = yaml.load(value, _Loader)
-    except yaml.YAMLError as error:
-        said = str(error).splitlines()[-1].strip() if not getattr(error, "problem", "") else error.problem
-        raise ValueError(f"{option} {change}: the value is not YAML ({said}). Quote it as one word.") from error
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number (YAML 1.1 wants 1.0e-3) and No an element (there it is false)."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, expression) for tag, expression in resolvers if tag != "tag:yaml.org,2002:bool"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(?:true|True|false|False)$"), list("tTfF"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+    return config_files.schema(kind, title)

@@ -6,16 +6,17 @@ import json
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 import optax
+from pydantic import Field
 
 from lamjax import checkpoints
-from lamjax.arguments import as_tuples
+from lamjax.config import configuration
 from lamjax.data import prefetch
 from lamjax.losses import Loss
 from lamjax.potential import Potential
@@ -33,29 +34,28 @@ from lamjax.training.state import OptimizerConfig, TrainState, init, optimizer, 
 from lamjax.training.step import TrainStep, make_step
 
 
-@dataclass(frozen=True)
+@configuration
 class RunConfig:
     """Settings of a run that do not depend on its loss: optimiser, learning rate, length, and intervals of output."""
 
-    output: str  # folder
-    steps: int  # updates
+    output: Annotated[str, Field(description="folder")]
+    steps: Annotated[int, Field(description="updates")]
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = ScheduleConfig()
-    accumulate: int = 1  # batches whose mean gradient makes one update
+    accumulate: Annotated[int, Field(description="batches whose mean gradient makes one update")] = 1
     freeze: tuple[str, ...] = ()
     rates: dict[str, float] = field(default_factory=dict)
     ema_decay: float | None = None
     matmul_precision: Literal["float32", "tensorfloat32", "bfloat16"] | None = None
     print_every: int = 100
     validate_every: int = 1000
-    validate_first: bool = False  # before the first step too: the untrained model may be the best
+    validate_first: Annotated[
+        bool, Field(description="before the first step too: the untrained model may be the best")
+    ] = False
     save_every: int = 1000
-    keep: int = 3  # states
-    patience: int | None = None  # validations without a better one
-    logger: tuple[LoggerName, ...] = ("csv",)  # where records go; the tables are written in any case
-
-    def __post_init__(self):
-        as_tuples(self)
+    keep: Annotated[int, Field(description="states")] = 3
+    patience: Annotated[int | None, Field(description="validations without a better one")] = None
+    logger: Annotated[tuple[LoggerName, ...], Field(description="where records go, beside the tables")] = ("csv",)
 
 
 class Best(NamedTuple):
@@ -197,7 +197,9 @@ def ready(
     return run
 
 
-def restored(settings: RunConfig, objective: Objective, params: Any, update, step: TrainStep, resumed: bool) -> Run:
+def restored(
+    settings: RunConfig, objective: Objective, params: Any, update: Any, step: TrainStep, resumed: bool
+) -> Run:
     """A run with an optimiser and a step of its own, from first parameters or from its last state."""
     state = init(params, update, ema=settings.ema_decay is not None)
     if resumed:
@@ -265,7 +267,7 @@ def follow(run: Run, tell: Callable[[Event], None] = lambda event: None) -> Any:
 class _Course:
     """The mutable part of a run: training state, updates done, best validation, and the objective, which may widen."""
 
-    def __init__(self, run: Run, write: Callable[[RunRecord], None], watch: Watch):
+    def __init__(self, run: Run, write: Callable[[RunRecord], None], watch: Watch) -> None:
         self.run, self.settings, self.objective, self.write, self.watch = run, run.settings, run.objective, write, watch
         self.state, self.done, self.best = run.state, run.done, _best_so_far(run)
         self.folder, self.clock = Path(run.settings.output), Speed()
@@ -395,10 +397,10 @@ class _Course:
         left = end * self.settings.accumulate - start
         layout, facts = run.layout, []
 
-        def on_devices(item: tuple[Drawn, Any]):
+        def on_devices(item: tuple[Drawn, Any]) -> Any:
             return item[0], jax.device_put(item[1]) if layout is None else sharding.put(item[1], layout)
 
-        def batches(feed):
+        def batches(feed: Any) -> Iterator[Any]:
             for drawn, batch in feed:
                 facts.append(drawn)
                 yield batch

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from lamjax import checkpoints, pytree
+from lamjax.potential import Params
 from lamjax.reports import outputs
 from lamjax.training import loggers
 from lamjax.training.checkpoints import saved_steps
@@ -24,7 +25,7 @@ CONFIG, FACTS, REPORT = "config.json", "facts.json", "report.html"
 WRITTEN = (CONFIG, FACTS, BEST, MODEL, f"{STATES}/*", *loggers.WRITTEN, REPORT)  # by every run
 
 
-def check_sources(config, written: Sequence[str], sources: Iterable[str | Path], resume: bool) -> None:
+def check_sources(config: Any, written: Sequence[str], sources: Iterable[str | Path], resume: bool) -> None:
     """ValueError if the run of a config would write over one of these files, of which it was made.
 
     A run that goes on may be started with the config.json that it has written itself.
@@ -33,7 +34,7 @@ def check_sources(config, written: Sequence[str], sources: Iterable[str | Path],
     outputs.claim_folder(config.output, [name for name in written if name not in own], sources)
 
 
-def begun(config, resume: bool, accumulate: int = 1) -> list[int]:
+def begun(config: Any, resume: bool, accumulate: int = 1) -> list[int]:
     """The steps of the states in the output folder of a config; ValueError unless the run may begin or go on there."""
     output = Path(config.output)
     if output.is_file():
@@ -73,7 +74,7 @@ def check_names(config: Any, params: Any) -> None:
             raise ValueError(f"{key}: no parameter is called {', '.join(unknown)}. Known: {', '.join(_parts(params))}.")
 
 
-def _parts(params) -> list[str]:
+def _parts(params: Params) -> list[str]:
     """The first names in the paths of the parameters."""
     names = [pytree.path_name(path).split("/") for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
     return sorted({"/".join(name[:2]) for name in names})

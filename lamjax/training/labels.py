@@ -12,8 +12,8 @@ import numpy as np
 
 from lamjax import checkpoints, edit
 from lamjax.data import Plan, batches, digests, facts, files_of, row_shape
-from lamjax.losses import Slots, errors
-from lamjax.potential import Potential, build
+from lamjax.losses import TaskBatches, errors
+from lamjax.potential import Params, Potential, build
 from lamjax.reports import outputs
 from lamjax.training import curve, engine, folder, loggers, sharding
 from lamjax.training.config import TrainConfig
@@ -105,7 +105,7 @@ def label_objective(config: TrainConfig, sets: LabelSets, layout: Layout) -> Obj
     share = {"multiple": layout.multiple, "part": layout.share}
     probabilities = {task.name: task.probability for task in tasks}
 
-    def batches_from(start: int):
+    def batches_from(start: int) -> Any:
         drawn = stream(tasks, members, config.seed, slots=config.tasks_per_step, start=start, **share)
         if len(members) > 1:
             return drawn
@@ -134,7 +134,7 @@ def label_objective(config: TrainConfig, sets: LabelSets, layout: Layout) -> Obj
     )
 
 
-def _validate(loss, sets: LabelSets, number: int, params: Any, layout: Layout) -> dict[str, float]:
+def _validate(loss: Any, sets: LabelSets, number: int, params: Any, layout: Layout) -> dict[str, float]:
     """The errors of the held-out frames of a task, in the programs of the training loss."""
     task = sets.tasks[number]
     group = next(group for group in sets.groups if number in group.tasks)
@@ -142,7 +142,7 @@ def _validate(loss, sets: LabelSets, number: int, params: Any, layout: Layout) -
     share = {"multiple": layout.multiple, "part": layout.share}
     held_out = batches(task.validation, task.batch_size, seed=None, epochs=1, **share)
     own = np.array([group.tasks.index(number)], np.int32)
-    slots = (Slots(own, jax.tree.map(lambda x: x[None], batch)) for batch in held_out)
+    slots = (TaskBatches(own, jax.tree.map(lambda x: x[None], batch)) for batch in held_out)
     return evaluate(loss, params, (sharding.put({group.name: one}, layout) for one in slots))
 
 
@@ -159,7 +159,7 @@ def _save_model(
     checkpoints.save(path, potential, params, card)
 
 
-def _shapes(sets: LabelSets, group: Group, packed_of) -> set[tuple]:
+def _shapes(sets: LabelSets, group: Group, packed_of: Any) -> set[tuple]:
     """(bucket, shape of a row) of the batches of a group; with several slots all its tasks have rows of one shape."""
     shapes = set()
     for task in (sets.tasks[k] for k in group.tasks):
@@ -182,7 +182,7 @@ def shared_layers(config: TrainConfig, potential: Potential) -> int:
     return n
 
 
-def _model(config: TrainConfig):
+def _model(config: TrainConfig) -> tuple[Potential, Params]:
     """The potential and its first parameters. The head is chosen here unless tasks choose theirs."""
     dtype = np.dtype(config.precision)
     if config.base is not None:
@@ -203,7 +203,7 @@ def _model(config: TrainConfig):
     return potential, params
 
 
-def _source(potential: Potential, source: str):
+def _source(potential: Potential, source: str) -> str:
     """What `edit.add_head` makes a head of."""
     names = potential.config.head_names
     if source not in (*names, "random", "mean"):

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from lamjax.reports.files import write_atomically
+from lamjax.files import write_atomically
 from lamjax.training.records import RunRecord
 
 LoggerName = Literal["csv", "tensorboard", "wandb", "mlflow"]

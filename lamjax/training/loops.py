@@ -26,7 +26,7 @@ def fit(
     batches: Iterable,
     *,
     sources: Sequence[str] | Callable[[Any], list[str]] = (),
-    **options,
+    **options: Any,
 ) -> Iterator[tuple[TrainState, dict[str, Any]]]:
     """Yields (state, metrics) after every batch; both stay on the device until they are looked at.
 
@@ -94,7 +94,7 @@ def _summary(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     }
 
 
-def _check_batches(batches, function: str) -> None:
+def _check_batches(batches: Any, function: str) -> None:
     """ArgumentError for one batch, or packed frames, where several batches are meant."""
     if hasattr(batches, "_fields") or not isinstance(batches, Iterable):
         raise ArgumentError(
@@ -111,11 +111,11 @@ def add(sums: Iterable[dict[str, Any]]) -> dict[str, np.ndarray]:
 
 
 @functools.lru_cache(maxsize=16)
-def _jitted(loss: Loss):
+def _jitted(loss: Loss) -> Callable:
     return jax.jit(lambda params, batch: loss(params, batch)[1], compiler_options=compiler_options())
 
 
-def _check(pending, sources) -> None:
+def _check(pending: Any, sources: Any) -> None:
     if pending is None or bool(pending[1]):
         return
     batch, _, value = pending
@@ -125,7 +125,7 @@ def _check(pending, sources) -> None:
     )
 
 
-def names_of(batch, sources: Sequence[str] | Callable[[Any], list[str]]) -> list[str]:
+def names_of(batch: Any, sources: Sequence[str] | Callable[[Any], list[str]]) -> list[str]:
     """The names of the frames, or the pairs, of a batch."""
     if callable(sources):
         return sources(batch)

@@ -1,16 +1,17 @@
 """Pictures at the end of a run: parity and learning curve of every task."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Array
 
 from lamjax.data import pack, sample
+from lamjax.evaluation.errors import predictions, under_one_name
 from lamjax.potential import network_dtype
 from lamjax.reports import plots
 from lamjax.training.curve import CURVE
-from lamjax.training.errors import predictions, under_one_name
 from lamjax.training.records import read
 from lamjax.training.tasks import Task
 from lamjax.units import virial_to_stress
@@ -43,11 +44,11 @@ def _parity(task: Task, params: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]
     model = under_one_name(task.potential, params, task.potential.head)
     pairs = list(zip(frames, predictions(*model, packed, "auto:256"), strict=True))
 
-    def panel(k: int, label, prediction):
+    def panel(k: int, label: Callable, prediction: Any) -> tuple[np.ndarray, ...] | None:
         found = [(np.ravel(label(f)), np.ravel(prediction(f, p))) for f, p in pairs if f.labels.weights[k] > 0]
         return tuple(np.concatenate(column) for column in zip(*found, strict=True)) if found else None
 
-    def stress(frame, virial):
+    def stress(frame: Any, virial: Array) -> Array:
         return 1e3 * virial_to_stress(virial, abs(np.linalg.det(frame.system.cell)))
 
     panels = {

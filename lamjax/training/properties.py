@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lamjax import checkpoints, data, losses
+from lamjax.evaluation.structures import LabelledSets
 from lamjax.losses import Loss
 from lamjax.potential import Potential
 from lamjax.reports import outputs, plots
@@ -45,7 +46,6 @@ from lamjax.training.properties_judge import (
 from lamjax.training.records import HISTORY, VALIDATION, two_tables, until
 from lamjax.training.structures import base_model, frozen_parts, refitted, replayed_head
 from lamjax.training.structures_data import MOST, REPLAYED, pack_replay
-from lamjax.training.structures_judge import LabelledSets
 
 PROPERTIES, PLOT = "properties.csv", "properties.png"
 WRITTEN = (*folder.WRITTEN, HISTORY, VALIDATION, PROPERTIES, PLOT)

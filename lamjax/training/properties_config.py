@@ -1,11 +1,13 @@
 """What a fine-tuning on properties is made from: crystals with targets, a loss, and how long it learns."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from lamjax.arguments import as_tuples
+from pydantic import Field
+
+from lamjax.config import configuration
 from lamjax.losses import PhononTargetConfig, PropertyLossConfig, TargetConfig
 from lamjax.losses.properties import ELASTIC, UNITS, VIBRATIONAL
 from lamjax.relaxation import CellConfig, RelaxConfig
@@ -16,7 +18,6 @@ from lamjax.training.state import OptimizerConfig
 from lamjax.training.structures_config import FALL, REPLAY, ReplayConfig, merged
 
 COMMAND = "lamjax finetune-properties"
-_COUNTS = ("epochs", "batch_size", "max_programs", "validate_every", "save_every", "keep", "patience")
 LR = 2e-4
 RELAX = {"fmax": 1e-3, "max_steps": 500}
 TEMPLATE = """\
@@ -64,21 +65,20 @@ patience: null                     # stop after so many validations without a be
 """
 
 
-@dataclass(frozen=True)
+@configuration
 class ForceConstantConfig:
     """How much of the force constants is learned in a step."""
 
     weight: float = 1.0  # of the mean square error per atom, (eV/Å²)²
     columns: int = 6  # of the Hessian, at random
-    batch_size: int = 1  # crystals
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    batch_size: Annotated[int, Field(ge=1)] = 1  # crystals
 
     def __post_init__(self):
         if self.weight <= 0 or self.columns < 1 or self.batch_size < 1:
             raise ValueError(f"force_constants: weight must be positive, columns and batch_size at least 1; got {self}")
 
 
-@dataclass(frozen=True)
+@configuration
 class PropertyTuneConfig:
     """A run of fine-tuning a stored model on properties of relaxed crystals."""
 
@@ -94,16 +94,16 @@ class PropertyTuneConfig:
     hold_out: float = 0.2
     group_by: str | None = None
     replay: ReplayConfig | None = None
-    energy_key: str | None = None  # where labels are in the files, see `data.ReadOptions`
+    energy_key: Annotated[str | None, Field(description="where labels are in the files, see `data.ReadOptions`")] = None
     forces_key: str | None = None
     stress_key: str | None = None
     virial_key: str | None = None
     type_map: tuple[str, ...] = ()
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig("adam", max_norm=1.0))
     schedule: ScheduleConfig = ScheduleConfig("cosine", LR, LR / FALL)
-    epochs: int = 10
-    batch_size: int = 4
-    max_programs: int = 2
+    epochs: Annotated[int, Field(ge=1)] = 10
+    batch_size: Annotated[int, Field(ge=1)] = 4
+    max_programs: Annotated[int, Field(ge=1)] = 2
     precision: Literal["float32", "float64"] = "float32"
     matmul_precision: Literal["float32", "tensorfloat32", "bfloat16"] | None = None
     seed: int = 0
@@ -112,14 +112,12 @@ class PropertyTuneConfig:
     ema_decay: float | None = None
     output: str = "finetuned"
     logger: tuple[LoggerName, ...] = ("csv",)
-    validate_every: int = 1
-    save_every: int = 50
-    keep: int = 3
-    patience: int | None = None
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    validate_every: Annotated[int, Field(ge=1)] = 1
+    save_every: Annotated[int, Field(ge=1)] = 50
+    keep: Annotated[int, Field(ge=1)] = 3
+    patience: Annotated[int | None, Field(ge=1)] = None
 
-    def __post_init__(self):
-        as_tuples(self)
+    def __post_init__(self) -> None:
         if not self.crystals:
             raise ValueError("`crystals` names no file. List at least one, for example [crystals.extxyz].")
         if not 0 <= self.hold_out < 1 or (self.hold_out == 0 and not self.validation):
@@ -127,7 +125,7 @@ class PropertyTuneConfig:
                 f"hold_out is {self.hold_out}. Without `validation` files it must lie between 0 and 1: the best "
                 "model is the one whose properties are best for crystals that it has not seen."
             )
-        check_common(self, _COUNTS)
+        check_common(self)
         if self.targets:
             loss_of(self, tuple(replace(target, scale=target.scale or 1.0) for target in self.targets))
         if self.relax.cell is None:

@@ -11,8 +11,8 @@ import numpy as np
 
 from lamjax import properties, pytree
 from lamjax.data import Frame, digests, facts, iterate
+from lamjax.data.frame_plan import cheapest, histogram, merge
 from lamjax.data.pairs import listed
-from lamjax.data.plan import cheapest, histogram, merge
 from lamjax.losses import ForceConstantBatch, PropertyBatch, PropertyLossConfig, TargetConfig, property_batch
 from lamjax.losses.properties import ELASTIC, UNITS, VIBRATIONAL, sampled_columns, target_value
 from lamjax.neighbors import count, host_neighbors, plan_capacities

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lamjax.reports.files import write_atomically
+from lamjax.files import write_atomically
 
 HISTORY, VALIDATION = "history.csv", "validation.csv"
 
@@ -130,7 +130,7 @@ def append(path: Path, row: Mapping[str, float], more: Sequence[str] = ()) -> No
 class Speed:
     """Structures, atoms and batches per second, between two moments at which the device is idle."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.begin, self.last = time.monotonic(), (0.0, 0.0, 0.0)
         self.restart()
         self.mark()

@@ -1,19 +1,21 @@
 """Learning rates as functions of the step, with DeePMD-kit's definitions; optax takes them as they are."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, Literal, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
+from pydantic import Field
 
-from lamjax.arguments import at_least, expect
+from lamjax.arguments import expect
+from lamjax.config import configuration
 from lamjax.factories import factory
 
-Schedule = Callable  # step -> learning rate; jittable
+Schedule: TypeAlias = Callable  # step -> learning rate; jittable
 
 
-@dataclass(frozen=True)
+@configuration
 class ScheduleConfig:
     """Learning rate from `start_lr` to `stop_lr` over the run, after a linear warmup.
 
@@ -24,20 +26,17 @@ class ScheduleConfig:
     type: Literal["exp", "cosine", "wsd", "constant"] = "exp"
     start_lr: float = 1e-3
     stop_lr: float = 1e-6
-    decay_steps: int = 5000  # exp
-    decay_rate: float | None = None  # exp
-    smooth: bool = False  # exp: no steps
-    warmup_steps: int = 0
-    warmup_start_factor: float = 0.0  # of start_lr at step 0
-    decay_phase_ratio: float = 0.1  # wsd
-    decay_type: Literal["inverse_linear", "cosine", "linear"] = "inverse_linear"  # wsd
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    decay_steps: Annotated[int, Field(ge=1, description="exp")] = 5000
+    decay_rate: Annotated[float | None, Field(description="exp")] = None
+    smooth: Annotated[bool, Field(description="exp: no steps")] = False
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_start_factor: Annotated[float, Field(ge=0, description="of start_lr at step 0")] = 0.0
+    decay_phase_ratio: Annotated[float, Field(description="wsd")] = 0.1
+    decay_type: Annotated[Literal["inverse_linear", "cosine", "linear"], Field(description="wsd")] = "inverse_linear"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < self.stop_lr <= self.start_lr:
             raise ValueError(f"Needs 0 < stop_lr <= start_lr, got stop_lr {self.stop_lr}, start_lr {self.start_lr}.")
-        at_least(self, 1, "decay_steps")
-        at_least(self, 0, "warmup_steps", "warmup_start_factor")
         for name in ("decay_rate", "decay_phase_ratio"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
@@ -57,7 +56,7 @@ def schedule(config: ScheduleConfig, n_steps: int) -> Schedule:
     main = shape(config, length, n_steps)
     first = config.warmup_start_factor * config.start_lr
 
-    def learning_rate(step):
+    def learning_rate(step: int | Array) -> Array:
         t = jnp.asarray(step, float)
         if config.warmup_steps == 0:
             return main(t)
@@ -74,7 +73,7 @@ def _exponential(config: ScheduleConfig, length: int, n_steps: int) -> Schedule:
             decay_steps = 100 if length // 10 > 100 else length // 100 + 1
         rate = (config.stop_lr / config.start_lr) ** (decay_steps / length)
 
-    def learning_rate(t):
+    def learning_rate(t: Array) -> Array:
         power = t / decay_steps if config.smooth else jnp.floor(t / decay_steps)
         return jnp.maximum(config.start_lr * rate**power, config.stop_lr)
 
@@ -82,7 +81,7 @@ def _exponential(config: ScheduleConfig, length: int, n_steps: int) -> Schedule:
 
 
 def _cosine(config: ScheduleConfig, length: int, n_steps: int) -> Schedule:
-    def learning_rate(t):
+    def learning_rate(t: Array) -> Array:
         return _cosine_fall(config, jnp.minimum(t / length, 1))
 
     return learning_rate
@@ -94,7 +93,7 @@ def _wsd(config: ScheduleConfig, length: int, n_steps: int) -> Schedule:
         raise ValueError(f"decay_phase_ratio {config.decay_phase_ratio} and warmup_steps together exceed the run.")
     start, stop = config.start_lr, config.stop_lr
 
-    def learning_rate(t):
+    def learning_rate(t: Array) -> Array:
         tau = jnp.clip((t - (length - fall)) / fall, 0, 1)
         match config.decay_type:
             case "inverse_linear":
@@ -111,5 +110,5 @@ def _constant(config: ScheduleConfig, length: int, n_steps: int) -> Schedule:
     return lambda t: jnp.full_like(t, config.start_lr)
 
 
-def _cosine_fall(config: ScheduleConfig, tau):
+def _cosine_fall(config: ScheduleConfig, tau: Array) -> Array:
     return config.stop_lr + (config.start_lr - config.stop_lr) * (1 + jnp.cos(jnp.pi * tau)) / 2

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
 
-from lamjax.losses import Slots
+from lamjax.losses import TaskBatches
 
 
 class Layout(NamedTuple):
@@ -41,21 +42,21 @@ def one_slot(layout: Layout) -> Layout:
 def put_state(state: Any, layout: Layout) -> Any:
     """The state copied to every device; it must be equal in all processes."""
 
-    def put(x):
+    def put(x: Array) -> Array:
         whole = np.asarray(x)
         return jax.make_array_from_callback(whole.shape, layout.state, lambda index: whole[index])
 
     return jax.tree.map(put, state)
 
 
-def put_batch(slots: Slots, layout: Layout) -> Slots:
+def put_batch(slots: TaskBatches, layout: Layout) -> TaskBatches:
     """Numpy arrays on the devices; every process gives its share of the frames of each slot."""
     put = jax.make_array_from_process_local_data
-    return Slots(put(layout.task, slots.task), jax.tree.map(lambda x: put(layout.batch, x), slots.batch))
+    return TaskBatches(put(layout.task, slots.task), jax.tree.map(lambda x: put(layout.batch, x), slots.batch))
 
 
-def put(batch: dict[str, Slots], layout: Layout) -> dict[str, Slots]:
-    """`put_batch` of {group: Slots}."""
+def put(batch: dict[str, TaskBatches], layout: Layout) -> dict[str, TaskBatches]:
+    """`put_batch` of {group: TaskBatches}."""
     return {group: put_batch(slots, layout) for group, slots in batch.items()}
 
 

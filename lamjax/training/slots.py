@@ -1,13 +1,14 @@
 """What every step of a run learns from: which tasks are drawn, in which bucket, and their frames as one batch."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from lamjax import pytree
 from lamjax.data import Batch, batches, n_batches, row_shape
-from lamjax.losses import Slots
+from lamjax.losses import TaskBatches
 from lamjax.training.objectives import Drawn, drawn
 from lamjax.training.tasks import Group, Task
 
@@ -45,8 +46,8 @@ def stream(
     start: int = 0,
     multiple: int = 1,
     part: tuple[int, int] = (0, 1),
-) -> Iterator[tuple[Drawn, dict[str, Slots]]]:
-    """The batches {group: Slots} of every step from `start` on, as numpy arrays; `multiple`, `part` as in `batches`.
+) -> Iterator[tuple[Drawn, dict[str, TaskBatches]]]:
+    """{group: TaskBatches} of every step from `start` on, as numpy arrays; `multiple` and `part` as in `batches`.
 
     One task in one slot goes through its frames epoch by epoch; else every task does so in each of its buckets.
     """
@@ -79,11 +80,11 @@ def probabilities(tasks: Sequence[Task]) -> np.ndarray:
     return joint / joint.sum(axis=1, keepdims=True) * np.array([[task.probability] for task in tasks])
 
 
-def sources(tasks: Sequence[Task], groups: Sequence[Group]):
-    """A function that names the frames of a batch {group: Slots} (those that this process holds)."""
+def sources(tasks: Sequence[Task], groups: Sequence[Group]) -> Callable:
+    """A function that names the frames of a batch {group: TaskBatches} (those that this process holds)."""
     members = {group.name: group.tasks for group in groups}
 
-    def names(batch: dict[str, Slots]) -> list[str]:
+    def names(batch: dict[str, TaskBatches]) -> list[str]:
         ((group, slots),) = batch.items()
         found = []
         for shard in slots.batch.frame.addressable_shards:
@@ -121,7 +122,9 @@ def _sizes(tasks: Sequence[Task], groups: Sequence[Group]) -> list[list[int | st
     return [[max(own, key=lambda size, b=bucket: row_shape(b, size)) for bucket in buckets] for own in sizes]
 
 
-def _slots(tasks, group: Group, chosen: tuple[int, ...], parts: list[Batch], part) -> tuple[Drawn, dict[str, Slots]]:
+def _slots(
+    tasks: Any, group: Group, chosen: tuple[int, ...], parts: list[Batch], part: Any
+) -> tuple[Drawn, dict[str, TaskBatches]]:
     task = np.array([group.tasks.index(k) for k in chosen], np.int32)
-    batch = {group.name: Slots(task, pytree.stack(parts))}
+    batch = {group.name: TaskBatches(task, pytree.stack(parts))}
     return drawn(batch, part[1])._replace(group=group.name, tasks=chosen), batch

@@ -2,15 +2,17 @@
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import field
+from typing import Annotated, Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
+from pydantic import Field
 
 from lamjax.arguments import ArgumentError, describe, expect
+from lamjax.config import configuration
 from lamjax.factories import factory
 from lamjax.potential import Params
 from lamjax.training.schedules import Schedule
@@ -25,7 +27,7 @@ class TrainState(NamedTuple):
     ema: Any  # running mean of the parameters, or None
 
 
-@dataclass(frozen=True)
+@configuration
 class OptimizerConfig:
     """An optimiser of optax or optax.contrib by name; `options` are its keyword arguments (b1, eps, weight_decay, ...).
 
@@ -34,11 +36,10 @@ class OptimizerConfig:
     """
 
     name: str = "adam"
-    max_norm: float | None = None  # the gradient is scaled down to this global norm
+    max_norm: Annotated[float | None, Field(description="the gradient is scaled down to this global norm")] = None
     options: dict[str, Any] = field(default_factory=dict)
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _factory(self)(learning_rate=1.0)
         if self.max_norm is not None and not self.max_norm > 0:
             raise ValueError(f"max_norm must be above 0, got {self.max_norm}; null leaves the gradient as it is.")
@@ -75,7 +76,7 @@ def _factory(config: OptimizerConfig) -> Callable:
             f"optax has no optimiser {config.name!r}. {hint}Examples: adam, adamw, muon, lion, sgd, adabelief."
         )
 
-    def make(learning_rate):
+    def make(learning_rate: Any) -> object:
         try:
             return factory(learning_rate=learning_rate, **config.options)
         except TypeError as error:
@@ -109,7 +110,7 @@ def per_head(inner: optax.GradientTransformation) -> optax.GradientTransformatio
             )
         return Params(descriptor, heads), Params(descriptor_state, head_states)
 
-    return optax.GradientTransformation(start, update)
+    return optax.GradientTransformation(cast(Any, start), cast(Any, update))
 
 
 def per_member(inner: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -126,11 +127,11 @@ def init(params: Any, optimizer: optax.GradientTransformation, ema: bool = False
     if not hasattr(optimizer, "init") or not hasattr(optimizer, "update"):
         raise ArgumentError(f"init takes an optimiser second, got {describe(optimizer)}. {remedy}")
 
-    def copy(params):
+    def copy(params: Params) -> Any:
         return jax.tree.map(lambda x: jnp.array(x, copy=True), params)
 
     @jax.jit  # one program, instead of one for every shape
-    def start(params) -> TrainState:
+    def start(params: Params) -> TrainState:
         return TrainState(jnp.zeros((), jnp.int32), copy(params), optimizer.init(params), copy(params) if ema else None)
 
     return start(params)

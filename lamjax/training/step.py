@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, PyTree
 
 from lamjax import pytree
 from lamjax.losses import Loss
@@ -59,10 +60,10 @@ def make_step(
     jit = partial(jax.jit, compiler_options=compiler_options(), **placed)
 
     @jit
-    def gradient(params, n_steps, batch) -> tuple[dict, Any]:
+    def gradient(params: Params, n_steps: Any, batch: Any) -> tuple[dict, Any]:
         ratio = 1.0 if lr_ratio is None else lr_ratio(n_steps // accumulate)
 
-        def objective(params):
+        def objective(params: Params) -> tuple[Array, dict[str, Array]]:
             return loss(shared(only_trainable(params, freeze), share_layers), batch, ratio)
 
         precision = jax.default_matmul_precision(matmul_precision) if matmul_precision else contextlib.nullcontext()
@@ -71,7 +72,7 @@ def make_step(
         return {**metrics, "loss": value}, found
 
     @partial(jit, donate_argnums=0)
-    def update(state: TrainState, gradient, value) -> tuple[TrainState, dict]:
+    def update(state: TrainState, gradient: PyTree, value: Any) -> tuple[TrainState, dict]:
         def updated(state: TrainState) -> TrainState:
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
             updates = _scaled(updates, scales)
@@ -89,7 +90,7 @@ def make_step(
     return TrainStep(gradient, update)
 
 
-def shared(params, n_layers: int):
+def shared(params: Params, n_layers: int) -> Params:
     """The parameters with the first `n_layers` layers of the first head in every head."""
     if n_layers == 0:
         return params
@@ -101,35 +102,35 @@ def shared(params, n_layers: int):
     )
 
 
-def only_trainable(params, freeze: tuple[str, ...] = ()):
+def only_trainable(params: Params, freeze: tuple[str, ...] = ()) -> Any:
     """The parameters with constants (no gradient) in place of the frozen ones."""
     return jax.tree_util.tree_map_with_path(
         lambda path, x: jax.lax.stop_gradient(x) if is_frozen(path, freeze) else x, params
     )
 
 
-def is_frozen(path, freeze: tuple[str, ...] = ()) -> bool:
+def is_frozen(path: Any, freeze: tuple[str, ...] = ()) -> bool:
     """True for statistics and for leaves whose path holds one of the names."""
     return any(_holds(path, name) for name in (STATISTICS, *freeze))
 
 
-def unknown_names(params, names: tuple[str, ...]) -> list[str]:
+def unknown_names(params: Params, names: tuple[str, ...]) -> list[str]:
     """Names of parts that fit no leaf."""
     paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
     return [name for name in names if not any(_holds(path, name) for path in paths)]
 
 
-def _holds(path, name: str) -> bool:
+def _holds(path: Any, name: str) -> bool:
     return f"/{name.strip('/')}/" in f"/{pytree.path_name(path)}/"
 
 
-def _scaled(updates, scales: Mapping[str, float]):
+def _scaled(updates: PyTree, scales: Mapping[str, float]) -> Any:
     """Updates times the scale of the longest name in their path; zero for statistics.
 
     Frozen leaves need this too: an optimiser may change them without a gradient (weight decay).
     """
 
-    def scale(path, x):
+    def scale(path: Any, x: Array) -> Array:
         if is_frozen(path):
             return jnp.zeros_like(x)
         names = [name for name in scales if _holds(path, name)]

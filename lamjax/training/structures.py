@@ -12,12 +12,22 @@ import numpy as np
 
 from lamjax import checkpoints, losses
 from lamjax.data import Packed, PackedPairs, batches, files_of, n_batches, pack_pairs, set_bias
+from lamjax.data.pairs import pair_name
+from lamjax.evaluation.errors import predictions
+from lamjax.evaluation.structures import (
+    Judgement,
+    LabelledSets,
+    StructureSummary,
+    judge,
+    read_structures,
+    summary,
+    write_structures,
+)
 from lamjax.losses import Learned, Loss
-from lamjax.potential import Potential, select
+from lamjax.potential import Params, Potential, select
 from lamjax.reports import outputs, plots
 from lamjax.training import engine, folder, loggers
 from lamjax.training.engine import Best, Outputs, Run
-from lamjax.training.errors import predictions
 from lamjax.training.loops import names_of
 from lamjax.training.loops import summary as summary_of
 from lamjax.training.objectives import Drawn, Measured, Objective, Pending, drawn
@@ -31,20 +41,10 @@ from lamjax.training.structures_data import (
     PairSets,
     fingerprint,
     is_at_target,
-    name,
     noisy_batches,
     pack_replay,
     read_sets,
     wider,
-)
-from lamjax.training.structures_judge import (
-    Judgement,
-    LabelledSets,
-    StructureSummary,
-    judge,
-    read_structures,
-    summary,
-    write_structures,
 )
 
 STRUCTURES, PLOT, MINIMISER = "structures.csv", "structures.png", "minimiser.json"
@@ -132,7 +132,7 @@ def structure_objective(
     Arrays that were too narrow grow after the epoch, at most four times; `widened` times they have.
     """
     sets, packed, replay = data.sets, data.packed, data.replay
-    pair_names = [name(pair) for pair in sets.train]
+    pair_names = [pair_name(pair) for pair in sets.train]
     apart = np.array([not is_at_target(pair) for pair in sets.validation])
 
     def batches_from(start: int) -> Iterator[tuple[Drawn, dict[str, Any]]]:
@@ -149,7 +149,7 @@ def structure_objective(
     def measure(params: Any, first: Measured | None, watch: Callable) -> Measured:
         pairs, bare = sets.validation, model(params)
 
-        def watched(items):
+        def watched(items: Any) -> Any:
             return watch(items, "relaxing held-out structures", len(pairs))
 
         judgement = judge(potential, bare, pairs, judge_of(config), watched, config.matmul_precision)
@@ -157,7 +157,7 @@ def structure_objective(
         numbers = summary(judgement, before, config.basin, apart)
         return {**numbers._asdict(), **data.labels.errors(bare), "judgement": judgement}
 
-    def widen(rows: Sequence[Mapping[str, float]]):
+    def widen(rows: Sequence[Mapping[str, float]]) -> tuple[Objective, tuple[str, ...]] | None:
         _check_counted(config, rows)
         if widened >= MOST_WIDENED or not sum(row.get("n_overflow", 0) for row in rows):
             return None
@@ -256,7 +256,7 @@ def _times_widened(output: Path, done: int) -> int:
     return min(MOST_WIDENED, sum(len(counts) == length and sum(counts) > 0 for counts in epochs.values()))
 
 
-def base_model(config: StructureTuneConfig):
+def base_model(config: StructureTuneConfig) -> tuple[Potential, Params]:
     """The stored model with the head that is trained."""
     potential, params = checkpoints.load(config.base, config.head, np.dtype(config.precision))
     if potential.head is None:
@@ -282,7 +282,9 @@ def frozen_parts(config: StructureTuneConfig, potential: Potential, replayed: Po
     return (*config.freeze, *(f"heads/{head}" for head in sorted(others)))
 
 
-def refitted(config: StructureTuneConfig, replayed: Potential, params, sets: PairSets, packed: Packed):
+def refitted(
+    config: StructureTuneConfig, replayed: Potential, params: Params, sets: PairSets, packed: Packed
+) -> Params:
     """The parameters with the energy per element shifted to the replayed labels; no force is changed by it."""
     if not any(frame.labels.weights[0] > 0 for frame in sets.replay):
         return params
@@ -291,7 +293,7 @@ def refitted(config: StructureTuneConfig, replayed: Potential, params, sets: Pai
 
 
 def _save_model(
-    config: StructureTuneConfig, potential, path: Path, params: Any, step: int, score: float | None
+    config: StructureTuneConfig, potential: Potential, path: Path, params: Any, step: int, score: float | None
 ) -> None:
     card = {"base": config.base, "pairs": list(config.pairs), "objective": config.objective.type, "steps": step}
     card |= {"seed": config.seed, "precision": config.precision, "dq_median": score}
@@ -305,7 +307,7 @@ def _finish(output: Path, sets: PairSets, params: Any, best: Best) -> Iterator[P
         checkpoints.write_atomically(output / MINIMISER, json.dumps(numbers, indent=1).encode())
         yield output / MINIMISER
     before, after = (read_structures(output / STRUCTURES, when) for when in ("before", "after"))
-    _plot(output / PLOT, [name(pair) for pair in sets.validation], before, after, best.step)
+    _plot(output / PLOT, [pair_name(pair) for pair in sets.validation], before, after, best.step)
     yield output / PLOT
 
 

@@ -1,13 +1,13 @@
 """What a fine-tuning on structures is made from: pairs of starts and targets, an objective, and how it is judged."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Tag
+from pydantic import Discriminator, Field, Tag
 
-from lamjax.arguments import as_tuples
+from lamjax.config import configuration
 from lamjax.data import frames_per_batch
 from lamjax.losses import ForceTargetConfig, LabelLossConfig, NewtonTargetConfig, StructureLossConfig
 from lamjax.relaxation import CellConfig, RelaxConfig
@@ -18,10 +18,9 @@ from lamjax.training.schedules import ScheduleConfig
 from lamjax.training.state import OptimizerConfig
 
 COMMAND = "lamjax finetune-structures"
-_COUNTS = ("epochs", "batch_size", "max_programs", "validate_every", "save_every", "keep", "patience")
 FALL = 20  # from the first to the last learning rate, unless the config says otherwise
 # prefactors of the replayed labels: (0.1 eV/Å)² is then as much as Dq = 1 amu^1/2 Å
-REPLAY = {"start_pref_e": 1.0, "limit_pref_e": 1.0, "start_pref_f": 100.0, "limit_pref_f": 100.0}
+REPLAY: dict[str, Any] = {"start_pref_e": 1.0, "limit_pref_e": 1.0, "start_pref_f": 100.0, "limit_pref_f": 100.0}
 REPLAY |= {"start_pref_v": 1.0, "limit_pref_v": 1.0}  # without stresses a cell that relaxes is not held
 TEMPLATE = """\
 # lamjax finetune-structures MODEL FILES --config THIS: all keys with their defaults.
@@ -92,7 +91,7 @@ Objective = Annotated[
 ]
 
 
-@dataclass(frozen=True)
+@configuration
 class ReplayConfig:
     """Labelled frames that are learned beside the structures; their loss is added with a weight.
 
@@ -102,13 +101,13 @@ class ReplayConfig:
     files: tuple[str, ...]
     weight: float = 1.0
     loss: LabelLossConfig = LabelLossConfig(**REPLAY)
-    batch_size: int | str = 8
-    head: str | None = None  # whose energies these are; the one that is trained
-    bias: Literal["change", "keep"] = "change"  # the energy per element is first refitted to the frames, or not
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    batch_size: Annotated[int | str, Field(description="structures")] = 8
+    head: Annotated[str | None, Field(description="whose energies these are; the one that is trained")] = None
+    bias: Annotated[
+        Literal["change", "keep"], Field(description="the energy per element is first refitted to the frames, or not")
+    ] = "change"
 
-    def __post_init__(self):
-        as_tuples(self)
+    def __post_init__(self) -> None:
         frames_per_batch(1, self.batch_size)
         if not self.files:
             raise ValueError("`replay.files` names no file. List at least one, or leave `replay` out.")
@@ -116,50 +115,88 @@ class ReplayConfig:
             raise ValueError(f"replay.weight must be above 0, got {self.weight}. Leave `replay` out for none.")
 
 
-@dataclass(frozen=True)
+@configuration
 class StructureTuneConfig:
     """A run of fine-tuning a stored model on where structures relax to."""
 
-    base: str
-    pairs: tuple[str, ...]
-    head: str | None = None
-    validation: tuple[str, ...] = ()
-    energy_key: str | None = None  # where labels are in the files, see `data.ReadOptions`
+    base: Annotated[str, Field(description="a lamjax bundle or a DeePMD-kit .pt, .dp, .yaml")]
+    pairs: Annotated[
+        tuple[str, ...],
+        Field(
+            description="trajectories (relax_id, step), starts with final_positions, pair_id and role, or a file "
+            "with all steps of each; force and newton take relaxed structures alone"
+        ),
+    ]
+    head: Annotated[str | None, Field(description="its head, where there are several")] = None
+    validation: Annotated[
+        tuple[str, ...], Field(description="pairs that are relaxed to convergence and compared, never trained on")
+    ] = ()
+    energy_key: Annotated[str | None, Field(description="where labels are in the files, see `data.ReadOptions`")] = None
     forces_key: str | None = None
-    stress_key: str | None = None
-    virial_key: str | None = None
-    type_map: tuple[str, ...] = ()
-    hold_out: float = 0.1
-    group_by: str | None = None
-    fmax: float = 0.1  # eV/Å; of `data.read_pairs`
-    variable_cell: bool = False
-    objective: Objective = field(default_factory=StructureLossConfig)
-    noise: float = 0.0  # Å
-    learn_minimiser: bool = False
-    replay: ReplayConfig | None = None
-    judge: RelaxConfig = field(default_factory=lambda: RelaxConfig(fmax=0.01, max_steps=1000))
-    basin: float = 0.5  # Å
+    stress_key: Annotated[str | None, Field(description="eV/Å³, positive in tension")] = None
+    virial_key: Annotated[str | None, Field(description="eV, -V stress")] = None
+    type_map: Annotated[
+        tuple[str, ...], Field(description="elements of types that a LAMMPS dump or a DeePMD set numbers")
+    ] = ()
+    hold_out: Annotated[
+        float, Field(description="share of `pairs` that is held out instead where there is no `validation`")
+    ] = 0.1
+    group_by: Annotated[
+        str | None, Field(description="key of the starts' info, such as family: a group is held out as a whole")
+    ] = None
+    fmax: Annotated[float, Field(description="eV/Å; of `data.read_pairs`")] = 0.1
+    variable_cell: Annotated[bool, Field(description="cells relax too")] = False
+    objective: Annotated[Objective, Field(description="type structure: where the relaxation ends")] = field(
+        default_factory=StructureLossConfig
+    )
+    noise: Annotated[float, Field(description="Å")] = 0.0
+    learn_minimiser: Annotated[
+        bool, Field(description="learn the numbers of the minimiser too (dt_start, alpha_start; eta, additive)")
+    ] = False
+    replay: Annotated[
+        ReplayConfig | None,
+        Field(description="energies, forces, stresses, of earlier or of the same data, against forgetting"),
+    ] = None
+    judge: Annotated[
+        RelaxConfig,
+        Field(description="how structures are relaxed for validation: all the way; keys as objective.relax"),
+    ] = field(default_factory=lambda: RelaxConfig(fmax=0.01, max_steps=1000))
+    basin: Annotated[float, Field(description="Å")] = 0.5
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig("adam", max_norm=1.0))
     schedule: ScheduleConfig = ScheduleConfig("cosine", 5e-4, 5e-4 / FALL)
-    epochs: int = 10
-    batch_size: int = 4
-    max_programs: int = 3
-    precision: Literal["float32", "float64"] = "float32"
-    matmul_precision: Literal["float32", "tensorfloat32", "bfloat16"] | None = None
+    epochs: Annotated[int, Field(ge=1)] = 10
+    batch_size: Annotated[int, Field(ge=1, description="structures")] = 4
+    max_programs: Annotated[int, Field(ge=1, description="shapes of arrays, each is compiled once")] = 3
+    precision: Annotated[
+        Literal["float32", "float64"], Field(description="of the network; positions and energies are float64")
+    ] = "float32"
+    matmul_precision: Annotated[
+        Literal["float32", "tensorfloat32", "bfloat16"] | None,
+        Field(description="of products on GPUs: float32, tensorfloat32, bfloat16; null: jax's default"),
+    ] = None
     seed: int = 0
-    freeze: tuple[str, ...] = ()
-    rates: dict[str, float] = field(default_factory=dict)
-    ema_decay: float | None = None
-    output: str = "finetuned"
-    validate_every: int = 1
-    save_every: int = 50
-    keep: int = 3
-    patience: int | None = None
-    logger: tuple[LoggerName, ...] = ("csv",)
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    freeze: Annotated[
+        tuple[str, ...], Field(description="parameters that stay as they are, for example [descriptor]")
+    ] = ()
+    rates: Annotated[
+        dict[str, float],
+        Field(description="factors of the learning rate, for example {descriptor: 0.1, minimiser: 10}"),
+    ] = field(default_factory=dict)
+    ema_decay: Annotated[
+        float | None, Field(description="for example 0.99: validate and save a running mean of the parameters")
+    ] = None
+    output: Annotated[str, Field(description="folder for config.json, CSV files, plot, states and models")] = (
+        "finetuned"
+    )
+    validate_every: Annotated[int, Field(ge=1, description="epochs")] = 1
+    save_every: Annotated[int, Field(ge=1, description="steps between states")] = 50
+    keep: Annotated[int, Field(ge=1, description="states")] = 3
+    patience: Annotated[int | None, Field(ge=1, description="stop after so many validations without a better one")] = (
+        None
+    )
+    logger: Annotated[tuple[LoggerName, ...], Field(description="where records go, beside the tables")] = ("csv",)
 
-    def __post_init__(self):
-        as_tuples(self)
+    def __post_init__(self) -> None:
         if not self.pairs:
             raise ValueError("`pairs` names no file. List at least one, for example [relaxations.extxyz].")
         if not 0 <= self.hold_out < 1 or (self.hold_out == 0 and not self.validation):
@@ -167,7 +204,7 @@ class StructureTuneConfig:
                 f"hold_out is {self.hold_out}. Without `validation` files it must lie between 0 and 1: the best "
                 "model is the one that relaxes structures best that it has not seen."
             )
-        check_common(self, _COUNTS)
+        check_common(self)
         if self.basin <= 0 or self.fmax <= 0:
             raise ValueError(f"basin and fmax must be positive, got {self.basin} Å and {self.fmax} eV/Å.")
         self._check_cells()

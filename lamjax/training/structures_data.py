@@ -20,7 +20,6 @@ from lamjax.data import (
     digests,
     facts,
     iterate,
-    levels,
     matching,
     n_batches,
     pack,
@@ -30,10 +29,12 @@ from lamjax.data import (
     read_pairs,
     sample,
 )
+from lamjax.data import theory_levels as levels
 from lamjax.data.pairs import SAME_CELL, STILL, listed
 from lamjax.losses import StructureLossConfig
-from lamjax.neighbors import Shell, host_neighbors, plan_capacities
+from lamjax.neighbors import Neighbors, Shell, host_neighbors, plan_capacities
 from lamjax.potential import Potential
+from lamjax.system import System
 from lamjax.training.config import read_options
 from lamjax.training.structures_config import StructureTuneConfig
 from lamjax.training.tasks import labelled
@@ -123,19 +124,14 @@ def hold_out(pairs: Sequence[Pair], share: float, group_by: str | None, seed: in
             break
         chosen.add(names[k])
     parts = ([p for p, g in zip(pairs, groups, strict=True) if (g in chosen) == held] for held in (False, True))
-    return tuple(parts)
+    first, second = parts
+    return first, second
 
 
 def _group(pair: Pair, key: str) -> str:
     if key not in pair.info:
         raise ValueError(f"{pair.source}: no {key!r} in its info; it has {', '.join(sorted(pair.info)) or 'nothing'}.")
     return str(pair.info[key])
-
-
-def name(pair: Pair) -> str:
-    """What a table calls a pair: its relax_id or pair_id, or where it was read."""
-    known = (pair.info[key] for key in ("relax_id", "pair_id", "trajectory") if key in pair.info)
-    return str(next(known, pair.source))
 
 
 def _known(pairs: list[Pair], elements: Sequence[str] | None) -> list[Pair]:
@@ -200,7 +196,7 @@ def wider(packed: PackedPairs, shells: Sequence[Shell]) -> PackedPairs:
         shapes.append(shape._replace(capacities=plan_capacities(wanted, tuple(shells))))
 
     def widened(row: StructureBatch, capacities: tuple[int, ...]) -> StructureBatch:
-        def lists(system, neighbors):
+        def lists(system: System, neighbors: Neighbors) -> Neighbors:
             return host_neighbors(system, tuple(shells), capacities)._replace(offsets=neighbors.offsets)
 
         start, target = lists(row.start, row.neighbors), lists(row.target, row.target_neighbors)

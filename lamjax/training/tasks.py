@@ -3,7 +3,7 @@
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,7 +15,6 @@ from lamjax.data import (
     facts,
     frames_per_batch,
     join,
-    levels,
     open_frames,
     pack,
     plan,
@@ -25,11 +24,12 @@ from lamjax.data import (
     set_parameters,
     source,
 )
+from lamjax.data import theory_levels as levels
 from lamjax.data.statistics import MOST
+from lamjax.evaluation.errors import predictions
 from lamjax.losses import LabelLossConfig, Loss, heads_loss, multitask_loss, same_form
 from lamjax.potential import Params, Potential, select
 from lamjax.training.config import TaskConfig, TrainConfig, read_options
-from lamjax.training.errors import predictions
 
 MOST_COMPARED = 100_000  # frames of the training whose places are compared with those of the validation
 
@@ -110,7 +110,7 @@ def groups(tasks: Sequence[Task]) -> tuple[Group, ...]:
 
 
 def run_loss(tasks: Sequence[Task], found: Sequence[Group]) -> Loss:
-    """The loss of {group: Slots}, in which slots carry the number of their task within the group."""
+    """The loss of {group: TaskBatches}, in which slots carry the number of their task within the group."""
 
     def one(group: Group) -> Loss:
         members = [tasks[k] for k in group.tasks]
@@ -221,7 +221,7 @@ def _places(frame: Frame) -> tuple[bytes, ...]:
     return np.asarray(numbers).tobytes(), *((np.round(x, 5) + 0.0).astype(np.float32).tobytes() for x in rest)
 
 
-def labelled(paths, potential: Potential, options: ReadOptions | None = None) -> Sequence[Frame]:
+def labelled(paths: Any, potential: Potential, options: ReadOptions | None = None) -> Sequence[Frame]:
     """The frames of the files; ValueError for one without any label."""
     frames = open_frames(paths, elements=potential.elements, options=options or ReadOptions())
     unlabelled = ~facts(frames).weights.any(axis=1)

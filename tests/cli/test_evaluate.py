@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 import lamjax
 from lamjax.cli import app
 from lamjax.data import Frame, from_atoms, read
+from lamjax.evaluation import parity
 from lamjax.potential import Prediction
-from lamjax.training import parity
 
 MODEL = Path(__file__).parents[1] / "fixtures" / "option_matrix" / "m02_preset_like"
 NAMES = ("cu1", "molecule", "triclinic")

@@ -16,10 +16,10 @@ from lamjax.cli import app
 from lamjax.cli.finetune import LOSS, make_config
 from lamjax.cli.keys import as_changes
 from lamjax.descriptors import DPA1Config
+from lamjax.evaluation.errors import error_table, predictions
 from lamjax.heads import EnergyHeadConfig
 from lamjax.potential import select
 from lamjax.system import to_ase
-from lamjax.training.errors import error_table, predictions
 
 SMALL = DPA1Config(rcut=3.0, sel=16, neuron=(2, 4), axis_neuron=2, tebd_dim=2)
 FEW = ["--steps", "4", "--set", "batch_size=3", "--set", "max_programs=1", "--set", "precision=float64"]

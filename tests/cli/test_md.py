@@ -21,11 +21,11 @@ from invoke import invoke
 from pages import read_page
 
 import lamjax
+from lamjax import files
 from lamjax.cli import md_report
 from lamjax.descriptors import DPA1Config
 from lamjax.heads import EnergyHeadConfig
 from lamjax.potential import PotentialConfig
-from lamjax.reports import files
 
 CONFIG = PotentialConfig(
     ("Si",),

@@ -13,11 +13,10 @@ import pytest
 from invoke import invoke
 
 import lamjax
-from lamjax import checkpoints
+from lamjax import checkpoints, files
 from lamjax.descriptors import DPA1Config
 from lamjax.heads import EnergyHeadConfig
 from lamjax.potential import PotentialConfig
-from lamjax.reports import files
 
 DEEPMD = Path(__file__).parents[1] / "fixtures" / "deepmd_data" / "methanol"
 MODEL = "{elements: [Si], descriptor: {type: dpa1, rcut: 3.0, sel: 4, neuron: [2, 4], axis_neuron: 2, tebd_dim: 2}}"

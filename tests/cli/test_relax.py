@@ -21,12 +21,12 @@ from invoke import invoke
 from pages import read_page
 
 import lamjax
+from lamjax import files
 from lamjax.cli import relax_records
 from lamjax.descriptors import DPA1Config
 from lamjax.heads import EnergyHeadConfig
 from lamjax.potential import PotentialConfig
 from lamjax.relaxation.stream import Outcome
-from lamjax.reports import files
 from lamjax.system import fixed_components
 
 ASSETS = Path(lamjax.__file__).parent / "assets" / "demo"

@@ -16,11 +16,11 @@ from pages import read_page
 from lamjax import dynamics
 from lamjax.cli import relax_records, report, report_structures
 from lamjax.data.records import append
+from lamjax.evaluation.structures import COLUMNS, StructureSummary
 from lamjax.reports import plots
 from lamjax.system import from_ase
 from lamjax.training.config import TrainConfig, to_json, validate
 from lamjax.training.structures_config import StructureTuneConfig
-from lamjax.training.structures_judge import COLUMNS, StructureSummary
 
 OUTCOME = {"converged": True, "finite": True, "n_steps": 12, "fmax": 0.01, "truncated": False}
 

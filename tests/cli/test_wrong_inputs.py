@@ -15,7 +15,7 @@ from invoke import invoke
 from lamjax import checkpoints
 from lamjax.cli.evaluate import advice
 from lamjax.data import from_atoms
-from lamjax.training.errors import unseen_elements
+from lamjax.evaluation.errors import unseen_elements
 
 CONFIG = "train: a.extxyz\nmodel: {elements: [O, H], descriptor: {type: dpa1, neuron: [2, 4], axis_neuron: 2}}\n"
 

@@ -11,7 +11,7 @@ import students
 from ase.calculators.emt import EMT
 
 from lamjax import data
-from lamjax.data import levels
+from lamjax.data import theory_levels as levels
 from lamjax.data.frames import Joined, Subset
 from lamjax.distillation import CalculatorConfig, PotentialLabeller, open_labeller
 from lamjax.distillation.setup import _check_initial

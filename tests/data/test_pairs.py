@@ -16,7 +16,7 @@ from ase.constraints import FixAtoms, FixBondLength, FixCartesian
 from lamjax import system
 from lamjax.data import matching
 from lamjax.data.pairs import pairs_from_frames, read_pairs
-from lamjax.data.read import from_atoms, read
+from lamjax.data.reading import from_atoms, read
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 FILE = FIXTURES / "si_defects" / "sub_B_1.extxyz"

@@ -10,8 +10,8 @@ from ase.constraints import FixAtoms
 
 from lamjax import neighbors, pytree
 from lamjax.data import from_atoms, pack_pairs, pair_batches, plan_pairs
+from lamjax.data.frame_plan import work
 from lamjax.data.pairs import pairs_from_frames, read_pairs
-from lamjax.data.plan import work
 from lamjax.neighbors import Shell, image_offsets
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamjax import data
-from lamjax.data.plan import Bucket, Plan, choose, histogram, merge, work
+from lamjax.data.frame_plan import Bucket, Plan, choose, histogram, merge, work
 from lamjax.data.shapes import exact_shapes
 from lamjax.neighbors import Shell, count, plan_capacities
 

@@ -13,7 +13,7 @@ from ase.constraints import FixAtoms
 from lamjax import classical
 from lamjax.data import from_atoms
 from lamjax.distillation import ExploreConfig
-from lamjax.distillation import explore as exploring
+from lamjax.distillation import exploration as exploring
 
 MORSE = classical.morse(depth=0.34, width=1.36, distance=2.87, cutoff=4.5)
 MILD = ExploreConfig(temperatures=(300.0,), timestep=2.0, steps=20, every=5, perturbed=2, relaxations=1, relax_steps=3)
@@ -77,7 +77,7 @@ def test_a_round_of_exploration_says_where_its_frames_come_from():
 
 
 def test_at_a_pressure_the_cell_moves():
-    one = exploring.Simulation(start(copper()), 300.0, 30.0)
+    one = exploring.PlannedSimulation(start(copper()), 300.0, 30.0)
     walk = exploring.simulate(MILD, MORSE, MORSE.init(), one, seed=0)
     assert walk.failure is None and walk.frames[-1].info["pressure"] == 30
     assert abs(walk.frames[-1].get_volume() / copper().get_volume() - 1) > 0.01
@@ -86,7 +86,7 @@ def test_at_a_pressure_the_cell_moves():
 def test_an_explosion_keeps_what_was_before_and_says_why():
     fierce = dataclasses.replace(MILD, every=1)
     hard = MORSE.init() | {"depth": 300.0}  # the same program as that of the test above
-    one = exploring.Simulation(start(copper()), 300.0, None)
+    one = exploring.PlannedSimulation(start(copper()), 300.0, None)
     walk = exploring.simulate(fierce, MORSE, hard, one, seed=0)
     assert "here at 300 K" in walk.failure and "time step" in walk.failure
     assert 0 < len(walk.frames) < 20 and all(np.isfinite(a.positions).all() for a in walk.frames)
@@ -94,7 +94,7 @@ def test_an_explosion_keeps_what_was_before_and_says_why():
 
 def test_a_student_that_knows_nothing_does_not_end_the_round():
     broken = jax.tree.map(lambda x: x * np.nan, MORSE.init())
-    one = exploring.Simulation(start(copper()), 300.0, None)
+    one = exploring.PlannedSimulation(start(copper()), 300.0, None)
     walk = exploring.simulate(MILD, MORSE, broken, one, seed=0)
     assert walk.frames == [] and "NaN" in walk.failure
 

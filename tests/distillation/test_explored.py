@@ -15,7 +15,7 @@ import lamjax
 from lamjax import classical, distillation
 from lamjax.data import from_atoms
 from lamjax.distillation import DistillConfig, ExploreConfig, calculator_engine, explore_set
-from lamjax.distillation import explore as exploring
+from lamjax.distillation import exploration as exploring
 from lamjax.heads import EnergyHeadConfig
 from lamjax.potential import PotentialConfig
 
@@ -99,7 +99,7 @@ def test_a_calculator_relaxes_and_is_as_good_as_a_potential(cell):
 def test_a_calculator_simulates(rng):
     engine = calculator_engine(EMT)
     start = from_atoms(ase.build.bulk("Cu", cubic=True) * (2, 2, 1), source="here")
-    mild, pressed = (exploring.Simulation(start, 300.0, pressure) for pressure in (None, 30.0))
+    mild, pressed = (exploring.PlannedSimulation(start, 300.0, pressure) for pressure in (None, 30.0))
     walk = engine.simulate(HOT, mild, 4)
     assert walk.failure is None and [a.info["step"] for a in walk.frames] == [5, 10, 15, 20]
     again = engine.simulate(HOT, mild, 4)
@@ -120,10 +120,10 @@ def test_a_calculator_that_fails_ends_its_walk_alone():
 
     (walk,) = calculator_engine(broken).relax(ALONG, [copper()], 0)
     assert walk.frames == [] and "here, relaxed: RuntimeError: scf did not" in walk.failure
-    walk = calculator_engine(broken).simulate(HOT, exploring.Simulation(copper(), 300.0, None), 0)
+    walk = calculator_engine(broken).simulate(HOT, exploring.PlannedSimulation(copper(), 300.0, None), 0)
     assert "here at 300 K: RuntimeError" in walk.failure
     fierce = dataclasses.replace(HOT, timestep=500.0, every=1)
-    walk = calculator_engine(EMT).simulate(fierce, exploring.Simulation(copper(), 3000.0, None), 0)
+    walk = calculator_engine(EMT).simulate(fierce, exploring.PlannedSimulation(copper(), 3000.0, None), 0)
     assert walk.failure and all(np.isfinite(a.positions).all() for a in walk.frames)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lamjax.distillation import LabelConfig, TrustConfig
-from lamjax.distillation.select import quantiles, select
+from lamjax.distillation.selection import quantiles, select
 
 DEVIATION = [0.01, 0.1, np.inf, 0.2, 0.05, 0.299, 0.3, 5.0]
 TRUST = TrustConfig(lower=0.05, upper=0.3)

@@ -14,7 +14,8 @@ PACKAGE = ROOT / "lamjax"
 # A module imports only from layers below its own. Inside a package any module may import another one of the same
 # package, except where the package is listed in APART: those members are siblings of one layer.
 LAYERS = [
-    {"units", "numerics", "pytree", "threads", "imports", "factories", "reports", "arguments", "summaries"},
+    {"units", "numerics", "pytree", "threads", "imports", "factories", "files", "arguments", "summaries"},
+    {"config", "reports"},
     {"system", "nn"},
     {"neighbors"},
     {"descriptors", "heads"},
@@ -23,6 +24,7 @@ LAYERS = [
     {"properties"},
     {"losses", "interop"},
     {"checkpoints"},
+    {"evaluation"},
     {"training", "calculator"},
     {"distillation"},
     {"cli"},

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from lamjax import checkpoints, data, losses, training
 from lamjax.cli import app
+from lamjax.evaluation import errors as evaluation_errors
 from lamjax.potential import Params, select
 from lamjax.system import to_ase
 from lamjax.training import engine, labels, sharding
@@ -270,7 +271,7 @@ def test_fine_tuning_refits_the_bias_of_every_head(folder, whole, tmp_path):
     base = f"base={whole[0] / 'model.lamjax'}"
     run = labels.prepare(parse(folder / "config.yaml", ["model=null", base, f"output={tmp_path}"]))
     for task in run.data.tasks:
-        found = training.errors.predictions(task.potential, run.state.params, task.train, 3)
+        found = evaluation_errors.predictions(task.potential, run.state.params, task.train, 3)
         left = [float(p.energy) - float(f.labels.energy) for p, f in zip(found, task.frames, strict=True)]
         assert abs(np.mean(left)) < 1e-6
 

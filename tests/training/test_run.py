@@ -19,9 +19,9 @@ from lamjax import Calculator, checkpoints, data
 from lamjax.cli.data import check
 from lamjax.cli.evaluate import evaluate
 from lamjax.cli.train import line, train
+from lamjax.evaluation.errors import predictions
 from lamjax.training import engine, labels, restore_state, saved_steps
 from lamjax.training.config import TEMPLATE, TrainConfig, parse, read, to_json
-from lamjax.training.errors import predictions
 
 CONFIG = """
 model:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from lamjax import PotentialConfig, build
-from lamjax.data.plan import Bucket
+from lamjax.data.frame_plan import Bucket
 from lamjax.descriptors import DPA1Config
 from lamjax.heads import EnergyHeadConfig
 from lamjax.training import labels, slots

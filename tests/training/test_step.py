@@ -12,7 +12,7 @@ import pytest
 from lamjax import PotentialConfig, build, data, losses, numerics, pytree, training
 from lamjax.descriptors import DPA1Config
 from lamjax.heads import EnergyHeadConfig
-from lamjax.losses import LabelLossConfig, Slots
+from lamjax.losses import LabelLossConfig, TaskBatches
 from lamjax.potential import Params, select
 
 LOSS = losses.label_loss(make.MORSE)
@@ -152,10 +152,10 @@ def two_heads():
     return potential, params, data.pack(frames, data.plan(frames, potential.shells, 1), np.float64)
 
 
-def slots(packed, *tasks) -> Slots:
+def slots(packed, *tasks) -> TaskBatches:
     """One slot a task, two frames each."""
     parts = list(itertools.islice(data.batches(packed, 2, seed=None), len(tasks)))
-    return Slots(np.array(tasks, np.int32), pytree.stack(parts))
+    return TaskBatches(np.array(tasks, np.int32), pytree.stack(parts))
 
 
 def test_several_tasks_in_one_program_have_the_losses_of_each(two_heads):

@@ -18,13 +18,14 @@ from pages import read_page
 
 from lamjax import checkpoints, data, losses, relaxation
 from lamjax.cli import report
+from lamjax.data.pairs import pair_name
+from lamjax.evaluation.structures import Judgement, LabelledSets, compare, read_structures, summary
 from lamjax.neighbors import Shell
-from lamjax.training import NonFiniteError, engine, evaluate, records, schedule, structures, structures_data
+from lamjax.training import NonFiniteError, engine, evaluate, records, schedule, structures
 from lamjax.training.config import schema, to_json, validate
 from lamjax.training.structures import StructureTuneConfig, read_config
 from lamjax.training.structures_config import TEMPLATE, complete, judge_of, objective_of
 from lamjax.training.structures_data import hold_out, is_at_target, noisy_batches, read_sets, wider
-from lamjax.training.structures_judge import Judgement, LabelledSets, compare, read_structures, summary
 
 FORCE = {"type": "force"}  # compiles in a fraction of the time of a relaxation
 
@@ -169,7 +170,7 @@ def test_held_out_starts_that_are_their_targets_say_nothing(folder):
     files = {"pairs": ["train.extxyz"], "validation": ["test.extxyz", "ends.extxyz"]}
     with pytest.warns(UserWarning, match="Left out 6 of 9 held-out pairs whose start is their target"):
         sets = read_sets(config_of(folder, "bad", **files), checkpoints.load(folder / "base.lamjax")[0], None)
-    assert [structures_data.name(pair) for pair in sets.validation] == ["c7-0", "c7-1", "c7-2"]
+    assert [pair_name(pair) for pair in sets.validation] == ["c7-0", "c7-1", "c7-2"]
 
 
 def test_relaxed_structures_alone_are_enough_for_an_objective_at_the_target(folder):
@@ -194,7 +195,7 @@ def test_a_trajectory_of_ase_is_a_relaxation(folder):
         ase.io.write(folder / f"{k}.traj", [clusters.labelled(a.positions, 2.45) for a in frames[2 * k : 2 * k + 2]])
     files = {"pairs": ["0.traj", "1.traj"], "validation": ["2.traj"]}
     prepared = structures.prepare(config_of(folder, "bad", objective=FORCE, **files))
-    assert [structures_data.name(pair) for pair in prepared.data.sets.train] == [
+    assert [pair_name(pair) for pair in prepared.data.sets.train] == [
         str(folder / "0.traj"),
         str(folder / "1.traj"),
     ]

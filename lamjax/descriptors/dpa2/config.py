@@ -1,46 +1,43 @@
 """Configuration of DPA-2. Keys, defaults and meanings are DeePMD-kit's."""
 
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from dataclasses import field, replace
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from lamjax import nn
-from lamjax.arguments import as_tuples, at_least
+from lamjax.config import configuration
 from lamjax.descriptors.environment import Block
 from lamjax.descriptors.repinit import RepinitConfig, check_net, check_shell
 from lamjax.descriptors.tabulation import TableConfig
 from lamjax.neighbors import Shell
 
-_STRICT = {"extra": "forbid"}
-_HIDDEN = ("attn1_hidden", "attn1_nhead", "attn2_hidden", "attn2_nhead")
 
-
-@dataclass(frozen=True)
+@configuration
 class ThreeBodyConfig:
     """Optional block over pairs of neighbours; type embedding, activation and resnet_dt are repinit's."""
 
-    rcut: float = 4.0  # Å
-    rcut_smth: float = 0.5  # Å
+    rcut: Annotated[float, Field(description="Å")] = 4.0
+    rcut_smth: Annotated[float, Field(description="Å")] = 0.5
     sel: int = 40
-    neuron: tuple[int, ...] = (2, 4, 8)
-    __pydantic_config__: ClassVar = _STRICT
+    neuron: tuple[Annotated[int, Field(ge=1)], ...] = (2, 4, 8)
 
-    def __post_init__(self):
-        as_tuples(self)
+    def __post_init__(self) -> None:
         check_shell(self, self.sel, "sel")
         check_net(self)
 
 
-@dataclass(frozen=True)
+@configuration
 class RepformerConfig:
     """The message-passing layers."""
 
-    rcut: float = 4.0  # Å
-    rcut_smth: float = 0.5  # Å
+    rcut: Annotated[float, Field(description="Å")] = 4.0
+    rcut_smth: Annotated[float, Field(description="Å")] = 0.5
     nsel: int = 48
-    nlayers: int = 3
-    g1_dim: int = 128
-    g2_dim: int = 16
-    axis_neuron: int = 4
+    nlayers: Annotated[int, Field(ge=1)] = 3
+    g1_dim: Annotated[int, Field(ge=1)] = 128
+    g2_dim: Annotated[int, Field(ge=1)] = 16
+    axis_neuron: Annotated[int, Field(ge=1)] = 4
     direct_dist: bool = False
     update_g1_has_conv: bool = True
     update_g1_has_drrd: bool = True
@@ -49,10 +46,10 @@ class RepformerConfig:
     update_g2_has_g1g1: bool = True
     update_g2_has_attn: bool = True
     update_h2: bool = False
-    attn1_hidden: int = 64
-    attn1_nhead: int = 4
-    attn2_hidden: int = 16
-    attn2_nhead: int = 4
+    attn1_hidden: Annotated[int, Field(ge=1)] = 64
+    attn1_nhead: Annotated[int, Field(ge=1)] = 4
+    attn2_hidden: Annotated[int, Field(ge=1)] = 16
+    attn2_nhead: Annotated[int, Field(ge=1)] = 4
     attn2_has_gate: bool = False
     activation_function: str = "tanh"
     update_style: Literal["res_avg", "res_incr", "res_residual"] = "res_avg"
@@ -63,11 +60,9 @@ class RepformerConfig:
     g1_out_conv: bool = True
     g1_out_mlp: bool = True
     ln_eps: float = 1e-5
-    __pydantic_config__: ClassVar = _STRICT
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_shell(self, self.nsel, "nsel")
-        at_least(self, 1, "nlayers", "g1_dim", "g2_dim", "axis_neuron", *_HIDDEN)
         nn.activation(self.activation_function)
         widths = {"g2_dim": self.g2_dim if self.update_g1_has_grrg else None}
         widths |= {"g1_dim": self.g1_dim if self.update_g1_has_drrd else None}
@@ -79,7 +74,7 @@ class RepformerConfig:
                 )
 
 
-@dataclass(frozen=True)
+@configuration
 class DPA2Config:
     """The DPA-2 descriptor (Zhang et al., npj Comput. Mater. 2024, 10.1038/s41524-024-01493-2)."""
 
@@ -91,13 +86,11 @@ class DPA2Config:
     smooth: bool = True
     exclude_types: tuple[tuple[int, int], ...] = ()
     env_protection: float = 0.0
-    use_econf_tebd: bool = False  # types are embedded by their electronic configuration
+    use_econf_tebd: Annotated[bool, Field(description="types are embedded by their electronic configuration")] = False
     use_tebd_bias: bool = False
     add_tebd_to_repinit_out: bool = False
-    __pydantic_config__: ClassVar = _STRICT
 
-    def __post_init__(self):
-        as_tuples(self)
+    def __post_init__(self) -> None:
         if not (self.repformer.update_g1_has_grrg or self.repformer.update_g1_has_drrd):
             if self.repformer.g1_out_conv and self.repformer.g1_out_mlp:
                 raise ValueError(
@@ -132,6 +125,15 @@ class DPA2Config:
         )
 
     @property
+    def element_rows(self) -> str | None:
+        """The parameters with a row for each element; None where rows belong to orbitals."""
+        return None if self.use_econf_tebd else "type_embedding"
+
+    def with_table(self, table: TableConfig) -> "DPA2Config":
+        """The same with repinit's radial net as a table."""
+        return replace(self, repinit=replace(self.repinit, table=table))
+
+    @property
     def table(self) -> TableConfig | None:
         """Repinit's, if it is one."""
         return self.repinit.table
@@ -142,5 +144,5 @@ class DPA2Config:
         return self.repformer.g1_dim + (self.repinit.tebd_dim if self.concat_output_tebd else 0)
 
 
-def _sel(block) -> int:
+def _sel(block: Any) -> int:
     return block.sel if isinstance(block, ThreeBodyConfig) else block.nsel

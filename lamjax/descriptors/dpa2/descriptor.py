@@ -3,7 +3,11 @@
 Zhang et al., npj Comput. Mater. 2024, 10.1038/s41524-024-01493-2; numbers equal DeePMD-kit's.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, PyTree
 
 from lamjax import nn, numerics
 from lamjax.descriptors import repinit
@@ -20,6 +24,7 @@ from lamjax.descriptors.dpa2 import repformer, three_body
 from lamjax.descriptors.dpa2.config import DPA2Config
 from lamjax.descriptors.environment import empty_slots, environment
 from lamjax.factories import factory
+from lamjax.neighbors import Neighbors
 
 
 @factory
@@ -27,16 +32,23 @@ def dpa2(config: DPA2Config, elements: tuple[str, ...]) -> Descriptor:
     """The descriptor of a config for these elements."""
     inputs = type_inputs(elements, config.use_econf_tebd)
 
-    def init(key, dtype=None):
+    def init(key: Array, dtype: DTypeLike | None = None) -> dict[str, Any]:
         return _init(key, config, inputs, dtype)
 
-    def apply(params, types, neighbors, displacements, first=0, charge_spin=None):
+    def apply(
+        params: PyTree,
+        types: Array,
+        neighbors: Neighbors,
+        displacements: Array,
+        first: Any = 0,
+        charge_spin: Array | None = None,
+    ) -> Array:
         return _apply(params, config, inputs, types, neighbors, displacements, first)
 
     return Descriptor(config, config.shells, config.width, init, apply)
 
 
-def _init(key, config: DPA2Config, inputs, dtype):
+def _init(key: Array, config: DPA2Config, inputs: Any, dtype: DTypeLike | None) -> dict[str, Any]:
     n_types = len(inputs)
     keys = nn.split(key, 6)
     c = config.repinit
@@ -55,11 +67,19 @@ def _init(key, config: DPA2Config, inputs, dtype):
     return params
 
 
-def _apply(params, config: DPA2Config, inputs, types, neighbors, displacements, first):
+def _apply(
+    params: PyTree,
+    config: DPA2Config,
+    inputs: Any,
+    types: Array,
+    neighbors: Neighbors,
+    displacements: Array,
+    first: Any,
+) -> Array:
     table = type_embedding(params["type_embedding"], inputs)
     allowed = allowed_pairs(config.exclude_types, len(inputs))
 
-    def view(shell: int, block, statistics):
+    def view(shell: int, block: Any, statistics: Any) -> Any:
         indices, neighbor_types, mask = split_neighbors(neighbors, types, shell)
         mask = mask_excluded(mask, types, indices, allowed)
         d = displacements[:, : mask.shape[1]]

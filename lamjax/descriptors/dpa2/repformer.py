@@ -5,10 +5,13 @@ vectors multiply them. `ns` is the configured nsel: what empty slots add to a so
 arrays are only as wide as the structures need.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, PyTree
 
 from lamjax import nn
 from lamjax.descriptors.environment import Environment, statistics_init
@@ -39,7 +42,7 @@ class Gates(NamedTuple):
     mask: jax.Array  # both are neighbours
 
 
-def init(key, config, n_types: int, dtype=None):
+def init(key: Array, config: Any, n_types: int, dtype: DTypeLike | None = None) -> dict[str, Any]:
     keys = nn.split(key, config.nlayers + 1)
     return {
         "g2_embedding": nn.linear_init(keys[0], 1, config.g2_dim, dtype=dtype),
@@ -50,7 +53,16 @@ def init(key, config, n_types: int, dtype=None):
     }
 
 
-def apply(params, config, smooth: bool, g1, indices, env: Environment, displacements, distance):
+def apply(
+    params: PyTree,
+    config: Any,
+    smooth: bool,
+    g1: Array,
+    indices: Array,
+    env: Environment,
+    displacements: Array,
+    distance: Array,
+) -> Array:
     """g1 (n_atoms, g1_dim) after all layers."""
     act = nn.activation(config.activation_function)
     if config.direct_dist:
@@ -69,7 +81,7 @@ def apply(params, config, smooth: bool, g1, indices, env: Environment, displacem
     return g1
 
 
-def _gates(pairs: Pairs, h2) -> Gates:
+def _gates(pairs: Pairs, h2: Array) -> Gates:
     gate = jnp.einsum("njx,nkx->njk", h2, h2)[:, :, None, :]
     weight = (pairs.switch[:, :, None] * pairs.switch[:, None, :])[:, :, None, :]
     mask = (pairs.mask[:, :, None] & pairs.mask[:, None, :])[:, :, None, :]
@@ -78,7 +90,7 @@ def _gates(pairs: Pairs, h2) -> Gates:
     return Gates(*jax.lax.optimization_barrier((gate, weight, gain)), mask)
 
 
-def _pairs(config, smooth, indices, env, dtype) -> Pairs:
+def _pairs(config: Any, smooth: Any, indices: Array, env: Environment, dtype: DTypeLike | None) -> Pairs:
     mask = env.mask.astype(dtype)
     if smooth:
         ones = jnp.ones((len(indices), 1), dtype)
@@ -95,7 +107,7 @@ def _pairs(config, smooth, indices, env, dtype) -> Pairs:
     return Pairs(indices, env.mask, env.switch, weight, symmetry[..., None], mean, config.nsel, smooth)
 
 
-def _layer_init(key, config, last: bool, dtype=None):
+def _layer_init(key: Array, config: Any, last: bool, dtype: DTypeLike | None = None) -> dict[str, dict[str, Any]]:
     c = config
     k = iter(nn.split(key, 24))
     ax, n1, n2 = c.axis_neuron, c.g1_dim, c.g2_dim
@@ -124,7 +136,7 @@ def _layer_init(key, config, last: bool, dtype=None):
     return p
 
 
-def _pair_update_init(key, c, dtype):
+def _pair_update_init(key: Array, c: Any, dtype: DTypeLike | None) -> dict[str, dict[str, Any]]:
     k = iter(nn.split(key, 8))
     n1, n2 = c.g1_dim, c.g2_dim
     p = {"linear2": nn.linear_init(next(k), n2, n2, dtype=dtype)}
@@ -145,7 +157,7 @@ def _pair_update_init(key, c, dtype):
     return p
 
 
-def _residual_init(key, c, last: bool, dtype):
+def _residual_init(key: Array, c: Any, last: bool, dtype: DTypeLike | None) -> dict[str, Any]:
     n_g1 = c.g1_out_mlp + (c.update_g1_has_conv and c.g1_out_conv) + 1 + c.update_g1_has_attn
     n_g2 = 0 if last else 1 + c.update_g2_has_g1g1 + c.update_g2_has_attn
     n_h2 = 0 if last else int(c.update_h2)
@@ -153,12 +165,14 @@ def _residual_init(key, c, last: bool, dtype):
     keys = nn.split(key, 3)
     sizes = {"g1_residual": (n_g1, c.g1_dim), "g2_residual": (n_g2, c.g2_dim), "h2_residual": (n_h2, 1)}
     return {
-        name: residuals_init(k, *size, c.update_residual, c.update_residual_init, dtype)
-        for k, (name, size) in zip(keys, sizes.items(), strict=True)
+        name: residuals_init(k, n, width, c.update_residual, c.update_residual_init, dtype)
+        for k, (name, (n, width)) in zip(keys, sizes.items(), strict=True)
     }
 
 
-def _layer(p, c, act, pairs: Pairs, gates: Gates, g1, g2, h2):
+def _layer(
+    p: PyTree, c: Any, act: Callable, pairs: Pairs, gates: Gates, g1: Array, g2: Array, h2: Array
+) -> tuple[Any, Array, Array]:
     """One layer; without `linear2` it is the last and leaves g2 and h2 alone."""
     g1_j = g1[pairs.indices]
     new_g1 = combine(c.update_style, p.get("g1_residual"), _g1_terms(p, c, act, pairs, g1, g1_j, g2, h2))
@@ -172,7 +186,9 @@ def _layer(p, c, act, pairs: Pairs, gates: Gates, g1, g2, h2):
     return new_g1, new_g2, h2
 
 
-def _g1_terms(p, c, act, pairs: Pairs, g1, g1_j, g2, h2):
+def _g1_terms(
+    p: PyTree, c: Any, act: Callable, pairs: Pairs, g1: Array, g1_j: Array, g2: Array, h2: Array
+) -> list[Array]:
     """g1 itself and its updates: self, convolution, symmetrisation, attention (7.3 a-e)."""
     terms = [g1]
     mixed = []
@@ -196,7 +212,9 @@ def _g1_terms(p, c, act, pairs: Pairs, g1, g1_j, g2, h2):
     return terms
 
 
-def _g2_terms(p, c, act, pairs: Pairs, g1, g1_j, g2, attention):
+def _g2_terms(
+    p: PyTree, c: Any, act: Callable, pairs: Pairs, g1: Array, g1_j: Array, g2: Array, attention: Array
+) -> list:
     """g2 itself and its updates: linear, g1 g1, pair attention (7.4)."""
     terms = [g2, act(nn.linear(p["linear2"], g2))]
     if c.update_g2_has_g1g1:
@@ -207,18 +225,18 @@ def _g2_terms(p, c, act, pairs: Pairs, g1, g1_j, g2, attention):
     return terms
 
 
-def _weighted_sum(edges, pairs: Pairs):
+def _weighted_sum(edges: Array, pairs: Pairs) -> Array:
     """(1/ns) Σ_j edges_j weight_j."""
     return jnp.sum(edges * pairs.weight[..., None], axis=1) * pairs.mean_scale
 
 
-def _symmetrise(g, h2, pairs: Pairs, axis_neuron: int):
+def _symmetrise(g: Array, h2: Array, pairs: Pairs, axis_neuron: int) -> Array:
     """Qᵀ[:ax] Q / 3 with Q = scale Σ_j h2_j ⊗ g_j weight_j (7.2), flattened with the channel fastest."""
     q = jnp.einsum("nwx,nwc->nxc", h2 * pairs.weight[..., None], g) * pairs.symmetry_scale
     return (jnp.einsum("nxa,nxc->nac", q[..., :axis_neuron], q) / 3).reshape(len(g), -1)
 
 
-def _softmax(logits, weight, mask, pairs: Pairs):
+def _softmax(logits: Array, weight: Array, mask: Array, pairs: Pairs) -> Array:
     """Softmax over the last axis (7.5). Smooth: of (logit + 20) weight - 20 over all ns slots, absent ones included;
     else over real neighbours only."""
     if not pairs.smooth:
@@ -234,7 +252,7 @@ def _softmax(logits, weight, mask, pairs: Pairs):
     return e / (jnp.sum(e, axis=-1, keepdims=True) + absent * jnp.exp(-SHIFT - top))
 
 
-def _pair_attention(p, c, pairs: Pairs, gates: Gates, g2):
+def _pair_attention(p: PyTree, c: Any, pairs: Pairs, gates: Gates, g2: Array) -> Array:
     """The map a_h[j, k] between neighbours j and k of one atom, gated by h2_j · h2_k: (n_atoms, j, head, k)."""
     n, width, n2 = g2.shape
     w_qk = p["mapqk"]["w"].reshape(n2, c.attn2_hidden, 2, c.attn2_nhead)
@@ -247,7 +265,7 @@ def _pair_attention(p, c, pairs: Pairs, gates: Gates, g2):
     return _softmax(logits, gates.weight, gates.mask, pairs) * gates.gain
 
 
-def _multi_head_apply(p, attention, g2):
+def _multi_head_apply(p: PyTree, attention: Array, g2: Array) -> Array:
     """Σ_h (Σ_k a_h[j, k] g2_k) Wv_h Wo_h + b; value and output maps of a head are one n2 × n2 matrix."""
     n, width, n2 = g2.shape
     n_head = attention.shape[2]
@@ -258,13 +276,13 @@ def _multi_head_apply(p, attention, g2):
     return mixed @ kernel + p["head_map"]["b"]
 
 
-def _equivariant_apply(p, attention, h2):
+def _equivariant_apply(p: PyTree, attention: Array, h2: Array) -> Array:
     """Σ_h head_map_h Σ_k a_h[j, k] h2_k."""
     mixed = jnp.einsum("njhk,h->njk", attention, p["head_map"]["w"][:, 0])
     return mixed @ h2
 
 
-def _local_attention(p, c, pairs: Pairs, g1):
+def _local_attention(p: PyTree, c: Any, pairs: Pairs, g1: Array) -> Array:
     """Attention of an atom to its neighbours (7.5); keys and values are projected once per atom, then gathered."""
     n, n1 = g1.shape
     query = nn.linear(p["mapq"], g1).reshape(n, c.attn1_hidden, c.attn1_nhead)

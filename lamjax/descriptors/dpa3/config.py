@@ -1,56 +1,61 @@
 """Configuration of DPA-3. Keys, defaults and meanings are DeePMD-kit's."""
 
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from dataclasses import field
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from lamjax import nn
-from lamjax.arguments import as_tuples
+from lamjax.config import configuration
 from lamjax.descriptors.environment import Block
 from lamjax.neighbors import Shell
 from lamjax.system import CHARGE_SPIN
 
-_STRICT = {"extra": "forbid"}
 STYLES = ("res_avg", "res_incr", "res_residual")
 
 
-@dataclass(frozen=True)
+@configuration
 class RepflowConfig:
     """The message-passing layers over atoms, edges (pairs of neighbours) and angles (pairs of edges)."""
 
-    n_dim: int = 128
-    e_dim: int = 64
-    a_dim: int = 64
-    nlayers: int = 6
-    e_rcut: float = 6.0  # Å, of the edges
-    e_rcut_smth: float = 5.0  # Å, where their switch starts
-    e_sel: int = 120  # neighbours kept, and the divisor of sums
-    a_rcut: float = 4.0  # Å, of the angles
-    a_rcut_smth: float = 3.5  # Å
-    a_sel: int = 20
-    a_compress_rate: int = (
-        0  # what enters the angles: 0 all of atoms and edges, c the a_dim/c and (a_dim//2c) ce of them
-    )
-    a_compress_e_rate: int = 1  # ce
-    a_compress_use_split: bool = False  # the first numbers; else linear maps
-    n_multi_edge_message: int = 1
-    axis_neuron: int = 4
+    n_dim: Annotated[int, Field(ge=1)] = 128
+    e_dim: Annotated[int, Field(ge=1)] = 64
+    a_dim: Annotated[int, Field(ge=1)] = 64
+    nlayers: Annotated[int, Field(ge=1)] = 6
+    e_rcut: Annotated[float, Field(description="Å, of the edges")] = 6.0
+    e_rcut_smth: Annotated[float, Field(description="Å, where their switch starts")] = 5.0
+    e_sel: Annotated[int, Field(ge=1, description="neighbours kept, and the divisor of sums")] = 120
+    a_rcut: Annotated[float, Field(description="Å, of the angles")] = 4.0
+    a_rcut_smth: Annotated[float, Field(description="Å")] = 3.5
+    a_sel: Annotated[int, Field(ge=1)] = 20
+    a_compress_rate: Annotated[
+        int,
+        Field(description="what enters the angles: 0 all of atoms and edges, c the a_dim/c and (a_dim//2c) ce of them"),
+    ] = 0
+    a_compress_e_rate: Annotated[int, Field(description="ce")] = 1
+    a_compress_use_split: Annotated[bool, Field(description="the first numbers; else linear maps")] = False
+    n_multi_edge_message: Annotated[int, Field(ge=1)] = 1
+    axis_neuron: Annotated[int, Field(ge=1)] = 4
     update_angle: bool = True
     update_style: Literal["res_avg", "res_incr", "res_residual"] = "res_residual"
     update_residual: float = 0.1
     update_residual_init: Literal["norm", "const"] = "const"
-    fix_stat_std: float = 0.3  # standard deviation of the environment; 0: from the data
-    optim_update: bool = True  # how DeePMD-kit computes, not what
-    smooth_edge_update: bool = False  # edges without angles get no message; else their own value, with a jump
-    edge_init_use_dist: bool = False  # edges start from the distance, else from the switched 1/r
+    fix_stat_std: Annotated[float, Field(description="standard deviation of the environment; 0: from the data")] = 0.3
+    optim_update: Annotated[bool, Field(description="how DeePMD-kit computes, not what")] = True
+    smooth_edge_update: Annotated[
+        bool, Field(description="edges without angles get no message; else their own value, with a jump")
+    ] = False
+    edge_init_use_dist: Annotated[
+        bool, Field(description="edges start from the distance, else from the switched 1/r")
+    ] = False
     use_exp_switch: bool = False
-    use_dynamic_sel: bool = False  # divisors are e_sel and a_sel over sel_reduce_factor
+    use_dynamic_sel: Annotated[bool, Field(description="divisors are e_sel and a_sel over sel_reduce_factor")] = False
     sel_reduce_factor: float = 10.0
-    sequential_update: bool = False  # edges, then angles, then edges, then atoms; else all at once
-    __pydantic_config__: ClassVar = _STRICT
+    sequential_update: Annotated[
+        bool, Field(description="edges, then angles, then edges, then atoms; else all at once")
+    ] = False
 
-    def __post_init__(self):
-        for name in ("n_dim", "e_dim", "a_dim", "nlayers", "e_sel", "a_sel", "axis_neuron", "n_multi_edge_message"):
-            _require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}: it must be at least 1.")
+    def __post_init__(self) -> None:
         self._check_cutoffs()
         self._check_updates()
         self._check_compression()
@@ -68,9 +73,6 @@ class RepflowConfig:
             _require(in_range, f"{kind}_rcut_smth is {start:g}: it must be {least} and below {kind}_rcut {cutoff:g}.")
 
     def _check_updates(self) -> None:
-        for name, known in (("update_style", STYLES), ("update_residual_init", ("norm", "const"))):
-            got = getattr(self, name)
-            _require(got in known, f"{name} is {got!r}; known: {', '.join(known)}.")
         if self.use_dynamic_sel:
             _require(self.smooth_edge_update, "use_dynamic_sel needs smooth_edge_update: true.")
             factor = self.sel_reduce_factor
@@ -111,7 +113,7 @@ class RepflowConfig:
         return self.e_sel / factor, self.a_sel / factor
 
 
-@dataclass(frozen=True)
+@configuration
 class DPA3Config:
     """The DPA-3 descriptor (Zhang et al., arXiv 2506.01686)."""
 
@@ -121,21 +123,19 @@ class DPA3Config:
     activation_function: str = "silu"
     exclude_types: tuple[tuple[int, int], ...] = ()
     env_protection: float = 0.0
-    use_econf_tebd: bool = False  # types are embedded by their electronic configuration
+    use_econf_tebd: Annotated[bool, Field(description="types are embedded by their electronic configuration")] = False
     use_tebd_bias: bool = False
-    use_loc_mapping: bool = True  # how DeePMD-kit computes, not what
-    add_chg_spin_ebd: bool = False  # charge and spin multiplicity of the structure enter, `System.charge_spin`
-    default_chg_spin: tuple[float, float] | None = None  # for structures without them
-    __pydantic_config__: ClassVar = _STRICT
+    use_loc_mapping: Annotated[bool, Field(description="how DeePMD-kit computes, not what")] = True
+    add_chg_spin_ebd: Annotated[
+        bool, Field(description="charge and spin multiplicity of the structure enter, `System.charge_spin`")
+    ] = False
+    default_chg_spin: Annotated[tuple[float, float] | None, Field(description="for structures without them")] = None
 
-    def __post_init__(self):
-        as_tuples(self)
+    def __post_init__(self) -> None:
         nn.activation(self.activation_function)  # raises for one that is not known
         default = self.default_chg_spin
-        pair = isinstance(default, tuple) and len(default) == 2
         _require(
-            default is None
-            or (pair and all(x == int(x) and a <= x <= b for x, (a, b) in zip(default, CHARGE_SPIN, strict=True))),
+            default is None or all(x == int(x) and a <= x <= b for x, (a, b) in zip(default, CHARGE_SPIN, strict=True)),
             f"default_chg_spin is {default}: it must be two whole numbers, charge ({_range(0)}) and spin multiplicity "
             f"({_range(1)}).",
         )
@@ -149,6 +149,11 @@ class DPA3Config:
     def width(self) -> int:
         """Features per atom."""
         return self.repflow.n_dim * (2 if self.concat_output_tebd else 1)
+
+    @property
+    def element_rows(self) -> str | None:
+        """The parameters with a row for each element; None where rows belong to orbitals."""
+        return None if self.use_econf_tebd else "type_embedding"
 
     @property
     def table(self) -> None:

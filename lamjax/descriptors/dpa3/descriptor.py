@@ -3,8 +3,13 @@
 Zhang et al., arXiv 2506.01686; numbers equal DeePMD-kit's.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, PyTree
 
 from lamjax import nn
 from lamjax.descriptors.base import (
@@ -18,6 +23,7 @@ from lamjax.descriptors.base import (
 from lamjax.descriptors.dpa3 import repflow
 from lamjax.descriptors.dpa3.config import DPA3Config
 from lamjax.factories import factory
+from lamjax.neighbors import Neighbors
 
 CHARGES, SPINS = 200, 100  # rows of the tables: charges -100 to 99, multiplicities 0 to 99
 
@@ -27,20 +33,27 @@ def dpa3(config: DPA3Config, elements: tuple[str, ...]) -> Descriptor:
     """The descriptor of a config for these elements."""
     inputs = type_inputs(elements, config.use_econf_tebd)
 
-    def init(key, dtype=None):
+    def init(key: Array, dtype: DTypeLike | None = None) -> dict[str, Any]:
         return _init(key, config, inputs, dtype)
 
-    def apply(params, types, neighbors, displacements, first=0, charge_spin=None):
+    def apply(
+        params: PyTree,
+        types: Array,
+        neighbors: Neighbors,
+        displacements: Array,
+        first: Any = 0,
+        charge_spin: Array | None = None,
+    ) -> Array:
         return _apply(params, config, inputs, types, neighbors, displacements, charge_spin)
 
-    def kept(params, n_atoms: int, capacities: tuple[int, int]) -> int:
+    def kept(params: PyTree, n_atoms: int, capacities: tuple[int, int]) -> int:
         itemsize = params["type_embedding"]["w"].dtype.itemsize
         return n_atoms * repflow.numbers_kept(config.repflow, *capacities) * itemsize
 
     return Descriptor(config, config.shells, config.width, init, apply, kept)
 
 
-def _init(key, config: DPA3Config, inputs, dtype):
+def _init(key: Array, config: DPA3Config, inputs: Any, dtype: DTypeLike | None) -> dict[str, Any]:
     n = config.repflow.n_dim
     keys = nn.split(key, 5)
     params = {
@@ -56,7 +69,15 @@ def _init(key, config: DPA3Config, inputs, dtype):
     return params
 
 
-def _apply(params, config: DPA3Config, inputs, types, neighbors, displacements, charge_spin):
+def _apply(
+    params: PyTree,
+    config: DPA3Config,
+    inputs: Any,
+    types: Array,
+    neighbors: Neighbors,
+    displacements: Array,
+    charge_spin: Array | None,
+) -> Array:
     act = nn.activation(config.activation_function)
     embedded = type_embedding(params["type_embedding"], inputs)[types]
     if config.add_chg_spin_ebd:
@@ -70,7 +91,7 @@ def _apply(params, config: DPA3Config, inputs, types, neighbors, displacements, 
     return jnp.concatenate([nodes, embedded], axis=-1) if config.concat_output_tebd else nodes
 
 
-def _charge_and_spin(params, config: DPA3Config, act, charge_spin):
+def _charge_and_spin(params: PyTree, config: DPA3Config, act: Callable, charge_spin: Array | None) -> Array:
     """What total charge and spin multiplicity of its structure add to the type embedding of an atom; NaN off range."""
     if charge_spin is None and config.default_chg_spin is not None:
         charge_spin = jnp.asarray(config.default_chg_spin)

@@ -6,11 +6,13 @@ slot adds nothing, and arrays are only as wide as the structures need. The conca
 never built: the rows that belong to atoms are multiplied once per atom, those of edges once per edge.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from lamjax import nn, numerics
 from lamjax.descriptors.dpa3.config import RepflowConfig
@@ -47,20 +49,20 @@ class Angles(NamedTuple):
     left: Float[Array, "n_atoms narrow narrow _"] | None
     right: Float[Array, "_ n_features"] | None
 
-    def times(self, w: Float[Array, "n_features n_out"]):
+    def times(self, w: Float[Array, "n_features n_out"]) -> Array:
         """A W."""
         if self.right is None:
             return nn.linear({"w": w}, self.left)
         return self.left * (self.right @ w)[0]
 
-    def value(self):
+    def value(self) -> Array | None:
         return self.left if self.right is None else self.left * self.right[0]
 
 
 _NONE = Angles(None, None)  # where nothing depends on them
 
 
-def init(key, c: RepflowConfig, n_types: int, dtype=None):
+def init(key: Array, c: RepflowConfig, n_types: int, dtype: DTypeLike | None = None) -> dict[str, Any]:
     keys = nn.split(key, c.nlayers + 2)
     return {
         "edge_embedding": nn.linear_init(keys[0], 1, c.e_dim, dtype=dtype),
@@ -76,7 +78,9 @@ def numbers_kept(c: RepflowConfig, width: int, narrow: int) -> int:
     return narrow**2 * (n_angles * c.a_dim + 1) + width * ((c.nlayers - 1) * c.e_dim + 6)
 
 
-def graph(c: RepflowConfig, params, types, indices, masks, displacements, protection: float) -> Graph:
+def graph(
+    c: RepflowConfig, params: PyTree, types: Array, indices: Array, masks: Any, displacements: Array, protection: float
+) -> Graph:
     """Geometry of edges and angles; `masks` are those of the two shells, without excluded pairs."""
     r = numerics.safe_norm(displacements)
     mask = masks[0] & (r <= c.e_rcut)  # the exponential switch does not end there
@@ -99,7 +103,7 @@ def graph(c: RepflowConfig, params, types, indices, masks, displacements, protec
     )
 
 
-def apply(params, c: RepflowConfig, act, graph: Graph, nodes):
+def apply(params: PyTree, c: RepflowConfig, act: Callable, graph: Graph, nodes: Array) -> Array:
     """N (n_atoms, n_dim) after all layers. What the energy does not depend on at the end is not computed."""
     edges = nn.linear(params["edge_embedding"], graph.radial[..., None])
     edges = edges if c.edge_init_use_dist else act(edges)
@@ -110,13 +114,15 @@ def apply(params, c: RepflowConfig, act, graph: Graph, nodes):
     return nodes
 
 
-def _layer(p, c: RepflowConfig, act, graph: Graph, nodes, edges, angles: Angles, left: int):
+def _layer(
+    p: PyTree, c: RepflowConfig, act: Callable, graph: Graph, nodes: Array, edges: Array, angles: Angles, left: int
+) -> tuple:
     """One layer, some atoms at a time: the pairs of edges of all atoms do not fit a processor's caches."""
     n = c.n_dim
     given = Given(nodes, *(nodes @ p[name]["w"][n : 2 * n] for name in ("node_edge_linear", "edge_self_linear")))
     layer = _sequential if c.sequential_update else _parallel
 
-    def rows(graph, nodes, edges, features):
+    def rows(graph: Any, nodes: Array, edges: Array, features: Array) -> tuple:
         *found, new = layer(p, c, act, graph, given, nodes, edges, Angles(features, angles.right), left)
         return *found, new.left
 
@@ -127,7 +133,7 @@ def _layer(p, c: RepflowConfig, act, graph: Graph, nodes, edges, angles: Angles,
     return *found, Angles(new, None if c.update_angle else angles.right)
 
 
-def _layer_init(key, c: RepflowConfig, dtype=None):
+def _layer_init(key: Array, c: RepflowConfig, dtype: DTypeLike | None = None) -> dict[str, Any]:
     n, e, a, m, h = c.n_dim, c.e_dim, c.a_dim, c.axis_neuron, c.n_multi_edge_message
     from_node, from_edge = c.compressed
     z = a + from_node + 2 * from_edge
@@ -150,7 +156,7 @@ def _layer_init(key, c: RepflowConfig, dtype=None):
     return params
 
 
-def _residual_init(key, c: RepflowConfig, dtype):
+def _residual_init(key: Array, c: RepflowConfig, dtype: DTypeLike | None) -> dict[str, list]:
     sizes = {"n_residual": (2 + c.n_multi_edge_message, c.n_dim), "e_residual": (1 + c.update_angle, c.e_dim)}
     if c.update_angle:
         sizes["a_residual"] = (1, c.a_dim)
@@ -160,7 +166,17 @@ def _residual_init(key, c: RepflowConfig, dtype):
     }
 
 
-def _parallel(p, c: RepflowConfig, act, graph: Graph, given: Given, nodes, edges, angles, left: int):
+def _parallel(
+    p: PyTree,
+    c: RepflowConfig,
+    act: Callable,
+    graph: Graph,
+    given: Given,
+    nodes: Array,
+    edges: Array,
+    angles: Any,
+    left: int,
+) -> tuple[Any, Any, Any]:
     """New atoms, edges and angles from the old ones; `left` layers follow."""
     new_nodes = _new_nodes(p, c, act, graph, given, nodes, edges)
     if left == 0:
@@ -172,7 +188,17 @@ def _parallel(p, c: RepflowConfig, act, graph: Graph, given: Given, nodes, edges
     return new_nodes, combine(c.update_style, p.get("e_residual"), terms), angles
 
 
-def _sequential(p, c: RepflowConfig, act, graph: Graph, given: Given, nodes, edges, angles, left: int):
+def _sequential(
+    p: PyTree,
+    c: RepflowConfig,
+    act: Callable,
+    graph: Graph,
+    given: Given,
+    nodes: Array,
+    edges: Array,
+    angles: Any,
+    left: int,
+) -> tuple[Any, Any, Any]:
     """Edges, angles, edges and atoms updated one after another."""
     edges = edges + p["e_residual"][0] * act(_on_edges(p["edge_self_linear"], graph, given.edge, nodes, edges))
     messages, angles = _through_angles(p, c, act, graph, nodes, edges, angles, updated=True)
@@ -181,7 +207,9 @@ def _sequential(p, c: RepflowConfig, act, graph: Graph, given: Given, nodes, edg
     return (new_nodes, edges, angles) if left else (new_nodes, None, _NONE)
 
 
-def _new_nodes(p, c: RepflowConfig, act, graph: Graph, given: Given, nodes, edges):
+def _new_nodes(
+    p: PyTree, c: RepflowConfig, act: Callable, graph: Graph, given: Given, nodes: Array, edges: Array
+) -> Array:
     """N with its updates: self, symmetrised surroundings, messages along the edges."""
     around = [
         _symmetrise(graph, features, c.axis_neuron).reshape(len(nodes), -1)
@@ -198,20 +226,20 @@ def _new_nodes(p, c: RepflowConfig, act, graph: Graph, given: Given, nodes, edge
     return combine(c.update_style, p.get("n_residual"), terms)
 
 
-def _symmetrise(graph: Graph, features, axis_neuron: int):
+def _symmetrise(graph: Graph, features: Array, axis_neuron: int) -> Array:
     """(1/3) Q[:, :m]ᵀ Q (n_atoms, m, n_channels), Q = (1/sqrt(ne)) Σ_j w_ij H_ij ⊗ G_ij."""
     q = jnp.einsum("nwx,nwc->nxc", graph.directions, features)
     return jnp.einsum("nxa,nxc->nac", q[..., :axis_neuron], q) / 3
 
 
-def _on_edges(layer, graph: Graph, given, nodes, edges):
+def _on_edges(layer: PyTree, graph: Graph, given: Any, nodes: Array, edges: Array) -> Array:
     """[N_i, N_j, E_ij] W + b (n_atoms, width, n_out); `given` is the part of N_j, of all atoms."""
     n = nodes.shape[-1]
     centre = nodes @ layer["w"][:n] + layer["b"]
     return centre[:, None] + given[graph.indices] + nn.linear({"w": layer["w"][2 * n :]}, edges)
 
 
-def _on_angles(layer, angles: Angles, nodes, edges):
+def _on_angles(layer: PyTree, angles: Angles, nodes: Array, edges: Array) -> Array:
     """[A_ijk, n'_i, e'_ik, e'_ij] W + b (n_atoms, j, k, n_out)."""
     n, e, z = nodes.shape[-1], edges.shape[-1], len(layer["w"])
     of_angle, of_node, of_k, of_j = jnp.split(layer["w"], [z - n - 2 * e, z - 2 * e, z - e])
@@ -220,7 +248,9 @@ def _on_angles(layer, angles: Angles, nodes, edges):
     return angles.times(of_angle) + j[:, :, None] + k[:, None]
 
 
-def _through_angles(p, c: RepflowConfig, act, graph: Graph, nodes, edges, angles: Angles, updated: bool):
+def _through_angles(
+    p: PyTree, c: RepflowConfig, act: Callable, graph: Graph, nodes: Array, edges: Array, angles: Angles, updated: bool
+) -> tuple[Array, Angles]:
     """B_ij = (1/sqrt(na)) Σ_k wa_ij wa_ik act(...) (n_atoms, narrow, e_dim), and the new angles if they are `updated`.
 
     Each linear map has a product of its own: to take columns of a common one apart costs more, in the gradient, than
@@ -236,7 +266,7 @@ def _through_angles(p, c: RepflowConfig, act, graph: Graph, nodes, edges, angles
     return jnp.sum(weight[:, None, :, None] * messages, axis=2) * weight[..., None], new
 
 
-def _compressed(p, c: RepflowConfig, nodes, edges, graph: Graph):
+def _compressed(p: PyTree, c: RepflowConfig, nodes: Array, edges: Array, graph: Graph) -> tuple:
     """n' and e' of the angles' inputs, the latter for the slots that have angles."""
     edges = edges[:, : graph.has_angles.shape[1]]
     if c.a_compress_rate == 0:
@@ -247,7 +277,7 @@ def _compressed(p, c: RepflowConfig, nodes, edges, graph: Graph):
     return nn.linear(p["a_compress_n_linear"], nodes), nn.linear(p["a_compress_e_linear"], edges)
 
 
-def _to_edges(p, c: RepflowConfig, act, graph: Graph, b, edges):
+def _to_edges(p: PyTree, c: RepflowConfig, act: Callable, graph: Graph, b: Any, edges: Array) -> Array:
     """What the angles of an edge say to it, act(B_ij W + b); an edge without angles has B = 0, or E_ij."""
     width, narrow = edges.shape[1], b.shape[1]
     if c.smooth_edge_update:

@@ -82,7 +82,7 @@ def _entries(node: Any, path: str) -> Iterator[tuple[str, dict]]:
             yield from _entries(value, f"{path}.{k}")
 
 
-def _differences(theirs: Any, ours: Any, path: str, silent=frozenset(_SILENT)) -> Iterator[str]:
+def _differences(theirs: Any, ours: Any, path: str, silent: Any = frozenset(_SILENT)) -> Iterator[str]:
     if isinstance(theirs, dict) and isinstance(ours, dict):
         if theirs.get("@class") == "Descriptor" and theirs.get("type") in DPA1_NAMES:
             silent = silent | ATTENTION
@@ -113,7 +113,7 @@ def _is_empty(value: Any) -> bool:
     return value is None or (isinstance(value, list | dict) and all(v is None for v in value))
 
 
-def _plain(value: Any):
+def _plain(value: Any) -> Any:
     """A value such that equal meanings are equal: `linear` as `none`, [60] as 60, 1 as 1.0."""
     if isinstance(value, list) and len(value) == 1:
         return _plain(value[0])

@@ -121,7 +121,7 @@ def _size(node: Any, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
-def _arrays(node: Any):
+def _arrays(node: Any) -> Any:
     """The tree with maps of class np.ndarray replaced by the arrays that they describe."""
     if isinstance(node, dict):
         if node.get("@class") == "np.ndarray":
@@ -130,7 +130,7 @@ def _arrays(node: Any):
     return [_arrays(value) for value in node] if isinstance(node, list) else node
 
 
-def _resolve(node: Any, file, inside: bool):
+def _resolve(node: Any, file: Any, inside: bool) -> Any:
     """The tree with dataset names below an `@variables` key replaced by arrays."""
     if isinstance(node, dict):
         return {key: _resolve(value, file, inside or key == "@variables") for key, value in node.items()}

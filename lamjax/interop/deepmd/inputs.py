@@ -6,7 +6,7 @@ Absent keys get DeePMD-kit's defaults. What changes numbers and has no counterpa
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import ase.data
@@ -70,7 +70,7 @@ def convert(content: dict[str, Any], locate: Callable[[str], str] = str) -> Conv
     return Conversion(config, tuple(dict.fromkeys(top.dropped)))
 
 
-def _single(top: Section, training: Section, locate) -> dict[str, Any]:
+def _single(top: Section, training: Section, locate: Callable) -> dict[str, Any]:
     model = top.section("model")
     descriptor, fitting = model.section("descriptor"), model.section("fitting_net")
     parts = [_net(descriptor, "descriptor"), _net(fitting, "heads")]
@@ -83,7 +83,7 @@ def _single(top: Section, training: Section, locate) -> dict[str, Any]:
     }
 
 
-def _several(top: Section, training: Section, locate) -> dict[str, Any]:
+def _several(top: Section, training: Section, locate: Callable) -> dict[str, Any]:
     """One descriptor, a head for every branch, a task for every head."""
     model = top.section("model")
     branches, shared = model.need("model_dict"), model.section("shared_dict")
@@ -114,7 +114,7 @@ def _several(top: Section, training: Section, locate) -> dict[str, Any]:
     }
 
 
-def _tasks(top: Section, training: Section, names: list[str], locate) -> dict[str, Any]:
+def _tasks(top: Section, training: Section, names: list[str], locate: Callable) -> dict[str, Any]:
     training.refuse("Give numb_steps and model_prob.", num_epoch_dict={})
     data, losses = training.section("data_dict"), top.section("loss_dict")
     probabilities = training.take("model_prob", {})
@@ -195,7 +195,9 @@ def _net(section: Section, freeze_as: str) -> tuple[dict, str, list[str]]:
     return section.rest(), precision, [] if trainable else [freeze_as]
 
 
-def _potential(model: Section, descriptor: dict, fitting: dict, head: str, type_map=None) -> PotentialConfig:
+def _potential(
+    model: Section, descriptor: dict, fitting: dict, head: str, type_map: Sequence[str] | None = None
+) -> PotentialConfig:
     model.drop(FRAMES, "data_stat_nbatch", "data_bias_nsample")
     model.drop("says nothing of the model", "info", "model_branch_alias", "srtab_add_bias")
     model.drop("to fine-tune, put `base: model file` in place of `model`", "finetune_head")
@@ -228,7 +230,7 @@ def _precision_and_freeze(top: Section, parts: list[tuple]) -> dict[str, Any]:
     return {"precision": max(found), "freeze": freeze}
 
 
-def _data(section: Section, locate) -> dict[str, Any]:
+def _data(section: Section, locate: Callable) -> dict[str, Any]:
     section.drop("statistics are computed anew", "stat_file", "stat_file_mode")
     train, validation = (section.section(f"{name}_data", _ALIASES["data"]) for name in ("training", "validation"))
     for part in (train, validation):
@@ -245,7 +247,7 @@ def _data(section: Section, locate) -> dict[str, Any]:
     }
 
 
-def _systems(section: Section, locate, systems) -> list[str]:
+def _systems(section: Section, locate: Callable, systems: Any) -> list[str]:
     systems = [systems] if isinstance(systems, str) else systems
     for path in systems:
         if "#" in path or path.rstrip("/").endswith((".hdf5", ".h5", ".lmdb")):

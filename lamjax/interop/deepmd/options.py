@@ -3,6 +3,7 @@
 What lamjax does not implement is refused by name; what changes no number (seeds, which parts are trained) is left out.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,7 @@ def descriptor_config(options: dict) -> DescriptorConfig:
     raise CheckpointError(f"the descriptor is of type {short(kind)}; supported: {SUPPORTED}.")
 
 
-def head_config(options: dict, exclude_types=()) -> EnergyHeadConfig:
+def head_config(options: dict, exclude_types: Sequence[int] = ()) -> EnergyHeadConfig:
     """The config of a fitting net's options; `exclude_types` are the model's `atom_exclude_types`."""
     options = dict(options)
     if (kind := options.get("type", "ener")) != "ener":
@@ -160,7 +161,7 @@ def _dpa1(options: dict) -> DPA1Config:
     return _config(DPA1Config, options, "descriptor", ignored=_TRAINING | ATTENTION)
 
 
-def _config(cls, options: dict, block: str, ignored=frozenset()):
+def _config(cls, options: dict, block: str, ignored: Any = frozenset()) -> Any:
     fields = cls.__dataclass_fields__.keys() - _OWN
     known = {name: _tuples(value) for name, value in options.items() if name in fields}
     _refuse_unknown(options, known.keys() | ignored, block)
@@ -174,7 +175,7 @@ def _config(cls, options: dict, block: str, ignored=frozenset()):
         raise CheckpointError(f"{block}: {error}") from error
 
 
-def _refuse_unknown(options: dict, known, block: str) -> None:
+def _refuse_unknown(options: dict, known: Any, block: str) -> None:
     if unknown := sorted(options.keys() - set(known)):
         said = ", ".join(f"{name} = {short(options[name])}" for name in unknown[:6])
         raise CheckpointError(f"{block} has the option {said}, which lamjax does not know.")
@@ -200,11 +201,11 @@ def _renamed(options: dict, old: str, new: str) -> None:
         options[new] = options.pop(old)
 
 
-def _tuples(value):
+def _tuples(value: Any) -> tuple[tuple[tuple, ...], ...]:
     return tuple(_tuples(v) for v in value) if isinstance(value, list | tuple) else value
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     """Tuples as lists, as JSON has them."""
     if isinstance(value, dict):
         return {key: _plain(v) for key, v in value.items()}

@@ -1,6 +1,7 @@
 """DeePMD-kit's serialised model tree, as `.dp` and `.yaml` files hold it, and lamjax's config and parameters."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -64,7 +65,8 @@ def with_actual_means(config: PotentialConfig, params: Params, graph: bool = Fal
     if isinstance(descriptor, DPA1Config):
         descriptor = replace(descriptor, set_davg_zero=zero, graph=graph)
     else:
-        descriptor = replace(descriptor, repinit=replace(descriptor.repinit, set_davg_zero=zero))
+        first: Any = descriptor
+        descriptor = replace(first, repinit=replace(first.repinit, set_davg_zero=zero))
     return replace(config, descriptor=descriptor)
 
 
@@ -96,12 +98,12 @@ def _descriptor_options(d: dict) -> dict:
     return found
 
 
-def _head_config(model: dict):
+def _head_config(model: dict) -> Any:
     fitting = {key: value for key, value in model["fitting"].items() if key not in _FITTING_STRUCTURE}
     return options.head_config(fitting, model.get("atom_exclude_types") or ())
 
 
-def _descriptor_params(config, d: dict) -> dict:
+def _descriptor_params(config: Any, d: dict) -> dict:
     embedding = _type_embedding(d["type_embedding"])
     if isinstance(config, DPA3Config):
         return {"type_embedding": embedding, **_dpa3_params(config, d)}

@@ -35,7 +35,7 @@ _LARGEST = 2**28  # numbers of a tensor that repeats those of its storage
 class Script(dict):
     """An object of a TorchScript program, as the attributes that it holds; of its class nothing is known or run."""
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         self.update(state if isinstance(state, dict) else {"": state})
 
 
@@ -51,12 +51,12 @@ class Unpickler(pickle.Unpickler):
     `read` gives the bytes of a storage by its key.
     """
 
-    def __init__(self, data: bytes, read: Callable[[str], bytes]):
+    def __init__(self, data: bytes, read: Callable[[str], bytes]) -> None:
         super().__init__(io.BytesIO(data), encoding="utf-8")
         self._read = read
         self._storages: dict[tuple[str, str], Storage] = {}
 
-    def find_class(self, module: str, name: str):
+    def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and (name in _STORAGES or name in _DTYPES):
             return name
         if module.split(".")[0] == "__torch__":
@@ -77,7 +77,7 @@ class Unpickler(pickle.Unpickler):
             "one unless you know why it does."
         )
 
-    def persistent_load(self, pid) -> Storage:
+    def persistent_load(self, pid: Any) -> Storage:
         kind, dtype, key, _, size = pid
         if kind != "storage" or dtype not in _STORAGES:
             raise CheckpointError(f"unknown storage {short(pid)}.")
@@ -89,7 +89,7 @@ class Unpickler(pickle.Unpickler):
         return self._storages[key, dtype]
 
 
-def _tensor(storage: Storage, offset: int, size: tuple, stride: tuple, *_) -> np.ndarray:
+def _tensor(storage: Storage, offset: int, size: tuple, stride: tuple, *_: Any) -> np.ndarray:
     """A view of a storage; every element must lie inside it."""
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if min((offset, *size, *stride)) < 0 or (0 not in size and last >= len(storage.values)):
@@ -102,18 +102,18 @@ def _tensor(storage: Storage, offset: int, size: tuple, stride: tuple, *_) -> np
     return np.lib.stride_tricks.as_strided(storage.values[offset:], size, strides, writeable=False)
 
 
-def _first(value: Any, *_) -> Any:
+def _first(value: Any, *_: Any) -> Any:
     return value
 
 
-def _typed(build: Callable, _type, arguments: tuple, *_) -> Any:
+def _typed(build: Callable, _type: Any, arguments: tuple, *_: Any) -> Any:
     """A tensor of a subclass, or with attributes, as what it is without these."""
     if build not in (_tensor, _first):
         raise ValueError(f"a tensor is made by {short(build)}")
     return build(*arguments)
 
 
-def _device(*names) -> str:
+def _device(*names: str) -> str:
     return ":".join(map(str, names))
 
 
@@ -149,12 +149,12 @@ OTHERS = {
 class _Dtype:
     """A numpy dtype of plain numbers or text."""
 
-    def __init__(self, name: str, *_):
+    def __init__(self, name: str, *_: Any) -> None:
         self.numpy = np.dtype(str(name))
         if self.numpy.kind not in "biufcSU" or self.numpy.names:
             raise ValueError(f"numbers are of dtype {short(name)}")
 
-    def __setstate__(self, state: tuple):
+    def __setstate__(self, state: tuple) -> None:
         _, order, *described = state
         if any(part is not None for part in described[:3]):
             raise ValueError(f"numbers are of a dtype with fields {short(described[:3])}")
@@ -172,7 +172,7 @@ def _scalar(dtype: _Dtype, data: bytes) -> Any:
 class _Array(np.ndarray):
     """A numpy array whose content is checked before it is taken."""
 
-    def __setstate__(self, state: tuple):
+    def __setstate__(self, state: tuple) -> None:
         version, shape, dtype, fortran, data = state
         if not isinstance(data, bytes) or min(shape, default=0) < 0:
             raise ValueError(f"an array holds {short(data)} in shape {short(shape)}")
@@ -181,7 +181,7 @@ class _Array(np.ndarray):
         super().__setstate__((version, tuple(shape), dtype.numpy, bool(fortran), data))
 
 
-def _array(*_) -> _Array:
+def _array(*_: Any) -> _Array:
     """An array that is still to be filled."""
     return np.ndarray.__new__(_Array, (0,), np.int8)
 

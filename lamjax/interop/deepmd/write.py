@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,7 +23,7 @@ _Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 def yaml_bytes(config: PotentialConfig, params: Params, head: str) -> bytes:
     """The content of a `.yaml` file with one head of a model; much larger than a `.dp`."""
 
-    def plain(node: Any):
+    def plain(node: Any) -> Any:
         if isinstance(node, dict):
             return {key: plain(value) for key, value in node.items()}
         if isinstance(node, list):
@@ -42,7 +43,7 @@ def dp_bytes(config: PotentialConfig, params: Params, head: str) -> bytes:
     with h5py.File(buffer, "w") as file:
         names = iter(range(1_000_000))
 
-        def store(node: Any, inside: bool):
+        def store(node: Any, inside: bool) -> Any:
             if isinstance(node, dict):
                 return {key: store(value, inside or key == "@variables") for key, value in node.items()}
             if isinstance(node, list):
@@ -95,7 +96,8 @@ def model_entry(config: PotentialConfig, params: Params, head: str) -> dict:
     writer = _Writer(config.elements, str(_weights(params).dtype))
     head_config = dict(config.heads)[head]
     statistics = params.heads[head]["statistics"]
-    options = descriptor_options(config.descriptor)
+    descriptor: Any = config.descriptor
+    options = descriptor_options(descriptor)
     describe = {DPA1Config: writer.dpa1, DPA2Config: writer.dpa2, DPA3Config: writer.dpa3}[type(config.descriptor)]
     return {
         **writer.entry("Model", 2),
@@ -116,7 +118,7 @@ def _weights(params: Params) -> np.ndarray:
     return np.asarray(params.descriptor["type_embedding"]["w"])
 
 
-def _script(config: PotentialConfig, head_config, options: dict, precision: str) -> dict:
+def _script(config: PotentialConfig, head_config: Any, options: dict, precision: str) -> dict:
     """The model as DeePMD-kit's input file would say it."""
     fitting = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(head_config).items() if k != "exclude_types"}
     return {
@@ -131,7 +133,7 @@ def _script(config: PotentialConfig, head_config, options: dict, precision: str)
 class _Writer:
     """Entries of the tree for one type map and precision."""
 
-    def __init__(self, elements: tuple[str, ...], precision: str):
+    def __init__(self, elements: tuple[str, ...], precision: str) -> None:
         self.elements, self.precision, self.n_types = list(elements), precision, len(elements)
 
     def entry(self, name: str, version: int) -> dict:
@@ -149,7 +151,7 @@ class _Writer:
             "@variables": {name: _array(params.get(name)) for name in ("w", "b", "idt")},
         }
 
-    def embedding_net(self, layers: list, neuron, activation: str, resnet_dt: bool) -> dict:
+    def embedding_net(self, layers: list, neuron: Sequence[int], activation: str, resnet_dt: bool) -> dict:
         return {
             **self.entry("EmbeddingNetwork", 2),
             "in_dim": int(np.shape(layers[0]["w"])[0]),
@@ -170,7 +172,7 @@ class _Writer:
             "networks": [network],
         }
 
-    def block(self, params: dict, config, radial, protection: float) -> dict:
+    def block(self, params: dict, config: Any, radial: Any, protection: float) -> dict:
         """A radial or three-body block; `radial` holds the activation and time step of both."""
         shared = (config.neuron, radial.activation_function, radial.resnet_dt)
         found = self.environment(params["statistics"], config, protection)
@@ -179,7 +181,7 @@ class _Writer:
                 found[entry] = self.collection(self.embedding_net(params[name], *shared), "embedding_network")
         return found
 
-    def environment(self, statistics: dict, config, protection: float) -> dict:
+    def environment(self, statistics: dict, config: Any, protection: float) -> dict:
         """Cutoffs and statistics, one row for every slot."""
         n_slots = getattr(config, "nsel", None) or config.sel
         rows = {"davg": statistics["mean"], "dstd": statistics["stddev"]}
@@ -193,7 +195,7 @@ class _Writer:
             "@variables": {k: np.repeat(_array(v)[:, None], n_slots, axis=1) for k, v in rows.items()},
         }
 
-    def type_embedding(self, params: dict, config, dim: int) -> dict:
+    def type_embedding(self, params: dict, config: Any, dim: int) -> dict:
         network = {**self.embedding_net([params], [dim], "Linear", False), "bias": config.use_tebd_bias}
         return {
             **self.entry("TypeEmbedNet", 2),
@@ -210,7 +212,7 @@ class _Writer:
             "embedding": network,
         }
 
-    def descriptor(self, config, options: dict, version: int) -> dict:
+    def descriptor(self, config: Any, options: dict, version: int) -> dict:
         kept = {k: v for k, v in options.items() if k not in ("repinit", "repformer")}
         return {
             **self.entry("Descriptor", version),
@@ -329,7 +331,7 @@ class _Writer:
         settings = {"eps": eps, "trainable": True, "precision": self.precision}
         return {**self.entry("LayerNorm", 1), **settings, "@variables": variables}
 
-    def fitting(self, config, params: dict, n_features: int) -> dict:
+    def fitting(self, config: Any, params: dict, n_features: int) -> dict:
         *hidden, last = params["layers"]
         statistics = params["statistics"]
         shared = {
@@ -380,5 +382,5 @@ class _Writer:
         }
 
 
-def _array(value):
+def _array(value: Any) -> np.ndarray | None:
     return None if value is None else np.asarray(value)

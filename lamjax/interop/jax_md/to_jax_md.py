@@ -5,11 +5,13 @@ The only place for jax-md's columns as lattice vectors, fractional coordinates a
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from lamjax.imports import jax_md
 from lamjax.neighbors import Neighbors, grid, verlet
@@ -39,7 +41,7 @@ class NeighborList:
     shells: tuple[Shell, ...] = field(metadata={"static": True})
     update_fn: Callable = field(metadata={"static": True})
 
-    def update(self, position: Float[Array, "n_atoms 3"], **kwargs) -> "NeighborList":
+    def update(self, position: Float[Array, "n_atoms 3"], **kwargs: Any) -> "NeighborList":
         """The list for these positions (and `box`), searched anew if atoms or cell have moved by half the skin."""
         return self.update_fn(position, self, **kwargs)
 
@@ -56,17 +58,17 @@ class NeighborList:
 
 def energy_neighbor_list(
     potential: Potential,
-    params,
+    params: PyTree,
     numbers: Int[Array, " n_atoms"],
-    box=None,
+    box: Array | None = None,
     *,
     fractional_coordinates: bool | None = None,
     dr_threshold: float = 1.0,
     capacity_multiplier: float = 1.25,
-    fparam=None,
-    aparam=None,
-    charge_spin=None,
-):
+    fparam: Array | None = None,
+    aparam: Array | None = None,
+    charge_spin: Array | None = None,
+) -> tuple[Any, Callable]:
     """`(neighbor_fn, energy_fn)` of a potential, as the `*_neighbor_list` functions of `jax_md.energy` give them.
 
     `numbers` are atomic numbers; `box` is that of `space.periodic_general` (a length, three, or a matrix whose columns
@@ -97,15 +99,30 @@ def energy_neighbor_list(
     return partition.NeighborListFns(allocate, update), _evaluating(potential, params, place, float(dr_threshold))
 
 
-def _evaluating(potential: Potential, default, place: Callable, skin: float) -> Callable:
+def _evaluating(potential: Potential, default: Any, place: Callable, skin: float) -> Callable:
     @jax.jit
-    def energy(params, position, neighbor: NeighborList, box, new_box, perturbation):
+    def energy(
+        params: PyTree,
+        position: Array,
+        neighbor: NeighborList,
+        box: Array,
+        new_box: Array | None,
+        perturbation: float | Array,
+    ) -> Any:
         system = place(position, box, new_box, perturbation)
         _, system, found = _current(neighbor, system, potential.shells, skin)
         value = potential.energy(params, system, found)
         return (value * jnp.where(found.overflow, jnp.nan, 1)).astype(position.dtype)  # a factor: forces are NaN, too
 
-    def energy_fn(position, neighbor, box=None, new_box=None, perturbation=None, params=default, **unused):
+    def energy_fn(
+        position: Array,
+        neighbor: Any,
+        box: Array | None = None,
+        new_box: Array | None = None,
+        perturbation: float | Array | None = None,
+        params: PyTree = default,
+        **unused: Any,
+    ) -> Any:
         return energy(params, jnp.asarray(position), neighbor, box, new_box, perturbation)
 
     return energy_fn
@@ -113,12 +130,14 @@ def _evaluating(potential: Potential, default, place: Callable, skin: float) -> 
 
 def _updating(shells: tuple[Shell, ...], place: Callable, skin: float) -> Callable:
     @jax.jit
-    def refreshed(position, neighbor: NeighborList, box, new_box):
+    def refreshed(position: Array, neighbor: NeighborList, box: Array, new_box: Array | None) -> Any:
         lists, _, found = _current(neighbor, place(position, box, new_box), shells, skin)
         full = neighbor.did_buffer_overflow | _full(lists, found, shells, skin)
         return replace(neighbor, lists=lists, did_buffer_overflow=full)
 
-    def update(position, neighbors, box=None, new_box=None, **unused):
+    def update(
+        position: Array, neighbors: Neighbors, box: Array | None = None, new_box: Array | None = None, **unused: Any
+    ) -> Any:
         return refreshed(jnp.asarray(position), neighbors, box, new_box)
 
     return update
@@ -127,7 +146,9 @@ def _updating(shells: tuple[Shell, ...], place: Callable, skin: float) -> Callab
 def _allocating(potential: Potential, place: Callable, skin: float, headroom: float, update: Callable) -> Callable:
     shells = potential.shells
 
-    def allocate(position, extra_capacity: int = 0, box=None, new_box=None, **unused):
+    def allocate(
+        position: Array, extra_capacity: int = 0, box: Array | None = None, new_box: Array | None = None, **unused: Any
+    ) -> NeighborList:
         system = place(jnp.asarray(position), box, new_box)
         check_atoms(to_ase(system))
         if np.linalg.det(system.cell) < 0:
@@ -141,11 +162,11 @@ def _allocating(potential: Potential, place: Callable, skin: float, headroom: fl
     return allocate
 
 
-def _placing(numbers: Int[np.ndarray, " n_atoms"], box, fractional: bool, further: dict) -> Callable:
+def _placing(numbers: Int[np.ndarray, " n_atoms"], box: Array, fractional: bool, further: dict) -> Callable:
     """(position, box, new_box, perturbation) -> System: what jax-md's displacement functions make of them."""
     space = jax_md().space
 
-    def place(position, given, new_box, perturbation=None) -> System:
+    def place(position: Array, given: Any, new_box: Array | None, perturbation: float | Array | None = None) -> System:
         if position.shape != (len(numbers), 3):
             raise ValueError(f"Positions have shape {position.shape}; there are {len(numbers)} atomic numbers.")
         if box is None:
@@ -168,13 +189,15 @@ def _placing(numbers: Int[np.ndarray, " n_atoms"], box, fractional: bool, furthe
     return place
 
 
-def _columns(box, dtype) -> Float[Array, "3 3"]:
+def _columns(box: Array, dtype: DTypeLike | None) -> Float[Array, "3 3"]:
     """A box (or perturbation) that may be a number or a diagonal, as a matrix that acts on columns."""
     box = jnp.asarray(box, dtype)
     return box if box.ndim == 2 and box.size > 1 else jnp.diag(jnp.broadcast_to(box.reshape(-1), (3,)))
 
 
-def _current(neighbor: NeighborList, system: System, shells, skin: float) -> tuple[Verlet, System, Neighbors]:
+def _current(
+    neighbor: NeighborList, system: System, shells: tuple[Shell, ...], skin: float
+) -> tuple[Verlet, System, Neighbors]:
     """A list that is not stale, the structure in the images of this list, and who is a neighbour there."""
     if neighbor.shells != shells:
         raise ValueError(
@@ -194,7 +217,7 @@ def _current(neighbor: NeighborList, system: System, shells, skin: float) -> tup
 def _unwrapped(system: System, lists: Verlet) -> System:
     """The atoms in the images that are nearest to where the list was made: jax-md wraps what leaves the box."""
 
-    def along(positions, cell):
+    def along(positions: Array, cell: Array) -> Any:
         return positions @ jnp.linalg.inv(basis(system._replace(cell=cell)))
 
     moved = jax.lax.stop_gradient(along(system.positions, system.cell) - along(lists.positions, lists.cell))

@@ -4,11 +4,12 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ase
 import ase.data
 import numpy as np
+from jax.typing import DTypeLike
 
 from lamjax.arguments import ArgumentError, expect
 from lamjax.data import deepmd, formats
@@ -37,7 +38,7 @@ class Summary(NamedTuple):
 
 def read(
     paths: str | Path | Iterable[str | Path],
-    dtype=np.float64,
+    dtype: DTypeLike | None = np.float64,
     elements: Iterable[str] | None = None,
     require: Iterable[str] = (),
     options: ReadOptions = _DEFAULT,
@@ -58,7 +59,7 @@ def read(
 
 def iterate(
     paths: str | Path | Iterable[str | Path],
-    dtype=np.float64,
+    dtype: DTypeLike | None = np.float64,
     elements: Iterable[str] | None = None,
     require: Iterable[str] = (),
     on_error: Callable[[ValueError], None] | None = None,
@@ -108,7 +109,13 @@ def open_frames(
 
 
 def _parsed(
-    path: Path, dtype, known: tuple[str, ...] | None, require: tuple[str, ...], on_error, options, remarks: Remarks
+    path: Path,
+    dtype: DTypeLike | None,
+    known: tuple[str, ...] | None,
+    require: tuple[str, ...],
+    on_error: Any,
+    options: Any,
+    remarks: Remarks,
 ) -> Iterator[Frame]:
     """The frames of a file or folder that is not mapped."""
     found = deepmd.structures(path, known, options.elements) if path.is_dir() else _file(path, options, remarks)
@@ -179,7 +186,7 @@ def _periodic(frames: Sequence[Frame]) -> int:
     return sum(bool(frame.system.pbc.all()) for frame in frames)
 
 
-def _paths(paths) -> list[str | Path]:
+def _paths(paths: Any) -> list[str | Path]:
     """One or more files as a list; ArgumentError for what is no name of a file."""
     paths = [paths] if isinstance(paths, str | Path) or not isinstance(paths, Iterable) else list(paths)
     for path in paths:
@@ -235,7 +242,7 @@ def _checked_store(
     return store
 
 
-def _as_type(frame: Frame, dtype) -> Frame:
+def _as_type(frame: Frame, dtype: DTypeLike | None) -> Frame:
     """The frame with positions, cell, forces, virial, weights and parameters in `dtype`."""
     kept = frame.labels
     return frame._replace(

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Array
 
 from lamjax.data import Frame, pack, plan, sample
+from lamjax.evaluation.errors import FORCES, SHIFTED, error_table, predictions, under_one_name
 from lamjax.potential import Params, Potential, Prediction
-from lamjax.training.errors import FORCES, SHIFTED, error_table, predictions, under_one_name
 
 MOST = 2000  # frames that are looked at for a head
 BATCH = "auto:256"
@@ -66,5 +67,5 @@ def _moved(old: list[Prediction], new: list[Prediction]) -> tuple[float, None, f
     return _rms(energies), None, _rms(forces)
 
 
-def _rms(x) -> float:
+def _rms(x: Array) -> float:
     return float(1e3 * np.sqrt(np.mean(np.square(np.asarray(x, np.float64)))))

@@ -64,7 +64,7 @@ def plan(
         n, counted = shapes[places == k, 0], members[places == k]
         bucket = Bucket(int(n.max()), tuple(map(int, box[1:])), int(n.min()))
         n_batches = fill(np.repeat(n, counted), bucket, batch_size).n_batches
-        spent += n_batches * float(work([row_shape(bucket, batch_size).n_atoms, *bucket.capacities]))
+        spent += n_batches * float(work(np.array([row_shape(bucket, batch_size).n_atoms, *bucket.capacities])))
         buckets.append(bucket)
         n_frames.append(int(counted.sum()))
     waste = float(1 - np.sum(members * work(shapes)) / spent)

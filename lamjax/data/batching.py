@@ -2,14 +2,14 @@
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from jaxtyping import Array, Int
 
 from lamjax import pytree
 from lamjax.arguments import expect
-from lamjax.data.pack import Members, Packed, Structure, only
+from lamjax.data.packing import Members, Packed, Structure, only
 from lamjax.data.rows import RowShape, row_shape, split
 from lamjax.data.structure_batches import PackedPairs, StructureBatch, check_batch_size, pair_batches
 from lamjax.neighbors import Neighbors
@@ -28,6 +28,10 @@ class Batch(NamedTuple):
     frame: Int[Array, "n_rows n_structures"]  # index of the frame in the list that was packed
 
 
+@overload
+def batches(packed: Packed, batch_size: int | str = "auto", **options: Any) -> Iterator[Batch]: ...
+@overload
+def batches(packed: PackedPairs, batch_size: int | str = "auto", **options: Any) -> Iterator[StructureBatch]: ...
 def batches(
     packed: Packed | PackedPairs,
     batch_size: int | str = "auto",
@@ -82,10 +86,14 @@ def check_packed(packed: Packed | PackedPairs, function: str) -> None:
     expect(packed, (Packed, PackedPairs), f"{function} takes packed frames or pairs", remedy)
 
 
-def _of_pairs(packed: PackedPairs, batch_size, seed: int | None, epochs: int | None, start: int, bucket: int | None):
+def _of_pairs(
+    packed: PackedPairs, batch_size: int | str, seed: int | None, epochs: int | None, start: int, bucket: int | None
+) -> Iterator[StructureBatch]:
     """The batches of pairs from number `start` on."""
     if bucket is not None:
-        packed = PackedPairs(*(parts[bucket : bucket + 1] for parts in packed))
+        packed = PackedPairs(
+            packed.shapes[bucket : bucket + 1], packed.members[bucket : bucket + 1], packed.rows[bucket : bucket + 1]
+        )
     epoch, skipped = divmod(start, n_batches(packed, batch_size))
     while epochs is None or epoch < epochs:
         shown = pair_batches(packed, batch_size, None if seed is None else [seed, epoch])
@@ -93,7 +101,9 @@ def _of_pairs(packed: PackedPairs, batch_size, seed: int | None, epochs: int | N
         epoch, skipped = epoch + 1, 0
 
 
-def _order(packed: Packed, batch_size, seed: int | None, epoch: int, first: int):
+def _order(
+    packed: Packed, batch_size: int | str, seed: int | None, epoch: int, first: int
+) -> Iterator[tuple[Members, np.ndarray]]:
     """Of each batch of an epoch from the `first` on: the bucket, and which of its frames."""
     rng = None if seed is None else np.random.default_rng((seed, epoch))
     fillings = [members.filling(batch_size) for members in packed.buckets]
@@ -123,14 +133,14 @@ def _row(members: Members, rows: np.ndarray, shape: RowShape) -> Batch:
     sizes = [part.system.n_atoms for part in parts]
     ends = np.cumsum([0, *sizes])
 
-    def atoms(of: Callable[[Structure], np.ndarray]) -> np.ndarray:
+    def atoms(of: Callable[[Structure], Any]) -> np.ndarray:
         """What belongs to atoms, one structure behind another; 0 beyond."""
         found = np.zeros((shape.n_atoms, *of(like).shape[1:]), of(like).dtype)
         for part, a, b in zip(parts, ends, ends[1:], strict=False):
             found[a:b] = of(part)
         return found
 
-    def each(of: Callable[[Structure], np.ndarray]) -> np.ndarray:
+    def each(of: Callable[[Structure], Any]) -> np.ndarray:
         """What belongs to structures; 0 for those that are none."""
         found = np.zeros((shape.n_structures, *np.shape(of(like))), np.asarray(of(like)).dtype)
         for k, part in enumerate(parts):

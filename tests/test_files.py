@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from lamjax.reports import files
+from lamjax import files
 
 HOLD = """
 import sys, time
-from lamjax.reports import files
+from lamjax import files
 with files.alone(sys.argv[1]):
     print("held", flush=True)
     time.sleep(600)

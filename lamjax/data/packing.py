@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple, overload
+from typing import cast as as_type
 
 import jax
 import numpy as np
+from jax.typing import DTypeLike
 
 from lamjax.arguments import expect
+from lamjax.data.frame_plan import Plan, choose
 from lamjax.data.frames import Frame, Joined, Names, Subset, check_frames, source
 from lamjax.data.pairs import Pair
-from lamjax.data.plan import Plan, choose
 from lamjax.data.rows import Bucket, Filling, fill
 from lamjax.data.shapes import exact_shapes
 from lamjax.data.store import Store
@@ -72,8 +74,17 @@ class Packed(NamedTuple):
     sources: Sequence[str]  # of every frame, for messages
 
 
+@overload
+def pack(frames: Sequence[Frame], plan: Plan, dtype: DTypeLike | None = None, memory: float = MEMORY) -> Packed: ...
+@overload
 def pack(
-    frames: Sequence[Frame] | Sequence[Pair], plan: Plan | PairPlan, dtype=None, memory: float = MEMORY
+    frames: Sequence[Pair], plan: PairPlan, dtype: DTypeLike | None = None, memory: float = MEMORY
+) -> PackedPairs: ...
+def pack(
+    frames: Sequence[Frame] | Sequence[Pair],
+    plan: Plan | PairPlan,
+    dtype: DTypeLike | None = None,
+    memory: float = MEMORY,
 ) -> Packed | PackedPairs:
     """The frames, or the pairs, in their buckets; positions, cells, forces and virials in `dtype`, neighbours found.
 
@@ -83,7 +94,8 @@ def pack(
     frames carry. Pairs keep the floats they were read in, for relaxations.
     """
     if isinstance(plan, PairPlan):
-        return pack_planned(frames, plan)
+        return pack_planned(as_type(Sequence[Pair], frames), plan)
+    frames = as_type(Sequence[Frame], frames)
     check_frames(frames, "pack")
     expect(plan, Plan, "pack takes a plan of shapes", "Make it of all frames: data.plan(frames, potential.shells).")
     _require_alike(frames)
@@ -135,7 +147,7 @@ def _require_alike(frames: Sequence[Frame]) -> None:
             )
 
 
-def _representatives(frames: Sequence[Frame]) -> Iterator[Frame]:
+def _representatives(frames: Any) -> Iterator[Frame]:
     """Frames enough to say which parameters there are: one of a store, whose frames are alike."""
     match frames:
         case Store():
@@ -149,7 +161,7 @@ def _representatives(frames: Sequence[Frame]) -> Iterator[Frame]:
             yield from frames
 
 
-def _structure(frame: Frame, shells: tuple[Shell, ...], capacities: tuple[int, ...], dtype) -> Structure:
+def _structure(frame: Frame, shells: tuple[Shell, ...], capacities: tuple[int, ...], dtype: np.dtype) -> Structure:
     system = frame.system
     if dtype.itemsize < system.positions.dtype.itemsize:  # before neighbours are found, whose images depend on it
         system = moved_by(system, home_shift(system.positions, system.cell, system.pbc))

@@ -1,12 +1,13 @@
 """Which frames are worth a label: those on which a committee of students disagrees, but not beyond all sense."""
 
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int, PyTree
+from numpy.typing import ArrayLike
 
 from lamjax.committee import committee_deviation
 from lamjax.data import Packed, batches
@@ -28,7 +29,9 @@ class Selection(NamedTuple):
     above: int  # the upper level: not labelled
 
 
-def deviations(potential: Potential, stacked_params, packed: Packed, batch_size) -> Float[np.ndarray, " n_frames"]:
+def deviations(
+    potential: Potential, stacked_params: PyTree, packed: Packed, batch_size: int | str
+) -> Float[np.ndarray, " n_frames"]:
     """The largest force deviation (eV/Å) in every packed frame; infinite where it is not finite."""
     run = _jitted(potential)
     found = np.full(len(packed.sources), np.inf)
@@ -39,7 +42,7 @@ def deviations(potential: Potential, stacked_params, packed: Packed, batch_size)
     return np.where(np.isfinite(found), found, np.inf)
 
 
-def select(deviation: Sequence[float], trust: TrustConfig, label: LabelConfig, seed: int) -> Selection:
+def select(deviation: ArrayLike, trust: TrustConfig, label: LabelConfig, seed: int) -> Selection:
     """At most `most` frames between the levels, drawn at random, and `fresh` ones of all that are not above the upper.
 
     The fresh ones are drawn first, so that they are as the frames come and not as uncertain as possible.
@@ -55,15 +58,15 @@ def select(deviation: Sequence[float], trust: TrustConfig, label: LabelConfig, s
     return Selection(np.sort(train), np.sort(fresh), len(usable) - n_within, n_within, n_above)
 
 
-def quantiles(deviation: Sequence[float]) -> dict[str, float | None]:
+def quantiles(deviation: ArrayLike) -> dict[str, float | None]:
     """Median, 95 % and largest, by name; None for what is infinite."""
     found = np.quantile(np.asarray(deviation), QUANTILES, method="higher")
     return {f"{100 * q:g} %": float(x) if np.isfinite(x) else None for q, x in zip(QUANTILES, found, strict=True)}
 
 
 @functools.lru_cache(maxsize=4)
-def _jitted(potential: Potential):
-    def run(stacked, batch):
+def _jitted(potential: Potential) -> Callable:
+    def run(stacked: PyTree, batch: Any) -> Array:
         return jax.vmap(lambda system, lists: committee_deviation(potential, stacked, system, lists).largest)(
             batch.system, batch.neighbors
         )

@@ -3,13 +3,14 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ase.data
 import numpy as np
 
 from lamjax.arguments import expect
-from lamjax.data import consistency, levels, references, verdicts
+from lamjax.data import consistency, references, verdicts
+from lamjax.data import theory_levels as levels
 from lamjax.data.frames import LABELS, Frame
 from lamjax.neighbors.host import pairs
 
@@ -79,7 +80,7 @@ def audit(sets: Mapping[str, Iterable[Frame]]) -> Audit:
 class _Set:
     """What is kept of the frames of a set."""
 
-    def __init__(self, name: str):
+    def __init__(self, name: str) -> None:
         self.name = name
         self.sources: list[str] = []
         self.counts: list[np.ndarray] = []  # atoms of each atomic number
@@ -193,7 +194,9 @@ class _Set:
         worst = min(hits, key=lambda h: h[1]) if "closer" in what else max(hits, key=lambda h: h[1])
         return self._finding(severity, what.format(worst[1]), remedy, [source for source, _ in hits], worst[0])
 
-    def _finding(self, severity: str, what: str, remedy: str, frames: Sequence[str], where: str | None = None):
+    def _finding(
+        self, severity: str, what: str, remedy: str, frames: Sequence[str], where: str | None = None
+    ) -> Finding:
         return Finding(
             severity, self.name, frames[0] if where is None else where, len(frames), what, remedy, tuple(frames[:NAMED])
         )
@@ -308,11 +311,11 @@ class _Set:
 class _Sample:
     """Some of what is added, each as likely as any other."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.kept: list = []
         self.seen, self.random = 0, np.random.default_rng(0)
 
-    def add(self, one) -> None:
+    def add(self, one: Any) -> None:
         self.seen += 1
         if len(self.kept) < PAIRS:
             self.kept.append(one)
@@ -328,7 +331,8 @@ def _prints(frame: Frame) -> tuple[int, int]:
         positions = (positions @ np.linalg.inv(cell) + 1e-7) % 1 @ cell
     numbers, values = np.asarray(system.numbers).tobytes(), np.concatenate([positions, cell])
     grids = (np.round(values + offset, 3) + 0.0 for offset in (0.0, 0.0005))  # what one rounds apart, the other keeps
-    return tuple(hash((numbers, k, grid.tobytes())) for k, grid in enumerate(grids))
+    first, second = (hash((numbers, k, grid.tobytes())) for k, grid in enumerate(grids))
+    return first, second
 
 
 def _copies(looked: list[_Set]) -> list[Finding]:

@@ -1,7 +1,7 @@
 """What a model says of labelled frames, and how far it is off."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import ase.data
@@ -28,7 +28,9 @@ class ErrorRow(NamedTuple):
     largest: float
 
 
-def predictions(potential: Potential, params, packed: Packed, batch_size: int | str = "auto") -> list[Prediction]:
+def predictions(
+    potential: Potential, params: Params, packed: Packed, batch_size: int | str = "auto"
+) -> list[Prediction]:
     """The prediction for every packed frame, in order, without padding (numpy)."""
     run = _jitted(potential)
     found: dict[int, Prediction] = {}
@@ -123,5 +125,5 @@ def _row(quantity: str, unit: str, n: int, d: np.ndarray) -> ErrorRow:
 
 
 @functools.lru_cache(maxsize=16)
-def _jitted(potential: Potential):
+def _jitted(potential: Potential) -> Callable:
     return jax.jit(functools.partial(predict_rows, potential), compiler_options=compiler_options())

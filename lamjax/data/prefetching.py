@@ -28,7 +28,7 @@ def prefetch(items: Iterable, depth: int = 2, put: Callable[[Any], Any] = jax.de
 class Prefetch(Iterator):
     """What `prefetch` returns: an iterator, a context manager, and a clock."""
 
-    def __init__(self, items: Iterable, depth: int, put: Callable[[Any], Any]):
+    def __init__(self, items: Iterable, depth: int, put: Callable[[Any], Any]) -> None:
         self._shared = _Shared(iter(items), put, depth)
         thread = threading.Thread(target=self._shared.work, name="lamjax prefetch", daemon=True)
         self._close = weakref.finalize(self, _end, self._shared, thread)  # the thread knows only what is shared
@@ -36,7 +36,7 @@ class Prefetch(Iterator):
         self._first: float | None = None
         thread.start()
 
-    def __next__(self):
+    def __next__(self) -> Any:
         begin = time.perf_counter()
         try:
             item = self._shared.next()
@@ -53,7 +53,7 @@ class Prefetch(Iterator):
     def __enter__(self) -> "Prefetch":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: Any) -> None:
         self.close()
 
     def close(self) -> None:
@@ -69,7 +69,7 @@ class Prefetch(Iterator):
 class _Shared:
     """What producer and consumer share."""
 
-    def __init__(self, source: Iterator, put: Callable[[Any], Any], depth: int):
+    def __init__(self, source: Iterator, put: Callable[[Any], Any], depth: int) -> None:
         self.source, self.put, self.depth = source, put, depth
         self.settings = same_settings()
         self.changed = threading.Condition()
@@ -98,7 +98,7 @@ class _Shared:
             self.changed.wait_for(lambda: self.closed or self.ended or len(self.made) < self.depth)
             return not (self.closed or self.ended)
 
-    def next(self):
+    def next(self) -> Any:
         """The next item, when it is there."""
         with self.changed:
             self.changed.wait_for(lambda: self.closed or self.made or self.ended)

@@ -3,14 +3,14 @@
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ase.data
 import numpy as np
 
 from lamjax.data import Frame, read
+from lamjax.files import replacing
 from lamjax.potential import Prediction
-from lamjax.reports.files import replacing
 
 # the names of a quantity in an npz file; the first one is lamjax's
 _NAMES = {
@@ -110,7 +110,7 @@ def missing(reference: Sequence[Prediction]) -> list[str]:
     return [name.replace("_", " ") for name in _NAMES if all(getattr(one, name) is None for one in reference)]
 
 
-def _differences(quantity: str, unit: str, frames, pairs: dict, per_atom: bool) -> ParityRow:
+def _differences(quantity: str, unit: str, frames: Any, pairs: dict, per_atom: bool) -> ParityRow:
     sizes = {k: np.abs(p - r) for k, (p, r) in pairs.items()}
     peaks = {k: d.max() for k, d in sizes.items()}
     ratios = [peaks[k] / np.abs(r).max() for k, (_, r) in pairs.items() if np.abs(r).max() > _NOTHING]

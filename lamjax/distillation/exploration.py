@@ -3,15 +3,17 @@
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ase
 import numpy as np
+from jaxtyping import PyTree
 
 from lamjax import dynamics, units
 from lamjax.data import Frame
 from lamjax.distillation.config import ExploreConfig
 from lamjax.neighbors.grid import Shapes
+from lamjax.potential import Potential
 from lamjax.relaxation import CellConfig, RelaxConfig, stream
 from lamjax.system import System, complete_cell, to_ase
 
@@ -25,7 +27,7 @@ class Walk(NamedTuple):
     failure: str | None = None  # why it ended early
 
 
-class Simulation(NamedTuple):
+class PlannedSimulation(NamedTuple):
     """A simulation that is to be made."""
 
     start: Frame
@@ -41,7 +43,9 @@ class Engine(NamedTuple):
     group: int = 1  # structures that are relaxed side by side
 
 
-def explore(config: ExploreConfig, potential, params, starts: Sequence[Frame], seed: int) -> Iterator[Walk]:
+def explore(
+    config: ExploreConfig, potential: Potential, params: PyTree, starts: Sequence[Frame], seed: int
+) -> Iterator[Walk]:
     """All that a student does in a round. A simulation that explodes keeps its frames until then, and says why."""
     for part in parts(config, potential_engine(potential, params), starts, seed):
         yield from part()
@@ -62,7 +66,7 @@ def parts(
     return found
 
 
-def potential_engine(potential, params) -> Engine:
+def potential_engine(potential: Potential, params: PyTree) -> Engine:
     """Relaxations many at a time, and simulations, on the surface of a potential."""
     room: dict[int, Shapes] = {}
     return Engine(
@@ -90,10 +94,10 @@ def n_walks(config: ExploreConfig, n_starts: int) -> int:
     return n_starts * (2 if config.relaxations else 1) + n
 
 
-def simulations(config: ExploreConfig, starts: Sequence[Frame], seed: int) -> list[Simulation]:
+def simulations(config: ExploreConfig, starts: Sequence[Frame], seed: int) -> list[PlannedSimulation]:
     """Each start at each temperature and pressure, or so many of them, drawn with the seed."""
     pressures = config.pressures or (None,)
-    every = [Simulation(*one) for one in itertools.product(starts, config.temperatures, pressures)]
+    every = [PlannedSimulation(*one) for one in itertools.product(starts, config.temperatures, pressures)]
     if config.simulations is None or config.simulations >= len(every):
         return every
     chosen = np.random.default_rng(seed).choice(len(every), config.simulations, replace=False)
@@ -101,7 +105,12 @@ def simulations(config: ExploreConfig, starts: Sequence[Frame], seed: int) -> li
 
 
 def simulate(
-    config: ExploreConfig, potential, params, one: Simulation, seed: int, room: dict[int, Shapes] | None = None
+    config: ExploreConfig,
+    potential: Potential,
+    params: PyTree,
+    one: PlannedSimulation,
+    seed: int,
+    room: dict[int, Shapes] | None = None,
 ) -> Walk:
     """A simulation at constant volume (Langevin), or at constant pressure; the frames of every `every`-th step.
 
@@ -127,12 +136,12 @@ def simulate(
     return Walk(frames)
 
 
-def conditions(one: Simulation) -> dict[str, float]:
+def conditions(one: PlannedSimulation) -> dict[str, float]:
     """Temperature (K), and pressure (GPa) if there is one."""
     return {"temperature": one.temperature} | ({} if one.pressure is None else {"pressure": one.pressure})
 
 
-def described(one: Simulation) -> str:
+def described(one: PlannedSimulation) -> str:
     """A simulation in words."""
     return f"{one.start.source} at {one.temperature:g} K" + ("" if one.pressure is None else f", {one.pressure:g} GPa")
 
@@ -159,7 +168,7 @@ def perturbed(start: Frame, rng: np.random.Generator, displacement: float, strai
 
 
 def relax_with(
-    potential, params, config: ExploreConfig, starts: Sequence[Frame], seed: int, first: int = 0
+    potential: Potential, params: PyTree, config: ExploreConfig, starts: Sequence[Frame], seed: int, first: int = 0
 ) -> Iterator[Walk]:
     """Perturbed starts along some steps of relaxation; a cell that relaxes does so without pressure."""
     owners = [k for k in range(len(starts)) for _ in range(config.relaxations)]
@@ -211,7 +220,7 @@ def _onto_periodic(system: System) -> np.ndarray:
     return np.linalg.pinv(rows) @ rows if len(rows) else np.zeros((3, 3))
 
 
-def found(system: System, start: Frame, origin: str, **facts) -> ase.Atoms:
+def found(system: System, start: Frame, origin: str, **facts: Any) -> ase.Atoms:
     """A frame that says where it comes from."""
     atoms = to_ase(system)
     atoms.info |= {"origin": origin, "start": start.source, **_kept(start, ("substituted",)), **facts}

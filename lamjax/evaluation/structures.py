@@ -13,12 +13,12 @@ from jaxtyping import Bool, Float, Int
 
 from lamjax import checkpoints, pytree
 from lamjax.data import Frame, Pair, pack, plan
+from lamjax.data.pairs import pair_name
+from lamjax.evaluation.errors import FORCES, SHIFTED, VIRIAL, error_table, predictions
 from lamjax.losses import StructureError, structure_error
 from lamjax.potential import Potential
 from lamjax.relaxation import Relaxation, RelaxConfig, stream
-from lamjax.system import pad
-from lamjax.training.errors import FORCES, SHIFTED, VIRIAL, error_table, predictions
-from lamjax.training.structures_data import name
+from lamjax.system import System, pad
 
 ROWS = 64  # structures that are compared at once
 COLUMNS = ("dq", "rmsd", "largest", "strain", "volume", "n_steps", "converged", "failed")  # of structures.csv
@@ -90,7 +90,7 @@ def compare(systems: Sequence, pairs: Sequence[Pair]) -> StructureError:
     n_atoms = max(pair.start.n_atoms for pair in pairs)
     n = min(ROWS, len(pairs))
 
-    def row(system, pair: Pair):
+    def row(system: System, pair: Pair) -> tuple[System, System, np.ndarray]:
         fixed = np.pad(pair.fixed, ((0, n_atoms - len(pair.fixed)), (0, 0)))
         return pad(system, n_atoms), pad(pair.target, n_atoms), fixed
 
@@ -134,7 +134,9 @@ def _quantile(x: np.ndarray, share: float) -> float:
 class LabelledSets:
     """Labelled frames in arrays, on which the errors of all labels are measured as often as is wanted."""
 
-    def __init__(self, frames: Mapping[str, Sequence[Frame]], potentials: Mapping[str, Potential], precision: str):
+    def __init__(
+        self, frames: Mapping[str, Sequence[Frame]], potentials: Mapping[str, Potential], precision: str
+    ) -> None:
         self.sets = {
             what: (potentials[what], some, pack(some, plan(some, potentials[what].shells, 2), precision))
             for what, some in frames.items()
@@ -168,7 +170,7 @@ def write_structures(path: Path, pairs: Sequence[Pair], before: Judgement, after
     rows.writerow(["structure", "n_atoms", *(f"{c}_{when}" for c in COLUMNS for when in ("before", "after"))])
     for k, pair in enumerate(pairs):
         numbers = [getattr(j, c)[k].item() for c in COLUMNS for j in (before, after)]
-        rows.writerow([name(pair), pair.start.n_atoms, *numbers])
+        rows.writerow([pair_name(pair), pair.start.n_atoms, *numbers])
     checkpoints.write_atomically(path, text.getvalue().encode())
 
 

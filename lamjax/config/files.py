@@ -1,0 +1,118 @@
+"""Configs in files: YAML that holds what differs from defaults, changes like "steps=500", JSON, a schema."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from lamjax.arguments import plain
+from lamjax.config import faults
+
+Config = TypeVar("Config")
+# what may change when a run goes on
+_HARMLESS = {"output", "print_every", "save_every", "keep", "patience", "plots", "tensorboard", "logger", "monitor"}
+
+
+def read(path: str | Path, command: str = "lamjax train") -> dict[str, Any]:
+    """The keys and values of a YAML (or JSON) file. Raises FileNotFoundError, or ValueError if it holds no such."""
+    path, hint = Path(path), f"`{command} --template`"
+    if not path.is_file():
+        what = "a folder, not a config file" if path.is_dir() else "no such config file"
+        raise FileNotFoundError(f"{path}: {what}. {hint} prints one to begin with.")
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text file. A config is YAML, see {hint}.") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not a YAML file: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected keys and values, see {hint}.")
+    return content
+
+
+def validate(content: dict[str, Any], source: str, kind: type[Config]) -> Config:
+    """The config of plain data; ValueError that begins with `source` and names every key that is wrong."""
+    try:
+        return TypeAdapter(kind).validate_python(plain(content, kind))
+    except ValidationError as error:
+        found = "\n".join(f"  {line}" for line in faults.lines(error, kind))
+        raise ValueError(f"{source}: the config is not valid:\n{found}") from error
+
+
+def schema(kind: Any, title: str = "lamjax train") -> str:
+    """The JSON schema of a config, with which an editor completes and checks YAML files."""
+    found = _with_singles(TypeAdapter(kind).json_schema())
+    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title, **found})
+
+
+def _with_singles(node: Any) -> Any:
+    """The schema in which a single value stands for a list of one, as `validate` takes it."""
+    if isinstance(node, list):
+        return [_with_singles(x) for x in node]
+    if not isinstance(node, dict):
+        return node
+    node = {key: _with_singles(x) for key, x in node.items()}
+    if node.get("type") == "array" and isinstance(node.get("items"), dict) and "prefixItems" not in node:
+        several = {key: node.pop(key) for key in ("type", "items")}
+        return {"anyOf": [several, several["items"]], **node}
+    return node
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """What decides the course of a run and differs between two configs: "loss.limit_pref_f: 1.0 -> 2.0"."""
+    a, b = (_flat(json.loads(to_json(config))) for config in (old, new))
+    return [
+        f"{key}: {a.get(key)} -> {b.get(key)}"
+        for key in sorted(a.keys() | b.keys())
+        if a.get(key) != b.get(key) and key.partition(".")[0] not in _HARMLESS
+    ]
+
+
+def _flat(content: dict, above: str = "") -> dict[str, Any]:
+    """{"a.b": value} of nested dicts."""
+    found = {}
+    for key, value in content.items():
+        nested = isinstance(value, dict) and value
+        found |= _flat(value, f"{above}{key}.") if nested else {f"{above}{key}": value}
+    return found
+
+
+def to_json(config: Config) -> str:
+    """The whole config, defaults included, as JSON text."""
+    return TypeAdapter(type(config)).dump_json(config, indent=1).decode()
+
+
+def apply(content: dict[str, Any], change: str, option: str = "--set") -> None:
+    """Set one dotted key; the value is read as YAML. `option` is what the user gave it with."""
+    key, equals, value = change.partition("=")
+    if not equals or not key.strip():
+        raise ValueError(f"{option} takes key=value, for example schedule.start_lr=1e-4; got {change!r}.")
+    *parents, last = key.strip().split(".")
+    for name in parents:
+        if content.get(name) is None:
+            content[name] = {}
+        content = content[name]
+        if not isinstance(content, dict):
+            raise ValueError(f"{option} {change}: {name} is not a group of keys.")
+    try:
+        content[last] = yaml.load(value, _Loader)
+    except yaml.YAMLError as error:
+        said = str(error).splitlines()[-1].strip() if not getattr(error, "problem", "") else error.problem
+        raise ValueError(f"{option} {change}: the value is not YAML ({said}). Quote it as one word.") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-3 is a number (YAML 1.1 wants 1.0e-3) and No an element (there it is false)."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, expression) for tag, expression in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(?:true|True|false|False)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
