@@ -242,7 +242,7 @@ def _forgetting(run: engine.Run, config: PropertyTuneConfig, output: Path) -> li
     return forgetting(before, after, own, [c.frame for c in sets.train], config.precision)
 
 
-def rows(judged: Sequence[properties.Judged]) -> list[tuple]:
+def rows(judged: Sequence[properties.JudgedProperties]) -> list[tuple]:
     """The lines of the table, one column for each judgement."""
     numbers = [one.errors for one in judged]
     lines: list[tuple] = [(text, *(x[key] for x in numbers)) for key, text in _names(numbers[0]).items()]

@@ -7,7 +7,7 @@ from typing import Any
 
 from lamjax.cli import judged, rounds_table
 from lamjax.reports import html, plots
-from lamjax.reports.html import Section
+from lamjax.reports.html import PageSection
 from lamjax.training import curve, outcome, structures
 from lamjax.training.config import validate
 from lamjax.training.folder import CONFIG, FACTS
@@ -26,15 +26,15 @@ def page(folder: Path, end: str) -> str:
     facts = json.loads((folder / FACTS).read_text()) if (folder / FACTS).is_file() else {}
     kind = kind_of(config)
     sections = [
-        Section("Result", _result(folder, config)),
-        Section("Rounds", _rounds(folder)),
-        Section("Curves", html.plot_grid(_curves(folder, config))),
-        Section("Parity", "\n".join(_parity(folder))),
-        Section("Structures before and after", _structures(folder)),
-        Section("What it cost elsewhere (forgetting)", _forgetting(folder)),
-        Section("Data", _data(config, facts)),
-        Section("Config", html.details("all keys", html.facts(flat(config)))),
-        Section("Versions", html.facts(_versions(facts))),
+        PageSection("Result", _result(folder, config)),
+        PageSection("Rounds", _rounds(folder)),
+        PageSection("Curves", html.plot_grid(_curves(folder, config))),
+        PageSection("Parity", "\n".join(_parity(folder))),
+        PageSection("Structures before and after", _structures(folder)),
+        PageSection("What it cost elsewhere (forgetting)", _forgetting(folder)),
+        PageSection("Data", _data(config, facts)),
+        PageSection("Config", html.details("all keys", html.facts(flat(config)))),
+        PageSection("Versions", html.facts(_versions(facts))),
     ]
     return html.page(f"{kind}: {folder.resolve().name}", _lead(folder, config), sections, end)
 

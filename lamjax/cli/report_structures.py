@@ -19,7 +19,7 @@ from lamjax.cli import md_report
 from lamjax.cli import relax_records as records
 from lamjax.dynamics import restart
 from lamjax.reports import html, plots
-from lamjax.reports.html import Element, Section, View
+from lamjax.reports.html import Element, PageSection, View
 from lamjax.system import System, to_ase
 
 MOST = 6  # structures that are drawn
@@ -53,10 +53,10 @@ def relaxations(path: Path, starts: Mapping[str, System | ase.Atoms] | None, end
     steps = [place.info["n_steps"] for place in done]
     made += [("steps, median and most", f"{np.median(steps):.0f}, {max(steps)}")] if steps else []
     sections = [
-        Section("Settings", html.facts([("file", path.name), *(one for one in made if one[1])])),
-        Section("Structures before and after", _pairs(path, done, starts)),
-        Section("Steps and changes", _relaxation_plots(done)),
-        Section("All structures", _relaxation_table(path, places)),
+        PageSection("Settings", html.facts([("file", path.name), *(one for one in made if one[1])])),
+        PageSection("Structures before and after", _pairs(path, done, starts)),
+        PageSection("Steps and changes", _relaxation_plots(done)),
+        PageSection("All structures", _relaxation_table(path, places)),
     ]
     return html.page(f"Relaxations: {path.name}", lead, sections, end)
 
@@ -75,11 +75,11 @@ def simulation(path: Path, end: str) -> str:
     ]
     views = side_by_side([("first frame", first), (f"last frame, {last_time:g} ps", last)])
     sections = [
-        Section("Settings", html.facts(_simulation_settings(paths, first))),
-        Section("Means", html.table(md_report.MEANS, md_report.means(found, n_atoms))),
-        Section("Over time", html.plot_grid(figures)),
-        Section("Structures before and after", html.structures(*with_elements([(named, views)]))),
-        Section("To look at the whole trajectory", html.paragraph(_elsewhere(path))),
+        PageSection("Settings", html.facts(_simulation_settings(paths, first))),
+        PageSection("Means", html.table(md_report.MEANS, md_report.means(found, n_atoms))),
+        PageSection("Over time", html.plot_grid(figures)),
+        PageSection("Structures before and after", html.structures(*with_elements([(named, views)]))),
+        PageSection("To look at the whole trajectory", html.paragraph(_elsewhere(path))),
     ]
     return html.page(f"Molecular dynamics: {path.name}", lead, sections, end)
 

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float
 
 from lamjax.relaxation.steps import Progress, Steps, Weights
 from lamjax.relaxation.surface import Surface
-from lamjax.relaxation.walk import Memory, Start, advance, walk
+from lamjax.relaxation.walk import Memory, StepStart, advance, walk
 from lamjax.system import System
 
 
@@ -30,14 +30,14 @@ class Descent(NamedTuple):
         are computed again.
         """
         limit = self._limit(n)
-        start = Start(self.state, self.lists)
+        start = StepStart(self.state, self.lists)
         state = walk(self.steps, Memory(rows or limit, stride), limit, self.weights, self.surface, start)
         return self._replace(state=state, is_begun=True)
 
     def converge(self, n: int) -> "Descent":
         """After at most `n` steps, without derivatives: the last structure is a constant."""
         weights, state = jax.lax.stop_gradient((self.weights, self.state))
-        state, lists = advance(self.steps, self._limit(n), weights, self.surface, Start(state, self.lists))
+        state, lists = advance(self.steps, self._limit(n), weights, self.surface, StepStart(state, self.lists))
         return self._replace(state=state, lists=lists, is_begun=True)
 
     def with_window(self) -> "Descent":

@@ -27,14 +27,14 @@ class Memory(NamedTuple):
         return self.stride * 2 ** max(0, math.ceil(math.log2(limit / (self.stride * self.rows))))
 
 
-class Start(NamedTuple):
+class StepStart(NamedTuple):
     """Where steps begin."""
 
     state: Progress
     lists: Any  # of neighbours, with their skin
 
 
-class Record(NamedTuple):
+class ForwardRecord(NamedTuple):
     """What the backward pass needs of the forward pass."""
 
     wanted: dict[str, tuple]  # names of the weights that are differentiated; no array, so that it is known beforehand
@@ -46,20 +46,20 @@ class Record(NamedTuple):
     n: jax.Array  # steps
 
 
-def walk(steps: Steps, memory: Memory, limit: int, weights: Weights, surface: Surface, start: Start) -> Progress:
+def walk(steps: Steps, memory: Memory, limit: int, weights: Weights, surface: Surface, start: StepStart) -> Progress:
     """The state after at most `limit` steps, differentiable with respect to `weights` and the state of the start."""
 
     @jax.custom_vjp
     def run(weights, state, surface, lists):
-        return advance(steps, limit, weights, surface, Start(state, lists)).state
+        return advance(steps, limit, weights, surface, StepStart(state, lists)).state
 
     def forward(weights, state, surface, lists):
         wanted = {name: () for name, part in weights._asdict().items() if is_perturbed(part)}
         weights, state, surface, lists = values((weights, state, surface, lists))
-        (end, _), kept, n = _forward(steps, memory, limit, weights, surface, Start(state, lists))
-        return end, Record(wanted, weights, surface, lists, kept, end, n)
+        (end, _), kept, n = _forward(steps, memory, limit, weights, surface, StepStart(state, lists))
+        return end, ForwardRecord(wanted, weights, surface, lists, kept, end, n)
 
-    def backward(record: Record, cotangent):
+    def backward(record: ForwardRecord, cotangent):
         on_weights, on_state = _backward(steps, memory.longest(limit), record, instantiated(cotangent))
         return on_weights, on_state, None, None
 
@@ -67,12 +67,12 @@ def walk(steps: Steps, memory: Memory, limit: int, weights: Weights, surface: Su
     return run(weights, start.state, surface, start.lists)
 
 
-def advance(steps: Steps, limit: int, weights: Weights, surface: Surface, start: Start) -> Start:
+def advance(steps: Steps, limit: int, weights: Weights, surface: Surface, start: StepStart) -> StepStart:
     """The state and the lists after at most `limit` steps; cannot be differentiated."""
     return _forward(steps, None, limit, weights, surface, start)[0]
 
 
-def _forward(steps: Steps, memory: Memory | None, limit: int, weights, surface, start: Start):
+def _forward(steps: Steps, memory: Memory | None, limit: int, weights, surface, start: StepStart):
     """The last state and lists, what was kept of the states before, and the number of steps."""
 
     def continues(carry):
@@ -82,7 +82,7 @@ def _forward(steps: Steps, memory: Memory | None, limit: int, weights, surface, 
     def step(carry):
         (state, lists), kept, n = carry
         kept = kept if memory is None else _keep(memory, kept, state, n)
-        return Start(*steps.step(weights, surface, state, lists)), kept, n + 1
+        return StepStart(*steps.step(weights, surface, state, lists)), kept, n + 1
 
     kept = None if memory is None else (_rows(start.state, memory.rows), jnp.asarray(memory.stride, jnp.int32))
     return jax.lax.while_loop(continues, step, (start, kept, jnp.zeros((), jnp.int32)))
@@ -114,7 +114,7 @@ def _keep(memory: Memory, kept, state, n):
     return jax.tree.map(lambda row, x: row.at[jnp.where(turn, k, len(row))].set(x, mode="drop"), rows, state), stride
 
 
-def _backward(steps: Steps, longest: int, record: Record, cotangent):
+def _backward(steps: Steps, longest: int, record: ForwardRecord, cotangent):
     """Cotangents of weights and of the first state."""
     (rows, stride), n = record.kept, record.n
     _, constant = _split(record.end)
@@ -148,7 +148,7 @@ def _backward(steps: Steps, longest: int, record: Record, cotangent):
     return on_weights, _merge(on_state, _float0(constant))
 
 
-def _step_back(steps: Steps, record: Record, lists, states: tuple[Progress, Progress], cotangent):
+def _step_back(steps: Steps, record: ForwardRecord, lists, states: tuple[Progress, Progress], cotangent):
     """Cotangents of weights and of the state before a step, from that of the state after it; and the lists there."""
     before, after = states
     weights, surface = record.weights, record.surface

@@ -42,14 +42,14 @@ class Element(NamedTuple):
     radius: float  # covalent, Å
 
 
-class Section(NamedTuple):
+class PageSection(NamedTuple):
     """A heading and the HTML below it."""
 
     title: str
     body: str
 
 
-def page(title: str, lead: str, sections: Iterable[Section], end: str) -> str:
+def page(title: str, lead: str, sections: Iterable[PageSection], end: str) -> str:
     """The whole file; sections without a body are left out. It follows the light or dark mode of the reader."""
     kept = [one for one in sections if one.body]
     body = "\n".join(f"<section><h2>{text(one.title)}</h2>\n{one.body}\n</section>" for one in kept)

@@ -90,7 +90,7 @@ class Run(NamedTuple):
     outputs: Outputs = Outputs()
     potential: Potential | None = None
     data: Any = None  # of which the objective was made
-    layout: sharding.Layout | None = None  # where states and batches lie, if not all on one device
+    layout: sharding.DeviceLayout | None = None  # where states and batches lie, if not all on one device
 
     @property
     def config(self) -> Any:
@@ -180,7 +180,7 @@ def ready(
     *,
     by_head: bool = False,
     share_layers: int = 0,
-    layout: sharding.Layout | None = None,
+    layout: sharding.DeviceLayout | None = None,
 ) -> Run:
     """A run with first parameters, or with the last state of its output folder; nothing is written yet.
 
@@ -212,7 +212,7 @@ def make(
     settings: RunConfig,
     update: optax.GradientTransformation,
     share_layers: int = 0,
-    layout: sharding.Layout | None = None,
+    layout: sharding.DeviceLayout | None = None,
 ) -> TrainStep:
     """The jitted step of a run."""
     rate = schedule(settings.schedule, settings.steps)

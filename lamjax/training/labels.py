@@ -22,7 +22,7 @@ from lamjax.training.engine import Outputs, Run
 from lamjax.training.loops import add, evaluate
 from lamjax.training.objectives import Measured, Objective, Pending
 from lamjax.training.outcome import write_plots
-from lamjax.training.sharding import Layout
+from lamjax.training.sharding import DeviceLayout
 from lamjax.training.slots import sources, stream
 from lamjax.training.step import shared
 from lamjax.training.tasks import Group, Task, groups, read_tasks, run_loss, with_statistics
@@ -98,7 +98,7 @@ def prepare(config: TrainConfig, resume: bool = False) -> Run:
     return run._replace(potential=potential, data=sets)
 
 
-def label_objective(config: TrainConfig, sets: LabelSets, layout: Layout) -> Objective:
+def label_objective(config: TrainConfig, sets: LabelSets, layout: DeviceLayout) -> Objective:
     """The mean label loss of the tasks that are drawn for a step; held-out frames are measured by the same program."""
     tasks, members = sets.tasks, sets.groups
     loss = run_loss(tasks, members)
@@ -134,7 +134,7 @@ def label_objective(config: TrainConfig, sets: LabelSets, layout: Layout) -> Obj
     )
 
 
-def _validate(loss: Any, sets: LabelSets, number: int, params: Any, layout: Layout) -> dict[str, float]:
+def _validate(loss: Any, sets: LabelSets, number: int, params: Any, layout: DeviceLayout) -> dict[str, float]:
     """The errors of the held-out frames of a task, in the programs of the training loss."""
     task = sets.tasks[number]
     group = next(group for group in sets.groups if number in group.tasks)

@@ -25,7 +25,7 @@ from lamjax.training.properties_data import SUFFIXES as SUFFIXES
 from lamjax.training.properties_data import (
     Columns,
     CrystalSets,
-    Packed,
+    PackedCrystals,
     column_batches,
     columns,
     crystal_batches,
@@ -60,15 +60,15 @@ class PropertySets(NamedTuple):
     """What a run on properties is made of."""
 
     sets: CrystalSets
-    train: list[Packed]  # crystals with targets
-    validation: list[Packed]
+    train: list[PackedCrystals]  # crystals with targets
+    validation: list[PackedCrystals]
     constants: Columns | None  # supercells to train on
     held_constants: Columns | None
     replay: data.Packed | None
     labels: LabelledSets
 
 
-class Judged(NamedTuple):
+class JudgedProperties(NamedTuple):
     """The held-out crystals were relaxed and compared; `step` 0 is before training."""
 
     step: int
@@ -212,13 +212,16 @@ def means(rows: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], dict[s
     return averages, {key: n for key, n in counts.items() if n}
 
 
-def validations(output: Path) -> list[Judged]:
+def validations(output: Path) -> list[JudgedProperties]:
     """The rows of validation.csv; the first one with the smallest score is marked as the best."""
     rows = until(output / VALIDATION, sys.maxsize)
     scores = [row[SCORE] for row in rows]
     best = scores.index(min(scores))
     numbers = [{key: x for key, x in row.items() if key not in ("step", "epoch")} for row in rows]
-    return [Judged(int(row["step"]), one, k == best) for k, (row, one) in enumerate(zip(rows, numbers, strict=True))]
+    return [
+        JudgedProperties(int(row["step"]), one, k == best)
+        for k, (row, one) in enumerate(zip(rows, numbers, strict=True))
+    ]
 
 
 def _summarise(pending: Pending, params: Any) -> dict[str, float]:

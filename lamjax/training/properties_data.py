@@ -33,7 +33,7 @@ USUAL = {name: (3.0, 400.0) for name in ELASTIC}  # GPa: medians outside look li
 SCALE = 0.1  # of the median target: an error that counts 1
 
 
-class Crystal(NamedTuple):
+class TargetCrystal(NamedTuple):
     """A crystal and what is known of it."""
 
     system: System
@@ -55,13 +55,13 @@ class Constants(NamedTuple):
 class CrystalSets(NamedTuple):
     """What a run reads."""
 
-    train: list[Crystal]
-    validation: list[Crystal]
+    train: list[TargetCrystal]
+    validation: list[TargetCrystal]
     loss: PropertyLossConfig | None  # None: force constants alone
     replay: Sequence[Frame]  # empty without
 
 
-class Packed(NamedTuple):
+class PackedCrystals(NamedTuple):
     """Crystals of one shape as arrays on the host, and which of those that were packed they are."""
 
     members: tuple[int, ...]
@@ -90,9 +90,9 @@ def read_sets(config: PropertyTuneConfig, potential: Potential, replayed: Potent
     return CrystalSets(train, validation, loss_on(config, train), replay)
 
 
-def read_crystals(config: PropertyTuneConfig, files: Sequence[str], potential: Potential) -> list[Crystal]:
+def read_crystals(config: PropertyTuneConfig, files: Sequence[str], potential: Potential) -> list[TargetCrystal]:
     """The crystals of the files with their targets; those that cannot be used are named in a warning."""
-    found: list[Crystal] = []
+    found: list[TargetCrystal] = []
     left_out: list[str] = []
     unknown: set[str] = set()
     for path in files:
@@ -120,7 +120,7 @@ def read_crystals(config: PropertyTuneConfig, files: Sequence[str], potential: P
     return found
 
 
-def _crystal(frame: Frame, folder: Path, config: PropertyTuneConfig) -> Crystal:
+def _crystal(frame: Frame, folder: Path, config: PropertyTuneConfig) -> TargetCrystal:
     """The crystal of a frame; ValueError for what has no properties, or no usable targets."""
     properties.check_crystal(frame.system, "A property of a relaxed cell")
     chosen = {target.name: target for target in config.targets}
@@ -134,7 +134,7 @@ def _crystal(frame: Frame, folder: Path, config: PropertyTuneConfig) -> Crystal:
         raise ValueError(f"no target in its info, which has {', '.join(sorted(frame.info)) or 'nothing'}.")
     symbols = sorted({ase.data.chemical_symbols[z] for z in np.asarray(frame.system.numbers)})
     info = {"elements": "-".join(symbols), **frame.info}
-    return Crystal(frame.system, targets, constants, frame, frame.source, info)
+    return TargetCrystal(frame.system, targets, constants, frame, frame.source, info)
 
 
 def given(info: Mapping[str, Any], name: str, unit: str | None) -> tuple[np.ndarray | None, str | None]:
@@ -185,7 +185,7 @@ def _constants(frame: Frame, folder: Path) -> Constants:
     return Constants(large, home(cells), values)
 
 
-def _check_magnitudes(crystals: Sequence[Crystal]) -> None:
+def _check_magnitudes(crystals: Sequence[TargetCrystal]) -> None:
     """A warning for moduli that are, as a whole, those of another unit."""
     for name, (low, high) in USUAL.items():
         values = [np.abs(crystal.targets[name]).max() for crystal in crystals if name in crystal.targets]
@@ -198,7 +198,7 @@ def _check_magnitudes(crystals: Sequence[Crystal]) -> None:
             )
 
 
-def loss_on(config: PropertyTuneConfig, train: Sequence[Crystal]) -> PropertyLossConfig | None:
+def loss_on(config: PropertyTuneConfig, train: Sequence[TargetCrystal]) -> PropertyLossConfig | None:
     """The loss on the targets of the config, or on all that the crystals have, in the first unit of each."""
     middle = {}
     for name in UNITS:
@@ -220,10 +220,10 @@ def _scale(target: TargetConfig, middle: float) -> float:
     return target.scale * known[target.unit or next(iter(known))]
 
 
-def _check_apart(train: Sequence[Crystal], validation: Sequence[Crystal]) -> None:
+def _check_apart(train: Sequence[TargetCrystal], validation: Sequence[TargetCrystal]) -> None:
     """ValueError for a crystal that is in both sets."""
 
-    def print_of(crystal: Crystal) -> tuple[bytes, bytes]:
+    def print_of(crystal: TargetCrystal) -> tuple[bytes, bytes]:
         system = jax.tree.map(np.asarray, crystal.system)
         return system.numbers.tobytes(), np.round(system.positions, 6).tobytes() + np.round(system.cell, 6).tobytes()
 
@@ -236,12 +236,12 @@ def _check_apart(train: Sequence[Crystal], validation: Sequence[Crystal]) -> Non
 
 
 def pack(
-    config: PropertyTuneConfig, potential: Potential, loss: PropertyLossConfig, sets: Sequence[Sequence[Crystal]]
-) -> list[list[Packed]]:
+    config: PropertyTuneConfig, potential: Potential, loss: PropertyLossConfig, sets: Sequence[Sequence[TargetCrystal]]
+) -> list[list[PackedCrystals]]:
     """The crystals with targets of several sets, each in the shapes that all share."""
     places = [(k, n) for k, some in enumerate(sets) for n, c in enumerate(some) if loss.names & c.targets.keys()]
     crystals = [sets[k][n] for k, n in places]
-    found: list[list[Packed]] = [[] for _ in sets]
+    found: list[list[PackedCrystals]] = [[] for _ in sets]
     for members in _shapes(config, potential, loss, crystals):
         n_atoms = max(crystals[m].system.n_atoms for m in members)
         systems = [pad(jax.tree.map(np.asarray, crystals[m].system), n_atoms) for m in members]
@@ -250,11 +250,15 @@ def pack(
         for k in range(len(sets)):
             mine = [i for i, m in enumerate(members) if places[m][0] == k]
             if mine:
-                found[k].append(Packed(tuple(places[members[i]][1] for i in mine), pytree.take(rows, np.array(mine))))
+                found[k].append(
+                    PackedCrystals(tuple(places[members[i]][1] for i in mine), pytree.take(rows, np.array(mine)))
+                )
     return found
 
 
-def _shapes(config, potential: Potential, loss: PropertyLossConfig, crystals: Sequence[Crystal]) -> list[list[int]]:
+def _shapes(
+    config, potential: Potential, loss: PropertyLossConfig, crystals: Sequence[TargetCrystal]
+) -> list[list[int]]:
     """Which crystals share arrays: few shapes with little padding; one number of atoms each with heat capacities."""
     sizes = np.array([crystal.system.n_atoms for crystal in crystals])
     if loss.names & VIBRATIONAL:
@@ -266,7 +270,9 @@ def _shapes(config, potential: Potential, loss: PropertyLossConfig, crystals: Se
     return [np.flatnonzero(places == place).tolist() for place in np.unique(places)]
 
 
-def crystal_batches(packed: Sequence[Packed], size: int, seed: int | None, start: int = 0) -> Iterator[PropertyBatch]:
+def crystal_batches(
+    packed: Sequence[PackedCrystals], size: int, seed: int | None, start: int = 0
+) -> Iterator[PropertyBatch]:
     """Batches of one shape each; every epoch shows every crystal once, in an order of seed and epoch alone.
 
     Without a seed: one epoch, in order. The last batch of a shape is filled by rows without atoms.
@@ -287,7 +293,7 @@ def crystal_batches(packed: Sequence[Packed], size: int, seed: int | None, start
         epoch, skipped = epoch + 1, 0
 
 
-def n_batches(packed: Sequence[Packed], size: int) -> int:
+def n_batches(packed: Sequence[PackedCrystals], size: int) -> int:
     """Of an epoch."""
     return sum(-(-len(part.members) // size) for part in packed)
 
@@ -301,7 +307,7 @@ def _filled(rows: PropertyBatch, chosen: np.ndarray, size: int) -> PropertyBatch
     return batch._replace(start=batch.start._replace(numbers=numbers), weights=weights)
 
 
-def columns(crystals: Sequence[Crystal], potential: Potential) -> Columns | None:
+def columns(crystals: Sequence[TargetCrystal], potential: Potential) -> Columns | None:
     """The supercells of the crystals that have force constants, in one shape; None if there are none."""
     known = tuple(crystal.constants for crystal in crystals if crystal.constants is not None)
     if not known:
@@ -335,7 +341,7 @@ def column_batches(known: Columns, n: int, size: int, seed: int, start: int = 0)
 def fingerprint(sets: CrystalSets) -> dict[str, dict[str, Any]]:
     """Numbers by which other data are told when a run goes on."""
 
-    def of_crystals(crystals: Sequence[Crystal]) -> dict[str, Any]:
+    def of_crystals(crystals: Sequence[TargetCrystal]) -> dict[str, Any]:
         total = sum(float(np.sum(x)) for crystal in crystals for x in crystal.targets.values())
         total += sum(float(np.sum(np.abs(c.constants.values))) for c in crystals if c.constants is not None)
         structures = digests([crystal.frame for crystal in crystals])

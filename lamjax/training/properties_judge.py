@@ -15,7 +15,7 @@ from lamjax import checkpoints
 from lamjax.losses import PropertyLossConfig, force_constant_loss, property_values
 from lamjax.losses.properties import SHAPES
 from lamjax.potential import Potential
-from lamjax.training.properties_data import Columns, Crystal, Packed, column_batch, crystal_batches
+from lamjax.training.properties_data import Columns, PackedCrystals, TargetCrystal, column_batch, crystal_batches
 
 ERROR = "error"  # of a crystal: mean over its targets of |property - target|/scale; infinite where it did not converge
 FLAGS = ("converged", "stable")  # a flag that is not set keeps a crystal out of means, and is counted
@@ -32,8 +32,8 @@ def _program(potential: Potential, loss: PropertyLossConfig):
 def judge(
     potential: Potential,
     params: Any,
-    crystals: Sequence[Crystal],
-    packed: Sequence[Packed],
+    crystals: Sequence[TargetCrystal],
+    packed: Sequence[PackedCrystals],
     loss: PropertyLossConfig,
     batch_size: int,
     watch: Callable = iter,
@@ -56,7 +56,7 @@ def judge(
     return found
 
 
-def _blank(crystals: Sequence[Crystal], loss: PropertyLossConfig) -> Judgement:
+def _blank(crystals: Sequence[TargetCrystal], loss: PropertyLossConfig) -> Judgement:
     n = len(crystals)
     names = [ERROR, *(target.name if _is_number(target.name) else f"{target.name}_error" for target in loss.targets)]
     return {
@@ -70,7 +70,7 @@ def _is_number(name: str) -> bool:
     return not SHAPES.get(name)
 
 
-def _write(found: Judgement, number: int, crystal: Crystal, loss: PropertyLossConfig, values) -> None:
+def _write(found: Judgement, number: int, crystal: TargetCrystal, loss: PropertyLossConfig, values) -> None:
     """The row of one crystal."""
     errors = []
     for target in loss.targets:
@@ -88,7 +88,7 @@ def _write(found: Judgement, number: int, crystal: Crystal, loss: PropertyLossCo
 
 
 def summary(
-    found: Judgement, before: Judgement, crystals: Sequence[Crystal], loss: PropertyLossConfig
+    found: Judgement, before: Judgement, crystals: Sequence[TargetCrystal], loss: PropertyLossConfig
 ) -> dict[str, float]:
     """The numbers of a judgement; means are over crystals that converged and are stable, of which there are shares."""
     judged = np.array([bool(loss.names & crystal.targets.keys()) for crystal in crystals])
@@ -102,7 +102,7 @@ def summary(
     return numbers | {"n_steps": float(np.median(found["n_steps"][judged]))}
 
 
-def property_errors(found: Judgement, crystals: Sequence[Crystal], name: str) -> np.ndarray:
+def property_errors(found: Judgement, crystals: Sequence[TargetCrystal], name: str) -> np.ndarray:
     """|property - target| of each crystal in the first unit of the property; NaN without a target."""
     if not _is_number(name):
         return found[f"{name}_error"]
@@ -129,7 +129,7 @@ def constants_error(potential: Potential, params: Any, known: Columns) -> float:
     return float(np.sqrt(np.mean(squares)))
 
 
-def write_properties(path: Path, crystals: Sequence[Crystal], before: Judgement, after: Judgement) -> None:
+def write_properties(path: Path, crystals: Sequence[TargetCrystal], before: Judgement, after: Judgement) -> None:
     """One line a crystal, with its targets, and every quantity before and after."""
     text = io.StringIO()
     rows = csv.writer(text)
@@ -143,7 +143,7 @@ def write_properties(path: Path, crystals: Sequence[Crystal], before: Judgement,
     checkpoints.write_atomically(path, text.getvalue().encode())
 
 
-def crystal_name(crystal: Crystal) -> str:
+def crystal_name(crystal: TargetCrystal) -> str:
     """What a table calls a crystal: its id or formula and where it was read."""
     known = (crystal.info[key] for key in ("config_id", "material_id", "id", "name", "formula") if key in crystal.info)
     return str(next(known, crystal.source))

@@ -11,7 +11,7 @@ from jaxtyping import Array
 from lamjax.losses import TaskBatches
 
 
-class Layout(NamedTuple):
+class DeviceLayout(NamedTuple):
     """All devices of all processes, and what lies where."""
 
     state: NamedSharding  # a copy on every device
@@ -25,21 +25,21 @@ class Layout(NamedTuple):
         return jax.process_index(), jax.process_count()
 
 
-def layout(slots: int = 1) -> Layout:
+def layout(slots: int = 1) -> DeviceLayout:
     """Slots and frames spread over all devices; as many as divide `slots` lie along the slots, within each process."""
     mesh = _mesh(slots)
     along = NamedSharding(mesh, PartitionSpec("slot"))
     batch = NamedSharding(mesh, PartitionSpec("slot", "row"))
-    return Layout(NamedSharding(mesh, PartitionSpec()), along, batch, mesh.shape["row"])
+    return DeviceLayout(NamedSharding(mesh, PartitionSpec()), along, batch, mesh.shape["row"])
 
 
-def one_slot(layout: Layout) -> Layout:
+def one_slot(layout: DeviceLayout) -> DeviceLayout:
     """The same devices for batches with a single slot: its frames are spread over all of them."""
     batch = NamedSharding(layout.batch.mesh, PartitionSpec(None, ("row", "slot")))
     return layout._replace(task=layout.state, batch=batch, multiple=layout.batch.mesh.size)
 
 
-def put_state(state: Any, layout: Layout) -> Any:
+def put_state(state: Any, layout: DeviceLayout) -> Any:
     """The state copied to every device; it must be equal in all processes."""
 
     def put(x: Array) -> Array:
@@ -49,13 +49,13 @@ def put_state(state: Any, layout: Layout) -> Any:
     return jax.tree.map(put, state)
 
 
-def put_batch(slots: TaskBatches, layout: Layout) -> TaskBatches:
+def put_batch(slots: TaskBatches, layout: DeviceLayout) -> TaskBatches:
     """Numpy arrays on the devices; every process gives its share of the frames of each slot."""
     put = jax.make_array_from_process_local_data
     return TaskBatches(put(layout.task, slots.task), jax.tree.map(lambda x: put(layout.batch, x), slots.batch))
 
 
-def put(batch: dict[str, TaskBatches], layout: Layout) -> dict[str, TaskBatches]:
+def put(batch: dict[str, TaskBatches], layout: DeviceLayout) -> dict[str, TaskBatches]:
     """`put_batch` of {group: TaskBatches}."""
     return {group: put_batch(slots, layout) for group, slots in batch.items()}
 

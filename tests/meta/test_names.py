@@ -14,7 +14,17 @@ REWRITTEN = (
     *(f"lamjax/losses/{x}.py" for x in ("structure", "target", "properties")),
 )
 MANY = 65
-LONG = {"evaluate", "explore", "finetune_structures", "md", "properties", "relax", "step_pieces"}
+LONG = {
+    "evaluate",
+    "explore",
+    "finetune",
+    "finetune_properties",
+    "finetune_structures",
+    "md",
+    "properties",
+    "relax",
+    "step_pieces",
+}
 TREES = {str(path.relative_to(PACKAGE.parent)): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from pages import Page
 
 from lamjax.reports import html, plots
-from lamjax.reports.html import Element, Section, View
+from lamjax.reports.html import Element, PageSection, View
 
 WICKED = '<script>alert("x")</script> & </style>'
 
@@ -13,11 +13,11 @@ def test_a_page_holds_what_it_is_given_and_fetches_nothing(tmp_path):
     plots.parity(tmp_path / "parity.png", {"energy (eV)": ([0.0, 1.0], [0.1, 1.1])}, "")
     picture = html.picture(tmp_path / "parity.png", "parity")
     parts = [
-        Section("Numbers", html.facts([("length", 1.23456789), (WICKED, WICKED)])),
-        Section("Table", html.table(["a", "b"], [(1, 2.5), (WICKED, float("nan"))])),
-        Section("Empty", ""),
-        Section("Picture", picture + html.picture(tmp_path / "none.png", "none")),
-        Section("More", html.details("all", html.paragraph("said"))),
+        PageSection("Numbers", html.facts([("length", 1.23456789), (WICKED, WICKED)])),
+        PageSection("Table", html.table(["a", "b"], [(1, 2.5), (WICKED, float("nan"))])),
+        PageSection("Empty", ""),
+        PageSection("Picture", picture + html.picture(tmp_path / "none.png", "none")),
+        PageSection("More", html.details("all", html.paragraph("said"))),
     ]
     page = Page(html.page(WICKED, "lead", parts, "end"))
     assert page.headings == ["Numbers", "Table", "Picture", "More"]
@@ -28,7 +28,7 @@ def test_a_page_holds_what_it_is_given_and_fetches_nothing(tmp_path):
 
 def test_a_long_table_is_cut_and_says_so():
     rows = [(k, k**2) for k in range(html.MOST_ROWS + 1)]
-    page = Page(html.page("t", "", [Section("Table", html.table(["k", "k²"], rows, "all.csv"))], ""))
+    page = Page(html.page("t", "", [PageSection("Table", html.table(["k", "k²"], rows, "all.csv"))], ""))
     assert len(page.rows) == html.MOST_ROWS + 1 and "200 of 201; all are in all.csv" in page.text
     assert html.table(["a"], []) == ""
 
@@ -38,7 +38,7 @@ def test_a_plot_takes_the_colours_of_the_reader():
     assert (
         "currentColor" in figure and html.TEXT not in figure and "http" not in figure.replace("http://www.w3.org", "")
     )
-    page = Page(html.page("t", "", [Section("Curves", html.plot_grid([figure, figure]))], ""))
+    page = Page(html.page("t", "", [PageSection("Curves", html.plot_grid([figure, figure]))], ""))
     assert page.figures == ['the "loss"'] * 2
 
 
@@ -46,7 +46,7 @@ def test_structures_are_in_the_page_as_numbers():
     one = View("start", ["Si", "Si"], [[0, 0, 0], [1, 1, 1]], np.eye(3) * 5)
     other = one._replace(label="relaxed", positions=np.array([[0, 0, 0], [1.1, 1, 1]]))
     body = html.structures([(WICKED, [one, other])], {"Si": Element((240, 200, 160), 1.11)})
-    page = Page(html.page("t", "", [Section("Structures", body)], ""))
+    page = Page(html.page("t", "", [PageSection("Structures", body)], ""))
     assert page.figures == ["start", "relaxed"] and WICKED in page.text
     ((first, second),) = page.structures["pairs"]
     assert second["positions"][1] == [1.1, 1, 1] and first["cell"][2] == [0, 0, 5]
