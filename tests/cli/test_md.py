@@ -149,7 +149,7 @@ def test_an_explosion_keeps_the_last_good_structure(folder):
         ),
         (["--steps", "5", "--ensemble", "nve", "--thermostat-time", "9"], "--thermostat-time has no meaning for nve"),
         (["--steps", "5", "--ensemble", "nve"], "temperature"),
-        (["--steps", "5", "--timestep", "-1"], "timestep is -1"),
+        (["--steps", "5", "--timestep", "-1"], "timestep must be above 0, got -1"),
         (["--steps", "5", "--frame", "4"], "no --frame 4"),
         (["--steps", "5", "--output", "run.pdb"], ".traj, .h5 or .hdf5: a trajectory"),
         (["--steps", "5", "--output", "there.h5"], "there.h5 exists. Go on"),
