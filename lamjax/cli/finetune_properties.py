@@ -1,10 +1,8 @@
 """`lamjax finetune-properties`: a stored model learns properties of relaxed crystals."""
 
-import contextlib
 import json
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,10 +15,11 @@ from lamjax.cli import finetune
 from lamjax.cli.interrupted import resumable
 from lamjax.cli.keys import KeyCommand, strings
 from lamjax.cli.train import banner, line
+from lamjax.cli.tuning import Base, ConfigFile, Head, Keys, Output, Resume, follow
 from lamjax.evaluation.retention import forgetting
 from lamjax.losses.properties import UNITS
-from lamjax.reports import bars, console, progress, table, warnings_as_text
-from lamjax.training import engine, properties
+from lamjax.reports import console, table, warnings_as_text
+from lamjax.training import engine, properties, records
 from lamjax.training.folder import BEST, MODEL, check_sources
 from lamjax.training.loops import NonFiniteError
 from lamjax.training.properties import PropertyTuneConfig, read_config
@@ -28,7 +27,6 @@ from lamjax.training.properties_config import TEMPLATE, cost
 
 COMMAND_CLASS = KeyCommand
 REPORT = finetune.REPORT
-PERIOD = 10.0  # s between lines where there is no terminal
 
 
 def _print_template(wanted: bool) -> None:
@@ -38,12 +36,12 @@ def _print_template(wanted: bool) -> None:
 
 
 def finetune_properties(
-    base: Annotated[Path, typer.Argument(help="small, a lamjax bundle or a DeePMD-kit model (.pt, .dp, .yaml).")],
+    base: Base,
     files: Annotated[
         list[Path],
         typer.Argument(help="Crystals (extxyz) with targets in their info: bulk_modulus_GPa=98.0, volume_A3=40.9."),
     ],
-    head: Annotated[str | None, typer.Option(help="The head that learns, where there are several.")] = None,
+    head: Head = None,
     target: Annotated[
         list[str] | None,
         typer.Option(help="A property to learn, again for more; with its unit as bulk_modulus=kbar. Default: all."),
@@ -52,22 +50,16 @@ def finetune_properties(
         list[Path] | None,
         typer.Option(help="Labelled frames that are trained on too, against forgetting."),
     ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="YAML or JSON with any key of --template; options go first.")
-    ] = None,
+    config: ConfigFile = None,
     template: Annotated[
         bool,
         typer.Option(
             "--template", help="Print a config with all keys and stop.", is_eager=True, callback=_print_template
         ),
     ] = False,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Any key of a config: --set epochs=3, or just --epochs 3.")
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for states, tables, plot and models.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last state in the output folder.")] = False,
+    set_: Keys = None,
+    output: Output = None,
+    resume: Resume = False,
 ) -> None:
     """Fine-tune a model on properties of relaxed crystals: moduli, volumes, heat capacities, force constants.
 
@@ -100,7 +92,7 @@ def finetune_properties(
             run = properties.prepare(settings, resume)
         _describe(run)
         try:
-            _follow(run)
+            follow(run, text_of)
         except NonFiniteError as error:
             raise ValueError(f"{error} --resume goes on from them, with another order of the crystals.") from error
         _report(run)
@@ -140,21 +132,6 @@ def _targets(run: engine.Run):
     return () if run.data.sets.loss is None else run.data.sets.loss.targets
 
 
-def _follow(run: engine.Run) -> None:
-    """The events of the run, as bars and lines."""
-    before, last = None, time.monotonic()
-    with _bars(run.settings.steps, run.done) as (advance, watch):
-        for event in engine.events(run, watch):
-            if isinstance(event, engine.RunRecord):
-                advance(event.step)
-                if not event.validation and (console.is_terminal or time.monotonic() - last < PERIOD):
-                    continue
-                before = event.validation if event.step == 0 else before
-            last = time.monotonic()
-            if text := text_of(event, run, before):
-                console.print(text, soft_wrap=True)
-
-
 def text_of(event: engine.Event, run: engine.Run, before: dict[str, float] | None = None) -> str:
     """One event as text, empty for saved files. `before` holds the errors before training."""
     match event:
@@ -164,7 +141,7 @@ def text_of(event: engine.Event, run: engine.Run, before: dict[str, float] | Non
         case engine.RunRecord(step):
             return f"step {step}/{run.settings.steps}  loss {event.loss:.4g}  {_errors(event.train)}"
         case engine.Epoch(number, _, rows):
-            means, counts = properties.means(rows)
+            means, counts = records.means(rows, properties.COUNTS)
             parts = [f"epoch {number}/{run.config.epochs}  loss {means['loss']:.4g}  {_errors(means)}"]
             return "".join([*parts, *(f"\n  {n} crystals {properties.COUNTS[key]}" for key, n in counts.items())])
         case engine.Stopped(step, best_step, best):
@@ -192,25 +169,6 @@ def _names(numbers: dict[str, float]) -> dict[str, str]:
     named |= {"force_constant_rmse": "force constants RMSE (eV/Å²)", "replay_rmse_f": "replayed forces RMSE (eV/Å)"}
     named |= {"replay_rmse_e": "replayed energies RMSE (eV/atom)", "replay_rmse_v": "replayed virials RMSE (eV/atom)"}
     return {key: text for key, text in named.items() if key in numbers}
-
-
-@contextlib.contextmanager
-def _bars(total: int, done: int) -> Iterator[tuple[Callable[[int], None], Callable]]:
-    """(what moves the bar of the training to a step, what watches relaxations); bars in a terminal, else lines."""
-    if not console.is_terminal:
-        yield (lambda step: None), progress
-        return
-    with bars() as bar:
-        task = bar.add_task("training", total=total, completed=done)
-
-        def watch(items: Iterator, what: str, n: int) -> Iterator:
-            relaxing = bar.add_task(what, total=n)
-            for item in items:
-                bar.advance(relaxing)
-                yield item
-            bar.remove_task(relaxing)
-
-        yield (lambda step: bar.update(task, completed=step)), watch
 
 
 def _report(run: engine.Run) -> None:

@@ -1,9 +1,6 @@
 """`lamjax finetune-structures`: a stored model learns where structures relax to."""
 
-import contextlib
 import math
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,15 +13,15 @@ from lamjax.cli.judged import summary
 from lamjax.cli.keys import KeyCommand, strings
 from lamjax.cli.report import at_end
 from lamjax.cli.train import banner, line
-from lamjax.reports import bars, console, progress, table, warnings_as_text
-from lamjax.training import engine, structures
+from lamjax.cli.tuning import Base, ConfigFile, Head, Keys, Output, Resume, follow
+from lamjax.reports import console, table, warnings_as_text
+from lamjax.training import engine, records, structures
 from lamjax.training.folder import BEST, MODEL, check_sources
 from lamjax.training.loops import NonFiniteError
 from lamjax.training.structures import WRITTEN, StructureTuneConfig, read_config
 from lamjax.training.structures_config import TEMPLATE
 
 COMMAND_CLASS = KeyCommand
-PERIOD = 10.0  # s between lines where there is no terminal
 
 
 def _print_template(wanted: bool) -> None:
@@ -34,7 +31,7 @@ def _print_template(wanted: bool) -> None:
 
 
 def finetune_structures(
-    base: Annotated[Path, typer.Argument(help="small, a lamjax bundle or a DeePMD-kit model (.pt, .dp, .yaml).")],
+    base: Base,
     files: Annotated[
         list[Path],
         typer.Argument(
@@ -42,7 +39,7 @@ def finetune_structures(
             "step), starts with final_positions, or pair_id and role."
         ),
     ],
-    head: Annotated[str | None, typer.Option(help="The head that learns, where there are several.")] = None,
+    head: Head = None,
     adjoint: Annotated[
         str | None,
         typer.Option(
@@ -54,22 +51,16 @@ def finetune_structures(
         list[Path] | None,
         typer.Option(help="Labelled frames that are trained on too, against forgetting; also the relaxations'."),
     ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="YAML or JSON with any key of --template; options go first.")
-    ] = None,
+    config: ConfigFile = None,
     template: Annotated[
         bool,
         typer.Option(
             "--template", help="Print a config with all keys and stop.", is_eager=True, callback=_print_template
         ),
     ] = False,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Any key of a config: --set epochs=3, or just --epochs 3.")
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for states, tables, plot and models.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last state in the output folder.")] = False,
+    set_: Keys = None,
+    output: Output = None,
+    resume: Resume = False,
 ) -> None:
     """Fine-tune a model on where structures relax to.
 
@@ -98,7 +89,7 @@ def finetune_structures(
             run = structures.prepare(settings, resume)
         _describe(run)
         try:
-            _follow(run)
+            follow(run, text_of)
         except NonFiniteError as error:
             raise ValueError(f"{error} --resume goes on from them, with another order of the pairs.") from error
     _report(settings)
@@ -134,21 +125,6 @@ def _objective_name(config: StructureTuneConfig) -> str:
     return name + (", variable cell" if config.variable_cell else ", fixed cell")
 
 
-def _follow(run: engine.Run) -> None:
-    """The events of the run, as bars and lines."""
-    before, last = None, time.monotonic()
-    with _bars(run.settings.steps, run.done) as (advance, watch):
-        for event in engine.events(run, watch):
-            if isinstance(event, engine.RunRecord):
-                advance(event.step)
-                if not event.validation and (console.is_terminal or time.monotonic() - last < PERIOD):
-                    continue
-                before = event.validation if event.step == 0 else before
-            last = time.monotonic()
-            if text := text_of(event, run, before):
-                console.print(text, soft_wrap=True)
-
-
 def text_of(event: engine.Event, run: engine.Run, before: dict[str, float] | None = None) -> str:
     """One event as text, empty for saved files. `before` holds the errors before training."""
     match event:
@@ -158,7 +134,7 @@ def text_of(event: engine.Event, run: engine.Run, before: dict[str, float] | Non
             dq = f"  Dq {event.train['dq_mean']:.4g} amu^½ Å" if "dq_mean" in event.train else ""
             return f"step {step}/{run.settings.steps}  loss {event.loss:.4g}{dq}"
         case engine.Epoch(number, _, rows):
-            means, counts = structures.means(rows)
+            means, counts = records.means(rows, structures.COUNTS)
             parts = [f"epoch {number}/{run.config.epochs}  loss {means['loss']:.4g}", *_means(means)]
             parts += [f"\n  {n} structures {structures.COUNTS[key]}" for key, n in counts.items()]
             return "  ".join(parts)
@@ -192,25 +168,6 @@ def _means(means: dict[str, float]) -> list[str]:
     known |= {"converged": "{:.0%} converged", "grad_norm": "gradient {:.3g}"}
     minimiser = [f"{key.removeprefix('minimiser/')} {x:.4g}" for key, x in means.items() if "minimiser/" in key]
     return [text.format(means[key]) for key, text in known.items() if key in means] + minimiser
-
-
-@contextlib.contextmanager
-def _bars(total: int, done: int) -> Iterator[tuple[Callable[[int], None], Callable]]:
-    """(what moves the bar of the training to a step, what watches relaxations); bars in a terminal, else lines."""
-    if not console.is_terminal:
-        yield (lambda step: None), progress
-        return
-    with bars() as bar:
-        task = bar.add_task("training", total=total, completed=done)
-
-        def watch(items: Iterator, what: str, n: int) -> Iterator:
-            relaxing = bar.add_task(what, total=n)
-            for item in items:
-                bar.advance(relaxing)
-                yield item
-            bar.remove_task(relaxing)
-
-        yield (lambda step: bar.update(task, completed=step)), watch
 
 
 def _report(config: StructureTuneConfig) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import csv
 import io
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -159,3 +159,14 @@ class Speed:
             seconds = max(time.monotonic() - self.since, 1e-9)
             self.last = (self.structures / seconds, self.atoms / seconds, self.batches / seconds)
         return self.last
+
+
+def means(rows: Sequence[Mapping[str, float]], counts: Iterable[str]) -> tuple[dict[str, float], dict[str, int]]:
+    """(means over the structures, `counts` above 0) of the records of an epoch."""
+    weights = np.array([row.get("n_structures", 1) for row in rows])
+    weights = weights if weights.sum() else np.ones(len(rows))
+    summed = {key: int(sum(row.get(key, 0) for row in rows)) for key in counts}
+    apart = ("step", "epoch", "lr", "n_structures", *summed)
+    known = [key for key in rows[0] if key not in apart and all(key in row for row in rows)]
+    averages = {key: float(np.average([row[key] for row in rows], weights=weights)) for key in known}
+    return averages, {key: n for key, n in summed.items() if n}

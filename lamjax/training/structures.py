@@ -178,16 +178,6 @@ def structure_objective(
     )
 
 
-def means(rows: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], dict[str, int]]:
-    """(means over the structures, `COUNTS` above 0) of the records of an epoch."""
-    weights = np.array([row["n_structures"] for row in rows])
-    known = [key for key in rows[0] if all(key in row for row in rows)]
-    kept = [key for key in known if key not in ("step", "epoch", "lr", *COUNTS, "n_structures")]
-    counts = {key: int(sum(row.get(key, 0) for row in rows)) for key in COUNTS}
-    averages = {key: float(np.average([row[key] for row in rows], weights=weights)) for key in kept}
-    return averages, {key: n for key, n in counts.items() if n}
-
-
 def validations(output: Path) -> list[Judged]:
     """The rows of validation.csv; the first one with the smallest median structure error is marked as the best."""
     rows = until(output / VALIDATION, sys.maxsize)

@@ -75,7 +75,7 @@ def tuned(folder):
 
 def test_structures_become_better_where_they_must(tuned):
     config, events = tuned
-    epochs = [structures.means(event.rows)[0] for event in events if isinstance(event, engine.Epoch)]
+    epochs = [records.means(event.rows, structures.COUNTS)[0] for event in events if isinstance(event, engine.Epoch)]
     judged = judged_in(events)
     assert [event.step for event in judged] == [0, 4, 8, 12, 16]
     assert epochs[-1]["dq_mean"] < 0.7 * epochs[0]["dq_mean"]
