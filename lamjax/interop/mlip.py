@@ -57,7 +57,6 @@ def to_mlip(potential: Potential, params: Any) -> Any:
 
 @factory
 def _build(config: _Fixed) -> Potential:
-    from mlip.graph import EdgeOrdering, Graph, GraphEdges, GraphGlobals, GraphNodes
     from mlip.models import ForceField
 
     force_field = config.force_field
@@ -74,10 +73,7 @@ def _build(config: _Fixed) -> Potential:
 
     def atomic_energies(params: Any, system: System, neighbors: Neighbors) -> jax.Array:
         leaf = next(x for x in jax.tree.leaves(params) if jnp.issubdtype(x.dtype, jnp.floating))
-        graph = _graph(
-            system, neighbors, first, leaf.dtype, (Graph, GraphNodes, GraphEdges, GraphGlobals, EdgeOrdering)
-        )
-        graph = force_field._apply_inference_context(graph)
+        graph = force_field._apply_inference_context(_graph(system, neighbors, first, leaf.dtype))
         known = {"params": params["params"]["mlip_network"]}
         energies = network.apply(known, graph).nodes.features["energy"][:-1]
         return jnp.where(system.numbers > 0, energies, 0)
@@ -86,13 +82,14 @@ def _build(config: _Fixed) -> Potential:
     return Potential(config, (Shell(float(info.graph_cutoff_angstrom)),), init, atomic_energies, elements)
 
 
-def _graph(system: System, neighbors: Neighbors, first: int, dtype: Any, kinds: tuple) -> Any:
+def _graph(system: System, neighbors: Neighbors, first: int, dtype: Any) -> Any:
     """One graph of all atoms, however many structures: the shift of every edge is a vector of its own.
 
     An edge leads from an atom to its neighbour, atom by atom, and every pair is there in both directions, as mlip wants
     it. Behind the atoms comes one that is no atom, far away, in a graph of its own: empty slots lead to it.
     """
-    Graph, GraphNodes, GraphEdges, GraphGlobals, EdgeOrdering = kinds
+    from mlip.graph import EdgeOrdering, Graph, GraphEdges, GraphGlobals, GraphNodes
+
     n, width = neighbors.indices.shape
     cell = jnp.asarray(system.cell)
     shifts = transform(neighbors.images.astype(cell.dtype), of_atoms(system, cell))
