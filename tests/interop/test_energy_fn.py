@@ -140,3 +140,15 @@ def test_it_is_the_same_embedded_atom_potential():
 
     for one, other in zip(*(jax.tree.leaves(jax.jit(both, static_argnums=0)(p)) for p in (ours, theirs)), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("format", ["sparse", "dense"])
+@pytest.mark.parametrize("width", [0, 1, 4])
+def test_an_atom_without_neighbours_has_its_own_energy_whatever_the_width_of_its_list(width, format):
+    def energy_fn(params, positions, neighbor):
+        return PAIRS(positions, neighbor, sigma=params["sigma"], epsilon=params["epsilon"]) + 0.5 * len(positions)
+
+    potential = from_energy_fn(INITIAL, energy_fn, CUTOFF, format=format)
+    system = lamjax.from_ase(ase.Atoms("Cu", [(0, 0, 0)]))
+    lists = lamjax.neighbors.allocate(system, potential.shells, (width,))
+    assert abs(potential.energy(potential.init(), system, lists) - 0.5) < 1e-12

@@ -109,14 +109,15 @@ def _of_first(config: EnergyFnConfig, params: Any, atoms: jax.Array, slots: jax.
     is taken off by a second energy, in which the first have companions as well, and those are put back from a third.
     """
     k = len(slots)
-    companions = jnp.arange(k, dtype=slots.dtype)[:, None] + len(atoms)
-    reference = jnp.concatenate([companions, jnp.full((k, slots.shape[1] - 1), 2 * len(atoms) + 2, slots.dtype)], 1)
-    empty = jnp.where(slots < len(atoms), slots, 2 * len(atoms) + 2)
+    nobody = 2 * len(atoms) + 2  # an empty slot, see `_energy`
+    reference = jnp.full((k, max(slots.shape[1], 1)), nobody, slots.dtype)
+    reference = reference.at[:, 0].set(jnp.arange(k, dtype=slots.dtype) + len(atoms))
+    slots = jnp.where(slots < len(atoms), slots, nobody)
     still = jax.lax.stop_gradient(atoms)
     one = jnp.zeros((1, 3), atoms.dtype)
     paired = jax.vmap(lambda kind: _energy(config, params, one, reference[:0], kind[None]) / 4)(kinds[:k])
     there = _energy(config, params, still, reference, kinds)
-    return _energy(config, params, atoms, empty, kinds) - there + jnp.sum(paired)
+    return _energy(config, params, atoms, slots, kinds) - there + jnp.sum(paired)
 
 
 def _energy(config: EnergyFnConfig, params: Any, atoms: jax.Array, slots: jax.Array, kinds: jax.Array) -> jax.Array:
