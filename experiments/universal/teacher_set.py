@@ -4,6 +4,7 @@
     nice python -m experiments.universal.teacher_set --samples 0 1600
     nice python -m experiments.universal.teacher_set --samples 100000 104000   # many crystals, few frames of each
     nice python -m experiments.universal.teacher_set --samples 200000 210000   # point defects, layers and surfaces
+    nice python -m experiments.universal.teacher_set --samples 300000 302000   # simple crystals of every element
 
 Every sample comes from one crystal of experiments/data/materials_pbeu and the random numbers of (seed, sample) alone,
 so that any range of samples can be made again, in any order. Blocks of samples are written one by one: a killed run
@@ -33,7 +34,7 @@ from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.neighborlist import neighbor_list
 from ase.optimize import FIRE
 
-from experiments.universal import archive, defects
+from experiments.universal import archive, defects, prototypes
 
 HERE = Path(__file__).parent
 STARTS = HERE.parent / "data" / "materials_pbeu" / "train.extxyz.gz"
@@ -46,9 +47,11 @@ BROAD = 100_000  # the samples from here on are many crystals with few frames ea
 BROAD_KINDS = {"relaxation": 0.02, "first steps": 0.30, "perturbation": 0.65, "hot": 0.03}
 DEFECTS = 200_000  # the samples from here on are those of `experiments.universal.defects`
 DEFECT_KINDS = {"relaxation": 0.35, "first steps": 0.40, "perturbation": 0.20, "hot": 0.05}
+SIMPLE = 300_000  # the samples from here on are those of `experiments.universal.prototypes`
 MOST_FORCE = 15.0  # eV/Å; frames above are left out
 LEAST_DISTANCE = 0.55  # of the sum of covalent radii
-MOST_NEIGHBORS = 40  # within 3.2 Å, of an atom: the teacher's lists of angles grow with the square
+MOST_NEIGHBORS, NEAR = 40, 3.2  # Å, of an atom: the teacher's lists of angles grow with the square
+ISOLATED = 5.0  # Å without any neighbour: atoms that no model of this cutoff can tell apart from free ones
 APART = 0.03  # Å that an atom has moved, or a tenth as strain, between two frames that are kept
 
 
@@ -121,11 +124,11 @@ def perturbed(atoms: ase.Atoms, volume: float, strain: float, displacement: floa
 
 
 def reasonable(atoms: ase.Atoms) -> bool:
-    """No two atoms are much nearer than bonds are, and none has very many neighbours."""
-    i, j, d = neighbor_list("ijd", atoms, 3.2)
+    """No two atoms are much nearer than bonds are, none has very many neighbours, and some have any."""
+    i, j, d = neighbor_list("ijd", atoms, ISOLATED)
     radii = covalent_radii[atoms.numbers]
     near = bool((d <= LEAST_DISTANCE * (radii[i] + radii[j])).any())
-    return len(d) > 0 and not near and np.bincount(i).max() <= MOST_NEIGHBORS
+    return len(d) > 0 and not near and np.bincount(i[d < NEAR], minlength=1).max() <= MOST_NEIGHBORS
 
 
 def labelled(atoms: ase.Atoms) -> ase.Atoms | None:
@@ -240,6 +243,8 @@ class Maker:
     def sample(self, number: int) -> Sample:
         """The sample of that number; fewer frames, or none, where the structures come to nothing."""
         rng = np.random.default_rng((SEED, number))
+        if number >= SIMPLE:
+            return self.simple(rng)
         if number >= DEFECTS:
             return self.defective(rng)
         shares, most = (KINDS, 6) if number < BROAD else (BROAD_KINDS, 3)
@@ -286,6 +291,32 @@ class Maker:
         for atoms in many:
             atoms.calc = self.calculator
         return Sample(kind, [frame for frame in map(labelled, many) if frame is not None])
+
+    def simple(self, rng: np.random.Generator) -> Sample:
+        """A simple crystal relaxed at variable cell (some frames), and cells strained, displaced, near its end."""
+        for _ in range(100):
+            parent = prototypes.crystal(self.scale, rng)
+            if reduced(parent) not in self.excluded:
+                break
+        frames: list[ase.Atoms] = []
+        for _ in range(8):  # until the guess of the volume is one that the teacher takes
+            start = perturbed(parent, rng.uniform(0.9, 1.3), 0.01, 0.01, rng)
+            if reasonable(start):
+                frames = relaxed(start, self.calculator, 60, variable_cell=True)
+                break
+        if not frames:
+            return Sample("relaxation", [])
+        end, frames = frames[-1], frames[::4]
+        while len(end) <= 4 and rng.random() < 0.5:
+            end = enlarged(end, rng)
+        many = [
+            perturbed(end, volume, rng.choice([0.0, 0.01, 0.03]), rng.choice([0.0, 0.05, 0.15]), rng)
+            for volume in (0.8, 0.88, 0.94, 1.0, 1.06, 1.15, 1.3) * rng.uniform(0.97, 1.03, 7)
+        ]
+        many = list(filter(reasonable, many))
+        for atoms in many:
+            atoms.calc = self.calculator
+        return Sample("relaxation", frames + [frame for frame in map(labelled, many) if frame is not None])
 
 
 def reduced(atoms: ase.Atoms) -> str:
