@@ -2,6 +2,7 @@
 
 import argparse
 import gzip
+import hashlib
 import json
 import os
 import platform
@@ -325,6 +326,11 @@ def collect(folder: Path, names: Iterable[str]) -> list[dict[str, Any]] | None:
         console.print(f"{folder}: {len(missing)} runs are not finished, no report yet: {', '.join(missing[:6])} ...")
         return None
     return [json.loads((folder / f"{name}.json").read_text()) for name in names]
+
+
+def digest(path: str | Path) -> str:
+    """The SHA-256 of a file."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def facts(command: str, seconds: float) -> dict[str, Any]:

@@ -11,16 +11,15 @@ import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, ScalarFormatter
 
 from experiments import workflow
+from experiments.look import STARTS
 from experiments.multitask_vs_single import run as pretraining
 from experiments.workflow import DOWNSTREAM, HEAD, Size
 from lamjax import checkpoints, edit
-from lamjax.reports import plots
+from lamjax.reports import style
 from lamjax.training.config import TrainConfig
 
 HERE = Path(__file__).parent
@@ -28,7 +27,6 @@ SETS = ("tio2", "acac", "mgypo4")
 SIZES = (10, 30, 100, 300)  # training frames
 STEPS = {"finetuned": 1000, "scratch": 2000}
 BATCH = "auto:48"  # atoms; the sets are small
-COLORS = {"finetuned": plots.AFTER, "scratch": "#5a5a5a"}
 LABELS = {"finetuned": "fine-tuned", "scratch": "from scratch"}
 
 
@@ -212,12 +210,14 @@ def said(found: list[Factor]) -> str:
 
 
 def plot(path: Path, found: dict[Point, dict], seeds: list[int]) -> None:
-    """Force RMSE against the number of frames, mean and range over the seeds, a panel a test."""
-    tests = tests_of(found)
-    with matplotlib.rc_context(plots.STYLE):
-        figure = Figure(figsize=(3.6 * len(tests), 3.9), layout="constrained")
-        for axes, (key, test) in zip(figure.subplots(1, len(tests), squeeze=False)[0], tests, strict=True):
-            for start, color in COLORS.items():
+    """Force RMSE against the number of frames, mean and range over the seeds, a panel a set (its first test)."""
+    tests = list({key: (key, test) for key, test in reversed(tests_of(found))}.values())[::-1]
+    columns = -(-len(tests) // (1 + (len(tests) > 3)))
+    shape = (-(-len(tests) // columns), columns)
+    caption = f"Lines: mean of {len(seeds)} seeds; bands: their range. Held-out frames, the first test of each set."
+    with style.figure(path, (4.2, 3.7), shape, caption=caption) as panels:
+        for axes, (key, test) in zip(panels, tests, strict=False):
+            for start, color in STARTS.items():
                 curves = [curve(found, key, test, start, seed) for seed in seeds]
                 sizes, values = list(curves[0]), np.array([list(one.values()) for one in curves])
                 axes.fill_between(sizes, values.min(axis=0), values.max(axis=0), color=color, alpha=0.2, linewidth=0)
@@ -227,9 +227,10 @@ def plot(path: Path, found: dict[Point, dict], seeds: list[int]) -> None:
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5)))
             axes.yaxis.set_major_formatter(ScalarFormatter())
             axes.minorticks_off()
-        figure.axes[0].set_ylabel("force RMSE on test (meV/Å)")
-        figure.axes[0].legend(frameon=False)
-        figure.savefig(path, dpi=130)
+            style.name_lines(axes)
+        for axes in panels[len(tests) :]:
+            axes.remove()
+        panels[0].set_ylabel("force RMSE on test (meV/Å)")
 
 
 if __name__ == "__main__":

@@ -14,20 +14,18 @@ from typing import Any
 
 import ase.data
 import jax
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
 import lamjax
 from experiments import workflow
+from experiments.look import UNIVERSAL
 from experiments.universal import starts
 from experiments.universal.train import WORK
 from lamjax import data, dynamics, relaxation
 from lamjax.relaxation import CellConfig, RelaxConfig
-from lamjax.reports import plots
+from lamjax.reports import style
 
 TEACHER = starts.HERE / "teacher.json"
-COLORS = ("#9a9a9a", "#0072b2", "#d55e00")
 GROUPS = {  # elements by what binds them, for a table of errors
     "s block": "Li Na K Rb Cs Be Mg Ca Sr Ba",
     "3d metals": "Sc Ti V Cr Mn Fe Co Ni Cu Zn",
@@ -152,24 +150,17 @@ def speed(model: str, teacher: list[dict] | None) -> dict[str, float]:
 
 def draw(rows: dict[str, list[dict]], path) -> None:
     """Cumulative shares of the crystals below an error of volume and positions."""
-    with matplotlib.rc_context(plots.STYLE):
-        figure = Figure(figsize=(9, 3.6), layout="constrained")
-        for axes, key, scale, label in zip(
-            figure.subplots(1, 2), ("volume", "rmsd"), (100, 1), ("|V/V(DFT) - 1| (%)", "RMSD (Å)"), strict=True
+    count = ", ".join(f"{name}: {len(found)}" for name, found in rows.items())
+    with style.figure(path, (4.9, 3.8), (1, 2), caption=f"Crystals relaxed from strained starts; {count}.") as panels:
+        for axes, key, scale, label, most in zip(
+            panels, ("volume", "rmsd"), (100, 1), ("|V/V(DFT) - 1| (%)", "RMSD (Å)"), (15, 0.6), strict=True
         ):
-            for (name, found), color in zip(rows.items(), COLORS, strict=False):
+            axes.set(xlabel=label, ylabel="share of crystals below", ylim=(0, 1), xlim=(0, most))
+            for name, found in rows.items():
                 values = np.sort(scale * np.abs([row[key] for row in found]))
-                axes.step(
-                    values,
-                    np.arange(1, len(values) + 1) / len(values),
-                    color=color,
-                    label=f"{name} (n = {len(values)})",
-                )
-            axes.set(
-                xlabel=label, ylabel="share of crystals below", ylim=(0, 1), xlim=(0, 15 if key == "volume" else 0.6)
-            )
-        axes.legend(frameon=False)
-        figure.savefig(path, dpi=150)
+                share = np.arange(1, len(values) + 1) / len(values)
+                axes.step(values, share, color=UNIVERSAL[name], label=name)
+        style.name_lines(panels[1])
 
 
 def tables(results: dict[str, Any]) -> str:
