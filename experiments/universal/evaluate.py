@@ -85,6 +85,17 @@ def relaxed(model: str, every: int) -> tuple[list[dict], float]:
     return found, time.monotonic() - began
 
 
+def simple(model: str) -> dict[str, float]:
+    """V/V(experiment) - 1 of simple crystals, relaxed at variable cell; NaN if it does not converge."""
+    crystals = starts.simple()
+    config = RelaxConfig(fmax=starts.SIMPLE_FMAX, max_steps=starts.STEPS, cell=CellConfig())
+    ends = relaxation.relax_structures(*lamjax.load(model), list(crystals.values()), config)
+    return {
+        name: abs(np.linalg.det(end.system.cell)) / atoms.get_volume() - 1 if end.converged else float("nan")
+        for (name, atoms), end in zip(crystals.items(), ends, strict=True)
+    }
+
+
 def not_relaxed(every: int) -> list[dict]:
     """The starts themselves."""
     found = []
@@ -182,6 +193,10 @@ def tables(results: dict[str, Any]) -> str:
     ]
     runs = [(one["crystal"], f"{one['drift']:.1e}", f"{one['fluctuation']:.1e}") for one in results["nve"]]
     rates = [(name, f"{x:,.0f}") for name, x in results["speed"].items()]
+    volumes = [
+        (name, *(f"{100 * one[crystal]:+.0f}" if np.isfinite(one[crystal]) else "-" for crystal in starts.SIMPLE))
+        for name, one in results["simple"].items()
+    ]
     return "\n\n".join(
         [
             workflow.markdown(["held-out DFT frames", "energy MAE (meV/atom)", "force MAE (meV/Å)", *GROUPS], errors),
@@ -198,6 +213,7 @@ def tables(results: dict[str, Any]) -> str:
             ),
             workflow.markdown(["NVE, 5 ps at 300 K", "drift (eV/atom/ps)", "fluctuation (eV/atom)"], runs),
             workflow.markdown(["relaxing, one process", "atoms a second"], rates),
+            workflow.markdown(["V/V(experiment, 300 K) - 1 (%)", *starts.SIMPLE], volumes),
         ]
     )
 
@@ -222,6 +238,8 @@ def main(model: str, every: int) -> None:
         "relaxed": {name: summary(found) for name, found in rows.items()},
         "nve": drifts,
         "speed": speed(model, teacher.get("relaxed")),
+        "simple": {"lamjax small": simple(model)}
+        | ({"CHGNet 0.3.0": teacher["simple"]} if "simple" in teacher else {}),
         "rows": ends,
     }
     results |= workflow.facts(f"python -m experiments.universal.evaluate --model {model}", time.monotonic() - began)
