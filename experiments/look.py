@@ -15,7 +15,7 @@ METHODS = {
     "forces, then BPTT": "#8b3a00",  # dark vermilion
     "both, the base kept": "#00405e",  # dark blue
 }
-STARTS = {"finetuned": VERMILION, "scratch": DARK}
+STARTS = {"small": VERMILION, "finetuned": BLUE, "scratch": DARK}
 STUDENTS = {
     "teacher": GREY,
     "DPA-1 distilled": VERMILION,

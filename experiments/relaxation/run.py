@@ -203,11 +203,8 @@ def restore(path: Path, folder: Path) -> None:
     told = json.loads(path.read_text())
     if told.get("base") != workflow.digest(checkpoints.SHIPPED / "small.lamjax"):
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    for one in (one for study in report.STUDIES for one in told.get(study, ())):
-        file = folder / f"{Run(**{key: one[key] for key in Run._fields}).name}.json"
-        if not file.is_file():
-            checkpoints.write_atomically(file, json.dumps(one, indent=1).encode())
+    runs = [one for study in report.STUDIES for one in told.get(study, ())]
+    workflow.restore(runs, folder, lambda one: Run(**{key: one[key] for key in Run._fields}).name)
 
 
 def finished(runs: Sequence[Run], folder: Path) -> list[dict[str, Any]]:
