@@ -3,7 +3,6 @@
 import contextlib
 import difflib
 import functools
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -20,10 +19,10 @@ from lamjax import neighbors as neighbor_lists
 from lamjax import units
 from lamjax.arguments import ArgumentError, describe
 from lamjax.checkpoints import load
-from lamjax.neighbors import Neighbors, Shell
+from lamjax.neighbors import Neighbors
 from lamjax.neighbors.host import pairs
-from lamjax.neighbors.types import round_up
 from lamjax.potential import Params, Potential, cast_params, check_elements, predict, select
+from lamjax.shapes import grow
 from lamjax.system import System, host_system
 
 
@@ -245,11 +244,3 @@ def _pair(model: Any) -> tuple:
             "Calculator(lamjax.load('model.lamjax'))."
         )
     return pair
-
-
-def grow(capacities: tuple[int, ...], found: Any, shells: Sequence[Shell], spare: float = 0.15) -> tuple[int, ...]:
-    """Slots for each shell: what was found and `spare` more, in eights, never fewer than before, `sel` at most."""
-    wanted = [round_up(math.ceil((1 + spare) * int(f)), 8) for f in found]
-    limits = [w if s.sel is None else min(w, round_up(s.sel)) for w, s in zip(wanted, shells, strict=True)]
-    grown = [max(old, new) for old, new in zip(capacities, limits, strict=True)]
-    return tuple(min(width, grown[0]) for width in grown)

@@ -1,28 +1,30 @@
 """Analytic pair potentials behind the same interface as the learned ones: for tests, benchmarks and teaching."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Annotated
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
+from pydantic import Field
 
 from lamjax import neighbors as neighbor_lists
 from lamjax import numerics
+from lamjax.config import configuration
 from lamjax.factories import factory
 from lamjax.neighbors import Neighbors, Shell
 from lamjax.potential import Potential
 from lamjax.system import System
 
 
-@dataclass(frozen=True)
+@configuration
 class PairConfig:
     """What a pair potential was made from."""
 
     type: str
     initial: tuple[tuple[str, float], ...]
-    cutoff: float  # Å
-    switch_start: float  # Å
+    cutoff: Annotated[float, Field(description="Å")]
+    switch_start: Annotated[float, Field(description="Å")]
 
 
 def lennard_jones(

@@ -2,8 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, NamedTuple, get_args
+from typing import Annotated, Any, NamedTuple, get_args
 
 import ase
 import ase.data
@@ -12,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
-from pydantic import Discriminator, Tag, TypeAdapter
+from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter
 
 from lamjax import neighbors as neighbor_lists
 from lamjax import nn, numerics, pytree, summaries, units
 from lamjax import system as systems
-from lamjax.arguments import ArgumentError, as_tuples, describe, expect
+from lamjax.arguments import ArgumentError, describe, expect
+from lamjax.config import configuration
 from lamjax.descriptors import (
     DPA1Config,
     DPA2Config,
@@ -66,27 +66,47 @@ def _kind(descriptor: Any) -> str | None:
     return descriptor.get("type", "dpa2") if isinstance(descriptor, dict) else getattr(descriptor, "type", None)
 
 
+def _checked_descriptor(value: Any) -> Any:
+    """The value; ArgumentError for what is neither a descriptor's config nor plain data."""
+    if not isinstance(value, (dict, *_configs())):
+        raise ArgumentError(f"got {describe(value)}; supported: {_names(_configs())}.")
+    return value
+
+
+def _checked_heads(value: Any) -> Any:
+    """The value; ArgumentError for what are no pairs of names and heads."""
+    for pair in value if isinstance(value, tuple) else ():
+        if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[1], (dict, EnergyHeadConfig)):
+            raise ArgumentError(
+                f"got {describe(pair)}; write names and heads: (('{DEFAULT_HEAD}', EnergyHeadConfig()),)"
+            )
+    return value
+
+
 DescriptorConfig = Annotated[
     Annotated[DPA2Config, Tag("dpa2")]
     | Annotated[DPA1Config, Tag("dpa1")]
     | Annotated[DPA3Config, Tag("dpa3")]
     | Annotated[NequIPConfig, Tag("nequip")],
     Discriminator(_kind),
+    BeforeValidator(_checked_descriptor),
 ]
 
 
-@dataclass(frozen=True)
+@configuration
 class PotentialConfig:
     """What `build` needs: the elements in the order of the type map, a descriptor, and heads by name."""
 
-    elements: tuple[str, ...]
+    elements: Annotated[tuple[str, ...], Field(description="chemical symbols, in the order of the types")]
     descriptor: DescriptorConfig
-    heads: tuple[tuple[str, EnergyHeadConfig], ...] = ((DEFAULT_HEAD, EnergyHeadConfig()),)
-    pair_exclude_types: tuple[tuple[int, int], ...] = ()  # pairs that do not see each other at all
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    heads: Annotated[
+        tuple[tuple[str, EnergyHeadConfig], ...], BeforeValidator(_checked_heads), Field(description="names and heads")
+    ] = ((DEFAULT_HEAD, EnergyHeadConfig()),)
+    pair_exclude_types: Annotated[
+        tuple[tuple[int, int], ...], Field(description="types of pairs that are no neighbours of each other")
+    ] = ()
 
     def __post_init__(self) -> None:
-        as_tuples(self)
         if not self.elements:
             raise ValueError("elements is empty: list the chemical symbols that the model is to know, such as [O, H].")
         if unknown := [e for e in self.elements if e not in ase.data.atomic_numbers or e == "X"]:
@@ -98,15 +118,10 @@ class PotentialConfig:
             raise ValueError(
                 f"elements must be distinct chemical symbols, {', '.join(twice)} is there more than once. Remove it."
             )
-        if not isinstance(self.descriptor, _configs()):
-            raise ArgumentError(f"descriptor is {describe(self.descriptor)}; supported: {_names(_configs())}.")
         self._check_heads()
         self._check_excluded()
 
     def _check_heads(self) -> None:
-        for pair in self.heads:
-            if not isinstance(pair, tuple) or [type(part) for part in pair] != [str, EnergyHeadConfig]:
-                raise ArgumentError(f"heads holds {describe(pair)}; write (('{DEFAULT_HEAD}', EnergyHeadConfig()),).")
         names = [pair[0] for pair in self.heads]
         if not names:
             raise ValueError(f"heads is empty: a model needs one, for example [[{DEFAULT_HEAD}, {{}}]].")
@@ -115,10 +130,11 @@ class PotentialConfig:
 
     def _check_excluded(self) -> None:
         """ValueError for excluded types that are numbers of no element."""
-        found = {"pair_exclude_types": [t for pair in self.pair_exclude_types for t in pair]}
-        found["descriptor.exclude_types"] = [t for pair in getattr(self.descriptor, "exclude_types", ()) for t in pair]
-        found |= {f"exclude_types of head {name}": [*head.exclude_types] for name, head in self.heads}
-        for name, types in found.items():
+        excluded = {"pair_exclude_types": [t for pair in self.pair_exclude_types for t in pair]}
+        by_descriptor = getattr(self.descriptor, "exclude_types", ())
+        excluded["descriptor.exclude_types"] = [t for pair in by_descriptor for t in pair]
+        excluded |= {f"exclude_types of head {name}": [*head.exclude_types] for name, head in self.heads}
+        for name, types in excluded.items():
             if wrong := [t for t in types if not 0 <= t < len(self.elements)]:
                 raise ValueError(
                     f"{name} names type {wrong[0]}, but the {len(self.elements)} elements are counted from 0 to "
@@ -190,11 +206,11 @@ def _build(config: PotentialConfig, head: str | None) -> Potential:
 
     def init(key: Array, dtype: DTypeLike | None = None) -> Params:
         keys = nn.split(key, 1 + len(heads))
-        found = {name: h.init(k, dtype) for (name, h), k in zip(heads.items(), keys[1:], strict=True)}
-        for number, head in enumerate(found.values()):  # told apart where they share a net: one-hot vectors
+        per_head = {name: h.init(k, dtype) for (name, h), k in zip(heads.items(), keys[1:], strict=True)}
+        for number, head in enumerate(per_head.values()):  # told apart where they share a net: one-hot vectors
             if (vector := head["statistics"].get("case_embd")) is not None and number < len(vector):
                 head["statistics"]["case_embd"] = vector.at[number].set(1)
-        return jax.device_put(Params(descriptor.init(keys[0], dtype), found))
+        return jax.device_put(Params(descriptor.init(keys[0], dtype), per_head))
 
     def atomic_energies(params: Params, system: System, neighbors: Neighbors) -> Array:
         _require_head(head, config.head_names)
@@ -400,8 +416,8 @@ def _names(kinds: tuple[type, ...]) -> str:
 
 def _require_head(head: str | None, names: tuple[str, ...]) -> None:
     if head not in names:
-        said = "The model has several heads and none was chosen" if head is None else f"Head {head!r} is unknown"
-        raise ValueError(f"{said}; available: {', '.join(names)}.")
+        problem = "The model has several heads and none was chosen" if head is None else f"Head {head!r} is unknown"
+        raise ValueError(f"{problem}; available: {', '.join(names)}.")
 
 
 def _without_pairs(neighbors: Neighbors, types: Array, allowed: Array) -> Neighbors:

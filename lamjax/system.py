@@ -13,12 +13,12 @@ from ase.constraints import FixAtoms, FixCartesian
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from lamjax import summaries, units
+from lamjax import lattice, summaries, units
+from lamjax.lattice import face_distances, home_shift
 
 PARAMETERS = ("fparam", "aparam", "charge_spin")  # fields of a System that a model may take beside the atoms
 CHARGE_SPIN = ((-100, 99), (0, 99))  # the least and the largest charge (e) and spin multiplicity
 MASSES = np.where(np.arange(119) > 0, np.nan_to_num(ase.data.atomic_masses, nan=1.0), 0.0)  # amu, 0 for padding
-NEAR = 8  # cells beside the home cell, whose atoms stay where they are in float32
 
 
 class System(NamedTuple):
@@ -91,12 +91,12 @@ def parameters(
     dtype: DTypeLike | None = np.float64,
 ) -> dict[str, np.ndarray]:
     """The fields `PARAMETERS` of a structure, checked, as numpy arrays; what is None is left out."""
-    found = {
+    given = {
         "fparam": _parameters(fparam, (-1,), "fparam", dtype),
         "aparam": _parameters(aparam, (n_atoms, -1), "aparam", dtype),
         "charge_spin": _charge_spin(charge_spin),
     }
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def cast(system: System, dtype: DTypeLike | None) -> System:
@@ -135,26 +135,6 @@ def moved_by(system: System, shift: Array) -> System:
     if not np.any(shift):
         return system
     return system._replace(positions=system.positions + shift @ np.asarray(system.cell, np.float64))
-
-
-def home_shift(positions: Array, cell: Array, pbc: Array) -> Int[np.ndarray, "n_atoms 3"]:
-    """Lattice vectors (whole numbers) that bring atoms near the home cell, in periodic directions only.
-
-    None if all atoms are within a few cells: that costs few digits, and molecules across a face stay whole. Else all
-    atoms are moved by the same, and those that are still far by what brings each of them home.
-    """
-    cell = np.where(np.asarray(pbc)[:, None], np.asarray(cell, np.float64), 0)
-    fractional = np.where(pbc, np.asarray(positions, np.float64) @ np.linalg.inv(complete_cell(cell, pbc)), 0)
-    if not _far(fractional).any():
-        return np.zeros(np.shape(positions), np.int64)
-    common = np.floor(np.median(fractional, axis=0))
-    rest = fractional - common
-    far = _far(rest).any(axis=1, keepdims=True)
-    return -(common + np.where(far, np.floor(rest), 0)).astype(np.int64)
-
-
-def _far(fractional: Array) -> Bool[np.ndarray, "n_atoms 3"]:
-    return (fractional < -NEAR) | (fractional >= NEAR + 1)
 
 
 def as_system(structure: System | ase.Atoms) -> System:
@@ -260,8 +240,8 @@ def fixed_mask(fixed: Array | None, numbers: Int[Array, "*batch n_atoms"]) -> Bo
 def constraints(fixed: Bool[np.ndarray, "n_atoms 3"]) -> list:
     """ASE's constraints that hold these components: the inverse of `fixed_components`."""
     whole = fixed.all(axis=1)
-    found: list = [FixAtoms(np.flatnonzero(whole))] if whole.any() else []
-    return found + [FixCartesian([int(k)], fixed[k]) for k in np.flatnonzero(fixed.any(axis=1) & ~whole)]
+    held: list = [FixAtoms(np.flatnonzero(whole))] if whole.any() else []
+    return held + [FixCartesian([int(k)], fixed[k]) for k in np.flatnonzero(fixed.any(axis=1) & ~whole)]
 
 
 def other_constraints(atoms: ase.Atoms) -> tuple[str, ...]:
@@ -325,31 +305,15 @@ def _charge_spin(value: Any) -> np.ndarray | None:
     """Charge and spin multiplicity as two int32; None stays None."""
     if value is None:
         return None
-    found = np.asarray(value, np.float64).reshape(-1)
+    numbers = np.asarray(value, np.float64).reshape(-1)
     (least, most), (fewest, largest) = CHARGE_SPIN
-    ranges = CHARGE_SPIN if len(found) == 2 else ()
-    if not ranges or any(x != np.round(x) or not a <= x <= b for x, (a, b) in zip(found, ranges, strict=True)):
+    ranges = CHARGE_SPIN if len(numbers) == 2 else ()
+    if not ranges or any(x != np.round(x) or not a <= x <= b for x, (a, b) in zip(numbers, ranges, strict=True)):
         raise ValueError(
-            f"charge_spin is {found.tolist()}; expected two whole numbers, the charge of the structure ({least} to "
+            f"charge_spin is {numbers.tolist()}; expected two whole numbers, the charge of the structure ({least} to "
             f"{most} e) and its spin multiplicity ({fewest} to {largest})."
         )
-    return found.astype(np.int32)
-
-
-def complete_cell(cell: Array, pbc: Array) -> Array:
-    """The cell with the rows of the non-periodic directions replaced by unit vectors that complete a basis (numpy)."""
-    cell = np.where(np.asarray(pbc)[:, None], np.asarray(cell, np.float64), 0)
-    periodic = cell[np.asarray(pbc)]
-    if len(periodic) < 3:
-        _, _, basis = np.linalg.svd(np.concatenate([periodic, np.zeros((1, 3))]))
-        cell[~np.asarray(pbc)] = basis[len(periodic) :]
-    return cell
-
-
-def face_distances(cell: Array, pbc: Array) -> np.ndarray:
-    """Distance between opposite faces of the cell along each axis (Å, numpy); meaningful where periodic."""
-    cell = complete_cell(cell, pbc)
-    return 1 / np.linalg.norm(np.linalg.inv(cell), axis=0) if abs(np.linalg.det(cell)) > 1e-10 else np.zeros(3)
+    return numbers.astype(np.int32)
 
 
 def pad(system: System, n_atoms: int) -> System:
@@ -422,4 +386,4 @@ def masses(system: System) -> Float[Array, "*batch n_atoms"]:
 
 def volume(system: System) -> Float[Array, "*batch"]:
     """|det cell| in Å³; 0 for a structure without a three-dimensional cell."""
-    return jnp.abs(jnp.linalg.det(system.cell))
+    return lattice.volume(system.cell)

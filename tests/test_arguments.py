@@ -59,8 +59,10 @@ WRONG = {
         ("O", "H", "O"), DPA2Config()
     ),
     "elements is empty": lambda: lamjax.PotentialConfig((), DPA2Config()),
-    "descriptor is a dict; supported: DPA2Config": lambda: lamjax.PotentialConfig("O", {"type": "dpa2"}),
-    "heads holds an EnergyHeadConfig": lambda: lamjax.PotentialConfig("O", DPA2Config(), EnergyHeadConfig()),
+    "descriptor: got a list of str; supported: DPA2Config": lambda: lamjax.PotentialConfig("O", ["dpa2"]),
+    "heads: got an EnergyHeadConfig; write names": lambda: lamjax.PotentialConfig(
+        "O", DPA2Config(), EnergyHeadConfig()
+    ),
     "different names, a is there": lambda: lamjax.PotentialConfig("O", DPA2Config(), [("a", EnergyHeadConfig())] * 2),
     "default_chg_spin: expected a list, got 1": lambda: DPA3Config(default_chg_spin=1),
     "default_chg_spin: expected 2 values, got 3": lambda: DPA3Config(default_chg_spin=(1, 2, 3)),

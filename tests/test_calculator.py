@@ -21,8 +21,9 @@ from ase.optimize import BFGS
 
 import lamjax
 from lamjax import classical
-from lamjax.calculator import Calculator, grow
+from lamjax.calculator import Calculator
 from lamjax.neighbors import Shell
+from lamjax.shapes import grow
 
 
 def argon() -> ase.Atoms:

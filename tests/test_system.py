@@ -88,22 +88,6 @@ def test_strain_is_that_of_ase(rng):
     np.testing.assert_allclose(systems.volume(strained), atoms.get_volume(), rtol=1e-12)
 
 
-@pytest.mark.parametrize("pbc", [(0, 0, 0), (1, 0, 0), (0, 1, 0), (1, 0, 1), (1, 1, 1)])
-def test_a_completed_cell_is_a_basis(pbc):
-    cell = structures.triclinic().cell.array
-    complete = systems.complete_cell(cell, np.array(pbc, bool))
-    np.testing.assert_array_equal(complete[np.array(pbc, bool)], cell[np.array(pbc, bool)])
-    assert abs(np.linalg.det(complete)) > 0.1
-    missing = complete[~np.array(pbc, bool)]
-    np.testing.assert_allclose(missing @ missing.T, np.eye(len(missing)), atol=1e-14)
-
-
-def test_face_distances_of_a_skewed_cell():
-    cell = structures.triclinic().cell.array
-    expected = [abs(np.linalg.det(cell)) / np.linalg.norm(np.cross(cell[k - 2], cell[k - 1])) for k in range(3)]
-    np.testing.assert_allclose(systems.face_distances(cell, np.ones(3, bool)), expected, rtol=1e-13)
-
-
 def test_fixed_components_are_those_that_ase_holds():
     atoms = structures.triclinic()
     held = [FixAtoms([1, 3]), FixCartesian([0, 3], (True, False, True)), FixCartesian(2, (False, True, False))]

@@ -14,7 +14,7 @@ from rich.table import Table
 from lamjax import checkpoints
 from lamjax.cli import reading
 from lamjax.data import Audit, Finding, Frame, ReadOptions, Remark, audit, files_of, iterate, summarize
-from lamjax.data.frames import LABELS
+from lamjax.frames import LABELS
 from lamjax.reports import console, outputs, progress, table
 
 

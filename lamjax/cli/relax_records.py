@@ -14,7 +14,7 @@ import ase.io
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from lamjax import files, system, units
+from lamjax import files, lattice, system, units
 from lamjax.data import records
 from lamjax.data.records import append as append
 from lamjax.dynamics.restart import digest
@@ -66,11 +66,11 @@ def unrelaxed(start: System | ase.Atoms, info: dict[str, Any], error: str) -> as
 def changes(start: System, end: System, cell: bool) -> dict[str, float]:
     """`moved`, the way (Å) of the atom that went farthest, without the strain; with a `cell`, its `volume_change`."""
     before, after = (np.asarray(x.cell, np.float64) for x in (start, end))
-    strain = np.linalg.pinv(before) @ (after - before)  # 0 where the cell stayed; positions are not wrapped
+    strain = lattice.deformation(after, before)  # 0 where the cell stayed; positions are not wrapped
     way = np.asarray(end.positions) - np.asarray(start.positions) @ (np.eye(3) + strain)
     found = {"moved": float(np.linalg.norm(way, axis=1).max())}
-    if cell and np.linalg.det(before):
-        found["volume_change"] = float(np.linalg.det(after) / np.linalg.det(before) - 1)
+    if cell and lattice.volume(before):
+        found["volume_change"] = float(lattice.volume(after) / lattice.volume(before) - 1)
     return found
 
 

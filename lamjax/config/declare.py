@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, WrapValidator, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 from pydantic_core import ArgsKwargs
@@ -31,11 +31,23 @@ def configuration(kind: type[Kind]) -> type[Kind]:
     return made
 
 
+def or_own(check: Callable[[Any], Any]) -> WrapValidator:
+    """For a field that also takes an object of the user's own, for which `check` raises nothing; files hold no such."""
+
+    def validate(value: Any, known: Callable[[Any], Any]) -> Any:
+        if isinstance(value, dict):
+            return known(value)
+        check(value)
+        return value
+
+    return WrapValidator(validate)
+
+
 @classmethod
 def _plain_values(cls: type, values: Any) -> Any:
     """What a script or a file gives, as plain data of the types of the fields."""
     hints = get_type_hints(cls, include_extras=True)
-    names = [field.name for field in dataclasses.fields(cls)]
+    names = [field.name for field in dataclasses.fields(cls) if not field.kw_only]
     if isinstance(values, ArgsKwargs):
         given = values.kwargs or {}
         if len(values.args) > len(names) or set(names[: len(values.args)]) & given.keys():

@@ -104,6 +104,17 @@ def apply(content: dict[str, Any], change: str, option: str = "--set") -> None:
         raise ValueError(f"{option} {change}: the value is not YAML ({said}). Quote it as one word.") from error
 
 
+def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Nested dicts, one laid over the other; where the `type` of a group changes, its other keys are dropped."""
+    found = dict(below)
+    for key, value in above.items():
+        old = found.get(key)
+        both = isinstance(old, dict) and isinstance(value, dict)
+        same = both and value.get("type", old.get("type")) == old.get("type", value.get("type"))
+        found[key] = merged(old, value) if same else value
+    return found
+
+
 class _Loader(yaml.SafeLoader):
     """YAML in which 1e-3 is a number (YAML 1.1 wants 1.0e-3) and No an element (there it is false)."""
 

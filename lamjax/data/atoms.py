@@ -9,8 +9,8 @@ from jax.typing import DTypeLike
 
 from lamjax.arguments import expect
 from lamjax.data import labels
-from lamjax.data.frames import Frame
 from lamjax.data.labels import ReadOptions
+from lamjax.frames import Frame
 from lamjax.neighbors.host import pairs
 from lamjax.system import Labels, System, fixed_components, host_system, other_constraints
 

@@ -10,9 +10,9 @@ from jaxtyping import Array, Int
 from lamjax import pytree
 from lamjax.arguments import expect
 from lamjax.data.packing import Members, Packed, Structure, only
-from lamjax.data.rows import RowShape, row_shape, split
 from lamjax.data.structure_batches import PackedPairs, StructureBatch, check_batch_size, pair_batches
 from lamjax.neighbors import Neighbors
+from lamjax.shapes.rows import RowShape, row_shape, split
 from lamjax.system import Labels, System
 
 

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lamjax.data.frames import Frame, Joined, Subset
 from lamjax.data.store import Store
+from lamjax.frames import Frame, Joined, Subset
 
 _BLOCK = 1 << 20  # numbers that are held at once
 

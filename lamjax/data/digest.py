@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from lamjax.data.frames import Frame, Joined, Subset
 from lamjax.data.pairs import Pair
 from lamjax.data.store import Store
+from lamjax.frames import Frame, Joined, Subset
 
 _ATOMS = 1 << 20  # of a mapped set that are looked at at once
 _OF_ATOMS, _OF_FRAMES = ("numbers", "positions", "forces", "aparam"), ("cell", "pbc", "energy", "virial", "fparam")

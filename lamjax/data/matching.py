@@ -1,14 +1,13 @@
 """Which atom of a relaxed structure is which atom of its start, found from where they are."""
 
-from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
-from ase.geometry import minkowski_reduce
 from jaxtyping import Array, Float, Int
 from scipy.optimize import linear_sum_assignment
 
-from lamjax.system import System, complete_cell
+from lamjax.lattice import complete_cell, shortest
+from lamjax.system import System
 
 ROUNDS = 3  # of assigning and of removing the common translation of what is assigned
 
@@ -38,7 +37,7 @@ def assigned(start: System, target: System) -> Match:
     shift = np.zeros(3)
     for _ in range(ROUNDS):
         order = _assign(start, target.numbers, places - shift)
-        d = nearest(places[order] - shift - start.positions, start.cell, start.pbc)
+        d = shortest(places[order] - shift - start.positions, start.cell, start.pbc)
         shift = shift + _middle(d)
     return _measured(start, places, order)
 
@@ -49,34 +48,24 @@ def in_cell_of(start: System, target: System) -> Float[np.ndarray, "n_atoms 3"]:
     return target.positions + fractional @ np.where(start.pbc[:, None], start.cell - target.cell, 0)
 
 
-def nearest(d: Float[np.ndarray, "*n 3"], cell: np.ndarray, pbc: np.ndarray) -> Float[np.ndarray, "*n 3"]:
-    """The shortest periodic image of every vector d (Å), in any cell."""
-    if not np.any(pbc):
-        return d
-    reduced, _ = minkowski_reduce(complete_cell(cell, pbc), pbc)
-    d = d - np.where(pbc, np.round(d @ np.linalg.inv(reduced)), 0) @ reduced
-    images = np.array(list(product(*((0, -1, 1) if periodic else (0,) for periodic in pbc)))) @ reduced
-    least, chosen = np.zeros(d.shape[:-1]), np.zeros(d.shape[:-1], int)  # of |d + image|² - |d|², which is 0 at home
-    for k, image in enumerate(images):
-        change = image @ image + 2 * d @ image
-        chosen = np.where(change < least, k, chosen)
-        least = np.minimum(change, least)
-    return d + images[chosen]
+def displacements(start: System, target: System) -> Float[np.ndarray, "n_atoms 3"]:
+    """The shortest vectors (Å) from the atoms of the start to those of the target, in the cell of the start."""
+    return shortest(in_cell_of(start, target) - start.positions, start.cell, start.pbc)
 
 
 def _assign(start: System, numbers: np.ndarray, places: Any) -> Int[np.ndarray, " n_atoms"]:
     order = np.empty(start.n_atoms, int)
     for element in np.unique(start.numbers):
         mine, theirs = np.flatnonzero(start.numbers == element), np.flatnonzero(numbers == element)
-        d = nearest(places[None, theirs] - start.positions[mine, None], start.cell, start.pbc)
+        d = shortest(places[None, theirs] - start.positions[mine, None], start.cell, start.pbc)
         rows, columns = linear_sum_assignment(np.sum(d * d, axis=-1))
         order[mine[rows]] = theirs[columns]
     return order
 
 
 def _measured(start: System, places: Any, order: Any) -> Match:
-    d = nearest(places[order] - start.positions, start.cell, start.pbc)
-    squared = np.sum(nearest(d - _middle(d), start.cell, start.pbc) ** 2, axis=1)
+    d = shortest(places[order] - start.positions, start.cell, start.pbc)
+    squared = np.sum(shortest(d - _middle(d), start.cell, start.pbc) ** 2, axis=1)
     return Match(order, float(np.sqrt(squared.mean())), float(np.sqrt(squared.max())))
 
 

@@ -10,16 +10,17 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from lamjax.arguments import expect
+from lamjax.data.counting import exact_shapes
 from lamjax.data.frame_plan import Plan, choose
-from lamjax.data.frames import Frame, Joined, Names, Subset, check_frames, source
 from lamjax.data.pairs import Pair
-from lamjax.data.rows import Bucket, Filling, fill
-from lamjax.data.shapes import exact_shapes
 from lamjax.data.store import Store
 from lamjax.data.structure_batches import PackedPairs, PairPlan, pack_planned
+from lamjax.frames import Frame, Joined, Names, Subset, check_frames, source
+from lamjax.lattice import home_shift
 from lamjax.neighbors import Neighbors, Shell
 from lamjax.neighbors.host import host_neighbors
-from lamjax.system import PARAMETERS, Labels, System, cast, home_shift, moved_by
+from lamjax.shapes.rows import Bucket, Filling, fill
+from lamjax.system import PARAMETERS, Labels, System, cast, moved_by
 
 MEMORY = 2**30  # bytes of arrays, above which they are made batch by batch
 OBJECTS = 2048  # bytes of Python's objects around the arrays of one frame

@@ -13,10 +13,11 @@ from jaxtyping import Bool
 from lamjax.arguments import ArgumentError, describe
 from lamjax.data import matching, trajectories
 from lamjax.data.atoms import fixed_mask, from_atoms
-from lamjax.data.frames import Frame
 from lamjax.data.labels import ReadOptions
 from lamjax.data.reading import iterate
-from lamjax.system import Labels, System, cast, home_shift, moved_by, to_ase
+from lamjax.frames import Frame
+from lamjax.lattice import deformation, home_shift
+from lamjax.system import Labels, System, cast, moved_by, to_ase
 
 SAME_CELL = 1e-4  # Å; lattice vectors that differ by less are the same
 FAR = 1.5  # Å; an atom that goes farther may be another one: the order of the atoms is looked at
@@ -318,7 +319,7 @@ def _in_cell(start: System, target: System, rules: _Rules, where: str) -> System
         if np.abs(last - first).max() > SAME_CELL:
             raise ValueError(f"{change}. If cells relax, pass variable_cell=True.")
         return target._replace(cell=start.cell)
-    strain = np.linalg.pinv(first) @ (last - first)
+    strain = deformation(last, first)
     if np.linalg.norm(strain, 2) > LARGEST_STRAIN or np.linalg.norm(strain - strain.T, 2) / 2 > LARGEST_TURN:
         raise ValueError(
             f"{change}, which is too large a strain or a rotation. Are its vectors in another order or orientation, or "
@@ -375,7 +376,7 @@ def _fixed(start: Frame, target: Frame, where: str, remarks: Remarks) -> np.ndar
     if kinds := start.info.get("other_constraints"):
         remarks["Constraints other than FixAtoms and FixCartesian are ignored"].append(f"{where}: {kinds}.")
     if fixed.any() and np.array_equal(start.system.cell, target.system.cell):
-        moved = np.abs(_displacements(start.system, target.system))[fixed].max()
+        moved = np.abs(matching.displacements(start.system, target.system))[fixed].max()
         if moved > STAYS:
             remarks["What is fixed moves"].append(f"{where}: by up to {moved:.2f} Å between start and target.")
     return fixed
@@ -394,7 +395,7 @@ def _unrelaxed(start: System, target: Frame, fixed: np.ndarray, rules: _Rules) -
     _, forces, virial = target.labels.weights > 0
     force = np.linalg.norm(np.where(fixed, 0, target.labels.forces), axis=1)
     if forces and force.max() > rules.fmax:
-        moved = np.linalg.norm(_displacements(start, target.system), axis=1)
+        moved = np.linalg.norm(matching.displacements(start, target.system), axis=1)
         held = moved[force > rules.fmax].max() < STILL < moved.max()
         hint = " on atoms that did not move: if they were held fixed, mark them in `move_mask`" if held else ""
         return (
@@ -408,7 +409,3 @@ def _unrelaxed(start: System, target: Frame, fixed: np.ndarray, rules: _Rules) -
             f"per atom (fmax {rules.fmax:g}); of another pressure nothing is known here. Remove it, raise fmax"
         )
     return ""
-
-
-def _displacements(start: System, target: System) -> np.ndarray:
-    return matching.nearest(matching.in_cell_of(start, target) - start.positions, start.cell, start.pbc)

@@ -5,9 +5,9 @@ from typing import Any, cast, overload
 
 from lamjax.data.frame_plan import Plan
 from lamjax.data.frame_plan import plan as plan_frames
-from lamjax.data.frames import Frame
 from lamjax.data.pairs import Pair
 from lamjax.data.structure_batches import PairPlan, pair_plan
+from lamjax.frames import Frame
 from lamjax.neighbors import Shell
 
 

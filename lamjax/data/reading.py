@@ -17,9 +17,9 @@ from lamjax.data.atoms import Remark, Remarks, frame_of, held
 from lamjax.data.atoms import from_atoms as from_atoms
 from lamjax.data.columns import elements as present_elements
 from lamjax.data.columns import facts
-from lamjax.data.frames import LABELS, Frame, FrameError, Joined, check_frames, join
 from lamjax.data.labels import ReadOptions, named
 from lamjax.data.store import Store, is_store
+from lamjax.frames import LABELS, Frame, FrameError, Joined, check_frames, join
 from lamjax.system import Labels, cast
 
 _DEFAULT = ReadOptions()

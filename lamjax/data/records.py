@@ -10,8 +10,8 @@ import ase.io
 import numpy as np
 from ase.io.extxyz import key_val_str_to_dict
 
+from lamjax.audit import levels
 from lamjax.data import labels
-from lamjax.data import theory_levels as levels
 
 
 def append(file: TextIO, atoms: ase.Atoms) -> None:

@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Array
 
 from lamjax.data.columns import composition_blocks, facts, sample
-from lamjax.data.frames import Frame, check_frames
 from lamjax.descriptors import Block
 from lamjax.descriptors.environment import raw_rows
+from lamjax.frames import Frame, check_frames
 from lamjax.neighbors.host import pairs
 from lamjax.potential import Params, Potential, check_potential, type_table
 

@@ -10,7 +10,7 @@ import mmap
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +20,8 @@ from jax.typing import DTypeLike
 
 from lamjax.arguments import expect
 from lamjax.data.atoms import fixed_mask
-from lamjax.data.frames import Frame, Subset
 from lamjax.data.labels import looks_like_label
+from lamjax.frames import Frame, Subset
 from lamjax.system import PARAMETERS, Labels, System, cast
 
 FORMAT, VERSION = "lamjax frames", 2  # 2: the info of a frame may hold `fixed`
@@ -87,6 +87,11 @@ class Store(Sequence):
         k = self._checked(k)
         name, number = self.files[self.arrays["file"][k]], int(self.arrays["number"][k])
         return name if number < 0 else f"{name} frame {number}"
+
+    def info_texts(self, rows: Iterable[int]) -> Iterator[bytes]:
+        """What else the file says of these frames, as the JSON text of each; nothing else is read."""
+        texts, ends = self.arrays["info"], self.arrays["info_offsets"]
+        return (texts[ends[k] : ends[k + 1]].tobytes() if len(texts) else b"" for k in rows)
 
     @property
     def n_atoms(self) -> np.ndarray:

@@ -9,12 +9,12 @@ from jaxtyping import Array, Bool, Int
 
 from lamjax import pytree
 from lamjax.arguments import expect, expect_all
-from lamjax.data.frame_plan import cheapest, histogram, merge, work
-from lamjax.data.frames import check_shells
 from lamjax.data.pairs import Pair, cast_pair
-from lamjax.neighbors import Neighbors, Shell, count, host_neighbors, image_offsets, plan_capacities
-from lamjax.neighbors.search import FAR
+from lamjax.frames import check_shells
+from lamjax.lattice import FAR, n_images
+from lamjax.neighbors import Neighbors, Shell, count, host_neighbors, plan_capacities
 from lamjax.neighbors.verlet import SKIN
+from lamjax.shapes import cheapest, histogram, merge, work
 from lamjax.system import PARAMETERS, Labels, System, pad, pad_labels
 
 HEADROOM = 1.25  # slots for neighbours that come closer on the way, relative to what start and target need
@@ -212,7 +212,7 @@ def _shrink(pairs: Sequence[Pair]) -> float:
 def _images(pair: Pair, cutoff: float, shrink: float) -> np.ndarray:
     """The cell images (n_offsets, 3) that the neighbours of every cell between start and target are in, home first."""
     systems = (pair.start, pair.target)
-    reach = np.max([image_offsets(shrink * s.cell, s.pbc, cutoff).max(axis=0) for s in systems], axis=0)
+    reach = np.max([n_images(shrink * s.cell, s.pbc, cutoff) for s in systems], axis=0)
     grid = np.indices(2 * reach + 1).reshape(3, -1).T - reach
     return grid[np.argsort(np.sum(grid**2, axis=1), kind="stable")].astype(np.int32)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lamjax.data.frames import Frame
+from lamjax.frames import Frame
 from lamjax.system import to_ase
 
 AGAIN = 5.0  # times the limit of a relaxed structure: so large a force after a relaxed frame begins another relaxation

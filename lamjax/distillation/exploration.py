@@ -12,10 +12,11 @@ from jaxtyping import PyTree
 from lamjax import dynamics, units
 from lamjax.data import Frame
 from lamjax.distillation.config import ExploreConfig
+from lamjax.lattice import projector
 from lamjax.neighbors.grid import Shapes
 from lamjax.potential import Potential
 from lamjax.relaxation import CellConfig, RelaxConfig, stream
-from lamjax.system import System, complete_cell, to_ase
+from lamjax.system import System, to_ase
 
 GROUP = 1024  # structures that are relaxed side by side
 
@@ -162,7 +163,7 @@ def perturbed(start: Frame, rng: np.random.Generator, displacement: float, strai
     moved = displacement * rng.normal(size=system.positions.shape)
     if fixed is not None:
         epsilon, moved = 0 * epsilon, np.where(fixed, 0, moved)  # what is fixed must stay where it is
-    inside = _onto_periodic(system)
+    inside = projector(system.cell, system.pbc)
     change = np.eye(3) + inside @ epsilon @ inside
     return system._replace(positions=system.positions @ change + moved, cell=system.cell @ change)
 
@@ -211,13 +212,6 @@ def stages(config: ExploreConfig) -> list[int]:
     every = config.relax_steps if config.relax_every is None else min(config.relax_every, config.relax_steps)
     whole, rest = divmod(config.relax_steps, every)
     return [every] * whole + [rest] * bool(rest)
-
-
-def _onto_periodic(system: System) -> np.ndarray:
-    """The projection (3, 3) on the periodic directions; 0 for a molecule."""
-    cell = complete_cell(system.cell, system.pbc)
-    rows = cell[np.asarray(system.pbc)]
-    return np.linalg.pinv(rows) @ rows if len(rows) else np.zeros((3, 3))
 
 
 def found(system: System, start: Frame, origin: str, **facts: Any) -> ase.Atoms:

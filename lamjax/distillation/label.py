@@ -12,7 +12,6 @@ from jaxtyping import Array
 
 from lamjax import checkpoints, units
 from lamjax.data import Frame, ReadOptions, from_atoms, read, records
-from lamjax.data.matching import nearest
 from lamjax.distillation.answers import Failed, bare, labelled
 from lamjax.distillation.calculators import open_calculator
 from lamjax.distillation.config import CalculatorConfig, FilesConfig, LabellerConfig, TeacherConfig
@@ -20,6 +19,7 @@ from lamjax.distillation.files import write_frames
 from lamjax.distillation.probes import add_probes
 from lamjax.distillation.shapes import LastingShapes
 from lamjax.evaluation.errors import predictions
+from lamjax.lattice import shortest
 from lamjax.potential import Params, Potential, Prediction, check_elements
 
 WANTED, ANSWER = "to_label.extxyz", "answer.extxyz"
@@ -204,7 +204,7 @@ def _check_same(asked: ase.Atoms, answer: Frame, where: str) -> None:
         raise ValueError(f"{where}: other elements, or in another order, than in {WANTED}.")
     if asked.pbc.any() and not np.allclose(system.cell, asked.cell.array, atol=SAME):
         raise ValueError(f"{where}: another cell than in {WANTED}.")
-    way = np.linalg.norm(nearest(system.positions - asked.positions, asked.cell.array, asked.pbc), axis=1)
+    way = np.linalg.norm(shortest(system.positions - asked.positions, asked.cell.array, asked.pbc), axis=1)
     if way.max() > SAME:
         k = int(way.argmax())
         raise ValueError(f"{where}: atom {k} is {way[k]:.3g} Å from where it is in {WANTED}. Was the frame relaxed?")

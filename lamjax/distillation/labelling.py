@@ -6,8 +6,8 @@ from typing import TextIO
 
 import ase
 
+from lamjax.audit import levels
 from lamjax.data import records
-from lamjax.data import theory_levels as levels
 from lamjax.distillation.answers import Failed
 from lamjax.distillation.label import Labeller
 from lamjax.files import cut

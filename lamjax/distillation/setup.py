@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from lamjax import checkpoints
+from lamjax.audit import levels
 from lamjax.data import Frame, ReadOptions, digests, files_of, read
-from lamjax.data import theory_levels as levels
 from lamjax.distillation.config import DistillConfig
 from lamjax.distillation.exploration import plain_start
 from lamjax.distillation.explored import check_pressures

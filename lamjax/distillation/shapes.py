@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 from jax.typing import DTypeLike
 
-from lamjax.calculator import grow
 from lamjax.data import Bucket, Frame, Packed, Plan, pack, plan
+from lamjax.data.counting import exact_shapes
 from lamjax.data.frame_plan import choose
-from lamjax.data.shapes import exact_shapes
 from lamjax.neighbors import Shell
+from lamjax.shapes import grow
 
 
 class LastingShapes:

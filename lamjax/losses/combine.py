@@ -111,9 +111,9 @@ def weighted_sum(losses: Mapping[str, tuple[float, Loss]]) -> Loss:
         _check_parts(batch, losses, one=False)
         total, metrics = 0.0, {}
         for name, (weight, part) in losses.items():
-            value, found = part(params, batch[name], lr_ratio)
+            value, of_part = part(params, batch[name], lr_ratio)
             total = total + weight * value
-            metrics |= {f"{name}/{key}": number for key, number in found.items()}
+            metrics |= {f"{name}/{key}": number for key, number in of_part.items()}
         return total, metrics
 
     return loss

@@ -15,7 +15,7 @@ from lamjax.factories import factory
 from lamjax.losses.labels import LabelLossConfig, Loss, compare, predict_rows
 from lamjax.neighbors import Neighbors
 from lamjax.potential import Potential, check_potential, predict
-from lamjax.system import System
+from lamjax.system import Labels, System
 
 
 @configuration
@@ -90,12 +90,11 @@ def probe(potential: Potential, params: PyTree, batch: Any, key: Array) -> Probe
     The neighbours of the batch must be those of the teacher and of whoever is to learn: one cutoff for both.
     """
     directions = probe_directions(key, batch.system)
-    found = predict_rows(potential, params, batch)
+    predicted = predict_rows(potential, params, batch)
     products = _rows(potential, params, batch, directions)
-    there = jnp.broadcast_to(jnp.asarray(batch.frame)[..., None] >= 0, batch.labels.weights.shape)
-    labels = batch.labels._replace(
-        energy=found.energy, forces=found.forces, virial=found.virial, weights=there.astype(found.forces.dtype)
-    )
+    is_frame = jnp.broadcast_to(jnp.asarray(batch.frame)[..., None] >= 0, batch.labels.weights.shape)
+    weights = is_frame.astype(predicted.forces.dtype)
+    labels = Labels(predicted.energy, predicted.forces, predicted.virial, weights)
     return Probed(batch._replace(labels=labels), directions, products)
 
 

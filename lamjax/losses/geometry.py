@@ -1,20 +1,16 @@
 """How far one structure is from another of the same atoms: displacements, strain and volume, all differentiable."""
 
 import functools
-import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from lamjax import numerics
+from lamjax.lattice import basis, green_lagrange, nearest_image, reduced_lattice, unit_vector, volume
 from lamjax.system import System, check_single, masses, real
-
-_NEAR = np.array(list(itertools.product((-1, 0, 1), repeat=3)))
-_STEPS = np.array([s for s in itertools.product((-1, 0, 1), repeat=2) if any(s)])
 
 
 def _full_precision(function: Callable) -> Callable:
@@ -58,13 +54,13 @@ def structure_error(
         return jax.vmap(structure_error)(system, target, fixed)
     d = aligned_displacement(system, target, fixed)
     squared = jnp.sum(d * d, axis=-1)
-    strain, volume = _deformation(*_bases(system, target))
+    strain, change = green_lagrange(*_bases(system, target))
     return StructureError(
         dq=numerics.safe_sqrt(jnp.sum(masses(system) * squared)),
         rmsd=numerics.safe_sqrt(jnp.sum(squared) / jnp.maximum(jnp.sum(real(system)), 1)),
         largest=numerics.safe_sqrt(jnp.max(squared, initial=0)),
-        strain=strain,
-        volume=volume,
+        strain=numerics.safe_norm(strain.ravel()),
+        volume=change,
     )
 
 
@@ -88,11 +84,11 @@ def aligned_displacement(
     is_atom, mass = real(system)[:, None], masses(system)
     free = jnp.ones((), bool) if fixed is None else ~jnp.any(fixed & is_atom)
     weight = jnp.where(free, mass / jnp.maximum(jnp.sum(mass), 1), 0)[:, None]
-    basis, target_basis = _bases(system, target)
+    own, aim = _bases(system, target)
     x = jnp.where(is_atom, system.positions, 0)
-    x = x + x @ (jnp.linalg.inv(basis) @ (target_basis - basis))  # to the last digit x where the cells are equal
+    x = x + x @ (jnp.linalg.inv(own) @ (aim - own))  # to the last digit x where the cells are equal
     raw = jnp.where(is_atom, target.positions - x, 0)
-    d = raw + _images(raw, weight, target.cell, target_basis, system.pbc) @ target.cell
+    d = raw + _images(raw, weight, target.cell, aim, system.pbc) @ target.cell
     d = d - jnp.sum(weight * d, axis=0)
     y = x - jnp.sum(weight * x, axis=0)
     turn = _turn(y, d, mass)
@@ -100,64 +96,13 @@ def aligned_displacement(
     return jnp.where(is_atom, d, 0)
 
 
-def nearest_image(d: Array, cell: Array, pbc: Array, reduction: Array) -> Float[Array, "n 3"]:
-    """The integers S (as floats) that make d + S cell shortest, for each row of `d` (Å); no gradient.
-
-    In a Minkowski-reduced basis the shortest is among the 27 images around the rounded one.
-    """
-    d, cell = jax.lax.stop_gradient((d, cell))
-    reduction = reduction.astype(cell.dtype)
-    basis = reduction @ jnp.where(pbc[:, None], cell, 0)
-    rounded = -jnp.round(d @ jnp.linalg.pinv(basis))
-    candidates = rounded[:, None, :] + jnp.asarray(_NEAR, cell.dtype)
-    length = jnp.sum((d[:, None, :] + candidates @ basis) ** 2, axis=-1)
-    best = jnp.take_along_axis(candidates, jnp.argmin(length, axis=1)[:, None, None], axis=1)[:, 0]
-    return jnp.where(pbc, best @ reduction, 0)
-
-
-def reduced_lattice(cell: Array, pbc: Array) -> Int[Array, "3 3"]:
-    """Integers T so that T cell is a Minkowski-reduced basis of the lattice of the periodic directions; no gradient.
-
-    While a lattice vector can be shortened by adding (or taking away) others, it is.
-    """
-    cell = jnp.where(pbc[:, None], jax.lax.stop_gradient(cell), 0)
-
-    def shorten(state: Any) -> tuple[Array, Array, Any]:
-        transform, _, n = state
-        changed = jnp.zeros((), bool)
-        for k in range(3):
-            transform, better = _shorten_row(transform, cell, pbc, k)
-            changed = changed | better
-        return transform, changed, n + 1
-
-    start = (jnp.eye(3, dtype=jnp.int32), jnp.ones((), bool), 0)
-    # a lattice takes a few rounds; the limit is for vectors that span none
-    return jax.lax.while_loop(lambda state: state[1] & (state[2] < 100), shorten, start)[0]
-
-
-def _shorten_row(transform: Array, cell: Array, pbc: Array, k: int) -> tuple[Array, Array]:
-    """Row k replaced by the shortest of row + s i + t j, s and t being -1, 0, 1 or the rounded projections."""
-    i, j = [axis for axis in range(3) if axis != k]
-    rows = transform.astype(cell.dtype) @ cell
-    square = jnp.sum(rows * rows, axis=1)
-    s, t = (-jnp.round(rows[k] @ rows[axis] / jnp.maximum(square[axis], 1e-12)).astype(jnp.int32) for axis in (i, j))
-    zero = jnp.zeros_like(s)
-    steps = jnp.concatenate([jnp.asarray(_STEPS, jnp.int32), jnp.stack([jnp.stack([s, zero]), jnp.stack([zero, t])])])
-    steps = jnp.where(pbc[jnp.array([i, j])] & pbc[k], steps, 0)
-    options = transform[k] + steps @ transform[jnp.array([i, j])]
-    length = jnp.sum((options.astype(cell.dtype) @ cell) ** 2, axis=1)
-    best = jnp.argmin(length)
-    better = length[best] < square[k] * (1 - 1e-5)
-    return transform.at[k].set(jnp.where(better, options[best], transform[k])), better
-
-
-def _images(raw: Array, weight: Array, cell: Array, basis: Array, pbc: Array) -> Float[Array, "n 3"]:
+def _images(raw: Array, weight: Array, cell: Array, complete: Array, pbc: Array) -> Float[Array, "n 3"]:
     """The integers S (as floats) that make raw + S cell, less its weighted mean, shortest; no gradient.
 
     The common translation comes first, for an atom near half a lattice vector may have a nearer image without it. It
     is sought twice: near 0, and near the mean of the displacements on the circle, which any translation just adds to.
     """
-    raw, weight, cell, basis = jax.lax.stop_gradient((raw, weight, cell, basis))
+    raw, weight, cell, complete = jax.lax.stop_gradient((raw, weight, cell, complete))
     reduction = reduced_lattice(cell, pbc)
 
     def settle(start: Any) -> tuple[Array, Array]:
@@ -167,7 +112,7 @@ def _images(raw: Array, weight: Array, cell: Array, basis: Array, pbc: Array) ->
         d = d - jnp.sum(weight * d, axis=0)
         return images, jnp.sum(weight * d * d)
 
-    angle = 2 * jnp.pi * raw @ jnp.linalg.inv(basis)
+    angle = 2 * jnp.pi * raw @ jnp.linalg.inv(complete)
     angle = jnp.arctan2(jnp.sum(weight * jnp.sin(angle), axis=0), jnp.sum(weight * jnp.cos(angle), axis=0))
     circular = jnp.where(pbc, angle / (2 * jnp.pi), 0) @ cell
     images, spread = jax.vmap(settle)(jnp.stack([jnp.zeros_like(circular), circular]))
@@ -189,23 +134,16 @@ def _turn(y: Array, d: Array, mass: Array) -> Float[Array, "3 3"]:
     return jnp.where(better, turn, 0)
 
 
-def _deformation(basis: Array, target_basis: Array) -> tuple[Array, Array]:
-    """Norm of the Green-Lagrange strain from the target's cell to this one, and the relative change of volume."""
-    gradient = jnp.linalg.inv(target_basis) @ (basis - target_basis)  # F - 1
-    strain = (gradient + gradient.T + gradient @ gradient.T) / 2
-    return numerics.safe_norm(strain.ravel()), _volume(basis) / _volume(target_basis) - 1
-
-
 def _bases(system: System, target: System) -> tuple[Array, Array]:
     """The two cells, (3, 3) each, rows of non-periodic directions completed by unit normals in the same way.
 
     Both are unit matrices if either spans no volume.
     """
     pbc, unit = system.pbc, jnp.eye(3, dtype=target.cell.dtype)
-    begin = jnp.where(jnp.any(pbc), _aside(system, target), unit)
-    basis, target_basis = _completed(system.cell, pbc, begin), _completed(target.cell, pbc, begin)
-    spans = (_volume(basis) > 1e-6) & (_volume(target_basis) > 1e-6)
-    return jnp.where(spans, basis, unit), jnp.where(spans, target_basis, unit)
+    aside = _aside(system, target)
+    own, aim = basis(system.cell, pbc, aside), basis(target.cell, pbc, aside)
+    spans = (volume(own) > 1e-6) & (volume(aim) > 1e-6)
+    return jnp.where(spans, own, unit), jnp.where(spans, aim, unit)
 
 
 def _aside(system: System, target: System) -> Float[Array, "3"]:
@@ -214,25 +152,6 @@ def _aside(system: System, target: System) -> Float[Array, "3"]:
     It is normal to the target's axis, so that the other axis tilts away without a turn, and not along that axis.
     """
     cells = jax.lax.stop_gradient((system.cell, target.cell))
-    axis, target_axis = (_unit(jnp.sum(jnp.where(system.pbc[:, None], cell, 0), axis=0)) for cell in cells)
-    first = _unit(jnp.cross(target_axis, jnp.eye(3, dtype=axis.dtype)[jnp.argmin(jnp.abs(target_axis))]))
+    axis, target_axis = (unit_vector(jnp.sum(jnp.where(system.pbc[:, None], cell, 0), axis=0)) for cell in cells)
+    first = unit_vector(jnp.cross(target_axis, jnp.eye(3, dtype=axis.dtype)[jnp.argmin(jnp.abs(target_axis))]))
     return jnp.where(jnp.abs(axis @ first) > 0.8, jnp.cross(target_axis, first), first)
-
-
-def _completed(cell: Array, pbc: Array, begin: Any) -> Float[Array, "3 3"]:
-    """The cell with each row that is not periodic made the unit normal of the others; `begin` holds first guesses."""
-    rows = jnp.where(pbc[:, None], cell, begin)
-    for k in range(3):
-        normal = _unit(jnp.cross(rows[k - 2], rows[k - 1]))
-        rows = rows.at[k].set(jnp.where(pbc[k], rows[k], normal))
-    return rows
-
-
-def _unit(v: Array) -> Array:
-    """v / |v|; 0 stays 0."""
-    length = numerics.safe_norm(v)
-    return v / jnp.where(length > 0, length, 1)
-
-
-def _volume(basis: Array) -> Array:
-    return jnp.abs(jnp.dot(basis[0], jnp.cross(basis[1], basis[2])))

@@ -140,13 +140,13 @@ def errors(sums: Mapping[str, Any]) -> dict[str, float]:
             f"{', '.join(sorted(sums)) or 'nothing'}. Take losses.label_loss(potential); the metrics of other losses "
             "are errors already: training.summary averages them, losses.structure_error measures relaxations."
         )
-    found = {}
+    by_name = {}
     for name in (*TERMS, "stress"):
         n = float(sums[f"{name}_n"])
         if n > 0:
-            found[f"rmse_{name[0]}"] = float((sums[f"{name}_sq"] / n) ** 0.5)
-            found[f"mae_{name[0]}"] = float(sums[f"{name}_abs"] / n)
-    return found
+            by_name[f"rmse_{name[0]}"] = float((sums[f"{name}_sq"] / n) ** 0.5)
+            by_name[f"mae_{name[0]}"] = float(sums[f"{name}_abs"] / n)
+    return by_name
 
 
 def _row(
@@ -210,7 +210,7 @@ def _sums(d: Differences, labels: Labels, system: System, n_atoms: Array) -> dic
     n = jnp.maximum(n_atoms, 1).astype(d.energy.dtype)
     volumes = systems.volume(system)
     nine = (*n.shape, 9)
-    found = {
+    errors = {
         "energy": (d.energy / n)[..., None],
         "forces": d.forces,
         "virial": d.virial.reshape(nine) / n[..., None],
@@ -219,7 +219,7 @@ def _sums(d: Differences, labels: Labels, system: System, n_atoms: Array) -> dic
     weights = jnp.moveaxis(labels.weights, -1, 0)
     labelled = dict(zip((*TERMS, "stress"), (*weights, jnp.where(volumes > 0, weights[2], 0)), strict=True))
     sums = {}
-    for name, x in found.items():
+    for name, x in errors.items():
         use, width = labelled[name] > 0, 3 * n_atoms if name == "forces" else x.shape[-1]
         sums[f"{name}_n"] = jnp.sum(jnp.where(use, width, 0))
         rows = systems.of_atoms(system, use) if name == "forces" else use

@@ -2,21 +2,23 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple
+from dataclasses import field
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+from pydantic import Field
 
 from lamjax import neighbors as neighbor_lists
 from lamjax import properties, pytree, units
-from lamjax.arguments import ArgumentError, as_tuples, describe, expect
+from lamjax.arguments import ArgumentError, describe, expect
+from lamjax.config import configuration
 from lamjax.data.structure_batches import SHRINK
 from lamjax.factories import factory
+from lamjax.lattice import FAR, image_offsets
 from lamjax.neighbors import Neighbors
-from lamjax.neighbors.search import FAR
 from lamjax.neighbors.verlet import SKIN
 from lamjax.potential import check_potential
 from lamjax.properties import PropertyConfig, Supercell
@@ -45,59 +47,58 @@ VIBRATIONAL = {name for name, unit in UNITS.items() if unit is HEAT}
 DULONG_PETIT = 3 * units.KB * JOULES  # J/(mol K) of an atom: no harmonic crystal holds more
 AWAY = 2.0  # a target volume that many times that of the structure belongs to another cell or has another unit,
 # and a crystal that becomes so much larger or smaller has fallen apart
+Count = Annotated[int, Field(ge=1)]
 
 
-@dataclass(frozen=True)
+@configuration
 class TargetConfig:
     """One quantity that is compared with targets."""
 
-    name: str  # one of UNITS
-    weight: float = 1.0
-    scale: float | None = 1.0  # in the first unit of the quantity: an error of this size counts 1
-    # (None, in a run of fine-tuning: a tenth of the median target)
-    unit: str | None = None  # of the targets; None: the first one of the quantity
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    name: Annotated[str, Field(description="one of UNITS")]
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    scale: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            description="in the first unit of the quantity: an error of this size counts 1; None, in a run of "
+            "fine-tuning: a tenth of the median target",
+        ),
+    ] = 1.0
+    unit: Annotated[str | None, Field(description="of the targets; None: the first one of the quantity")] = None
 
     def __post_init__(self):
         if self.name not in UNITS:
             raise ValueError(f"Unknown property {self.name!r}; known: {', '.join(UNITS)}.")
         if self.unit is not None and self.unit not in UNITS[self.name]:
             raise ValueError(f"{self.name} has no unit {self.unit!r}; known: {', '.join(UNITS[self.name])}.")
-        if not ((self.scale is None or self.scale > 0) and self.weight >= 0):
-            raise ValueError(f"A target needs scale > 0 and weight >= 0, got {self.scale} and {self.weight}.")
 
 
-@dataclass(frozen=True)
+@configuration
 class PhononTargetConfig:
     """Of which vibrations a heat capacity is made."""
 
-    repeats: tuple[int, int, int] = (2, 2, 2)  # cells along each lattice vector of the supercell
-    mesh: tuple[int, int, int] = (8, 8, 8)  # wave vectors
-    temperature: float = 300.0  # K
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    def __post_init__(self):
-        as_tuples(self)
-        properties.mesh(self.mesh)
-        if len(self.repeats) != 3 or min(self.repeats) < 1 or self.temperature <= 0:
-            raise ValueError(f"repeats are three numbers of at least 1, the temperature is positive; got {self}.")
+    repeats: Annotated[
+        tuple[Count, Count, Count], Field(description="cells along each lattice vector of the supercell")
+    ] = (2, 2, 2)
+    mesh: Annotated[tuple[Count, Count, Count], Field(description="wave vectors")] = (8, 8, 8)
+    temperature: Annotated[float, Field(gt=0, description="K")] = 300.0
 
 
-@dataclass(frozen=True)
+@configuration
 class PropertyLossConfig:
     """Which properties, and how the structures are relaxed before they are computed."""
 
     targets: tuple[TargetConfig, ...]
-    relax: RelaxConfig = field(
+    relax: Annotated[RelaxConfig, Field(description="how structures are relaxed; its adjoint does not count")] = field(
         default_factory=lambda: RelaxConfig(fmax=1e-3, max_steps=1000, cell=CellConfig())
-    )  # its adjoint does not count
-    error: Literal["squared", "absolute"] = "absolute"  # absolute: sqrt(1 + x²) - 1, smooth at 0
-    phonons: PhononTargetConfig = PhononTargetConfig()  # of heat capacities
+    )
+    error: Annotated[Literal["squared", "absolute"], Field(description="absolute: sqrt(1 + x²) - 1, smooth at 0")] = (
+        "absolute"
+    )
+    phonons: Annotated[PhononTargetConfig, Field(description="of heat capacities")] = PhononTargetConfig()
     type: Literal["property"] = "property"
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    def __post_init__(self):
-        as_tuples(self)
+    def __post_init__(self) -> None:
         names = [target.name for target in self.targets]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"targets must name different properties, at least one; got {names}.")
@@ -127,7 +128,7 @@ class PropertyValues(NamedTuple):
 
     values: dict[str, Float[Array, "n_batch ..."]]  # in the first unit of each quantity; NaN where not `converged`
     converged: Bool[Array, " n_batch"]  # the relaxation, to a crystal that has not fallen apart
-    stable: Bool[Array, " n_batch"]  # what was asked for shows no negative stiffness and no imaginary frequency
+    stable: Bool[Array, " n_batch"]  # no stiffness that was computed is negative and no imaginary frequency
     n_steps: Int[Array, " n_batch"]
 
 
@@ -137,7 +138,7 @@ def property_batch(
     """The batch of some crystals of one number of atoms, with a dict {property: value} for each. On the host.
 
     Lists have room for a few neighbours more. Raises ValueError for a value of a wrong shape, for one that is not
-    finite, and for values that can only be in another unit than was said, or belong to another structure.
+    finite, and for values that can only be in another unit than the config has, or belong to another structure.
     """
     if len(systems) != len(targets) or not systems:
         raise ValueError(f"There are targets for {len(targets)} of {len(systems)} structures.")
@@ -148,8 +149,8 @@ def property_batch(
         )
     for number, system in enumerate(systems):
         properties.check_crystal(system, f"The property of structure {number}")
-    found = [neighbor_lists.count(s, potential.shells) for s in systems]
-    widths = neighbor_lists.plan_capacities(tuple(8 + max(x) for x in zip(*found, strict=True)), potential.shells)
+    counts = [neighbor_lists.count(s, potential.shells) for s in systems]
+    widths = neighbor_lists.plan_capacities(tuple(8 + max(x) for x in zip(*counts, strict=True)), potential.shells)
     values, weights = {}, {}
     for target in config.targets:
         rows = [
@@ -166,7 +167,7 @@ def property_batch(
 
 def _lists(potential, systems: Sequence[System], widths: tuple[int, ...]) -> Neighbors:
     """Neighbours of structures of one number of atoms, stacked, with the images that cells a tenth shorter need."""
-    images = [neighbor_lists.image_offsets(SHRINK * s.cell, s.pbc, potential.cutoff + SKIN) for s in systems]
+    images = [image_offsets(SHRINK * s.cell, s.pbc, potential.cutoff + SKIN) for s in systems]
     most = max(map(len, images))
 
     def lists(system: System, offsets: np.ndarray) -> Neighbors:
@@ -206,21 +207,21 @@ def target_value(target: TargetConfig, value, system: System, name: str) -> np.n
         )
     known, n_atoms = UNITS[target.name], int(np.sum(np.asarray(real(system))))
     value = value * known[target.unit or next(iter(known))]
-    said = f"{target.name} of structure {name} is {np.abs(value).max():.4g} {next(iter(known))}"
+    problem = f"{target.name} of structure {name} is {np.abs(value).max():.4g} {next(iter(known))}"
     remedy = f"Say the unit of the targets (TargetConfig(unit=...)): {', '.join(known)}."
     if np.abs(value).max() > LARGEST.get(target.name, np.inf):
-        raise ValueError(f"{said}, which no crystal has. {remedy}")
+        raise ValueError(f"{problem}, which no crystal has. {remedy}")
     if target.name in VIBRATIONAL:
         most = DULONG_PETIT * (n_atoms if target.name == "heat_capacity" else 1)
         if not 0 <= value <= 1.01 * most:
             raise ValueError(
-                f"{said}; vibrations of its {n_atoms} atoms hold between 0 and {most:.4g} (3 k for each). Is it of "
+                f"{problem}; vibrations of its {n_atoms} atoms hold between 0 and {most:.4g} (3 k for each). Is it of "
                 f"another cell, or at constant pressure? {remedy}"
             )
     own = _of_structure(target.name, system, n_atoms)
     if own is not None and np.any((value > AWAY * own) | (value < own / AWAY)):
         raise ValueError(
-            f"{said}, that of the structure as it is given {np.array2string(np.asarray(own), precision=4)}. Is the "
+            f"{problem}, that of the structure as it is given {np.array2string(np.asarray(own), precision=4)}. Is the "
             f"target of another cell (primitive, conventional, per atom), or in another unit? {remedy}"
         )
     return value
@@ -323,22 +324,22 @@ def _properties(potential, config: PropertyLossConfig, params, system: System, l
     cell, names = config.relax.cell, config.names
     at = PropertyConfig(cell=cell, fmax=max(config.relax.fmax, 1e-12))
     minimum = properties.at_minimum(potential, params, system, lists, at)
-    here = properties.lattice_at(minimum)
+    crystal = properties.lattice_at(minimum)
     n_atoms = jnp.maximum(jnp.sum(real(system)), 1)
-    values = {"volume": here.volume, "volume_per_atom": here.volume / n_atoms}
-    values |= {"density": here.density, "lengths": here.lengths}
+    values = {"volume": crystal.volume, "volume_per_atom": crystal.volume / n_atoms}
+    values |= {"density": crystal.density, "lengths": crystal.lengths}
     stable = jnp.ones((), bool)
     if ELASTIC & names:
-        found = properties.elastic_at(potential, params, minimum, 0.0 if cell is None else cell.pressure)
-        values |= {"bulk_modulus": found.bulk, "shear_modulus": found.shear}
-        values |= {"young_modulus": found.young, "elastic_tensor": found.tensor}
-        stable = stable & found.stable
+        elastic = properties.elastic_at(potential, params, minimum, 0.0 if cell is None else cell.pressure)
+        values |= {"bulk_modulus": elastic.bulk, "shear_modulus": elastic.shear}
+        values |= {"young_modulus": elastic.young, "elastic_tensor": elastic.tensor}
+        stable = stable & elastic.stable
     if VIBRATIONAL & names:
         waves = properties.phonons_at(potential, params, minimum, cells, properties.mesh(config.phonons.mesh))
         heat = JOULES * properties.thermodynamics(waves, config.phonons.temperature).heat_capacity[0]
         values |= {"heat_capacity": heat, "heat_capacity_per_atom": heat / n_atoms}
         stable = stable & waves.stable
-    return {name: values[name] for name in sorted(names)}, stable, here.converged
+    return {name: values[name] for name in sorted(names)}, stable, crystal.converged
 
 
 def _compared(values: dict, batch: PropertyBatch, kept, config: PropertyLossConfig, size: Callable):
@@ -394,8 +395,8 @@ def force_constant_loss(potential) -> Callable:
     check_potential(potential, "force_constant_loss")
 
     def one(params, system, lists, directions, products):
-        found = properties.hessian_products(potential, params, system, lists, directions)
-        error = jnp.where(real(system)[:, None], found - products, 0)
+        computed = properties.hessian_products(potential, params, system, lists, directions)
+        error = jnp.where(real(system)[:, None], computed - products, 0)
         return jnp.mean(jnp.sum(error**2, axis=(1, 2))) / jnp.maximum(jnp.sum(real(system)), 1)
 
     def loss(params, batch: ForceConstantBatch, lr_ratio=1.0):

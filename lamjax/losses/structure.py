@@ -1,15 +1,17 @@
 """A loss of where relaxations end, which trains the potential (and the minimiser) through the relaxation."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple
+from dataclasses import field
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
+from pydantic import Field
 
 from lamjax import neighbors as neighbor_lists
 from lamjax.arguments import ArgumentError, describe, expect
+from lamjax.config import configuration
 from lamjax.factories import factory
 from lamjax.losses.geometry import StructureError, structure_error
 from lamjax.potential import check_potential
@@ -21,7 +23,7 @@ from lamjax.relaxation.surface import over
 from lamjax.system import System, real
 
 
-@dataclass(frozen=True)
+@configuration
 class DistanceConfig:
     """How far a structure is from its target, as one number.
 
@@ -30,28 +32,31 @@ class DistanceConfig:
     """
 
     kind: Literal["dq", "rmsd", "squared", "bounded"] = "dq"
-    scale: float = 1.0  # amu^1/2 Å, where "bounded" is one half
-    cell: float = 0.0  # of the strain between the cells, added to the distance of the atoms (in its unit)
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    def __post_init__(self):
-        if self.kind not in ("dq", "rmsd", "squared", "bounded"):
-            raise ValueError(f"Unknown kind of distance {self.kind!r}; known: dq, rmsd, squared, bounded.")
-        if self.scale <= 0 or self.cell < 0:
-            raise ValueError(f"A distance needs scale > 0 and cell >= 0, got {self.scale} and {self.cell}.")
+    scale: Annotated[float, Field(gt=0, description='amu^1/2 Å, where "bounded" is one half')] = 1.0
+    cell: Annotated[
+        float,
+        Field(ge=0, description="weight of the strain between the cells, added to the distance of the atoms"),
+    ] = 0.0
 
 
-@dataclass(frozen=True)
+@configuration
 class StructureLossConfig:
     """What the structure loss relaxes, and what it makes of the end."""
 
     relax: RelaxConfig = field(default_factory=lambda: RelaxConfig(adjoint=Unrolled(50)))
     distance: DistanceConfig = DistanceConfig()
-    window: float = 1.0  # weight of the distance at the end of the window of the adjoint Hybrid
-    energy: float = 0.0  # weight (atoms/eV) of |E - label| per atom at the end, where the target has an energy
-    max_motion: float = 10.0  # Å; an atom that moved farther than this from its start has exploded: dropped, counted
+    window: Annotated[
+        float, Field(description="weight of the distance at the end of the window of the adjoint Hybrid")
+    ] = 1.0
+    energy: Annotated[
+        float,
+        Field(description="weight (atoms/eV) of |E - label| per atom at the end, where the target has an energy"),
+    ] = 0.0
+    max_motion: Annotated[
+        float,
+        Field(description="Å; a structure with an atom that moved farther from its start is left out and counted"),
+    ] = 10.0
     type: Literal["structure"] = "structure"
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
 
 class Learned(NamedTuple):

@@ -1,14 +1,15 @@
 """Losses at the target structure itself: no relaxation, so no basin to miss and no number of steps."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+from pydantic import Field
 
 from lamjax.arguments import expect
+from lamjax.config import configuration
 from lamjax.factories import factory
 from lamjax.losses.structure import DistanceConfig, check_pairs, mean, shaped
 from lamjax.potential import check_potential
@@ -19,29 +20,27 @@ from lamjax.system import masses, real
 NEWTON = Implicit(tol=1e-3, max_iterations=100, damping=0.5)
 
 
-@dataclass(frozen=True)
+@configuration
 class ForceTargetConfig:
     """Zero force at the target: the mean square of the force on an atom there (and on the cell, if it is relaxed)."""
 
-    cell: CellConfig | None = None
+    cell: Annotated[CellConfig | None, Field(description="None: the cell is fixed")] = None
     type: Literal["force"] = "force"
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
 
-@dataclass(frozen=True)
+@configuration
 class NewtonTargetConfig:
     """One Newton step from the target: where the minimum is, as far as the potential is a parabola.
 
     `solver` sets damping (eV/Å², added to the Hessian), tolerance and the guard against negative curvature.
     """
 
-    cell: CellConfig | None = None
+    cell: Annotated[CellConfig | None, Field(description="None: the cell is fixed")] = None
     distance: DistanceConfig = DistanceConfig(kind="bounded")
     solver: Implicit = NEWTON
     type: Literal["newton"] = "newton"
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.distance.kind == "rmsd":
             raise ValueError('The Newton step is measured mass-weighted: take kind "dq", "squared" or "bounded".')
 

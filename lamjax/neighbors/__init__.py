@@ -1,9 +1,9 @@
 """Neighbour lists: who sees whom, in any cell."""
 
+from lamjax.lattice import image_offsets as image_offsets
 from lamjax.neighbors.host import allocate as allocate
 from lamjax.neighbors.host import count as count
 from lamjax.neighbors.host import host_neighbors as host_neighbors
-from lamjax.neighbors.host import image_offsets as image_offsets
 from lamjax.neighbors.host import plan_capacities as plan_capacities
 from lamjax.neighbors.search import all_images as all_images
 from lamjax.neighbors.search import update as update

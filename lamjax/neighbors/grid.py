@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from lamjax.lattice import basis, complete_cell, face_distances, heights, wrap_shift
 from lamjax.neighbors.host import count, plan_capacities
-from lamjax.neighbors.search import basis, counted, wrap_shift
+from lamjax.neighbors.search import counted
 from lamjax.neighbors.types import Shell, round_up
 from lamjax.neighbors.verlet import ROUNDING, Verlet, closest
-from lamjax.system import System, complete_cell, face_distances
+from lamjax.system import System
 
 BLOCK = 512  # atoms that are searched at once
 FULLER = 1.3  # than now a bin may become, at least
@@ -95,7 +96,7 @@ def search(
     """As `verlet.search`, and the number of atoms in the fullest bin; more than `grid.capacity` make it not usable."""
     system = jax.lax.stop_gradient(system)
     n, width = verlet.mask.shape
-    shift, finite = wrap_shift(system)
+    shift, finite = wrap_shift(system.positions, system.cell, system.pbc)
     home = system.positions + shift.astype(system.cell.dtype) @ system.cell
     bins, size = _bins(system, home, grid)
     members, fullest = _members(bins, system.numbers > 0, grid)
@@ -131,16 +132,15 @@ def _bins(system: System, home: Array, grid: Grid) -> tuple[Array, Any]:
 
     Without periodicity the bins divide what the atoms span; an atom at its very end belongs to the last one.
     """
-    inverse = jnp.linalg.inv(basis(system))
-    height = 1 / jnp.linalg.norm(inverse, axis=0)
-    along = home @ inverse
+    complete = basis(system.cell, system.pbc)
+    along = home @ jnp.linalg.inv(complete)
     is_atom = (system.numbers > 0)[:, None]
     low = jnp.min(jnp.where(is_atom, along, jnp.inf), axis=0, initial=jnp.inf)
     high = jnp.max(jnp.where(is_atom, along, -jnp.inf), axis=0, initial=-jnp.inf)
     low, span = jnp.where(system.pbc, 0, low), jnp.where(system.pbc, 1, jnp.maximum(high - low, 1e-6))
     number = np.array(grid.bins)
     found = jnp.floor((along - low) / span * number)
-    return jnp.clip(found, 0, number - 1).astype(jnp.int32), height * span / number
+    return jnp.clip(found, 0, number - 1).astype(jnp.int32), heights(complete) * span / number
 
 
 def _members(bins: Any, is_atom: Array, grid: Grid) -> tuple[Array, Array]:

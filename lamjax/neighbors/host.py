@@ -11,9 +11,9 @@ import vesin
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from lamjax.neighbors.search import FAR
+from lamjax.lattice import FAR, complete_cell, image_offsets
 from lamjax.neighbors.types import MadeFor, Neighbors, Shell, round_up
-from lamjax.system import System, check_single, complete_cell, face_distances
+from lamjax.system import System, check_single
 
 FEW = 2000  # atoms that one thread searches
 
@@ -112,15 +112,9 @@ def _without_gaps(positions: Array, open_directions: Any, cutoff: float) -> np.n
         if excess.any():
             shift = np.zeros(len(along))
             shift[order[1:]] = np.cumsum(excess)
+            shift -= shift[order[len(order) // 2]]  # most atoms stay where they are, with all their digits
             positions = positions - shift[:, None] * direction
     return positions
-
-
-def image_offsets(cell: Array, pbc: Array, cutoff: float) -> np.ndarray:
-    """All integer images (n_offsets, 3) that wrapped atoms can see within the cutoff, home image first."""
-    reach = np.where(pbc, np.ceil(cutoff / np.maximum(face_distances(cell, pbc), 1e-3) - 1e-6), 0).astype(int)
-    grid = np.stack(np.meshgrid(*(np.arange(-k, k + 1) for k in reach), indexing="ij"), axis=-1).reshape(-1, 3)
-    return grid[np.argsort((grid**2).sum(axis=1), kind="stable")].astype(np.int32)
 
 
 def _pack(

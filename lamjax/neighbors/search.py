@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from lamjax.lattice import FAR, reach, wrap_shift
 from lamjax.neighbors.types import MadeFor, Neighbors, Shell, check_shells
 from lamjax.system import System, check_single
-
-FAR = 1 << 14  # an offset beyond this is padding of the offset list
 
 
 def all_images(
@@ -24,12 +23,12 @@ def all_images(
     check_single(system, "all_images")
     system = jax.lax.stop_gradient(jax.tree.map(jnp.asarray, system))
     n_offsets = offsets.shape[0]
-    shift, finite = wrap_shift(system)
+    shift, finite = wrap_shift(system.positions, system.cell, system.pbc)
     squared = squared_distances(system, shift, offsets)
     kept, slot = nearest(squared, capacities[0])
     j, o = slot // n_offsets, slot % n_offsets
     images = offsets[o] + shift[j] - shift[:, None, :]
-    complete = finite & (reach(system, offsets) >= shells[0].cutoff)
+    complete = finite & (reach(system.cell, system.pbc, offsets) >= shells[0].cutoff)
     return assemble(kept, j, images, offsets, shells, capacities, within_shells(squared, shells), complete)
 
 
@@ -120,33 +119,6 @@ def update(neighbors: Neighbors, system: System, shells: tuple[Shell, ...]) -> N
     )
 
 
-def basis(system: System) -> Float[Array, "3 3"]:
-    """The cell, with rows of non-periodic directions completed to a basis."""
-    cell, pbc = system.cell, system.pbc
-    a, b, c = (jnp.where(pbc[k], cell[k], 0) for k in range(3))
-    n = jnp.sum(pbc)
-    only = a + b + c  # the periodic row where there is one only
-    helper = jnp.eye(3, dtype=cell.dtype)[jnp.argmin(jnp.abs(only))]
-    first = jnp.cross(only, helper)
-    first = first / jnp.maximum(jnp.linalg.norm(first), 1e-12)
-    second = jnp.cross(only, first)
-    second = second / jnp.maximum(jnp.linalg.norm(second), 1e-12)
-    rows = jnp.stack([a, b, c])
-    normal = jnp.stack([jnp.cross(b, c), jnp.cross(c, a), jnp.cross(a, b)])
-    normal = normal / jnp.maximum(jnp.linalg.norm(normal, axis=1, keepdims=True), 1e-12)
-    two = jnp.where(pbc[:, None], rows, normal)
-    order = jnp.cumsum(~pbc)[:, None]  # 1 for the first missing row, 2 for the second
-    one = jnp.where(pbc[:, None], rows, jnp.where(order == 1, first, second))
-    return jnp.select([n == 3, n == 2, n == 1], [rows, two, one], jnp.eye(3, dtype=cell.dtype))
-
-
-def wrap_shift(system: System) -> tuple[Array, Array]:
-    """The integer lattice vector that brings each atom home, and whether all are finite and of a sane size."""
-    fractional = system.positions @ jnp.linalg.inv(basis(system))
-    shift = jnp.where(system.pbc, -jnp.floor(fractional), 0)
-    return shift.astype(jnp.int32), jnp.all(jnp.isfinite(fractional) & (jnp.abs(shift) < FAR))
-
-
 def squared_distances(system: System, shift: Array, offsets: Array) -> Array:
     """|x_j + o cell - x_i|² of wrapped atoms, (n_atoms, n_atoms * n_offsets); inf for self, padding, absent images."""
     home = system.positions + shift.astype(system.cell.dtype) @ system.cell
@@ -158,10 +130,3 @@ def squared_distances(system: System, shift: Array, offsets: Array) -> Array:
     absent = jnp.any((jnp.abs(offsets) >= FAR) | ((offsets != 0) & ~system.pbc), axis=1)
     usable = is_atom[:, None, None] & is_atom[None, :, None] & ~own & ~absent
     return jnp.where(usable, squared, jnp.inf).reshape(system.n_atoms, -1)
-
-
-def reach(system: System, offsets: Array) -> Float[Array, ""]:
-    """How far (Å) wrapped atoms see with the images in `offsets`; inf where nothing is periodic."""
-    height = 1 / jnp.linalg.norm(jnp.linalg.inv(basis(system)), axis=0)
-    images = jnp.max(jnp.where(jnp.abs(offsets) < FAR, offsets, 0), axis=0)
-    return jnp.min(jnp.where(system.pbc, (images + 1e-6) * height, jnp.inf))

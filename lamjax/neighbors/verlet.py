@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from lamjax import pytree
-from lamjax.neighbors.search import assemble, basis, nearest, reach, squared_distances, within_shells, wrap_shift
+from lamjax.lattice import basis, reach, wrap_shift
+from lamjax.neighbors.search import assemble, nearest, squared_distances, within_shells
 from lamjax.neighbors.types import Neighbors, Shell
 from lamjax.system import System
 
@@ -101,7 +102,7 @@ def is_stale(verlet: Verlet, system: System, shells: tuple[Shell, ...]) -> Bool[
     With x = x₀ F + δ, F the deformation of the cell, no distance has shrunk below |r₀| σ_min(F) - 2 max|δ|.
     """
     system = jax.lax.stop_gradient(system)
-    deformation = jnp.linalg.inv(basis(system._replace(cell=verlet.cell))) @ basis(system)
+    deformation = jnp.linalg.inv(basis(verlet.cell, system.pbc)) @ basis(system.cell, system.pbc)
     deformation = jnp.where(verlet.radius >= 0, deformation, jnp.eye(3, dtype=system.cell.dtype))
     moved = jnp.where((system.numbers > 0)[:, None], system.positions - verlet.positions @ deformation, 0)
     farthest = jnp.sqrt(jnp.max(jnp.sum(moved * moved, axis=-1), initial=0))
@@ -113,9 +114,9 @@ def search(verlet: Verlet, system: System, shells: tuple[Shell, ...], skin: floa
     """The list made anew in the same shapes, over all images."""
     system = jax.lax.stop_gradient(system)
     cutoff, width, offsets = shells[0].cutoff, verlet.indices.shape[-1], verlet.offsets
-    shift, finite = wrap_shift(system)
+    shift, finite = wrap_shift(system.positions, system.cell, system.pbc)
     squared = squared_distances(system, shift, offsets)
-    within = reach(system, offsets)
+    within = reach(system.cell, system.pbc, offsets)
     radius = jnp.minimum(jnp.asarray(cutoff + skin, squared.dtype), within)
     kept, slot, dropped = closest(squared, width)
     j, o = slot // offsets.shape[0], slot % offsets.shape[0]

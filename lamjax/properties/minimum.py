@@ -5,15 +5,16 @@ derivative of such a function is that of the re-relaxed property: dP/dθ = ∂P/
 coordinates of atoms and cell, H the Hessian. Maliyov, Grigorev, Swinburne, arXiv 2407.02414.
 """
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
+from pydantic import Field
 
 from lamjax import pytree
+from lamjax.config import configuration
 from lamjax.neighbors import Neighbors
 from lamjax.potential import Potential, check_potential
 from lamjax.relaxation import CellConfig, Implicit, coordinates, implicit
@@ -27,18 +28,24 @@ BLOCK = 32  # Hessian products side by side
 SOFT = 1e-5  # eV/Å²: curvature below which an internal mode is taken for one that costs nothing
 
 
-@dataclass(frozen=True)
+@configuration
 class PropertyConfig:
     """What of a structure has been relaxed, and how it follows the parameters."""
 
-    cell: CellConfig | None = CellConfig()  # what of the cell has been relaxed with the atoms; None: it is fixed
-    fmax: float = 1e-3  # eV/Å: `converged` if no atom nor the cell feels more; others do not follow the parameters
-    response: Implicit | None = RESPONSE  # how dz/dθ is solved for, or what else has a `respond`; None: it is 0
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    def __post_init__(self):
-        if self.fmax <= 0:
-            raise ValueError(f"fmax is {self.fmax} eV/Å; it must be positive.")
+    cell: Annotated[
+        CellConfig | None, Field(description="what of the cell has been relaxed with the atoms; None: it is fixed")
+    ] = CellConfig()
+    fmax: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="eV/Å: `converged` if no force on an atom nor on the cell is larger; others do not follow "
+            "the parameters",
+        ),
+    ] = 1e-3
+    response: Annotated[
+        Any, Field(description="an Implicit, or what else has a `respond`: how dz/dθ is solved for; None: it is 0")
+    ] = RESPONSE
 
 
 RELAXED = PropertyConfig()

@@ -7,10 +7,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from lamjax import neighbors as neighbor_lists
+from lamjax.lattice import face_distances
 from lamjax.neighbors import Neighbors
 from lamjax.potential import Potential, check_elements
 from lamjax.properties.minimum import check_crystal
-from lamjax.system import System, as_system, check_single, face_distances, real
+from lamjax.system import System, as_system, check_single, real
 
 LENGTH = 10.0  # Å, between opposite faces of a supercell, at least, where nothing else is asked for
 NEAREST = 1e-4  # Å: images of an atom whose distances differ by less are equally near

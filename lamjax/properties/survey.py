@@ -3,15 +3,15 @@ host: what is differentiated is in the other modules."""
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
+from pydantic import Field
 
+from lamjax import lattice, numerics
 from lamjax import neighbors as neighbor_lists
-from lamjax import numerics
-from lamjax.arguments import as_tuples
+from lamjax.config import configuration
 from lamjax.neighbors import Neighbors
 from lamjax.potential import Potential
 from lamjax.properties import vibrations
@@ -31,20 +31,16 @@ JOULES = 96485.33  # J/mol of one eV
 CHANGE = 0.5  # of the volume: a crystal that changes more has broken up or collapsed
 
 
-@dataclass(frozen=True)
+@configuration
 class PhononSurvey:
     """Which supercell, and which wave vectors and temperatures."""
 
-    length: float = LENGTH  # Å between opposite faces of the supercell, at least
-    density: float = 40.0  # Å: wave vectors of the mesh along a lattice vector a: density/|a|
-    temperatures: tuple[float, ...] = (300.0,)  # K
-    n_path: int = 120  # wave vectors of the bands
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    def __post_init__(self):
-        as_tuples(self)
-        if self.length <= 0 or self.density <= 0 or self.n_path < 2 or min(self.temperatures, default=-1) < 0:
-            raise ValueError(f"length and density must be positive, n_path 2 or more, temperatures not below 0: {self}")
+    length: Annotated[float, Field(gt=0, description="Å between opposite faces of the supercell, at least")] = LENGTH
+    density: Annotated[
+        float, Field(gt=0, description="Å: wave vectors of the mesh along a lattice vector a: density/|a|")
+    ] = 40.0
+    temperatures: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1, description="K")] = (300.0,)
+    n_path: Annotated[int, Field(ge=2, description="wave vectors of the bands")] = 120
 
 
 class Waves(NamedTuple):
@@ -214,4 +210,4 @@ def _rung(n: int, least: int = 1) -> int:
 
 def _volume(system: System) -> float:
     """Å³; 0 for what is no crystal."""
-    return abs(float(np.linalg.det(np.asarray(system.cell, np.float64)))) if np.all(np.asarray(system.pbc)) else 0.0
+    return float(lattice.volume(np.asarray(system.cell, np.float64))) if np.all(np.asarray(system.pbc)) else 0.0

@@ -1,16 +1,17 @@
 """How the energy of a crystal follows its volume: bulk modulus and its derivative by pressure."""
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import field
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
+from pydantic import Field
 
 from lamjax import neighbors as neighbor_lists
 from lamjax import units
-from lamjax.arguments import as_tuples
+from lamjax.config import configuration
 from lamjax.neighbors import Neighbors
 from lamjax.potential import Potential
 from lamjax.properties import minimum
@@ -31,17 +32,20 @@ class BulkModulus(NamedTuple):
     converged: Bool[Array, ""]
 
 
-@dataclass(frozen=True)
+USUAL_STRAINS = (-0.03, -0.02, -0.01, 0.0, 0.01, 0.02, 0.03)
+
+
+@configuration
 class EquationOfStateConfig:
     """At which volumes the energy is computed, and what relaxes there."""
 
-    strains: tuple[float, ...] = (-0.03, -0.02, -0.01, 0.0, 0.01, 0.02, 0.03)  # of lengths
-    shape: bool = True  # the shape of the cell relaxes at each volume, as under hydrostatic pressure
+    strains: Annotated[tuple[float, ...], Field(description="of lengths")] = USUAL_STRAINS
+    shape: Annotated[
+        bool, Field(description="the shape of the cell relaxes at each volume, as under hydrostatic pressure")
+    ] = True
     relax: RelaxConfig = field(default_factory=lambda: RelaxConfig(fmax=1e-4, max_steps=1000, adjoint=RESPONSE))
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    def __post_init__(self):
-        as_tuples(self)
+    def __post_init__(self) -> None:
         if len(set(self.strains)) < 4 or min(self.strains) <= -0.5:
             raise ValueError(
                 f"An equation of state of Birch and Murnaghan has four numbers: it needs at least 4 different strains, "

@@ -3,12 +3,13 @@
 An adjoint of your own is a frozen dataclass with the methods of `AdjointMethods`, put into RelaxConfig(adjoint=...).
 """
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 from jaxtyping import Array, Float
+from pydantic import Field
 
 from lamjax.arguments import describe
+from lamjax.config import configuration, or_own
 from lamjax.relaxation.descent import Descent
 from lamjax.relaxation.implicit import Hessian, Implicit, Solve
 
@@ -31,23 +32,22 @@ class AdjointMethods(Protocol):
         """λ of dL/dθ = -λᵀ ∂g/∂θ, g = ∂(E + PV)/∂z, for ∂L/∂z = `cotangent`; and how the solve for it went."""
 
 
-@dataclass(frozen=True)
+@configuration
 class Unrolled:
     """At most `steps` steps (converged structures stand still), differentiated by backpropagation through time.
 
     What FIRE itself needs is kept of every step, some 20 numbers per atom, and everything inside the potential is
-    computed anew on the way back. With `segment` set, only every `segment`-th step is kept, for one more evaluation
+    recomputed in the backward pass. With `segment` set, only every `segment`-th step is kept, for one more evaluation
     per step.
     """
 
-    steps: int = 50
-    segment: int | None = None
+    steps: Annotated[int, Field(ge=1)] = 50
+    segment: Annotated[int | None, Field(ge=1, description="steps between those that are kept; None: all are")] = None
     type: Literal["unrolled"] = "unrolled"
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    def __post_init__(self):
-        if self.steps < 1 or (self.segment is not None and not 1 <= self.segment <= self.steps):
-            raise ValueError(f"Unrolled needs steps >= 1 and 1 <= segment <= steps, got {self}.")
+    def __post_init__(self) -> None:
+        if self.segment is not None and self.segment > self.steps:
+            raise ValueError(f"Unrolled needs segment <= steps, got {self.segment} and {self.steps}.")
 
     def run(self, descent: Descent) -> Descent:
         """So many steps with their derivatives."""
@@ -56,7 +56,7 @@ class Unrolled:
         return descent.unroll(self.steps, rows=-(-(self.steps + 1) // self.segment), stride=self.segment)
 
 
-@dataclass(frozen=True)
+@configuration
 class UntilConverged:
     """Step until converged, `max_steps` (None: those of RelaxConfig) at most, and differentiate every step taken.
 
@@ -64,21 +64,16 @@ class UntilConverged:
     every other one is given up; for one more evaluation per step.
     """
 
-    max_steps: int | None = None
-    checkpoints: int | None = None
+    max_steps: Annotated[int | None, Field(ge=0, description="None: those of RelaxConfig")] = None
+    checkpoints: Annotated[int | None, Field(ge=2, description="steps that are kept at most; None: all are")] = None
     type: Literal["until_converged"] = "until_converged"
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    def __post_init__(self):
-        if (self.max_steps is not None and self.max_steps < 0) or (self.checkpoints or 2) < 2:
-            raise ValueError(f"UntilConverged needs max_steps >= 0 and checkpoints >= 2, got {self}.")
 
     def run(self, descent: Descent) -> Descent:
         """All steps with their derivatives."""
         return descent.unroll(descent.max_steps if self.max_steps is None else self.max_steps, rows=self.checkpoints)
 
 
-@dataclass(frozen=True)
+@configuration
 class Hybrid:
     """Backpropagation through the first `window` steps, which choose the basin, and the implicit adjoint at its end.
 
@@ -86,14 +81,9 @@ class Hybrid:
     depend on the way to it. A loss has to speak of both. The idea is G-DEQ's, the follow-up of arXiv 2512.01067.
     """
 
-    window: int = 20
-    implicit: Implicit = Implicit()
+    window: Annotated[int, Field(ge=1, description="steps")] = 20
+    implicit: Annotated[Implicit, Field(description="how the minimum responds")] = Implicit()
     type: Literal["hybrid"] = "hybrid"
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    def __post_init__(self):
-        if self.window < 1:
-            raise ValueError(f"Hybrid needs window >= 1, got {self.window}.")
 
     @property
     def gate(self) -> float | None:
@@ -108,9 +98,6 @@ class Hybrid:
     def respond(self, hessian: Hessian, cotangent: Float[Array, "n_batch rows 3"]) -> tuple[Array, Solve]:
         """As the implicit adjoint."""
         return self.implicit.respond(hessian, cotangent)
-
-
-Adjoint = UntilConverged | Unrolled | Implicit | Hybrid
 
 
 def check_adjoint(adjoint: Any) -> None:
@@ -130,3 +117,6 @@ def is_of_the_end(adjoint: Any) -> bool:
 def is_through_steps(adjoint: Any) -> bool:
     """True if a gradient reaches the numbers of the minimiser."""
     return getattr(adjoint, "through_steps", True)
+
+
+Adjoint = Annotated[UntilConverged | Unrolled | Implicit | Hybrid, or_own(check_adjoint)]  # or what has these methods

@@ -5,41 +5,43 @@ ibid. 9901; first guess: Smidstrup et al., ibid. 140, 214106 (2014).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple
+from dataclasses import field
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+from pydantic import Field
 
 from lamjax import pytree
 from lamjax.arguments import ArgumentError
+from lamjax.config import configuration
+from lamjax.lattice import complete_cell, shortest
 from lamjax.neighbors import Neighbors, check_shells
 from lamjax.neighbors.verlet import SKIN
 from lamjax.numerics import safe_norm
 from lamjax.relaxation.layouts import Padded
-from lamjax.relaxation.minimisers import FireConfig, minimiser
+from lamjax.relaxation.minimisers import FireConfig, MinimiserConfig, minimiser
 from lamjax.relaxation.surface import over
-from lamjax.system import System, as_system, check_single, complete_cell, fixed_mask, real
+from lamjax.system import System, as_system, check_single, fixed_mask, real
 
 
-@dataclass(frozen=True)
+@configuration
 class NebConfig:
     """The forces of a band, and when it has settled."""
 
-    spring: float = 0.1  # eV/Å², between images
-    climb: bool = True  # the highest image climbs to the saddle
-    climb_below: float = 0.5  # eV/Å: it begins to when no force on the band is larger
-    fmax: float = 0.05  # eV/Å: converged when no atom of any image feels a larger force of the band
-    max_steps: int = 1000
-    minimiser: FireConfig = field(default_factory=FireConfig)
-    skin: float = SKIN  # Å
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    def __post_init__(self):
-        if min(self.spring, self.fmax, self.climb_below) <= 0 or self.max_steps < 0 or self.skin < 0:
-            raise ValueError(f"A band needs spring, fmax and climb_below > 0, max_steps and skin >= 0, got {self}.")
+    spring: Annotated[float, Field(gt=0, description="eV/Å², between images")] = 0.1
+    climb: Annotated[bool, Field(description="the highest image climbs to the saddle")] = True
+    climb_below: Annotated[float, Field(gt=0, description="eV/Å: it begins to when no force on the band is larger")] = (
+        0.5
+    )
+    fmax: Annotated[
+        float, Field(gt=0, description="eV/Å: converged when no force of the band on an atom of any image is larger")
+    ] = 0.05
+    max_steps: Annotated[int, Field(ge=0)] = 1000
+    minimiser: MinimiserConfig = field(default_factory=FireConfig)
+    skin: Annotated[float, Field(ge=0, description="Å")] = SKIN
 
 
 class Band(NamedTuple):
@@ -218,10 +220,7 @@ def interpolate(
     """
     start, end = (jax.tree.map(np.asarray, as_system(s)) for s in (start, end))
     _check_ends(start, end, n_images)
-    cell = complete_cell(start.cell, start.pbc)
-    change = end.positions - start.positions
-    turns = np.where(start.pbc, np.round(change @ np.linalg.inv(cell)), 0)
-    change = change - turns @ cell
+    change = shortest(end.positions - start.positions, start.cell, start.pbc)
     line = np.linspace(0, 1, n_images)[:, None, None]
     positions = start.positions + line * change
     match method:

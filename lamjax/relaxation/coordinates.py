@@ -5,30 +5,36 @@ logarithmic strain and s = sqrt(number of atoms) Å, which makes cell and atoms 
 q exp(u) and the cell is h₀ exp(u), as in ASE's FrechetCellFilter (which scales by the number of atoms).
 """
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
+from pydantic import Field
 
 from lamjax import numerics, units
+from lamjax.config import configuration
+from lamjax.lattice import projector
 from lamjax.system import System, real, volume
 
 
-@dataclass(frozen=True)
+@configuration
 class CellConfig:
     """How a cell relaxes: along every component of the strain, or some; against a pressure.
 
     A structure that is not periodic in all directions is strained within its periodic ones only.
     """
 
-    pressure: float = 0.0  # eV/Å³; 1 GPa is units.GPA of it
-    components: tuple[bool, bool, bool, bool, bool, bool] = (True,) * 6  # Voigt xx yy zz yz xz xy that may change
-    keep: Literal["nothing", "shape", "volume"] = "nothing"  # what stays as it is: shape is a purely isotropic strain
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    pressure: Annotated[float, Field(description="eV/Å³; 1 GPa is units.GPA of it")] = 0.0
+    components: Annotated[
+        tuple[bool, bool, bool, bool, bool, bool], Field(description="Voigt xx yy zz yz xz xy that may change")
+    ] = (True,) * 6
+    keep: Annotated[
+        Literal["nothing", "shape", "volume"],
+        Field(description="what stays as it is: shape is a purely isotropic strain"),
+    ] = "nothing"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not any(self.components):
             raise ValueError("No strain component may change. Leave `cell` out to relax at fixed cell.")
         if self.keep != "nothing" and not all(self.components):
@@ -81,7 +87,7 @@ def project(v: Float[Array, "rows 3"], reference: System, free, cell: CellConfig
     v = jnp.where(free, v, 0)
     if cell is None:
         return v
-    within = _periodic_projector(reference)
+    within = projector(jax.lax.stop_gradient(reference.cell), reference.pbc)
     strain = within @ (v[-3:] + v[-3:].T) @ within / 2
     isotropic = jnp.trace(strain) / 3 * jnp.eye(3, dtype=v.dtype)
     strain = {"nothing": strain, "shape": isotropic, "volume": strain - isotropic}[cell.keep]
@@ -107,9 +113,3 @@ def scale(reference: System) -> Float[Array, ""]:
 
 def _deformation(z, reference: System) -> Float[Array, "3 3"]:
     return numerics.expm(z[-3:] / scale(reference))
-
-
-def _periodic_projector(reference: System) -> Float[Array, "3 3"]:
-    """Onto the span of the periodic lattice vectors, of the reference; the identity for a crystal."""
-    rows = jnp.where(reference.pbc[:, None], jax.lax.stop_gradient(reference.cell), 0)
-    return jnp.where(jnp.all(reference.pbc), jnp.eye(3, dtype=rows.dtype), jnp.linalg.pinv(rows) @ rows)

@@ -2,14 +2,15 @@
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, Protocol
+from typing import Annotated, ClassVar, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+from pydantic import Field
 
 from lamjax import pytree
+from lamjax.config import configuration
 from lamjax.neighbors import Neighbors
 from lamjax.relaxation.descent import Descent
 from lamjax.relaxation.steps import Weights
@@ -17,7 +18,7 @@ from lamjax.relaxation.surface import Evaluation, Surface
 from lamjax.system import System, real
 
 
-@dataclass(frozen=True)
+@configuration
 class Implicit:
     """Step until converged, and differentiate the minimum itself: memory and time do not depend on the steps.
 
@@ -33,21 +34,16 @@ class Implicit:
     losses count it in n_negative.
     """
 
-    tol: float = 1e-4
-    max_iterations: int = 200
-    gate: float | None = None  # eV/Å; None: fmax of RelaxConfig
-    polish: int = 0  # Newton steps after the relaxation, to come closer to the minimum than fmax
-    damping: float = 0.0  # eV/Å², added to H
-    curvature: float = 1e-3  # eV/Å²
+    tol: Annotated[float, Field(gt=0, lt=1, description="relative residual of the linear solve")] = 1e-4
+    max_iterations: Annotated[int, Field(ge=1, description="Hessian products")] = 200
+    gate: Annotated[float | None, Field(gt=0, description="eV/Å; None: fmax of RelaxConfig")] = None
+    polish: Annotated[
+        int, Field(ge=0, description="Newton steps after the relaxation, to come closer to the minimum than fmax")
+    ] = 0
+    damping: Annotated[float, Field(ge=0, description="eV/Å², added to H")] = 0.0
+    curvature: Annotated[float, Field(description="eV/Å², at most: hardly any")] = 1e-3
     type: Literal["implicit"] = "implicit"
     through_steps: ClassVar[bool] = False
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    def __post_init__(self):
-        if not (0 < self.tol < 1 and self.max_iterations >= 1 and self.polish >= 0 and self.damping >= 0):
-            raise ValueError(f"Implicit needs 0 < tol < 1, max_iterations >= 1, polish >= 0, damping >= 0, got {self}.")
-        if self.gate is not None and self.gate <= 0:
-            raise ValueError(f"gate is {self.gate} eV/Å; it must be positive, or None for the fmax of the relaxation.")
 
     def run(self, descent: Descent) -> Descent:
         """Steps without derivatives, then those of Newton."""

@@ -9,8 +9,9 @@ from jaxtyping import Array, Bool, Int
 
 from lamjax import pytree
 from lamjax import system as systems
+from lamjax.lattice import FAR, reach, wrap_shift
 from lamjax.neighbors import Neighbors, Shell
-from lamjax.neighbors.search import FAR, assemble, counted, nearest, reach, verdict, wrap_shift
+from lamjax.neighbors.search import assemble, counted, nearest, verdict
 from lamjax.neighbors.verlet import ROUNDING, Verlet, closest, is_stale
 from lamjax.system import System
 
@@ -43,8 +44,8 @@ def refresh(lists: Lists, batch: System, shells: tuple[Shell, ...], skin: float)
 
 
 def _search(lists: Lists, batch: System, stale, shells: tuple[Shell, ...], skin: float) -> Lists:
-    shift, finite = jax.vmap(wrap_shift)(batch)
-    within = jax.vmap(reach)(batch, lists.images)
+    shift, finite = jax.vmap(wrap_shift)(batch.positions, batch.cell, batch.pbc)
+    within = jax.vmap(reach)(batch.cell, batch.pbc, lists.images)
     radius = jnp.minimum(jnp.asarray(shells[0].cutoff + skin, within.dtype), within)
     home = batch._replace(positions=batch.positions + shift.astype(batch.cell.dtype) @ batch.cell)
     old, (n_slots, n_atoms) = lists.verlet, batch.numbers.shape

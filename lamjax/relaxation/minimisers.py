@@ -1,21 +1,26 @@
-"""How a relaxation steps, driven from outside: a minimiser proposes coordinates and is told the forces there.
+"""How a relaxation steps: a minimiser proposes coordinates, and is given the forces at them.
 
 A minimiser of your own is a frozen dataclass with the four methods of `Minimiser`, put into RelaxConfig(minimiser=...).
 """
 
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+from pydantic import Field
 
 from lamjax import numerics
 from lamjax.arguments import describe
+from lamjax.config import configuration, or_own
 from lamjax.imports import jax_md
 
 N_NUMBERS = 119  # atomic numbers and 0
+MaxStep = Annotated[
+    float | None,
+    Field(gt=0, description="Å, the farthest that an atom moves in one step; a longer step is scaled as a whole"),
+]
 
 
 class Minimiser(Protocol):
@@ -46,7 +51,7 @@ def minimiser(config: Minimiser) -> Minimiser:
     return config
 
 
-@dataclass(frozen=True)
+@configuration
 class FireConfig:
     """Parameters of FIRE in jax-md's names; masses are 1, so that dt² has the unit Å²/eV.
 
@@ -54,21 +59,19 @@ class FireConfig:
     `minimize.fire_descent` in free space (positions are unwrapped and Cartesian).
     """
 
-    dt_start: float = 0.1
-    dt_max: float = 0.4
-    n_min: int = 5  # downhill steps before dt grows
-    f_inc: float = 1.1
-    f_dec: float = 0.5
-    alpha_start: float = 0.1
-    f_alpha: float = 0.99
-    max_step: float | None = 0.2  # Å, the farthest that an atom moves in one step; a longer step is scaled as a whole
+    dt_start: Annotated[float, Field(gt=0, description="the first time step")] = 0.1
+    dt_max: Annotated[float, Field(description="the longest time step, at least dt_start")] = 0.4
+    n_min: Annotated[int, Field(ge=0, description="downhill steps before dt grows")] = 5
+    f_inc: Annotated[float, Field(ge=1, description="by which dt grows")] = 1.1
+    f_dec: Annotated[float, Field(gt=0, lt=1, description="by which dt shrinks uphill")] = 0.5
+    alpha_start: Annotated[float, Field(description="the first share of the force in the velocity")] = 0.1
+    f_alpha: Annotated[float, Field(description="by which this share shrinks downhill")] = 0.99
+    max_step: MaxStep = 0.2
     type: Literal["fire"] = "fire"
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    def __post_init__(self):
-        if not (0 < self.dt_start <= self.dt_max and self.f_inc >= 1 and 0 < self.f_dec < 1):
-            raise ValueError(f"FIRE needs 0 < dt_start <= dt_max, f_inc >= 1 and 0 < f_dec < 1, got {self}.")
-        _check_max_step(self.max_step)
+    def __post_init__(self) -> None:
+        if self.dt_start > self.dt_max:
+            raise ValueError(f"FIRE needs dt_start <= dt_max, got {self.dt_start} and {self.dt_max}.")
 
     def numbers(self, dtype) -> dict[str, Array]:
         """First time step and first mixing of velocity and force."""
@@ -87,7 +90,7 @@ class FireConfig:
         )
 
     def propose(self, numbers: dict[str, Array], state: Any, kinds: Int[Array, " n_atoms"]) -> Float[Array, "rows 3"]:
-        """The end of a velocity-Verlet step, which asks for the force at a place that does not depend on it."""
+        """The end of a velocity-Verlet step, whose positions do not depend on the force at them."""
         return _fire_descent(self)(state, force=jnp.zeros_like(state.force)).position
 
     def step(self, numbers: dict[str, Array], state: Any, z: Float[Array, "rows 3"], force) -> Any:
@@ -98,23 +101,23 @@ class FireConfig:
         return new.set(alpha=jnp.where(uphill, numbers["alpha_start"].astype(z.dtype), new.alpha))
 
 
-@dataclass(frozen=True)
+@configuration
 class GradientFlowConfig:
     """x <- x + η F + b: the iterated map of Dramko et al. (arXiv 2512.01067), slow but without memory.
 
     b is a vector for each element, zero until it is learned (`additive`).
     """
 
-    eta: float = 0.02  # Å²/eV; stable below 2 over the largest curvature, some 50 eV/Å² in covalent crystals
-    additive: bool = False
-    max_step: float | None = 0.2  # Å
+    eta: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="Å²/eV; stable below 2 over the largest curvature, some 50 eV/Å² in covalent crystals",
+        ),
+    ] = 0.02
+    additive: Annotated[bool, Field(description="whether b is learned too")] = False
+    max_step: MaxStep = 0.2
     type: Literal["gradient_flow"] = "gradient_flow"
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    def __post_init__(self):
-        if self.eta <= 0:
-            raise ValueError(f"eta is {self.eta} Å²/eV; it must be positive.")
-        _check_max_step(self.max_step)
 
     def numbers(self, dtype) -> dict[str, Array]:
         """η, and b of every element."""
@@ -144,7 +147,7 @@ class FlowState(NamedTuple):
     force: Float[Array, "rows 3"]  # eV/Å
 
 
-MinimiserConfig = FireConfig | GradientFlowConfig
+MinimiserConfig = Annotated[FireConfig | GradientFlowConfig, or_own(minimiser)]  # or what has these functions
 
 
 @lru_cache(maxsize=64)
@@ -172,8 +175,3 @@ def _limited(change, max_step: float | None):
     longest = jnp.max(numerics.safe_norm(change))
     far = longest > max_step
     return change * jnp.where(far, max_step / jnp.where(far, longest, 1), 1).astype(change.dtype)
-
-
-def _check_max_step(max_step: float | None) -> None:
-    if max_step is not None and max_step <= 0:
-        raise ValueError(f"max_step is {max_step} Å; it must be positive, or None for no limit.")

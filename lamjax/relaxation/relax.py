@@ -1,14 +1,16 @@
 """One relaxation, or a batch side by side, at fixed or variable cell, and the gradient of where it ends."""
 
-from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from dataclasses import field
+from typing import Annotated, NamedTuple
 
 import ase
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+from pydantic import Field
 
 from lamjax import pytree, summaries
+from lamjax.config import configuration
 from lamjax.neighbors import Neighbors, check_shells
 from lamjax.neighbors.verlet import SKIN
 from lamjax.relaxation import captured, implicit
@@ -22,23 +24,34 @@ from lamjax.relaxation.surface import Surface, over
 from lamjax.system import System, as_system, fixed_mask, kept_by_constraints
 
 
-@dataclass(frozen=True)
+@configuration
 class RelaxConfig:
     """When a relaxation ends, what moves and how, and how it is differentiated."""
 
-    fmax: float = 0.02  # eV/Å: converged when no atom, nor the cell (-dE/dstrain per atom, as in ASE), feels more
-    max_steps: int = 500  # of all adjoints but Unrolled, which has its own number
-    cell: CellConfig | None = None  # None: the cell is fixed
-    minimiser: MinimiserConfig = field(default_factory=FireConfig)
-    adjoint: Adjoint = field(default_factory=UntilConverged)
-    skin: float = SKIN  # Å; neighbours are searched anew when an atom (or the cell) has moved by half of it
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    def __post_init__(self):
-        if self.fmax < 0 or self.max_steps < 0 or self.skin < 0:
-            raise ValueError(
-                f"fmax, max_steps and skin must not be negative, got {self.fmax} eV/Å, {self.max_steps}, {self.skin} Å."
-            )
+    fmax: Annotated[
+        float,
+        Field(
+            ge=0,
+            description="eV/Å: converged when no force on an atom, nor on the cell (-dE/dstrain per atom, as in ASE), "
+            "is larger",
+        ),
+    ] = 0.02
+    max_steps: Annotated[int, Field(ge=0, description="of all adjoints but Unrolled, which has its own number")] = 500
+    cell: Annotated[CellConfig | None, Field(description="None: the cell is fixed")] = None
+    minimiser: Annotated[
+        MinimiserConfig, Field(description="how steps are taken: fire, or gradient_flow {eta, additive}")
+    ] = field(default_factory=FireConfig)
+    adjoint: Annotated[
+        Adjoint,
+        Field(
+            description="how the end is differentiated: unrolled {steps, segment}, until_converged {max_steps, "
+            "checkpoints}, implicit {tol, gate, polish, ...}, hybrid {window, implicit}"
+        ),
+    ] = field(default_factory=UntilConverged)
+    skin: Annotated[
+        float,
+        Field(ge=0, description="Å; neighbours are searched anew when an atom (or the cell) has moved by half of it"),
+    ] = SKIN
 
 
 class Relaxation(NamedTuple):

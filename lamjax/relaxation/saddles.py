@@ -1,19 +1,21 @@
 """First-order saddles: found by following the softest mode uphill, and differentiated where they are."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+from pydantic import Field
 
 from lamjax import pytree
+from lamjax.config import configuration
 from lamjax.neighbors import Neighbors, check_shells
 from lamjax.neighbors.verlet import SKIN
 from lamjax.relaxation import implicit
 from lamjax.relaxation.implicit import Hessian, Implicit, Point, Solve
 from lamjax.relaxation.layouts import Padded
-from lamjax.relaxation.minimisers import FireConfig, minimiser
+from lamjax.relaxation.minimisers import FireConfig, MinimiserConfig, minimiser
 from lamjax.relaxation.steps import Weights
 from lamjax.relaxation.surface import Surface, over
 from lamjax.system import System, as_system, check_single, fixed_mask
@@ -22,20 +24,15 @@ RESPONSE = Implicit(tol=1e-9, max_iterations=1000, curvature=1e-6)
 MODES = 40  # directions among which the lowest curvatures of a saddle are sought
 
 
-@dataclass(frozen=True)
+@configuration
 class DimerConfig:
     """How a saddle is climbed to."""
 
-    fmax: float = 0.02  # eV/Å
-    max_steps: int = 500
-    turns: int = 6  # Hessian products a step, by which the softest mode is followed
-    minimiser: FireConfig = field(default_factory=FireConfig)
-    skin: float = SKIN  # Å
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    def __post_init__(self):
-        if self.fmax <= 0 or self.max_steps < 0 or self.turns < 2:
-            raise ValueError(f"A dimer needs fmax > 0, max_steps >= 0 and turns >= 2, got {self}.")
+    fmax: Annotated[float, Field(gt=0, description="eV/Å")] = 0.02
+    max_steps: Annotated[int, Field(ge=0)] = 500
+    turns: Annotated[int, Field(ge=2, description="Hessian products a step, by which the softest mode is followed")] = 6
+    minimiser: MinimiserConfig = field(default_factory=FireConfig)
+    skin: Annotated[float, Field(ge=0, description="Å")] = SKIN
 
 
 class Climb(NamedTuple):

@@ -1,6 +1,6 @@
 """Many structures in flight: what has converged leaves its slot, the next one enters, and the device never waits.
 
-On the host: which structure goes where. What runs on the device is in `slots`, the shapes are chosen in `buckets`. A
+On the host: what is in which batch. What runs on the device is in `slots`, the shapes are chosen in `buckets`. A
 processor works on several batches at once, each in a thread of its own, since one program does not keep its cores busy.
 """
 

@@ -11,6 +11,7 @@ from lamjax.data import pack, sample
 from lamjax.evaluation.errors import predictions, under_one_name
 from lamjax.potential import network_dtype
 from lamjax.reports import plots
+from lamjax.system import volume
 from lamjax.training.curve import CURVE
 from lamjax.training.records import read
 from lamjax.training.tasks import Task
@@ -49,7 +50,7 @@ def _parity(task: Task, params: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]
         return tuple(np.concatenate(column) for column in zip(*found, strict=True)) if found else None
 
     def stress(frame: Any, virial: Array) -> Array:
-        return 1e3 * virial_to_stress(virial, abs(np.linalg.det(frame.system.cell)))
+        return 1e3 * virial_to_stress(virial, volume(frame.system))
 
     panels = {
         "energy (eV/atom)": panel(

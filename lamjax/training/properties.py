@@ -91,13 +91,13 @@ def prepare(config: PropertyTuneConfig, resume: bool = False) -> Run:
     if replay is not None and config.replay.bias == "change" and not saved:
         params = refitted(config, replayed, params, sets, replay)
     folder.check_names(config, params)
-    found = _packed(config, potential, replayed, sets, replay)
-    goal = property_objective(config, potential, run_loss(config, potential, replayed, found), found)
-    if saved and found.validation and until(output / VALIDATION, saved[-1]):
+    packed = _packed(config, potential, replayed, sets, replay)
+    goal = property_objective(config, potential, run_loss(config, potential, replayed, packed), packed)
+    if saved and packed.validation and until(output / VALIDATION, saved[-1]):
         goal = goal._replace(first={"judgement": read_properties(output / PROPERTIES, "before")})
     columns_of_labels = [f"replay_rmse_{kind}" for kind in "efvs"] if replay else []
     written = Outputs(
-        two_tables(output, goal.per_epoch, columns_of_labels, found.labels.columns),
+        two_tables(output, goal.per_epoch, columns_of_labels, packed.labels.columns),
         functools.partial(_save_model, config, potential),
         functools.partial(_keep, output, sets),
         functools.partial(_finish, output, sets),
@@ -111,7 +111,7 @@ def prepare(config: PropertyTuneConfig, resume: bool = False) -> Run:
         validate_every=config.validate_every * goal.per_epoch,
         validate_first=True,
     )
-    return engine.ready(settings, goal, params, written, bool(saved))._replace(potential=potential, data=found)
+    return engine.ready(settings, goal, params, written, bool(saved))._replace(potential=potential, data=packed)
 
 
 def _packed(config: PropertyTuneConfig, potential, replayed, sets: CrystalSets, replay) -> PropertySets:
@@ -130,50 +130,50 @@ def _packed(config: PropertyTuneConfig, potential, replayed, sets: CrystalSets, 
     return PropertySets(sets, train, validation, constants, held, replay, labels)
 
 
-def run_loss(config: PropertyTuneConfig, potential: Potential, replayed: Potential, found: PropertySets) -> Loss:
+def run_loss(config: PropertyTuneConfig, potential: Potential, replayed: Potential, packed: PropertySets) -> Loss:
     """The loss of a batch with the parts "properties", "force_constants" and "replay" that there are."""
     parts: dict[str, tuple[float, Loss]] = {}
-    if found.train:
-        parts["properties"] = (1.0, losses.property_loss(potential, found.sets.loss))
-    if found.constants is not None:
+    if packed.train:
+        parts["properties"] = (1.0, losses.property_loss(potential, packed.sets.loss))
+    if packed.constants is not None:
         parts["force_constants"] = (config.force_constants.weight, losses.force_constant_loss(potential))
     if config.replay:
         parts["replay"] = (config.replay.weight, losses.label_loss(replayed, config.replay.loss))
     return losses.weighted_sum(parts)
 
 
-def property_objective(config: PropertyTuneConfig, potential: Potential, loss: Loss, found: PropertySets) -> Objective:
+def property_objective(config: PropertyTuneConfig, potential: Potential, loss: Loss, packed: PropertySets) -> Objective:
     """The distance of properties of relaxed crystals from their targets; held-out crystals are judged one by one."""
-    sets, size = found.sets, config.batch_size
-    per_epoch = n_batches(found.train, size) if found.train else len(found.constants.constants)
+    sets, size = packed.sets, config.batch_size
+    per_epoch = n_batches(packed.train, size) if packed.train else len(packed.constants.constants)
 
     def batches_from(start: int) -> Iterator[tuple[Drawn, dict[str, Any]]]:
-        return ((drawn(batch), batch) for batch in _mixed(config, found, start))
+        return ((drawn(batch), batch) for batch in _mixed(config, packed, start))
 
     def names(batch: dict[str, Any]) -> list[str]:
-        frames = names_of(batch["replay"], found.replay.sources) if "replay" in batch else []
+        frames = names_of(batch["replay"], packed.replay.sources) if "replay" in batch else []
         return [*(crystal_name(crystal) for crystal in sets.train), *frames]
 
     def measure(params: Any, first: Measured | None, watch: Callable) -> Measured:
         measured: Measured = {}
-        if found.validation:
-            n = n_batches(found.validation, size)
+        if packed.validation:
+            n = n_batches(packed.validation, size)
             watched = lambda items: watch(items, "relaxing held-out crystals", n)  # noqa: E731
             precision = config.matmul_precision
-            args = (potential, params, sets.validation, found.validation, sets.loss, size, watched, precision)
+            args = (potential, params, sets.validation, packed.validation, sets.loss, size, watched, precision)
             judgement = judge(*args)
             before = judgement if first is None else first["judgement"]
             measured = {**summary(judgement, before, sets.validation, sets.loss), "judgement": judgement}
-        if found.held_constants is not None:
-            measured["force_constant_rmse"] = constants_error(potential, params, found.held_constants)
-        score = measured["error_median"] if found.validation else measured["force_constant_rmse"]
+        if packed.held_constants is not None:
+            measured["force_constant_rmse"] = constants_error(potential, params, packed.held_constants)
+        score = measured["error_median"] if packed.validation else measured["force_constant_rmse"]
         if first is None and not np.isfinite(score):
             raise ValueError(
                 f"Half of the {len(sets.validation)} held-out crystals or more do not converge with {config.base} "
                 f"before anything is learned, or fall apart. Raise relax.max_steps ({config.relax.max_steps}) or "
                 f"relax.fmax ({config.relax.fmax} eV/Å), or look at them with `lamjax properties`."
             )
-        return {SCORE: score, **measured, **found.labels.errors(params)}
+        return {SCORE: score, **measured, **packed.labels.errors(params)}
 
     return Objective(
         loss,
@@ -183,21 +183,21 @@ def property_objective(config: PropertyTuneConfig, potential: Potential, loss: L
         measure,
         lambda measured: measured[SCORE],
         per_epoch=per_epoch,
-        widen=functools.partial(_check_counted, config, bool(found.train)),
+        widen=functools.partial(_check_counted, config, bool(packed.train)),
         fingerprint=fingerprint(sets),
     )
 
 
-def _mixed(config: PropertyTuneConfig, found: PropertySets, start: int) -> Iterator[dict[str, Any]]:
+def _mixed(config: PropertyTuneConfig, packed: PropertySets, start: int) -> Iterator[dict[str, Any]]:
     """What the parts of the loss are given, step after step."""
     streams: dict[str, Iterator] = {}
-    if found.train:
-        streams["properties"] = crystal_batches(found.train, config.batch_size, config.seed, start)
-    if found.constants is not None:
+    if packed.train:
+        streams["properties"] = crystal_batches(packed.train, config.batch_size, config.seed, start)
+    if packed.constants is not None:
         how = config.force_constants
-        streams["force_constants"] = column_batches(found.constants, how.columns, how.batch_size, config.seed, start)
-    if found.replay is not None:
-        streams["replay"] = data.batches(found.replay, config.replay.batch_size, seed=config.seed, start=start)
+        streams["force_constants"] = column_batches(packed.constants, how.columns, how.batch_size, config.seed, start)
+    if packed.replay is not None:
+        streams["replay"] = data.batches(packed.replay, config.replay.batch_size, seed=config.seed, start=start)
     return (dict(zip(streams, one, strict=True)) for one in zip(*streams.values(), strict=False))
 
 

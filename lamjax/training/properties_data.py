@@ -11,7 +11,6 @@ import numpy as np
 
 from lamjax import properties, pytree
 from lamjax.data import Frame, digests, facts, iterate
-from lamjax.data.frame_plan import cheapest, histogram, merge
 from lamjax.data.pairs import listed
 from lamjax.losses import ForceConstantBatch, PropertyBatch, PropertyLossConfig, TargetConfig, property_batch
 from lamjax.losses.properties import ELASTIC, UNITS, VIBRATIONAL, sampled_columns, target_value
@@ -19,6 +18,7 @@ from lamjax.neighbors import count, host_neighbors, plan_capacities
 from lamjax.potential import Potential
 from lamjax.properties import phonopy_files
 from lamjax.properties.supercells import home
+from lamjax.shapes import cheapest, histogram, merge
 from lamjax.system import System, pad
 from lamjax.training.config import read_options
 from lamjax.training.properties_config import PropertyTuneConfig, loss_of, units

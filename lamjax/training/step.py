@@ -68,8 +68,8 @@ def make_step(
 
         precision = jax.default_matmul_precision(matmul_precision) if matmul_precision else contextlib.nullcontext()
         with precision:
-            (value, metrics), found = jax.value_and_grad(objective, has_aux=True)(params)
-        return {**metrics, "loss": value}, found
+            (value, metrics), gradients = jax.value_and_grad(objective, has_aux=True)(params)
+        return {**metrics, "loss": value}, gradients
 
     @partial(jit, donate_argnums=0)
     def update(state: TrainState, gradient: PyTree, value: Any) -> tuple[TrainState, dict]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import ase.data
 import numpy as np
 
+from lamjax.audit import levels
 from lamjax.data import (
     Frame,
     Packed,
@@ -29,7 +30,6 @@ from lamjax.data import (
     read_pairs,
     sample,
 )
-from lamjax.data import theory_levels as levels
 from lamjax.data.pairs import SAME_CELL, STILL, listed
 from lamjax.losses import StructureLossConfig
 from lamjax.neighbors import Neighbors, Shell, host_neighbors, plan_capacities
@@ -87,7 +87,7 @@ def read_sets(config: StructureTuneConfig, potential: Potential, replayed: Poten
 def is_at_target(pair: Pair) -> bool:
     """True for a start that is its target: a relaxation from there finds no basin."""
     start, target = pair.start, pair.target
-    moved = matching.nearest(matching.in_cell_of(start, target) - start.positions, start.cell, start.pbc)
+    moved = matching.displacements(start, target)
     same_cell = np.allclose(start.cell, target.cell, rtol=0, atol=SAME_CELL)
     return bool(same_cell and np.abs(np.where(pair.fixed, 0, moved)).max() < STILL)
 

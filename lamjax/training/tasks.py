@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lamjax.audit import levels
 from lamjax.data import (
     Frame,
     Packed,
@@ -24,7 +25,6 @@ from lamjax.data import (
     set_parameters,
     source,
 )
-from lamjax.data import theory_levels as levels
 from lamjax.data.statistics import MOST
 from lamjax.evaluation.errors import predictions
 from lamjax.losses import LabelLossConfig, Loss, heads_loss, multitask_loss, same_form

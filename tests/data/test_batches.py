@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from lamjax import PotentialConfig, allocate, build, data, neighbors, predict, pytree
 from lamjax.data import rows
-from lamjax.data.frame_plan import merge, work
 from lamjax.descriptors import DPA1Config
 from lamjax.evaluation.errors import predictions
 from lamjax.heads import EnergyHeadConfig
 from lamjax.neighbors import Shell
+from lamjax.shapes import merge, work
 
 SHELLS = (Shell(4.0), Shell(3.0, 8))
 

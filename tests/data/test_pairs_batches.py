@@ -10,9 +10,9 @@ from ase.constraints import FixAtoms
 
 from lamjax import neighbors, pytree
 from lamjax.data import from_atoms, pack_pairs, pair_batches, plan_pairs
-from lamjax.data.frame_plan import work
 from lamjax.data.pairs import pairs_from_frames, read_pairs
 from lamjax.neighbors import Shell, image_offsets
+from lamjax.shapes import work
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 FILE = FIXTURES / "si_defects" / "sub_B_1.extxyz"  # one relaxation

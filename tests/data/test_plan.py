@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamjax import data
-from lamjax.data.frame_plan import Bucket, Plan, choose, histogram, merge, work
-from lamjax.data.shapes import exact_shapes
+from lamjax.data.counting import exact_shapes
+from lamjax.data.frame_plan import Plan, choose
 from lamjax.neighbors import Shell, count, plan_capacities
+from lamjax.shapes import Bucket, histogram, merge, work
 
 # (n_frames, 3) of each set: atoms, largest numbers of neighbours within 6 and 4 Å
 STORED = dict(np.load(Path(__file__).parents[1] / "fixtures" / "plan_histograms.npz"))

@@ -20,7 +20,7 @@ import pytest
 
 from lamjax import data
 from lamjax.cli.data_convert import convert
-from lamjax.data.shapes import SIDECAR
+from lamjax.data.counting import SIDECAR
 from lamjax.neighbors import Shell
 from lamjax.system import Labels, System
 
@@ -231,7 +231,7 @@ def test_counts_are_kept_beside_the_store(frames, store, monkeypatch):
         raise AssertionError("counted again")
 
     with monkeypatch.context() as patch:
-        patch.setattr("lamjax.data.shapes.count", never)
+        patch.setattr("lamjax.data.counting.count", never)
         fresh = data.Store(store.path)
         np.testing.assert_array_equal(data.counts(fresh, (3.0,)), expected[:, 1:])
         np.testing.assert_array_equal(data.counts(fresh, (3.0, 4.0)), expected[:, ::-1])

@@ -15,9 +15,9 @@ from invoke import invoke
 
 import lamjax
 from lamjax import data, edit, nn, numerics, pytree
-from lamjax.data.frames import Frame
 from lamjax.descriptors import DPA3Config, RepflowConfig
 from lamjax.descriptors.dpa3 import repflow
+from lamjax.frames import Frame
 from lamjax.interop.deepmd import checkpoint, state_dict, torch_file, tree, write
 from lamjax.interop.deepmd.inputs import convert
 from lamjax.potential import CheckpointError, PotentialConfig

@@ -1,7 +1,6 @@
 """The distance of two structures is exact in every cell, blind to what is no difference, and differentiable."""
 
 import functools
-import itertools
 
 import ase.build
 import ase.data
@@ -12,7 +11,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from lamjax import pytree
-from lamjax.losses.geometry import _aside, aligned_displacement, reduced_lattice, structure_error
+from lamjax.losses.geometry import _aside, aligned_displacement, structure_error
 from lamjax.system import System, host_system, pad
 
 CUBE = ((9, 0, 0), (0, 9, 0), (0, 0, 9))
@@ -22,7 +21,6 @@ FIELDS = ("dq", "rmsd", "largest", "strain", "volume")
 WIDTH = 8  # all structures are padded to this many atoms, so that few programs are compiled
 SIX = [1, 6, 8, 14, 14, 79]
 PINNED = np.arange(18).reshape(6, 3) == 4  # one direction of one atom of six is fixed
-reduce = jax.jit(reduced_lattice)
 
 
 def error(system, target, fixed=None):
@@ -133,30 +131,6 @@ def test_displacements_from_another_cell_are_ases(rng):
         d, _ = ase.geometry.find_mic(change @ cell, cell)
         np.testing.assert_allclose(displacement(system, target, PINNED), d, atol=1e-12)
         np.testing.assert_allclose(displacement(system, target), centred(d, system), atol=1e-12)
-
-
-def test_reduced_lattice_is_minkowskis(rng):
-    for _ in range(30):
-        cell = np.round(rng.normal(size=(3, 3)) * 3 * np.tri(3, k=-1) + np.eye(3)) @ (
-            rng.normal(size=(3, 3)) + 3 * np.eye(3)
-        )
-        transform = np.asarray(reduce(cell, np.ones(3, bool)))
-        expected, _ = ase.geometry.minkowski_reduce(cell)
-        assert abs(round(np.linalg.det(transform))) == 1
-        lengths = np.sort(np.linalg.norm(transform @ cell, axis=1))
-        np.testing.assert_allclose(lengths, np.sort(np.linalg.norm(expected, axis=1)), rtol=1e-6)
-
-
-@pytest.mark.parametrize("signs", list(itertools.product((-1, 1), repeat=2)))
-def test_a_vector_that_two_steps_together_make_shorter_is_reduced(signs):
-    """Neither step alone shortens the third vector, and both have to go the right way."""
-    gram = np.array([[1, -0.3, 0.45], [-0.3, 1, 0.45], [0.45, 0.45, 1.2]])
-    flip = np.diag([*signs, 1.0])
-    cell = np.linalg.cholesky(flip @ gram @ flip)
-    transform = np.asarray(reduce(cell, np.ones(3, bool)))
-    expected, _ = ase.geometry.minkowski_reduce(cell)
-    lengths = np.linalg.norm(transform @ cell, axis=1)
-    np.testing.assert_allclose(np.sort(lengths), np.sort(np.linalg.norm(expected, axis=1)), rtol=1e-6)
 
 
 def test_any_translation_of_scattered_atoms_is_found(rng):

@@ -48,7 +48,7 @@ AREAS = {
     "statistics": Area(
         12, ("data/statistics.py", "data/columns.py"), ("data/test_statistics.py", "data/test_store.py")
     ),
-    "read": Area(12, ("data/read.py", "data/frames.py", "data/deepmd.py"), ("data/test_read.py", "data/test_audit.py")),
+    "read": Area(12, ("data/reading.py", "frames.py", "data/deepmd.py"), ("data/test_read.py", "audit/test_sets.py")),
     "neighbors": Area(14, ("neighbors/*.py",), ("neighbors/test_limits.py", "neighbors/test_random_cells.py")),
     "interop": Area(6, ("interop/*.py", "interop/deepmd/*.py"), ("interop/test_deepmd_files.py",)),
     "relaxation": Area(20, ("relaxation/*.py",), ("relaxation/test_relax.py", "relaxation/test_cells.py")),

@@ -14,12 +14,12 @@ PACKAGE = ROOT / "lamjax"
 # A module imports only from layers below its own. Inside a package any module may import another one of the same
 # package, except where the package is listed in APART: those members are siblings of one layer.
 LAYERS = [
-    {"units", "numerics", "pytree", "threads", "imports", "factories", "files", "arguments", "summaries"},
+    {"units", "numerics", "pytree", "threads", "imports", "factories", "files", "arguments", "summaries", "lattice"},
     {"config", "reports"},
     {"system", "nn"},
     {"neighbors"},
-    {"descriptors", "heads"},
-    {"potential"},
+    {"descriptors", "heads", "frames", "shapes"},
+    {"potential", "audit"},
     {"relaxation", "dynamics", "data", "classical", "edit", "committee"},
     {"properties"},
     {"losses", "interop"},

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 
 from lamjax import PotentialConfig, build
-from lamjax.data.frame_plan import Bucket
 from lamjax.descriptors import DPA1Config
 from lamjax.heads import EnergyHeadConfig
+from lamjax.shapes import Bucket
 from lamjax.training import labels, slots
 from lamjax.training.config import TrainConfig
 

@@ -14,9 +14,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from lamjax.imports import jax_md
+from lamjax.lattice import basis
 from lamjax.neighbors import Neighbors, grid, verlet
 from lamjax.neighbors.grid import Shapes
-from lamjax.neighbors.search import basis, verdict
+from lamjax.neighbors.search import verdict
 from lamjax.neighbors.types import Shell, named, round_up
 from lamjax.neighbors.verlet import Verlet
 from lamjax.potential import Potential
@@ -218,7 +219,7 @@ def _unwrapped(system: System, lists: Verlet) -> System:
     """The atoms in the images that are nearest to where the list was made: jax-md wraps what leaves the box."""
 
     def along(positions: Array, cell: Array) -> Any:
-        return positions @ jnp.linalg.inv(basis(system._replace(cell=cell)))
+        return positions @ jnp.linalg.inv(basis(cell, system.pbc))
 
     moved = jax.lax.stop_gradient(along(system.positions, system.cell) - along(lists.positions, lists.cell))
     crossed = jnp.where(system.pbc, jnp.round(moved), 0)

@@ -14,8 +14,8 @@ from ase.constraints import FixAtoms
 from typer.testing import CliRunner
 
 from lamjax import data, units
+from lamjax.audit import verdicts
 from lamjax.cli import app
-from lamjax.data import verdicts
 
 ASSETS = Path(__file__).parents[2] / "lamjax" / "assets" / "demo"
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from lamjax import files
 from lamjax.data.columns import facts
-from lamjax.data.frames import Frame, Joined, Subset
 from lamjax.data.store import Store
+from lamjax.frames import Frame, Joined, Subset
 from lamjax.neighbors import Shell, count
 from lamjax.reports import progress
 from lamjax.threads import usable_cores

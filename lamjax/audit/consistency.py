@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lamjax.data.frames import Frame
-from lamjax.system import System, face_distances
+from lamjax.frames import Frame
+from lamjax.lattice import face_distances, volume
+from lamjax.system import System
 
 NEAR = 0.4  # Å; frames whose atoms moved farther are not compared
 SMALL = 0.06  # largest component of the strain between compared frames
@@ -117,7 +118,7 @@ def pair(a: Frame, b: Frame) -> FramePair | None:
         -sum(stretch) / 2,
         (abs(work[0] - work[1]) / 24, abs(stretch[0] - stretch[1]) / 24),
         a.system.n_atoms,
-        abs(np.linalg.det(cells[0])),
+        float(volume(cells[0])),
         "virial" in b.keys[2],
         b.source,
     )
@@ -167,7 +168,7 @@ def cluster(frame: Frame) -> Cluster | None:
         float(np.sum(label * exact)),
         float(np.sum(exact * exact)),
         system.n_atoms,
-        abs(np.linalg.det(cell)),
+        float(volume(cell)),
         "virial" in frame.keys[2],
         frame.source,
     )

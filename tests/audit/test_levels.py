@@ -11,10 +11,10 @@ import students
 from ase.calculators.emt import EMT
 
 from lamjax import data
-from lamjax.data import theory_levels as levels
-from lamjax.data.frames import Joined, Subset
+from lamjax.audit import levels
 from lamjax.distillation import CalculatorConfig, PotentialLabeller, open_labeller
 from lamjax.distillation.setup import _check_initial
+from lamjax.frames import Joined, Subset
 from lamjax.training.config import validate
 from lamjax.training.tasks import read_tasks
 

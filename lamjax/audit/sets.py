@@ -9,9 +9,9 @@ import ase.data
 import numpy as np
 
 from lamjax.arguments import expect
-from lamjax.data import consistency, references, verdicts
-from lamjax.data import theory_levels as levels
-from lamjax.data.frames import LABELS, Frame
+from lamjax.audit import consistency, levels, references, verdicts
+from lamjax.frames import LABELS, Frame
+from lamjax.lattice import volume
 from lamjax.neighbors.host import pairs
 
 REACH = 6.0  # Å; an atom without a neighbour within is alone
@@ -167,7 +167,7 @@ class _Set:
             return
         virial = np.asarray(frame.labels.virial, np.float64)
         size = np.abs(virial).max()
-        self.stresses.append(float(size / max(abs(np.linalg.det(frame.system.cell)), 1e-9)))
+        self.stresses.append(float(size / max(volume(np.asarray(frame.system.cell)), 1e-9)))
         if size == 0:
             what = "virials that are exactly zero: a placeholder, not a label"
             self._fault("warning", what, "Remove the key where nothing was calculated.", frame, 0)

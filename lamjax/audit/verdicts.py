@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lamjax import units
-from lamjax.data.consistency import Cluster, FramePair
+from lamjax.audit.consistency import Cluster, FramePair
 
 FEW = 3  # a verdict rests on at least so many comparisons
 SOME = 8  # and on so many where each of them tells less

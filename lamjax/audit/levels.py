@@ -4,9 +4,9 @@ import json
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from lamjax.data.frames import Frame, Joined, Subset
-from lamjax.data.store import Store
+from lamjax.frames import Frame, Joined, Subset
 
 KEY = "labelled_by"  # info of a labelled frame
 UNKNOWN = ""  # of a frame that does not say
@@ -20,12 +20,13 @@ def level_of(frame: Frame) -> str:
 def levels(frames: Sequence[Frame]) -> Counter[str]:
     """How many frames each labeller has labelled; of a mapped set only the texts are read."""
     match frames:
-        case Store():
-            return _stored(frames, range(len(frames)))
-        case Subset(frames=Store() as whole, rows=rows):
-            return _stored(whole, rows.tolist())
         case Joined():
             return sum(map(levels, frames.parts), Counter())
+        case Subset(frames=store, rows=rows) if hasattr(store, "info_texts"):
+            return Counter(map(_level_in, store.info_texts(rows.tolist())))
+        case _ if hasattr(frames, "info_texts"):
+            store: Any = frames
+            return Counter(map(_level_in, store.info_texts(range(len(frames)))))
     return Counter(map(level_of, frames))
 
 
@@ -56,13 +57,6 @@ def check(found: Mapping[str, int], what: str, allowed: bool) -> None:
     )
 
 
-def _stored(store: Store, rows: Sequence[int]) -> Counter[str]:
-    """As `level_of` of every row, from the texts alone."""
-    texts, ends = store.arrays["info"], store.arrays["info_offsets"]
-    if not len(texts):
-        return Counter({UNKNOWN: len(rows)} if len(rows) else {})
-    found: Counter[str] = Counter()
-    for k in rows:
-        text = texts[ends[k] : ends[k + 1]].tobytes()
-        found[str(json.loads(text).get(KEY, UNKNOWN)) if KEY.encode() in text else UNKNOWN] += 1
-    return found
+def _level_in(text: bytes) -> str:
+    """As `level_of`, of a frame's info as JSON text."""
+    return str(json.loads(text).get(KEY, UNKNOWN)) if KEY.encode() in text else UNKNOWN
