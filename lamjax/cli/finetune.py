@@ -13,6 +13,7 @@ from lamjax import checkpoints
 from lamjax.cli.keys import KeyCommand, strings
 from lamjax.cli.report import at_end
 from lamjax.cli.train import run_config
+from lamjax.config import merged
 from lamjax.data import Frame, files_of, open_frames
 from lamjax.evaluation.retention import Forgetting, forgetting
 from lamjax.reports import console, table
@@ -20,7 +21,6 @@ from lamjax.training.config import KEYS, apply, read, validate
 from lamjax.training.engine import Run
 from lamjax.training.folder import MODEL, check_sources
 from lamjax.training.labels import WRITTEN
-from lamjax.training.structures_config import merged
 
 COMMAND_CLASS = KeyCommand
 REPORT = "forgetting.json"

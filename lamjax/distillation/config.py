@@ -5,69 +5,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field
 
-from lamjax.config import configuration
+from lamjax.config import configuration, template
 from lamjax.data import frames_per_batch
 from lamjax.losses import LabelLossConfig
 from lamjax.potential import PotentialConfig
 from lamjax.training import OptimizerConfig, ScheduleConfig
-from lamjax.training.config import check_ema
 from lamjax.training.loggers import LoggerName
-
-TEMPLATE = """\
-# lamjax distill: keys and their defaults; a key may be left out. --set explore.steps=500 changes one.
-labeller: {type: potential, model: teacher.lamjax}     # head: NAME where there are several; precision: float32
-# labeller: {type: calculator, name: tblite, options: {method: GFN2-xTB}}   # any ASE calculator by its name there
-# labeller: {type: calculator, name: "chgnet.model.dynamics:CHGNetCalculator"}   # or imported; reuse: true, false
-# labeller: {type: files}          # the command ends and says which file it waits for
-start: [structures.extxyz]         # where exploration begins: every frame of these files
-initial: []                        # labelled frames to learn from as well, from the first round on
-energy_key: null                   # key of the energy in labelled files, where it is none of the usual ones; likewise
-forces_key: null
-stress_key: null                   # eV/Å³, positive in tension
-virial_key: null                   # eV, -V stress
-type_map: []                       # elements of types that a LAMMPS dump or a DeePMD set numbers
-student:                           # model, loss, schedule, optimizer, ... as in `lamjax train --template`
-  model:
-    elements: [O, H]
-    descriptor: {type: dpa1, rcut: 6.0, sel: 120, neuron: [25, 50, 100], axis_neuron: 16}   # without attention
-    heads: [[Default, {neuron: [240, 240, 240]}]]
-  # base: model.lamjax             # instead of model: fine-tune a stored one; head: NAME. Members get fresh heads
-  loss: {start_pref_e: 0.02, limit_pref_e: 1.0, start_pref_f: 1000.0, limit_pref_f: 1.0,
-         start_pref_v: 0.02, limit_pref_v: 1.0}
-  hessian: 0.0                     # prefactor of Hessian-vector products of a teacher that is a potential, e.g. 0.1
-  schedule: {type: exp, start_lr: 0.001, stop_lr: 1.0e-5, decay_steps: 500}
-  optimizer: {name: adam}
-  ema_decay: null                  # for example 0.99: a running mean of the parameters is what a round ends with
-  steps: 10000                     # of every round; each round goes on from the members of the last one
-  batch_size: auto                 # a number of structures, or auto:N, lists of about N atoms
-  max_programs: 2                  # shapes of arrays; kept from round to round
-  precision: float32
-members: 4                         # of the committee, trained and asked together
-rounds: 8                          # at most; round 0 begins with perturbed structures alone
-explore:
-  temperatures: [300]              # K; a simulation of each start at each temperature (and pressure)
-  pressures: []                    # GPa; empty: constant volume
-  timestep: 1.0                    # fs
-  steps: 1000                      # of a simulation
-  every: 20                        # steps between the frames that are looked at
-  simulations: null                # per round, drawn among starts, temperatures and pressures; null: all
-  perturbed: 10                    # per start: random displacements and strain
-  displacement: 0.05               # Å, standard deviation of a component
-  strain: 0.02                     # standard deviation of a component
-  relaxations: 0                   # per start: perturbed structures that are relaxed for a while
-  relax_steps: 20
-  relax_every: null                # steps between the frames that are looked at; null: only where it ends
-  relax_cell: false                # whether the cell relaxes too
-  substitutions: 0                 # further starts per start: elements replaced by similar ones, the volume scaled
-  similar: 1                       # places in the group (d and f elements: or the row) that these may be away
-trust: {lower: 0.05, upper: 0.3}   # eV/Å, largest force deviation in a frame: labelled if between
-label: {most: 100, fresh: 20}      # frames per round to learn from, and to measure with: those are never learned
-enough: {deviation: 0.1, force: 0.05, energy: 0.002}   # eV/Å (95 % of frames), eV/Å and eV/atom (RMSE on fresh frames)
-seed: 0
-output: distilled                  # folder with all rounds and the student
-logger: [csv]                      # places for the records of each round's training: tensorboard, wandb, mlflow, each
-                                   # with the extra of its name
-"""
+from lamjax.training.run_config import Decay, LabelKeys, PrecisionConfig
 
 
 @configuration
@@ -110,7 +54,7 @@ LabellerConfig = Annotated[TeacherConfig | CalculatorConfig | FilesConfig, Discr
 
 
 @configuration
-class StudentConfig:
+class StudentConfig(PrecisionConfig):
     """Who learns, and how: keys of `lamjax train`."""
 
     model: PotentialConfig | None = None
@@ -124,9 +68,7 @@ class StudentConfig:
     ] = 0.0
     schedule: ScheduleConfig = ScheduleConfig(stop_lr=1e-5, decay_steps=500)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    ema_decay: Annotated[
-        float | None, Field(description="for example 0.99: a running mean of the parameters is what a round ends with")
-    ] = None
+    ema_decay: Decay = None
     steps: Annotated[
         int, Field(ge=1, description="of every round; each round goes on from the members of the last one")
     ] = 10_000
@@ -134,13 +76,10 @@ class StudentConfig:
         "auto"
     )
     max_programs: Annotated[int, Field(ge=1, description="shapes of arrays; kept from round to round")] = 2
-    precision: Literal["float32", "float64"] = "float32"
-    matmul_precision: Literal["float32", "tensorfloat32", "bfloat16"] | None = None
 
     def __post_init__(self) -> None:
         if (self.model is None) == (self.base is None):
             raise ValueError("Give either `model` (a fresh student) or `base` (a stored one to fine-tune), not both.")
-        check_ema(self.ema_decay)
         frames_per_batch(1, self.batch_size)
 
 
@@ -148,18 +87,18 @@ class StudentConfig:
 class ExploreConfig:
     """Where a student goes to be looked at."""
 
-    temperatures: Annotated[tuple[float, ...], Field(description="K")] = (300.0,)
+    temperatures: Annotated[
+        tuple[float, ...], Field(description="K; a simulation of each start at each temperature (and pressure)")
+    ] = (300.0,)
     pressures: Annotated[tuple[float, ...], Field(description="GPa; none: constant volume")] = ()
     timestep: Annotated[float, Field(description="fs")] = 1.0
-    steps: Annotated[
-        int, Field(ge=1, description="of every round; each round goes on from the members of the last one")
-    ] = 1000
+    steps: Annotated[int, Field(ge=1, description="of a simulation")] = 1000
     every: Annotated[int, Field(ge=1, description="steps between the frames that are looked at")] = 20
     simulations: Annotated[
         int | None, Field(ge=0, description="per round, drawn among starts, temperatures and pressures; null: all")
     ] = None
     perturbed: Annotated[int, Field(ge=0, description="per start: random displacements and strain")] = 10
-    displacement: Annotated[float, Field(ge=0, description="Å")] = 0.05
+    displacement: Annotated[float, Field(ge=0, description="Å, standard deviation of a component")] = 0.05
     strain: Annotated[float, Field(ge=0, description="standard deviation of a component")] = 0.02
     relaxations: Annotated[
         int, Field(ge=0, description="per start: perturbed structures that are relaxed for a while")
@@ -216,7 +155,7 @@ class EnoughConfig:
 
 
 @configuration
-class DistillConfig:
+class DistillConfig(LabelKeys):
     """A distillation, or active learning if the labeller is no potential."""
 
     student: Annotated[
@@ -226,13 +165,6 @@ class DistillConfig:
     labeller: Annotated[LabellerConfig | None, Field(description="None: a script gives its own to `prepare`")] = None
     initial: Annotated[
         tuple[str, ...], Field(description="labelled frames to learn from as well, from the first round on")
-    ] = ()
-    energy_key: Annotated[str | None, Field(description="where labels are in the files, see `data.ReadOptions`")] = None
-    forces_key: str | None = None
-    stress_key: Annotated[str | None, Field(description="eV/Å³, positive in tension")] = None
-    virial_key: Annotated[str | None, Field(description="eV, -V stress")] = None
-    type_map: Annotated[
-        tuple[str, ...], Field(description="elements of types that a LAMMPS dump or a DeePMD set numbers")
     ] = ()
     members: Annotated[int, Field(description="of the committee, trained and asked together")] = 4
     rounds: Annotated[int, Field(ge=1, description="at most; round 0 begins with perturbed structures alone")] = 8
@@ -261,3 +193,34 @@ class DistillConfig:
             raise ValueError("`start` names no file. List structures where exploration begins: [structures.extxyz].")
         if self.members < 2:
             raise ValueError(f"members is {self.members}; a committee that can disagree needs at least 2.")
+
+
+_LABELLER = """\
+labeller: {type: potential, model: teacher.lamjax}     # head: NAME where there are several; precision: float32
+# labeller: {type: calculator, name: tblite, options: {method: GFN2-xTB}}   # any ASE calculator by its name there
+# labeller: {type: calculator, name: "chgnet.model.dynamics:CHGNetCalculator"}   # or imported; reuse: true, false
+# labeller: {type: files}          # the command ends and says which file it waits for
+"""
+_STUDENT = """\
+student:                           # model, loss, schedule, optimizer, ... as in `lamjax train --template`
+  model:
+    elements: [O, H]
+    descriptor: {type: dpa1, rcut: 6.0, sel: 120, neuron: [25, 50, 100], axis_neuron: 16}   # without attention
+    heads: [[Default, {neuron: [240, 240, 240]}]]
+  # base: model.lamjax             # instead of model: fine-tune a stored one; head: NAME. Members get fresh heads
+  loss: {start_pref_e: 0.02, limit_pref_e: 1.0, start_pref_f: 1000.0, limit_pref_f: 1.0,
+         start_pref_v: 0.02, limit_pref_v: 1.0}
+  hessian: 0.0                     # prefactor of Hessian-vector products of a teacher that is a potential, e.g. 0.1
+  schedule: {type: exp, start_lr: 0.001, stop_lr: 1.0e-5, decay_steps: 500}
+  optimizer: {name: adam}
+  ema_decay: null                  # for example 0.99: a running mean of the parameters is what a round ends with
+  steps: 10000                     # of every round; each round goes on from the members of the last one
+  batch_size: auto                 # a number of structures, or auto:N, lists of about N atoms
+  max_programs: 2                  # shapes of arrays; kept from round to round
+  precision: float32
+"""
+TEMPLATE = template(
+    DistillConfig(StudentConfig(base="model.lamjax"), ("structures.extxyz",)),
+    "lamjax distill: keys and their defaults; a key may be left out. --set explore.steps=500 changes one.",
+    {"labeller": _LABELLER, "student": _STUDENT},
+)

@@ -7,88 +7,24 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
-from lamjax.config import configuration
+from lamjax.config import configuration, template
 from lamjax.config import files as config_files
 from lamjax.config.files import apply as apply
 from lamjax.config.files import differences as differences
 from lamjax.config.files import read as read
 from lamjax.config.files import to_json as to_json
-from lamjax.data import ReadOptions, frames_per_batch
+from lamjax.data import frames_per_batch
 from lamjax.losses import LabelLossConfig
 from lamjax.potential import PotentialConfig
-from lamjax.training.loggers import LoggerName
-from lamjax.training.schedules import ScheduleConfig
-from lamjax.training.state import OptimizerConfig
-
-TEMPLATE = """\
-# lamjax train: only `train` and one of `model` and `base` are needed, the rest are defaults.
-# Paths are relative to the folder where the command runs.
-train: [data/train.extxyz]         # extxyz (also .gz), anything that ASE reads, folders of DeePMD data
-validation: []                     # frames that are measured, never trained on
-energy_key: null                   # key of the energy in the files, where it is none of the usual ones; likewise
-forces_key: null                   # (a task may have its own)
-stress_key: null                   # eV/Å³, positive in tension
-virial_key: null                   # eV, -V stress
-type_map: []                       # elements of types that a LAMMPS dump or a DeePMD set numbers
-hold_out: 0.0                      # share of `train` that is held out at random where there is no `validation`
-# tasks:                           # ... or several data sets, each with a head of the model, instead of train
-#   oxides: {train: [data/oxides], validation: [], head: oxides, probability: 0.7, loss: {}, batch_size: auto}
-#   water: {train: [data/water]}   # head: its name; probability: by frames; loss, batch_size, bias: those below
-mix_levels: false                  # whether one head may learn labels that frames say are of several labellers
-tasks_per_step: 1                  # tasks drawn for one step; they may lie on different devices
-share_layers: 0                    # first layers that all heads have in common, or all (see dim_case_embd of a head)
-model:                             # a fresh model ...
-  elements: [O, H]
-  descriptor:                      # keys and defaults are those of DeePMD-kit's dpa2
-    repinit: {rcut: 6.0, rcut_smth: 0.5, nsel: 120, axis_neuron: 12}
-    three_body: {rcut: 4.0, rcut_smth: 3.5, sel: 48}
-    repformer: {rcut: 4.0, rcut_smth: 3.5, nsel: 48, g2_dim: 32, update_g1_has_attn: false, update_g2_has_attn: false,
-                update_g2_has_g1g1: false, update_style: res_residual, update_residual: 0.01}
-  # descriptor:                    # ... or DPA-3 (or {type: dpa1, rcut: 6.0, sel: 120})
-  #   type: dpa3
-  #   activation_function: silut:10.0
-  #   repflow: {n_dim: 128, e_dim: 64, a_dim: 32, nlayers: 6, e_rcut: 6.0, e_rcut_smth: 5.3, e_sel: 120, a_rcut: 4.0,
-  #             a_rcut_smth: 3.5, a_sel: 30, a_compress_rate: 1, a_compress_e_rate: 2, a_compress_use_split: true,
-  #             smooth_edge_update: true, edge_init_use_dist: true, use_exp_switch: true}
-  heads: [[Default, {neuron: [240, 240, 240]}]]
-# base: model.lamjax               # ... or one to fine-tune: a lamjax bundle or a DeePMD-kit .pt, .dp
-# head: Default                    # its head, where there are several
-# add_heads: {new: mean}           # heads to add to it: a copy of a head, the mean of all, or random
-# bias: change                     # energy per element: change (fit of label - prediction), set (fit of labels), keep
-loss: {start_pref_e: 0.02, limit_pref_e: 1.0, start_pref_f: 1000.0, limit_pref_f: 1.0,
-       start_pref_v: 0.0, limit_pref_v: 0.0}           # limit + (start - limit) lr/start_lr
-schedule: {type: exp, start_lr: 0.001, stop_lr: 1.0e-6, decay_steps: 5000, warmup_steps: 0}
-optimizer: {name: adam, max_norm: null, options: {}}   # any of optax; muon with start_lr 0.005 learns faster
-steps: 100000
-batch_size: auto                   # a number of structures, or auto:N, lists of about N atoms; auto is auto:32
-accumulate: 1                      # batches whose mean gradient makes one update
-max_programs: 6                    # shapes of arrays, each is compiled once
-precision: float32                 # of the network; energies are summed in float64
-matmul_precision: null             # of products on GPUs: float32, tensorfloat32, bfloat16; null: jax's default
-seed: 0
-freeze: []                         # parameters that stay as they are, for example [descriptor]
-rates: {}                          # factors of the learning rate, for example {descriptor: 0.1, heads/new: 1.0}
-ema_decay: null                    # for example 0.999: validate and save a running mean of the parameters
-output: run                        # folder for states, lcurve.csv, config.json and the model
-print_every: 100
-validate_every: 1000
-save_every: 1000
-keep: 3                            # states
-monitor: rmse_f                    # the validation error that chooses best.lamjax, mean over tasks by probability
-patience: null                     # stop after so many validations without a better one
-plots: true                        # parity and learning curves at the end
-logger: [csv]                      # more places for the records: tensorboard, wandb, mlflow, each with the extra of its
-                                   # name; the tables are written in any case
-tensorboard: false                 # as logger: [tensorboard]
-"""
-
+from lamjax.training.run_config import KEYS as KEYS
+from lamjax.training.run_config import LabelKeys, RunConfig
+from lamjax.training.run_config import read_options as read_options
 
 Kind = TypeVar("Kind")
-KEYS = ("energy_key", "forces_key", "stress_key", "virial_key")  # in the order of ReadOptions
 
 
 @configuration
-class TaskConfig:
+class TaskConfig(LabelKeys):
     """One data set of a run with several, and the head that learns it."""
 
     train: Annotated[
@@ -102,13 +38,6 @@ class TaskConfig:
     loss: Annotated[LabelLossConfig | None, Field(description="that of the run")] = None
     batch_size: Annotated[int | str | None, Field(description="that of the run")] = None
     bias: Annotated[Literal["change", "set", "keep"] | None, Field(description="that of the run")] = None
-    energy_key: Annotated[str | None, Field(description="those of the run")] = None
-    forces_key: Annotated[str | None, Field(description="(a task may have its own)")] = None
-    stress_key: Annotated[str | None, Field(description="eV/Å³, positive in tension")] = None
-    virial_key: Annotated[str | None, Field(description="eV, -V stress")] = None
-    type_map: Annotated[
-        tuple[str, ...], Field(description="elements of types that a LAMMPS dump or a DeePMD set numbers")
-    ] = ()
 
     def __post_init__(self) -> None:
         if self.batch_size is not None:
@@ -116,7 +45,7 @@ class TaskConfig:
 
 
 @configuration
-class TrainConfig:
+class TrainConfig(RunConfig):
     """A run of training on labels, of one data set (`train`) or several (`tasks`).
 
     `model` begins a fresh model, `base` fine-tunes a stored one.
@@ -126,15 +55,9 @@ class TrainConfig:
         tuple[str, ...], Field(description="extxyz (also .gz), anything that ASE reads, folders of DeePMD data")
     ] = ()
     validation: Annotated[tuple[str, ...], Field(description="frames that are measured, never trained on")] = ()
-    energy_key: Annotated[str | None, Field(description="where labels are in the files, see `data.ReadOptions`")] = None
-    forces_key: Annotated[str | None, Field(description="(a task may have its own)")] = None
-    stress_key: Annotated[str | None, Field(description="eV/Å³, positive in tension")] = None
-    virial_key: Annotated[str | None, Field(description="eV, -V stress")] = None
-    type_map: Annotated[
-        tuple[str, ...], Field(description="elements of types that a LAMMPS dump or a DeePMD set numbers")
-    ] = ()
     hold_out: Annotated[
-        float, Field(description="share of `train` that is held out at random where there is no `validation`")
+        float,
+        Field(ge=0, lt=1, description="share of `train` that is held out at random where there is no `validation`"),
     ] = 0.0
     tasks: Annotated[
         dict[str, TaskConfig],
@@ -162,48 +85,17 @@ class TrainConfig:
         Literal["change", "set", "keep"], Field(description='for `base`; a fresh model always gets "set"')
     ] = "change"
     loss: LabelLossConfig = LabelLossConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
-    optimizer: Annotated[OptimizerConfig, Field(description="any of optax; muon with start_lr 0.005 learns faster")] = (
-        field(default_factory=OptimizerConfig)
-    )
     steps: Annotated[int, Field(ge=1)] = 100_000
     batch_size: Annotated[
         int | str, Field(description="a number of structures, or auto:N, lists of about N atoms; auto is auto:32")
     ] = "auto"
     accumulate: Annotated[int, Field(ge=1, description="batches whose mean gradient makes one update")] = 1
-    max_programs: Annotated[int, Field(ge=1, description="shapes of arrays, each is compiled once")] = 6
-    precision: Annotated[
-        Literal["float32", "float64"], Field(description="of the network; energies are summed in float64")
-    ] = "float32"
-    matmul_precision: Annotated[
-        Literal["float32", "tensorfloat32", "bfloat16"] | None,
-        Field(description="of products on GPUs: float32, tensorfloat32, bfloat16; null: jax's default"),
-    ] = None
-    seed: int = 0
-    freeze: Annotated[
-        tuple[str, ...], Field(description="parameters that stay as they are, for example [descriptor]")
-    ] = ()
-    rates: Annotated[
-        dict[str, float],
-        Field(description="factors of the learning rate, for example {descriptor: 0.1, heads/new: 1.0}"),
-    ] = field(default_factory=dict)
-    ema_decay: Annotated[
-        float | None, Field(description="for example 0.999: validate and save a running mean of the parameters")
-    ] = None
-    output: Annotated[str, Field(description="folder for states, lcurve.csv, config.json and the model")] = "run"
     print_every: Annotated[int, Field(ge=1)] = 100
-    validate_every: Annotated[int, Field(ge=1)] = 1000
-    save_every: Annotated[int, Field(ge=1)] = 1000
-    keep: Annotated[int, Field(ge=1, description="states")] = 3
     monitor: Annotated[
         Literal["rmse_e", "rmse_f", "rmse_v", "rmse_s", "mae_e", "mae_f", "mae_v", "mae_s"],
         Field(description="the validation error that chooses best.lamjax, mean over tasks by probability"),
     ] = "rmse_f"
-    patience: Annotated[int | None, Field(ge=1, description="stop after so many validations without a better one")] = (
-        None
-    )
     plots: Annotated[bool, Field(description="parity and learning curves at the end")] = True
-    logger: Annotated[tuple[LoggerName, ...], Field(description="where records go, beside the tables")] = ("csv",)
     tensorboard: Annotated[bool, Field(description="as logger: [tensorboard]")] = False
 
     def __post_init__(self) -> None:
@@ -211,11 +103,8 @@ class TrainConfig:
         if (self.model is None) == (self.base is None):
             raise ValueError("Give either `model` (a fresh model) or `base` (a model file to fine-tune), not both.")
         self._check_data()
-        if not 0 <= self.hold_out < 1:
-            raise ValueError(f"hold_out must be at least 0 and less than 1, got {self.hold_out}.")
         if self.add_heads and self.base is None:
             raise ValueError("`add_heads` adds heads to a `base`; a fresh model has those of `model.heads`.")
-        check_common(self)
         if self.share_layers != "all" and self.share_layers < 0:
             raise ValueError(f'share_layers must be 0 or more, or "all", got {self.share_layers}.')
 
@@ -234,28 +123,6 @@ class TrainConfig:
         probabilities = [task.probability for task in self.tasks.values()]
         if None in probabilities and any(probabilities) or any(p is not None and p <= 0 for p in probabilities):
             raise ValueError(f"Give a probability above 0 to all tasks or to none, got {probabilities}.")
-
-
-def read_options(*configs: Any) -> ReadOptions:
-    """How files are read: each key from the first config that has it."""
-
-    def first(name: str) -> Any:
-        return next((value for config in configs if (value := getattr(config, name))), None)
-
-    return ReadOptions(*map(first, KEYS), first("type_map") or ())
-
-
-def check_common(config: Any) -> None:
-    """ValueError for rates and running means that no run of any kind can have."""
-    if wrong := {name: rate for name, rate in config.rates.items() if rate < 0}:
-        raise ValueError(f"rates must be 0 or more, got {wrong}.")
-    check_ema(config.ema_decay)
-
-
-def check_ema(decay: float | None) -> None:
-    """ValueError for what is no weight of a running mean."""
-    if decay is not None and not 0 < decay < 1:
-        raise ValueError(f"ema_decay must lie between 0 and 1, got {decay}.")
 
 
 def parse(path: str | Path, changes: Iterable[str] = ()) -> TrainConfig:
@@ -277,3 +144,45 @@ def validate(content: dict[str, Any], source: str = "config", kind: type[Kind] =
 def schema(kind: Any = TrainConfig, title: str = "lamjax train") -> str:
     """The JSON schema of a config, with which an editor completes and checks YAML files."""
     return config_files.schema(kind, title)
+
+
+_TASKS = """\
+# tasks:                           # ... or several data sets, each with a head of the model, instead of train
+#   oxides: {train: [data/oxides], validation: [], head: oxides, probability: 0.7, loss: {}, batch_size: auto}
+#   water: {train: [data/water]}   # head: its name; probability: by frames; loss, batch_size, bias: those below
+"""
+_MODEL = """\
+model:                             # a fresh model ...
+  elements: [O, H]
+  descriptor:                      # keys and defaults are those of DeePMD-kit's dpa2
+    repinit: {rcut: 6.0, rcut_smth: 0.5, nsel: 120, axis_neuron: 12}
+    three_body: {rcut: 4.0, rcut_smth: 3.5, sel: 48}
+    repformer: {rcut: 4.0, rcut_smth: 3.5, nsel: 48, g2_dim: 32, update_g1_has_attn: false, update_g2_has_attn: false,
+                update_g2_has_g1g1: false, update_style: res_residual, update_residual: 0.01}
+  # descriptor:                    # ... or DPA-3 (or {type: dpa1, rcut: 6.0, sel: 120})
+  #   type: dpa3
+  #   activation_function: silut:10.0
+  #   repflow: {n_dim: 128, e_dim: 64, a_dim: 32, nlayers: 6, e_rcut: 6.0, e_rcut_smth: 5.3, e_sel: 120, a_rcut: 4.0,
+  #             a_rcut_smth: 3.5, a_sel: 30, a_compress_rate: 1, a_compress_e_rate: 2, a_compress_use_split: true,
+  #             smooth_edge_update: true, edge_init_use_dist: true, use_exp_switch: true}
+  heads: [[Default, {neuron: [240, 240, 240]}]]
+"""
+_BASE = """\
+# base: model.lamjax               # ... or one to fine-tune: a lamjax bundle or a DeePMD-kit .pt, .dp
+# head: Default                    # its head, where there are several
+# add_heads: {new: mean}           # heads to add to it: a copy of a head, the mean of all, or random
+# bias: change                     # energy per element: change (fit of label - prediction), set (fit of labels), keep
+"""
+TEMPLATE = template(
+    TrainConfig(train=("data/train.extxyz",), base="model.lamjax"),
+    "lamjax train: only `train` and one of `model` and `base` are needed, the rest are defaults.\n"
+    "Paths are relative to the folder where the command runs.",
+    {
+        "tasks": _TASKS,
+        "model": _MODEL,
+        "base": _BASE,
+        "head": "",
+        "add_heads": "",
+        "bias": "",
+    },
+)

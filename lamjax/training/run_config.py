@@ -1,0 +1,92 @@
+"""What all configs of runs have in common: where labels are in files, how a model is trained, what is written."""
+
+from dataclasses import KW_ONLY, field
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from lamjax.config import configuration
+from lamjax.data import ReadOptions
+from lamjax.training.loggers import LoggerName
+from lamjax.training.schedules import ScheduleConfig
+from lamjax.training.state import OptimizerConfig
+
+KEYS = ("energy_key", "forces_key", "stress_key", "virial_key")  # in the order of ReadOptions
+Decay = Annotated[
+    float | None,
+    Field(gt=0, lt=1, description="for example 0.99: validate and save a running mean of the parameters"),
+]
+
+
+@configuration
+class LabelKeys:
+    """Where labels are in files that do not say it by the usual names, and what numbered types mean."""
+
+    _: KW_ONLY
+    energy_key: Annotated[
+        str | None, Field(description="key of the energy in the files, where it is none of the usual ones; likewise")
+    ] = None
+    forces_key: str | None = None
+    stress_key: Annotated[str | None, Field(description="eV/Å³, positive in tension")] = None
+    virial_key: Annotated[str | None, Field(description="eV, -V stress")] = None
+    type_map: Annotated[
+        tuple[str, ...], Field(description="elements of types that a LAMMPS dump or a DeePMD set numbers")
+    ] = ()
+
+
+@configuration
+class PrecisionConfig:
+    """In which precision a model is trained."""
+
+    _: KW_ONLY
+    precision: Annotated[
+        Literal["float32", "float64"], Field(description="of the network; energies are summed in float64")
+    ] = "float32"
+    matmul_precision: Annotated[
+        Literal["float32", "tensorfloat32", "bfloat16"] | None,
+        Field(description="of products on GPUs: float32, tensorfloat32, bfloat16; null: jax's default"),
+    ] = None
+
+
+@configuration
+class RunConfig(LabelKeys, PrecisionConfig):
+    """How a model is trained, and what is written on the way."""
+
+    _: KW_ONLY
+    optimizer: Annotated[OptimizerConfig, Field(description="any of optax; muon with start_lr 0.005 learns faster")] = (
+        field(default_factory=OptimizerConfig)
+    )
+    schedule: Annotated[ScheduleConfig, Field(description="of the learning rate")] = ScheduleConfig()
+    max_programs: Annotated[int, Field(ge=1, description="shapes of arrays, each is compiled once")] = 6
+    seed: int = 0
+    freeze: Annotated[
+        tuple[str, ...], Field(description="parameters that stay as they are, for example [descriptor]")
+    ] = ()
+    rates: Annotated[
+        dict[str, Annotated[float, Field(ge=0)]],
+        Field(description="factors of the learning rate, for example {descriptor: 0.1, heads/new: 1.0}"),
+    ] = field(default_factory=dict)
+    ema_decay: Decay = None
+    output: Annotated[str, Field(description="folder for config.json, tables, plots, states and models")] = "run"
+    validate_every: Annotated[int, Field(ge=1, description="steps")] = 1000
+    save_every: Annotated[int, Field(ge=1, description="steps between states")] = 1000
+    keep: Annotated[int, Field(ge=1, description="states")] = 3
+    patience: Annotated[int | None, Field(ge=1, description="stop after so many validations without a better one")] = (
+        None
+    )
+    logger: Annotated[
+        tuple[LoggerName, ...],
+        Field(
+            description="more places for the records: tensorboard, wandb, mlflow, each with the extra of its name; "
+            "the tables are written in any case"
+        ),
+    ] = ("csv",)
+
+
+def read_options(*configs: Any) -> ReadOptions:
+    """How files are read: each key from the first config that has it."""
+
+    def first(name: str) -> Any:
+        return next((value for config in configs if (value := getattr(config, name))), None)
+
+    return ReadOptions(*map(first, KEYS), first("type_map") or ())
