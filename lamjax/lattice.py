@@ -51,7 +51,9 @@ def unit_vector(v: Float[Array, "3"]) -> Float[Array, "3"]:
     """v / |v|, with finite derivatives; 0 stays 0."""
     xp = _module(v)
     squared = xp.sum(v * v)
-    return v / xp.sqrt(xp.where(squared > 0, squared, 1))
+    length = xp.sqrt(xp.where(squared > 0, squared, 1))
+    # the outer `where` keeps XLA from making a product with rsqrt of it, which rounds otherwise than its constants do
+    return v / xp.where(squared > 0, length, 1)
 
 
 def volume(cell: Float[Array, "*batch 3 3"]) -> Float[Array, "*batch"]:

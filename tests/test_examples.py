@@ -103,14 +103,13 @@ def test_an_own_potential_in_the_calculator_and_in_dynamics():
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("wrong", "message"),
     [
-        (RelaxConfig(adjoint="implicit"), r"An adjoint is .* the text 'implicit' has no method run\(descent\)"),
-        (RelaxConfig(adjoint=Neumann), r"An adjoint is .*Neumann has no method run"),
-        (RelaxConfig(minimiser=Neumann()), r"A minimiser is .* a Neumann lacks numbers, init, propose, step"),
+        ({"adjoint": "implicit"}, r"An adjoint is .* the text 'implicit' has no method run\(descent\)"),
+        ({"adjoint": Neumann}, r"An adjoint is .*Neumann has no method run"),
+        ({"minimiser": Neumann()}, r"A minimiser is .* a Neumann lacks numbers, init, propose, step"),
     ],
 )
-def test_what_is_no_adjoint_or_minimiser_is_refused(config, message):
-    systems, lists = clusters()
+def test_what_is_no_adjoint_or_minimiser_is_refused(wrong, message):
     with pytest.raises(TypeError, match=message):
-        relax(mie, PARAMS, systems, lists, config)
+        RelaxConfig(**wrong)

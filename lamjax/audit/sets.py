@@ -9,7 +9,8 @@ import ase.data
 import numpy as np
 
 from lamjax.arguments import expect
-from lamjax.audit import consistency, levels, references, verdicts
+from lamjax.audit import consistency, references, verdicts
+from lamjax.audit import theory_levels as levels
 from lamjax.frames import LABELS, Frame
 from lamjax.lattice import volume
 from lamjax.neighbors.host import pairs

@@ -10,7 +10,7 @@ import ase.io
 import numpy as np
 from ase.io.extxyz import key_val_str_to_dict
 
-from lamjax.audit import levels
+from lamjax.audit import theory_levels as levels
 from lamjax.data import labels
 
 

@@ -6,7 +6,7 @@ from typing import TextIO
 
 import ase
 
-from lamjax.audit import levels
+from lamjax.audit import theory_levels as levels
 from lamjax.data import records
 from lamjax.distillation.answers import Failed
 from lamjax.distillation.label import Labeller

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from lamjax import checkpoints
-from lamjax.audit import levels
+from lamjax.audit import theory_levels as levels
 from lamjax.data import Frame, ReadOptions, digests, files_of, read
 from lamjax.distillation.config import DistillConfig
 from lamjax.distillation.exploration import plain_start

@@ -82,7 +82,9 @@ class Hybrid:
     """
 
     window: Annotated[int, Field(ge=1, description="steps")] = 20
-    implicit: Annotated[Implicit, Field(description="how the minimum responds")] = Implicit()
+    implicit: Annotated[
+        Implicit, or_own(lambda own: check_adjoint(own)), Field(description="how the minimum responds")
+    ] = Implicit()
     type: Literal["hybrid"] = "hybrid"
 
     @property

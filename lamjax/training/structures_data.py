@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import ase.data
 import numpy as np
 
-from lamjax.audit import levels
+from lamjax.audit import theory_levels as levels
 from lamjax.data import (
     Frame,
     Packed,

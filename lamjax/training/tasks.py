@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lamjax.audit import levels
+from lamjax.audit import theory_levels as levels
 from lamjax.data import (
     Frame,
     Packed,

@@ -103,8 +103,8 @@ WRONG = {
     ("--target", "hardness"): "Unknown property 'hardness'; known: volume,",
     ("--target", "volume=GPa"): "volume has no unit 'GPa'; known: Å³",
     ("--target", "bulk_modulus"): "no crystal to train on has bulk_modulus in its info",
-    ("--hold-out", "1.5"): "hold_out is 1.5",
-    ("--relax.fmax", "-1"): "must not be negative",
+    ("--hold-out", "1.5"): "hold_out must be below 1, got 1.5",
+    ("--relax.fmax", "-1"): "relax.fmax must be at least 0, got -1",
     ("--head", "Other"): "Other",
     ("--group-by", "phase"): "no 'phase' in its info",
 }

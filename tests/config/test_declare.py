@@ -9,7 +9,7 @@ import pytest
 from pydantic import Field
 
 from lamjax.arguments import ArgumentError
-from lamjax.config import configuration, to_json, validate
+from lamjax.config import configuration, or_own, to_json, validate
 
 
 @configuration
@@ -72,3 +72,47 @@ def test_an_argument_of_another_kind_is_a_type_error_too():
 def test_help_documents_every_field():
     assert "A whole." in Outer.__doc__ and "rate: float = 0.5 -- a share of the whole" in Outer.__doc__
     assert "kind: Literal['a', 'b']" in Outer.__doc__
+
+
+@configuration
+class Common:
+    """What several configs have."""
+
+    _: dataclasses.KW_ONLY
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+def needs_run(value) -> None:
+    if not hasattr(value, "run"):
+        raise TypeError(f"{value!r} has no run.")
+
+
+@configuration
+class Special(Common):
+    """One of them."""
+
+    name: str
+    how: Annotated[Inner, or_own(needs_run)] = Inner()
+
+
+class Own:
+    """Of the user: not a config of the library."""
+
+    run = None
+
+
+def test_inherited_fields_are_given_by_name_and_checked():
+    assert Special("a", seed=np.int64(3)) == validate({"name": "a", "seed": 3}, "", Special)
+    with pytest.raises(ValueError, match="Special: seed must be at least 0, got -1"):
+        Special("a", seed=-1)
+    with pytest.raises(ArgumentError):
+        Special("a", Inner(), 3)
+
+
+def test_an_object_of_ones_own_is_taken_where_a_config_would_be():
+    own = Own()
+    assert Special("a", own).how is own and Special("a", {"widths": 3}).how == Inner(3)
+    with pytest.raises(TypeError, match="7 has no run"):
+        Special("a", 7)
+    with pytest.raises(ValueError, match="how.widths.0 must be at least 1"):
+        Special("a", {"widths": [0]})

@@ -13,7 +13,7 @@ import pytest
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms, FixBondLength, FixCartesian
 
-from lamjax import system
+from lamjax import lattice, system
 from lamjax.data import matching
 from lamjax.data.pairs import pairs_from_frames, read_pairs
 from lamjax.data.reading import from_atoms, read

@@ -16,7 +16,7 @@ from invoke import invoke
 
 import lamjax
 from lamjax import data, distillation
-from lamjax.audit import levels
+from lamjax.audit import theory_levels as levels
 from lamjax.distillation import CalculatorConfig, TeacherConfig
 from lamjax.heads import EnergyHeadConfig
 from lamjax.potential import PotentialConfig

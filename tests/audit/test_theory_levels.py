@@ -11,7 +11,7 @@ import students
 from ase.calculators.emt import EMT
 
 from lamjax import data
-from lamjax.audit import levels
+from lamjax.audit import theory_levels as levels
 from lamjax.distillation import CalculatorConfig, PotentialLabeller, open_labeller
 from lamjax.distillation.setup import _check_initial
 from lamjax.frames import Joined, Subset
