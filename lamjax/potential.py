@@ -69,7 +69,7 @@ def _kind(descriptor: Any) -> str | None:
 def _checked_descriptor(value: Any) -> Any:
     """The value; ArgumentError for what is neither a descriptor's config nor plain data."""
     if not isinstance(value, (dict, *_configs())):
-        raise ArgumentError(f"got {describe(value)}; supported: {_names(_configs())}.")
+        raise ArgumentError(f"expected keys and values, got {describe(value)}; supported: {_names(_configs())}.")
     return value
 
 

@@ -59,7 +59,9 @@ WRONG = {
         ("O", "H", "O"), DPA2Config()
     ),
     "elements is empty": lambda: lamjax.PotentialConfig((), DPA2Config()),
-    "descriptor: got a list of str; supported: DPA2Config": lambda: lamjax.PotentialConfig("O", ["dpa2"]),
+    "descriptor: expected keys and values, got a list of str; supported: DPA2Config": lambda: lamjax.PotentialConfig(
+        "O", ["dpa2"]
+    ),
     "heads: got an EnergyHeadConfig; write names": lambda: lamjax.PotentialConfig(
         "O", DPA2Config(), EnergyHeadConfig()
     ),

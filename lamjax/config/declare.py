@@ -35,8 +35,11 @@ def or_own(check: Callable[[Any], Any]) -> WrapValidator:
     """For a field that also takes an object of the user's own, for which `check` raises nothing; files hold no such."""
 
     def validate(value: Any, known: Callable[[Any], Any]) -> Any:
-        if isinstance(value, dict):
+        try:
             return known(value)
+        except ValidationError:
+            if isinstance(value, dict):
+                raise
         check(value)
         return value
 

@@ -13,18 +13,8 @@ REWRITTEN = (
     "lamjax/properties/",
     *(f"lamjax/losses/{x}.py" for x in ("structure", "target", "properties")),
 )
-MANY = 65
-LONG = {
-    "evaluate",
-    "explore",
-    "finetune",
-    "finetune_properties",
-    "finetune_structures",
-    "md",
-    "properties",
-    "relax",
-    "step_pieces",
-}
+MANY = 44
+LONG = {"finetune", "finetune_properties", "finetune_structures", "md", "properties", "relax"}
 TREES = {str(path.relative_to(PACKAGE.parent)): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
 
 
