@@ -74,8 +74,8 @@ def locked(lock: str | Path) -> IO | None:
 def uninterrupted() -> Iterator[None]:
     """A Ctrl-C waits until this is over, and then has its effect.
 
-    What is being written is written whole, and no helping thread is stopped half-way. Outside the main thread, where
-    nobody interrupts, nothing is changed.
+    What is being written is written whole, and no helping thread is stopped half-way. Outside the main thread, which
+    alone is interrupted, nothing is changed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

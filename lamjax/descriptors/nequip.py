@@ -233,7 +233,7 @@ def _apply(
 ) -> Array:
     allowed = allowed_pairs(config.exclude_types, n_types)
     edges = _edges(config, neighbors, mask_excluded(neighbors.mask, types, neighbors.indices, allowed), displacements)
-    kind = jnp.minimum(types, n_types - 1)  # padding is taken for some element; nobody sees it
+    kind = jnp.minimum(types, n_types - 1)  # padding is taken for some element; no atom has it as a neighbour
     root = math.sqrt(config.embed_dim)
     sent = (params["species"]["w"][kind][:, None] / root,)
     kept = (params["species"]["skip"][kind][:, None] / root,)

@@ -142,7 +142,7 @@ def _select(run: Distillation, number: int, stacked: Params | None, facts: dict[
     folder, config, began = run.folder(number), run.config, time.monotonic()
     frames = files.read_frames(folder / files.EXPLORED)
     yield Stage(number, "select", 0, len(frames))
-    if stacked is None:  # nobody to ask: all are as good
+    if stacked is None:  # no committee yet: all are as good
         deviation = np.full(len(frames), config.trust.lower)
     else:
         packed = run.asked.pack([from_atoms(atoms) for atoms in frames])

@@ -87,7 +87,7 @@ def probe_directions(key: Array, system: System) -> Float[Array, "*rows n_atoms 
 def probe(potential: Potential, params: PyTree, batch: Any, key: Array) -> Probed:
     """The batch with the answers of a teacher (its `potential` and `params`) for labels, probed along random v.
 
-    The neighbours of the batch must be those of the teacher and of whoever is to learn: one cutoff for both.
+    The neighbours of the batch must be those of the teacher and of the student: one cutoff for both.
     """
     directions = probe_directions(key, batch.system)
     predicted = predict_rows(potential, params, batch)

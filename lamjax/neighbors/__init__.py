@@ -1,4 +1,4 @@
-"""Neighbour lists: who sees whom, in any cell."""
+"""Neighbour lists in any cell."""
 
 from lamjax.lattice import image_offsets as image_offsets
 from lamjax.neighbors.host import allocate as allocate

@@ -102,8 +102,8 @@ def _search(system: System, cutoff: float, quantities: str) -> tuple[np.ndarray,
 def _without_gaps(positions: Array, open_directions: Any, cutoff: float) -> np.ndarray:
     """Positions with every gap along the open directions (unit vectors) made at most 2 Å wider than the cutoff.
 
-    Nobody within the cutoff is on the other side of one. The search divides the whole extent into boxes of the cutoff:
-    an atom that has left a slab by thousands of Å would make millions of them.
+    No neighbour within the cutoff is on the other side of one. The search divides the whole extent into boxes of the
+    cutoff: an atom that has left a slab by thousands of Å would make millions of them.
     """
     for direction in open_directions:
         along = positions @ direction

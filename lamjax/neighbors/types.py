@@ -1,4 +1,4 @@
-"""Who sees whom: dense, nearest first, with explicit integer images."""
+"""Neighbour lists as arrays: one row an atom, nearest first, with explicit integer images."""
 
 import math
 from dataclasses import dataclass

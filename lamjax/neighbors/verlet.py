@@ -1,4 +1,4 @@
-"""A list with a skin: searched rarely, and at every step narrowed down to who is a neighbour now."""
+"""A list with a skin: searched rarely, and narrowed down to the neighbours within the cutoff at every step."""
 
 import math
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ ROUNDING = 1e-6  # of distances in float32, generously
 
 
 class Verlet(NamedTuple):
-    """Everyone who may become a neighbour before the next search, for one structure.
+    """All atoms that may become neighbours before the next search, for one structure.
 
     It is complete within `radius` at the time of the search: the cutoff and the skin, or less where the list is too
     narrow or the images too few; then a search comes sooner, and nothing is lost.
@@ -150,7 +150,7 @@ def refresh(verlet: Verlet, system: System, shells: tuple[Shell, ...], skin: flo
     stale = jax.vmap(lambda v, s: is_stale(v, s, shells))(verlet, system)
     n = len(stale)
     block = min(n, max(BLOCK, n // BLOCK))
-    order = jnp.pad(jnp.argsort(~stale), (0, block), constant_values=n)  # stale ones first; n is nobody
+    order = jnp.pad(jnp.argsort(~stale), (0, block), constant_values=n)  # stale ones first; n is no structure
 
     def some(k: Any, verlet: Any) -> Any:
         rows = jax.lax.dynamic_slice_in_dim(order, k * block, block)

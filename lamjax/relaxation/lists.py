@@ -1,4 +1,4 @@
-"""Who may become a neighbour, in a batch of structures of many sizes: only atoms that need it are searched for."""
+"""Candidates for neighbours in a batch of structures of many sizes: only lists that need it are searched anew."""
 
 from typing import NamedTuple
 

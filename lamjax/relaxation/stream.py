@@ -76,7 +76,7 @@ class Work(NamedTuple):
 
 @dataclasses.dataclass(eq=False)
 class WaitingBucket:
-    """A shape, and who wants to relax in it, sorted by size."""
+    """A shape, and the structures that wait to be relaxed in it, sorted by size."""
 
     shape: Shape
     queue: list[Job]
@@ -92,7 +92,7 @@ class WaitingBucket:
 
 @dataclasses.dataclass
 class ActiveBatch:
-    """Slots of a bucket, and who is in them."""
+    """Slots of a bucket, and the structures in them."""
 
     bucket: WaitingBucket
     slots: Slots | None  # None: no structure has entered yet
@@ -119,13 +119,12 @@ def stream(
     `systems` may be a sequence that reads its items from files: each is read twice, once to choose at most
     `max_programs` shapes of arrays, which are compiled, and once when it begins. `fixed` has for every structure None
     or a mask of the (n_atoms, 3) components, or of the atoms, that do not move; None is what the constraints of an
-    ase.Atoms hold. `slots` structures are relaxed side by side in one batch
-    (default: as many as keep the device busy), each with its own time step and end; after at most `chunk` steps the
-    host looks who is done. A processor has a batch for each of its cores, up to `BATCHES`. Of the config all but the
-    adjoint counts.
+    ase.Atoms hold. `slots` structures are relaxed side by side in one batch (default: as many as keep the device
+    busy), each with its own time step and end; after at most `chunk` steps the host replaces those that are done. A
+    processor has a batch for each of its cores, up to `BATCHES`. Of the config all but the adjoint counts.
 
     A structure that cannot be read or relaxed fails alone, with an `error`. One that gains more neighbours than its
-    arrays have slots goes on from where it is in wider arrays, which is a further program.
+    arrays have slots continues from where it is in wider arrays, which is a further program.
     """
     config = RelaxConfig() if config is None else config
     systems, fixed = sequences(systems, fixed)

@@ -28,7 +28,7 @@ WRITTEN = (CONFIG, FACTS, BEST, MODEL, f"{STATES}/*", *loggers.WRITTEN, REPORT) 
 def check_sources(config: Any, written: Sequence[str], sources: Iterable[str | Path], resume: bool) -> None:
     """ValueError if the run of a config would write over one of these files, of which it was made.
 
-    A run that goes on may be started with the config.json that it has written itself.
+    A run that continues may be started with the config.json that it has written itself.
     """
     own = (CONFIG,) if resume else ()
     outputs.claim_folder(config.output, [name for name in written if name not in own], sources)

@@ -19,7 +19,7 @@ from lamjax.training.records import RunRecord
 
 LoggerName = Literal["csv", "tensorboard", "wandb", "mlflow"]
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}  # csv: the tables of every run
-IDS = "loggers.json"  # under which a run that goes on is known to wandb and mlflow
+IDS = "loggers.json"  # under which a run that continues is known to wandb and mlflow
 WRITTEN = (IDS, *(f"{name}/*" for name in PACKAGES))
 REMEDIES = {
     "tensorboard": "Make its folder writable",
@@ -110,7 +110,7 @@ def _is_number(x: Any) -> bool:
 
 
 def _open(opened: dict[str, Logger], names: Sequence[str], folder: Path, settings, done: int) -> None:
-    """Each logger, into `opened`; of a run that goes on under the name that it had."""
+    """Each logger, into `opened`; of a run that continues under the name that it had."""
     path = folder / IDS
     ids = json.loads(path.read_text()) if done and path.is_file() else {}
     for name in names:

@@ -339,7 +339,7 @@ def column_batches(known: Columns, n: int, size: int, seed: int, start: int = 0)
 
 
 def fingerprint(sets: CrystalSets) -> dict[str, dict[str, Any]]:
-    """Numbers by which other data are told when a run goes on."""
+    """Numbers by which other data are told when a run continues."""
 
     def of_crystals(crystals: Sequence[TargetCrystal]) -> dict[str, Any]:
         total = sum(float(np.sum(x)) for crystal in crystals for x in crystal.targets.values())

@@ -100,13 +100,13 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def until(path: Path, done: int) -> list[dict[str, float]]:
-    """The numbers in the rows up to the step from which a run goes on; none of a run that begins."""
+    """The numbers in the rows up to the step from which a run continues; none of a run that begins."""
     rows = read(path) if done else []
     return [{key: float(x) for key, x in row.items() if x} for row in rows if int(row["step"]) <= done]
 
 
 def begin(path: Path, done: int, header: Sequence[str] | None = None) -> None:
-    """A header, and of an earlier table the rows up to the step from which the run goes on."""
+    """A header, and of an earlier table the rows up to the step from which the run continues."""
     rows = [row for row in read(path) if int(row["step"]) <= done] if done else []
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if header is None else header, restval="", extrasaction="ignore")

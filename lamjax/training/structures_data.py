@@ -235,7 +235,7 @@ def pack_replay(config: StructureTuneConfig, potential: Potential, frames: Seque
 
 
 def fingerprint(sets: PairSets) -> dict[str, dict[str, Any]]:
-    """Numbers by which other data are told when a run goes on."""
+    """Numbers by which other data are told when a run continues."""
 
     def of_pairs(pairs: Sequence[Pair]) -> dict[str, Any]:
         distances = [float(np.abs(pair.target.positions).sum()) for pair in pairs]

@@ -104,20 +104,20 @@ def _of_atom(config: EnergyFnConfig, params: Any, vectors: jax.Array, mask: jax.
 def _of_first(config: EnergyFnConfig, params: Any, atoms: jax.Array, slots: jax.Array, kinds: jax.Array) -> jax.Array:
     """The energies of the first of the atoms, whose neighbours are `slots` (a row an atom), summed.
 
-    The function gives the energy of all atoms. So that nobody is alone, where a root of a neighbour sum has no
+    The function gives the energy of all atoms. So that no atom is alone, where a root of a neighbour sum has no
     derivative, each of the others has a companion for its only neighbour, which moves with it. What they have together
     is taken off by a second energy, in which the first have companions as well, and those are put back from a third.
     """
     k = len(slots)
-    nobody = 2 * len(atoms) + 2  # an empty slot, see `_energy`
-    reference = jnp.full((k, max(slots.shape[1], 1)), nobody, slots.dtype)
+    empty = 2 * len(atoms) + 2  # an empty slot, see `_energy`
+    reference = jnp.full((k, max(slots.shape[1], 1)), empty, slots.dtype)
     reference = reference.at[:, 0].set(jnp.arange(k, dtype=slots.dtype) + len(atoms))
-    slots = jnp.where(slots < len(atoms), slots, nobody)
+    slots = jnp.where(slots < len(atoms), slots, empty)
     still = jax.lax.stop_gradient(atoms)
     one = jnp.zeros((1, 3), atoms.dtype)
     paired = jax.vmap(lambda kind: _energy(config, params, one, reference[:0], kind[None]) / 4)(kinds[:k])
-    there = _energy(config, params, still, reference, kinds)
-    return _energy(config, params, atoms, slots, kinds) - there + jnp.sum(paired)
+    companions = _energy(config, params, still, reference, kinds)
+    return _energy(config, params, atoms, slots, kinds) - companions + jnp.sum(paired)
 
 
 def _energy(config: EnergyFnConfig, params: Any, atoms: jax.Array, slots: jax.Array, kinds: jax.Array) -> jax.Array:
