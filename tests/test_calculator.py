@@ -23,7 +23,6 @@ import lamjax
 from lamjax import classical
 from lamjax.calculator import Calculator
 from lamjax.neighbors import Shell
-from lamjax.shapes import grow
 
 
 def argon() -> ase.Atoms:
@@ -105,14 +104,6 @@ def test_twenty_steps_of_dynamics_compile_at_most_twice(lennard_jones, rng):
         atoms.set_cell(5.3 * factor * np.eye(3), scale_atoms=True)
         atoms.get_stress()
     assert len(traces) <= 4
-
-
-def test_widths_grow_in_steps_up_to_sel():
-    shells = (Shell(6.0, 60), Shell(4.0, 20))
-    assert grow((0, 0), (10, 3), shells) == (16, 8)
-    assert grow((16, 8), (17, 3), shells) == (24, 8)
-    assert grow((24, 8), (500, 300), shells) == (60, 20)
-    assert grow((0,), (100,), (Shell(6.0),)) == (120,)
 
 
 @pytest.mark.parametrize("pbc", [(True, True, False), (False, False, False)])

@@ -19,6 +19,7 @@ TREES = ("benchmarks", "experiments")  # their READMEs and pictures are pages of
 MODULES = {
     "lamjax": "The names that most scripts need.",
     "system": "Atoms in a cell, and the way from and to ASE.",
+    "lattice": "What follows from a cell: images, reduction, nearest images, strain.",
     "neighbors": "Neighbour lists.",
     "descriptors": "What an atom sees, as numbers: DPA-1, DPA-2, DPA-3, NequIP.",
     "heads": "From the numbers of an atom to its energy.",

@@ -4,9 +4,9 @@ from typing import Any, NamedTuple
 
 from experiments.relaxation.sets import RelaxationSet, Split, path
 from lamjax import losses, training
+from lamjax.config import merged
 from lamjax.training.config import TrainConfig
 from lamjax.training.structures import StructureTuneConfig, read_config
-from lamjax.training.structures_config import merged
 
 BASE = "base"  # not trained
 START = "not relaxed"  # starts as they are

@@ -23,12 +23,12 @@ from experiments.relaxation import methods, report
 from experiments.relaxation.methods import BASE, FORCES, KEPT, KEPT_FORCES, START, STRESSES, THEN, Effort
 from experiments.relaxation.sets import SETS, RelaxationSet, Split, keep, path, split, with_bases
 from lamjax import build, checkpoints, data, edit
+from lamjax.config import merged
 from lamjax.evaluation.structures import Judgement, LabelledSets, compare, judge
 from lamjax.relaxation import CellConfig, RelaxConfig
 from lamjax.reports import console
 from lamjax.training import engine, follow, structures
 from lamjax.training.records import HISTORY, until
-from lamjax.training.structures_config import merged
 
 HERE = Path(__file__).parent
 MODEL = "model.lamjax"  # of a run, after its last step

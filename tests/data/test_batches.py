@@ -5,16 +5,12 @@ import label_frames as make
 import numpy as np
 import pytest
 from ase.data import chemical_symbols
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from lamjax import PotentialConfig, allocate, build, data, neighbors, predict, pytree
-from lamjax.data import rows
 from lamjax.descriptors import DPA1Config
 from lamjax.evaluation.errors import predictions
 from lamjax.heads import EnergyHeadConfig
 from lamjax.neighbors import Shell
-from lamjax.shapes import merge, work
 
 SHELLS = (Shell(4.0), Shell(3.0, 8))
 
@@ -34,17 +30,6 @@ def test_a_plan_holds_every_frame_and_says_its_waste(frames):
     for size in (1, "auto"):
         wastes = [data.plan(frames, SHELLS, limit, batch_size=size).waste for limit in (1, 6)]
         assert wastes[0] > wastes[1] if size == 1 else wastes[0] >= wastes[1]
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 15), st.integers(1, 8)), min_size=1), st.integers(1, 5))
-def test_merged_shapes_hold_all_and_are_no_more_than_allowed(shapes, limit):
-    exact = np.array(shapes)
-    unique, counts = np.unique(exact, axis=0, return_counts=True)
-    buckets, members = merge(unique, counts, limit)
-    assert len(buckets) <= limit and members.sum() == len(exact)
-    assert all(np.any(np.all(one <= buckets, axis=1)) for one in exact)
-    assert np.sum(members * work(buckets)) >= np.sum(work(exact)) * (1 - 1e-12)  # the order of the sums differs
 
 
 def test_a_frame_outside_the_plan_is_named(frames):
@@ -168,35 +153,3 @@ def test_batch_sizes_by_atoms_and_wrong_ones(frames):
     for wrong in ("many", "auto:0", 0):
         with pytest.raises(ValueError, match="batch_size must be"):
             next(data.batches(packed, wrong))
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(1, 70), min_size=1, max_size=80), st.integers(1, 200), st.integers(1, 5))
-def test_rows_are_never_too_narrow(sizes, wanted, n_rows):
-    """Every structure once, in rows that hold it, whatever the sizes; few rows are much emptier than need be."""
-    sizes, size = np.array(sizes), f"auto:{wanted}"
-    bucket = data.Bucket(int(sizes.max()), (4,), int(sizes.min()))
-    filling, shape = rows.fill(sizes, bucket, size), rows.row_shape(bucket, size)
-    for rng in (None, np.random.default_rng(0)):
-        drawn = filling.drawn(rng)
-        assert sorted(drawn.tolist()) == list(range(len(sizes)))
-        for a, b in zip(filling.starts, filling.starts[1:], strict=False):
-            assert b > a and sizes[drawn[a:b]].sum() <= shape.n_atoms and b - a <= shape.n_structures
-            spread = rows.split(sizes[drawn[a:b]].tolist(), size, n_rows)
-            part = rows.row_shape(bucket, size, n_rows)
-            assert sorted(k for row in spread for k in row) == list(range(b - a)) and len(spread) == n_rows
-            for row in spread:
-                assert sizes[drawn[a:b]][row].sum() <= part.n_atoms and len(row) <= part.n_structures
-    assert filling.n_batches <= 1 + 2 * sizes.sum() * 17 / 16 / shape.n_atoms or filling.n_batches == len(sizes)
-
-
-def test_large_sets_repeat_the_pattern_of_a_smaller_one(monkeypatch):
-    sizes = np.random.default_rng(2).integers(1, 60, 3001)
-    bucket = data.Bucket(60, (4,), 1)
-    whole = rows.fill(sizes, bucket, "auto:100")
-    monkeypatch.setattr(rows, "BLOCK", 400)
-    blocks = rows.fill(sizes, bucket, "auto:100")
-    width = rows.row_shape(bucket, "auto:100").n_atoms
-    totals = np.add.reduceat(sizes[blocks.drawn(None)], blocks.starts[:-1])
-    assert totals.max() <= width and (np.diff(blocks.starts) > 0).all() and blocks.starts[-1] == 3001
-    assert blocks.n_batches < 1.03 * whole.n_batches and totals.mean() > 0.9 * width
