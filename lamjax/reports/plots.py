@@ -123,7 +123,7 @@ def learning_curve(
                 ax.axhline(value, color=BEFORE, linestyle="--", linewidth=1)
                 ax.annotate(name, (0.01, value), xycoords=("axes fraction", "data"), va="bottom", fontsize=9)
             ax.set(xlabel=along, ylabel=quantity)
-            ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+            ax.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, min_n_ticks=1))
             ax.yaxis.set_major_formatter("{x:g}")
             least, most = ax.get_ylim()
             ax.yaxis.set_minor_formatter("{x:g}" if most < 15 * least else NullFormatter())
