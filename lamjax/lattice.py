@@ -92,9 +92,18 @@ def n_images(cell: Array, pbc: Array, cutoff: float) -> Int[np.ndarray, "3"]:
 
 def image_offsets(cell: Array, pbc: Array, cutoff: float) -> Int[np.ndarray, "n_offsets 3"]:
     """All integer images that wrapped atoms can see within the cutoff (Å), home image first. On the host."""
-    sides = (np.arange(-k, k + 1) for k in n_images(cell, pbc, cutoff))
-    grid = np.stack(np.meshgrid(*sides, indexing="ij"), axis=-1).reshape(-1, 3)
+    return images_around(n_images(cell, pbc, cutoff))
+
+
+def images_around(n: Int[np.ndarray, "3"]) -> Int[np.ndarray, "n_offsets 3"]:
+    """All integer images at most `n` cells away along each lattice vector, home image first. On the host."""
+    grid = np.indices(2 * n + 1).reshape(3, -1).T - n
     return grid[np.argsort((grid**2).sum(axis=1), kind="stable")].astype(np.int32)
+
+
+def padded_images(images: Int[np.ndarray, "n_offsets 3"], n: int) -> Int[np.ndarray, "n 3"]:
+    """The images and, up to `n`, some that are `FAR` away, where no search looks. On the host."""
+    return np.concatenate([images, np.full((max(0, n - len(images)), 3), FAR, np.int32)])
 
 
 def reach(cell: Array, pbc: Array, offsets: Int[Array, "n_offsets 3"]) -> Float[Array, ""]:

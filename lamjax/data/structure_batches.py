@@ -11,7 +11,7 @@ from lamjax import pytree
 from lamjax.arguments import expect, expect_all
 from lamjax.data.pairs import Pair, cast_pair
 from lamjax.frames import check_shells
-from lamjax.lattice import FAR, n_images
+from lamjax.lattice import images_around, n_images, padded_images
 from lamjax.neighbors import Neighbors, Shell, count, host_neighbors, plan_capacities
 from lamjax.neighbors.verlet import SKIN
 from lamjax.shapes import cheapest, histogram, merge, work
@@ -185,8 +185,7 @@ def _check_pairs(pairs: Sequence[Pair], function: str) -> None:
 
 
 def _row(pair: Pair, shape: PairShape, shells: tuple[Shell, ...], shrink: float) -> StructureBatch:
-    images = _images(pair, shells[0].cutoff + SKIN, shrink)
-    images = np.concatenate([images, np.full((shape.n_offsets - len(images), 3), FAR, np.int32)])
+    images = padded_images(_images(pair, shells[0].cutoff + SKIN, shrink), shape.n_offsets)
     start, target = pad(pair.start, shape.n_atoms), pad(pair.target, shape.n_atoms)
     return StructureBatch(
         start=start,
@@ -212,9 +211,7 @@ def _shrink(pairs: Sequence[Pair]) -> float:
 def _images(pair: Pair, cutoff: float, shrink: float) -> np.ndarray:
     """The cell images (n_offsets, 3) that the neighbours of every cell between start and target are in, home first."""
     systems = (pair.start, pair.target)
-    reach = np.max([n_images(shrink * s.cell, s.pbc, cutoff) for s in systems], axis=0)
-    grid = np.indices(2 * reach + 1).reshape(3, -1).T - reach
-    return grid[np.argsort(np.sum(grid**2, axis=1), kind="stable")].astype(np.int32)
+    return images_around(np.max([n_images(shrink * s.cell, s.pbc, cutoff) for s in systems], axis=0))
 
 
 def _alike(pairs: Sequence[Pair]) -> list[Pair]:

@@ -17,7 +17,7 @@ from lamjax.arguments import ArgumentError, describe, expect
 from lamjax.config import configuration
 from lamjax.data.structure_batches import SHRINK
 from lamjax.factories import factory
-from lamjax.lattice import FAR, image_offsets
+from lamjax.lattice import image_offsets, padded_images
 from lamjax.neighbors import Neighbors
 from lamjax.neighbors.verlet import SKIN
 from lamjax.potential import check_potential
@@ -171,8 +171,8 @@ def _lists(potential, systems: Sequence[System], widths: tuple[int, ...]) -> Nei
     most = max(map(len, images))
 
     def lists(system: System, offsets: np.ndarray) -> Neighbors:
-        offsets = np.concatenate([offsets, np.full((most - len(offsets), 3), FAR, np.int32)])
-        return neighbor_lists.host_neighbors(system, potential.shells, widths)._replace(offsets=offsets)
+        lists = neighbor_lists.host_neighbors(system, potential.shells, widths)
+        return lists._replace(offsets=padded_images(offsets, most))
 
     return pytree.stack([lists(*one) for one in zip(systems, images, strict=True)])
 

@@ -11,7 +11,7 @@ import vesin
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from lamjax.lattice import FAR, complete_cell, image_offsets
+from lamjax.lattice import complete_cell, image_offsets, padded_images
 from lamjax.neighbors.types import MadeFor, Neighbors, Shell, round_up
 from lamjax.system import System, check_single
 
@@ -137,13 +137,12 @@ def _pack(
     indices[i, slot], shifts[i, slot] = j, images
     kept = [f if s.sel is None else min(f, s.sel) for f, s in zip(found, shells, strict=True)]
     offsets = image_offsets(system.cell, system.pbc, shells[0].cutoff)
-    padding = np.full((max(0, n_offsets - len(offsets)), 3), FAR, np.int32)
     return Neighbors(
         indices=np.where(masks[0], indices, np.arange(n, dtype=np.int32)[:, None]),
         images=np.where(masks[0][..., None], shifts, 0),
         mask=masks[0],
         inner=tuple(masks[1:]),
-        offsets=np.concatenate([offsets, padding]),
+        offsets=padded_images(offsets, n_offsets),
         found=np.asarray(found, np.int32),
         overflow=np.asarray(any(k > c for k, c in zip(kept, capacities, strict=True))),
         truncated=np.asarray(any(k < f for k, f in zip(kept, found, strict=True))),
