@@ -9,4 +9,4 @@ from lamjax.config.files import read as read
 from lamjax.config.files import schema as schema
 from lamjax.config.files import to_json as to_json
 from lamjax.config.files import validate as validate
-from lamjax.config.template import template as template
+from lamjax.config.templates import template as template

@@ -83,8 +83,9 @@ def _telling(kind: type) -> Callable[..., None]:
 
 def fields_text(kind: type) -> str:
     """Name, type, default and meaning of each field, a line each."""
-    hints = get_type_hints(kind, include_extras=True)
-    return "\n".join(["Fields:", *(f"    {_line(field, hints[field.name])}" for field in dataclasses.fields(kind))])
+    types, hints = get_type_hints(kind), get_type_hints(kind, include_extras=True)
+    lines = [_line(field, types[field.name], description(hints[field.name])) for field in dataclasses.fields(kind)]
+    return "\n".join(["Fields:", *(f"    {line}" for line in lines)])
 
 
 def description(hint: Any) -> str:
@@ -97,9 +98,7 @@ def _bare(hint: Any) -> Any:
     return get_args(hint)[0] if get_origin(hint) is Annotated else hint
 
 
-def _line(field: dataclasses.Field, hint: Any) -> str:
-    bare = _bare(hint)
-    name = bare.__name__ if isinstance(bare, type) and not get_args(bare) else str(bare).replace("typing.", "")
+def _line(field: dataclasses.Field, kind: Any, meaning: str) -> str:
+    name = kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).replace("typing.", "")
     default = "" if field.default is dataclasses.MISSING else f" = {field.default!r}"
-    meaning = description(hint)
     return f"{field.name}: {name}{default}" + (f" -- {meaning}" if meaning else "")

@@ -171,8 +171,8 @@ def _lists(potential, systems: Sequence[System], widths: tuple[int, ...]) -> Nei
     most = max(map(len, images))
 
     def lists(system: System, offsets: np.ndarray) -> Neighbors:
-        lists = neighbor_lists.host_neighbors(system, potential.shells, widths)
-        return lists._replace(offsets=padded_images(offsets, most))
+        made = neighbor_lists.host_neighbors(system, potential.shells, widths)
+        return made._replace(offsets=padded_images(offsets, most))
 
     return pytree.stack([lists(*one) for one in zip(systems, images, strict=True)])
 

@@ -3,7 +3,6 @@
 from lamjax.training.checkpoints import restore_state as restore_state
 from lamjax.training.checkpoints import save_state as save_state
 from lamjax.training.checkpoints import saved_steps as saved_steps
-from lamjax.training.engine import RunConfig as RunConfig
 from lamjax.training.engine import events as events
 from lamjax.training.engine import follow as follow
 from lamjax.training.engine import prepare as prepare
@@ -15,6 +14,7 @@ from lamjax.training.loops import summary as summary
 from lamjax.training.loops import updates as updates
 from lamjax.training.objectives import Objective as Objective
 from lamjax.training.objectives import objective as objective
+from lamjax.training.run_config import RunConfig as RunConfig
 from lamjax.training.schedules import ScheduleConfig as ScheduleConfig
 from lamjax.training.schedules import schedule as schedule
 from lamjax.training.state import OptimizerConfig as OptimizerConfig

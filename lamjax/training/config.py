@@ -17,7 +17,7 @@ from lamjax.data import frames_per_batch
 from lamjax.losses import LabelLossConfig
 from lamjax.potential import PotentialConfig
 from lamjax.training.run_config import KEYS as KEYS
-from lamjax.training.run_config import LabelKeys, RunConfig
+from lamjax.training.run_config import CommandConfig, LabelKeys
 from lamjax.training.run_config import read_options as read_options
 
 Kind = TypeVar("Kind")
@@ -45,7 +45,7 @@ class TaskConfig(LabelKeys):
 
 
 @configuration
-class TrainConfig(RunConfig):
+class TrainConfig(CommandConfig):
     """A run of training on labels, of one data set (`train`) or several (`tasks`).
 
     `model` begins a fresh model, `base` fine-tunes a stored one.

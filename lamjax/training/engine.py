@@ -6,17 +6,15 @@ import json
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import field, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
-from pydantic import Field
 
 from lamjax import checkpoints
-from lamjax.config import configuration
 from lamjax.data import prefetch
 from lamjax.losses import Loss
 from lamjax.potential import Potential
@@ -25,37 +23,13 @@ from lamjax.training import folder, loggers, sharding
 from lamjax.training.checkpoints import restore_state, save_state
 from lamjax.training.config import to_json
 from lamjax.training.folder import BEST, MODEL, STATES
-from lamjax.training.loggers import LoggerName
 from lamjax.training.loops import NonFiniteError, updates
 from lamjax.training.objectives import Drawn, Measured, Objective
 from lamjax.training.records import HISTORY, VALIDATION, RunRecord, Speed, Tables, no_tables, two_tables
-from lamjax.training.schedules import ScheduleConfig, schedule
-from lamjax.training.state import OptimizerConfig, TrainState, init, optimizer, result
+from lamjax.training.run_config import RunConfig
+from lamjax.training.schedules import schedule
+from lamjax.training.state import TrainState, init, optimizer, result
 from lamjax.training.step import TrainStep, make_step
-
-
-@configuration
-class RunConfig:
-    """Settings of a run that do not depend on its loss: optimiser, learning rate, length, and intervals of output."""
-
-    output: Annotated[str, Field(description="folder")]
-    steps: Annotated[int, Field(description="updates")]
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    schedule: ScheduleConfig = ScheduleConfig()
-    accumulate: Annotated[int, Field(description="batches whose mean gradient makes one update")] = 1
-    freeze: tuple[str, ...] = ()
-    rates: dict[str, float] = field(default_factory=dict)
-    ema_decay: float | None = None
-    matmul_precision: Literal["float32", "tensorfloat32", "bfloat16"] | None = None
-    print_every: int = 100
-    validate_every: int = 1000
-    validate_first: Annotated[
-        bool, Field(description="before the first step too: the untrained model may be the best")
-    ] = False
-    save_every: int = 1000
-    keep: Annotated[int, Field(description="states")] = 3
-    patience: Annotated[int | None, Field(description="validations without a better one")] = None
-    logger: Annotated[tuple[LoggerName, ...], Field(description="where records go, beside the tables")] = ("csv",)
 
 
 class Best(NamedTuple):

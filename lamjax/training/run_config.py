@@ -16,6 +16,10 @@ Decay = Annotated[
     float | None,
     Field(gt=0, lt=1, description="for example 0.99: validate and save a running mean of the parameters"),
 ]
+MatmulPrecision = Annotated[
+    Literal["float32", "tensorfloat32", "bfloat16"] | None,
+    Field(description="of products on GPUs: float32, tensorfloat32, bfloat16; null: jax's default"),
+]
 
 
 @configuration
@@ -42,23 +46,14 @@ class PrecisionConfig:
     precision: Annotated[
         Literal["float32", "float64"], Field(description="of the network; energies are summed in float64")
     ] = "float32"
-    matmul_precision: Annotated[
-        Literal["float32", "tensorfloat32", "bfloat16"] | None,
-        Field(description="of products on GPUs: float32, tensorfloat32, bfloat16; null: jax's default"),
-    ] = None
+    matmul_precision: MatmulPrecision = None
 
 
 @configuration
-class RunConfig(LabelKeys, PrecisionConfig):
-    """How a model is trained, and what is written on the way."""
+class LearningConfig:
+    """What is learned how fast, and when it is measured and saved."""
 
     _: KW_ONLY
-    optimizer: Annotated[OptimizerConfig, Field(description="any of optax; muon with start_lr 0.005 learns faster")] = (
-        field(default_factory=OptimizerConfig)
-    )
-    schedule: Annotated[ScheduleConfig, Field(description="of the learning rate")] = ScheduleConfig()
-    max_programs: Annotated[int, Field(ge=1, description="shapes of arrays, each is compiled once")] = 6
-    seed: int = 0
     freeze: Annotated[
         tuple[str, ...], Field(description="parameters that stay as they are, for example [descriptor]")
     ] = ()
@@ -67,7 +62,7 @@ class RunConfig(LabelKeys, PrecisionConfig):
         Field(description="factors of the learning rate, for example {descriptor: 0.1, heads/new: 1.0}"),
     ] = field(default_factory=dict)
     ema_decay: Decay = None
-    output: Annotated[str, Field(description="folder for config.json, tables, plots, states and models")] = "run"
+    matmul_precision: MatmulPrecision = None
     validate_every: Annotated[int, Field(ge=1, description="steps")] = 1000
     save_every: Annotated[int, Field(ge=1, description="steps between states")] = 1000
     keep: Annotated[int, Field(ge=1, description="states")] = 3
@@ -81,6 +76,35 @@ class RunConfig(LabelKeys, PrecisionConfig):
             "the tables are written in any case"
         ),
     ] = ("csv",)
+
+
+@configuration
+class RunConfig(LearningConfig):
+    """Settings of a run that do not depend on its loss: optimiser, learning rate, length, and intervals of output."""
+
+    output: Annotated[str, Field(description="folder")]
+    steps: Annotated[int, Field(description="updates")]
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = ScheduleConfig()
+    accumulate: Annotated[int, Field(ge=1, description="batches whose mean gradient makes one update")] = 1
+    print_every: Annotated[int, Field(ge=1)] = 100
+    validate_first: Annotated[
+        bool, Field(description="before the first step too: the untrained model may be the best")
+    ] = False
+
+
+@configuration
+class CommandConfig(LabelKeys, PrecisionConfig, LearningConfig):
+    """What the configs of all commands that train a model have in common."""
+
+    _: KW_ONLY
+    optimizer: Annotated[OptimizerConfig, Field(description="any of optax; muon with start_lr 0.005 learns faster")] = (
+        field(default_factory=OptimizerConfig)
+    )
+    schedule: Annotated[ScheduleConfig, Field(description="of the learning rate")] = ScheduleConfig()
+    max_programs: Annotated[int, Field(ge=1, description="shapes of arrays, each is compiled once")] = 6
+    seed: int = 0
+    output: Annotated[str, Field(description="folder for config.json, tables, plots, states and models")] = "run"
 
 
 def read_options(*configs: Any) -> ReadOptions:

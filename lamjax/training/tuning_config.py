@@ -10,7 +10,7 @@ from pydantic import Field
 from lamjax.config import apply, configuration, merged, validate
 from lamjax.data import frames_per_batch
 from lamjax.losses import LabelLossConfig
-from lamjax.training.run_config import RunConfig
+from lamjax.training.run_config import CommandConfig
 from lamjax.training.state import OptimizerConfig
 
 FALL = 20  # from the first to the last learning rate, unless the config says otherwise
@@ -43,7 +43,7 @@ class ReplayConfig:
 
 
 @configuration
-class TuneConfig(RunConfig):
+class TuneConfig(CommandConfig):
     """A run of fine-tuning a stored model."""
 
     base: Annotated[str, Field(description="a lamjax bundle or a DeePMD-kit .pt, .dp, .yaml")]
