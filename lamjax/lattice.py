@@ -200,7 +200,8 @@ def shortest(d: Float[np.ndarray, "*n 3"], cell: np.ndarray, pbc: np.ndarray) ->
     """The shortest periodic image of every vector d (Å), in any cell. On the host, one image of all after the other."""
     if not np.any(pbc):
         return d
-    reduced, _ = minkowski_reduce(complete_cell(cell, pbc), pbc)
+    periodic: Any = pbc
+    reduced, _ = minkowski_reduce(complete_cell(cell, pbc), periodic)
     d = d - np.where(pbc, np.round(d @ np.linalg.inv(reduced)), 0) @ reduced
     images = _NEAR_IMAGES[np.all((_NEAR_IMAGES == 0) | pbc, axis=1)] @ reduced
     images = images[np.argsort(np.any(images != 0, axis=1), kind="stable")]  # the home image first

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lamjax import checkpoints
 from lamjax.distillation import CalculatorConfig, TeacherConfig
@@ -22,7 +23,8 @@ def labeller_config(
     if Path(name).is_file() or Path(name).suffix in MODELS or name in checkpoints.shipped():
         if options:
             raise ValueError(f"--option {options[0]} is for calculators; {name} is a model file.")
-        return TeacherConfig(name, head, **({} if precision is None else {"precision": precision}))
+        chosen: dict[str, Any] = {} if precision is None else {"precision": precision}
+        return TeacherConfig(name, head, **chosen)
     if given := [f"--{key} {value}" for key, value in (("head", head), ("precision", precision)) if value is not None]:
         raise ValueError(f"{' and '.join(given)}: that is for a model file; {name} is a calculator.")
     found: dict = {}

@@ -108,7 +108,7 @@ def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """Nested dicts, one laid over the other; where the `type` of a group changes, its other keys are dropped."""
     found = dict(below)
     for key, value in above.items():
-        old = found.get(key)
+        old: Any = found.get(key)
         both = isinstance(old, dict) and isinstance(value, dict)
         same = both and value.get("type", old.get("type")) == old.get("type", value.get("type"))
         found[key] = merged(old, value) if same else value

@@ -5,6 +5,7 @@ import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -99,4 +100,5 @@ def _load(path: Path, store: Store) -> dict[float, np.ndarray]:
 def _save(path: Path, store: Store) -> None:
     """Whole or not at all; a folder that cannot be written is no error, the counts are only found again."""
     with contextlib.suppress(OSError), files.replacing(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, digest=store.digest, **{cutoff.hex(): column for cutoff, column in store.counted.items()})
+        columns: dict[str, Any] = {cutoff.hex(): column for cutoff, column in store.counted.items()}
+        np.savez(file, digest=store.digest, **columns)

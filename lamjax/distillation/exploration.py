@@ -118,7 +118,7 @@ def simulate(
     `room` keeps the widest arrays by number of atoms: what is compiled for one structure serves the next one.
     """
     room, n_atoms = {} if room is None else room, one.start.system.n_atoms
-    step = {"timestep": config.timestep, "temperature": one.temperature}
+    step: dict[str, Any] = {"timestep": config.timestep, "temperature": one.temperature}
     if one.pressure is None:
         ensemble = dynamics.nvt(potential, dynamics.NVTConfig(**step))
     else:

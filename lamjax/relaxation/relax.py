@@ -99,12 +99,12 @@ def relax(
     config = RelaxConfig() if config is None else config
     if fixed is None and isinstance(system, ase.Atoms):
         fixed = kept_by_constraints(system)
-    system, neighbors = jax.tree.map(jnp.asarray, (as_system(system), neighbors))
-    fixed = None if fixed is None else fixed_mask(fixed, system.numbers)
-    if system.positions.ndim == 3:
-        return _relax(over(potential, system, fixed, config.cell), params, neighbors, config, numbers)
-    system, neighbors, fixed = jax.tree.map(lambda x: jnp.asarray(x)[None], (system, neighbors, fixed))
-    return pytree.take(_relax(over(potential, system, fixed, config.cell), params, neighbors, config, numbers), 0)
+    start, neighbors = jax.tree.map(jnp.asarray, (as_system(system), neighbors))
+    fixed = None if fixed is None else fixed_mask(fixed, start.numbers)
+    if start.positions.ndim == 3:
+        return _relax(over(potential, start, fixed, config.cell), params, neighbors, config, numbers)
+    start, neighbors, fixed = jax.tree.map(lambda x: jnp.asarray(x)[None], (start, neighbors, fixed))
+    return pytree.take(_relax(over(potential, start, fixed, config.cell), params, neighbors, config, numbers), 0)
 
 
 def _relax(surface: Surface, params, neighbors: Neighbors, config: RelaxConfig, numbers) -> Relaxation:

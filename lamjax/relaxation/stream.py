@@ -22,7 +22,6 @@ from lamjax.relaxation.relax import Relaxation, RelaxConfig
 from lamjax.relaxation.slots import (
     Programs,
     Report,
-    Slots,
     Traveller,
     empty_entry,
     entry,
@@ -95,7 +94,7 @@ class ActiveBatch:
     """Slots of a bucket, and the structures in them."""
 
     bucket: WaitingBucket
-    slots: Slots | None  # None: no structure has entered yet
+    slots: Any  # `Slots`; None: no structure has entered yet
     jobs: list[Job | None]  # one a slot
 
     @property
@@ -223,7 +222,7 @@ def _bucket(work: Work, shape: Shape, queue: list[Job], n_batches: int) -> Waiti
     return WaitingBucket(shape, queue, programs(work.potential, config, shape.capacities, n_flat), n_slots)
 
 
-def _enter(work: Work, batch: ActiveBatch, new: list[Job]) -> list[Outcome]:
+def _enter(work: Work, batch: ActiveBatch, new: list[Job]) -> list[Outcome | Job]:
     """Structures into free slots; those whose neighbours cannot be found are given up."""
     bucket, free = batch.bucket, [row for row, job in enumerate(batch.jobs) if job is None]
     failed, entries = [], []
@@ -261,7 +260,7 @@ def _stopped(batch: ActiveBatch, report: Report) -> list[int]:
 
 def _leave(work: Work, batch: ActiveBatch, report: Report, row: int) -> Outcome | Job:
     """The slot made free; what became of its structure, or what it needs to go on."""
-    job = batch.jobs[row]
+    job: Any = batch.jobs[row]  # that of a structure
     batch.jobs[row] = None
     n_atoms = job.traveller.system.n_atoms
     relaxation = relaxation_of(report, row, n_atoms)

@@ -44,8 +44,8 @@ from lamjax.training.properties_judge import (
     write_properties,
 )
 from lamjax.training.records import HISTORY, VALIDATION, two_tables, until
-from lamjax.training.structures import base_model, frozen_parts, refitted, replayed_head
-from lamjax.training.structures_data import MOST, REPLAYED, pack_replay
+from lamjax.training.structures_data import MOST, REPLAYED
+from lamjax.training.tuning import base_model, frozen_parts, packed_replay, replayed_head
 
 PROPERTIES, PLOT = "properties.csv", "properties.png"
 WRITTEN = (*folder.WRITTEN, HISTORY, VALIDATION, PROPERTIES, PLOT)
@@ -87,9 +87,7 @@ def prepare(config: PropertyTuneConfig, resume: bool = False) -> Run:
     potential, params = base_model(config)
     replayed = replayed_head(config, potential)
     sets = read_sets(config, potential, replayed)
-    replay = pack_replay(config, replayed, sets.replay)
-    if replay is not None and config.replay.bias == "change" and not saved:
-        params = refitted(config, replayed, params, sets, replay)
+    replay, params = packed_replay(config, replayed, params, sets.replay, refit=not saved)
     folder.check_names(config, params)
     packed = _packed(config, potential, replayed, sets, replay)
     goal = property_objective(config, potential, run_loss(config, potential, replayed, packed), packed)

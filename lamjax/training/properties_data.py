@@ -320,7 +320,9 @@ def columns(crystals: Sequence[TargetCrystal], potential: Potential) -> Columns 
     return Columns((pytree.stack(systems), pytree.stack(lists)), known)
 
 
-def column_batch(known: Columns, n: int, chosen: Sequence[int], rng: np.random.Generator) -> ForceConstantBatch:
+def column_batch(
+    known: Columns, n: int, chosen: Sequence[int] | np.ndarray, rng: np.random.Generator
+) -> ForceConstantBatch:
     """`n` columns at random of each of the chosen supercells."""
     system, lists = pytree.take(known.rows, np.asarray(chosen))
     width = system.positions.shape[1]

@@ -11,7 +11,7 @@ from lamjax.training.loggers import LoggerName
 from lamjax.training.schedules import ScheduleConfig
 from lamjax.training.state import OptimizerConfig
 
-KEYS = ("energy_key", "forces_key", "stress_key", "virial_key")  # in the order of ReadOptions
+KEYS = ("energy_key", "forces_key", "stress_key", "virial_key")  # of ReadOptions
 Decay = Annotated[
     float | None,
     Field(gt=0, lt=1, description="for example 0.99: validate and save a running mean of the parameters"),
@@ -113,4 +113,4 @@ def read_options(*configs: Any) -> ReadOptions:
     def first(name: str) -> Any:
         return next((value for config in configs if (value := getattr(config, name))), None)
 
-    return ReadOptions(*map(first, KEYS), first("type_map") or ())
+    return ReadOptions(**{key: first(key) for key in KEYS}, elements=first("type_map") or ())

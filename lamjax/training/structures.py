@@ -11,9 +11,8 @@ import jax
 import numpy as np
 
 from lamjax import checkpoints, losses
-from lamjax.data import Packed, PackedPairs, batches, files_of, n_batches, pack_pairs, set_bias
+from lamjax.data import Packed, PackedPairs, batches, files_of, n_batches, pack_pairs
 from lamjax.data.pairs import pair_name
-from lamjax.evaluation.errors import predictions
 from lamjax.evaluation.structures import (
     Judgement,
     LabelledSets,
@@ -24,7 +23,7 @@ from lamjax.evaluation.structures import (
     write_structures,
 )
 from lamjax.losses import Learned, Loss
-from lamjax.potential import Params, Potential, select
+from lamjax.potential import Potential
 from lamjax.reports import outputs, plots
 from lamjax.training import engine, folder, loggers
 from lamjax.training.engine import Best, Outputs, Run
@@ -42,10 +41,10 @@ from lamjax.training.structures_data import (
     fingerprint,
     is_at_target,
     noisy_batches,
-    pack_replay,
     read_sets,
     wider,
 )
+from lamjax.training.tuning import base_model, frozen_parts, packed_replay, replayed_head
 
 STRUCTURES, PLOT, MINIMISER = "structures.csv", "structures.png", "minimiser.json"
 WRITTEN = (*folder.WRITTEN, HISTORY, VALIDATION, STRUCTURES, PLOT, MINIMISER)
@@ -88,9 +87,7 @@ def prepare(config: StructureTuneConfig, resume: bool = False) -> Run:
     potential, params = base_model(config)
     replayed = replayed_head(config, potential)
     sets = read_sets(config, potential, replayed)
-    replay = pack_replay(config, replayed, sets.replay)
-    if replay is not None and config.replay.bias == "change" and not saved:
-        params = refitted(config, replayed, params, sets, replay)
+    replay, params = packed_replay(config, replayed, params, sets.replay, refit=not saved)
     if config.learn_minimiser:
         params = losses.with_minimiser(params, config.objective.relax, config.precision)
     folder.check_names(config, params)
@@ -244,42 +241,6 @@ def _times_widened(output: Path, done: int) -> int:
         epochs.setdefault(row["epoch"], []).append(row.get("n_overflow", 0))
     length = len(epochs.get(1, ()))  # where the first epoch is not over, nothing has grown
     return min(MOST_WIDENED, sum(len(counts) == length and sum(counts) > 0 for counts in epochs.values()))
-
-
-def base_model(config: StructureTuneConfig) -> tuple[Potential, Params]:
-    """The stored model with the head that is trained."""
-    potential, params = checkpoints.load(config.base, config.head, np.dtype(config.precision))
-    if potential.head is None:
-        known = ", ".join(potential.config.head_names)
-        raise ValueError(f"{config.base} has several heads. Set `head` to one of {known}.")
-    return potential, params
-
-
-def replayed_head(config: StructureTuneConfig, potential: Potential) -> Potential:
-    """The potential with the head whose labels are replayed."""
-    head = config.replay.head if config.replay else None
-    if head is None:
-        return potential
-    if head not in potential.config.head_names:
-        known = ", ".join(potential.config.head_names)
-        raise ValueError(f"replay.head: {config.base} has no head {head!r}; it has {known}.")
-    return select(potential, head)
-
-
-def frozen_parts(config: StructureTuneConfig, potential: Potential, replayed: Potential) -> tuple[str, ...]:
-    """The parts that stay as they are; heads without a gradient would else move by weight decay."""
-    others = set(potential.config.head_names) - {potential.head, replayed.head}
-    return (*config.freeze, *(f"heads/{head}" for head in sorted(others)))
-
-
-def refitted(
-    config: StructureTuneConfig, replayed: Potential, params: Params, sets: PairSets, packed: Packed
-) -> Params:
-    """The parameters with the energy per element shifted to the replayed labels; no force is changed by it."""
-    if not any(frame.labels.weights[0] > 0 for frame in sets.replay):
-        return params
-    predicted = predictions(replayed, params, packed, config.replay.batch_size)
-    return set_bias(replayed, params, sets.replay, np.array([float(p.energy) for p in predicted]))
 
 
 def _save_model(

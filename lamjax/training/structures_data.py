@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import ase.data
 import numpy as np
@@ -12,7 +12,6 @@ import numpy as np
 from lamjax.audit import theory_levels as levels
 from lamjax.data import (
     Frame,
-    Packed,
     PackedPairs,
     Pair,
     ReadOptions,
@@ -23,10 +22,8 @@ from lamjax.data import (
     iterate,
     matching,
     n_batches,
-    pack,
     pair_batches,
     pair_digests,
-    plan,
     read_pairs,
     sample,
 )
@@ -42,6 +39,9 @@ from lamjax.training.tasks import labelled
 MOST = 2000  # labelled frames on which force errors are measured
 WIDER = 1.5  # neighbour slots after an epoch in which they were too few, relative to before
 HELD_OUT, REPLAYED = "heldout", "replay"  # labelled frames on which errors are measured
+
+
+Kind = TypeVar("Kind")
 
 
 class PairSets(NamedTuple):
@@ -107,7 +107,7 @@ def _begun_elsewhere(pairs: list[Pair]) -> list[Pair]:
     return [pair for pair in pairs if not is_at_target(pair)]
 
 
-def hold_out(pairs: Sequence[Pair], share: float, group_by: str | None, seed: int) -> tuple[list[Pair], list[Pair]]:
+def hold_out(pairs: Sequence[Kind], share: float, group_by: str | None, seed: int) -> tuple[list[Kind], list[Kind]]:
     """(to train on, held out): about a `share` of the pairs at random, at least one of each kind.
 
     With `group_by`, a key of the starts' info, groups of equal values stay together. Raises ValueError if a pair has
@@ -128,7 +128,7 @@ def hold_out(pairs: Sequence[Pair], share: float, group_by: str | None, seed: in
     return first, second
 
 
-def _group(pair: Pair, key: str) -> str:
+def _group(pair: Any, key: str) -> str:
     if key not in pair.info:
         raise ValueError(f"{pair.source}: no {key!r} in its info; it has {', '.join(sorted(pair.info)) or 'nothing'}.")
     return str(pair.info[key])
@@ -221,17 +221,6 @@ def _noisy(packed: PackedPairs, config: StructureTuneConfig, epoch: int, skipped
         shown = pair_batches(packed, config.batch_size, seed=[config.seed, epoch])
         yield from itertools.islice((_moved(batch, config.noise, rng) for batch in shown), skipped, None)
         epoch, skipped = epoch + 1, 0
-
-
-def pack_replay(config: StructureTuneConfig, potential: Potential, frames: Sequence[Frame]) -> Packed | None:
-    """The replayed frames as arrays; None if there are none."""
-    if not config.replay:
-        return None
-    return pack(
-        frames,
-        plan(frames, potential.shells, config.max_programs, batch_size=config.replay.batch_size),
-        config.precision,
-    )
 
 
 def fingerprint(sets: PairSets) -> dict[str, dict[str, Any]]:
