@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lamjax.cli import judged, judged_properties, report_structures, rounds_table
+from lamjax.distillation.outcome import RESULT
 from lamjax.evaluation.structures import read_ends
 from lamjax.reports import html, plots
 from lamjax.reports.html import PageSection
@@ -78,6 +79,11 @@ def _lead(folder: Path, config: Mapping[str, Any]) -> str:
 
 def _result(folder: Path, config: Mapping[str, Any]) -> str:
     """Errors on what was held out: of a run on labels first, least and last."""
+    if "student" in config:
+        path = folder / RESULT
+        rows = [rounds_table.model_cells(one) for one in json.loads(path.read_text())] if path.is_file() else []
+        note = html.paragraph("RMSE on the fresh frames of all rounds, which no student has learned from.", "note")
+        return html.table(rounds_table.MODELS, rows) + note if rows else ""
     if "pairs" in config:
         settings = validate(dict(config), str(folder / CONFIG), StructureTuneConfig)
         return html.table(*judged.summary(folder, settings))
@@ -238,8 +244,8 @@ def _forgetting(folder: Path) -> str:
 
 def _data(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     """The files that the config names, and what was found in them."""
-    keys = ("base", "train", "validation", "pairs", "crystals", "start", "initial", "hold_out", "labeller.model")
-    keys += ("replay.files",)
+    keys = ("base", "train", "validation", "pairs", "crystals", "start", "initial", "hold_out")
+    keys += ("replay.files", "labeller.type", "labeller.model", "labeller.name", "student.base")
     tasks = [
         (name, x) for name, x in flat(config) if name.startswith("tasks.") and name.endswith(("train", "validation"))
     ]

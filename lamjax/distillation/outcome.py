@@ -1,6 +1,7 @@
 """What came of a distillation: the student in a file, and how good, fast and large it is beside its teacher."""
 
 import functools
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from lamjax.reports import plots
 from lamjax.system import System
 
 STUDENT, TABLE, PLOT = "student.lamjax", "student-tabulated.lamjax", "rounds.png"
+RESULT = "result.json"  # the final table
 SECONDS = 0.5  # for which a model is timed
 LEAST = 200  # atoms of the structure on which it is timed, if a periodic start can be repeated
 
@@ -40,7 +42,8 @@ class Model(NamedTuple):
 def finish(run: Distillation) -> list[Model]:
     """The best member of the last committee as student.lamjax, and with its radial net as a table, which is faster.
 
-    Best is the least force RMSE on the fresh frames of all rounds, which no round has learned from.
+    Returned are the lines of the final table, which result.json keeps. Best is the least force RMSE on the fresh
+    frames of all rounds, which no round has learned from.
     """
     number, stacked = last_members(run)
     members, fresh = unstack(stacked), frames_of(run, "fresh")
@@ -58,7 +61,10 @@ def finish(run: Distillation) -> list[Model]:
     else:
         checkpoints.save(output / TABLE, *table, card)
         lines.append(_line(TABLE, table, _errors(run, table, fresh), system, output / TABLE))
-    return [*lines, _labeller(run, system)]
+    lines.append(_labeller(run, system))
+    plain = [line._asdict() | {"errors": line.errors and line.errors._asdict()} for line in lines]
+    checkpoints.write_atomically(output / RESULT, (json.dumps(plain, indent=1) + "\n").encode())
+    return lines
 
 
 def write_plot(run: Distillation, rounds: Sequence[dict[str, Any]]) -> Path | None:

@@ -124,7 +124,12 @@ def learning_curve(
         for ax, (quantity, lines) in zip(axes, panels.items(), strict=True):
             for (name, (steps, values)), color in zip(lines.items(), (BEFORE, AFTER, "#2c6fbb"), strict=False):
                 ax.semilogy(
-                    steps, values, label=name, color=color, marker="o" if len(steps) < 3 else None, markersize=3
+                    steps,
+                    values,
+                    label=name,
+                    color=color,
+                    marker="o" if len(steps) < 3 else None,
+                    markersize=5 if len(steps) < 3 else 3,
                 )
             drawn = {name: value for name, value in (levels or {}).get(quantity, {}).items() if value > 0}
             for name, value in drawn.items():
