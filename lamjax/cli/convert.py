@@ -105,6 +105,7 @@ def _read(
 ) -> tuple[checkpoints.Stored, Potential, Params]:
     """A model with the heads and elements that are wanted."""
     stored = checkpoints.read(path, heads[0] if len(heads) == 1 else None, types)
+    checkpoints.check_config(stored.config, path, "lamjax convert")
     potential, params = build(stored.config), stored.params
     if heads:
         potential, params = edit.select_heads(potential, params, heads)

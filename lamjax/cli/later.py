@@ -10,8 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
+OPENING = ("show", "eval", "relax", "properties", "md", "train", "finetune", "finetune-structures")  # a model
+OPENING += ("finetune-properties", "distill", "explore", "label")
+POTENTIAL = (
+    "Instead of {}: a function of your own that makes the potential, package.module:factory, with its options as in "
+    "package.module:factory,depth=0.5,n=9. It is imported because you name it."
+)
+TRUST = "package.module:factory, imported if a model file holds its parameters; never without this; repeatable."
 _own_process = ContextVar("own_process", default=False)
 
 
@@ -57,12 +64,52 @@ class LazyCommand(TyperCommand):
         alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
         kind = getattr(importlib.import_module(module), "COMMAND_CLASS", TyperCommand)
         alone.command(self.name, cls=kind, help=flowing(_docstring(module, function)))(command)
-        return typer.main.get_command(alone)
+        made = typer.main.get_command(alone)
+        made.params += own_potentials(made) if self.name in OPENING else []
+        return made
 
     def make_context(self, info_name: str | None, args: Any, parent: Any = None, **extra: Any) -> Any:
         if _own_process.get():
             importlib.import_module("lamjax.cli.cache").enable()
-        return self.load().make_context(info_name, args, parent, **extra)
+        command = self.load()
+        known = {option for one in command.params for option in one.opts}
+        args = model_first(args) if "--potential" in known else args
+        return command.make_context(info_name, args, parent, **extra)
+
+
+def own_potentials(command: Any) -> list[TyperOption]:
+    """The options by which a command takes potentials of the user's own: --trust, and --potential where it has a model.
+
+    A model is the command's first argument.
+    """
+    first = command.params[0]
+    has_model = isinstance(first, TyperArgument) and first.name in ("model", "base", "teacher")
+    more = [("--potential", POTENTIAL.format(first.name.upper()), False)] if has_model else []
+    return [
+        TyperOption(param_decls=[name], help=text, multiple=multiple, expose_value=False, callback=_trust, type=str)
+        for name, text, multiple in [*more, ("--trust", TRUST, True)]
+    ]
+
+
+def model_first(args: Sequence[str]) -> list[str]:
+    """The arguments of a command with the value of --potential as the first one, where its model stands."""
+    rest, name = [], None
+    words = iter(args)
+    for word in words:
+        option, equals, value = word.partition("=")
+        if word == "--":
+            rest += [word, *words]
+        elif option == "--potential":
+            name = value if equals else next(words, None)
+        else:
+            rest.append(word)
+    return rest if name is None else [name, *rest]
+
+
+def _trust(context: Any, option: Any, names: Any) -> None:
+    """Files may name these functions from now on."""
+    if names and option.name == "trust":
+        importlib.import_module("lamjax.imported").trust(names)
 
 
 def flowing(text: str) -> str:

@@ -106,6 +106,10 @@ def _milli(value: float | None) -> float | None:
     return None if value is None else 1000 * value
 
 
+def _is_file(name: str) -> bool:
+    return not checkpoints.is_function(name)
+
+
 def _errors(run: Distillation, model: tuple[Potential, Params], fresh: Sequence[Frame]) -> Errors | None:
     if not fresh:
         return None
@@ -121,8 +125,8 @@ def _line(name: str, model: tuple[Potential, Params], errors: Errors | None, sys
 def _labeller(run: Distillation, system: System) -> Model:
     """The teacher in the same terms; of another labeller the time that its labels took."""
     match run.labeller, run.config.labeller:
-        case PotentialLabeller(potential=potential, params=params), TeacherConfig(model=path):
-            return _line("teacher", (potential, params), None, system, Path(path))
+        case PotentialLabeller(potential=potential, params=params), TeacherConfig(model=name) if _is_file(name):
+            return _line("teacher", (potential, params), None, system, checkpoints.locate(name))
         case PotentialLabeller(potential=potential, params=params), _:
             return Model("teacher", None, _microseconds(potential, params, system), pytree.n_parameters(params))
     atoms = seconds = 0.0

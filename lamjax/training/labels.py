@@ -187,6 +187,8 @@ def _model(config: TrainConfig) -> tuple[Potential, Params]:
     dtype = np.dtype(config.precision)
     if config.base is not None:
         potential, params = checkpoints.load(config.base, None if config.add_heads else config.head, dtype)
+        if config.add_heads:
+            checkpoints.check_config(potential.config, config.base, "a new head (add_heads, --from)")
         for number, (name, source) in enumerate(config.add_heads.items()):
             key = jax.random.fold_in(jax.random.key(config.seed), number)
             potential, params = edit.add_head(potential, params, name, _source(potential, source), key)

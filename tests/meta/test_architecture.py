@@ -20,7 +20,7 @@ LAYERS = [
     {"neighbors"},
     {"descriptors", "heads"},
     {"potential"},
-    {"relaxation", "dynamics", "data", "classical", "edit", "committee"},
+    {"relaxation", "dynamics", "data", "classical", "edit", "committee", "imported"},
     {"properties"},
     {"losses", "interop"},
     {"checkpoints"},
