@@ -7,10 +7,10 @@ import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
-from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
+from typer.core import TyperArgument, TyperCommand, TyperGroup
 
 OPENING = ("show", "eval", "relax", "properties", "md", "train", "finetune", "finetune-structures")  # a model
 OPENING += ("finetune-properties", "distill", "explore", "label")
@@ -77,18 +77,33 @@ class LazyCommand(TyperCommand):
         return command.make_context(info_name, args, parent, **extra)
 
 
-def own_potentials(command: Any) -> list[TyperOption]:
+def own_potentials(command: Any) -> list[Any]:
     """The options by which a command takes potentials of the user's own: --trust, and --potential where it has a model.
 
     A model is the command's first argument.
     """
     first = command.params[0]
     has_model = isinstance(first, TyperArgument) and first.name in ("model", "base", "teacher")
-    more = [("--potential", POTENTIAL.format(first.name.upper()), False)] if has_model else []
-    return [
-        TyperOption(param_decls=[name], help=text, multiple=multiple, expose_value=False, callback=_trust, type=str)
-        for name, text, multiple in [*more, ("--trust", TRUST, True)]
-    ]
+    instead = POTENTIAL.format(str(first.name).upper())
+
+    def options(
+        potential: Annotated[str | None, typer.Option("--potential", help=instead)] = None,
+        trust: Annotated[list[str] | None, typer.Option("--trust", help=TRUST, callback=_trust)] = None,
+    ) -> None:
+        """They never reach a command: one is moved to its first argument, the other is a consent."""
+
+    alone = typer.Typer(add_completion=False)
+    alone.command()(options)
+    found: list[Any] = [one for one in typer.main.get_command(alone).params if has_model or one.name == "trust"]
+    for one in found:
+        one.expose_value = False
+    return found
+
+
+def _trust(names: list[str] | None) -> None:
+    """Files may name these functions from now on."""
+    if names:
+        importlib.import_module("lamjax.imported").trust(names)
 
 
 def model_first(args: Sequence[str]) -> list[str]:
@@ -104,12 +119,6 @@ def model_first(args: Sequence[str]) -> list[str]:
         else:
             rest.append(word)
     return rest if name is None else [name, *rest]
-
-
-def _trust(context: Any, option: Any, names: Any) -> None:
-    """Files may name these functions from now on."""
-    if names and option.name == "trust":
-        importlib.import_module("lamjax.imported").trust(names)
 
 
 def flowing(text: str) -> str:
