@@ -32,11 +32,11 @@ Path(__file__).with_suffix(".imported").touch()
 SIZE = 3
 
 
-def springs(stiffness=1.0, length=2.5, cutoff=4.0, names=("a",)):
+def springs(stiffness=1.0, length=2.5, cutoff=4.0, whole=False):
     """Pairs at a distance, with a table of numbers of which the first one counts."""
     def init(key=None, dtype=None):
         numbers = {"stiffness": jnp.asarray(stiffness, dtype or float), "table": [jnp.ones(SIZE, dtype or float)]}
-        return numbers | {"steps": jnp.arange(2)}
+        return numbers | ({"steps": jnp.arange(2)} if whole else {})
 
     def atomic_energies(params, system, nbrs):
         r = jnp.where(nbrs.mask, numerics.safe_norm(neighbors.displacements(system, nbrs)), length)
@@ -47,7 +47,7 @@ def springs(stiffness=1.0, length=2.5, cutoff=4.0, names=("a",)):
 
 
 def trained():
-    return springs(), {"stiffness": np.float64(7.0), "table": [np.ones(SIZE)], "steps": np.arange(2)}
+    return springs(), {"stiffness": np.float64(7.0), "table": [np.ones(SIZE)]}
 
 
 constant = springs()
@@ -117,7 +117,7 @@ def test_names_are_told_from_files_and_taken_apart(springs):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_file_keeps_function_options_and_numbers(springs, monkeypatch, dtype):
-    potential, params = lamjax.load(f"{springs}:springs,length=2.0", dtype=dtype)
+    potential, params = lamjax.load(f"{springs}:springs,length=2.0,whole=true", dtype=dtype)
     params = params._replace(descriptor=params.descriptor | {"stiffness": jax.numpy.asarray(0.3, dtype)})
     lamjax.save("own.lamjax", potential, params, {"data": "springs"})
     before = energy((potential, params), dimer())
@@ -250,11 +250,12 @@ def test_it_learns_in_commands_and_its_results_are_files(springs, monkeypatch):
 
 def test_what_needs_a_descriptor_or_heads_is_refused(springs):
     ase.io.write("labels.extxyz", [labelled(2.3 + 0.02 * k) for k in range(20)])
-    name = f"{springs}:springs"
+    name, keep = f"{springs}:springs", ("--head", "Default", "--bias", "keep")
     for arguments, text in {
         ("convert", name, "x.lamjax"): "lamjax convert is for models with a config",
         ("finetune", name, "labels.extxyz", "--head", "mine", "--from", "random"): "a new head",
         ("finetune", name, "labels.extxyz", "--head", "Default", "--steps", "2"): "bias: keep",
+        ("finetune", f"{name},whole=true", "labels.extxyz", *keep): "the parameters descriptor/steps are whole numbers",
         ("relax", name, "labels.extxyz", "--head", "mine"): "available: Default",
         ("relax", "labels.extxyz", "--potential", f"{springs}:sprins"): "Did you mean springs?",
     }.items():

@@ -172,6 +172,9 @@ def _shapes(sets: LabelSets, group: Group, packed_of: Any) -> set[tuple]:
 
 def shared_layers(config: TrainConfig, potential: Potential) -> int:
     """How many first layers all heads share; ValueError where heads differ or have fewer."""
+    if not config.share_layers:
+        return 0
+    checkpoints.check_config(potential.config, config.base or "The model", "share_layers")
     heads = [head for _, head in potential.config.heads]
     least = min(len(head.neuron) + 1 for head in heads)
     n = least if config.share_layers == "all" else config.share_layers
