@@ -35,7 +35,7 @@ class LBFGSConfig:
     `max_step`.
     """
 
-    memory: int = 20  # pairs (s, y)
+    memory: int = 10  # pairs (s, y)
     curvature: float = 30.0  # eV/Å², of the first step, along the force
     softest: float = 0.01  # eV/Å², s·y/s·s of a pair that counts
     max_step: float = 0.2  # Å, the farthest that an atom moves in one step; a longer step is scaled as a whole

@@ -22,6 +22,7 @@ from lamjax.relaxation import (
     GradientFlowConfig,
     Hybrid,
     Implicit,
+    LBFGSConfig,
     RelaxConfig,
     Unrolled,
     UntilConverged,
@@ -116,6 +117,8 @@ def gradient_error(make, config: RelaxConfig, by_start: bool, h: float = 2e-6, *
         (strained, RelaxConfig(fmax=0, adjoint=Unrolled(30), cell=CellConfig(keep="shape"), skin=0)),
         (cluster, RelaxConfig(fmax=0.2, adjoint=UntilConverged())),
         (cluster, RelaxConfig(fmax=0, adjoint=Unrolled(25), minimiser=GradientFlowConfig(eta=0.05))),
+        (strained, RelaxConfig(fmax=0.01, adjoint=UntilConverged(), cell=PRESSED, minimiser=LBFGSConfig(memory=4))),
+        (cluster, RelaxConfig(fmax=0, adjoint=Unrolled(12, segment=5), minimiser=LBFGSConfig())),
     ],
     ids=[
         "fixed cell",
@@ -124,6 +127,8 @@ def gradient_error(make, config: RelaxConfig, by_start: bool, h: float = 2e-6, *
         "shape kept, no skin",
         "until converged",
         "flow",
+        "l-bfgs, cell",
+        "l-bfgs, segments",
     ],
 )
 def test_backpropagation_through_time_is_exact(make, config):
@@ -158,8 +163,9 @@ def test_fixed_atoms_stay_and_the_gradient_knows():
     [
         (FireConfig(), {"dt_start": 1.0, "alpha_start": 0.7}),
         (GradientFlowConfig(eta=0.05, additive=True), {"eta": 1.0, "additive": 1e-2}),
+        (LBFGSConfig(), {"curvature": 30.0}),
     ],
-    ids=["fire", "flow"],
+    ids=["fire", "flow", "l-bfgs"],
 )
 def test_numbers_of_the_minimiser_are_differentiable(config, along):
     potential, (system, lists) = models.morse(), lists_of(cluster)
