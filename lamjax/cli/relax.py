@@ -21,7 +21,7 @@ from lamjax.cli.relax_records import labelled as labelled
 from lamjax.cli.report import at_end
 from lamjax.data.pairs import listed
 from lamjax.potential import Potential
-from lamjax.relaxation import CellConfig, FireConfig, LBFGSConfig, Minimiser, RelaxConfig, stream
+from lamjax.relaxation import CellConfig, FireConfig, LBFGSConfig, RelaxConfig, stream
 from lamjax.reports import console, outputs, plots, progress, table
 from lamjax.system import System
 
@@ -40,7 +40,7 @@ class Method(StrEnum):
     LBFGS = "lbfgs"
 
     @property
-    def config(self) -> Minimiser:
+    def config(self) -> FireConfig | LBFGSConfig:
         """Its settings."""
         return {Method.FIRE: FireConfig, Method.LBFGS: LBFGSConfig}[self]()
 

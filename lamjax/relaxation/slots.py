@@ -176,7 +176,7 @@ def relaxation_of(report: Report, row: int, n_atoms: int) -> Relaxation:
     return one._replace(system=system, forces=one.forces[:n_atoms], coordinates=np.concatenate([z[:n_atoms], z[-3:]]))
 
 
-def state_of(config: RelaxConfig, slots: Slots, row: int, n_atoms: int) -> Progress:
+def state_of(slots: Slots, row: int, n_atoms: int, config: RelaxConfig) -> Progress:
     """How far one structure is, on the host and without padding; it may be given to wider arrays."""
     one = jax.tree.map(lambda x: np.asarray(x[row]), slots.state)
     one = _rows(config.minimiser, one, lambda z: np.concatenate([z[:n_atoms], z[-3:]]))
