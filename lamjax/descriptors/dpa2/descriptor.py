@@ -45,7 +45,7 @@ def dpa2(config: DPA2Config, elements: tuple[str, ...]) -> Descriptor:
     ) -> Array:
         return _apply(params, config, inputs, types, neighbors, displacements, first)
 
-    return Descriptor(config, config.shells, config.width, init, apply)
+    return Descriptor(config, config.shells, config.width, config.receptive_field, init, apply)
 
 
 def _init(key: Array, config: DPA2Config, inputs: Any, dtype: DTypeLike | None) -> dict[str, Any]:
