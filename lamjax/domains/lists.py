@@ -163,9 +163,7 @@ def search(
         parts = new, atoms, images, number, jnp.stack([fullest, most])
         return jax.tree.map(lambda x: x[None], parts)
 
-    run = jax.shard_map(
-        of_domain, mesh=domains.mesh, in_specs=(EACH, ALL, EACH), out_specs=EACH, check_vma=False
-    )
+    run = jax.shard_map(of_domain, mesh=domains.mesh, in_specs=(EACH, ALL, EACH), out_specs=EACH, check_vma=False)
     new, atoms, images, number, fullest = run(jnp.arange(domains.number), system, lists.verlet)
     whole = lists.whole._replace(
         radius=jnp.min(new.radius),
@@ -184,9 +182,7 @@ def is_stale(lists: DomainLists, system: System, potential: Potential) -> Bool[A
     return verlet.is_stale(lists.whole, system, potential.shells) | halo
 
 
-def members(
-    system: System, domains: Domains, atoms: Array, images: Array, number: Array, first: bool
-) -> System:
+def members(system: System, domains: Domains, atoms: Array, images: Array, number: Array, first: bool) -> System:
     """The atoms of a domain and of its halo as a structure that is open where the cell is divided.
 
     Slot 0 is the structure's first atom, seen by none, where `first` is True, and else padding.

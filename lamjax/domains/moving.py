@@ -17,6 +17,8 @@ from lamjax.neighbors import Neighbors, grid, verlet
 from lamjax.potential import Potential, atomic_energies, check_memory, derivatives, predict
 from lamjax.system import System
 
+AnyShapes = grid.Shapes | DomainShapes  # static
+
 
 class Seen(NamedTuple):
     """What the neighbours of an evaluation are like."""
@@ -130,9 +132,7 @@ def _over_domains(
     specs = (ALL, ALL, EACH, EACH, EACH, EACH)
     run = jax.shard_map(of_domain, mesh=domains.mesh, in_specs=specs, out_specs=EACH, check_vma=False)
     energies, seen = run(params, system, lists.verlet, lists.atoms, lists.images, lists.number)
-    return jnp.sum(energies, axis=0), Seen(
-        jnp.max(seen.found, axis=0), jnp.any(seen.overflow), jnp.any(seen.truncated)
-    )
+    return jnp.sum(energies, axis=0), Seen(jnp.max(seen.found, axis=0), jnp.any(seen.overflow), jnp.any(seen.truncated))
 
 
 def _seen(neighbors: Neighbors) -> Seen:
