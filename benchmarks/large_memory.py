@@ -1,7 +1,7 @@
 """Memory that forces of large structures take, as XLA plans it, with and without blocks of atoms; runs nothing.
 
 python benchmarks/large_memory.py                            # DPA-2 small, water, 192 to 98,304 atoms, float32
-python benchmarks/inference_report.py large_memory           # the table in README.md
+python benchmarks/report.py large_memory                     # the table in README.md
 """
 
 import argparse

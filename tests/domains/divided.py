@@ -74,10 +74,9 @@ def moving() -> dict[str, float]:
     ends = {}
     for name, over in (("one", None), ("many", domains.divide((2, 2, 1)))):
         ensemble = dynamics.nve(MORSE, config, over)
-        simulation = dynamics.begin(ensemble, PARAMS, lamjax.from_ase(atoms), momenta=momenta, skin=0.3)
-        start = simulation
-        for simulation, seen in dynamics.simulate(ensemble, PARAMS, simulation, 20, every=20, skin=0.3):
-            ends[name] = (simulation, seen, start)
+        start = dynamics.begin(ensemble, PARAMS, lamjax.from_ase(atoms), momenta=momenta, skin=0.3)
+        *_, (end, seen) = dynamics.simulate(ensemble, PARAMS, start, 20, every=20, skin=0.3)
+        ends[name] = (end, seen, start)
     (end, seen, start), (_, alone, _) = ends["many"], ends["one"]
     fields = ("positions", "momenta", "forces", "stress", "conserved")
     found = {name: difference(getattr(seen, name), getattr(alone, name)) for name in fields}
