@@ -16,6 +16,7 @@ from lamjax.system import System
 
 AXIS = "domain"
 MARGIN = 1e-3  # Å that a halo is deeper than it must be: what lies on its border may be rounded either way
+SPARE = 0.1  # Å between what a search looks at in a domain and its images: nothing of them is listed
 
 
 class Domains(NamedTuple):
@@ -87,7 +88,7 @@ def geometry(
     width = span / jnp.linalg.norm(inverse, axis=0)  # Å, of what is divided
     deep = jnp.where(domains.divided, (depth + MARGIN) / width, 0)
     whole = pbc & ~domains.divided
-    stretch = jnp.where(whole, 1, (1 / np.array(domains.counts) + 2 * deep + gap / width) * span)
+    stretch = jnp.where(whole, 1, (1 / np.array(domains.counts) + 2 * deep + (gap + SPARE) / width) * span)
     reached = jnp.where(pbc, deep, 0) <= jnp.array(np.inf if images is None else images)
     return Geometry((along - low) / span, shift, deep, rows * stretch[:, None], finite & jnp.all(reached))
 

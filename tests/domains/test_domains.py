@@ -65,11 +65,11 @@ HOPS = {
 
 @pytest.mark.parametrize("name", HOPS)
 def test_no_atom_beyond_the_receptive_field_changes_an_energy(name):
-    """A chain of atoms, each hardly in sight of the next: the last but one is within the field, the last is not."""
+    """A chain of atoms, one for each step on the way: the last but one is within the field, the last is not."""
     case = potentials.cases()[name]
     potential, ends = case.potential, np.concatenate([[0], np.cumsum(HOPS[name])])
     assert potential.receptive_field == pytest.approx(ends[-1])
-    along = np.append(0.97 * ends, ends[-1] + 0.01)
+    along = np.append(0.8 * ends, ends[-1] + 0.01)
     positions = np.stack([along, 0.1 * np.sin(along), 0 * along], axis=1)
     numbers = np.array([8, 1, 29, 8, 1][: len(along)])
 
