@@ -11,16 +11,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 from pydantic import Field
 
-from lamjax import numerics
 from lamjax.arguments import describe
 from lamjax.config import configuration, or_own
 from lamjax.imports import jax_md
+from lamjax.relaxation.lbfgs import LBFGSConfig
+from lamjax.relaxation.step_length import FARTHEST, limited
 
 N_NUMBERS = 119  # atomic numbers and 0
-MaxStep = Annotated[
-    float | None,
-    Field(gt=0, description="Å, the farthest that an atom moves in one step; a longer step is scaled as a whole"),
-]
 
 
 class Minimiser(Protocol):
@@ -45,8 +42,8 @@ def minimiser(config: Minimiser) -> Minimiser:
     missing = [name for name in names if is_class or not callable(getattr(config, name, None))]
     if missing:
         raise TypeError(
-            f"A minimiser is a FireConfig, a GradientFlowConfig or a frozen dataclass of your own with the methods of "
-            f"relaxation.minimisers.Minimiser; {describe(config)} lacks {', '.join(missing)}."
+            "A minimiser is a FireConfig, LBFGSConfig, GradientFlowConfig or a frozen dataclass of your own with the "
+            f"methods of relaxation.minimisers.Minimiser; {describe(config)} lacks {', '.join(missing)}."
         )
     return config
 
@@ -66,7 +63,7 @@ class FireConfig:
     f_dec: Annotated[float, Field(gt=0, lt=1, description="by which dt shrinks uphill")] = 0.5
     alpha_start: Annotated[float, Field(description="the first share of the force in the velocity")] = 0.1
     f_alpha: Annotated[float, Field(description="by which this share shrinks downhill")] = 0.99
-    max_step: MaxStep = 0.2
+    max_step: Annotated[float | None, FARTHEST] = 0.2
     type: Literal["fire"] = "fire"
 
     def __post_init__(self) -> None:
@@ -116,7 +113,7 @@ class GradientFlowConfig:
         ),
     ] = 0.02
     additive: Annotated[bool, Field(description="whether b is learned too")] = False
-    max_step: MaxStep = 0.2
+    max_step: Annotated[float | None, FARTHEST] = 0.2
     type: Literal["gradient_flow"] = "gradient_flow"
 
     def numbers(self, dtype) -> dict[str, Array]:
@@ -133,7 +130,7 @@ class GradientFlowConfig:
         change = numbers["eta"].astype(state.force.dtype) * state.force
         if self.additive:
             change = change.at[:-3].add(numbers["additive"].astype(change.dtype)[kinds])
-        return state.position + _limited(change, self.max_step)
+        return state.position + limited(change, self.max_step)
 
     def step(self, numbers: dict[str, Array], state: "FlowState", z: Float[Array, "rows 3"], force) -> "FlowState":
         """The new place."""
@@ -147,7 +144,8 @@ class FlowState(NamedTuple):
     force: Float[Array, "rows 3"]  # eV/Å
 
 
-MinimiserConfig = Annotated[FireConfig | GradientFlowConfig, or_own(minimiser)]  # or what has these functions
+# or whatever else has these functions
+MinimiserConfig = Annotated[FireConfig | LBFGSConfig | GradientFlowConfig, or_own(minimiser)]
 
 
 @lru_cache(maxsize=64)
@@ -161,17 +159,8 @@ def _fire_descent(config: FireConfig):
     settings = {name: value for name, value in vars(config).items() if name not in ("max_step", "type")}
 
     def shift(positions, change, place=None, **kwargs):
-        return positions + _limited(change, config.max_step) if place is None else place
+        return positions + limited(change, config.max_step) if place is None else place
 
     # jax-md makes arrays of its settings: values even inside a trace, for rules of differentiation outlive the trace
     with jax.ensure_compile_time_eval():
         return jax_md().minimize.fire_descent(lambda positions, force, **kwargs: force, shift, **settings)[1]
-
-
-def _limited(change, max_step: float | None):
-    """A step, scaled down so that no row is longer than `max_step`."""
-    if max_step is None:
-        return change
-    longest = jnp.max(numerics.safe_norm(change))
-    far = longest > max_step
-    return change * jnp.where(far, max_step / jnp.where(far, longest, 1), 1).astype(change.dtype)

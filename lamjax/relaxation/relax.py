@@ -39,7 +39,7 @@ class RelaxConfig:
     max_steps: Annotated[int, Field(ge=0, description="of all adjoints but Unrolled, which has its own number")] = 500
     cell: Annotated[CellConfig | None, Field(description="None: the cell is fixed")] = None
     minimiser: Annotated[
-        MinimiserConfig, Field(description="how steps are taken: fire, or gradient_flow {eta, additive}")
+        MinimiserConfig, Field(description="how steps are taken: fire, lbfgs, or gradient_flow {eta, additive}")
     ] = field(default_factory=FireConfig)
     adjoint: Annotated[
         Adjoint,

@@ -117,7 +117,7 @@ def learning_curve(
         for ax, (quantity, lines) in zip(axes, panels.items(), strict=True):
             for (name, (steps, values)), color in zip(lines.items(), LINES, strict=False):
                 marker = "o" if len(np.ravel(steps)) < 3 else None
-                ax.semilogy(steps, values, label=name, color=color, marker=marker, markersize=3)
+                ax.semilogy(steps, values, label=name, color=color, marker=marker, markersize=5)
             drawn = {name: value for name, value in (levels or {}).get(quantity, {}).items() if value > 0}
             for name, value in drawn.items():
                 ax.axhline(value, color=BEFORE, linestyle="--", linewidth=1)

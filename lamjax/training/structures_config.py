@@ -66,7 +66,7 @@ class StructureTuneConfig(TuneConfig):
         ),
     ] = 0.0
     learn_minimiser: Annotated[
-        bool, Field(description="learn the numbers of the minimiser too (dt_start, alpha_start; eta, additive)")
+        bool, Field(description="learn the numbers of the minimiser too (dt_start, alpha_start; curvature; eta, ...)")
     ] = False
     judge: Annotated[
         RelaxConfig,

@@ -1,0 +1,19 @@
+"""How far a step may move an atom."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+from pydantic import Field
+
+from lamjax import numerics
+
+# of the `max_step` of a minimiser
+FARTHEST = Field(gt=0, description="Å, the farthest that an atom moves in one step; a longer step is scaled as a whole")
+
+
+def limited(change: Float[Array, "rows 3"], max_step) -> Float[Array, "rows 3"]:
+    """A step, scaled down as a whole so that no row is longer than `max_step` (Å; None: no limit)."""
+    if max_step is None:
+        return change
+    longest = jnp.max(numerics.safe_norm(change))
+    far = longest > max_step
+    return change * jnp.where(far, max_step / jnp.where(far, longest, 1), 1).astype(change.dtype)
