@@ -123,12 +123,13 @@ class Calculator(base.Calculator):
         """Compute everything that the structure allows; called by ASE."""
         super().calculate(atoms, properties, system_changes)
         self._system = None
-        periodic = bool(self.atoms.pbc.all())
+        structure: Any = self.atoms  # a copy that ASE has made
+        periodic = bool(structure.pbc.all())
         if "stress" in (properties or ()) and not periodic:
             raise base.PropertyNotImplementedError(
-                f"Stress needs a volume: the structure has pbc {self.atoms.pbc.tolist()}, all three must be True."
+                f"Stress needs a volume: the structure has pbc {structure.pbc.tolist()}, all three must be True."
             )
-        system = host_system(self.atoms, self.dtype)
+        system = host_system(structure, self.dtype)
         check_elements(self.potential, system)
         self._system = jax.tree.map(np.array, system)  # copies: what is in `info` may be changed in place
         with self._precision():
@@ -143,7 +144,7 @@ class Calculator(base.Calculator):
             "forces": np.asarray(result.forces, np.float64),
         }
         if periodic:
-            stress = units.virial_to_stress(np.asarray(result.virial, np.float64), self.atoms.get_volume())
+            stress = units.virial_to_stress(np.asarray(result.virial, np.float64), structure.get_volume())
             self.results["stress"] = units.to_voigt(stress)
 
     def _neighbors(self, system: System) -> Neighbors:

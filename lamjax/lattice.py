@@ -97,7 +97,7 @@ def image_offsets(cell: Array, pbc: Array, cutoff: float) -> Int[np.ndarray, "n_
 
 def images_around(n: Int[np.ndarray, "3"]) -> Int[np.ndarray, "n_offsets 3"]:
     """All integer images at most `n` cells away along each lattice vector, home image first. On the host."""
-    grid = np.indices(2 * n + 1).reshape(3, -1).T - n
+    grid = np.indices((2 * n + 1).tolist()).reshape(3, -1).T - n
     return grid[np.argsort((grid**2).sum(axis=1), kind="stable")].astype(np.int32)
 
 

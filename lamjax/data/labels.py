@@ -209,8 +209,8 @@ def _energy(entries: list[_Entry], forces: bool) -> _Entry | None:
 
 def _agree(virial: _Entry, stress: _Entry, atoms: ase.Atoms) -> bool:
     """Whether a virial and a stress of one structure say the same."""
-    a = _virial(Label(_number(virial, "virial"), ""), "virial", atoms).value
-    b = _virial(Label(_number(stress, "stress"), ""), "stress", atoms).value
+    a: Any = _virial(Label(_number(virial, "virial"), ""), "virial", atoms).value
+    b: Any = _virial(Label(_number(stress, "stress"), ""), "stress", atoms).value
     return np.allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(a).max())
 
 
@@ -266,7 +266,7 @@ def _virial(label: Label | None, kind: str, atoms: ase.Atoms) -> Label:
     """The virial in eV."""
     if label is None:
         return Label(None, "")
-    value = label.value
+    value: Any = label.value
     if value.shape == (6,):
         tensor = units.from_voigt(value)
     elif value.shape in ((9,), (3, 3)):

@@ -139,8 +139,8 @@ def open_labeller(config: LabellerConfig | None, probes: bool = False, options: 
         case TeacherConfig():
             model = load_teacher(config)
             return PotentialLabeller(*model, config.batch_size, config.precision, probes, _level(config, model[0]))
-        case CalculatorConfig(name=name, options=options, reuse=reuse):
-            return open_calculator(name, options, reuse)
+        case CalculatorConfig(name=name, options=settings, reuse=reuse):
+            return open_calculator(name, settings, reuse)
         case FilesConfig():
             return FileLabeller(options)
     raise ValueError("There is no labeller: name one in the config, or give one to `prepare`.")

@@ -155,9 +155,9 @@ def _both(potential, params, bulk, other, config: PropertyConfig, what: str, axe
     for system in (bulk[0], other[0]):
         check_single(system, "An energy of a defect")
     minimum.check_crystal(bulk[0], "The bulk", "Give the relaxed cell of the crystal as bulk.")
-    axes, xp = np.array(axes), _module(bulk[0], other[0])
+    rows, xp = np.array(axes), _module(bulk[0], other[0])
     cells = jax.lax.stop_gradient((other[0].cell, bulk[0].cell)) if xp is jnp else (other[0].cell, bulk[0].cell)
-    exact = xp.asarray(cells[0])[axes] @ xp.linalg.inv(xp.asarray(cells[1]))
+    exact = xp.asarray(cells[0])[rows] @ xp.linalg.inv(xp.asarray(cells[1]))
     matrix = xp.round(exact)
     if xp is np and np.abs(exact - matrix).max() > WHOLE:
         raise ValueError(
@@ -168,7 +168,7 @@ def _both(potential, params, bulk, other, config: PropertyConfig, what: str, axe
     here = minimum.at_minimum(potential, params, *other, PropertyConfig(None, config.fmax, config.response))
     lattice, system = crystal.system.cell, jax.lax.stop_gradient(here.system)
     change = matrix @ (lattice - jax.lax.stop_gradient(lattice))
-    system = system._replace(cell=system.cell.at[axes].add(change))
+    system = system._replace(cell=system.cell.at[rows].add(change))
     energy = potential.energy(params, system, here.neighbors)  # stationary in the positions
     return crystal, here._replace(system=system, energy=energy), matrix
 

@@ -180,10 +180,10 @@ def _eigenvalues_jvp(primals, tangents):
 
 def mesh(numbers: Sequence[int]) -> Float[np.ndarray, "n_q 3"]:
     """Wave vectors of Monkhorst and Pack, (2r - n - 1)/2n along each reciprocal lattice vector; Γ among odd ones."""
-    numbers = np.asarray(numbers)
-    if numbers.shape != (3,) or np.any(numbers < 1) or np.any(numbers != np.round(numbers)):
-        raise ValueError(f"A mesh has three whole numbers of at least 1, such as (10, 10, 10); got {numbers.tolist()}.")
-    axes = [(2 * np.arange(1, n + 1) - n - 1) / (2 * n) for n in numbers]
+    counts = np.asarray(numbers)
+    if counts.shape != (3,) or np.any(counts < 1) or np.any(counts != np.round(counts)):
+        raise ValueError(f"A mesh has three whole numbers of at least 1, such as (10, 10, 10); got {counts.tolist()}.")
+    axes = [(2 * np.arange(1, n + 1) - n - 1) / (2 * n) for n in counts]
     return np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
 
 
