@@ -118,7 +118,10 @@ def gradient_error(make, config: RelaxConfig, by_start: bool, h: float = 2e-6, *
         (cluster, RelaxConfig(fmax=0.2, adjoint=UntilConverged())),
         (cluster, RelaxConfig(fmax=0, adjoint=Unrolled(25), minimiser=GradientFlowConfig(eta=0.05))),
         (strained, RelaxConfig(fmax=0.01, adjoint=UntilConverged(), cell=PRESSED, minimiser=LBFGSConfig(memory=4))),
-        (cluster, RelaxConfig(fmax=0, adjoint=Unrolled(12, segment=5), minimiser=LBFGSConfig(curvature=0.8, max_step=2.0))),
+        (
+            cluster,
+            RelaxConfig(fmax=0, adjoint=Unrolled(12, segment=5), minimiser=LBFGSConfig(curvature=0.8, max_step=2.0)),
+        ),
     ],
     ids=[
         "fixed cell",
