@@ -36,11 +36,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--atoms", nargs="*", type=int, default=[192, 1536], help="compared; multiples of 192")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--sizes", nargs="*", type=int, default=[192, 1536, 12288, 98304], help="of the scaling")
+    parser.add_argument("--scaled", default="student", choices=list(MODELS), help="the model of the scaling")
+    parser.add_argument("--name", default="dynamics", help="of the file of results")
     parser.add_argument("--steps", type=int, default=20, help="of 0.5 fs in a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cores", type=int, default=usable_cores())
     parser.add_argument("--deepmd-python", default=sys.executable, help="interpreter that has DeePMD-kit and ASE")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for dynamics.json")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for NAME.json")
     return parser.parse_args()
 
 
@@ -50,7 +52,7 @@ def main() -> None:
     warn_if_busy(console, machine, "trust processor time more.")
     settings = {"steps": options.steps, "rounds": options.rounds, "timestep_fs": 0.5, "precision": "float32"}
     results = {"hardware": machine, "date": datetime.date.today().isoformat(), "settings": settings}
-    results |= {"compared": {}, "scaling": {}}
+    results |= {"compared": {}, "scaling": {}, "scaled": options.scaled}
     with tempfile.TemporaryDirectory() as name:
         folder = prepare(Path(name))
         for model in options.models:
@@ -58,12 +60,12 @@ def main() -> None:
                 rows = compared(model, n_atoms, folder, options)
                 results["compared"].setdefault(model, {})[str(n_atoms)] = rows
                 show_compared(model, n_atoms, rows)
-                path = write_results("dynamics", results, options.output)
+                path = write_results(options.name, results, options.output)
         for n_atoms in options.sizes:
-            results["scaling"][str(n_atoms)] = work("loop", "student", n_atoms, folder, options)
-            path = write_results("dynamics", results, options.output)
+            results["scaling"][str(n_atoms)] = work("loop", options.scaled, n_atoms, folder, options)
+            path = write_results(options.name, results, options.output)
     if options.sizes:
-        show_scaling(results["scaling"])
+        show_scaling(options.scaled, results["scaling"])
     console.print(f"Written: {path}")
 
 
@@ -124,7 +126,7 @@ def show_compared(model: str, n_atoms: int, rows: dict[str, dict]) -> None:
     console.print(table(f"{MODELS[model]}, {n_atoms} atoms of water, float32", columns, body))
 
 
-def show_scaling(rows: dict[str, dict]) -> None:
+def show_scaling(model: str, rows: dict[str, dict]) -> None:
     """Time and memory per atom."""
     columns = ["atoms", "ms/step", "µs/atom/step", "processor µs/atom/step", "peak MB", "kB/atom"]
     body = []
@@ -132,7 +134,7 @@ def show_scaling(rows: dict[str, dict]) -> None:
         per_atom = [1e3 * row[f"{kind}_ms_per_step"] / n for kind in ("wall", "cpu")]
         memory = (f"{row['peak_mb']:.0f}", f"{1e3 * (row['peak_mb'] - row['idle_mb']) / n:.1f}")
         body.append((f"{n:,}", f"{row['wall_ms_per_step']:.1f}", *(f"{x:.2f}" for x in per_atom), *memory))
-    console.print(table("The student in the loop, float32", columns, body))
+    console.print(table(f"{MODELS[model]} in the loop, float32", columns, body))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@ from . import classical as classical
 from . import committee as committee
 from . import data as data
 from . import distillation as distillation
+from . import domains as domains
 from . import dynamics as dynamics
 from . import edit as edit
 from . import losses as losses

@@ -69,7 +69,7 @@ def _build(pair_energy: Callable, config: PairConfig) -> Potential:
         return jnp.sum(jnp.where(neighbors.mask, e, 0), axis=1) / 2
 
     atomic_energies.finite_alone = True
-    return Potential(config, (Shell(config.cutoff),), init, atomic_energies)
+    return Potential(config, (Shell(config.cutoff),), init, atomic_energies, receptive_field=config.cutoff)
 
 
 def _lennard_jones(params: PyTree, r: Array) -> Array:

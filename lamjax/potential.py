@@ -135,7 +135,8 @@ class Potential(NamedTuple):
 
     A potential of your own needs `atomic_energies` and `shells`; see `classical.lennard_jones`. It need not care for
     atoms without neighbours: padding is shown to it with a neighbour (`neighbors.solitary`), unless its function has
-    an attribute `finite_alone` that says it needs none.
+    an attribute `finite_alone` that says it needs none. To be divided over devices (`domains`) it must state its
+    `receptive_field`: the cutoff where an atom sees its own neighbours alone.
     """
 
     config: Any
@@ -144,6 +145,7 @@ class Potential(NamedTuple):
     atomic_energies: Callable  # (params, system, neighbors) -> (n_atoms,) eV, 0 for padding
     elements: tuple[str, ...] | None = None  # what it knows; None: everything
     head: str | None = None  # the head that `energy` uses
+    receptive_field: float | None = None  # Å; no atom farther from another changes its energy. None: not known
 
     def __repr__(self) -> str:
         return summaries.of_potential(self)
@@ -213,7 +215,8 @@ def _build(config: PotentialConfig, head: str | None) -> Potential:
     atomic_energies.finite_alone = True
     if descriptor.kept is not None:
         atomic_energies.kept = lambda params, *sizes: descriptor.kept(params.descriptor, *sizes)
-    return Potential(config, descriptor.shells, init, atomic_energies, config.elements, head)
+    field = descriptor.receptive_field
+    return Potential(config, descriptor.shells, init, atomic_energies, config.elements, head, field)
 
 
 def check_potential(potential: Any, function: str) -> None:
@@ -238,30 +241,36 @@ def predict(potential: Potential, params: PyTree, system: System | ase.Atoms, ne
     """Energy, forces -dE/dx, virial -dE/dε (ε symmetric strain) and atomic energies of one structure, or of several."""
 
     system = systems.as_system(system)
-    _check_memory(potential, params, system, neighbors)
+    check_memory(potential, params, system.n_atoms, neighbors.capacities)
+    return derivatives(lambda strained: (atomic_energies(potential, params, strained, neighbors), None), system)[0]
 
-    def energy(positions: Array, epsilon: Array) -> tuple[Array, tuple[Array, Array]]:
+
+def derivatives(atomic: Callable[[System], tuple[Array, Any]], system: System) -> tuple[Prediction, Any]:
+    """The prediction of a function of a structure to its atomic energies and something more, and that."""
+
+    def energy(positions: Array, epsilon: Array) -> tuple[Array, tuple[Array, Array, Any]]:
         strained = systems.strain(system._replace(positions=positions), epsilon)
-        atomic = atomic_energies(potential, params, strained, neighbors)
-        energies = systems.of_structures(system, atomic.astype(numerics.widest_float()))
-        return jnp.sum(energies), (energies, atomic)
+        of_atoms, more = atomic(strained)
+        energies = systems.of_structures(system, of_atoms.astype(numerics.widest_float()))
+        return jnp.sum(energies), (energies, of_atoms, more)
 
     positions = jnp.asarray(system.positions)
     zero = jnp.zeros(jnp.shape(system.cell), positions.dtype)
-    (_, (energies, atomic)), (dx, de) = jax.value_and_grad(energy, argnums=(0, 1), has_aux=True)(positions, zero)
-    return Prediction(energies, -dx, -de, atomic)
+    value_and_slope = jax.value_and_grad(energy, argnums=(0, 1), has_aux=True)
+    (_, (energies, of_atoms, more)), (dx, de) = value_and_slope(positions, zero)
+    return Prediction(energies, -dx, -de, of_atoms), more
 
 
-def _check_memory(potential: Potential, params: PyTree, system: System, neighbors: Neighbors) -> None:
+def check_memory(potential: Potential, params: PyTree, n_atoms: int, capacities: tuple[int, ...]) -> None:
     """ValueError if the forces would keep more numbers than memory holds, which the system ends without a word."""
     count, limit = getattr(potential.atomic_energies, "kept", None), numerics.memory()
     if count is None or limit is None:
         return
-    needed = count(params, system.n_atoms, neighbors.capacities)
+    needed = count(params, n_atoms, capacities)
     if needed > limit:
-        within = [f"{n} within {s.cutoff:g} Å" for n, s in zip(neighbors.capacities, potential.shells, strict=True)]
+        within = [f"{n} within {s.cutoff:g} Å" for n, s in zip(capacities, potential.shells, strict=True)]
         raise ValueError(
-            f"The forces of {system.n_atoms} atoms with up to {' and '.join(within)} neighbours each need more than "
+            f"The forces of {n_atoms} atoms with up to {' and '.join(within)} neighbours each need more than "
             f"{needed / 1e9:.3g} GB of memory (pairs of neighbours of an atom most of it); there are {limit / 1e9:.3g} "
             "GB. Evaluate fewer atoms at once (a smaller structure, smaller batches), or in float32. Are there so many "
             "neighbours because positions or cell are in another unit than Å, or atoms lie on one another?"

@@ -139,7 +139,7 @@ def gupta(cutoff: float = 4.0) -> Potential:
         density = jnp.sum(jnp.where(lists.mask, (w * jnp.exp(-params["q"] * x)) ** 2, 0), axis=1)
         return params["a"] * repulsion - params["c"] * jnp.sqrt(density)
 
-    return Potential(("gupta", cutoff), (Shell(cutoff),), init, atomic_energies)
+    return Potential(("gupta", cutoff), (Shell(cutoff),), init, atomic_energies, receptive_field=cutoff)
 
 
 def gupta_of_jax_md(cutoff: float = 4.0) -> Potential:

@@ -15,7 +15,8 @@ from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 from jaxtyping import PyTree
 
-from lamjax import Calculator, checkpoints, data, files, losses, relaxation, training
+from lamjax import checkpoints, data, files, losses, relaxation, training
+from lamjax.calculator import Calculator
 from lamjax.cli.relax import labelled
 from lamjax.potential import Potential
 from lamjax.relaxation import Relaxation, RelaxConfig, Unrolled

@@ -22,6 +22,7 @@ from lamjax.cli.relax import Precision
 from lamjax.cli.report import at_end
 from lamjax.cli.train import banner
 from lamjax.data import Frame
+from lamjax.domains import divide
 from lamjax.dynamics import DynamicsError, Ensemble, NPTConfig, NVEConfig, NVTConfig, Output, Record, Scene, Simulation
 from lamjax.dynamics.records import COLUMNS
 from lamjax.reports import bar, console, outputs, warnings_as_text
@@ -88,6 +89,10 @@ def md(
     max_deviation: Annotated[
         float | None, typer.Option(help="Stop where the committee's force deviation (eV/Å, worst atom) is larger.")
     ] = None,
+    domains: Annotated[
+        tuple[int, int, int] | None,
+        typer.Option(help="Divide a large structure over devices: parts along each lattice vector, such as 2 2 1."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the output stops.")] = False,
     elements: reading.Elements = None,
 ) -> None:
@@ -122,7 +127,8 @@ def md(
         others = identity(potential, members, committee) if committee else []
         settings = {"every": every, "seed": seed, "velocities": draws, "committee": others}
         with files.alone(output):
-            run = _prepare(Ensemble(potential, config), params, start, settings, output, resume, members)
+            kept = Ensemble(potential, config, divide(domains) if domains else None)
+            run = _prepare(kept, params, start, settings, output, resume, members)
             if run.simulation.step >= n_steps:
                 console.print(f"All of the {n_steps} steps are done. For more raise --steps.")
             _go(run, n_steps, every, max_deviation)

@@ -68,7 +68,9 @@ def grown(before: Simulation, now: Simulation) -> str:
     times = now.n_grown - before.n_grown
     slots = "/".join(map(str, now.shapes.capacities))
     often = "" if times == 1 else f" {times} times"
-    return f"step {now.step}: the arrays of neighbours grew{often}, to {slots}; that means to compile anew."
+    atoms = getattr(now.shapes, "n_atoms", None)  # of a domain
+    domains = "" if atoms is None else f" and {atoms} atoms in a domain with its halo"
+    return f"step {now.step}: the arrays of neighbours grew{often}, to {slots}{domains}; that means to compile anew."
 
 
 def dropped(seen: Record, shells: Sequence[Shell]) -> bool:

@@ -19,6 +19,7 @@ class Descriptor(NamedTuple):
     config: Any
     shells: tuple[Shell, ...]  # the cutoffs it looks at, widest first
     width: int  # features per atom
+    receptive_field: float  # Å; nothing farther from an atom changes its features
     init: Callable  # (key, dtype) -> params
     # (params, types (n_atoms,), neighbors, displacements (n_atoms, capacity, 3), first=0, charge_spin=None)
     # -> (n_atoms, width); `first` is the first atom of the structure, `charge_spin` (2,) its charge and multiplicity;

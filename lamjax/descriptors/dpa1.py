@@ -86,6 +86,11 @@ class DPA1Config:
         return (Shell(self.rcut, None if self.graph else self.sel),)
 
     @property
+    def receptive_field(self) -> float:
+        """How far (Å) the features of an atom depend on others: its neighbours."""
+        return self.rcut
+
+    @property
     def width(self) -> int:
         """Features per atom."""
         return self.neuron[-1] * self.axis_neuron + (self.tebd_dim if self.concat_output_tebd else 0)
@@ -124,7 +129,7 @@ def dpa1(config: DPA1Config, elements: tuple[str, ...]) -> Descriptor:
     ) -> Array:
         return _apply(params, config, inputs, types, neighbors, displacements, first)
 
-    return Descriptor(config, config.shells, config.width, init, apply)
+    return Descriptor(config, config.shells, config.width, config.receptive_field, init, apply)
 
 
 def _apply(

@@ -75,6 +75,11 @@ class NequIPConfig:
         return (Shell(self.rcut, None),)
 
     @property
+    def receptive_field(self) -> float:
+        """How far (Å) the features of an atom depend on others: a cutoff for each layer."""
+        return self.nlayers * self.rcut
+
+    @property
     def width(self) -> int:
         """Features per atom: the scalars."""
         return self.channels[0]
@@ -161,7 +166,7 @@ def nequip(config: NequIPConfig, elements: tuple[str, ...]) -> Descriptor:
     ) -> Array:
         return _apply(params, config, len(elements), types, neighbors, displacements)
 
-    return Descriptor(config, config.shells, config.width, init, apply)
+    return Descriptor(config, config.shells, config.width, config.receptive_field, init, apply)
 
 
 @functools.cache

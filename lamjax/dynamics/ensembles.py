@@ -12,10 +12,10 @@ from pydantic import Field
 
 from lamjax import numerics, pytree, units
 from lamjax.config import configuration
+from lamjax.domains.division import Domains
+from lamjax.domains.moving import Evaluator, evaluator
 from lamjax.imports import jax_md
-from lamjax.neighbors import Neighbors, verlet
-from lamjax.neighbors.verlet import Verlet
-from lamjax.potential import Potential, predict
+from lamjax.potential import Potential
 from lamjax.system import System, masses, volume
 
 
@@ -63,21 +63,27 @@ class Ensemble(NamedTuple):
 
     potential: Potential
     config: Config
+    domains: Domains | None = None  # None: all on one device
+
+    @property
+    def evaluator(self) -> Evaluator:
+        """How energies and forces are computed."""
+        return evaluator(self.potential, self.domains)
 
 
-def nve(potential: Potential, config: NVEConfig | None = None) -> Ensemble:
-    """Constant energy: velocity Verlet."""
-    return Ensemble(potential, config or NVEConfig())
+def nve(potential: Potential, config: NVEConfig | None = None, domains: Domains | None = None) -> Ensemble:
+    """Constant energy: velocity Verlet. With `domains.divide(...)` over several devices, here and below."""
+    return Ensemble(potential, config or NVEConfig(), domains)
 
 
-def nvt(potential: Potential, config: NVTConfig | None = None) -> Ensemble:
+def nvt(potential: Potential, config: NVTConfig | None = None, domains: Domains | None = None) -> Ensemble:
     """Constant temperature: Langevin, or a Nosé-Hoover chain."""
-    return Ensemble(potential, config or NVTConfig())
+    return Ensemble(potential, config or NVTConfig(), domains)
 
 
-def npt(potential: Potential, config: NPTConfig | None = None) -> Ensemble:
+def npt(potential: Potential, config: NPTConfig | None = None, domains: Domains | None = None) -> Ensemble:
     """Constant temperature and pressure, after Martyna, Tuckerman and others."""
-    return Ensemble(potential, config or NPTConfig())
+    return Ensemble(potential, config or NPTConfig(), domains)
 
 
 def check(ensemble: Ensemble, system: System, fixed: Bool[np.ndarray, "n_atoms 3"]) -> None:
@@ -124,7 +130,7 @@ class Surroundings(NamedTuple):
     bath: Bath
     params: Any
     system: System  # whose positions (and cell) are those of the start
-    lists: Verlet
+    lists: Any  # of the ensemble's evaluator
     fixed: Bool[Array, "n_atoms 3"]
 
 
@@ -137,12 +143,12 @@ class Integrator(NamedTuple):
     conserved: Callable  # (state, potential energy, surroundings) -> eV, NaN where nothing is
 
 
-def integrator(ensemble: Ensemble, capacities: tuple[int, ...]) -> Integrator:
-    """The steps of an ensemble for neighbours in such shapes, in the bath of the surroundings.
+def integrator(ensemble: Ensemble, shapes: Any) -> Integrator:
+    """The steps of an ensemble for neighbours in such shapes (those of its evaluator), in the bath of the surroundings.
 
     Where neighbours are missing, forces are NaN: a step that could be wrong cannot be taken for one that is right.
     """
-    config, moves = ensemble.config, _moves(ensemble, capacities)
+    config, moves = ensemble.config, _moves(ensemble, shapes)
     chain = "thermostat" if isinstance(config, NPTConfig) else None  # jax-md's name of that of the atoms
     if getattr(config, "thermostat", None) == "nose_hoover":
         chain = "chain"
@@ -185,29 +191,24 @@ def integrator(ensemble: Ensemble, capacities: tuple[int, ...]) -> Integrator:
     return Integrator(start, step, place, conserved)
 
 
-def _moves(ensemble: Ensemble, capacities: tuple[int, ...]) -> Callable:
+def _moves(ensemble: Ensemble, shapes: Any) -> Callable:
     """The function of the surroundings that gives jax-md's init and apply for the forces and the bath there."""
     simulate = jax_md().simulate  # late, for it takes a second
-    potential, config = ensemble
+    config, evaluate = ensemble.config, ensemble.evaluator
     dt = config.timestep * units.FS
-
-    def neighbors_of(here: System, around: Surroundings) -> Neighbors:
-        return verlet.narrow(around.lists, here, potential.shells, capacities)
 
     def force(positions: Array, around: Surroundings, **_: Any) -> Array:
         here = around.system._replace(positions=positions)
-        found = neighbors_of(here, around)
-        forces = predict(potential, around.params, here, found).forces
-        return jnp.where(found.overflow, jnp.nan, jnp.where(around.fixed, 0, forces)).astype(positions.dtype)
+        predicted, seen = evaluate.predict(around.params, here, around.lists, shapes)
+        forces = jnp.where(around.fixed, 0, predicted.forces)
+        return jnp.where(seen.overflow, jnp.nan, forces).astype(positions.dtype)
 
     def energy(
         positions: Array, box: Array, around: Surroundings, perturbation: float | Array = 1.0, **_: Any
     ) -> Array:
-        here = around.system._replace(positions=positions, cell=box)
-        found = neighbors_of(here, around)
-        scaled = here._replace(positions=positions * perturbation, cell=box * perturbation)
-        value = potential.energy(around.params, scaled, found)
-        return (value * jnp.where(found.overflow, jnp.nan, 1)).astype(positions.dtype)  # a factor: forces are NaN, too
+        scaled = around.system._replace(positions=positions * perturbation, cell=box * perturbation)  # by 1 + dx
+        value, seen = evaluate.energy(around.params, scaled, around.lists, shapes)
+        return (value * jnp.where(seen.overflow, jnp.nan, 1)).astype(positions.dtype)  # a factor: forces are NaN, too
 
     def shift(positions: Array, change: Any, around: Surroundings | None = None, **_: Any) -> Array:
         return positions + (change if around is None else jnp.where(around.fixed, 0, change))

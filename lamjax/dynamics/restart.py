@@ -12,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from lamjax.domains.lists import DomainShapes
+from lamjax.domains.moving import AnyShapes
 from lamjax.dynamics.ensembles import Ensemble
-from lamjax.dynamics.run import Shapes, Simulation, like
+from lamjax.dynamics.run import Simulation, like
 from lamjax.files import write_atomically
-from lamjax.neighbors.grid import Grid
+from lamjax.neighbors.grid import Grid, Shapes
 from lamjax.potential import Potential
 from lamjax.system import System
 
@@ -25,9 +27,10 @@ Identity = dict[str, Any]  # JSON-able
 
 def identity(ensemble: Ensemble, params: PyTree) -> Identity:
     """What makes a simulation this one: the ensemble with its settings, the model and its parameters."""
-    potential, config = ensemble
+    potential, config, domains = ensemble
     model = digest(potential, params)
-    return {"ensemble": config.type, **dataclasses.asdict(config), "head": potential.head, "model": model}
+    found = {"ensemble": config.type, **dataclasses.asdict(config), "head": potential.head, "model": model}
+    return found if domains is None else {**found, "domains": list(domains.counts)}
 
 
 def digest(potential: Potential, params: PyTree) -> str:
@@ -66,8 +69,7 @@ def restore(
     header, arrays = _read(Path(path))
     _check(path, header["of"], identity(ensemble, params) if of is None else of)
     fixed = np.zeros((system.n_atoms, 3), bool) if fixed is None else np.asarray(fixed, bool)
-    capacities, width, (bins, reach, capacity) = header["shapes"]
-    shapes = Shapes(tuple(capacities), width, Grid(tuple(bins), tuple(reach), capacity))
+    shapes = _shapes(header["shapes"])
     wanted = like(ensemble, params, system, fixed, shapes, header["step"], header["n_grown"])
     structure, found = jax.tree.structure(_arrays(wanted)), list(arrays)
     if len(found) != structure.num_leaves:
@@ -79,6 +81,16 @@ def restore(
     if not jax.tree.all(jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), (there, there_fixed), (system, fixed))):
         raise ValueError(f"{path} is of a simulation of another structure, or of one with other fixed atoms.")
     return wanted._replace(state=state, system=there, fixed=there_fixed, lists=lists), header["facts"]
+
+
+def _shapes(found: list) -> AnyShapes:
+    """The shapes that a file has as lists."""
+    capacities, width, (bins, reach, capacity), *of_domains = found
+    plain = Shapes(tuple(capacities), width, Grid(tuple(bins), tuple(reach), capacity))
+    if not of_domains:
+        return plain
+    n_atoms, images = of_domains
+    return DomainShapes(*plain, n_atoms, tuple(images))
 
 
 def described(path: str | Path) -> tuple[int, Identity]:

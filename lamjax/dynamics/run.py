@@ -14,13 +14,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from lamjax import numerics, pytree, units
+from lamjax.domains.moving import AnyShapes
 from lamjax.dynamics import ensembles
 from lamjax.dynamics.ensembles import Ensemble, NPTConfig, Surroundings, integrator, thermal_momenta
 from lamjax.dynamics.records import Record
-from lamjax.neighbors import grid, verlet
-from lamjax.neighbors.grid import Shapes
-from lamjax.neighbors.verlet import Verlet
-from lamjax.potential import check_elements, predict
+from lamjax.potential import check_elements
 from lamjax.system import MASSES, System, as_jax_casts, check_single, fixed_mask, volume
 
 SKIN = 1.0  # Å
@@ -45,8 +43,8 @@ class Simulation(NamedTuple):
     state: Any  # jax-md's: positions, momenta, thermostats, random numbers
     system: System  # numbers, pbc, and the cell of the start
     fixed: Bool[Array, "n_atoms 3"]
-    lists: Verlet
-    shapes: Shapes
+    lists: Any  # neighbours, of the ensemble's evaluator
+    shapes: AnyShapes
     step: int
     n_grown: int = 0  # times that arrays became wider on the way
 
@@ -63,7 +61,7 @@ class Stepper(NamedTuple):
     """A step with its neighbour lists."""
 
     moves: ensembles.Integrator
-    search: Callable  # (lists, system) -> lists, the fullest bin
+    search: Callable  # (lists, system) -> lists, the fullest bin (and domain)
     step: Callable  # (state, surroundings) -> state, lists, whether it can be trusted
     moved: Callable  # (state, state after it, system) -> Å of every atom
 
@@ -82,7 +80,7 @@ class StepDiagnostics(NamedTuple):
 
     system: System  # after it
     neighbors: Int[Array, " n_shells"]
-    fullest: Int[Array, ""]  # bin
+    fullest: Int[Array, " n_kinds"]  # bin, and domain where there are several
     radius: Float[Array, ""]  # Å that the bins let an atom see
     way: Float[Array, " n_atoms"]  # Å
     ok: Bool[Array, ""]
@@ -98,7 +96,7 @@ def begin(
     fixed: Array = None,
     seed: int = 0,
     skin: float = SKIN,
-    room: Shapes | None = None,
+    room: AnyShapes | None = None,
 ) -> Simulation:
     """A simulation at its first step.
 
@@ -127,7 +125,7 @@ def begin(
     momenta = momenta.astype(host.positions.dtype)
     shapes, bath = _shapes(ensemble, host, skin, room), ensembles.bath(ensemble.config)
     while True:
-        lists = _empty(host, shapes, ensemble)
+        lists = ensemble.evaluator.blank(host, shapes)
         made = _programs(ensemble, shapes, skin)
         around = Surroundings(bath, params, system, lists, fixed)
         state, lists, found = made.start(around, momenta, jax.random.key(seed))
@@ -164,10 +162,10 @@ def _given(system: System, fixed: np.ndarray, momenta: Array | None) -> np.ndarr
 
 
 def like(
-    ensemble: Ensemble, params: PyTree, system: System, fixed: Array, shapes: Shapes, step: int, n_grown: int
+    ensemble: Ensemble, params: PyTree, system: System, fixed: Array, shapes: AnyShapes, step: int, n_grown: int
 ) -> Simulation:
     """A simulation without its numbers (jax.ShapeDtypeStruct), in such arrays."""
-    lists = _empty(system, shapes, ensemble)
+    lists = ensemble.evaluator.blank(system, shapes)
     start, bath = _programs(ensemble, shapes, SKIN).start, ensembles.bath(ensemble.config)
     around = Surroundings(bath, params, system, lists, fixed)
     state, lists, _ = jax.eval_shape(start, around, system.positions, jax.random.key(0))
@@ -246,22 +244,23 @@ def _wider(ensemble: Ensemble, params: PyTree, simulation: Simulation, skin: flo
     shapes = _grown(ensemble, simulation, found, skin)
     if shapes == simulation.shapes or give_up:
         raise DynamicsError(_why(simulation, found, ensemble), simulation)
-    lists = _empty(simulation.system, shapes, ensemble)
+    lists = ensemble.evaluator.blank(simulation.system, shapes)
     return simulation._replace(shapes=shapes, lists=lists, n_grown=simulation.n_grown + 1)
 
 
-def _shapes(ensemble: Ensemble, system: System, skin: float, least: Shapes | None = None) -> Shapes:
+def _shapes(ensemble: Ensemble, system: System, skin: float, least: Any = None) -> Any:
     """Room for a structure and what may come."""
     margin = 1.02 if isinstance(ensemble.config, NPTConfig) else 1.0  # the bins may become thinner
-    return grid.shapes(system, ensemble.potential.shells, skin, HEADROOM, least, margin)
+    return ensemble.evaluator.shapes(system, skin, HEADROOM, least, margin)
 
 
-def _grown(ensemble: Ensemble, simulation: Simulation, found: StepDiagnostics, skin: float) -> Shapes:
+def _grown(ensemble: Ensemble, simulation: Simulation, found: StepDiagnostics, skin: float) -> Any:
     """Shapes for the step that did not fit; the same ones if that is not what was wrong."""
     shapes, shells = simulation.shapes, ensemble.potential.shells
     wanted = [n if s.sel is None else min(n, s.sel) for n, s in zip(found.neighbors.tolist(), shells, strict=True)]
     fits = all(n <= c for n, c in zip(wanted, shapes.capacities, strict=True))
-    sees = float(found.radius) >= shells[0].cutoff and int(found.fullest) <= shapes.grid.capacity
+    has_room = np.all(np.asarray(found.fullest) <= ensemble.evaluator.rooms(shapes))
+    sees = float(found.radius) >= shells[0].cutoff and has_room
     here = jax.tree.map(np.asarray, found.system)
     if (fits and sees) or not np.isfinite(here.positions).all() or not np.isfinite(here.cell).all():
         return shapes
@@ -288,22 +287,17 @@ def _why(simulation: Simulation, found: StepDiagnostics, ensemble: Ensemble) -> 
     )
 
 
-def _empty(system: System, shapes: Shapes, ensemble: Ensemble) -> Verlet:
-    """A list that wants to be searched, by bins and not by images."""
-    return verlet.blank(system, shapes.width, jnp.zeros((0, 3), jnp.int32), ensemble.potential.shells)
-
-
-def _programs(ensemble: Ensemble, shapes: Shapes, skin: float) -> MDPrograms:
+def _programs(ensemble: Ensemble, shapes: AnyShapes, skin: float) -> MDPrograms:
     """The programs of an ensemble; those of other temperatures and pressures are the same."""
     return _compiled(ensembles.in_any_bath(ensemble), shapes, skin)
 
 
 @functools.lru_cache(maxsize=32)
-def _compiled(ensemble: Ensemble, shapes: Shapes, skin: float) -> MDPrograms:
+def _compiled(ensemble: Ensemble, shapes: AnyShapes, skin: float) -> MDPrograms:
     stepper = _stepper(ensemble, shapes, skin)
     moves, search = stepper.moves, stepper.search
 
-    def start(around: Surroundings, momenta: Array, key: Array) -> tuple[Any, Verlet, StepDiagnostics]:
+    def start(around: Surroundings, momenta: Array, key: Array) -> tuple[Any, Any, StepDiagnostics]:
         system = around.system
         lists, fullest = search(around.lists, system)
         state = moves.start(key, around._replace(lists=lists), momenta)
@@ -323,25 +317,24 @@ def _compiled(ensemble: Ensemble, shapes: Shapes, skin: float) -> MDPrograms:
     return MDPrograms(*(jax.jit(program, compiler_options=options) for program in (start, chunk, look)))
 
 
-def _stepper(ensemble: Ensemble, shapes: Shapes, skin: float) -> Stepper:
+def _stepper(ensemble: Ensemble, shapes: AnyShapes, skin: float) -> Stepper:
     """Steps that renew the neighbour list where it is stale."""
-    potential = ensemble.potential
-    moves = integrator(ensemble, shapes.capacities)
+    evaluate, moves = ensemble.evaluator, integrator(ensemble, shapes)
 
-    def search(lists: Verlet, here: System) -> tuple[Verlet, Array]:
-        return grid.search(lists, here, potential.shells, skin, shapes.grid)
+    def search(lists: Any, here: System) -> tuple[Any, Array]:
+        return evaluate.search(lists, here, skin, shapes)
 
-    def step(state: Any, around: Surroundings) -> tuple[Any, Verlet, Array]:
+    def step(state: Any, around: Surroundings) -> tuple[Any, Any, Array]:
         """A step and its lists; whether it can be trusted."""
         after = moves.step(state, around)
         here = moves.place(after, around.system)
 
-        def again(_: Any) -> tuple[Any, Verlet]:
+        def again(_: Any) -> tuple[Any, Any]:
             # where atoms are does not depend on the forces there, which are all that the old list got wrong
             new = search(around.lists, here)[0]
             return moves.step(state, around._replace(lists=new)), new
 
-        stale = verlet.is_stale(around.lists, here, potential.shells)
+        stale = evaluate.is_stale(around.lists, here)
         after, lists = jax.lax.cond(stale, again, lambda _: (after, around.lists), None)
         way = moved(state, after, around.system)
         # what depends on NaN is NaN: an overflow shows in the forces
@@ -391,14 +384,13 @@ def _chunk(stepper: Stepper, observe: Callable) -> Callable:
     return chunk
 
 
-def _observer(ensemble: Ensemble, shapes: Shapes, moves: ensembles.Integrator) -> Callable:
+def _observer(ensemble: Ensemble, shapes: AnyShapes, moves: ensembles.Integrator) -> Callable:
     """The function (state, surroundings, step) -> Record of one step."""
-    potential = ensemble.potential
+    evaluate = ensemble.evaluator
 
     def observe(state: Any, around: Surroundings, step: Any) -> Record:
         here = moves.place(state, around.system)
-        neighbors = verlet.narrow(around.lists, here, potential.shells, shapes.capacities)
-        predicted = predict(potential, around.params, here, neighbors)
+        predicted, neighbors = evaluate.predict(around.params, here, around.lists, shapes)
         space: Any = volume(here)
         velocity = state.momentum / state.mass
         virial = predicted.virial + velocity.T @ state.momentum  # of the potential and of the motion

@@ -89,6 +89,22 @@ def test_a_simulation_is_written_refused_and_gone_on_with(folder):
     assert isinstance(error, ValueError) and "seed was 0, is 3" in str(error)
 
 
+def test_domains_are_of_the_simulation(folder):
+    """One device has one domain: the same numbers; and a run goes on with the domains that it began with."""
+    common = ["si.extxyz", "--ensemble", "nve", "--temperature", 300, "--every", 2, "--dtype", "float64"]
+    for path, domains in (("one.extxyz", ()), ("divided.extxyz", ("--domains", 1, 1, 1))):
+        code, said, _ = run(*common, "--steps", 4, "--output", path, *domains)
+        assert code == 0, said
+    a, b = (rows(path) for path in ("one.csv", "divided.csv"))
+    assert [row["potential_eV"] for row in a] == pytest.approx([row["potential_eV"] for row in b], abs=1e-10)
+    _, _, error = run(*common, "--steps", 6, "--output", "divided.extxyz", "--resume")
+    assert isinstance(error, ValueError) and "domains was [1, 1, 1], is None" in str(error)
+    code, said, _ = run(*common, "--steps", 6, "--output", "divided.extxyz", "--resume", "--domains", 1, 1, 1)
+    assert code == 0 and "Going on from step 4" in said
+    _, _, error = run(*common, "--steps", 4, "--output", "many.extxyz", "--domains", 9, 9, 9)
+    assert isinstance(error, ValueError) and "9 x 9 x 9 domains need 729 devices" in str(error)
+
+
 def test_constant_energy_and_pressure_begin_with_the_velocities_of_the_file(folder):
     atoms = ase.io.read("si.extxyz")
     atoms.set_momenta([[1.0, 2.0, -1.0], [-1.0, -2.0, 1.0]])

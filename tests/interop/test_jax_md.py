@@ -14,7 +14,7 @@ import structures
 from jax_md import minimize, quantity, simulate, space
 
 import lamjax
-from lamjax import classical, dynamics, units
+from lamjax import classical, domains, dynamics, units
 from lamjax.interop.jax_md import energy_neighbor_list
 from lamjax.system import masses
 
@@ -59,6 +59,19 @@ def compare(model, params, atoms, fractional, prediction: lamjax.Prediction, **o
     np.testing.assert_allclose(-slope, prediction.forces, atol=1e-10)
     np.testing.assert_allclose(-deformation, prediction.virial, atol=1e-9)
     assert np.abs(slope).max() > 1e-3
+
+
+@pytest.mark.parametrize(("shape", "fractional"), [("unwrapped", True), ("molecule", None)])
+def test_numbers_over_domains_are_those_of_predict(shape, fractional):
+    """One domain, that of the one device here; tests/domains has several."""
+    case, atoms = potentials.cases()["morse"], structures.ALL[shape]()
+    over = domains.divide((1, 1, 1))
+    compare(case.potential, case.params, atoms, fractional, potentials.evaluate(case, atoms), domains=over)
+    neighbor_fn, _ = pair(case.potential, case.params, atoms, fractional, domains=over)
+    listed = neighbor_fn.allocate(coordinates(atoms, fractional))
+    assert not listed.update(coordinates(atoms, fractional)).did_buffer_overflow
+    with pytest.raises(ValueError, match="A list over domains has no common `idx`"):
+        listed.idx  # noqa: B018
 
 
 NETS = [("dpa2_preset", "unwrapped", True), ("dpa2_preset", "water_box", False), ("dpa2_preset", "molecule", None)]

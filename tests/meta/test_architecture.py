@@ -20,6 +20,7 @@ LAYERS = [
     {"neighbors"},
     {"descriptors", "heads"},
     {"potential"},
+    {"domains"},
     {"relaxation", "dynamics", "data", "classical", "edit", "committee", "imported"},
     {"properties"},
     {"losses", "interop"},

@@ -139,6 +139,11 @@ class DPA2Config:
         return self.repinit.table
 
     @property
+    def receptive_field(self) -> float:
+        """How far (Å) the features of an atom depend on others: each layer hands on what the neighbours saw before."""
+        return self.repinit.rcut + self.repformer.nlayers * self.repformer.rcut
+
+    @property
     def width(self) -> int:
         """Features per atom."""
         return self.repformer.g1_dim + (self.repinit.tebd_dim if self.concat_output_tebd else 0)

@@ -45,7 +45,7 @@ def dpa2(config: DPA2Config, elements: tuple[str, ...]) -> Descriptor:
     ) -> Array:
         return _apply(params, config, inputs, types, neighbors, displacements, first)
 
-    return Descriptor(config, config.shells, config.width, init, apply)
+    return Descriptor(config, config.shells, config.width, config.receptive_field, init, apply)
 
 
 def _init(key: Array, config: DPA2Config, inputs: Any, dtype: DTypeLike | None) -> dict[str, Any]:
@@ -88,13 +88,20 @@ def _apply(
 
     _, neighbor_types, _, env = view(0, config.repinit, params["repinit"]["statistics"])
     empty = empty_slots(config.repinit.set_davg_zero, config.repinit.nsel, neighbors, types, first)
-    features = repinit.apply(params["repinit"], config.repinit, config.smooth, empty, table, types, neighbor_types, env)
-    if config.three_body:
-        _, neighbor_types, _, env = view(2, config.three_body, params["three_body"]["statistics"])
-        triples = three_body.apply(
-            params["three_body"], config.three_body, config.repinit, config.smooth, table, neighbor_types, env
-        )
-        features = jnp.concatenate([features, triples], axis=-1)
+    if empty is not None:  # a row for each atom
+        empty = empty._replace(type=jnp.broadcast_to(empty.type, types.shape))
+    near = view(2, config.three_body, params["three_body"]["statistics"])[1::2] if config.three_body else None
+
+    def local(types: Array, empty: Any, neighbor_types: Array, env: Any, near: Any) -> Array:
+        """The features of some atoms before they hear of their neighbours' own."""
+        own, smooth = config.repinit, config.smooth
+        features = repinit.apply(params["repinit"], own, smooth, empty, table, types, neighbor_types, env)
+        if near is None:
+            return features
+        triples = three_body.apply(params["three_body"], config.three_body, own, smooth, table, *near)
+        return jnp.concatenate([features, triples], axis=-1)
+
+    features = numerics.in_blocks(local, repformer.block(), types, empty, neighbor_types, env, near)
     g1 = nn.linear(params["g1_transform"], features) if "g1_transform" in params else features
     if "tebd_transform" in params:
         g1 = g1 + nn.linear(params["tebd_transform"], table)[types]

@@ -13,10 +13,12 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
-from lamjax import nn
+from lamjax import nn, numerics
 from lamjax.descriptors.environment import Environment, statistics_init
 from lamjax.descriptors.updates import combine, residuals_init
 
+BLOCK = {"cpu": 2048}  # atoms that are treated together, of structures with more
+OTHERWISE = 16_384
 SHIFT = 20.0  # of the attention logits, so that a vanishing switch means weight exp(-20)
 
 
@@ -31,6 +33,14 @@ class Pairs(NamedTuple):
     mean_scale: jax.Array  # (n_atoms, 1) 1/ns of the convolution
     n_sel: int
     smooth: bool
+
+
+class Sent(NamedTuple):
+    """What all atoms show to those that they are neighbours of."""
+
+    g1: jax.Array  # (n_atoms, g1_dim)
+    projected: jax.Array | None  # (n_atoms, g2_dim) for the convolution, where it is of g2
+    key_value: jax.Array | None  # (n_atoms, (attn1_hidden + g1_dim) heads) for the attention
 
 
 class Gates(NamedTuple):
@@ -73,12 +83,41 @@ def apply(
     pairs = _pairs(config, smooth, indices, env, h2.dtype)
     g1 = act(g1)
     g2 = act(nn.linear(params["g2_embedding"], radial[..., None]))
-    gates = _gates(pairs, h2)
-    for layer in params["layers"]:
-        g1, g2, new_h2 = _layer(layer, config, act, pairs, gates, g1, g2, h2)
+    size = block()
+    gates = _gates(pairs, h2) if len(g1) <= size else None
+    for p in params["layers"]:
+        sent = _sent(p, config, g1)
+        if gates is None:
+            g1, g2, h2 = _in_blocks(p, config, act, pairs, sent, g1, g2, h2, size)
+            continue
+        g1, g2, new_h2 = _layer(p, config, act, pairs, gates, sent, g1, g2, h2)
         if new_h2 is not h2:
             h2, gates = new_h2, _gates(pairs, new_h2)
     return g1
+
+
+def block() -> int:
+    """Atoms whose pairs of neighbours are in memory together; structures of fewer are evaluated whole."""
+    return BLOCK.get(jax.default_backend(), OTHERWISE)
+
+
+def _in_blocks(
+    p: PyTree, c: Any, act: Callable, pairs: Pairs, sent: Sent, g1: Array, g2: Array, h2: Array, size: int
+) -> Any:
+    """One layer of many atoms, some at a time: maps between the neighbours of all of them do not fit memory."""
+
+    def rows(arrays: tuple, g1: Array, g2: Array, h2: Array) -> tuple:
+        some = Pairs(*arrays, pairs.n_sel, pairs.smooth)
+        return _layer(p, c, act, some, _gates(some, h2), sent, g1, g2, h2)
+
+    return numerics.in_blocks(rows, size, pairs[:6], g1, g2, h2)
+
+
+def _sent(p: PyTree, c: Any, g1: Array) -> Sent:
+    """Projected once per atom, then gathered."""
+    conv = c.update_g1_has_conv and not c.g1_out_conv
+    projected = nn.linear(p["proj_g1g2"], g1) if conv else None
+    return Sent(g1, projected, nn.linear(p["loc_attn"]["mapkv"], g1) if c.update_g1_has_attn else None)
 
 
 def _gates(pairs: Pairs, h2: Array) -> Gates:
@@ -171,11 +210,11 @@ def _residual_init(key: Array, c: Any, last: bool, dtype: DTypeLike | None) -> d
 
 
 def _layer(
-    p: PyTree, c: Any, act: Callable, pairs: Pairs, gates: Gates, g1: Array, g2: Array, h2: Array
+    p: PyTree, c: Any, act: Callable, pairs: Pairs, gates: Gates, sent: Sent, g1: Array, g2: Array, h2: Array
 ) -> tuple[Any, Array, Array]:
-    """One layer; without `linear2` it is the last and leaves g2 and h2 alone."""
-    g1_j = g1[pairs.indices]
-    new_g1 = combine(c.update_style, p.get("g1_residual"), _g1_terms(p, c, act, pairs, g1, g1_j, g2, h2))
+    """One layer of the atoms of `pairs`; without `linear2` it is the last and leaves g2 and h2 alone."""
+    g1_j = sent.g1[pairs.indices]
+    new_g1 = combine(c.update_style, p.get("g1_residual"), _g1_terms(p, c, act, pairs, sent, g1, g1_j, g2, h2))
     if "linear2" not in p:
         return new_g1, g2, h2
     attention = _pair_attention(p["attn2g_map"], c, pairs, gates, g2) if "attn2g_map" in p else None
@@ -187,7 +226,7 @@ def _layer(
 
 
 def _g1_terms(
-    p: PyTree, c: Any, act: Callable, pairs: Pairs, g1: Array, g1_j: Array, g2: Array, h2: Array
+    p: PyTree, c: Any, act: Callable, pairs: Pairs, sent: Sent, g1: Array, g1_j: Array, g2: Array, h2: Array
 ) -> list[Array]:
     """g1 itself and its updates: self, convolution, symmetrisation, attention (7.3 a-e)."""
     terms = [g1]
@@ -200,15 +239,14 @@ def _g1_terms(
         filters = nn.linear(p["proj_g1g2"], g2)
         terms.append(_weighted_sum(filters * g1_j, pairs))
     elif c.update_g1_has_conv:
-        projected = nn.linear(p["proj_g1g2"], g1)[pairs.indices]
-        mixed.append(_weighted_sum(g2 * projected, pairs))
+        mixed.append(_weighted_sum(g2 * sent.projected[pairs.indices], pairs))
     if c.update_g1_has_grrg:
         mixed.append(_symmetrise(g2, h2, pairs, c.axis_neuron))
     if c.update_g1_has_drrd:
         mixed.append(_symmetrise(g1_j, h2, pairs, c.axis_neuron))
     terms.append(act(nn.linear(p["linear1"], jnp.concatenate(mixed, axis=-1))))
     if c.update_g1_has_attn:
-        terms.append(_local_attention(p["loc_attn"], c, pairs, g1))
+        terms.append(_local_attention(p["loc_attn"], c, pairs, sent.key_value, g1))
     return terms
 
 
@@ -282,11 +320,11 @@ def _equivariant_apply(p: PyTree, attention: Array, h2: Array) -> Array:
     return mixed @ h2
 
 
-def _local_attention(p: PyTree, c: Any, pairs: Pairs, g1: Array) -> Array:
-    """Attention of an atom to its neighbours (7.5); keys and values are projected once per atom, then gathered."""
+def _local_attention(p: PyTree, c: Any, pairs: Pairs, sent: Array, g1: Array) -> Array:
+    """Attention of an atom to its neighbours (7.5), by the keys and values that they send."""
     n, n1 = g1.shape
     query = nn.linear(p["mapq"], g1).reshape(n, c.attn1_hidden, c.attn1_nhead)
-    key_value = nn.linear(p["mapkv"], g1).reshape(n, c.attn1_hidden + n1, c.attn1_nhead)[pairs.indices]
+    key_value = sent.reshape(len(sent), c.attn1_hidden + n1, c.attn1_nhead)[pairs.indices]
     keys, values = key_value[:, :, : c.attn1_hidden], key_value[:, :, c.attn1_hidden :]
     logits = jnp.einsum("ndh,nwdh->nhw", query, keys) / c.attn1_hidden**0.5
     weight = pairs.switch[:, None, :]

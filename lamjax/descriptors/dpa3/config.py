@@ -146,6 +146,11 @@ class DPA3Config:
         return Shell(self.repflow.e_rcut, self.repflow.e_sel), Shell(self.repflow.a_rcut, self.repflow.a_sel)
 
     @property
+    def receptive_field(self) -> float:
+        """How far (Å) the features of an atom depend on others: a cutoff of the edges for each layer."""
+        return self.repflow.nlayers * self.repflow.e_rcut
+
+    @property
     def width(self) -> int:
         """Features per atom."""
         return self.repflow.n_dim * (2 if self.concat_output_tebd else 1)

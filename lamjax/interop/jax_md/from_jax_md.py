@@ -90,7 +90,8 @@ def _build(make: Callable, config: EnergyFnConfig) -> Potential:
         energies = of_atom(vectors, neighbors.mask, numbers, numbers[neighbors.indices])
         return jnp.where(numbers > 0, energies, 0)
 
-    return Potential(config, (Shell(config.cutoff),), init, atomic_energies, config.elements)
+    shells = (Shell(config.cutoff),)
+    return Potential(config, shells, init, atomic_energies, config.elements, receptive_field=config.cutoff)
 
 
 def _of_atom(config: EnergyFnConfig, params: Any, vectors: jax.Array, mask: jax.Array, number, others) -> jax.Array:

@@ -13,12 +13,13 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from lamjax.domains.division import Domains
+from lamjax.domains.lists import DomainLists
+from lamjax.domains.moving import AnyShapes, Evaluator, Seen, evaluator
 from lamjax.imports import jax_md
-from lamjax.neighbors import Neighbors, grid, verlet
-from lamjax.neighbors.grid import Shapes
+from lamjax.neighbors import Neighbors
 from lamjax.neighbors.search import basis, verdict
 from lamjax.neighbors.types import Shell, named, round_up
-from lamjax.neighbors.verlet import Verlet
 from lamjax.potential import Potential
 from lamjax.potential import allocate as allocate_neighbors
 from lamjax.system import System, check_atoms, parameters, to_ase
@@ -35,9 +36,9 @@ class NeighborList:
     would be missing.
     """
 
-    lists: Verlet
+    lists: Any  # of the potential's evaluator
     did_buffer_overflow: Bool[Array, ""]
-    shapes: Shapes = field(metadata={"static": True})
+    shapes: AnyShapes = field(metadata={"static": True})
     shells: tuple[Shell, ...] = field(metadata={"static": True})
     update_fn: Callable = field(metadata={"static": True})
 
@@ -47,7 +48,15 @@ class NeighborList:
 
     @property
     def idx(self) -> Int[Array, "n_atoms width"]:
-        """Neighbours within cutoff and skin, n_atoms in an empty slot, as in jax-md's dense lists."""
+        """Neighbours within cutoff and skin, n_atoms in an empty slot, as in jax-md's dense lists.
+
+        Raises ValueError for a list over domains, each of which counts its own atoms.
+        """
+        if isinstance(self.lists, DomainLists):
+            raise ValueError(
+                "A list over domains has no common `idx`: every domain numbers its own atoms. Make the list without "
+                "`domains` where jax-md's code reads it."
+            )
         return jnp.where(self.lists.mask, self.lists.indices, len(self.lists.positions))
 
     @property
@@ -68,12 +77,14 @@ def energy_neighbor_list(
     fparam: Array | None = None,
     aparam: Array | None = None,
     charge_spin: Array | None = None,
+    domains: Domains | None = None,
 ) -> tuple[Any, Callable]:
     """`(neighbor_fn, energy_fn)` of a potential, as the `*_neighbor_list` functions of `jax_md.energy` give them.
 
     `numbers` are atomic numbers; `box` is that of `space.periodic_general` (a length, three, or a matrix whose columns
     are the lattice vectors, in Å), None for `space.free`. `fractional_coordinates` must be that of the space; jax-md's
     own defaults disagree, so there is none here. `dr_threshold` (Å) is the skin. Units are eV, Å, amu.
+    With `domains` (of `lamjax.domains.divide`) the structure is evaluated over several devices.
     `fparam`, `aparam` (one row an atom) and `charge_spin` are what a model takes beside the atoms, as in `System`.
 
     `neighbor_fn.allocate(R, box=...)` and `.update(R, nbrs, box=...)` make lists of all images, right for any cell,
@@ -94,12 +105,13 @@ def energy_neighbor_list(
         raise ValueError("Say fractional_coordinates=True or False: that of space.periodic_general (there, True).")
     further = parameters(len(numbers), fparam, aparam, charge_spin)
     place = _placing(numbers, box, bool(fractional_coordinates), further)
-    update = _updating(potential.shells, place, float(dr_threshold))
-    allocate = _allocating(potential, place, float(dr_threshold), capacity_multiplier, update)
-    return partition.NeighborListFns(allocate, update), _evaluating(potential, params, place, float(dr_threshold))
+    evaluate, skin = evaluator(potential, domains), float(dr_threshold)
+    update = _updating(potential.shells, evaluate, place, skin)
+    allocate = _allocating(potential, evaluate, place, skin, capacity_multiplier, update)
+    return partition.NeighborListFns(allocate, update), _evaluating(potential.shells, evaluate, params, place, skin)
 
 
-def _evaluating(potential: Potential, default: Any, place: Callable, skin: float) -> Callable:
+def _evaluating(shells: tuple[Shell, ...], evaluate: Evaluator, default: Any, place: Callable, skin: float) -> Callable:
     @jax.jit
     def energy(
         params: PyTree,
@@ -110,9 +122,9 @@ def _evaluating(potential: Potential, default: Any, place: Callable, skin: float
         perturbation: float | Array,
     ) -> Any:
         system = place(position, box, new_box, perturbation)
-        _, system, found = _current(neighbor, system, potential.shells, skin)
-        value = potential.energy(params, system, found)
-        return (value * jnp.where(found.overflow, jnp.nan, 1)).astype(position.dtype)  # a factor: forces are NaN, too
+        lists, system = _current(neighbor, system, shells, evaluate, skin)
+        value, seen = evaluate.energy(params, system, lists, neighbor.shapes)
+        return (value * jnp.where(seen.overflow, jnp.nan, 1)).astype(position.dtype)  # a factor: forces are NaN, too
 
     def energy_fn(
         position: Array,
@@ -128,11 +140,12 @@ def _evaluating(potential: Potential, default: Any, place: Callable, skin: float
     return energy_fn
 
 
-def _updating(shells: tuple[Shell, ...], place: Callable, skin: float) -> Callable:
+def _updating(shells: tuple[Shell, ...], evaluate: Evaluator, place: Callable, skin: float) -> Callable:
     @jax.jit
     def refreshed(position: Array, neighbor: NeighborList, box: Array, new_box: Array | None) -> Any:
-        lists, _, found = _current(neighbor, place(position, box, new_box), shells, skin)
-        full = neighbor.did_buffer_overflow | _full(lists, found, shells, skin)
+        lists, system = _current(neighbor, place(position, box, new_box), shells, evaluate, skin)
+        seen = evaluate.look(lists, jax.lax.stop_gradient(system), neighbor.shapes)
+        full = neighbor.did_buffer_overflow | _full(lists, seen, neighbor.shapes, shells, skin)
         return replace(neighbor, lists=lists, did_buffer_overflow=full)
 
     def update(
@@ -143,7 +156,9 @@ def _updating(shells: tuple[Shell, ...], place: Callable, skin: float) -> Callab
     return update
 
 
-def _allocating(potential: Potential, place: Callable, skin: float, headroom: float, update: Callable) -> Callable:
+def _allocating(
+    potential: Potential, evaluate: Evaluator, place: Callable, skin: float, headroom: float, update: Callable
+) -> Callable:
     shells = potential.shells
 
     def allocate(
@@ -154,9 +169,9 @@ def _allocating(potential: Potential, place: Callable, skin: float, headroom: fl
         if np.linalg.det(system.cell) < 0:
             raise ValueError("The box is left-handed: jax-md takes its volume for negative. Swap two lattice vectors.")
         allocate_neighbors(potential, system)  # names what cannot be evaluated, and what the model drops
-        shapes = _room(grid.shapes(system, shells, skin, headroom, margin=1.02), extra_capacity, shells)
-        lists = verlet.blank(system, shapes.width, jnp.zeros((0, 3), jnp.int32), shells)
-        lists = jax.jit(grid.search, static_argnums=(2, 3, 4))(lists, system, shells, skin, shapes.grid)[0]
+        shapes = _room(evaluate.shapes(system, skin, headroom, margin=1.02), extra_capacity, shells)
+        lists = evaluate.blank(system, shapes)
+        lists = jax.jit(evaluate.search, static_argnums=(2, 3))(lists, system, skin, shapes)[0]
         return NeighborList(lists, jnp.zeros((), bool), shapes, shells, update)
 
     return allocate
@@ -196,9 +211,9 @@ def _columns(box: Array, dtype: DTypeLike | None) -> Float[Array, "3 3"]:
 
 
 def _current(
-    neighbor: NeighborList, system: System, shells: tuple[Shell, ...], skin: float
-) -> tuple[Verlet, System, Neighbors]:
-    """A list that is not stale, the structure in the images of this list, and who is a neighbour there."""
+    neighbor: NeighborList, system: System, shells: tuple[Shell, ...], evaluate: Evaluator, skin: float
+) -> tuple[Any, System]:
+    """A list that is not stale, and the structure in the images of this list."""
     if neighbor.shells != shells:
         raise ValueError(
             f"The neighbour list was allocated for {named(neighbor.shells)}, the potential looks at {named(shells)}. "
@@ -207,14 +222,14 @@ def _current(
     system = _unwrapped(system, neighbor.lists)
     still = jax.lax.stop_gradient(system)
     lists = jax.lax.cond(
-        verlet.is_stale(neighbor.lists, still, shells),
-        lambda: grid.search(neighbor.lists, still, shells, skin, neighbor.shapes.grid)[0],
+        evaluate.is_stale(neighbor.lists, still),
+        lambda: evaluate.search(neighbor.lists, still, skin, neighbor.shapes)[0],
         lambda: neighbor.lists,
     )
-    return lists, system, verlet.narrow(lists, still, shells, neighbor.shapes.capacities)
+    return lists, system
 
 
-def _unwrapped(system: System, lists: Verlet) -> System:
+def _unwrapped(system: System, lists: Any) -> System:
     """The atoms in the images that are nearest to where the list was made: jax-md wraps what leaves the box."""
 
     def along(positions: Array, cell: Array) -> Any:
@@ -225,14 +240,14 @@ def _unwrapped(system: System, lists: Verlet) -> System:
     return system._replace(positions=system.positions - crossed @ system.cell)
 
 
-def _room(shapes: Shapes, extra: int, shells: tuple[Shell, ...]) -> Shapes:
+def _room(shapes: Any, extra: int, shells: tuple[Shell, ...]) -> Any:
     """With slots to spare, and `extra` ones, where the model does not drop what would fill them."""
     wider = [c + 2 * SPARE + extra for c in shapes.capacities]
     wider = [w if s.sel is None else min(w, round_up(s.sel)) for w, s in zip(wider, shells, strict=True)]
     return shapes._replace(capacities=tuple(min(w, wider[0]) for w in wider), width=shapes.width + extra)
 
 
-def _full(lists: Verlet, found: Neighbors, shells: tuple[Shell, ...], skin: float) -> Bool[Array, ""]:
+def _full(lists: Any, seen: Seen, shapes: AnyShapes, shells: tuple[Shell, ...], skin: float) -> Bool[Array, ""]:
     """True if a neighbour is missing, or could soon be, or half of the skin has no room."""
-    missing, _ = verdict(found.found + SPARE, shells, found.capacities)
-    return found.overflow | missing | ~(lists.radius >= shells[0].cutoff + skin / 2)
+    missing, _ = verdict(seen.found + SPARE, shells, shapes.capacities)
+    return seen.overflow | missing | ~(lists.radius >= shells[0].cutoff + skin / 2)
