@@ -177,7 +177,7 @@ def test_many_elements_take_little_memory_and_the_same_accuracy(monkeypatch):
 
 
 NEQUIP = NequIPConfig(
-    rcut=5.0, channels=(6, 4), lmax=2, nlayers=3, embed_dim=3, radial_neuron=(12, 12), avg_n_neighbors=20.0
+    rcut=5.0, channels=(6, 4), lmax=2, nlayers=2, embed_dim=3, radial_neuron=(12, 12), avg_n_neighbors=20.0
 )
 
 
@@ -219,7 +219,7 @@ def test_nequip_with_a_table_is_stored_and_neither_made_twice_nor_nequix(tmp_pat
     lamjax.save(tmp_path / "fast.lamjax", fast, table)
     again, found = lamjax.load(tmp_path / "fast.lamjax", dtype=np.float64)
     assert again == fast and jax.tree.all(jax.tree.map(np.array_equal, found, table))
-    assert "radial" not in table.descriptor["layers"][0] and fast.config.descriptor.table.rank <= 36
+    assert "radial" not in table.descriptor["layers"][0] and fast.config.descriptor.table.rank <= 24
     with pytest.raises(ValueError, match="is a table already"):
         edit.tabulate(fast, table)
     with pytest.raises(ValueError, match="cannot hold .*radial nets as a table"):
