@@ -1,6 +1,6 @@
-"""Energy, forces and stress of silicon with Nequix's weights: lamjax, the same with a table, and the original code.
+"""Energy, forces and stress of silicon with Nequix's weights: lamjax, and the original code.
 
-    python -m benchmarks.nequip weights.nqx                    # lamjax, and with a table
+    python -m benchmarks.nequip weights.nqx
     ORIGINAL/bin/python benchmarks/nequip.py weights.nqx --original   # in an environment that has nequix
 
 One line a size: processor time and wall time of a call through ASE, neighbour list included, medians over the calls
@@ -27,9 +27,7 @@ def calculators(weights: str, original: bool) -> dict[str, Any]:
         return {"nequix": NequixCalculator(model_path=weights, backend="jax", use_kernel=False)}
     import lamjax
 
-    model = lamjax.load(weights)
-    models = {"lamjax": model, "lamjax, table": lamjax.edit.tabulate(*model)}
-    return {name: lamjax.Calculator(pair) for name, pair in models.items()}
+    return {"lamjax": lamjax.Calculator(weights, dtype="float32")}
 
 
 def measured(calculator: Any, repeat: int) -> tuple[float, float, float]:

@@ -14,9 +14,8 @@ import numpy as np
 from jaxtyping import Array
 
 from lamjax.arguments import expect
-from lamjax.descriptors import NequIPConfig, repinit
+from lamjax.descriptors import repinit
 from lamjax.descriptors.base import type_embedding, type_inputs
-from lamjax.descriptors.nequip import tabulate as tabulate_nequip
 from lamjax.heads import EnergyHeadConfig, energy_head
 from lamjax.potential import (
     Params,
@@ -156,10 +155,9 @@ def interpolate(potential: Potential, params: Params, other: Params, share: floa
 def tabulate(
     potential: Potential, params: Params, closest: float = 0.5, tolerance: float = 1e-8
 ) -> tuple[Potential, Params]:
-    """The model with its radial net (repinit, all of DPA-1, NequIP's) as a table: the same to `tolerance`, faster.
+    """The model with its radial net (repinit, or all of DPA-1) as a table: the same numbers to `tolerance`, faster.
 
     `closest` (Å) is where the table ends: atoms nearer than that give NaN, which calculator and commands report.
-    NequIP's goes down to 0.
     `tolerance` is relative, of the net and, ten times it, of its slope. For evaluation: the second derivative of a
     cubic spline jumps, and no net is left to train. Of 23 elements it takes seconds, of 89 about a minute and 1 GB:
     restrict them first where fewer are enough.
@@ -171,28 +169,21 @@ def tabulate(
     descriptor = config.descriptor
     if not hasattr(descriptor, "with_table"):
         raise ValueError(f"A {descriptor.type} model has no radial net that a table could replace. Use it as it is.")
-    if descriptor.table is not None:
+    block = descriptor.repinit
+    if block.table is not None:
         raise ValueError("The radial net of this model is a table already.")
-    dtype = network_dtype(params)
     with jax.enable_x64(True):
         exact = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params.descriptor)
-        if isinstance(descriptor, NequIPConfig):
-            table, found = tabulate_nequip(exact, descriptor, tolerance)
-        else:
-            table, found = _repinit_table(config, exact, closest, tolerance)
-    changed = jax.tree.map(lambda x: jnp.asarray(x, dtype), found)
-    if "repinit" in params.descriptor:
-        changed = {"repinit": {**changed, "statistics": params.descriptor["repinit"]["statistics"]}}
-    new_params = params._replace(descriptor={**params.descriptor, **changed})
+        inputs = type_inputs(config.elements, descriptor.use_econf_tebd)
+        embedding = type_embedding(exact["type_embedding"], inputs)
+        table, nets = repinit.tabulate(
+            exact["repinit"], block, descriptor.smooth, embedding, descriptor.env_protection, closest, tolerance
+        )
+    dtype = params.descriptor["type_embedding"]["w"].dtype
+    new_block = {name: jnp.asarray(x, dtype) for name, x in nets.items()}
+    new_block["statistics"] = params.descriptor["repinit"]["statistics"]
+    new_params = params._replace(descriptor={**params.descriptor, "repinit": new_block})
     return build(replace(config, descriptor=descriptor.with_table(table)), potential.head), new_params
-
-
-def _repinit_table(config: PotentialConfig, exact: Any, closest: float, tolerance: float) -> tuple[Any, Any]:
-    """Config and numbers of a table in the place of repinit's net."""
-    descriptor: Any = config.descriptor
-    embedding = type_embedding(exact["type_embedding"], type_inputs(config.elements, descriptor.use_econf_tebd))
-    block, protection = descriptor.repinit, descriptor.env_protection
-    return repinit.tabulate(exact["repinit"], block, descriptor.smooth, embedding, protection, closest, tolerance)
 
 
 def _with_types(

@@ -1,6 +1,5 @@
 """The radial net as a table: the same numbers, and what is out of its range is seen."""
 
-import dataclasses
 import functools
 import itertools
 import tracemalloc
@@ -12,12 +11,10 @@ import numpy as np
 import pytest
 
 import lamjax
-from lamjax import edit, pytree
-from lamjax.descriptors import DPA1Config, NequIPConfig, tabulation
+from lamjax import edit
+from lamjax.descriptors import DPA1Config, tabulation
 from lamjax.heads import EnergyHeadConfig
-from lamjax.interop import nequix
 from lamjax.interop.deepmd import write
-from lamjax.neighbors import Shell, host_neighbors
 from lamjax.potential import CheckpointError, cast_params
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -174,55 +171,3 @@ def test_many_elements_take_little_memory_and_the_same_accuracy(monkeypatch):
     exact, found = predict(potential, params, system), predict(*table, system)
     assert np.abs(exact.forces).max() > 1e-3
     assert np.abs(exact.forces - found.forces).max() < 1e-6
-
-
-NEQUIP = NequIPConfig(
-    rcut=5.0, channels=(6, 4), lmax=2, nlayers=2, embed_dim=3, radial_neuron=(12, 12), avg_n_neighbors=20.0
-)
-
-
-def nequip(**changes):
-    """A random NequIP of three elements, and the same with a table."""
-    config = lamjax.PotentialConfig(("O", "Al", "Cu"), dataclasses.replace(NEQUIP, **changes))
-    potential = lamjax.build(config)
-    params = potential.init(jax.random.key(1), np.float64)
-    return (potential, params), edit.tabulate(potential, params)
-
-
-def compound() -> lamjax.System:
-    """Fifteen atoms of three elements in a skewed cell, some very near each other."""
-    rng = np.random.default_rng(5)
-    cell = 6.5 * np.eye(3) + rng.normal(size=(3, 3))
-    numbers = rng.choice([8, 13, 29], 15).astype(np.int32)
-    return lamjax.System(rng.uniform(size=(15, 3)) @ cell, numbers, cell, np.full(3, True))
-
-
-@pytest.mark.parametrize("changes", [{}, {"radial_neuron": ()}, {"exclude_types": ((0, 1),), "layer_norm": False}])
-def test_nequip_is_the_same_with_a_table(changes):
-    """At all distances from 0.1 Å; what a list with a skin holds beyond the cutoff counts for nothing."""
-    (potential, params), (fast, table) = nequip(**changes)
-    system = compound()
-    exact, found = predict(potential, params, system), predict(fast, table, system)
-    scale = np.abs(exact.forces).max()
-    assert scale > 1e-3 and np.ptp(exact.atomic_energies) > 1e-3
-    for part, limit in (("energy", 1e-7), ("forces", 1e-6), ("virial", 1e-5), ("atomic_energies", 1e-7)):
-        size = max(1.0, float(np.abs(getattr(exact, part)).max()))
-        assert np.abs(getattr(exact, part) - getattr(found, part)).max() < limit * size, part
-    wide = host_neighbors(system, (Shell(6.0, None),), (120,))
-    again = fast.atomic_energies(table, system, wide)
-    np.testing.assert_allclose(again, found.atomic_energies, rtol=0, atol=1e-12)
-    assert pytest.approx(0, abs=1e-7) == np.abs(potential.atomic_energies(params, system, wide) - again).max()
-
-
-def test_nequip_with_a_table_is_stored_and_neither_made_twice_nor_nequix(tmp_path):
-    _, (fast, table) = nequip()
-    lamjax.save(tmp_path / "fast.lamjax", fast, table)
-    again, found = lamjax.load(tmp_path / "fast.lamjax", dtype=np.float64)
-    assert again == fast and jax.tree.all(jax.tree.map(np.array_equal, found, table))
-    assert "radial" not in table.descriptor["layers"][0] and fast.config.descriptor.table.rank <= 24
-    with pytest.raises(ValueError, match="is a table already"):
-        edit.tabulate(fast, table)
-    with pytest.raises(ValueError, match="cannot hold .*radial nets as a table"):
-        nequix.write(fast.config, table, "Default")
-    single = predict(fast, cast_params(table, np.float32), pytree.cast(compound(), np.float32))
-    assert np.isfinite(single.forces).all()

@@ -7,8 +7,6 @@ atom are arrays (2l+1, channels) for l = 0, 1, 2, ..., components in e3nn's orde
 import functools
 import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
@@ -20,16 +18,13 @@ from pydantic import Field
 
 from lamjax import imports, nn, numerics
 from lamjax.config import configuration
-from lamjax.descriptors import tabulation
 from lamjax.descriptors.base import Descriptor, allowed_pairs, mask_excluded
 from lamjax.descriptors.environment import Block
-from lamjax.descriptors.tabulation import TableConfig
 from lamjax.factories import factory
 from lamjax.neighbors import Neighbors, Shell
 
 SILU = 0.5964586854233045  # sqrt(E[silu(x)²]), x ~ N(0, 1), as a mean over 1,000,001 quantiles (e3nn-jax's constant)
 EPS = 1e-12  # of the layer norm
-PLACES = 1000  # distances at which a table is compared with the nets
 
 Features = tuple[Float[Array, "n_atoms _ _"], ...]  # for each l: (n_atoms, 2l+1, channels)
 
@@ -53,9 +48,6 @@ class NequIPConfig:
     scale: Annotated[float, Field(description="of the last layer's scalars over the root of their number")] = 1.0
     layer_norm: bool = True
     exclude_types: tuple[tuple[int, int], ...] = ()
-    table: Annotated[
-        TableConfig | None, Field(description="the radial nets as a table, see `edit.tabulate`; not for training")
-    ] = None
 
     def __post_init__(self) -> None:
         if not self.channels:
@@ -89,9 +81,10 @@ class NequIPConfig:
         """The parameters with a row for each element."""
         return "species"
 
-    def with_table(self, table: TableConfig) -> "NequIPConfig":
-        """The same with the radial nets as a table."""
-        return replace(self, table=table)
+    @property
+    def table(self) -> None:
+        """There is no table for the radial nets."""
+        return None
 
     @property
     def use_econf_tebd(self) -> bool:
@@ -145,7 +138,7 @@ class Edges(NamedTuple):
     """What the layers know of the neighbours."""
 
     indices: Int[Array, "n_atoms capacity"]
-    basis: Float[Array, "n_atoms capacity n_basis"]  # times the cutoff function, or the table's; 0 for empty slots
+    basis: Float[Array, "n_atoms capacity n_basis"]  # times the cutoff function; 0 for empty slots
     harmonics: Float[Array, "n_atoms capacity (lmax+1)²"]
 
 
@@ -208,8 +201,7 @@ def _init(key: Array, config: NequIPConfig, n_types: int, dtype: DTypeLike | Non
     """Weights of variance 1 where sums are divided by the root of their number, 4/n in the radial nets."""
     keys = nn.split(key, config.nlayers + 2)
     sizes = layers(config)
-    table = {} if config.table is None else {"spline": jnp.zeros((config.table.intervals, 4, config.table.rank), dtype)}
-    return table | {
+    return {
         "species": {
             "w": nn.normal(keys[0], (n_types, config.embed_dim), dtype),
             "skip": nn.normal(keys[1], (n_types, sizes[0].raw[0]), dtype),
@@ -226,17 +218,13 @@ def _layer_init(
 ) -> dict[str, Any]:
     keys = iter(nn.split(key, 3 * 8 + len(config.radial_neuron) + 1))
     widths = (config.radial_basis, *config.radial_neuron, layer.n_radial)
-    radial = [
-        nn.normal(next(keys), (n, m), dtype) * np.asarray(2 / n**0.5, dtype)
-        for n, m in zip(widths[:-1], widths[1:], strict=True)
-    ]
-    params: dict[str, Any] = {
+    params = {
+        "radial": [
+            nn.normal(next(keys), (n, m), dtype) * np.asarray(2 / n**0.5, dtype)
+            for n, m in zip(widths[:-1], widths[1:], strict=True)
+        ],
         "gather": [nn.normal(next(keys), (n, m), dtype) for n, m in zip(layer.gathered, layer.raw, strict=True)],
     }
-    if config.table is None:
-        params["radial"] = radial
-    else:  # made from trained nets by `edit.tabulate`
-        params["coefficients"] = jnp.zeros((config.table.rank, layer.n_radial), dtype)
     if not is_first:
         params["send"] = [nn.normal(next(keys), (n, n), dtype) for n in layer.inputs]
         params["skip"] = [nn.normal(next(keys), (n, m), dtype) for n, m in zip(layer.inputs, layer.raw, strict=False)]
@@ -249,8 +237,7 @@ def _apply(
     params: PyTree, config: NequIPConfig, n_types: int, types: Array, neighbors: Neighbors, displacements: Array
 ) -> Array:
     allowed = allowed_pairs(config.exclude_types, n_types)
-    mask = mask_excluded(neighbors.mask, types, neighbors.indices, allowed)
-    edges = _edges(config, params.get("spline"), neighbors, mask, displacements)
+    edges = _edges(config, neighbors, mask_excluded(neighbors.mask, types, neighbors.indices, allowed), displacements)
     kind = jnp.minimum(types, n_types - 1)  # padding is taken for some element; nobody sees it
     root = math.sqrt(config.embed_dim)
     sent = (params["species"]["w"][kind][:, None] / root,)
@@ -263,25 +250,14 @@ def _apply(
     return config.scale / math.sqrt(config.width) * h[0][:, 0]
 
 
-def _edges(
-    config: NequIPConfig, spline: Any, neighbors: Neighbors, mask: Bool[Array, "n_atoms capacity"], d: Array
-) -> Edges:
-    """What the radial weights are made of at every distance, and the spherical harmonics of the directions."""
+def _edges(config: NequIPConfig, neighbors: Neighbors, mask: Bool[Array, "n_atoms capacity"], d: Array) -> Edges:
+    """Radial basis b_n(d) f(d), b_n = (2/rc) sin(n pi d/rc)/d, and the spherical harmonics of the directions."""
     r = numerics.safe_norm(d, keepdims=True)
     r = jnp.where(r > 0, r, 1)
-    if config.table is None:
-        basis = _radial_basis(config, r)
-    else:
-        basis = tabulation.evaluate(spline, config.table, jnp.minimum(r[..., 0], config.rcut))
-        mask = mask & (r[..., 0] < config.rcut)
-    return Edges(neighbors.indices, basis * mask[..., None], spherical_harmonics(config.lmax, d / r))
-
-
-def _radial_basis(config: NequIPConfig, r: Float[Array, "*batch 1"]) -> Float[Array, "*batch n_basis"]:
-    """b_n(r) f(r), b_n = (2/rc) sin(n pi r/rc)/r, which is (2/rc) n pi/rc at r = 0."""
-    k = jnp.arange(1, config.radial_basis + 1, dtype=r.dtype) * (math.pi / config.rcut)
-    safe = jnp.where(r > 0, r, 1)
-    return 2 / config.rcut * jnp.where(r > 0, jnp.sin(k * safe) / safe, k) * _cutoff(config, r)
+    n = jnp.arange(1, config.radial_basis + 1, dtype=d.dtype)
+    waves = 2 / config.rcut * jnp.sin(n * (math.pi / config.rcut) * r) / r
+    basis = waves * _cutoff(config, r) * mask[..., None]
+    return Edges(neighbors.indices, basis, spherical_harmonics(config.lmax, d / r))
 
 
 def _cutoff(config: NequIPConfig, r: Array) -> Array:
@@ -295,7 +271,7 @@ def _layer(
     config: NequIPConfig, layer: Layer, params: PyTree, edges: Edges, sent: Features, kept: Features
 ) -> Features:
     """Messages summed over the neighbours, mixed, added to what is kept, normalised and gated."""
-    total = _gathered(config, layer, params, edges, sent)
+    total = _gathered(config, layer, params["radial"], edges, sent)
     z = list(_linear(params["gather"], total))
     for k, x in enumerate(kept):
         z[k] = z[k] + x if k < len(z) else z[k]
@@ -307,19 +283,12 @@ def _layer(
     return (scalars, *(gate * x for gate, x in zip(parts, z[1:], strict=True)))
 
 
-def _hidden(radial: Sequence[Array], basis: Float[Array, "*batch n_basis"]) -> Float[Array, "*batch n_hidden"]:
-    """A radial net without its last layer."""
-    for w in radial[:-1]:
-        basis = jax.nn.silu(nn.linear({"w": w}, basis))
-    return basis
-
-
-def _gathered(config: NequIPConfig, layer: Layer, params: PyTree, edges: Edges, sent: Features) -> Features:
+def _gathered(config: NequIPConfig, layer: Layer, radial: Any, edges: Edges, sent: Features) -> Features:
     """Σ_j R(r_ij) C m_j Y(r_ij) over the neighbours by path, the paths to one l behind one another."""
-    if config.table is None:
-        weights = nn.linear({"w": params["radial"][-1]}, _hidden(params["radial"], edges.basis))
-    else:
-        weights = nn.linear({"w": params["coefficients"]}, edges.basis)
+    weights = edges.basis
+    for w in radial[:-1]:
+        weights = jax.nn.silu(nn.linear({"w": w}, weights))
+    weights = nn.linear({"w": radial[-1]}, weights)
     senders = [x[edges.indices] for x in sent]  # (n_atoms, capacity, 2a+1, channels)
     found: list[list] = [[] for _ in layer.outputs]
     for path in layer.paths:
@@ -345,35 +314,3 @@ def _layer_norm(gamma: Array, z: list) -> list:
 
 def _silu(x: Array) -> Array:
     return jax.nn.silu(x) / SILU
-
-
-def tabulate(params: PyTree, config: NequIPConfig, tolerance: float) -> tuple[TableConfig, dict[str, Any]]:
-    """Config, and parameters that change, with the radial nets of all layers as R(r) = U(r) C, U splines they share.
-
-    What goes into the last layers of the nets is tabulated, from r = 0 to the cutoff; C holds those last layers. The
-    error of R is at most `tolerance`, relative to the largest of its layer. Needs x64. Raises ValueError if it is more.
-    """
-    nets = [layer["radial"] for layer in params["layers"]]
-
-    def hidden(r: Array, centre: Array, neighbor: Array) -> Array:
-        basis = _radial_basis(config, r[:, None])
-        return jnp.concatenate([_hidden(net, basis) for net in nets], axis=-1)[:, None]
-
-    places = jnp.linspace(0, config.rcut, PLACES)
-    basis = _radial_basis(config, places[:, None])
-    exact = [_hidden(net, basis) @ net[-1] for net in nets]
-    for tighter in (1, 0.1, 0.01):
-        table, numbers = tabulation.tabulate(hidden, 1, config.rcut, 0.0, tighter * tolerance)
-        ends = np.cumsum([len(net[-1]) for net in nets])[:-1]
-        parts = np.split(numbers["coefficients"][0, 0, 0], ends, axis=-1)
-        coefficients = [part @ np.asarray(net[-1]) for part, net in zip(parts, nets, strict=True)]
-        u = tabulation.evaluate(jnp.asarray(numbers["spline"]), table, places)
-        errors = [
-            float(jnp.max(abs(u @ c - x)) / jnp.maximum(jnp.max(abs(x)), 1e-300))
-            for c, x in zip(coefficients, exact, strict=True)
-        ]
-        if max(errors) <= tolerance:
-            others = [{k: x for k, x in layer.items() if k != "radial"} for layer in params["layers"]]
-            made = [layer | {"coefficients": c} for layer, c in zip(others, coefficients, strict=True)]
-            return table, {"spline": numbers["spline"], "layers": made}
-    raise ValueError(f"The radial nets as a table are off by {max(errors):.1e}, more than {tolerance:.1e}.")

@@ -37,11 +37,7 @@ class TableConfig:
     rank: Annotated[int, Field(description="functions U_k")]
     intervals: Annotated[int, Field(description="of the splines, equal in x")]
     x_max: Annotated[
-        float,
-        Field(
-            description="1/Å, end of the table; beyond it (atoms closer than `closest`) the result is NaN. Of "
-            "NequIP the cutoff, Å"
-        ),
+        float, Field(description="1/Å, end of the table; beyond it (atoms closer than `closest`) the result is NaN")
     ]
     closest: Annotated[float, Field(description="Å")]
     parts: Annotated[int, Field(description="2 where the part of the types is multiplied by the switch")] = 1
@@ -67,7 +63,7 @@ def contract(
 
     def neighbours(types: Array, centre: Array, neighbor_types: Array, env: Environment) -> Array:
         mean, stddev = per_atom(statistics, types)
-        basis = evaluate(params["spline"], table, env.matrix[..., 0] * stddev[:, :1] + mean[:, :1])
+        basis = _evaluate(params["spline"], table, env.matrix[..., 0] * stddev[:, :1] + mean[:, :1])
         weights = jnp.stack([jnp.ones_like(env.switch), env.switch], axis=-1)[..., :parts]
         of_type = jax.nn.one_hot(neighbor_types, n_types, dtype=basis.dtype)
         rows = env.matrix[..., None, None] * weights[:, :, None, :, None] * of_type[:, :, None, None, :]
@@ -87,7 +83,7 @@ def contract(
     return total
 
 
-def evaluate(spline: Array, table: TableConfig, x: Array) -> Array:
+def _evaluate(spline: Array, table: TableConfig, x: Array) -> Array:
     """U(x) (..., rank); NaN beyond the end of the table."""
     t = x * (table.intervals / table.x_max)
     interval = jnp.clip(jnp.floor(t), 0, table.intervals - 1).astype(jnp.int32)

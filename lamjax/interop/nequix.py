@@ -194,8 +194,6 @@ def _check(config: PotentialConfig, head: EnergyHeadConfig) -> None:
         what = (
             f"an embedding of {descriptor.embed_dim} numbers for {len(config.elements)} elements (they must be equal)"
         )
-    elif descriptor.table is not None:
-        what = "radial nets as a table, only the nets themselves"
     elif not descriptor.layer_norm or descriptor.exclude_types or config.pair_exclude_types:
         what = "a model without layer norm or with excluded pairs"
     elif len(set(descriptor.radial_neuron)) > 1:
