@@ -137,6 +137,7 @@ def set_bias(
     With `predicted` (n_frames,) total energies, the present bias is shifted by the fit of label minus prediction.
     """
     _require_head(potential)
+    check_frames(frames, "energy_bias")
     head = params.heads[potential.head]
     if "statistics" not in head:
         raise ValueError(
