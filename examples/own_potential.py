@@ -1,6 +1,8 @@
 """A potential of your own: Mie's, of repulsion r⁻ⁿ and attraction r⁻ᵐ between all pairs (Ann. Phys. 316, 657, 1903).
 
-It relaxes, trains, simulates and goes into the calculator as any other.
+It relaxes, trains, simulates and goes into the calculator as any other; commands take it by the name of a function:
+
+    PYTHONPATH=examples lamjax relax --potential own_potential:mie_of,n=12,m=6 clusters.xyz
 """
 
 import jax.numpy as jnp
@@ -29,3 +31,8 @@ def atomic_energies(params, system, nbrs):
 
 
 mie = lamjax.Potential("mie", (Shell(CUTOFF),), init, atomic_energies)
+
+
+def mie_of(n=9.0, m=5.0):
+    """The potential with parameters of other exponents: what commands and files call `own_potential:mie_of,n=12`."""
+    return mie, init() | {"n": jnp.asarray(float(n)), "m": jnp.asarray(float(m))}

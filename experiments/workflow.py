@@ -2,6 +2,7 @@
 
 import argparse
 import gzip
+import hashlib
 import json
 import os
 import platform
@@ -318,6 +319,14 @@ def once(path: Path, make: Callable[[], dict[str, Any]]) -> None:
             console.print(f"finished {path}", soft_wrap=True)
 
 
+def restore(runs: Iterable[dict[str, Any]], folder: Path, name: Callable[[dict[str, Any]], str]) -> None:
+    """Write the results of runs that were reported before as if they had been made here; what is there stays."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for one in runs:
+        if not (file := folder / f"{name(one)}.json").is_file():
+            checkpoints.write_atomically(file, json.dumps(one, indent=1).encode())
+
+
 def collect(folder: Path, names: Iterable[str]) -> list[dict[str, Any]] | None:
     """The results of all these runs, or None (and a line that says so) as long as some are not finished."""
     missing = [name for name in names if not (folder / f"{name}.json").is_file()]
@@ -325,6 +334,11 @@ def collect(folder: Path, names: Iterable[str]) -> list[dict[str, Any]] | None:
         console.print(f"{folder}: {len(missing)} runs are not finished, no report yet: {', '.join(missing[:6])} ...")
         return None
     return [json.loads((folder / f"{name}.json").read_text()) for name in names]
+
+
+def digest(path: str | Path) -> str:
+    """The SHA-256 of a file."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def facts(command: str, seconds: float) -> dict[str, Any]:

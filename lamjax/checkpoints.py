@@ -1,8 +1,9 @@
 """Models in and out of files: lamjax's one-file bundle, and whatever else `load` can open, told apart by content."""
 
 import difflib
+import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,10 +13,11 @@ import numpy as np
 from jax.typing import DTypeLike
 from pydantic import ValidationError
 
+from lamjax import imported, pytree
 from lamjax import potential as potentials
-from lamjax import pytree
 from lamjax.arguments import ArgumentError, describe, expect
 from lamjax.files import write_atomically as write_atomically
+from lamjax.imported import FactoryConfig
 from lamjax.interop import nequix
 from lamjax.interop.deepmd import checkpoint as deepmd
 from lamjax.potential import CheckpointError, Params, Potential, PotentialConfig
@@ -23,6 +25,7 @@ from lamjax.potential import CheckpointError, Params, Potential, PotentialConfig
 STRUCTURES = (".extxyz", ".xyz", ".extxyz.gz", ".xyz.gz", ".traj", ".cif", ".vasp", ".h5", "POSCAR", "OUTCAR")
 MODELS = (".lamjax", ".pt", ".dp", ".yaml")
 MAGIC = b"lamjax bundle 1\n"
+FACTORY = "factory"  # in the place of a config, where the potential is of one's own
 CARD_HEAD = "default head"  # a card's word for the head that is meant where none is named
 SHIPPED = Path(__file__).parent / "assets" / "models"  # bundles that come with the package
 
@@ -30,7 +33,7 @@ SHIPPED = Path(__file__).parent / "assets" / "models"  # bundles that come with 
 class Stored(NamedTuple):
     """What a model file holds."""
 
-    config: PotentialConfig
+    config: PotentialConfig | FactoryConfig
     params: Params  # numpy, in the file's precision
     card: dict[str, Any]  # facts that were saved with a bundle
     kind: str  # "lamjax bundle", "DeePMD-kit .pt"
@@ -53,37 +56,69 @@ def save(path: str | Path, potential: Potential, params: Params, card: dict[str,
     expect(path, (str, Path), "save takes the name of a file first", order)
     if not hasattr(potential, "config"):
         raise ArgumentError(f"save takes a potential second, got {describe(potential)}. {order}")
-    if not isinstance(potential.config, PotentialConfig):
+    if not isinstance(potential.config, PotentialConfig | FactoryConfig):
         raise CheckpointError(
-            f"A {type(potential.config).__name__} potential has no bundle; only models of `build` do."
+            f"The potential {potential.config!s} does not say where its code is, which a file must. Name the function "
+            "that makes it: potential, params = lamjax.load('package.module:factory'); then params with your numbers "
+            "in the place of params.descriptor can be saved."
         )
     expect(params, Params, "save takes the parameters of a potential third", order)
-    potentials.check_structure(potential.config, params)
-    state = flax.serialization.to_state_dict(jax.tree.map(np.asarray, params._asdict()))
     chosen = {CARD_HEAD: potential.head} if len(potential.config.heads) > 1 and potential.head else {}
-    content = {"config": potentials.to_json(potential.config), "params": state, "card": chosen | (card or {})}
+    content = {**_stated(potential, params), "card": chosen | (card or {})}
     write_atomically(path, MAGIC + flax.serialization.msgpack_serialize(content))
 
 
+def _stated(potential: Potential, params: Params) -> dict[str, Any]:
+    """Config and parameters as a bundle holds them; of a potential of one's own the name of its function."""
+    if isinstance(potential.config, FactoryConfig):
+        potentials.check_form(imported.first_params(potential.config), params)
+        flat = jax.tree_util.tree_flatten_with_path(params.descriptor)[0]
+        return {
+            FACTORY: {"name": potential.config.factory, "options": potential.config.options},
+            "params": {pytree.path_name(path): np.asarray(leaf) for path, leaf in flat},
+        }
+    potentials.check_structure(potential.config, params)
+    state = flax.serialization.to_state_dict(jax.tree.map(np.asarray, params._asdict()))
+    return {"config": potentials.to_json(potential.config), "params": state}
+
+
 def load(
-    path: str | Path, head: str | None = None, dtype: DTypeLike | None = None, elements: Mapping[str, str] | None = None
+    path: str | Path,
+    head: str | None = None,
+    dtype: DTypeLike | None = None,
+    elements: Mapping[str, str] | None = None,
+    trust: str | Sequence[str] = (),
 ) -> tuple[Potential, Params]:
     """The potential and parameters of a lamjax bundle or a DeePMD-kit model: `.dp`, `.yaml`, `.pt`, `.pth`, `.pt2`.
 
-    `path` is a file, or the name of a model that comes with lamjax (`shipped`), as in `load("small")`.
+    `path` is a file, the name of a model that comes with lamjax (`shipped`), as in `load("small")`, or a function of
+    your own that makes a potential, with its options: `load("package.module:factory,depth=0.5")`.
     `head` chooses whose energy is meant where there are several (default: the card's "default head"); `dtype` defaults
     to jax's default float; `elements` says which element a type of DeePMD-kit's is whose name is none, as in
     {"OW": "O"}.
+    `trust` names a function of which a file may hold the parameters, "package.module:factory": it is imported then.
     Raises FileNotFoundError, or CheckpointError that says what was found; ValueError listing the heads for a wrong one.
-    Nothing of the file is executed.
+    Nothing of the file is executed, and no function is imported that you have not named.
     """
-    stored = read(path, head, elements)
+    stored = read(path, head, elements, trust)
     chosen = stored.default_head if head is None else head
-    return potentials.build(stored.config, chosen), potentials.cast_params(stored.params, dtype)
+    params = potentials.cast_params(stored.params, dtype)
+    if isinstance(stored.config, FactoryConfig):
+        return potentials.select(imported.potential_of(stored.config), str(chosen)), params
+    return potentials.build(stored.config, chosen), params
 
 
-def read(path: str | Path, head: str | None = None, elements: Mapping[str, str] | None = None) -> Stored:
+def read(
+    path: str | Path,
+    head: str | None = None,
+    elements: Mapping[str, str] | None = None,
+    trust: str | Sequence[str] = (),
+) -> Stored:
     """What a model file holds, in the precision of the file; arguments, files and errors are those of `load`."""
+    imported.trust([trust] if isinstance(trust, str) else trust)
+    if is_function(path):
+        config = imported.parse(str(path))
+        return Stored(config, imported.first_params(config), {}, "function")
     path = locate(path)
     if is_bundle(path):
         if elements:
@@ -102,6 +137,20 @@ def read(path: str | Path, head: str | None = None, elements: Mapping[str, str] 
     )
 
 
+def is_function(path: str | Path) -> bool:
+    """True if a model is named as a function that makes it, package.module:factory; a file of that name comes first."""
+    return isinstance(path, str | Path) and imported.is_factory(str(path)) and not Path(path).exists()
+
+
+def check_config(config: PotentialConfig | FactoryConfig, path: str | Path, what: str) -> None:
+    """CheckpointError for a potential of one's own, where `what` works on descriptor and heads."""
+    if not isinstance(config, PotentialConfig):
+        raise CheckpointError(
+            f"{path} is a potential of your own ({config}), which has no descriptor and no heads to work on: {what} is "
+            "for models with a config."
+        )
+
+
 def is_bundle(path: str | Path) -> bool:
     """True if the file (or the model of that name) begins as a lamjax bundle does."""
     with open(locate(path), "rb") as file:
@@ -111,31 +160,55 @@ def is_bundle(path: str | Path) -> bool:
 def _read_bundle(path: Path) -> Stored:
     try:
         content: Any = flax.serialization.msgpack_restore(path.read_bytes()[len(MAGIC) :])
-        config = potentials.from_json(content["config"])
+        own = _own_config(content) if FACTORY in content else None
+    except Exception as error:  # msgpack raises many kinds for a damaged file
+        raise CheckpointError(_damaged(path, error)) from error
+    if own is not None:
+        imported.check_trusted(own, path)  # before anything is imported
+    try:
+        config: Any = potentials.from_json(content["config"]) if own is None else own
         params = _restore(config, content["params"])
     except ValidationError as error:
         raise CheckpointError(f"{path}: the config is not one that this version of lamjax knows:\n{error}") from error
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    except Exception as error:  # msgpack and flax raise many kinds for a damaged file
-        raise CheckpointError(
-            f"{path}: the bundle is damaged or truncated ({type(error).__name__}: {error})."
-        ) from error
+    except imported.FactoryError as error:
+        raise CheckpointError(f"{path} holds the parameters of {config}. {error}") from error
+    except Exception as error:  # flax raises many kinds for a damaged file
+        raise CheckpointError(_damaged(path, error)) from error
     return Stored(config, params, content["card"], "lamjax bundle")
 
 
-def _restore(config: PotentialConfig, state: dict) -> Params:
+def _damaged(path: Path, error: Exception) -> str:
+    return f"{path}: the bundle is damaged or truncated ({type(error).__name__}: {error})."
+
+
+def _own_config(content: dict) -> FactoryConfig:
+    said = content[FACTORY]
+    return FactoryConfig(str(said["name"]), json.dumps(json.loads(said["options"]), sort_keys=True))
+
+
+def _restore(config: Any, state: dict) -> Params:
     """Dicts with numbered keys become the lists that the model's own structure has; shapes are checked."""
-    template = jax.eval_shape(potentials.build(config).init, jax.random.key(0))
+    if isinstance(config, FactoryConfig):
+        first = imported.first_params(config)
+        params = first._replace(descriptor=_filled(first.descriptor, state))
+        potentials.check_form(first, params)
+        return params
+    params = _filled(jax.eval_shape(potentials.build(config).init, jax.random.key(0)), state)
+    potentials.check_structure(config, params)
+    return params
+
+
+def _filled(template: Any, state: dict) -> Any:
+    """The tree of the template with the numbers of the state; CheckpointError for names that are not in both."""
     flat = {pytree.path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]}
     names = [pytree.path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(template)[0]]
     if missing := sorted(set(names) - flat.keys()):
         raise CheckpointError(f"parameters are missing: {', '.join(missing)}.")
     if unused := sorted(flat.keys() - set(names)):
         raise CheckpointError(f"parameters are unused: {', '.join(unused)}.")
-    params = jax.tree.unflatten(jax.tree.structure(template), [flat[name] for name in names])
-    potentials.check_structure(config, params)
-    return params
+    return jax.tree.unflatten(jax.tree.structure(template), [flat[name] for name in names])
 
 
 def shipped() -> tuple[str, ...]:

@@ -1,11 +1,48 @@
-"""Imports that would take seconds, made short."""
+"""Imports of what a user names, and imports that would take seconds, made short."""
 
+import difflib
+import functools
 import importlib.util
+import re
 import sys
 from importlib.machinery import PathFinder
 from types import ModuleType
+from typing import Any
 
 SELDOM = ("energy", "nn", "rigid_body", "elasticity")  # of jax-md, loaded when someone asks for something in them
+NAMED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")  # package.module:name
+FAILURES = (Exception, SystemExit)  # importing runs code, which may fail in any way, and end the process
+
+
+def is_named(name: str) -> bool:
+    """Whether it is "package.module:name"."""
+    return NAMED.fullmatch(name) is not None
+
+
+def named(name: str, what: str) -> Any:
+    """The object called "package.module:name"; ValueError, beginning with `what` it is, where it cannot be imported.
+
+    Only a name that the user gives may come here, or one from a file that the user has consented to: importing runs
+    the module's code.
+    """
+    module, _, path = name.partition(":")
+    try:
+        place = importlib.import_module(module)
+    except FAILURES as error:
+        raise ValueError(
+            f"{what}: {name!r} cannot be imported ({type(error).__name__}: {error}). Install its package into "
+            "this environment; of a file of your own put the folder on PYTHONPATH."
+        ) from error
+    try:
+        return functools.reduce(getattr, path.split("."), place)
+    except AttributeError:
+        close = difflib.get_close_matches(path, dir(place), n=3)
+        hint = f"Did you mean {' or '.join(close)}?" if close else f"It has: {', '.join(_public(place))}."
+        raise ValueError(f"{what}: the module {module} has no {path!r}. {hint}") from None
+
+
+def _public(place: Any) -> list[str]:
+    return sorted(key for key, value in vars(place).items() if callable(value) and not key.startswith("_"))[:20]
 
 
 def e3nn() -> ModuleType:

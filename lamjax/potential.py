@@ -231,6 +231,9 @@ def check_potential(potential: Any, function: str) -> None:
 def select(potential: Potential, head: str) -> Potential:
     """The same model with the energy of another head."""
     check_potential(potential, "select")
+    if not isinstance(potential.config, PotentialConfig):  # of one's own, with one energy
+        _require_head(head, (potential.head or DEFAULT_HEAD,))
+        return potential
     return build(potential.config, head)
 
 
@@ -346,6 +349,8 @@ def cast_params(params: Params, dtype: DTypeLike | None = None) -> Params:
     dtype = jnp.zeros((), float).dtype if dtype is None else dtype
 
     def cast(path: Any, leaf: Any) -> Array:
+        if not jnp.issubdtype(np.asarray(leaf).dtype, jnp.floating):
+            return jnp.asarray(leaf)
         wide = pytree.path_name(path).endswith(("out_bias", "out_std"))
         return jnp.asarray(leaf, numerics.widest_float() if wide else dtype)
 
@@ -354,13 +359,18 @@ def cast_params(params: Params, dtype: DTypeLike | None = None) -> Params:
 
 def network_dtype(params: Params) -> Any:
     """The precision of the network, which positions are cast to; output biases have their own."""
-    return jax.tree.leaves(params.descriptor)[0].dtype
+    leaves = jax.tree.leaves(params.descriptor)
+    return next((x.dtype for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)), jnp.zeros((), float).dtype)
 
 
 def check_structure(config: PotentialConfig, params: Params) -> None:
     """Raise CheckpointError naming every missing, unused or misshapen parameter for this config."""
-    expected = _shapes(jax.eval_shape(build(config).init, jax.random.key(0)))
-    got = _shapes(params)
+    check_form(jax.eval_shape(build(config).init, jax.random.key(0)), params)
+
+
+def check_form(template: PyTree, params: PyTree) -> None:
+    """Raise CheckpointError naming every parameter that is missing, unused, or of another shape than in a template."""
+    expected, got = _shapes(template), _shapes(params)
     faults = [f"missing {name} {expected[name]}" for name in expected.keys() - got.keys()]
     faults += [f"unused {name} {got[name]}" for name in got.keys() - expected.keys()]
     faults += [

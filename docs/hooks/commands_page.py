@@ -32,7 +32,7 @@ def intro() -> str:
         "This page is made from the commands when the site is built; `lamjax COMMAND -h` prints the same.\n\n"
         "| exit status | meaning |\n|---|---|\n"
         "| 0 | done; structures or frames that failed are named and counted in what was written |\n"
-        "| 1 | `lamjax data check` found an error in the data |\n"
+        "| 1 | `lamjax data check` found an error in the data; with a traceback: a fault of lamjax |\n"
         "| 2 | what you can mend: an option, a file, a config, a device; the message says how |\n"
         "| 130 | stopped by Ctrl-C; what was written stays, `--resume` goes on |\n\n"
         "| variable | effect |\n|---|---|\n"

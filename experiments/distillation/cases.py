@@ -1,17 +1,14 @@
 """What is distilled: real data, the model that learns it first, where students go, and what they are."""
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import ase
 import ase.build
 import numpy as np
 
-from experiments.workflow import DATA, HEAD
+from experiments.workflow import HEAD
 from lamjax import data
 from lamjax.system import to_ase
-
-BASES = DATA.parent / "relaxation"  # two heads of the multi-task model of multitask_vs_single, 89 elements
 
 
 class Case(NamedTuple):
@@ -19,7 +16,7 @@ class Case(NamedTuple):
 
     level: str
     elements: tuple[str, ...]
-    base: Path  # fine-tuned, it is the teacher
+    head: str  # of the small model; fine-tuned, it is the teacher
     steps: int  # of that
     learning_rate: float
     temperature: float  # K, of the comparison
@@ -35,7 +32,7 @@ CASES = {
     "alloy": Case(
         "Mo-Ta, PBE, VASP: solid solutions, and molecular dynamics of Mo and Ta at 300 to 4000 K",
         ("Mo", "Ta"),
-        BASES / "base_ypo4.lamjax",
+        "materials",
         5000,
         2e-3,
         1500.0,
@@ -50,7 +47,7 @@ CASES = {
     "water": Case(
         "64 H2O, PBE0+TS: molecular dynamics of water and ice",
         ("O", "H"),
-        BASES / "base_dimers.lamjax",
+        "gfn2xtb",
         5000,
         2e-3,
         330.0,

@@ -3,17 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
 from experiments import workflow
 from experiments.distillation.cases import CASES
-from lamjax.reports import plots
+from experiments.look import STUDENTS
+from lamjax.reports import style
 
 COMMAND = "python -m experiments.distillation.run --water-train data_0 data_1 data_2 --water-test data_3"
-COLORS = {"teacher": plots.BEFORE, "DPA-1 distilled": plots.AFTER, "DPA-1 on DFT labels": "#2c6fbb"}
-COLORS |= {"smaller DPA-2 distilled": "#e08a00"}
 COLUMNS = [
     "model",
     "parameters",
@@ -34,7 +31,7 @@ def tell(results: Sequence[dict], speeds: dict[str, dict], out: Path) -> None:
     facts = workflow.facts(COMMAND, sum(one["seconds"] for one in results))
     tables = "\n\n".join(table(case, models, speeds[case]) for case, models in by_case(results).items())
     workflow.write_report(out, {**facts, "speed": speeds, "runs": list(results)}, tables)
-    plot(out / "distillation.png", results, speeds)
+    plot(out, results, speeds)
 
 
 def by_case(results: Sequence[dict]) -> dict[str, dict[str, list[dict]]]:
@@ -81,39 +78,37 @@ def pairs(rdf: dict) -> list[str]:
     return [key for key in rdf if key != "r"]
 
 
-def plot(path: Path, results: Sequence[dict], speeds: dict[str, dict]) -> None:
-    """For each case the radial distribution functions of teacher and students, and error against speed."""
-    found = by_case(results)
-    with matplotlib.rc_context(plots.STYLE):
-        figure = Figure(figsize=(15, 3.9 * len(found)), layout="constrained")
-        for row, (case, models) in zip(figure.subplots(len(found), 4, squeeze=False), found.items(), strict=True):
-            for axes, pair in zip(row, pairs(models["teacher"][0]["rdf"]), strict=False):
+def plot(out: Path, results: Sequence[dict], speeds: dict[str, dict]) -> None:
+    """For each case a figure: radial distribution functions of teacher and students, and error against speed."""
+    for case, models in by_case(results).items():
+        functions = pairs(models["teacher"][0]["rdf"])[:3]
+        caption = "Wide: teacher; lines and dots of a colour: seeds of a kind of student. Right: lower left is better."
+        path = out / f"distillation_{case}.png"
+        with style.figure(path, (4.2, 3.9), (1, len(functions) + 1), case, caption) as panels:
+            for axes, pair in zip(panels, functions, strict=False):
                 for name, runs in models.items():
-                    for k, one in enumerate(runs):
-                        wide = 5 if name == "teacher" else 1.2
-                        axes.plot(
-                            one["rdf"]["r"],
-                            one["rdf"][pair],
-                            color=COLORS[name],
-                            linewidth=wide,
-                            alpha=0.6 if name == "teacher" else 0.9,
-                            label=name if not k else None,
-                        )
-                inside = [g for r, g in zip(one["rdf"]["r"], models["teacher"][0]["rdf"][pair], strict=True) if r > 1.5]
-                axes.set(xlabel="distance (Å)", ylabel="g(r)", title=f"{case}: {pair}", ylim=(0, 1.25 * max(inside)))
-            row[0].legend(frameon=False, fontsize=9)
-            _speed(row[3], models, speeds[case])
-        figure.savefig(path, dpi=120)
+                    for one in runs:
+                        wide, alpha = (5, 0.6) if name == "teacher" else (1.2, 0.9)
+                        rdf = one["rdf"]
+                        axes.plot(rdf["r"], rdf[pair], color=STUDENTS[name], linewidth=wide, alpha=alpha)
+                teacher = models["teacher"][0]["rdf"]
+                inside = [g for r, g in zip(teacher["r"], teacher[pair], strict=True) if r > 1.5]
+                axes.set(xlabel="distance (Å)", ylabel="g(r)", title=pair, ylim=(0, 1.25 * max(inside)))
+            _speed(panels[-1], models, speeds[case])
 
 
 def _speed(axes, models: dict[str, list[dict]], speed: dict) -> None:
     """Force error on held-out DFT against the time of a step; colours as beside it."""
-    furthest = 0.0
+    points, furthest, highest = (
+        {},
+        0.0,
+        1.3 * max(one["errors"]["dft"]["f"] for runs in models.values() for one in runs),
+    )
     for name, runs in models.items():
         x, y = 1000 * speed[name]["ms_per_step"] / speed["atoms"], [one["errors"]["dft"]["f"] for one in runs]
-        axes.plot([x] * len(y), y, "o", color=COLORS[name], markersize=8, alpha=0.8)
+        axes.plot([x] * len(y), y, "o", color=STUDENTS[name], markersize=8, alpha=0.8)
+        points[name] = ((x, float(np.mean(y))), STUDENTS[name])
         furthest = max(furthest, x)
     axes.set(xlabel="time of an MD step per atom (µs)", ylabel="force RMSE on held-out DFT (meV/Å)")
-    axes.set_ylim(0, 1.3 * max(one["errors"]["dft"]["f"] for runs in models.values() for one in runs))
-    axes.set_xlim(0, 1.2 * furthest)
-    axes.set_title("lower left is better; dots: seeds", fontsize=11)
+    axes.set(ylim=(0, highest), xlim=(0, 1.5 * furthest))
+    style.name_points(axes, points)

@@ -125,10 +125,10 @@ def ship(model: Model, facts: dict[str, Any], work: Path) -> None:
 
 
 def teacher(model: Model, files: Files, work: Path, effort: Effort) -> dict[str, Any]:
-    """The multi-task model, fine-tuned on DFT, with the elements of the case alone."""
+    """The small model, fine-tuned on DFT, with the elements of the case alone."""
     case, folder = CASES[model.case], work / "distillation" / model.name
-    potential, params = checkpoints.load(case.base, dtype=np.float32)
-    one = edit.restrict_elements(*workflow.one_head(potential, params, potential.config.head_names[0]), case.elements)
+    potential, params = checkpoints.load("small", case.head, dtype=np.float32)
+    one = edit.restrict_elements(*workflow.one_head(potential, params, case.head), case.elements)
     checkpoints.save(folder / "base.lamjax", *one)
     steps = effort.teacher_steps or case.steps
     settings = workflow.training_settings(steps, model.seed, folder / "run")

@@ -10,14 +10,13 @@ base.lamjax (the multi-task model of the first seed, with a model card) in the w
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
 from experiments import workflow
+from experiments.look import PRETRAINED
 from experiments.workflow import DOWNSTREAM, PRETRAINING, Size
 from lamjax import checkpoints, data
-from lamjax.reports import plots
+from lamjax.reports import style
 from lamjax.training.config import TrainConfig
 
 HERE = Path(__file__).parent
@@ -26,7 +25,6 @@ SINGLE = ("materials", "pbe", "gfn2xtb")  # the largest
 STEPS = 8000
 PROBE = 20  # frames of the downstream training data on which head and model are chosen
 PAPER = {"e": (100.2, 50.1), "f": (628.0, 238.8)}  # weighted RMSE, single-task and multi-task, meV/atom and meV/Å
-COLORS = {MULTI: plots.AFTER, "materials": "#2c6fbb", "gfn2xtb": "#7fb77e", "pbe": "#e0a458"}
 
 
 def main(seeds: list[int], steps: int, work: Path, size: Size, report: bool) -> None:
@@ -216,23 +214,22 @@ def in_domain_table(found: dict, seeds: list[int], singles: tuple[str, ...]) -> 
 def plot(path: Path, found: dict, seeds: list[int], singles: tuple[str, ...]) -> None:
     """Zero-shot RMSE of every run, a dot a seed."""
     tests = [(key, test) for key, one in found[MULTI, seeds[0]]["zero_shot"].items() for test in one["tests"]]
-    with matplotlib.rc_context(plots.STYLE):
-        figure = Figure(figsize=(6.5, 7), layout="constrained")
-        for axes, kind, unit in zip(
-            figure.subplots(2, 1), "ef", ("energy RMSE (meV/atom)", "force RMSE (meV/Å)"), strict=True
-        ):
-            for k, run in enumerate((MULTI, *singles)):
+    title = "Zero-shot on data that no run was trained on"
+    colors = {run: ("all sets" if run == MULTI else f"only {run}", PRETRAINED[run]) for run in (MULTI, *singles)}
+    caption = f"A dot a seed ({len(seeds)}). From left to right: {', '.join(name for name, _ in colors.values())}."
+    with style.figure(path, (7.5, 3.4), (2, 1), title, caption) as panels:
+        for axes, kind, unit in zip(panels, "ef", ("energy RMSE (meV/atom)", "force RMSE (meV/Å)"), strict=True):
+            points = {}
+            for k, (run, (name, color)) in enumerate(colors.items()):
                 for x, (key, test) in enumerate(tests):
                     values = _values(found, seeds, run, key, test, f"rmse_{kind}")
                     places = np.full(len(values), x + 0.15 * (k - len(singles) / 2))
-                    label = ("all sets" if run == MULTI else f"only {run}") if x == 0 else None
-                    axes.scatter(places, values, s=36, color=COLORS[run], label=label, zorder=3 - k / 10)
-            axes.set_yscale("log")
-            axes.set_ylabel(unit)
+                    axes.scatter(places, values, s=36, color=color, zorder=3 - k / 10)
+                    if len(values):
+                        points[name] = ((float(places[0]), float(np.mean(values))), color)
+            axes.set(yscale="log", ylabel=unit, xlim=(-0.6, len(tests) + 0.1))
             axes.set_xticks(range(len(tests)), [f"{key}\n{test}" for key, test in tests])
-        figure.axes[0].legend(frameon=False, ncols=2, fontsize=9)
-        figure.suptitle("Zero-shot on data that no run was trained on, a dot a seed", fontsize=13)
-        figure.savefig(path, dpi=130)
+            style.name_points(axes, points)
 
 
 if __name__ == "__main__":

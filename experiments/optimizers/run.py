@@ -10,14 +10,12 @@ import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
 from experiments import workflow
 from experiments.workflow import HEAD, PRETRAINING, Size
 from lamjax import checkpoints, training
-from lamjax.reports import plots
+from lamjax.reports import style
 from lamjax.training.config import TrainConfig
 
 HERE = Path(__file__).parent
@@ -109,18 +107,16 @@ def tell(found: dict[tuple[Setting, int], dict], out: Path) -> None:
 
 def plot(path: Path, found: dict[tuple[Setting, int], dict], settings: list[Setting], seeds: list[int]) -> None:
     """Force RMSE on held-out frames during training, a line a seed."""
-    with matplotlib.rc_context(plots.STYLE):
-        figure = Figure(figsize=(6.5, 4.2), layout="constrained")
-        axes = figure.subplots()
-        colors = matplotlib.colormaps["tab10"].colors
-        for k, setting in enumerate(settings):
+    with style.figure(path, (7.5, 4.2), caption=f"Held-out frames of {TASK}; {len(seeds)} seeds, a line each.") as (
+        axes,
+    ):
+        for color, setting in zip(style.LINES, settings, strict=False):
             for seed in seeds:
                 steps, errors = zip(*found[setting, seed]["curve"], strict=True)
                 label = setting.name if seed == seeds[0] else None
-                axes.plot(steps, np.array(errors) * 1000, color=colors[k], label=label, linewidth=1.3)
+                axes.plot(steps, np.array(errors) * 1000, color=color, label=label, linewidth=1.3)
         axes.set(xlabel="step", ylabel="force RMSE on held-out frames (meV/Å)", ylim=(0, None))
-        axes.legend(frameon=False, fontsize=9)
-        figure.savefig(path, dpi=130)
+        style.name_lines(axes)
 
 
 if __name__ == "__main__":

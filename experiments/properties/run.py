@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import ase.io
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
 from experiments import workflow
+from experiments.look import PROPERTIES
 from experiments.properties import crystals
 from experiments.properties.crystals import HERE, LABELS
 from lamjax import checkpoints
 from lamjax.evaluation.errors import predictions
-from lamjax.reports import console
+from lamjax.reports import console, style
 from lamjax.system import to_ase
 from lamjax.training import engine, folder, properties, properties_judge
 from lamjax.training.properties_data import loss_on, pack, read_crystals
@@ -268,19 +267,18 @@ def parity(path: Path, results: dict[str, Any]) -> None:
     panels += [("bulk_modulus", "K (GPa)", results["elastic"]), ("shear_modulus", "G (GPa)", results["elastic"])]
     if results["heat"]:
         panels.append(("heat_capacity_per_atom", "C at 300 K (J/mol/K)", results["heat"]))
-    with matplotlib.rc_context({"font.size": 10}):
-        figure = Figure(figsize=(3.6 * len(panels), 3.8), layout="constrained")
-        for axes, (name, label, rows) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+    tuned = results["tuned"]
+    caption = "Blue: small; red: fine-tuned on elastic data, seed 0, held-out crystals. Stable, converged crystals."
+    with style.figure(path, (3.7, 3.6), (1, len(panels)), caption=caption) as figures:
+        for axes, (name, label, rows) in zip(figures, panels, strict=True):
             model, dft = usable(rows, name)
             low, high = np.quantile(np.concatenate([model, dft]), [0, 0.99]) if len(dft) else (0, 1)
-            axes.plot([low, high], [low, high], color="0.6", linewidth=1)
-            axes.scatter(dft, model, s=12, color="tab:blue", label="small")
-            if results["tuned"] and rows is results["elastic"]:
-                model, dft = usable(results["tuned"][0]["elastic"]["rows"], name)
-                axes.scatter(dft, model, s=12, color="tab:orange", label="fine-tuned, seed 0")
+            axes.plot([low, high], [low, high], color=style.GREY, linewidth=1)
+            axes.scatter(dft, model, s=12, color=PROPERTIES["small"])
+            if tuned and rows is results["elastic"]:
+                model, dft = usable(tuned[0]["elastic"]["rows"], name)
+                axes.scatter(dft, model, s=12, color=PROPERTIES["fine-tuned"])
             axes.set(xlabel=f"DFT: {label}", ylabel=f"model: {label}", xlim=(low, 1.05 * high), ylim=(low, 1.05 * high))
-            axes.legend(frameon=False, fontsize=8)
-        figure.savefig(path, dpi=130)
 
 
 if __name__ == "__main__":

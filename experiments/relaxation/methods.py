@@ -23,7 +23,6 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     },
 }
 THEN = "forces, then BPTT"  # both, one after the other, and the forces of the relaxations mixed into the second one
-WITH = "BPTT with forces"  # those of the relaxations, replayed beside what the base was trained on
 KEPT = "both, the base kept"  # labels, then structures; to both, forces elsewhere that the base gives or learned
 KEPT_FORCES = "forces, the base kept"  # the first half of it
 SHARES = {f"{share:.0%}": share for share in (0.25, 0.5, 0.75)}  # of the way from the base to what was trained
@@ -74,7 +73,7 @@ def structures(
     method: str, of: RelaxationSet, files: Split, changes: dict[str, Any], after: str | None = None
 ) -> StructureTuneConfig:
     """A run that learns where relaxations end, with what the base knows mixed in; `after` is a model to begin from."""
-    replayed = {THEN: [files.steps], WITH: [files.steps, files.earlier], KEPT: [files.steps, files.kept]}
+    replayed = {THEN: [files.steps], KEPT: [files.steps, files.kept]}
     keeping = dict(of.keeping) if method == KEPT else {}
     content = {
         "base": after or path(of.base),

@@ -5,32 +5,18 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from experiments import workflow
-from experiments.relaxation.methods import BASE, FORCES, KEPT, SETTINGS, SHARES, START, STRESSES, THEN, WITH
-from lamjax.reports import plots
+from experiments.look import METHODS
+from experiments.relaxation.methods import BASE, SETTINGS, SHARES, START
+from lamjax import checkpoints
+from lamjax.reports import style
 
 FIGURES = ("dq", "rmsd", "largest", "n_steps", "converged", "failed", "volume")  # structure by structure
 BASIN = 0.5  # Å; in the right basin is a structure of which no atom is farther off
 COMMAND = "python -m experiments.relaxation.run"
-COLORS = {
-    BASE: plots.BEFORE,
-    START: "#444444",
-    FORCES: "#1f77b4",
-    STRESSES: "#17a2b8",
-    "zero force": "#8c6bb1",
-    "Newton": "#2a9d5c",
-    "BPTT": plots.AFTER,
-    "implicit": "#e08a00",
-    "hybrid": "#7a4a1e",
-    THEN: "#d14f9a",
-    KEPT: "#5b2a86",
-    WITH: "#d14f9a",
-}
 
 
 class Group:
@@ -79,9 +65,9 @@ def tell(results: dict[str, list[dict]], out: Path) -> None:
     for study, runs in results.items():
         table, plot = STUDIES[study]
         tables.append(table(runs))
-        plot(out / f"{study}.png", runs)
+        plot(out, runs)
     seconds = sum(one["seconds"] + one["seconds_judged"] for runs in results.values() for one in runs)
-    facts = workflow.facts(COMMAND, seconds)
+    facts = workflow.facts(COMMAND, seconds) | {"base": workflow.digest(checkpoints.SHIPPED / "small.lamjax")}
     workflow.write_report(out, {**facts, **results}, "\n\n".join(tables))
 
 
@@ -245,36 +231,43 @@ def by_number(runs: Sequence[dict], of: str, method: str) -> dict[int, Group]:
     return {n: Group(chosen(mine, n=n), base) for n in sorted({one["n"] for one in mine})}
 
 
-def methods_plot(path: Path, runs: Sequence[dict]) -> None:
-    """For each set: where every held-out structure ends, and what it costs in forces elsewhere."""
-    with matplotlib.rc_context(plots.STYLE):
-        sets = list(dict.fromkeys(one["key"] for one in runs))
-        figure = Figure(figsize=(12.5, 4.4 * len(sets)), layout="constrained")
-        for (left, right), of in zip(figure.subplots(len(sets), 2, squeeze=False), sets, strict=True):
-            found = by_method(runs, of)
+def methods_plot(out: Path, runs: Sequence[dict]) -> None:
+    """For each set a figure: where every held-out structure ends, and what it costs in forces elsewhere."""
+    for of in dict.fromkeys(one["key"] for one in runs):
+        found = by_method(runs, of)
+        n, seeds = len(found[START].pooled("dq")), len(found[BASE].runs)
+        caption = (
+            f"Left: {n} held-out relaxations of {_seeds(seeds)}, a dot each; line and number: median. Right: large "
+            "dots: all seeds, small ones: a seed; dotted: 10 % worse forces elsewhere; lower left is better."
+        )
+        with style.figure(out / f"methods_{of}.png", (6.8, 4.6), (1, 2), of, caption) as (left, right):
             _strips(left, found)
-            left.set_title(f"{of}: held-out structures, line: median")
             del found[START]
+            points = {}
             for name, group in found.items():
-                x, y = group.forces("elsewhere"), group.gains
-                right.plot(x, y, "o", color=COLORS[name], alpha=0.35, markersize=5)
-                right.plot(np.mean(x), group.change, "o", color=COLORS[name], markersize=11, label=name)
+                x, y, color = group.forces("elsewhere"), group.gains, METHODS[name]
+                right.plot(x, y, "o", color=color, alpha=0.35, markersize=5)
+                right.plot(np.mean(x), group.change, "o", color=color, markersize=11)
+                points[name] = ((float(np.mean(x)), group.change), color)
             right.axvline(10, color="black", linewidth=0.8, linestyle=":")
             right.axhline(0, color="black", linewidth=0.8)
             right.set(xlabel="force error elsewhere, change in %", ylabel="median Dq, change in %")
-            right.set_title("lower left is better; small: a seed, dotted line: 10 %")
-            right.legend(frameon=False, fontsize=9)
-        figure.savefig(path, dpi=130)
+            style.name_points(right, points)
+
+
+def _seeds(n: int) -> str:
+    return f"{n} seed{'s' if n > 1 else ''}"
 
 
 def _strips(axes, found: dict[str, Group]) -> None:
     """Every structure a dot, a column a method, on a logarithmic scale."""
     random = np.random.default_rng(0)
     for k, (name, group) in enumerate(found.items()):
-        dq = np.maximum(group.pooled("dq"), 0.02)
-        axes.plot(k + random.uniform(-0.28, 0.28, len(dq)), dq, "o", color=COLORS[name], alpha=0.45, markersize=4)
+        dq, color = np.maximum(group.pooled("dq"), 0.02), METHODS[name]
+        places = k + random.uniform(-0.28, 0.28, len(dq))
+        axes.plot(places, dq, "o", color=color, alpha=0.45, markersize=4, rasterized=True)
         median = np.median(dq)
-        axes.plot([k - 0.38, k + 0.38], [median, median], color=COLORS[name], linewidth=3)
+        axes.plot([k - 0.38, k + 0.38], [median, median], color=color, linewidth=3)
         axes.annotate(f"{median:.3g}", (k, median), (0, 4), textcoords="offset points", ha="center", weight="bold")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(ScalarFormatter())
@@ -284,69 +277,63 @@ def _strips(axes, found: dict[str, Group]) -> None:
     axes.set_ylabel("distance from the DFT-relaxed structure,\nDq (amu$^{1/2}$ Å)")
 
 
-def shares_plot(path: Path, runs: Sequence[dict]) -> None:
+def shares_plot(out: Path, runs: Sequence[dict]) -> None:
     """Structures gained against forces lost, along the way from the base to what was trained."""
-    with matplotlib.rc_context(plots.STYLE):
-        sets = list(dict.fromkeys(of for of, _ in _shared(runs)))
-        figure = Figure(figsize=(5.8 * len(sets), 4.6), layout="constrained")
-        for axes, of in zip(figure.subplots(1, len(sets), squeeze=False)[0], sets, strict=True):
-            for key, method in _shared(runs):
-                if key != of:
-                    continue
+    ways = _shared(runs)
+    sets = list(dict.fromkeys(of for of, _ in ways))
+    caption = "Numbers: share of the way from the base to the tuned model. Dotted: 10 % worse elsewhere, 50 % nearer."
+    with style.figure(out / "shares.png", (5.8, 4.4), (1, len(sets)), caption=caption) as panels:
+        for axes, of in zip(panels, sets, strict=True):
+            for method in (method for key, method in ways if key == of):
                 found = by_share(runs, of, method)
-                x = [np.mean(group.forces("elsewhere")) for group in found.values()]
+                x = [float(np.mean(group.forces("elsewhere"))) for group in found.values()]
                 y = [group.change for group in found.values()]
-                axes.plot(x, y, "o-", color=COLORS[method], label=method)
+                axes.plot(x, y, "o-", color=METHODS[method])
                 for share, *place in zip(found, x, y, strict=True):
-                    axes.annotate(share, place, (5, 4), textcoords="offset points", fontsize=8, color=COLORS[method])
+                    name = f"{method}, {share}" if share == "100%" else share
+                    axes.annotate(name, place, (5, 4), textcoords="offset points", fontsize=8, color=METHODS[method])
             axes.axvline(10, color="black", linewidth=0.8, linestyle=":")
             axes.axhline(-50, color="black", linewidth=0.8, linestyle=":")
-            axes.set(xlabel="force error elsewhere, change in %", ylabel="median Dq, change in %")
-            axes.set_title(f"{of}: lower left is better")
-            axes.legend(frameon=False, fontsize=9)
-        figure.savefig(path, dpi=130)
+            axes.set(xlabel="force error elsewhere, change in %", ylabel="median Dq, change in %", title=of)
 
 
-def settings_plot(path: Path, runs: Sequence[dict]) -> None:
+def settings_plot(out: Path, runs: Sequence[dict]) -> None:
     """Change of the median structure error for every setting of BPTT."""
     found = {name: group for name, group in groups(runs, "setting", SETTINGS, "dimers").items() if name != BASE}
-    with matplotlib.rc_context(plots.STYLE):
-        figure = Figure(figsize=(8, 0.42 * len(found) + 1.4), layout="constrained")
-        axes = figure.subplots()
+    group = next(iter(found.values()))
+    caption = f"BPTT with one setting changed; {_seeds(len(group.runs))}: dots, their mean: bars; left is better."
+    with style.figure(out / "settings.png", (8, 0.42 * len(found) + 1.2), caption=caption) as (axes,):
         for k, group in enumerate(reversed(found.values())):
-            axes.barh(k, np.mean(group.gains), color=plots.AFTER, alpha=0.55)
+            axes.barh(k, np.mean(group.gains), color=METHODS["BPTT"], alpha=0.55)
             axes.plot(group.gains, np.full(len(group.gains), k), "o", color="black", markersize=4)
-        axes.set_yticks(
-            range(len(found)), [f"BPTT, {name}" if name == "as it is" else name for name in reversed(found)]
-        )
+        names = [f"BPTT, {name}" if name == "as it is" else name for name in reversed(found)]
+        axes.set_yticks(range(len(found)), names)
         axes.axvline(0, color="black", linewidth=0.8)
-        axes.set(xlabel="median Dq of held-out dimers, change in %; left is better")
-        axes.set_title("BPTT with one setting changed, 14 gradient steps (dots: seeds)", fontsize=10)
-        figure.savefig(path, dpi=130)
+        axes.set(xlabel="median Dq of held-out dimers, change in %")
 
 
-def pairs_plot(path: Path, runs: Sequence[dict]) -> None:
-    """Median structure error against the number of pairs, median and range over the seeds, a panel a set."""
+def pairs_plot(out: Path, runs: Sequence[dict]) -> None:
+    """Median structure error against the number of pairs, a panel a set."""
     sets = _shared(runs)
-    with matplotlib.rc_context(plots.STYLE):
-        figure = Figure(figsize=(5.8 * len(sets), 4.5), layout="constrained")
-        for axes, (of, method) in zip(figure.subplots(1, len(sets), squeeze=False)[0], sets, strict=True):
+    caption = "Line: median of all held-out structures; band: range over the seeds; equal numbers of gradient steps."
+    with style.figure(out / "pairs.png", (4.6, 4.0), (1, len(sets)), caption=caption) as panels:
+        for axes, (of, method) in zip(panels, sets, strict=True):
             found = by_number(runs, of, method)
-            sizes, color = list(found), COLORS[method]
+            sizes, color = list(found), METHODS[method]
             medians = np.array([[np.median(one["dq"]) for one in group.runs] for group in found.values()])
             axes.fill_between(sizes, medians.min(axis=1), medians.max(axis=1), color=color, alpha=0.15, linewidth=0)
             pooled = [np.median(group.pooled("dq")) for group in found.values()]
             axes.plot(sizes, pooled, "o-", color=color, label=method)
-            before = np.median(next(iter(found.values())).before)
-            axes.axhline(before, color=plots.BEFORE, linestyle="--", label="base, not trained")
-            axes.set(xscale="log", ylim=(0, None), xlabel="pairs of a start and a relaxed structure")
-            axes.set_ylabel("median Dq of held-out structures (amu$^{1/2}$ Å)")
+            before = float(np.median(next(iter(found.values())).before))
+            axes.axhline(before, color=METHODS[BASE], linestyle="--")
+            axes.annotate(
+                "base", (sizes[0], before), (0, 3), textcoords="offset points", color=METHODS[BASE], fontsize=9
+            )
+            axes.set(xscale="log", ylim=(0, None), xlabel="pairs of a start and a relaxed structure", title=of)
             axes.set_xticks(sizes, sizes)
             axes.minorticks_off()
-            steps = sorted(one["steps"] for group in found.values() for one in group.runs)
-            axes.set_title(f"{of}: {steps[0]} to {steps[-1]} gradient steps; band: range over seeds", fontsize=10)
-            axes.legend(frameon=False, loc="lower left")
-        figure.savefig(path, dpi=130)
+            style.name_lines(axes)
+        panels[0].set_ylabel("median Dq of held-out structures (amu$^{1/2}$ Å)")
 
 
 STUDIES = {

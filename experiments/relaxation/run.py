@@ -7,6 +7,7 @@ killed begins again. When all of a study are done, results.json, the tables in t
 """
 
 import functools
+import json
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ import numpy as np
 from experiments import workflow
 from experiments.relaxation import methods, report
 from experiments.relaxation.methods import BASE, FORCES, KEPT, KEPT_FORCES, START, STRESSES, THEN, Effort
-from experiments.relaxation.sets import SETS, RelaxationSet, Split, keep, path, split
+from experiments.relaxation.sets import SETS, RelaxationSet, Split, keep, path, split, with_bases
 from lamjax import build, checkpoints, data, edit
 from lamjax.evaluation.structures import Judgement, LabelledSets, compare, judge
 from lamjax.relaxation import CellConfig, RelaxConfig
@@ -48,23 +49,26 @@ class Run(NamedTuple):
         return "-".join(str(x).replace(" ", "_").replace("/", "by") for x in self if x != "")
 
 
-SIZES = (5, 10, 20, 50, 100)  # pairs
+SIZES = (5, 10, 20)  # pairs
+FEW = {"si_defects": "hybrid", "hbn": "Newton", "gase": "Newton"}  # taught by so many pairs, and in which way
 
 
 def studies(seeds: Sequence[int], sets: Mapping[str, RelaxationSet] = SETS) -> dict[str, list[Run]]:
     """What is compared, study by study."""
+    dimers = [Run("dimers", BASE, seed=s) for s in seeds if "dimers" in sets]
     return {
         "methods": [
             Run(key, way, seed=s) for s in seeds for key, of in sets.items() for way in (BASE, START, *of.methods)
         ],
         "settings": [
-            *(Run("dimers", BASE, seed=s) for s in seeds),
-            *(Run("dimers", "BPTT", setting, seed=s) for s in seeds for setting in methods.SETTINGS),
+            *dimers,
+            *(run._replace(method="BPTT", setting=setting) for run in dimers for setting in methods.SETTINGS),
         ],
         "pairs": [
             run
             for s in seeds
-            for key, way in (("dimers", "BPTT"), ("hbn", "Newton"))
+            for key, way in FEW.items()
+            if key in sets
             for run in (Run(key, BASE, seed=s), *(Run(key, way, n=n, seed=s) for n in SIZES))
         ],
         "shares": [
@@ -131,9 +135,7 @@ def _trained(run: Run, work: Path, of: RelaxationSet, files: Split, effort: Effo
     if run.setting:
         changes = merged(methods.SHORT, methods.SETTINGS[run.setting]) | changes
     elif run.n:  # as many steps, however few the pairs
-        steps = -(-max(SIZES) // of.settings["batch_size"])
-        changes |= {"epochs": -(-steps * of.settings["batch_size"] // run.n), "max_programs": 1}
-        changes |= {"objective": methods.SHORT["objective"]} if run.method == "BPTT" else {}
+        changes |= {"epochs": -(-of.settings["epochs"] * max(SIZES) // run.n), "max_programs": 1}
     potential, params, told = _tuned(methods.structures(run.method, of, files, changes, first))
     checkpoints.save(work / "relaxation" / run.name / MODEL, potential, params, {"run": run.name})
     return potential, params, told
@@ -181,20 +183,41 @@ def _tuned(config: structures.StructureTuneConfig):
 
 
 def main(seeds: Sequence[int], chosen: Sequence[str], only: Sequence[str], work: Path, quick: bool) -> None:
-    """Do the runs on the sets `only`, and report the studies of which all is done."""
-    sets = smaller(work) if quick else SETS
+    """Do the runs on the sets `only`, and report what is done: of each set the seeds of which no run is missing."""
+    sets = smaller(work) if quick else with_bases(SETS, work)
     found = studies(seeds, sets)
+    if not quick:
+        restore(HERE / "results.json", work / "relaxation")
     for run in dict.fromkeys(run for study in chosen for run in found[study] if run.key in only):
         make = functools.partial(measure, run, work, methods.QUICK if quick else methods.FULL, sets[run.key])
         workflow.once(work / "relaxation" / f"{run.name}.json", make)
-    made = {study: workflow.collect(work / "relaxation", [run.name for run in found[study]]) for study in chosen}
+    made = {study: finished(found[study], work / "relaxation") for study in chosen}
     if any(made.values()):
         report.tell({study: results for study, results in made.items() if results}, work / "report" if quick else HERE)
 
 
+def restore(path: Path, folder: Path) -> None:
+    """Write the results of runs that were reported before, if they began from the model that is shipped now."""
+    if not path.is_file():
+        return
+    told = json.loads(path.read_text())
+    if told.get("base") != workflow.digest(checkpoints.SHIPPED / "small.lamjax"):
+        return
+    runs = [one for study in report.STUDIES for one in told.get(study, ())]
+    workflow.restore(runs, folder, lambda one: Run(**{key: one[key] for key in Run._fields}).name)
+
+
+def finished(runs: Sequence[Run], folder: Path) -> list[dict[str, Any]]:
+    """The results of a study, of those sets and seeds of which all runs are done; what is missing is printed."""
+    missing = {(run.key, run.seed) for run in runs if not (folder / f"{run.name}.json").is_file()}
+    if missing:
+        console.print("not done yet: " + ", ".join(f"{key} seed {seed}" for key, seed in sorted(missing)))
+    return workflow.collect(folder, [run.name for run in runs if (run.key, run.seed) not in missing])
+
+
 def smaller(work: Path) -> dict[str, RelaxationSet]:
     """One set, a model of a few parameters, and a few methods."""
-    base = work / "relaxation" / "base.lamjax"
+    base = work / "relaxation" / "base_random.lamjax"
     potential = build(workflow.model(workflow.QUICK, ["random"]))
     checkpoints.save(base, potential, potential.init(jax.random.key(0)), {"what": "random numbers"})
     of = SETS["ypo4"]._replace(base=base, earlier=Path("mgypo4_pbe/test"), elsewhere=Path("mgypo4_pbe/test"))

@@ -20,27 +20,33 @@ DEMO = Path("../../lamjax/assets/demo")
 
 
 class RelaxationSet(NamedTuple):
-    """DFT relaxations, the model that is to relax like them, and data to see what that costs elsewhere."""
+    """DFT relaxations, the head of the small model that is to relax like them, and data to see what that costs."""
 
     level: str
     files: tuple[Path, ...]  # whole trajectories, below experiments/data
     held_out: tuple[str, ...]  # for each seed a regular expression of the relaxations that are not trained on
     variable_cell: bool
-    base: Path
-    earlier: Path  # labelled frames that the base was trained on: replayed, so that they are not forgotten
-    most_elements: int  # of these the frames with no more elements, the ones that the base describes well
-    elsewhere: Path  # others of the kind, never trained on: forces there tell what was forgotten
+    earlier: Path  # labelled frames of the kind that the base was trained on: replayed, so that it is not forgotten
+    elsewhere: Path  # others of that kind, never trained on: forces there tell what was forgotten
     settings: dict[str, Any]  # of the training on structures
     methods: tuple[str, ...]  # that are compared
+    head: str = "chgnet"  # of the small model
     keeping: dict[str, Any] = {}  # other settings of "both, the base kept", and the objective of its second half
     kept: Path | None = None  # structures on which the base's own forces are to stay; None: labels of `earlier` do it
     shared: tuple[str, ...] = ()  # of these also the models between the base and what was trained
     labelled: bool = True  # steps have energies and forces; else there are starts and ends alone
+    most: tuple[int, int] = (0, 0)  # relaxations to learn from, and held out, of a seed; 0: all there are
+    base: Path = Path()  # written by `with_bases`
 
 
+MATERIALS = {"earlier": Path("materials_pbeu/train"), "elsewhere": Path("materials_pbeu/validation")}
+KEEPING = {"objective": "hybrid", "replay": {"weight": 0.05}}
+LABELLED = ("forces", "zero force", "Newton", "BPTT", "implicit", "hybrid", "both, the base kept")
+UNLABELLED = ("zero force", "Newton", "BPTT", "implicit", "hybrid")  # nothing to learn forces from
+LARGE = {"epochs": 4, "batch_size": 2, "max_programs": 1, "replay": {"weight": 0.01}}  # cells of more than 100 atoms
 SETS = {
     "si_defects": RelaxationSet(
-        "LDA, Quantum ESPRESSO; base: PBE, VASP, silicon and other elements",
+        "LDA, Quantum ESPRESSO",
         (DEMO / "si_defects_train", DEMO / "si_defects_heldout"),
         (
             r"\d+_(sub_B|int_random_H|divac)_",  # every kind of defect is held out once
@@ -50,43 +56,23 @@ SETS = {
             r"\d+_(int_random_\d|pair_Al_As|sub_Mg|sub_vac_As)",
         ),
         False,
-        DEMO / "base.lamjax",
-        Path("pbe_main_group/train"),
-        1,
-        Path("pbe_main_group/test"),
-        {"epochs": 6, "batch_size": 4, "max_programs": 1, "replay": {"weight": 0.1}},
-        ("forces", "zero force", "Newton", "BPTT", "implicit", "hybrid"),
+        **MATERIALS,
+        settings={"epochs": 6, "batch_size": 4, "max_programs": 1, "replay": {"weight": 0.03}},
+        methods=LABELLED,
+        keeping=KEEPING,
     ),
-    "dimers": RelaxationSet(
-        "GFN2-xTB; base: the same, 650 frames of the training relaxations, in a multi-task model",
-        (Path("dimer_relaxations_gfn2xtb/train"), Path("dimer_relaxations_gfn2xtb/test")),
-        (r"mol(00|06|12|18|24|30|36|42|48|54|60)_",) * 5,  # never seen by the base either
+    "zns": RelaxationSet(
+        "HSE06, VASP",
+        (Path("defects_zns_hse/relaxations"),),
+        (r"ZnS_inter_26_", r"ZnS_inter_2[79]_", r"ZnS_sub_", r"ZnS_vac_1_Zn_", r"ZnS_vac_2_S_"),  # kinds of defects
         False,
-        Path("../relaxation/base_dimers.lamjax"),
-        Path("dimers_gfn2xtb/train"),
-        4,
-        Path("dimers_wb97x/validation"),
-        {"epochs": 2, "batch_size": 8, "max_programs": 2, "replay": {"weight": 0.03}},
-        ("forces", "zero force", "Newton", "BPTT", "forces, then BPTT", "both, the base kept"),  # no minima near
-        {"objective": "BPTT", "epochs": 4, "replay": {"weight": 0.1}},  # it needs more steps, and can bear more replay
-        Path("dimers_wb97x/train"),
-        ("forces, then BPTT",),
-    ),
-    "hbn": RelaxationSet(
-        "PBE, VASP; base: PBE and PBE+U, crystals of 89 elements",
-        (Path("defects_hbn_pbe/pairs"),),
-        tuple(rf"{group}_" for group in range(5)),  # compositions: every pair is held out once
-        False,
-        Path("../relaxation/base_ypo4.lamjax"),
-        Path("materials_pbeu/train"),
-        99,
-        Path("materials_pbeu/validation"),
-        {"epochs": 2, "batch_size": 2, "max_programs": 1, "replay": {"weight": 0.01}},
-        ("zero force", "Newton", "BPTT", "implicit", "hybrid"),  # nothing to learn forces from
-        labelled=False,
+        **MATERIALS,
+        settings={"epochs": 8, "batch_size": 2, "max_programs": 1, "replay": {"weight": 0.03}},
+        methods=LABELLED,
+        keeping=KEEPING,
     ),
     "ypo4": RelaxationSet(
-        "PBE, VASP, the cell relaxes too; base: PBE and PBE+U, crystals of 89 elements",
+        "PBE, VASP, the cell relaxes too",
         (Path("ypo4_relaxations_pbe/train"),),
         (
             r"insertion_wf_Y2Mg_PO4",  # compositions
@@ -96,20 +82,60 @@ SETS = {
             r"insertion_wf_(Y2Mg_PO4|YMg2PO4)",
         ),
         True,
-        Path("../relaxation/base_ypo4.lamjax"),
-        Path("materials_pbeu/train"),
-        99,
-        Path("materials_pbeu/validation"),
-        {"epochs": 24, "batch_size": 4, "max_programs": 1, "replay": {"weight": 0.01}},
-        (
-            *("forces", "forces and stresses", "zero force", "Newton", "BPTT", "BPTT with forces"),
-            *("implicit", "hybrid", "both, the base kept"),
-        ),
-        {"objective": "hybrid", "epochs": 12, "replay": {"weight": 0.05}},
-        None,
-        ("BPTT", "BPTT with forces", "hybrid"),
+        **MATERIALS,
+        settings={"epochs": 24, "batch_size": 4, "max_programs": 1, "replay": {"weight": 0.01}},
+        methods=("forces", "forces and stresses", *LABELLED[1:]),
+        keeping={"objective": "hybrid", "epochs": 12, "replay": {"weight": 0.05}},
+    ),
+    "hbn": RelaxationSet(
+        "PBE, VASP",
+        (Path("defects_hbn_pbe/pairs"),),
+        tuple(rf"{group}_" for group in range(5)),  # compositions
+        False,
+        **MATERIALS,
+        settings=LARGE,
+        methods=UNLABELLED,
+        labelled=False,
+        most=(20, 8),
+    ),
+    "gase": RelaxationSet(
+        "PBE, VASP",
+        (Path("defects_gase_pbe/pairs"),),
+        tuple(rf"{group}_" for group in range(5)),  # compositions
+        False,
+        **MATERIALS,
+        settings=LARGE,
+        methods=UNLABELLED,
+        labelled=False,
+        most=(20, 8),
+    ),
+    "dimers": RelaxationSet(
+        "GFN2-xTB",
+        (Path("dimer_relaxations_gfn2xtb/train"), Path("dimer_relaxations_gfn2xtb/test")),
+        (r"mol(00|06|12|18|24|30|36|42|48|54|60)_",) * 5,  # never seen by the base either
+        False,
+        Path("dimers_gfn2xtb/train"),
+        Path("dimers_wb97x/validation"),
+        {"epochs": 2, "batch_size": 8, "max_programs": 2, "replay": {"weight": 0.03}},
+        ("forces", "zero force", "Newton", "BPTT", "forces, then BPTT", "both, the base kept"),  # no minima near
+        head="gfn2xtb",
+        keeping={"objective": "BPTT", "epochs": 4, "replay": {"weight": 0.1}},  # it needs more steps, bears more replay
+        kept=Path("dimers_wb97x/train"),
+        shared=("forces, then BPTT",),
     ),
 }
+
+
+def with_bases(sets: Mapping[str, RelaxationSet], work: Path) -> dict[str, RelaxationSet]:
+    """The sets with the small model of one head each as their base, written below `work` unless it is there."""
+    found = {}
+    for key, of in sets.items():
+        base = work / "relaxation" / f"base_{of.head}.lamjax"
+        if not base.is_file():
+            stored = checkpoints.load("small", of.head)
+            checkpoints.save(base, *workflow.one_head(*stored, of.head), {"what": f"small, head {of.head}"})
+        found[key] = of._replace(base=base)
+    return found
 
 
 class Split(NamedTuple):
@@ -129,16 +155,16 @@ def split(of: RelaxationSet, seed: int, n: int, folder: Path) -> Split:
     test = {key: steps for key, steps in found.items() if apart.match(key)}
     random = np.random.default_rng(seed)
     names = [key for key in found if key not in test]
-    chosen = [names[k] for k in random.permutation(len(names))[: n or None]]
+    chosen = [names[k] for k in random.permutation(len(names))[: n or of.most[0] or None]]
+    judged = [list(test)[k] for k in sorted(random.permutation(len(test))[: of.most[1] or None])]
     ends = [frame for key in chosen for frame in (found[key][0], found[key][-1])]
-    earlier = [frame for frame in workflow.frames(path(of.earlier)) if _n_elements(frame) <= of.most_elements]
-    replayed = workflow.write_frames(folder / "earlier.extxyz.gz", earlier)
+    replayed = workflow.write_frames(folder / "earlier.extxyz.gz", workflow.frames(path(of.earlier)))
     return Split(
         workflow.write_frames(folder / "pairs.extxyz.gz", ends),
         workflow.write_frames(folder / "steps.extxyz.gz", [frame for key in chosen for frame in found[key]]),
-        workflow.write_frames(folder / "test.extxyz.gz", [frame for steps in test.values() for frame in steps]),
+        workflow.write_frames(folder / "test.extxyz.gz", [frame for key in judged for frame in test[key]]),
         replayed,
-        str(folder.parent / f"kept_{of.base.stem}.extxyz.gz") if of.kept else replayed,  # one file for all runs
+        str(folder.parent / f"kept_{of.head}.extxyz.gz") if of.kept else replayed,  # one file for all runs
     )
 
 
@@ -173,7 +199,3 @@ def _relaxations(files: Sequence[Path]) -> Mapping[str, list[str]]:
 
 def _fact(frame: str, key: str) -> str:
     return re.search(rf"\b{key}=(\S+)", frame.split("\n", 2)[1])[1]
-
-
-def _n_elements(frame: str) -> int:
-    return len({line.split(maxsplit=1)[0] for line in frame.splitlines()[2:]})

@@ -2,34 +2,35 @@
 
     python -m experiments.sample_efficiency.run
 
-from the root of the repository, after experiments.multitask_vs_single (whose multi-task models of the same --work are
-fine-tuned; a missing one is trained first). The same command in several shells shares the runs out among them. When
-all are done, results.json, the tables in the README and the plot are written.
+from the root of the repository. Fine-tuned are the model that is shipped (`small`) and the multi-task models of
+experiments.multitask_vs_single of the same --work (a missing one is trained first). What is in results.json is not made
+again. The same command in several shells shares the runs out among them. When all are done, results.json, the tables in
+the README and the plot are written.
 """
 
 import functools
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, ScalarFormatter
 
 from experiments import workflow
+from experiments.look import STARTS
 from experiments.multitask_vs_single import run as pretraining
 from experiments.workflow import DOWNSTREAM, HEAD, Size
 from lamjax import checkpoints, edit
-from lamjax.reports import plots
+from lamjax.reports import style
 from lamjax.training.config import TrainConfig
 
 HERE = Path(__file__).parent
 SETS = ("tio2", "acac", "mgypo4")
 SIZES = (10, 30, 100, 300)  # training frames
-STEPS = {"finetuned": 1000, "scratch": 2000}
+SMALL, MULTI = "small", "finetuned"  # what is fine-tuned: the shipped model, the multi-task model of a seed
+STEPS = {SMALL: 1000, MULTI: 1000, "scratch": 2000}
 BATCH = "auto:48"  # atoms; the sets are small
-COLORS = {"finetuned": plots.AFTER, "scratch": "#5a5a5a"}
-LABELS = {"finetuned": "fine-tuned", "scratch": "from scratch"}
+LABELS = {SMALL: "small, fine-tuned", MULTI: "multi-task, fine-tuned", "scratch": "from scratch"}
 
 
 class Point(NamedTuple):
@@ -57,6 +58,8 @@ def main(seeds: list[int], steps: int | None, work: Path, size: Size, report: bo
     full = size is workflow.FULL
     sets, sizes = (SETS, SIZES) if full else (("acac",), (4, 8))
     points = [Point(key, start, n, seed) for seed in seeds for key in sets for n in sizes for start in STEPS]
+    if full:
+        restore(HERE / "results.json", work / "sample_efficiency")
     for point in () if report else points:
         file = work / "sample_efficiency" / f"{point.name}.json"
         n_steps = steps or STEPS[point.start]
@@ -64,6 +67,14 @@ def main(seeds: list[int], steps: int | None, work: Path, size: Size, report: bo
     results = workflow.collect(work / "sample_efficiency", [point.name for point in points])
     if results:
         tell(dict(zip(points, results, strict=True)), HERE if full else work / "sample_efficiency_report")
+
+
+def restore(path: Path, folder: Path) -> None:
+    """The results that were reported before; those of the shipped model only if that is the same now."""
+    told = json.loads(path.read_text()) if path.is_file() else {"runs": ()}
+    same = told.get("base") == workflow.digest(checkpoints.SHIPPED / "small.lamjax")
+    kept = [one for one in told["runs"] if same or one["start"] != SMALL]
+    workflow.restore(kept, folder, lambda one: Point(*(one[key] for key in Point._fields)).name)
 
 
 def measure(point: Point, steps: int, work: Path, size: Size) -> dict[str, Any]:
@@ -91,13 +102,13 @@ def measure(point: Point, steps: int, work: Path, size: Size) -> dict[str, Any]:
 def beginning(point: Point, train: str, folder: Path, work: Path, size: Size) -> tuple[dict, dict]:
     """What the run begins with, as keys of a TrainConfig, and facts for the results.
 
-    A fine-tuned run begins with the multi-task model of its seed and a copy of the head that has the least force errors
-    on the frames it is given; its energies per element are fitted anew.
+    A fine-tuned run begins with a copy of the head that has the least force errors on the frames it is given; its
+    energies per element are fitted anew.
     """
     if point.start == "scratch":
         return {"model": workflow.model(size, [HEAD])}, {}
-    source = base(point.seed, work, size)
-    potential, params = checkpoints.load(source, dtype=np.float32)
+    source = SMALL if point.start == SMALL else base(point.seed, work, size)
+    potential, params = checkpoints.load(source, None, dtype=np.float32)
     of = workflow.measured(potential, {"train": (train,)})["train"]
     head, heads = workflow.best_head(
         potential, params, potential.config.head_names, workflow.some(of, rows(train, point))
@@ -138,7 +149,8 @@ def tell(found: dict[Point, dict], out: Path) -> None:
         f"{key}, {test}": {n: [f._asdict() for f in row] for n, row in rows.items()}
         for (key, test), rows in factors.items()
     }
-    workflow.write_report(out, {**facts, "data factors": said, "runs": list(found.values())}, tables)
+    facts |= {"base": workflow.digest(checkpoints.SHIPPED / "small.lamjax"), "data factors": said}
+    workflow.write_report(out, {**facts, "runs": list(found.values())}, tables)
     plot(out / "sample_efficiency.png", found, seeds)
 
 
@@ -158,7 +170,7 @@ def data_factors(found: dict[Point, dict], key: str, test: str, seeds: list[int]
     factors: dict[int, list[Factor]] = {}
     for seed in seeds:
         scratch = curve(found, key, test, "scratch", seed)
-        for n, error in curve(found, key, test, "finetuned", seed).items():
+        for n, error in curve(found, key, test, SMALL, seed).items():
             factors.setdefault(n, []).append(factor(n, error, scratch))
     return factors
 
@@ -198,7 +210,9 @@ def factor_table(factors: dict) -> str:
     sizes = list(dict.fromkeys(n for by_size in factors.values() for n in by_size))
     lines = [[f"{key}, {test}", *(said(by_size[n]) for n in sizes)] for (key, test), by_size in factors.items()]
     lines.append(["DPA-2 paper", *["10 to 100"] * len(sizes)])
-    return workflow.markdown(["factor in data at equal force error", *(f"{n} frames fine-tuned" for n in sizes)], lines)
+    return workflow.markdown(
+        ["factor in data at equal force error, small", *(f"{n} frames fine-tuned" for n in sizes)], lines
+    )
 
 
 def said(found: list[Factor]) -> str:
@@ -212,12 +226,14 @@ def said(found: list[Factor]) -> str:
 
 
 def plot(path: Path, found: dict[Point, dict], seeds: list[int]) -> None:
-    """Force RMSE against the number of frames, mean and range over the seeds, a panel a test."""
-    tests = tests_of(found)
-    with matplotlib.rc_context(plots.STYLE):
-        figure = Figure(figsize=(3.6 * len(tests), 3.9), layout="constrained")
-        for axes, (key, test) in zip(figure.subplots(1, len(tests), squeeze=False)[0], tests, strict=True):
-            for start, color in COLORS.items():
+    """Force RMSE against the number of frames, mean and range over the seeds, a panel a set (its first test)."""
+    tests = list({key: (key, test) for key, test in reversed(tests_of(found))}.values())[::-1]
+    columns = -(-len(tests) // (1 + (len(tests) > 3)))
+    shape = (-(-len(tests) // columns), columns)
+    caption = f"Lines: mean of {len(seeds)} seeds; bands: their range. Held-out frames, the first test of each set."
+    with style.figure(path, (4.2, 3.7), shape, caption=caption) as panels:
+        for axes, (key, test) in zip(panels, tests, strict=False):
+            for start, color in STARTS.items():
                 curves = [curve(found, key, test, start, seed) for seed in seeds]
                 sizes, values = list(curves[0]), np.array([list(one.values()) for one in curves])
                 axes.fill_between(sizes, values.min(axis=0), values.max(axis=0), color=color, alpha=0.2, linewidth=0)
@@ -227,9 +243,10 @@ def plot(path: Path, found: dict[Point, dict], seeds: list[int]) -> None:
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5)))
             axes.yaxis.set_major_formatter(ScalarFormatter())
             axes.minorticks_off()
-        figure.axes[0].set_ylabel("force RMSE on test (meV/Å)")
-        figure.axes[0].legend(frameon=False)
-        figure.savefig(path, dpi=130)
+            style.name_lines(axes)
+        for axes in panels[len(tests) :]:
+            axes.remove()
+        panels[0].set_ylabel("force RMSE on test (meV/Å)")
 
 
 if __name__ == "__main__":

@@ -14,20 +14,18 @@ from typing import Any
 
 import ase.data
 import jax
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
 import lamjax
 from experiments import workflow
+from experiments.look import UNIVERSAL
 from experiments.universal import starts
 from experiments.universal.train import WORK
 from lamjax import data, dynamics, relaxation
 from lamjax.relaxation import CellConfig, RelaxConfig
-from lamjax.reports import plots
+from lamjax.reports import style
 
 TEACHER = starts.HERE / "teacher.json"
-COLORS = ("#9a9a9a", "#0072b2", "#d55e00")
 GROUPS = {  # elements by what binds them, for a table of errors
     "s block": "Li Na K Rb Cs Be Mg Ca Sr Ba",
     "3d metals": "Sc Ti V Cr Mn Fe Co Ni Cu Zn",
@@ -85,6 +83,17 @@ def relaxed(model: str, every: int) -> tuple[list[dict], float]:
             | {"steps": int(end.n_steps), "n_atoms": len(targets[row])}
         )
     return found, time.monotonic() - began
+
+
+def simple(model: str) -> dict[str, float]:
+    """V/V(experiment) - 1 of simple crystals, relaxed at variable cell; NaN if it does not converge."""
+    crystals = starts.simple()
+    config = RelaxConfig(fmax=starts.SIMPLE_FMAX, max_steps=starts.STEPS, cell=CellConfig())
+    ends = relaxation.relax_structures(*lamjax.load(model), list(crystals.values()), config)
+    return {
+        name: abs(np.linalg.det(end.system.cell)) / atoms.get_volume() - 1 if end.converged else float("nan")
+        for (name, atoms), end in zip(crystals.items(), ends, strict=True)
+    }
 
 
 def not_relaxed(every: int) -> list[dict]:
@@ -152,24 +161,17 @@ def speed(model: str, teacher: list[dict] | None) -> dict[str, float]:
 
 def draw(rows: dict[str, list[dict]], path) -> None:
     """Cumulative shares of the crystals below an error of volume and positions."""
-    with matplotlib.rc_context(plots.STYLE):
-        figure = Figure(figsize=(9, 3.6), layout="constrained")
-        for axes, key, scale, label in zip(
-            figure.subplots(1, 2), ("volume", "rmsd"), (100, 1), ("|V/V(DFT) - 1| (%)", "RMSD (Å)"), strict=True
+    count = ", ".join(f"{name}: {len(found)}" for name, found in rows.items())
+    with style.figure(path, (4.9, 3.8), (1, 2), caption=f"Crystals relaxed from strained starts; {count}.") as panels:
+        for axes, key, scale, label, most in zip(
+            panels, ("volume", "rmsd"), (100, 1), ("|V/V(DFT) - 1| (%)", "RMSD (Å)"), (15, 0.6), strict=True
         ):
-            for (name, found), color in zip(rows.items(), COLORS, strict=False):
+            axes.set(xlabel=label, ylabel="share of crystals below", ylim=(0, 1), xlim=(0, most))
+            for name, found in rows.items():
                 values = np.sort(scale * np.abs([row[key] for row in found]))
-                axes.step(
-                    values,
-                    np.arange(1, len(values) + 1) / len(values),
-                    color=color,
-                    label=f"{name} (n = {len(values)})",
-                )
-            axes.set(
-                xlabel=label, ylabel="share of crystals below", ylim=(0, 1), xlim=(0, 15 if key == "volume" else 0.6)
-            )
-        axes.legend(frameon=False)
-        figure.savefig(path, dpi=150)
+                share = np.arange(1, len(values) + 1) / len(values)
+                axes.step(values, share, color=UNIVERSAL[name], label=name)
+        style.name_lines(panels[1])
 
 
 def tables(results: dict[str, Any]) -> str:
@@ -191,6 +193,10 @@ def tables(results: dict[str, Any]) -> str:
     ]
     runs = [(one["crystal"], f"{one['drift']:.1e}", f"{one['fluctuation']:.1e}") for one in results["nve"]]
     rates = [(name, f"{x:,.0f}") for name, x in results["speed"].items()]
+    volumes = [
+        (name, *(f"{100 * one[crystal]:+.0f}" if np.isfinite(one[crystal]) else "-" for crystal in starts.SIMPLE))
+        for name, one in results["simple"].items()
+    ]
     return "\n\n".join(
         [
             workflow.markdown(["held-out DFT frames", "energy MAE (meV/atom)", "force MAE (meV/Å)", *GROUPS], errors),
@@ -207,6 +213,7 @@ def tables(results: dict[str, Any]) -> str:
             ),
             workflow.markdown(["NVE, 5 ps at 300 K", "drift (eV/atom/ps)", "fluctuation (eV/atom)"], runs),
             workflow.markdown(["relaxing, one process", "atoms a second"], rates),
+            workflow.markdown(["V/V(experiment, 300 K) - 1 (%)", *starts.SIMPLE], volumes),
         ]
     )
 
@@ -231,6 +238,8 @@ def main(model: str, every: int) -> None:
         "relaxed": {name: summary(found) for name, found in rows.items()},
         "nve": drifts,
         "speed": speed(model, teacher.get("relaxed")),
+        "simple": {"lamjax small": simple(model)}
+        | ({"CHGNet 0.3.0": teacher["simple"]} if "simple" in teacher else {}),
         "rows": ends,
     }
     results |= workflow.facts(f"python -m experiments.universal.evaluate --model {model}", time.monotonic() - began)

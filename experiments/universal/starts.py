@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import ase
+import ase.build
 import ase.io
 import numpy as np
 
@@ -12,6 +13,7 @@ HELD_OUT = DATA / "materials_pbeu" / "validation.extxyz.gz"  # formulas that nei
 CRYSTALS = DATA / "bench_wbm972" / "relaxed.extxyz.gz"
 STRAIN, DISPLACEMENT = 0.05, 0.05  # standard deviations: of the strain's components; Å
 FMAX, STEPS = 0.05, 500  # eV/Å
+SIMPLE_FMAX = 0.002  # eV/Å; of cells of one or two atoms, whose stress times volume is as small
 
 
 def crystals(every: int = 1) -> list[ase.Atoms]:
@@ -39,3 +41,23 @@ def away(end: ase.Atoms, target: ase.Atoms) -> tuple[float, float]:
     difference -= difference.mean(axis=0)
     moved = difference @ target.cell.array
     return end.get_volume() / target.get_volume() - 1, float(np.sqrt(np.mean(np.sum(moved**2, axis=1))))
+
+
+# lattice constants at room temperature (Å; hexagonal: a, c), common handbook values
+SIMPLE: dict[str, tuple[str, tuple[float, ...]]] = {
+    **{"Li": ("bcc", (3.51,)), "Na": ("bcc", (4.29,)), "K": ("bcc", (5.33,)), "Cs": ("bcc", (6.14,))},
+    **{"Fe": ("bcc", (2.87,)), "W": ("bcc", (3.17,)), "Al": ("fcc", (4.05,)), "Cu": ("fcc", (3.61,))},
+    **{"Au": ("fcc", (4.08,)), "Pb": ("fcc", (4.95,)), "Mg": ("hcp", (3.21, 5.21)), "Ti": ("hcp", (2.95, 4.68))},
+    **{"C": ("diamond", (3.57,)), "Si": ("diamond", (5.43,)), "Ge": ("diamond", (5.66,))},
+    **{"GaAs": ("zincblende", (5.65,)), "ZnS": ("zincblende", (5.41,)), "SiC": ("zincblende", (4.36,))},
+    **{"NaCl": ("rocksalt", (5.64,)), "MgO": ("rocksalt", (4.21,)), "LiF": ("rocksalt", (4.03,))},
+    **{"CsCl": ("cesiumchloride", (4.12,)), "CaF2": ("fluorite", (5.46,)), "GaN": ("wurtzite", (3.19, 5.19))},
+}
+
+
+def simple() -> dict[str, ase.Atoms]:
+    """The crystals of `SIMPLE` as measured."""
+    found = {}
+    for name, (kind, (a, *c)) in SIMPLE.items():
+        found[name] = ase.build.bulk(name, kind, a=a, **({"c": c[0]} if c else {}))
+    return found

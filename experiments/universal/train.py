@@ -25,16 +25,29 @@ DESCRIPTOR = replace(
     repformer=replace(workflow.DESCRIPTOR.repformer, g1_dim=96),
 )
 NEURON = (96, 96, 96)  # of every head
-LOSS = losses.LabelLossConfig(  # linear beyond 20 meV/atom, 0.1 eV/Å: frames far from equilibrium don't rule
-    use_huber=True,
-    huber_delta=(0.02, 0.1, 0.05),
-    start_pref_e=25.0,
-    limit_pref_e=100.0,
-    start_pref_f=10.0,
-    limit_pref_f=10.0,
-    start_pref_v=1.0,
-    limit_pref_v=2.0,
-)
+LOSSES = {
+    "wide": losses.LabelLossConfig(  # linear beyond 20 meV/atom, 0.1 eV/Å: frames far from equilibrium don't rule
+        use_huber=True,
+        huber_delta=(0.02, 0.1, 0.05),
+        start_pref_e=25.0,
+        limit_pref_e=100.0,
+        start_pref_f=10.0,
+        limit_pref_f=10.0,
+        start_pref_v=1.0,
+        limit_pref_v=2.0,
+    ),
+    "near": losses.LabelLossConfig(  # small forces, which decide where relaxations end, weigh more than large ones
+        use_huber=True,
+        huber_delta=(0.01, 0.02, 0.02),
+        relative_f=0.5,
+        start_pref_e=50.0,
+        limit_pref_e=200.0,
+        start_pref_f=40.0,
+        limit_pref_f=40.0,
+        start_pref_v=2.5,
+        limit_pref_v=5.0,
+    ),
+}
 
 
 def tasks(work: Path) -> dict[str, TaskConfig]:
@@ -51,7 +64,7 @@ def tasks(work: Path) -> dict[str, TaskConfig]:
     }
 
 
-def config(work: Path, steps: int, seed: int, rate: float, base: str | None) -> TrainConfig:
+def config(work: Path, steps: int, seed: int, rate: float, base: str | None, loss: str) -> TrainConfig:
     """The run; with `base` it goes on from the parameters of an earlier one."""
     found = tasks(work)
     heads = tuple((name, EnergyHeadConfig(neuron=NEURON)) for name in found)
@@ -59,7 +72,7 @@ def config(work: Path, steps: int, seed: int, rate: float, base: str | None) -> 
     return TrainConfig(
         tasks=found,
         **begin,
-        loss=LOSS,
+        loss=LOSSES[loss],
         schedule=training.ScheduleConfig("cosine", start_lr=rate, stop_lr=1e-6, warmup_steps=500),
         optimizer=training.OptimizerConfig("muon", max_norm=5.0),
         steps=steps,
@@ -82,7 +95,8 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0, help="of the first parameters and the order; names the run")
     parser.add_argument("--rate", type=float, default=8e-3, help="the highest learning rate")
     parser.add_argument("--base", help="a model to go on from")
+    parser.add_argument("--loss", choices=list(LOSSES), default="near")
     parser.add_argument("--work", type=Path, default=WORK)
     options = parser.parse_args()
     workflow.begin(options.work, options.work / "programs")
-    workflow.train(config(options.work, options.steps, options.seed, options.rate, options.base))
+    workflow.train(config(options.work, options.steps, options.seed, options.rate, options.base, options.loss))

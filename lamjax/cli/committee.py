@@ -14,14 +14,14 @@ from lamjax.distillation.shapes import LastingShapes
 from lamjax.dynamics import Record, Scene, frames
 from lamjax.dynamics.records import TableColumn
 from lamjax.dynamics.restart import digest
-from lamjax.potential import Params, Potential
+from lamjax.potential import Params, Potential, network_dtype
 
 COLUMN = "deviation_eV_A"
 
 
 def load_members(potential: Potential, params: Params, paths: Sequence[Path]) -> Params:
     """The parameters of a model and of the others, stacked; ValueError for a model of another config."""
-    dtype, members = jax.tree.leaves(params.descriptor)[0].dtype, [params]
+    dtype, members = network_dtype(params), [params]
     for path in paths:
         other, found = checkpoints.load(path, potential.head, dtype)
         if other.config != potential.config:
@@ -42,7 +42,7 @@ class Watch:
     """The largest force deviation in every frame of a simulation; `last` are those of the last record."""
 
     def __init__(self, potential: Potential, stacked: Params, scene: Scene) -> None:
-        dtype = jax.tree.leaves(stacked.descriptor)[0].dtype
+        dtype = network_dtype(stacked)
         self.potential, self.stacked, self.scene = potential, stacked, scene
         self.shapes, self.last = LastingShapes(potential.shells, 1, ASKED, dtype), np.zeros(0)
 

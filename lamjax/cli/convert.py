@@ -46,7 +46,7 @@ def convert(
     A model keeps its precision and, unless told otherwise, all its heads and elements. What of an input is not carried
     over is listed. The kind of the source is told by its content, that of the target by its ending.
     """
-    if is_input(checkpoints.locate(source)):
+    if not checkpoints.is_function(source) and is_input(checkpoints.locate(source)):
         if heads or elements or types or toward or tabulate:
             raise ValueError(
                 "--heads, --elements, --types, --toward and --tabulate are for models, not for a training input."
@@ -105,6 +105,7 @@ def _read(
 ) -> tuple[checkpoints.Stored, Potential, Params]:
     """A model with the heads and elements that are wanted."""
     stored = checkpoints.read(path, heads[0] if len(heads) == 1 else None, types)
+    checkpoints.check_config(stored.config, path, "lamjax convert")
     potential, params = build(stored.config), stored.params
     if heads:
         potential, params = edit.select_heads(potential, params, heads)

@@ -2,7 +2,8 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,10 +16,10 @@ from lamjax.cli import reading
 from lamjax.cli.interrupted import resumable
 from lamjax.cli.labeller import HELP, OPTION_HELP, labeller_config
 from lamjax.cli.report import at_end
-from lamjax.cli.rounds_table import COLUMNS, cells
+from lamjax.cli.rounds_table import COLUMNS, MODELS, cells, model_cells
 from lamjax.cli.train import banner
 from lamjax.distillation import TEMPLATE, DistillConfig, StudentConfig
-from lamjax.distillation.outcome import Model
+from lamjax.distillation.outcome import RESULT
 from lamjax.reports import bars, console, table, warnings_as_text
 from lamjax.training.config import apply, read, validate
 from lamjax.training.config import schema as config_schema
@@ -65,7 +66,7 @@ def distill(
 
     Every stage is on disk (round-000/explored.extxyz, selected, labelled, student-0.lamjax, round.json, ...) when the
     next one begins; a killed run goes on with --resume. At the end: student.lamjax, student-tabulated.lamjax (the same,
-    faster), and rounds.png.
+    faster), rounds.png and report.html.
     """
     if template or schema:
         print(TEMPLATE if template else config_schema(DistillConfig, COMMAND), end="")
@@ -101,10 +102,10 @@ def _run(settings: DistillConfig, resume: bool) -> None:
     except distillation.Waiting as waiting:
         console.print(f"[yellow]Waiting:[/] {escape(str(waiting))}", soft_wrap=True)
         return
-    found = distillation.finish(run)
+    distillation.finish(run)
     picture = distillation.write_plot(run, rounds)
     console.print(table(f"{len(rounds)} rounds", COLUMNS, [cells(facts) for facts in rounds]))
-    _conclude(settings, rounds, found, picture)
+    _conclude(settings, rounds, picture)
 
 
 def _settings(
@@ -162,20 +163,11 @@ def _say(facts: dict[str, Any], settings: DistillConfig) -> None:
         console.print(f"  [yellow]Nothing to learn from: no frame is within trust, {where}.[/]", soft_wrap=True)
 
 
-def _conclude(settings: DistillConfig, rounds: list[dict], found: Sequence[Model], picture: Path | None) -> None:
+def _conclude(settings: DistillConfig, rounds: list[dict], picture: Path | None) -> None:
     """The last table, and where things are."""
-    columns = ["", "E (meV/atom)", "F (meV/Å)", "µs/atom", "parameters", "file (MB)"]
-    rows = [
-        (
-            one.name,
-            *(("-", "-") if one.errors is None else (1000 * one.errors.energy, 1000 * one.errors.force)),
-            "-" if one.microseconds is None else one.microseconds,
-            "-" if one.parameters is None else f"{one.parameters:,}",
-            "-" if one.megabytes is None else one.megabytes,
-        )
-        for one in found
-    ]
-    console.print(table("Student and labels: RMSE on the fresh frames of all rounds", columns, rows))
+    found = json.loads((Path(settings.output) / RESULT).read_text())
+    title = "Student and labels: RMSE on the fresh frames of all rounds"
+    console.print(table(title, MODELS, [model_cells(one) for one in found]))
     if not rounds[-1]["enough"]:
         console.print(
             f"[yellow]Not enough after {settings.rounds} rounds.[/] Go on: --resume --set rounds={settings.rounds + 4}"

@@ -10,7 +10,25 @@ from rich.markup import escape
 from lamjax.reports import console
 
 _SETTINGS: Any = jax.config
-MORE = "LAMJAX_TRACEBACK=1 shows where it came from; docs/troubleshooting.md explains messages"
+TROUBLE = "docs/troubleshooting.md"
+PAGES = {  # which page helps with what goes wrong in a part of the library; the innermost part counts
+    "lamjax.imported": "docs/how-to/bring-your-own.md",
+    "lamjax.imports": "docs/how-to/bring-your-own.md",
+    "lamjax.checkpoints": "docs/files.md",
+    "lamjax.interop": "docs/coming-from/deepmd.md",
+    "lamjax.data": "docs/files.md",
+    "lamjax.edit": "docs/how-to/edit.md",
+    "lamjax.relaxation": "docs/how-to/relax.md",
+    "lamjax.dynamics": "docs/how-to/simulate.md",
+    "lamjax.properties": "docs/how-to/properties.md",
+    "lamjax.distillation": "docs/how-to/distil.md",
+    "lamjax.training.structures": "docs/how-to/finetune-structures.md",
+    "lamjax.training.loggers": "docs/how-to/watch.md",
+    "lamjax.training": "docs/how-to/train.md",
+    "lamjax.cli.finetune": "docs/how-to/finetune.md",
+    "lamjax.cli.convert": "docs/how-to/edit.md",
+    "lamjax.cli.report": "docs/how-to/watch.md",
+}
 
 
 def end(error: Exception) -> None:
@@ -20,8 +38,22 @@ def end(error: Exception) -> None:
     if message is None or os.environ.get("LAMJAX_TRACEBACK"):
         return
     console.print(f"[bold red]Error:[/] {escape(message)}", soft_wrap=True)
-    console.print(f"({MORE})", style="dim", soft_wrap=True)
+    page = page_of(error)
+    pages = TROUBLE if page is None else f"{page} and {TROUBLE}"
+    said = f"(Pages that help: {pages}. LAMJAX_TRACEBACK=1 shows where it came from.)"
+    console.print(said, style="dim", soft_wrap=True)
     sys.exit(2)
+
+
+def page_of(error: BaseException) -> str | None:
+    """The page of the documentation on the innermost part of the library in which the error was raised."""
+    page, traceback = None, error.__traceback__
+    while traceback is not None:
+        name = traceback.tb_frame.f_globals.get("__name__", "")
+        known = [part for part in PAGES if name == part or name.startswith((f"{part}.", f"{part}_"))]
+        page = PAGES[max(known, key=len)] if known else page
+        traceback = traceback.tb_next
+    return page
 
 
 def no_device() -> str | None:

@@ -1,8 +1,6 @@
 """`lamjax finetune-properties`: a stored model learns properties of relaxed crystals."""
 
 import json
-import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +11,9 @@ import typer
 from lamjax import checkpoints, pytree
 from lamjax.cli import finetune
 from lamjax.cli.interrupted import resumable
+from lamjax.cli.judged_properties import names, summary
 from lamjax.cli.keys import KeyCommand, strings
+from lamjax.cli.report import at_end
 from lamjax.cli.train import banner, line
 from lamjax.cli.tuning import Base, ConfigFile, Head, Keys, Output, Resume, follow
 from lamjax.evaluation.retention import forgetting
@@ -154,7 +154,7 @@ def text_of(event: engine.Event, run: engine.Run, before: dict[str, float] | Non
 def _errors(numbers: dict[str, float], before: dict[str, float] | None = None) -> str:
     """Errors in words; of those before, where they are given."""
     found = []
-    for key, text in _names(numbers).items():
+    for key, text in names(numbers).items():
         was = "" if before is None or key not in before else f" (before {before[key]:.4g})"
         found.append(f"{text} {numbers[key]:.4g}{was}")
     for key, text in (("converged", "converged"), ("unstable", "unstable")):
@@ -162,22 +162,12 @@ def _errors(numbers: dict[str, float], before: dict[str, float] | None = None) -
     return ", ".join(found)
 
 
-def _names(numbers: dict[str, float]) -> dict[str, str]:
-    """How a table calls the errors that there are."""
-    named = {"error_median": "median error / scale", "error_mean": "mean error / scale"}
-    named |= {f"{name}_mae": f"{name} MAE ({next(iter(unit))})" for name, unit in UNITS.items()}
-    named |= {"force_constant_rmse": "force constants RMSE (eV/Å²)", "replay_rmse_f": "replayed forces RMSE (eV/Å)"}
-    named |= {"replay_rmse_e": "replayed energies RMSE (eV/atom)", "replay_rmse_v": "replayed virials RMSE (eV/atom)"}
-    return {key: text for key, text in named.items() if key in numbers}
-
-
 def _report(run: engine.Run) -> None:
     """The tables before and after, and where everything is."""
     config, output = run.config, Path(run.config.output)
     judged = properties.validations(output)
-    first, last, best = judged[0], judged[-1], next(one for one in judged if one.best)
-    chosen = {"before": first, f"best, step {best.step}": best, f"last, step {last.step}": last}
-    console.print(table("Held-out crystals, relaxed", ["", *chosen], rows(list(chosen.values()))))
+    best = next(one for one in judged if one.best)
+    console.print(table("Held-out crystals, relaxed", *summary(output)))
     console.print("Means are over crystals that converged and are stable.", style="dim")
     if best.step == 0:
         console.print(f"No epoch had a smaller error than the model before: {BEST} is the model before.")
@@ -189,6 +179,7 @@ def _report(run: engine.Run) -> None:
     console.print(
         "\n".join(str(output / name) for name in (BEST, MODEL, properties.PROPERTIES, REPORT)), soft_wrap=True
     )
+    at_end(output)
 
 
 def _forgetting(run: engine.Run, config: PropertyTuneConfig, output: Path) -> list:
@@ -198,16 +189,3 @@ def _forgetting(run: engine.Run, config: PropertyTuneConfig, output: Path) -> li
     head = (config.replay.head if config.replay else None) or run.potential.head
     own = {head: sets.replay} if len(sets.replay) else {}
     return forgetting(before, after, own, [c.frame for c in sets.train], config.precision)
-
-
-def rows(judged: Sequence[properties.JudgedProperties]) -> list[tuple]:
-    """The lines of the table, one column for each judgement."""
-    numbers = [one.errors for one in judged]
-    lines: list[tuple] = [(text, *(x[key] for x in numbers)) for key, text in _names(numbers[0]).items()]
-    shares = {"improved": "improved", "converged": "converged", "unstable": "unstable"}
-    lines += [(text, *(_share(x[key]) for x in numbers)) for key, text in shares.items() if key in numbers[0]]
-    return lines + ([("steps, median", *(int(x["n_steps"]) for x in numbers))] if "n_steps" in numbers[0] else [])
-
-
-def _share(x: float) -> str:
-    return "-" if math.isnan(x) else f"{x:.0%}"

@@ -7,11 +7,18 @@ import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperArgument, TyperCommand, TyperGroup
 
+OPENING = ("show", "eval", "relax", "properties", "md", "train", "finetune", "finetune-structures")  # a model
+OPENING += ("finetune-properties", "distill", "explore", "label")
+POTENTIAL = (
+    "Instead of {}: a function of your own that makes the potential, package.module:factory, with its options as in "
+    "package.module:factory,depth=0.5,n=9. It is imported because you name it."
+)
+TRUST = "package.module:factory, imported if a model file holds its parameters; never without this; repeatable."
 _own_process = ContextVar("own_process", default=False)
 
 
@@ -57,12 +64,61 @@ class LazyCommand(TyperCommand):
         alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
         kind = getattr(importlib.import_module(module), "COMMAND_CLASS", TyperCommand)
         alone.command(self.name, cls=kind, help=flowing(_docstring(module, function)))(command)
-        return typer.main.get_command(alone)
+        made = typer.main.get_command(alone)
+        made.params += own_potentials(made) if self.name in OPENING else []
+        return made
 
     def make_context(self, info_name: str | None, args: Any, parent: Any = None, **extra: Any) -> Any:
         if _own_process.get():
             importlib.import_module("lamjax.cli.cache").enable()
-        return self.load().make_context(info_name, args, parent, **extra)
+        command = self.load()
+        known = {option for one in command.params for option in one.opts}
+        args = model_first(args) if "--potential" in known else args
+        return command.make_context(info_name, args, parent, **extra)
+
+
+def own_potentials(command: Any) -> list[Any]:
+    """The options by which a command takes potentials of the user's own: --trust, and --potential where it has a model.
+
+    A model is the command's first argument.
+    """
+    first = command.params[0]
+    has_model = isinstance(first, TyperArgument) and first.name in ("model", "base", "teacher")
+    instead = POTENTIAL.format(str(first.name).upper())
+
+    def options(
+        potential: Annotated[str | None, typer.Option("--potential", help=instead)] = None,
+        trust: Annotated[list[str] | None, typer.Option("--trust", help=TRUST, callback=_trust)] = None,
+    ) -> None:
+        """They never reach a command: one is moved to its first argument, the other is a consent."""
+
+    alone = typer.Typer(add_completion=False)
+    alone.command()(options)
+    found: list[Any] = [one for one in typer.main.get_command(alone).params if has_model or one.name == "trust"]
+    for one in found:
+        one.expose_value = False
+    return found
+
+
+def _trust(names: list[str] | None) -> None:
+    """Files may name these functions from now on."""
+    if names:
+        importlib.import_module("lamjax.imported").trust(names)
+
+
+def model_first(args: Sequence[str]) -> list[str]:
+    """The arguments of a command with the value of --potential as the first one, where its model stands."""
+    rest, name = [], None
+    words = iter(args)
+    for word in words:
+        option, equals, value = word.partition("=")
+        if word == "--":
+            rest += [word, *words]
+        elif option == "--potential":
+            name = value if equals else next(words, None)
+        else:
+            rest.append(word)
+    return rest if name is None else [name, *rest]
 
 
 def flowing(text: str) -> str:

@@ -21,7 +21,7 @@ from lamjax.cli.relax_records import labelled as labelled
 from lamjax.cli.report import at_end
 from lamjax.data.pairs import listed
 from lamjax.potential import Potential
-from lamjax.relaxation import CellConfig, RelaxConfig, stream
+from lamjax.relaxation import CellConfig, FireConfig, LBFGSConfig, RelaxConfig, stream
 from lamjax.reports import console, outputs, plots, progress, table
 from lamjax.system import System
 
@@ -31,6 +31,18 @@ class Keep(StrEnum):
 
     SHAPE = "shape"
     VOLUME = "volume"
+
+
+class Method(StrEnum):
+    """How structures are moved downhill."""
+
+    FIRE = "fire"
+    LBFGS = "lbfgs"
+
+    @property
+    def config(self) -> FireConfig | LBFGSConfig:
+        """Its settings."""
+        return {Method.FIRE: FireConfig, Method.LBFGS: LBFGSConfig}[self]()
 
 
 class Precision(StrEnum):
@@ -99,7 +111,10 @@ def relax(
         ),
     ] = Path("relaxed.extxyz"),
     fmax: Annotated[float, typer.Option(help="Converged when no atom (nor the cell) feels more (eV/Å).")] = 0.02,
-    max_steps: Annotated[int, typer.Option(help="FIRE steps at most.")] = 500,
+    max_steps: Annotated[int, typer.Option(help="Steps at most.")] = 500,
+    minimiser: Annotated[
+        Method, typer.Option(help="Of steps downhill: lbfgs needs fewer of them than fire.")
+    ] = Method.FIRE,
     cell: Annotated[bool, typer.Option("--cell", help="Relax the cell too; components as --keep says.")] = False,
     pressure: Annotated[float, typer.Option(help="On a relaxing cell (GPa).")] = 0.0,
     keep: Annotated[Keep | None, typer.Option(help="What of a relaxing cell stays as it is.")] = None,
@@ -130,7 +145,7 @@ def relax(
     MPI. When all have ended, --resume without these options puts everything together in relaxed.extxyz.
     """
     outputs.check_ending(out, (".extxyz", ".xyz"), "relaxed structures are")
-    config = RelaxConfig(fmax=fmax, max_steps=max_steps, cell=_cell(cell, pressure, keep))
+    config = RelaxConfig(fmax=fmax, max_steps=max_steps, cell=_cell(cell, pressure, keep), minimiser=minimiser.config)
     share = _share(out, coordinator, processes, process)
     outputs.claim(_written(share.out), [model, *data.files_of(structures)], "--output")
     began = time.monotonic()

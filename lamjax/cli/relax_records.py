@@ -128,7 +128,8 @@ def settings_text(config: RelaxConfig, precision: str) -> str:
     """What a relaxation depends on beside the model and the start: "fmax 0.02; max_steps 500; ..."."""
     cell = "fixed" if config.cell is None else f"relaxing at {config.cell.pressure / units.GPA:g} GPa"
     kept = "" if config.cell is None else f" keeping {config.cell.keep}"
-    return f"fmax {config.fmax:g}; max_steps {config.max_steps}; cell {cell}{kept}; precision {precision}"
+    most = f"fmax {config.fmax:g}; max_steps {config.max_steps}"
+    return f"{most}; cell {cell}{kept}; precision {precision}; minimiser {config.minimiser.type}"
 
 
 def check_made(place: Place, made: Mapping[str, str]) -> None:
@@ -138,6 +139,8 @@ def check_made(place: Place, made: Mapping[str, str]) -> None:
     """
     made = {key: made.get(key, "nothing") for key in MADE}
     known = {key: str(place.info.get(key, made[key])) for key in MADE}
+    if "minimiser" not in known["relaxed_to"]:  # of a time when there was one minimiser
+        known["relaxed_to"] += "; minimiser fire"
     where = f"{place.path}, {place.info['source']}"
     remedy = "Give the same again, or name another --out for this run."
     if known["relaxed_to"] != made["relaxed_to"]:

@@ -22,7 +22,7 @@ RELAXED = (".extxyz", ".xyz")
 def report(
     path: Annotated[
         Path,
-        typer.Argument(help="Folder of train, finetune, finetune-structures or distill, or the output of relax or md."),
+        typer.Argument(help="Folder of train, distill or one of the finetune commands, or the output of relax or md."),
     ],
 ) -> None:
     """Write the page of a run: config, data, curves, errors, structures that can be turned, versions.

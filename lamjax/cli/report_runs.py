@@ -1,14 +1,17 @@
 """The page of the folder of a training: made of the files in it, whatever they are."""
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lamjax.cli import judged, rounds_table
+from lamjax.cli import judged, judged_properties, report_structures, rounds_table
+from lamjax.distillation.outcome import RESULT
+from lamjax.evaluation.structures import read_ends
 from lamjax.reports import html, plots
 from lamjax.reports.html import PageSection
-from lamjax.training import curve, outcome, structures
+from lamjax.training import curve, outcome, properties, structures
 from lamjax.training.config import validate
 from lamjax.training.folder import CONFIG, FACTS
 from lamjax.training.records import HISTORY, VALIDATION, read
@@ -17,11 +20,12 @@ from lamjax.training.structures import StructureTuneConfig
 FORGETTING, ROUNDS = "forgetting.json", "rounds.png"
 COLUMNS = ("head", "frames", "E before", "E after", "F before", "F after")
 WORST = ("structure", "atoms", "Dq before", "Dq after", "RMSD before (Å)", "RMSD after (Å)", "converged after")
+RELAXED = {"before": "before training", "after": "after"}
 MOST_LINES = 6  # of validation.csv that are drawn, of a loss that nothing is known of
 
 
 def page(folder: Path, end: str) -> str:
-    """The page of a run of train, finetune, finetune-structures, distill, or of a loss of one's own."""
+    """The page of a run of train, finetune (on labels, structures or properties), distill, or of one's own loss."""
     config = json.loads((folder / CONFIG).read_text())
     facts = json.loads((folder / FACTS).read_text()) if (folder / FACTS).is_file() else {}
     kind = kind_of(config)
@@ -30,7 +34,8 @@ def page(folder: Path, end: str) -> str:
         PageSection("Rounds", _rounds(folder)),
         PageSection("Curves", html.plot_grid(_curves(folder, config))),
         PageSection("Parity", "\n".join(_parity(folder))),
-        PageSection("Structures before and after", _structures(folder)),
+        PageSection("Structures before and after", _structures(folder) if "pairs" in config else ""),
+        PageSection("Crystals before and after", _crystals(folder) if "crystals" in config else ""),
         PageSection("What it cost elsewhere (forgetting)", _forgetting(folder)),
         PageSection("Data", _data(config, facts)),
         PageSection("Config", html.details("all keys", html.facts(flat(config)))),
@@ -45,6 +50,8 @@ def kind_of(config: Mapping[str, Any]) -> str:
         return "Distillation"
     if "pairs" in config:
         return "Fine-tuning on structures"
+    if "crystals" in config:
+        return "Fine-tuning on properties"
     return "Fine-tuning" if config.get("base") else "Training"
 
 
@@ -72,9 +79,16 @@ def _lead(folder: Path, config: Mapping[str, Any]) -> str:
 
 def _result(folder: Path, config: Mapping[str, Any]) -> str:
     """Errors on what was held out: of a run on labels first, least and last."""
+    if "student" in config:
+        path = folder / RESULT
+        rows = [rounds_table.model_cells(one) for one in json.loads(path.read_text())] if path.is_file() else []
+        note = html.paragraph("RMSE on the fresh frames of all rounds, which no student has learned from.", "note")
+        return html.table(rounds_table.MODELS, rows) + note if rows else ""
     if "pairs" in config:
         settings = validate(dict(config), str(folder / CONFIG), StructureTuneConfig)
         return html.table(*judged.summary(folder, settings))
+    if "crystals" in config:
+        return html.table(*judged_properties.summary(folder))
     found = curve.validations(folder / curve.CURVE, list(config.get("tasks") or [""]))
     names = list(dict.fromkeys(name for _, errors in found for name in errors))
     rows = []
@@ -115,13 +129,15 @@ def _measures(rows: Sequence[Mapping[str, str]]) -> list[str]:
     names = [name for name in (rows[0] if rows else ()) if name not in ("step", "epoch")]
     if "dq_median" in names:
         return ["dq_median", "rmsd_median", *(name for name in names if "rmse_f" in name)]
+    if properties.SCORE in names:
+        return list(judged_properties.names(names))
     return names[:MOST_LINES]
 
 
 def _titled(name: str) -> str:
     known = {"dq_median": "median Dq (amu$^{1/2}$ Å)", "rmsd_median": "median RMSD (Å)"}
     known |= {"heldout_rmse_f": "force RMSE, held out (eV/Å)", "replay_rmse_f": "force RMSE, replayed (eV/Å)"}
-    return known.get(name, name)
+    return (judged_properties.names([name]) | known).get(name, name)
 
 
 def _line(rows: Sequence[Mapping[str, str]], name: str) -> tuple[list[int], list[float]]:
@@ -150,18 +166,61 @@ def _rounds(folder: Path) -> str:
 
 
 def _structures(folder: Path) -> str:
-    """Errors of held-out structures before and after, the worst first."""
-    rows = read(folder / structures.STRUCTURES)
-    rows.sort(key=lambda row: -float(row["dq_after"]))
+    """Errors of held-out structures before and after, the worst first; some of them are drawn."""
+    rows = list(enumerate(read(folder / structures.STRUCTURES)))
+    rows.sort(key=lambda one: -float(one[1]["dq_after"]))
     names = ("dq_before", "dq_after", "rmsd_before", "rmsd_after")
     table = [
         (row["structure"], row["n_atoms"], *(float(row[name]) for name in names), row["converged_after"])
-        for row in rows
+        for _, row in rows
     ]
     body = html.details(
         f"all {len(table)}, the worst first (Dq in amu^½ Å)", html.table(WORST, table, "structures.csv")
     )
-    return html.picture(folder / structures.PLOT, "structure errors before and after", 900) + body
+    picture = html.picture(folder / structures.PLOT, "structure errors before and after", 900)
+    return picture + body + _drawn_structures(folder, rows)
+
+
+def _drawn_structures(folder: Path, rows: Sequence[tuple[int, Mapping[str, str]]]) -> str:
+    """Where the worst of the held-out structures end before and after, beside where they should."""
+    ends, pairs = read_ends(folder / structures.ENDS), []
+    for k, row in [(k, row) for k, row in rows if k in ends][: report_structures.MOST]:
+        labels = {stage: f"{name}: Dq {float(row[f'dq_{stage}']):.3g} amu^½ Å" for stage, name in RELAXED.items()}
+        labels["target"] = "target"
+        shown = [(label, ends[k][stage]) for stage, label in labels.items() if stage in ends[k]]
+        pairs.append((row["structure"], report_structures.side_by_side(shown) if shown else []))
+    if not (drawn := html.structures(*report_structures.with_elements(pairs))):
+        return ""
+    most = f"The {len(pairs)} that end farthest from their targets. " if len(ends) > len(pairs) else ""
+    note = f"{most}All of them, with their starts, are in {structures.ENDS}: ase gui {structures.ENDS}"
+    return html.paragraph(note, "note") + drawn
+
+
+def _crystals(folder: Path) -> str:
+    """Properties of held-out crystals, what they should be, before and after, the worst first."""
+    rows = read(folder / properties.PROPERTIES)
+    if not rows:
+        return ""
+    rows.sort(key=lambda row: -_number(row["error_after"]))
+    table = [[row[key] if key in ("structure", "n_atoms") else _plain(row[key]) for key in row] for row in rows]
+    columns = [key.replace("_", " ") for key in rows[0]]
+    body = html.details(f"all {len(rows)}, the worst first", html.table(columns, table, properties.PROPERTIES))
+    return html.picture(folder / properties.PLOT, "errors of properties before and after", 900) + body
+
+
+def _number(text: str) -> float:
+    """A number to sort by; one that is not known is the least."""
+    with contextlib.suppress(ValueError):
+        if (x := float(text)) == x:
+            return x
+    return -1.0
+
+
+def _plain(text: str) -> float | str:
+    """A number where it is one, else the text."""
+    with contextlib.suppress(ValueError):
+        return float(text) if float(text) == float(text) else "-"
+    return {"True": "yes", "False": "no"}.get(text, text)
 
 
 def _forgetting(folder: Path) -> str:
@@ -185,7 +244,8 @@ def _forgetting(folder: Path) -> str:
 
 def _data(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     """The files that the config names, and what was found in them."""
-    keys = ("base", "train", "validation", "pairs", "start", "initial", "hold_out", "labeller.model", "replay.files")
+    keys = ("base", "train", "validation", "pairs", "crystals", "start", "initial", "hold_out")
+    keys += ("replay.files", "labeller.type", "labeller.model", "labeller.name", "student.base")
     tasks = [
         (name, x) for name, x in flat(config) if name.startswith("tasks.") and name.endswith(("train", "validation"))
     ]

@@ -1,6 +1,9 @@
-"""The table of the rounds of a distillation."""
+"""The tables of a distillation: its rounds, and the models that came of it."""
 
+from collections.abc import Mapping
 from typing import Any
+
+MODELS = ("", "E (meV/atom)", "F (meV/Å)", "µs/atom", "parameters", "file (MB)")
 
 COLUMNS = (
     "round",
@@ -10,8 +13,8 @@ COLUMNS = (
     "within",
     "above",
     "deviation 50 %",
-    "95 %",
-    "100 % (eV/Å)",
+    "deviation 95 %",
+    "deviation 100 % (eV/Å)",
     "learn",
     "fresh",
     "no label",
@@ -34,3 +37,12 @@ def cells(facts: dict[str, Any]) -> list[Any]:
         *errors,
         sum(facts["seconds"].values()),
     ]
+
+
+def model_cells(model: Mapping[str, Any]) -> list[Any]:
+    """The line of a model of result.json, with its errors on the fresh frames of all rounds."""
+    errors = model["errors"] or {}
+    milli = [1000 * errors[key] if key in errors else "-" for key in ("energy", "force")]
+    numbers = [model[key] for key in ("microseconds", "parameters", "megabytes")]
+    others = [f"{x:,}" if isinstance(x, int) else x for x in numbers]
+    return [model["name"], *milli, *("-" if x is None else x for x in others)]

@@ -11,8 +11,11 @@ import typer
 from lamjax import checkpoints, nn, pytree
 from lamjax.checkpoints import Stored
 from lamjax.evaluation.errors import seen_elements
+from lamjax.imported import FactoryConfig, potential_of
 from lamjax.potential import build
 from lamjax.reports import console, table
+
+MOST = 30  # parameters that are listed
 
 
 def show(
@@ -25,11 +28,35 @@ def show(
     stored = checkpoints.read(model, head)
     if head is not None and head not in stored.config.head_names:
         raise ValueError(f"{model} has no head {head!r}; it has {', '.join(stored.config.head_names)}.")
+    if isinstance(stored.config, FactoryConfig):
+        console.print(table(str(model), ("what", "value"), _own(stored)))
+        _print_card(stored)
+        return
     console.print(table(str(model), ("what", "value"), _summary(stored)))
     console.print(table("Heads", ("head", "parameters", "net", "inputs", "elements with an energy"), _heads(stored)))
     console.print(table("Descriptor", ("option", "value"), _options(stored.config.descriptor)))
+    _print_card(stored)
+
+
+def _print_card(stored: Stored) -> None:
     if stored.card:
         console.print(table("Card", ("what", "value"), [(k, str(v)) for k, v in stored.card.items()]))
+
+
+def _own(stored: Stored) -> list[tuple]:
+    """What is known of a potential of the user's own: its function, and its parameters one by one."""
+    potential = potential_of(stored.config)
+    named = jax.tree_util.tree_flatten_with_path(stored.params.descriptor)[0]
+    values = [(pytree.path_name(path), f"{x:.6g}" if np.ndim(x) == 0 else f"shape {np.shape(x)}") for path, x in named]
+    return [
+        ("kind", f"{stored.kind} of a potential of one's own"),
+        ("made by", str(stored.config)),
+        ("elements", "all" if potential.elements is None else " ".join(potential.elements)),
+        ("cutoffs (Å)", ", ".join(f"{shell.cutoff:g} (sel {shell.sel or 'all'})" for shell in potential.shells)),
+        ("parameters", f"{pytree.n_parameters(stored.params):,}"),
+        *((f"  {name}", value) for name, value in values[:MOST]),
+        *([("  others", len(values) - MOST)] if len(values) > MOST else []),
+    ]
 
 
 def _summary(stored: Stored) -> list[tuple]:

@@ -137,8 +137,13 @@ def set_bias(
     With `predicted` (n_frames,) total energies, the present bias is shifted by the fit of label minus prediction.
     """
     _require_head(potential)
-    bias = energy_bias(potential, frames, predicted)
     head = params.heads[potential.head]
+    if "statistics" not in head:
+        raise ValueError(
+            f"{potential.config} has no energy per element that could be fitted to the labels. Say `bias: keep` (in a "
+            "command --bias keep, --replay.bias keep), and give labels whose zero of energy is the potential's."
+        )
+    bias = energy_bias(potential, frames, predicted)
     old = head["statistics"]
     energies = bias.energies if predicted is None else np.asarray(old["out_bias"], np.float64) + bias.energies
     statistics = {

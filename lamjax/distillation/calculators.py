@@ -2,8 +2,6 @@
 
 import difflib
 import functools
-import importlib
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +10,13 @@ import ase
 import numpy as np
 from ase.calculators import calculator as calculators
 
+from lamjax import imports
 from lamjax.data import records
 from lamjax.distillation.answers import Failed, bare, labelled
+from lamjax.imports import FAILURES
 
-IMPORTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")  # package.module:factory
 ROUNDING: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-4}  # eV, eV/Å, eV/Å³: what differs by more has not the same cause
 MISSING = (calculators.PropertyNotImplementedError, NotImplementedError)
-FAILURES = (Exception, SystemExit)  # every code has its own ways to fail; some end the process
 
 
 class CalculatorLabeller:
@@ -87,7 +85,7 @@ def open_calculator(name: str, options: dict[str, Any], reuse: bool | None = Non
     """
     make = functools.partial(calculator_class(name), **options)
     made = _made(make, name, options)
-    reuse = is_imported(name) if reuse is None else reuse
+    reuse = imports.is_named(name) if reuse is None else reuse
     labeller = CalculatorLabeller(make, name, reuse, _level(name, options))
     labeller._kept = made if reuse else None
     return labeller
@@ -99,17 +97,12 @@ def _level(name: str, options: dict[str, Any]) -> str:
     return records.one_line(f"{name} ({said})" if said else name).replace('"', "'").replace("\\", "/")
 
 
-def is_imported(name: str) -> bool:
-    """Whether it is "package.module:factory"."""
-    return IMPORTED.fullmatch(name) is not None
-
-
 def calculator_class(name: str) -> Callable[..., Any]:
     """What makes the calculator of that name: "package.module:factory" is imported, else ASE's list and tblite count.
 
     Only a name that the user gives, in a config or a command, may come here: importing runs the package's code.
     """
-    if is_imported(name):
+    if imports.is_named(name):
         return _imported(name)
     known = sorted({*calculators.names, "tblite"})
     if name not in known:
@@ -130,28 +123,11 @@ def calculator_class(name: str) -> Callable[..., Any]:
 
 
 def _imported(name: str) -> Callable[..., Any]:
-    module, _, path = name.partition(":")
-    try:
-        place = importlib.import_module(module)
-    except FAILURES as error:
-        raise ValueError(
-            f"labeller.name: {name!r} cannot be imported ({type(error).__name__}: {error}). Install its package into "
-            "this environment; of a file of your own put the folder on PYTHONPATH."
-        ) from error
-    try:
-        found = functools.reduce(getattr, path.split("."), place)
-    except AttributeError:
-        close = difflib.get_close_matches(path, dir(place), n=3)
-        hint = f"Did you mean {' or '.join(close)}?" if close else f"It has: {', '.join(_public(place))}."
-        raise ValueError(f"labeller.name: the module {module} has no {path!r}. {hint}") from None
+    found = imports.named(name, "labeller.name")
     if not callable(found) or hasattr(found, "get_potential_energy") and not isinstance(found, type):
         kind = type(found).__name__
         raise ValueError(f"labeller.name: {name!r} is a {kind}. Name a class, or a function that returns a calculator.")
     return found
-
-
-def _public(place: Any) -> list[str]:
-    return sorted(key for key, value in vars(place).items() if callable(value) and not key.startswith("_"))[:20]
 
 
 def _made(make: Callable[[], Any], name: str, options: dict[str, Any]) -> Any:

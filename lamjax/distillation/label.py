@@ -158,6 +158,8 @@ def load_teacher(config: TeacherConfig) -> tuple[Potential, Params]:
 
 def _level(config: TeacherConfig, potential: Potential) -> str:
     """The model's file, by name and content, and its head: what tells its labels from those of another model."""
+    if checkpoints.is_function(config.model):
+        return records.one_line(config.model).replace('"', "'")
     with open(checkpoints.locate(config.model), "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:8]
     return records.one_line(f"{Path(config.model).name} ({digest}), head {potential.head}")

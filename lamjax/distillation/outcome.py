@@ -1,6 +1,7 @@
 """What came of a distillation: the student in a file, and how good, fast and large it is beside its teacher."""
 
 import functools
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from lamjax.reports import plots
 from lamjax.system import System
 
 STUDENT, TABLE, PLOT = "student.lamjax", "student-tabulated.lamjax", "rounds.png"
+RESULT = "result.json"  # the final table
 SECONDS = 0.5  # for which a model is timed
 LEAST = 200  # atoms of the structure on which it is timed, if a periodic start can be repeated
 
@@ -40,7 +42,8 @@ class Model(NamedTuple):
 def finish(run: Distillation) -> list[Model]:
     """The best member of the last committee as student.lamjax, and with its radial net as a table, which is faster.
 
-    Best is the least force RMSE on the fresh frames of all rounds, which no round has learned from.
+    Returned are the lines of the final table, which result.json keeps. Best is the least force RMSE on the fresh
+    frames of all rounds, which no round has learned from.
     """
     number, stacked = last_members(run)
     members, fresh = unstack(stacked), frames_of(run, "fresh")
@@ -58,7 +61,10 @@ def finish(run: Distillation) -> list[Model]:
     else:
         checkpoints.save(output / TABLE, *table, card)
         lines.append(_line(TABLE, table, _errors(run, table, fresh), system, output / TABLE))
-    return [*lines, _labeller(run, system)]
+    lines.append(_labeller(run, system))
+    plain = [line._asdict() | {"errors": line.errors and line.errors._asdict()} for line in lines]
+    checkpoints.write_atomically(output / RESULT, (json.dumps(plain, indent=1) + "\n").encode())
+    return lines
 
 
 def write_plot(run: Distillation, rounds: Sequence[dict[str, Any]]) -> Path | None:
@@ -100,6 +106,10 @@ def _milli(value: float | None) -> float | None:
     return None if value is None else 1000 * value
 
 
+def _is_file(name: str) -> bool:
+    return not checkpoints.is_function(name)
+
+
 def _errors(run: Distillation, model: tuple[Potential, Params], fresh: Sequence[Frame]) -> Errors | None:
     if not fresh:
         return None
@@ -115,8 +125,8 @@ def _line(name: str, model: tuple[Potential, Params], errors: Errors | None, sys
 def _labeller(run: Distillation, system: System) -> Model:
     """The teacher in the same terms; of another labeller the time that its labels took."""
     match run.labeller, run.config.labeller:
-        case PotentialLabeller(potential=potential, params=params), TeacherConfig(model=path):
-            return _line("teacher", (potential, params), None, system, Path(path))
+        case PotentialLabeller(potential=potential, params=params), TeacherConfig(model=name) if _is_file(name):
+            return _line("teacher", (potential, params), None, system, checkpoints.locate(name))
         case PotentialLabeller(potential=potential, params=params), _:
             return Model("teacher", None, _microseconds(potential, params, system), pytree.n_parameters(params))
     atoms = seconds = 0.0

@@ -18,7 +18,7 @@ from lamjax.distillation.exploration import plain_start
 from lamjax.distillation.explored import check_pressures
 from lamjax.distillation.files import read_facts, write_facts
 from lamjax.distillation.label import Labeller, PotentialLabeller, open_labeller
-from lamjax.distillation.outcome import PLOT, STUDENT, TABLE
+from lamjax.distillation.outcome import PLOT, RESULT, STUDENT, TABLE
 from lamjax.distillation.rounds import ASKED, Distillation
 from lamjax.distillation.shapes import LastingShapes
 from lamjax.distillation.substitute import substitutes
@@ -30,7 +30,7 @@ from lamjax.training.config import differences, read_options, to_json, validate
 from lamjax.training.folder import REPORT, environment
 
 CONFIG, FACTS = "config.json", "facts.json"
-WRITTEN = (CONFIG, FACTS, "round-*", STUDENT, TABLE, PLOT, REPORT)
+WRITTEN = (CONFIG, FACTS, "round-*", STUDENT, TABLE, PLOT, RESULT, REPORT)
 # what the students of all rounds, and their labels, must share
 KEPT = ("labeller", "members", "seed", "student.base", "student.head", "student.model", "student.precision")
 

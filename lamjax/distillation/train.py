@@ -93,6 +93,7 @@ def open_student(config: StudentConfig) -> Potential:
     head = config.head
     if config.base is not None:
         stored = checkpoints.read(config.base, config.head)
+        checkpoints.check_config(stored.config, config.base, "student.base")
         described, head = stored.config, config.head or stored.default_head
     chosen = build(described, head)
     if chosen.head is None:

@@ -55,7 +55,9 @@ def under_one_name(potential: Potential, params: Params, head: str) -> tuple[Pot
 
 
 def seen_elements(potential: Potential, params: Params, head: str) -> tuple[str, ...] | None:
-    """The elements that the data of a head held, as its energies per element tell; None if these are all zero."""
+    """The elements that the data of a head held, as its energies per element tell; None if it has none but zeros."""
+    if "statistics" not in params.heads[head]:
+        return None
     statistics = params.heads[head]["statistics"]
     size = np.abs(np.asarray(statistics["out_bias"]) + np.asarray(statistics["bias_atom_e"]))
     if not size.any():

@@ -7,21 +7,25 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ase
+import ase.io
 import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from lamjax import checkpoints, pytree
-from lamjax.data import Frame, Pair, pack, plan
+from lamjax import checkpoints, files, pytree
+from lamjax.data import Frame, Pair, matching, pack, plan
 from lamjax.data.pairs import pair_name
+from lamjax.data.records import one_line
 from lamjax.evaluation.errors import FORCES, SHIFTED, VIRIAL, error_table, predictions
 from lamjax.losses import StructureError, structure_error
 from lamjax.potential import Potential
 from lamjax.relaxation import Relaxation, RelaxConfig, stream
-from lamjax.system import System, pad
+from lamjax.system import System, constraints, from_ase, pad, to_ase
 
 ROWS = 64  # structures that are compared at once
 COLUMNS = ("dq", "rmsd", "largest", "strain", "volume", "n_steps", "converged", "failed")  # of structures.csv
+STAGES = ("start", "before", "after", "target")  # of a held-out relaxation
 
 
 class Judgement(NamedTuple):
@@ -35,6 +39,7 @@ class Judgement(NamedTuple):
     n_steps: Int[np.ndarray, " n"]
     converged: Bool[np.ndarray, " n"]
     failed: Bool[np.ndarray, " n"]  # forces became infinite or NaN, or the structure could not begin
+    ends: Sequence[System | None] = ()  # the relaxed structures, None for one that failed; empty: they were not kept
 
 
 class StructureSummary(NamedTuple):
@@ -82,6 +87,7 @@ def judge(
         n_steps=np.array([0 if r is None else int(r.n_steps) for r in found]),
         converged=np.array([r is not None and bool(r.converged) for r in found]),
         failed=failed,
+        ends=[None if bad or r is None else r.system for r, bad in zip(found, failed, strict=True)],
     )
 
 
@@ -180,3 +186,46 @@ def read_structures(path: Path, when: str) -> Judgement:
         rows = list(csv.DictReader(file))
     kinds = {"n_steps": int, "converged": "True".__eq__, "failed": "True".__eq__}
     return Judgement(*(np.array([kinds.get(c, float)(row[f"{c}_{when}"]) for row in rows]) for c in COLUMNS))
+
+
+def write_ends(path: Path, pairs: Sequence[Pair], before: Judgement, after: Judgement) -> None:
+    """An extxyz file of the structures behind the numbers of `write_structures`: for each pair up to four frames.
+
+    Their info has `number`, the row in that table, `structure`, its name there, and `stage`: start, before and after
+    (as relaxed by the model before and after training, where the relaxation did not fail), target.
+    """
+    text = io.StringIO()
+    for k, pair in enumerate(pairs):
+        stages = {"start": pair.start, "target": _beside_start(pair)}
+        for stage, judgement in (("before", before), ("after", after)):
+            stages[stage] = judgement.ends[k] if judgement.ends else None
+        for stage in STAGES:
+            if (structure := stages[stage]) is not None:
+                atoms = to_ase(structure)
+                atoms.set_constraint(constraints(pair.fixed))
+                atoms.info = {"number": k, "structure": one_line(pair_name(pair)), "stage": stage}
+                ase.io.write(text, atoms, format="extxyz")
+    files.write_atomically(path, text.getvalue().encode())
+
+
+def read_ends(path: Path) -> dict[int, dict[str, ase.Atoms]]:
+    """{number: {stage: structure}} of what `write_ends` wrote; empty where there is no file."""
+    found: dict[int, dict[str, ase.Atoms]] = {}
+    for atoms in ase.io.iread(path, format="extxyz") if path.is_file() else ():
+        found.setdefault(int(atoms.info["number"]), {})[str(atoms.info["stage"])] = atoms
+    return found
+
+
+def with_ends(found: Judgement, path: Path, stage: str) -> Judgement:
+    """The judgement with its relaxed structures, "before" or "after", as `write_ends` wrote them."""
+    kept = read_ends(path)
+    ends = [kept.get(k, {}).get(stage) for k in range(len(found.dq))] if kept else []
+    return found._replace(ends=[None if atoms is None else from_ase(atoms, np.float64) for atoms in ends])
+
+
+def _beside_start(pair: Pair) -> System:
+    """The target with its atoms in the periodic images that are nearest to those of the start."""
+    start, target = pair.start, pair.target
+    moved = matching.nearest(matching.in_cell_of(start, target) - start.positions, start.cell, start.pbc)
+    beside = start._replace(positions=start.positions + moved)
+    return target._replace(positions=matching.in_cell_of(target, beside))

@@ -13,6 +13,7 @@ from lamjax.relaxation.descent import Descent as Descent
 from lamjax.relaxation.implicit import Hessian as Hessian
 from lamjax.relaxation.implicit import Implicit as Implicit
 from lamjax.relaxation.implicit import Solve as Solve
+from lamjax.relaxation.lbfgs import LBFGSConfig as LBFGSConfig
 from lamjax.relaxation.minimisers import FireConfig as FireConfig
 from lamjax.relaxation.minimisers import GradientFlowConfig as GradientFlowConfig
 from lamjax.relaxation.minimisers import Minimiser as Minimiser

@@ -35,9 +35,9 @@ class AdjointMethods(Protocol):
 class Unrolled:
     """At most `steps` steps (converged structures stand still), differentiated by backpropagation through time.
 
-    What FIRE itself needs is kept of every step, some 20 numbers per atom, and everything inside the potential is
-    computed anew on the way back. With `segment` set, only every `segment`-th step is kept, for one more evaluation
-    per step.
+    What the minimiser itself needs is kept of every step (FIRE: some 20 numbers per atom, L-BFGS: 6 for each pair in
+    its memory), and everything inside the potential is computed anew on the way back. With `segment` set, only every
+    `segment`-th step is kept, for one more evaluation per step.
     """
 
     steps: int = 50

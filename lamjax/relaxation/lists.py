@@ -103,20 +103,24 @@ class Places(NamedTuple):
 
 
 def laid(sizes: Int[Array, " n_slots"], n_flat: int) -> Int[Array, " n_slots"]:
-    """Where structures begin that are laid behind one another in lists of `n_flat` atoms, counted over all lists."""
+    """Where structures begin in lists of `n_flat` atoms, counted over all lists; -1 for those without atoms.
 
-    def put(end, size):
-        left = n_flat - end % n_flat
-        start = jnp.where(size > left, end + left, end)
-        return start + size, start
+    Each is in the first list that has room for it, behind those before it.
+    """
 
-    return jax.lax.scan(put, jnp.zeros((), sizes.dtype), sizes)[1]
+    def put(filled, size):
+        k = jnp.argmax(filled + size <= n_flat).astype(sizes.dtype)
+        start = jnp.where(size > 0, k * n_flat + filled[k], -1)
+        return filled.at[k].add(size), start
+
+    return jax.lax.scan(put, jnp.zeros_like(sizes), sizes)[1]
 
 
 def places(starts: Int[Array, " n_slots"], sizes: Int[Array, " n_slots"], k, n_flat: int) -> Places:
     """The k-th list of `laid`."""
     flat = k * n_flat + jnp.arange(n_flat)
-    structure = jnp.searchsorted(starts, flat, side="right") - 1
+    order = jnp.argsort(starts)
+    structure = order[jnp.searchsorted(starts[order], flat, side="right") - 1]
     atom = flat - starts[structure]
     real = atom < sizes[structure]
     return Places(structure, jnp.where(real, atom, 0), real, starts - k * n_flat)

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from lamjax import numerics
 from lamjax.arguments import describe
 from lamjax.imports import jax_md
+from lamjax.relaxation.lbfgs import LBFGSConfig
+from lamjax.relaxation.step_length import check_max_step, limited
 
 N_NUMBERS = 119  # atomic numbers and 0
 
@@ -40,8 +41,8 @@ def minimiser(config: Minimiser) -> Minimiser:
     missing = [name for name in names if is_class or not callable(getattr(config, name, None))]
     if missing:
         raise TypeError(
-            f"A minimiser is a FireConfig, a GradientFlowConfig or a frozen dataclass of your own with the methods of "
-            f"relaxation.minimisers.Minimiser; {describe(config)} lacks {', '.join(missing)}."
+            "A minimiser is a FireConfig, LBFGSConfig, GradientFlowConfig or a frozen dataclass of your own with the "
+            f"methods of relaxation.minimisers.Minimiser; {describe(config)} lacks {', '.join(missing)}."
         )
     return config
 
@@ -68,7 +69,7 @@ class FireConfig:
     def __post_init__(self):
         if not (0 < self.dt_start <= self.dt_max and self.f_inc >= 1 and 0 < self.f_dec < 1):
             raise ValueError(f"FIRE needs 0 < dt_start <= dt_max, f_inc >= 1 and 0 < f_dec < 1, got {self}.")
-        _check_max_step(self.max_step)
+        check_max_step(self.max_step)
 
     def numbers(self, dtype) -> dict[str, Array]:
         """First time step and first mixing of velocity and force."""
@@ -114,7 +115,7 @@ class GradientFlowConfig:
     def __post_init__(self):
         if self.eta <= 0:
             raise ValueError(f"eta is {self.eta} Å²/eV; it must be positive.")
-        _check_max_step(self.max_step)
+        check_max_step(self.max_step)
 
     def numbers(self, dtype) -> dict[str, Array]:
         """η, and b of every element."""
@@ -130,7 +131,7 @@ class GradientFlowConfig:
         change = numbers["eta"].astype(state.force.dtype) * state.force
         if self.additive:
             change = change.at[:-3].add(numbers["additive"].astype(change.dtype)[kinds])
-        return state.position + _limited(change, self.max_step)
+        return state.position + limited(change, self.max_step)
 
     def step(self, numbers: dict[str, Array], state: "FlowState", z: Float[Array, "rows 3"], force) -> "FlowState":
         """The new place."""
@@ -144,7 +145,7 @@ class FlowState(NamedTuple):
     force: Float[Array, "rows 3"]  # eV/Å
 
 
-MinimiserConfig = FireConfig | GradientFlowConfig
+MinimiserConfig = FireConfig | LBFGSConfig | GradientFlowConfig
 
 
 @lru_cache(maxsize=64)
@@ -158,22 +159,8 @@ def _fire_descent(config: FireConfig):
     settings = {name: value for name, value in vars(config).items() if name not in ("max_step", "type")}
 
     def shift(positions, change, place=None, **kwargs):
-        return positions + _limited(change, config.max_step) if place is None else place
+        return positions + limited(change, config.max_step) if place is None else place
 
     # jax-md makes arrays of its settings: values even inside a trace, for rules of differentiation outlive the trace
     with jax.ensure_compile_time_eval():
         return jax_md().minimize.fire_descent(lambda positions, force, **kwargs: force, shift, **settings)[1]
-
-
-def _limited(change, max_step: float | None):
-    """A step, scaled down so that no row is longer than `max_step`."""
-    if max_step is None:
-        return change
-    longest = jnp.max(numerics.safe_norm(change))
-    far = longest > max_step
-    return change * jnp.where(far, max_step / jnp.where(far, longest, 1), 1).astype(change.dtype)
-
-
-def _check_max_step(max_step: float | None) -> None:
-    if max_step is not None and max_step <= 0:
-        raise ValueError(f"max_step is {max_step} Å; it must be positive, or None for no limit.")

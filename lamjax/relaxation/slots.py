@@ -146,14 +146,14 @@ def entry(potential, config: RelaxConfig, shape: Shape, traveller: Traveller) ->
     missing = n - system.n_atoms
 
     def padded(z):
-        return np.concatenate([z[:-3], np.zeros((missing, 3), z.dtype), z[-3:]])
+        return np.concatenate([z[:-3], np.zeros((missing, *z.shape[1:]), z.dtype), z[-3:]])
 
     return Entry(
         reference=pad(traveller.reference, n),
         fixed=np.pad(traveller.fixed, ((0, missing), (0, 0))),
         lists=lists,
         z=padded(z),
-        state=_rows(state, padded),
+        state=_rows(config.minimiser, state, padded),
         is_new=np.asarray(traveller.state is None),
         limit=np.asarray(config.max_steps, np.int32),
     )
@@ -176,15 +176,30 @@ def relaxation_of(report: Report, row: int, n_atoms: int) -> Relaxation:
     return one._replace(system=system, forces=one.forces[:n_atoms], coordinates=np.concatenate([z[:n_atoms], z[-3:]]))
 
 
-def state_of(slots: Slots, row: int, n_atoms: int) -> Progress:
+def state_of(slots: Slots, row: int, n_atoms: int, config: RelaxConfig) -> Progress:
     """How far one structure is, on the host and without padding; it may be given to wider arrays."""
     one = jax.tree.map(lambda x: np.asarray(x[row]), slots.state)
-    return _rows(one, lambda z: np.concatenate([z[:n_atoms], z[-3:]]))._replace(overflow=np.zeros((), bool))
+    one = _rows(config.minimiser, one, lambda z: np.concatenate([z[:n_atoms], z[-3:]]))
+    return one._replace(overflow=np.zeros((), bool))
 
 
-def _rows(state: Progress, change: Callable) -> Progress:
-    """A state with whatever the minimiser keeps for each coordinate changed."""
-    return state._replace(walker=jax.tree.map(lambda x: change(x) if np.ndim(x) == 2 else x, state.walker))
+def _rows(config: MinimiserConfig, state: Progress, change: Callable) -> Progress:
+    """A state with whatever the minimiser keeps for each coordinate changed; coordinates are the first axis then."""
+
+    def changed(x, axis: int):
+        return x if axis < 0 else np.moveaxis(change(np.moveaxis(x, axis, 0)), 0, axis)
+
+    return state._replace(walker=jax.tree.map(changed, state.walker, _row_axes(config)))
+
+
+@functools.lru_cache(maxsize=64)
+def _row_axes(config: MinimiserConfig):
+    """Which axis of the arrays of a minimiser's state has the coordinates, by their shapes for two sizes; -1: none."""
+
+    def axis(a, b) -> int:
+        return next((k for k, both in enumerate(zip(a.shape, b.shape, strict=True)) if both == (1 + 3, 2 + 3)), -1)
+
+    return jax.tree.map(axis, *(_blank(config, 1, n, np.float32).walker for n in (1, 2)))
 
 
 @functools.lru_cache(maxsize=256)

@@ -282,7 +282,7 @@ def _leave(work: Work, batch: ActiveBatch, report: Report, row: int) -> Outcome 
         shape = buckets.shape(work.potential, relaxation.system, work.config, relaxation.found.tolist(), room)
     except ValueError as error:
         return Outcome(job.number, relaxation, str(error), job.tries)
-    traveller = job.traveller._replace(system=relaxation.system, state=state_of(batch.slots, row, n_atoms))
+    traveller = job.traveller._replace(system=relaxation.system, state=state_of(batch.slots, row, n_atoms, work.config))
     return job._replace(shape=shape, traveller=traveller, tries=job.tries + 1)
 
 

@@ -5,27 +5,77 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 console = Console(highlight=False)
+EDGE, BORDER = 1, 3  # of a table, and of each column with its blanks
+LONG_WORD = 24  # letters; longer ones, such as names of files, may be broken
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
-    """A rich table; the first column is left-aligned, numbers to the right, floats with four digits.
+class FittingTable(NamedTuple):
+    """A table for `console.print`, no wider than the terminal: columns without room follow below, in further tables.
+
+    Each of these begins with the first column. Nothing is cut off, and no word shorter than 25 letters is broken.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        texts = [[name, *(row[k] for row in self.rows)] for k, name in enumerate(self.columns)]
+        least, whole = list(map(_longest_word, texts)), list(map(_longest, texts))
+        for number, chosen in enumerate(_groups(least, options.max_width)):
+            part = Table(title=escape(self.title) if number == 0 else None, title_justify="left")
+            widths = _shared(options.max_width - EDGE, [least[k] for k in chosen], [whole[k] for k in chosen])
+            for k, width in zip(chosen, widths, strict=True):
+                side: Any = "left" if k == 0 else "right"
+                part.add_column(escape(self.columns[k]), justify=side, overflow="fold", width=width)
+            for row in self.rows:
+                part.add_row(*(escape(row[k]) for k in chosen))
+            yield part
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> FittingTable:
+    """A table; the first column is left-aligned, the others are to the right, floats with four digits.
 
     Brackets are what they are: names of files may have them.
     """
-    result = Table(title=escape(title), title_justify="left")
-    for index, column in enumerate(columns):
-        result.add_column(escape(column), justify="left" if index == 0 else "right", overflow="fold")  # never cut off
-    for row in rows:
-        result.add_row(*(_cell(value) for value in row))
-    return result
+    return FittingTable(title, columns, [[_text(value) for value in row] for row in rows])
+
+
+def _longest(texts: Iterable[str]) -> int:
+    return max((cell_len(line) for text in texts for line in text.splitlines()), default=0)
+
+
+def _longest_word(texts: Iterable[str]) -> int:
+    return min(LONG_WORD, _longest(word for text in texts for word in text.split()))
+
+
+def _groups(widths: Sequence[int], room: int) -> Iterator[list[int]]:
+    """The columns of each table: as many as fit beside one another, the first one in all of them."""
+    chosen: list[int] = []
+    for k in range(len(widths)):
+        if len(chosen) > 1 and EDGE + sum(widths[j] + BORDER for j in (*chosen, k)) > room:
+            yield chosen
+            chosen = [0]
+        chosen = [*chosen, k]
+    yield chosen
+
+
+def _shared(room: int, least: Sequence[int], whole: Sequence[int]) -> list[int]:
+    """Widths between the least and that of the whole text, the same for all columns that do not get theirs."""
+    for most in range(max(whole), 0, -1):
+        widths = [max(low, min(high, most)) for low, high in zip(least, whole, strict=True)]
+        if sum(width + BORDER for width in widths) <= room:
+            return widths
+    return [max(1, min(low, room // len(least) - BORDER)) for low in least]  # a very narrow terminal
 
 
 def bars(*more: str) -> Progress:
@@ -102,7 +152,5 @@ def _left(seconds: float, done: int, total: int | None) -> str:
     return f", {left:.0f} s left"
 
 
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return escape(str(value))
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

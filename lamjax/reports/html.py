@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import matplotlib
 
-from lamjax.reports import plots
+from lamjax.reports import style
 
 ASSETS = resources.files("lamjax") / "assets" / "report"
 TEXT = "#123456"  # stands for the colour of the text, which depends on the reader's light or dark mode
-COLORS = {TEXT: "currentColor", plots.AFTER: "var(--after)", "#2c6fbb": "var(--third)"}
+COLORS = {TEXT: "currentColor", style.AFTER: "var(--after)", style.BLUE: "var(--third)"}
 DRAWN = {"svg.fonttype": "path", "savefig.format": "svg", "savefig.facecolor": "none", "axes.facecolor": "none"}
 DRAWN |= {"figure.facecolor": "none", "legend.facecolor": "none"}
 DRAWN |= {f"{part}.color": TEXT for part in ("text", "xtick", "ytick", "grid")}

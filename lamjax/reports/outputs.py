@@ -21,7 +21,7 @@ def claim(paths: Iterable[Name], inputs: Iterable[Name] = (), option: str = "out
     However an input is named: relative, by a symbolic or a hard link. `option` is what the user shall change. Raises
     ValueError for an input and for a folder, OSError for what cannot be written.
     """
-    paths, known = list(map(Path, paths)), _Files(inputs)
+    paths, known = list(map(Path, _with_vectors(paths))), _Files(inputs)
     for path in paths:
         if (given := known.find(path)) is not None:
             raise ValueError(_over(path, given, option))
@@ -41,7 +41,7 @@ def claim_folder(folder: Name, names: Sequence[str], inputs: Iterable[Name] = ()
     `names` are those of the files that a run writes, relative to the folder, with * for anything ("states/*"); an
     input of another name may well lie in the same folder. Raises as `claim`.
     """
-    folder, inputs = Path(folder), list(inputs)
+    folder, names, inputs = Path(folder), _with_vectors(names), list(inputs)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file. Name a folder for {option}.")
     whole, known = os.path.realpath(folder), _Files(inputs)
@@ -53,6 +53,12 @@ def claim_folder(folder: Name, names: Sequence[str], inputs: Iterable[Name] = ()
         if (given := known.find(path)) is not None:
             raise ValueError(_over(path, given, option))
     _make(folder, option)
+
+
+def _with_vectors(names: Iterable[Name]) -> list[Name]:
+    """Beside every PNG lies an SVG of the same plot (`reports.style`)."""
+    names = list(names)
+    return names + [type(name)(f"{str(name)[:-4]}.svg") for name in names if str(name).endswith(".png")]
 
 
 class _Files:

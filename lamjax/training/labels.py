@@ -172,6 +172,9 @@ def _shapes(sets: LabelSets, group: Group, packed_of: Any) -> set[tuple]:
 
 def shared_layers(config: TrainConfig, potential: Potential) -> int:
     """How many first layers all heads share; ValueError where heads differ or have fewer."""
+    if not config.share_layers:
+        return 0
+    checkpoints.check_config(potential.config, config.base or "The model", "share_layers")
     heads = [head for _, head in potential.config.heads]
     least = min(len(head.neuron) + 1 for head in heads)
     n = least if config.share_layers == "all" else config.share_layers
@@ -187,6 +190,8 @@ def _model(config: TrainConfig) -> tuple[Potential, Params]:
     dtype = np.dtype(config.precision)
     if config.base is not None:
         potential, params = checkpoints.load(config.base, None if config.add_heads else config.head, dtype)
+        if config.add_heads:
+            checkpoints.check_config(potential.config, config.base, "a new head (add_heads, --from)")
         for number, (name, source) in enumerate(config.add_heads.items()):
             key = jax.random.fold_in(jax.random.key(config.seed), number)
             potential, params = edit.add_head(potential, params, name, _source(potential, source), key)

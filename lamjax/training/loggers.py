@@ -102,7 +102,7 @@ def numbers(record: RunRecord) -> dict[str, float]:
     found |= {"wait_fraction": record.wait}
     for of, errors in (("train", record.train), ("validation", record.validation)):
         found |= {f"{of}/{name.replace(':', '/')}": x for name, x in errors.items()}
-    return {name: float(x) for name, x in found.items() if np.ndim(x) == 0 and _is_number(x) and np.isfinite(x)}
+    return {name: float(x) for name, x in found.items() if _is_number(x) and np.isfinite(x)}
 
 
 def _is_number(x: Any) -> bool:

@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Int
 from pydantic import Field
 
+from lamjax import pytree
 from lamjax.arguments import ArgumentError, describe, expect
 from lamjax.config import configuration
 from lamjax.factories import factory
@@ -126,6 +127,12 @@ def init(params: Any, optimizer: optax.GradientTransformation, ema: bool = False
     remedy = "Make one: training.optimizer(OptimizerConfig('adam'), 1e-3). The order is init(params, optimizer)."
     if not hasattr(optimizer, "init") or not hasattr(optimizer, "update"):
         raise ArgumentError(f"init takes an optimiser second, got {describe(optimizer)}. {remedy}")
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    if whole := [pytree.path_name(path) for path, x in leaves if not jnp.issubdtype(jnp.result_type(x), jnp.inexact)]:
+        raise ArgumentError(
+            f"init: the parameters {', '.join(whole)} are whole numbers, of which there is no derivative. Make them "
+            "floating-point numbers, or keep them in the potential instead of among its parameters."
+        )
 
     def copy(params: Params) -> Any:
         return jax.tree.map(lambda x: jnp.array(x, copy=True), params)

@@ -21,6 +21,8 @@ from lamjax.evaluation.structures import (
     judge,
     read_structures,
     summary,
+    with_ends,
+    write_ends,
     write_structures,
 )
 from lamjax.losses import Learned, Loss
@@ -47,8 +49,8 @@ from lamjax.training.structures_data import (
     wider,
 )
 
-STRUCTURES, PLOT, MINIMISER = "structures.csv", "structures.png", "minimiser.json"
-WRITTEN = (*folder.WRITTEN, HISTORY, VALIDATION, STRUCTURES, PLOT, MINIMISER)
+STRUCTURES, ENDS, PLOT, MINIMISER = "structures.csv", "structures.extxyz", "structures.png", "minimiser.json"
+WRITTEN = (*folder.WRITTEN, HISTORY, VALIDATION, STRUCTURES, ENDS, PLOT, MINIMISER)
 MOST_WIDENED = 4  # times that the arrays grow
 COUNTS = {
     "n_dropped": "exploded or became infinite on the way, and did not count",
@@ -102,13 +104,12 @@ def prepare(config: StructureTuneConfig, resume: bool = False) -> Run:
     data, per_epoch = StructureSets(sets, packed, replay, labels), n_batches(packed, config.batch_size)
     goal = structure_objective(config, potential, run_loss(config, potential, replayed), data, widened)
     if saved and until(output / VALIDATION, saved[-1]):
-        goal = goal._replace(first={"judgement": read_structures(output / STRUCTURES, "before")})
+        before = with_ends(read_structures(output / STRUCTURES, "before"), output / ENDS, "before")
+        goal = goal._replace(first={"judgement": before})
     written = Outputs(
         two_tables(output, per_epoch, [f"replay_rmse_{kind}" for kind in "efvs"] if replay else [], labels.columns),
         functools.partial(_save_model, config, potential),
-        lambda first, best: write_structures(
-            output / STRUCTURES, sets.validation, first["judgement"], best["judgement"]
-        ),
+        functools.partial(_keep, output, sets),
         functools.partial(_finish, output, sets),
         config,
     )
@@ -288,6 +289,13 @@ def _save_model(
     card = {"base": config.base, "pairs": list(config.pairs), "objective": config.objective.type, "steps": step}
     card |= {"seed": config.seed, "precision": config.precision, "dq_median": score}
     checkpoints.save(path, potential, model(params), card)
+
+
+def _keep(output: Path, sets: PairSets, first: Measured | None, best: Measured) -> None:
+    """The held-out structures, their numbers and themselves, before and of the best model."""
+    before, after = (best if first is None else first)["judgement"], best["judgement"]
+    write_structures(output / STRUCTURES, sets.validation, before, after)
+    write_ends(output / ENDS, sets.validation, before, after)
 
 
 def _finish(output: Path, sets: PairSets, params: Any, best: Best) -> Iterator[Path]:

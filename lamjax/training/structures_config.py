@@ -46,13 +46,13 @@ objective:                         # type structure: where the relaxation ends
     max_steps: 500                 # of the adjoints until_converged, implicit, hybrid
     adjoint: {type: unrolled, steps: 50}  # until_converged {max_steps, checkpoints}, implicit {tol, gate, polish, ...},
                                           # hybrid {window, implicit: {...}}
-    minimiser: {type: fire, dt_start: 0.1, dt_max: 0.4, max_step: 0.2}  # or gradient_flow {eta, additive}
+    minimiser: {type: fire, dt_start: 0.1, dt_max: 0.4, max_step: 0.2}  # or lbfgs, gradient_flow {eta, additive}
     cell: null                     # {pressure, components, keep}; with variable_cell: everything relaxes at no pressure
   distance: {kind: dq, cell: 0.0}  # dq, rmsd, squared or bounded (scale); cell: weight of the strain
   window: 1.0                      # of the adjoint hybrid: weight of the distance at the end of its window
   energy: 0.0                      # weight of the energy per atom at the end
 noise: 0.0                         # Å; starts are moved at random by this (standard deviation), in every epoch anew
-learn_minimiser: false             # learn the numbers of the minimiser too (dt_start, alpha_start; eta, additive)
+learn_minimiser: false             # learn the numbers of the minimiser too (dt_start, alpha_start; curvature; eta, ...)
 replay: null                       # {files: [labels.extxyz], weight: 1.0, batch_size: 8, bias: change, loss: {...}}:
                                    # energies, forces, stresses, of earlier or of the same data, against forgetting
 judge: {fmax: 0.01, max_steps: 1000}   # how structures are relaxed for validation: all the way; keys as objective.relax

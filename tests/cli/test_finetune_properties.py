@@ -8,6 +8,7 @@ import copper_crystals as copper
 import jax
 import numpy as np
 import pytest
+from pages import read_page
 from typer.testing import CliRunner
 
 from lamjax import checkpoints
@@ -69,6 +70,12 @@ def test_volumes_and_force_constants_are_learned(folder, tuned):
     assert (folder / "out" / "properties.png").stat().st_size > 1000
     (line,) = json.loads((folder / "out" / "forgetting.json").read_text())
     assert line["labelled"] and line["n"] == 32 and line["energy_after"] != line["energy_before"]
+    page = read_page(folder / "out" / "report.html")
+    assert page.headings == [
+        "Result", "Curves", "Crystals before and after", "What it cost elsewhere (forgetting)", "Data", "Config",
+        "Versions",
+    ]  # fmt: skip
+    assert len(page.images) == 1 and str(folder / "out" / "report.html") in said
 
 
 def test_a_run_that_was_cut_goes_on_as_if_nothing_had_been(folder, tuned):

@@ -5,6 +5,7 @@ import json
 import cluster_pairs as clusters
 import numpy as np
 import pytest
+from pages import read_page
 from typer.testing import CliRunner
 
 from lamjax import checkpoints
@@ -61,6 +62,7 @@ def test_every_objective_takes_a_step(folder, tmp_path, name):
     assert moved == {"a": False, "b": True}
     assert [judged.step for judged in structures.validations(tmp_path / "out")] == [0, 1]
     assert not list((tmp_path / "out").glob(".*"))
+    assert len(read_page(tmp_path / "out" / "report.html").structures["pairs"]) == 2
 
 
 def _differ(a, b) -> bool:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import pytest
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 
 import lamjax
 from lamjax import __main__ as entry
-from lamjax import cli, training
+from lamjax import cli, data, training
 from lamjax.cli import cache, failure
 
 
@@ -176,3 +177,23 @@ def test_programs_are_kept_on_disk_by_the_command_alone(monkeypatch):
     with pytest.raises(SystemExit):
         cli.main()
     assert enabled == [True]
+
+
+def test_errors_name_the_page_that_helps(tmp_path, capsys):
+    """Pages that there are; the innermost part of the library counts, wherever the command began."""
+    root = Path(__file__).parents[2]
+    assert all((root / page).is_file() for page in (failure.TROUBLE, *failure.PAGES.values()))
+    (tmp_path / "x.extxyz").write_text("no number\n")
+    calls = {
+        "docs/files.md": lambda: data.read(tmp_path / "x.extxyz"),
+        "docs/how-to/bring-your-own.md": lambda: lamjax.load("none_of_this:name"),
+    }
+    for page, call in calls.items():
+        with pytest.raises(ValueError) as caught:
+            call()
+        assert failure.page_of(caught.value) == page
+        with pytest.raises(SystemExit) as ended:
+            failure.end(caught.value)
+        said = capsys.readouterr().out.replace("\n", " ")
+        assert ended.value.code == 2 and page in said and failure.TROUBLE in said
+    assert failure.page_of(ValueError("raised nowhere")) is None

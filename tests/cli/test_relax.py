@@ -347,6 +347,7 @@ def test_a_run_goes_on_only_as_it_began(tmp_path, small):
         (small, ["--max-steps", 2], "max_steps 1, now max_steps 2"),
         (small, ["--cell", "--keep", "volume"], "cell fixed, now cell relaxing at 0 GPa keeping volume"),
         (small, ["--precision", "float64"], "precision float32, now precision float64"),
+        (small, ["--minimiser", "lbfgs"], "minimiser fire, now minimiser lbfgs"),
     ):
         _, _, error = run(model, *options, *changed, "--resume")
         assert isinstance(error, ValueError) and re.search(said, str(error)), error

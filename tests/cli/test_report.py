@@ -20,6 +20,7 @@ from lamjax.evaluation.structures import COLUMNS, StructureSummary
 from lamjax.reports import plots
 from lamjax.system import from_ase
 from lamjax.training.config import TrainConfig, to_json, validate
+from lamjax.training.properties_config import PropertyTuneConfig
 from lamjax.training.structures_config import StructureTuneConfig
 
 OUTCOME = {"converged": True, "finite": True, "n_steps": 12, "fmax": 0.01, "truncated": False}
@@ -215,6 +216,41 @@ def test_a_fine_tuning_on_structures_tells_errors_before_and_after(tmp_path):
     names = [row[0] for row in page.rows]
     assert names.index("Si <8>") < names.index("other")  # the worst first
     assert {"loss against training steps", "median RMSD (Å) against training steps"} <= set(page.figures)
+
+
+def property_run(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "config.json").write_text(to_json(PropertyTuneConfig(base="small", crystals=("c.xyz",), epochs=3)))
+    measured = {"score": 1.0, "error_median": 1.0, "volume_mae": 0.3, "improved": 0.5, "converged": 1, "n_steps": 9}
+    write_table(folder / "validation.csv", [{"step": k, "epoch": k} | measured | {"score": 3 - k} for k in (0, 2)])
+    good = {"structure": "Si <8>", "n_atoms": 8, "volume_target": 40.5, "bulk_modulus_target": ""}
+    good |= {"error_before": 2.0, "error_after": 0.5, "volume_before": 41.0, "volume_after": 40.75}
+    good |= {"converged_before": True, "converged_after": True}
+    failed = good | {"structure": "worst", "error_after": "inf", "volume_after": "nan", "converged_after": False}
+    write_table(folder / "properties.csv", [good, good | {"structure": "other", "error_after": "nan"}, failed])
+
+
+def test_a_fine_tuning_on_properties_tells_errors_before_and_after(tmp_path):
+    property_run(tmp_path / "run")
+    report.write(tmp_path / "run")
+    page = read_page(tmp_path / "run" / "report.html")
+    assert "Fine-tuning on properties: run" in page.text
+    assert {"Result", "Curves", "Crystals before and after", "Config"} <= set(page.headings)
+    assert ["volume MAE (Å³)", "0.3", "0.3", "0.3"] in page.rows and ["crystals", '["c.xyz"]'] in page.rows
+    names = [row[0] for row in page.rows if row[0] in ("worst", "Si <8>", "other")]
+    assert names == ["worst", "Si <8>", "other"]  # what is not known comes last
+    assert ["worst", "8", "40.5", "2", "inf", "41", "-", "yes", "no"] in page.rows
+    assert "volume MAE (Å³) against training steps" in page.figures
+
+
+@pytest.mark.parametrize("kind", [label_run, structure_run, property_run])
+def test_tables_of_other_commands_in_the_folder_of_a_run_do_no_harm(kind, tmp_path):
+    kind(tmp_path / "run")
+    for name in ("properties.csv", "structures.csv"):
+        if not (path := tmp_path / "run" / name).is_file():
+            path.write_text("number,name,volume\n0,Si,40.0\n")
+    report.write(tmp_path / "run")
+    assert "Versions" in read_page(tmp_path / "run" / "report.html").text or kind is not label_run
 
 
 def test_a_run_without_a_step_has_a_page(tmp_path):

@@ -95,7 +95,13 @@ def test_every_stage_is_on_disk(whole):
         for member in range(2):
             lamjax.load(folder / f"student-{member}.lamjax")
     assert (output / "rounds.png").stat().st_size > 10_000
-    assert {"Rounds", "Data", "Config", "Versions"} <= set(read_page(output / "report.html").headings)
+    page = read_page(output / "report.html")
+    assert page.headings == ["Result", "Rounds", "Data", "Config", "Versions"]
+    models = {
+        row[0]: row[1:] for row in page.rows if row[0] in ("student.lamjax", "student-tabulated.lamjax", "labels")
+    }
+    assert len(models) == 3 and models["labels"][:2] == ["-", "-"] and float(models["student.lamjax"][1]) > 0
+    assert ["labeller.type", "calculator"] in page.rows
 
 
 def test_labels_are_those_of_the_calculator_and_can_be_read(whole):

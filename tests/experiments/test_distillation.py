@@ -39,7 +39,8 @@ def test_teacher_and_students_stand_side_by_side(tmp_path):
     (line,) = [line for line in table.splitlines() if line.startswith("| DPA-1 distilled")]
     cells = [cell.strip() for cell in line.split("|")[2:-1]]
     assert cells[0] == "1,234" and cells[1] == "3.0 (2.0-4.0)" and cells[6] == "8.0"
-    assert (tmp_path / "distillation.png").stat().st_size > 10_000
+    for case in report.by_case(json.loads((tmp_path / "results.json").read_text())["runs"]):
+        assert (tmp_path / f"distillation_{case}.png").stat().st_size > 10_000
 
 
 def test_equal_curves_do_not_differ():

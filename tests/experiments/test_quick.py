@@ -52,7 +52,7 @@ def test_multitask_is_compared_with_single(work):
 def test_finetuned_is_compared_with_scratch(work):
     found = json.loads((work / "sample_efficiency_report" / "results.json").read_text())
     assert {(one["start"], one["n"]) for one in found["runs"]} == {
-        (start, n) for start in ("finetuned", "scratch") for n in (4, 8)
+        (start, n) for start in ("small", "finetuned", "scratch") for n in (4, 8)
     }
     assert (work / "sample_efficiency_report" / "sample_efficiency.png").stat().st_size > 1000
 

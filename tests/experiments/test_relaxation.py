@@ -15,8 +15,8 @@ import lamjax
 from experiments import workflow
 from experiments.relaxation import methods, report
 from experiments.relaxation.methods import FORCES, KEPT, KEPT_FORCES, SETTINGS, START, STRESSES
-from experiments.relaxation.run import SIZES, Run, starts, studies
-from experiments.relaxation.sets import KEPT_COPIES, SETS, keep, path, split
+from experiments.relaxation.run import SIZES, Run, finished, restore, starts, studies
+from experiments.relaxation.sets import KEPT_COPIES, SETS, keep, path, split, with_bases
 from lamjax import data
 from lamjax.system import to_ase
 
@@ -29,23 +29,24 @@ def _names(file: str) -> set[str]:
 
 @pytest.mark.parametrize("key", SETS)
 def test_what_is_held_out_is_not_trained_on(key, tmp_path):
-    of = SETS[key]
-    tested = []
+    of, tested = SETS[key], []
     for seed in range(len(set(of.held_out))):
         files = split(of, seed, 0, tmp_path)
         apart = _names(files.test)
         assert apart and not apart & _names(files.pairs)
         assert _names(files.pairs) == _names(files.steps)
-        if key == "hbn":  # whole compositions
+        if of.most != (0, 0):
+            assert (len(_names(files.pairs)), len(apart)) == of.most
+        if key in ("hbn", "gase"):  # whole compositions
             assert not {name.split("_")[2] for name in apart} & {name.split("_")[2] for name in _names(files.pairs)}
         tested.append(apart)
-    if key in ("si_defects", "hbn"):  # every relaxation is held out once
-        assert sum(map(len, tested)) == len(set.union(*tested)) == {"si_defects": 34, "hbn": 172}[key]
+    if key in (once := {"si_defects": 34, "zns": 15, "hbn": 40, "gase": 40}):  # no relaxation is held out twice
+        assert sum(map(len, tested)) == len(set.union(*tested)) == once[key]
 
 
 def test_what_is_kept_are_the_forces_of_the_base_and_no_labels(tmp_path):
     structures = workflow.write_frames(tmp_path / "some.extxyz.gz", workflow.frames(path(SETS["dimers"].kept))[::80])
-    base, to = path(SETS["dimers"].base), str(tmp_path / "kept.extxyz.gz")
+    base, to = path(with_bases({"dimers": SETS["dimers"]}, tmp_path)["dimers"].base), str(tmp_path / "kept.extxyz.gz")
     keep(base, structures, to)
     potential, params = lamjax.load(base, dtype=np.float32)
     frames = data.read(to)[::KEPT_COPIES]
@@ -62,6 +63,28 @@ def test_what_is_kept_is_not_held_out(tmp_path):
     dimers = {re.search(r"config_id=(mol\d+)_", frame)[1] for frame in workflow.frames(path(of.kept))}
     tested = {name.split("_")[0] for name in _names(split(of, 0, 0, tmp_path).test)}
     assert tested and dimers and not tested & dimers
+
+
+def test_the_base_of_a_set_is_the_small_model_with_its_head(tmp_path):
+    system = data.read_pairs(split(SETS["dimers"], 0, 5, tmp_path).pairs)[0].start
+    made = with_bases({key: SETS[key] for key in ("dimers", "zns")}, tmp_path)
+    for of in made.values():
+        base, whole = lamjax.load(of.base), lamjax.load("small", of.head)
+        one, other = (lamjax.predict(*model, system, lamjax.allocate(model[0], system)) for model in (base, whole))
+        np.testing.assert_allclose(one.energy, other.energy, rtol=1e-12)
+
+
+def test_results_are_taken_up_if_they_began_from_the_same_base(tmp_path, monkeypatch):
+    run = Run("zns", "BPTT", seed=3)
+    told = {"base": "another", "methods": [_made_up(run)]}
+    (tmp_path / "results.json").write_text(json.dumps(told))
+    restore(tmp_path / "results.json", tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+    told["base"] = workflow.digest(lamjax.checkpoints.SHIPPED / "small.lamjax")
+    (tmp_path / "results.json").write_text(json.dumps(told))
+    restore(tmp_path / "results.json", tmp_path / "runs")
+    assert json.loads((tmp_path / "runs" / f"{run.name}.json").read_text()) == told["methods"][0]
+    assert finished([run, Run("zns", "base", seed=4)], tmp_path / "runs") == told["methods"]
 
 
 def test_stresses_are_learned_where_the_name_says_so(tmp_path):
@@ -107,7 +130,7 @@ def _made_up(run: Run) -> dict:
     dq = np.array([0.7, 0.9, 1.0]) if run.method == START else dq
     ones = {key: [1.0] * 3 for key in ("n_steps", "converged", "volume")} | {"failed": [0.0] * 3}
     distances = {"dq": dq.tolist(), "rmsd": (dq / 10).tolist(), "largest": (dq / 3).tolist()}
-    forces = {"paths_rmse_f": 0.2} if run.key != "hbn" else {}  # there are no labels
+    forces = {"paths_rmse_f": 0.2} if SETS[run.key].labelled else {}
     forces |= {"elsewhere_rmse_f": 0.105 if trained else 0.1}
     forces = {} if run.method == START else forces
     return {
@@ -140,8 +163,8 @@ def test_report_says_what_was_measured(tmp_path, capsys):
     assert "| eta (Å²/eV) 0.51 (0.01 to 1.01) |" in text
     assert all(f"{n} pairs" in text for n in SIZES)
     assert "old" not in text and text.endswith("end\n")
-    for study in results:
-        assert (tmp_path / f"{study}.png").stat().st_size > 10_000
+    for name in ("shares", "settings", "pairs", *(f"methods_{key}" for key in SETS)):
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000 and (tmp_path / f"{name}.svg").stat().st_size > 5000
     assert set(results) <= set(json.loads((tmp_path / "results.json").read_text()))
 
 

@@ -21,7 +21,7 @@ LAYERS = [
     {"descriptors", "heads"},
     {"potential"},
     {"domains"},
-    {"relaxation", "dynamics", "data", "classical", "edit", "committee"},
+    {"relaxation", "dynamics", "data", "classical", "edit", "committee", "imported"},
     {"properties"},
     {"losses", "interop"},
     {"checkpoints"},

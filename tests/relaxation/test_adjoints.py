@@ -22,6 +22,7 @@ from lamjax.relaxation import (
     GradientFlowConfig,
     Hybrid,
     Implicit,
+    LBFGSConfig,
     RelaxConfig,
     Unrolled,
     UntilConverged,
@@ -116,6 +117,8 @@ def gradient_error(make, config: RelaxConfig, by_start: bool, h: float = 2e-6, *
         (strained, RelaxConfig(fmax=0, adjoint=Unrolled(30), cell=CellConfig(keep="shape"), skin=0)),
         (cluster, RelaxConfig(fmax=0.2, adjoint=UntilConverged())),
         (cluster, RelaxConfig(fmax=0, adjoint=Unrolled(25), minimiser=GradientFlowConfig(eta=0.05))),
+        (strained, RelaxConfig(fmax=0.01, adjoint=UntilConverged(), cell=PRESSED, minimiser=LBFGSConfig(memory=4))),
+        (cluster, RelaxConfig(fmax=0, adjoint=Unrolled(12, segment=5), minimiser=LBFGSConfig())),
     ],
     ids=[
         "fixed cell",
@@ -124,6 +127,8 @@ def gradient_error(make, config: RelaxConfig, by_start: bool, h: float = 2e-6, *
         "shape kept, no skin",
         "until converged",
         "flow",
+        "l-bfgs, cell",
+        "l-bfgs, segments",
     ],
 )
 def test_backpropagation_through_time_is_exact(make, config):
@@ -158,19 +163,22 @@ def test_fixed_atoms_stay_and_the_gradient_knows():
     [
         (FireConfig(), {"dt_start": 1.0, "alpha_start": 0.7}),
         (GradientFlowConfig(eta=0.05, additive=True), {"eta": 1.0, "additive": 1e-2}),
+        (LBFGSConfig(), {"curvature": 30.0}),
     ],
-    ids=["fire", "flow"],
+    ids=["fire", "flow", "l-bfgs"],
 )
 def test_numbers_of_the_minimiser_are_differentiable(config, along):
     potential, (system, lists) = models.morse(), lists_of(cluster)
     params = models.params_of(potential)
-    rule = RelaxConfig(fmax=0, adjoint=Unrolled(12), minimiser=config)
+    n_steps = 4 if isinstance(config, LBFGSConfig) else 12  # the longer the way, the less the first step matters
+    rule = RelaxConfig(fmax=0, adjoint=Unrolled(n_steps), minimiser=config)
     first = minimiser(config).numbers(np.float64)
     assert first.keys() == along.keys()
     run = jax.jit(jax.value_and_grad(lambda n: number(relax(potential, params, system, lists, rule, numbers=n))))
     direction = {k: along[k] * jax.random.normal(jax.random.key(5), v.shape) for k, v in first.items()}
     exact = sum(float(jnp.vdot(a, direction[k])) for k, a in run(first)[1].items())
-    h, rel = (1e-3, 2e-5) if isinstance(config, FireConfig) else (1e-5, 1e-8)  # jax-md rounds dt to float32
+    # jax-md rounds dt to float32
+    h, rel = {"fire": (1e-3, 2e-5), "gradient_flow": (1e-5, 1e-8), "lbfgs": (3e-5, 1e-7)}[config.type]
     plus, minus = (float(run({k: v + s * h * direction[k] for k, v in first.items()})[0]) for s in (1, -1))
     assert exact == pytest.approx((plus - minus) / (2 * h), rel=rel)
 

@@ -12,8 +12,10 @@ import lamjax
 from lamjax import classical, neighbors, pytree
 from lamjax.neighbors import Shell
 from lamjax.potential import Potential
-from lamjax.relaxation import RelaxConfig, Unrolled, relax
+from lamjax.relaxation import FireConfig, LBFGSConfig, RelaxConfig, Unrolled, relax
 from lamjax.system import pad
+
+FIRE = FireConfig()
 
 
 def cluster(n: int = 6, seed: int = 0) -> ase.Atoms:
@@ -24,15 +26,13 @@ def cluster(n: int = 6, seed: int = 0) -> ase.Atoms:
     return atoms
 
 
-def end(potential, system, lists, adjoint, fmax: float = 0.0):
+def end(potential, system, lists, adjoint, fmax: float = 0.0, method=FIRE):
     """A smooth number of the last positions, as a function of parameters and first positions."""
     weights = np.random.default_rng(3).normal(size=system.positions.shape)
 
     def value(params, positions):
-        start = system._replace(positions=positions)
-        return jnp.sum(
-            weights * relax(potential, params, start, lists, RelaxConfig(fmax, adjoint=adjoint)).system.positions
-        )
+        start, config = system._replace(positions=positions), RelaxConfig(fmax, adjoint=adjoint, minimiser=method)
+        return jnp.sum(weights * relax(potential, params, start, lists, config).system.positions)
 
     return value
 
@@ -70,9 +70,9 @@ def test_gradient_is_finite_in_every_nasty_row():
     lists = [neighbors.host_neighbors(s, potential.shells, (64,), 343) for s in hosts]
     systems, lists = pytree.stack(hosts), pytree.stack(lists)
     spiky = classical.pair_potential(lambda p, r: p["depth"] / r**2, {"depth": 1e-3}, 5.0, 3.5)
-    for adjoint, model in ((Unrolled(12), potential), (Unrolled(12), spiky)):
+    for method, model in ((FireConfig(), potential), (FireConfig(), spiky), (LBFGSConfig(memory=3), spiky)):
         p = params if model is potential else models.params_of(spiky)
-        value = end(model, systems, lists, adjoint, fmax=0.0)
+        value = end(model, systems, lists, Unrolled(12), fmax=0.0, method=method)
         out, grads = jax.jit(jax.value_and_grad(value, argnums=(0, 1)))(p, systems.positions)
         assert np.isfinite(out)
         assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))

@@ -19,6 +19,7 @@ from lamjax.relaxation import (
     FireConfig,
     Hybrid,
     Implicit,
+    LBFGSConfig,
     RelaxConfig,
     Unrolled,
     UntilConverged,
@@ -267,8 +268,9 @@ def test_impossible_settings_are_errors(make):
 
 
 def test_config_is_hashable_and_survives_json():
-    adapter = TypeAdapter(RelaxConfig)
-    for config in (RelaxConfig(), RelaxConfig(fmax=0, adjoint=Unrolled(20, 5), minimiser=FireConfig(max_step=None))):
+    adapter, lbfgs = TypeAdapter(RelaxConfig), RelaxConfig(minimiser=LBFGSConfig(memory=4))
+    free = RelaxConfig(fmax=0, adjoint=Unrolled(20, 5), minimiser=FireConfig(max_step=None))
+    for config in (RelaxConfig(), free, lbfgs):
         assert adapter.validate_json(adapter.dump_json(config)) == config
         assert hash(config) == hash(adapter.validate_json(adapter.dump_json(config)))
     assert isinstance(RelaxConfig().adjoint, UntilConverged)

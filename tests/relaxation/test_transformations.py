@@ -17,6 +17,7 @@ from lamjax.relaxation import (
     GradientFlowConfig,
     Hybrid,
     Implicit,
+    LBFGSConfig,
     RelaxConfig,
     Unrolled,
     UntilConverged,
@@ -27,7 +28,7 @@ from lamjax.system import Labels
 
 MORSE = models.morse()
 ADJOINTS = (Unrolled(3), Unrolled(4, segment=2), UntilConverged(3, checkpoints=2), Implicit(), Hybrid(2))
-MINIMISERS = (FireConfig(), GradientFlowConfig(eta=0.05, additive=True))
+MINIMISERS = (FireConfig(), GradientFlowConfig(eta=0.05, additive=True), LBFGSConfig(memory=2))
 
 
 def trimer():
@@ -49,6 +50,8 @@ def value_of(config: RelaxConfig):
     numbers = {"dt_start": 0.1, "alpha_start": 0.1}
     if isinstance(config.minimiser, GradientFlowConfig):
         numbers = {"eta": 0.05, "additive": np.full((N_NUMBERS, 3), 1e-3)}
+    if isinstance(config.minimiser, LBFGSConfig):
+        numbers = {"curvature": 30.0}
     return value, (models.params_of(MORSE), jax.tree.map(jnp.asarray, numbers))
 
 

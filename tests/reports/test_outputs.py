@@ -35,6 +35,14 @@ def test_an_output_is_never_an_input_however_it_is_named(place):
     assert sorted(p.name for p in place.iterdir()) == ["also", "deep", "hard.extxyz", "set.extxyz", "soft.extxyz"]
 
 
+def test_the_svg_beside_a_plot_is_an_output_as_well(place):
+    (place / "plot.svg").write_text("drawn by hand")
+    with pytest.raises(ValueError, match="plot.svg would be written, but it is one of the inputs"):
+        outputs.claim(["plot.png"], ["plot.svg"])
+    with pytest.raises(ValueError, match="plot.svg would be written, but it is one of the inputs"):
+        outputs.claim_folder(".", ["curve*.png", "plot.png"], ["plot.svg"])
+
+
 def test_a_folder_is_made_and_what_cannot_be_written_is_found_out(place):
     outputs.claim(["new/deep/out.npz"], ["set.extxyz"])
     assert (place / "new/deep").is_dir() and not list((place / "new/deep").iterdir())

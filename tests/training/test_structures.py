@@ -15,11 +15,22 @@ import numpy as np
 import pytest
 import yaml
 from pages import read_page
+from scipy.spatial.distance import pdist
 
+import lamjax
 from lamjax import checkpoints, data, losses, relaxation
 from lamjax.cli import report
 from lamjax.data.pairs import pair_name
-from lamjax.evaluation.structures import Judgement, LabelledSets, compare, read_structures, summary
+from lamjax.evaluation.structures import (
+    Judgement,
+    LabelledSets,
+    compare,
+    read_ends,
+    read_structures,
+    summary,
+    with_ends,
+    write_ends,
+)
 from lamjax.neighbors import Shell
 from lamjax.training import NonFiniteError, engine, evaluate, records, schedule, structures
 from lamjax.training.config import schema, to_json, validate
@@ -216,11 +227,50 @@ def test_a_run_leaves_everything_behind(tuned, folder):
     report.write(output)
     page = read_page(output / "report.html")
     assert {"Result", "Curves", "Structures before and after", "Versions"} <= set(page.headings) and page.images
+    shown = page.structures["pairs"]
+    assert [[view["label"].split(":")[0] for view in views] for views in shown] == [
+        ["before training", "after", "target"]
+    ] * 3
+    edges = [[np.mean(pdist(view["positions"])) for view in views] for views in shown]  # of tetrahedra
+    for before, after, target in edges:
+        assert abs(target - clusters.TARGET) < 0.01 and abs(after - target) < 0.7 * abs(before - target)
     assert json.loads((output / "facts.json").read_text())["data"]["train"]["pairs"] == 6
     stored = json.loads((output / "config.json").read_text())
     assert validate(stored, kind=StructureTuneConfig) == tuned[0]
     best, last = (checkpoints.read(output / name).card for name in ("best.lamjax", "model.lamjax"))
     assert last["steps"] == 16 and best["dq_median"] <= last["dq_median"]
+
+
+def test_relaxed_structures_are_kept_beside_their_numbers(tuned, folder):
+    """Errors of the kept structures, by hand, are those of the table."""
+    path, pairs = folder / "tuned" / "structures.extxyz", data.read_pairs(folder / "test.extxyz")
+    kept = read_ends(path)
+    assert list(kept) == [0, 1, 2] and all(list(one) == ["start", "before", "after", "target"] for one in kept.values())
+    for stage in ("before", "after"):
+        table = read_structures(folder / "tuned" / "structures.csv", stage)
+        systems = [lamjax.from_ase(kept[k][stage]) for k in kept]
+        np.testing.assert_allclose(compare(systems, pairs).dq, table.dq, rtol=1e-5)
+        again = with_ends(table, path, stage)
+        np.testing.assert_array_equal(again.ends[2].positions, kept[2][stage].positions)
+    for k, pair in enumerate(pairs):
+        np.testing.assert_allclose(kept[k]["start"].positions, pair.start.positions, atol=1e-7)
+
+
+def test_targets_are_kept_in_the_images_next_to_their_starts(tmp_path):
+    """A target that its file holds in other images of another cell; a relaxation that failed; held atoms."""
+    start = lamjax.from_ase(ase.Atoms("Cu2", [[0, 0, 0], [1.8, 1.8, 0.1]], cell=3.6 * np.eye(3), pbc=True), np.float64)
+    cell = 3.6 * np.eye(3) + 0.05
+    ends = np.array([[0.01, 0.0, 0.0], [0.52, 0.49, 0.05]])
+    target = start._replace(positions=(ends + [[1, 0, -2], [0, -3, 1]]) @ cell, cell=cell)
+    fixed = np.array([[True] * 3, [False] * 3])
+    pair = data.Pair(start, target, fixed, None, "somewhere", {"pair_id": "007"})
+    failed = Judgement(*np.full((5, 1), np.inf), *np.zeros((3, 1), int), ends=[None])
+    write_ends(tmp_path / "x.extxyz", [pair], failed, failed._replace(ends=[target]))
+    (kept,) = read_ends(tmp_path / "x.extxyz").values()
+    assert list(kept) == ["start", "after", "target"] and kept["start"].constraints[0].index.tolist() == [0]
+    np.testing.assert_allclose(kept["target"].positions, ends @ cell, atol=1e-7)
+    np.testing.assert_allclose(kept["target"].cell, cell, atol=1e-7)
+    assert read_ends(tmp_path / "none.extxyz") == {} and with_ends(failed, tmp_path / "none.extxyz", "after").ends == []
 
 
 def test_the_minimiser_learns(tuned, folder):
@@ -267,7 +317,7 @@ def test_resumed_equals_uninterrupted(folder):
     for name in ("model.lamjax", "best.lamjax"):
         one, other = (checkpoints.read(folder / run / name).params for run in ("whole", "killed"))
         assert jax.tree.all(jax.tree.map(np.array_equal, one, other)), name
-    for name in ("history.csv", "validation.csv", "structures.csv"):
+    for name in ("history.csv", "validation.csv", "structures.csv", "structures.extxyz"):
         assert (folder / "whole" / name).read_text() == (folder / "killed" / name).read_text()
     again = run(config_of(folder, "whole", **common), resume=True)  # it knows that it is over
     assert {type(event) for event in again} == {engine.Saved}

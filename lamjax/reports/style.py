@@ -1,0 +1,141 @@
+"""How every plot looks: colours that colour-blind readers can tell apart, a title, a caption, and how it is written."""
+
+import textwrap
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, https://jfly.uni-koeln.de/color
+ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
+    *("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7"),
+)
+GREY, DARK = "#8c8c8c", "#333333"
+BEFORE, AFTER, BETTER, WORSE = GREY, VERMILION, GREEN, ORANGE
+LINES = (GREY, VERMILION, BLUE, GREEN, PURPLE, ORANGE, SKY, DARK)  # of lines that have no colour of their own
+MOST_PANELS = 4
+DPI = 130
+STYLE: dict[Any, Any] = {
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "axes.titlesize": 11,
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "lamjax",  # equal plots are equal files
+}
+
+
+@contextmanager
+def figure(
+    path: str | Path | StringIO,
+    panel: tuple[float, float],
+    shape: tuple[int, int] = (1, 1),
+    title: str = "",
+    caption: str = "",
+    **subplots: Any,
+) -> Iterator[Any]:
+    """The panels (axes, row by row) of a figure that is written when the block ends: a PNG file, and SVG beside it.
+
+    `panel` is the size of one (inches), `shape` (rows, columns), at most `MOST_PANELS` in all. The caption below says
+    what the reader cannot see: how many structures and seeds, what a line or a band is. Into a stream goes SVG alone.
+    """
+    rows, columns = shape
+    if rows * columns > MOST_PANELS:
+        raise ValueError(f"A figure of {rows} x {columns} panels: no more than {MOST_PANELS} can be read at a glance.")
+    with matplotlib.rc_context({**STYLE, **_streamed(path)}):
+        size = (panel[0] * columns, panel[1] * rows + 0.35 * bool(title) + 0.25 * bool(caption))
+        made = Figure(figsize=size, layout="constrained")
+        yield made.subplots(rows, columns, squeeze=False, **subplots).ravel()
+        if title:
+            made.suptitle(title, fontsize=13)
+        if caption:
+            lines = textwrap.fill(caption, max(40, int(13.5 * size[0])))
+            made.supxlabel(lines, fontsize=9, x=0.01, ha="left")
+        save(made, path)
+
+
+def save(made: Figure, path: str | Path | StringIO) -> None:
+    """A PNG file and an SVG file of the same name; SVG alone into a stream."""
+    if isinstance(path, StringIO):
+        made.savefig(path, format="svg")
+        return
+    made.savefig(path, dpi=DPI)
+    made.savefig(vector(path), metadata={"Date": None})
+
+
+def vector(path: str | Path) -> Path:
+    """The SVG file that lies beside a PNG file."""
+    return Path(path).with_suffix(".svg")
+
+
+def _streamed(path: Any) -> dict[str, Any]:
+    """Within a page, letters are outlines: its fonts are not known."""
+    return {"svg.fonttype": matplotlib.rcParams["svg.fonttype"]} if isinstance(path, StringIO) else {}
+
+
+def name_lines(axes: Any, size: float = 9) -> None:
+    """The name of every line at its right end, in its colour, moved apart where two would overlap: no legend.
+
+    The limits of the axes must have been set before.
+    """
+    named = [line for line in axes.get_lines() if not line.get_label().startswith("_") and len(line.get_xdata())]
+    points = {line.get_label(): (_right_end(axes, line), line.get_color()) for line in named}
+    name_points(axes, points, size)
+
+
+def name_points(axes: Any, points: Mapping[str, tuple[tuple[float, float], Any]], size: float = 9) -> None:
+    """Names to the right of {name: ((x, y), colour)}, moved apart where two would overlap."""
+    axes.figure.draw_without_rendering()  # only then it is known where the axes lie
+    places = [place for place, _ in points.values()]
+    heights = np.array([axes.transData.transform(place)[1] * 72 / axes.figure.dpi for place in places])
+    for (name, (place, color)), shift in zip(points.items(), _apart(heights, 1.25 * size), strict=True):
+        axes.annotate(
+            name,
+            place,
+            (6, shift),
+            textcoords="offset points",
+            color=color,
+            fontsize=size,
+            va="center",
+            annotation_clip=False,
+        )
+
+
+def _right_end(axes: Any, line: Any) -> tuple[float, float]:
+    """The last point of a line that can be seen."""
+    x, y = np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float)
+    seen = np.isfinite(x) & np.isfinite(y) & (x <= max(axes.get_xlim()) * (1 + 1e-9))
+    k = int(np.flatnonzero(seen)[-1]) if seen.any() else -1
+    return float(x[k]), float(y[k])
+
+
+def _apart(heights: np.ndarray, least: float) -> np.ndarray:
+    """What to add to each height, so that all are `least` apart: those too near are spread about their middle."""
+    order = np.argsort(heights, kind="stable")
+    groups: list[list[int]] = []
+    for k in order:
+        groups.append([int(k)])
+        while len(groups) > 1 and _low(heights, groups[-1], least) - _high(heights, groups[-2], least) < least:
+            last = groups.pop()
+            groups[-1] += last
+    shifted = heights.copy()
+    for group in groups:
+        shifted[group] = _low(heights, group, least) + least * np.arange(len(group))
+    return shifted - heights
+
+
+def _low(heights: np.ndarray, group: list[int], least: float) -> float:
+    return float(heights[group].mean()) - least * (len(group) - 1) / 2
+
+
+def _high(heights: np.ndarray, group: list[int], least: float) -> float:
+    return float(heights[group].mean()) + least * (len(group) - 1) / 2
