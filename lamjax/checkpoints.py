@@ -33,7 +33,7 @@ SHIPPED = Path(__file__).parent / "assets" / "models"  # bundles that come with 
 class Stored(NamedTuple):
     """What a model file holds."""
 
-    config: PotentialConfig | FactoryConfig
+    config: Any  # PotentialConfig, or FactoryConfig of a potential of one's own
     params: Params  # numpy, in the file's precision
     card: dict[str, Any]  # facts that were saved with a bundle
     kind: str  # "lamjax bundle", "DeePMD-kit .pt"

@@ -9,13 +9,13 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from lamjax import checkpoints
 from lamjax.cli import reading
 from lamjax.data import Audit, Finding, Frame, ReadOptions, Remark, audit, files_of, iterate, summarize
 from lamjax.data.frames import LABELS
 from lamjax.reports import console, outputs, progress, table
+from lamjax.reports.console import FittingTable
 
 
 def check(
@@ -124,7 +124,7 @@ def _plain(found: Audit) -> dict:
     }
 
 
-def data_table(sets: dict[str, list[Frame]]) -> Table:
+def data_table(sets: dict[str, list[Frame]]) -> FittingTable:
     """One column a set of frames: number, sizes, labels and where they were found, elements."""
     summaries = [summarize(frames) for frames in sets.values()]
 

@@ -147,7 +147,7 @@ def _describe(run: engine.Run) -> None:
     ]
     rows = [
         ("parameters", f"{pytree.n_parameters(run.state.params):,}"),
-        ("elements", " ".join(run.potential.elements)),
+        ("elements", " ".join(run.potential.elements or ["all"])),
         ("head", ", ".join(_head(task) for task in tasks)),
         ("programs", f"{run.data.n_programs} for steps, {run.data.n_measured} for validation: {'; '.join(sizes)}"),
         ("work spent on padding", f"{100 * plan.waste:.1f} %"),

@@ -185,7 +185,8 @@ def read_structures(path: Path, when: str) -> Judgement:
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     kinds = {"n_steps": int, "converged": "True".__eq__, "failed": "True".__eq__}
-    return Judgement(*(np.array([kinds.get(c, float)(row[f"{c}_{when}"]) for row in rows]) for c in COLUMNS))
+    columns: Any = [np.array([kinds.get(c, float)(row[f"{c}_{when}"]) for row in rows]) for c in COLUMNS]
+    return Judgement(*columns)
 
 
 def write_ends(path: Path, pairs: Sequence[Pair], before: Judgement, after: Judgement) -> None:
@@ -196,7 +197,7 @@ def write_ends(path: Path, pairs: Sequence[Pair], before: Judgement, after: Judg
     """
     text = io.StringIO()
     for k, pair in enumerate(pairs):
-        stages = {"start": pair.start, "target": _beside_start(pair)}
+        stages: dict[str, System | None] = {"start": pair.start, "target": _beside_start(pair)}
         for stage, judgement in (("before", before), ("after", after)):
             stages[stage] = judgement.ends[k] if judgement.ends else None
         for stage in STAGES:
