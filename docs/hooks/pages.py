@@ -25,6 +25,7 @@ MODULES = {
     "heads": "From the numbers of an atom to its energy.",
     "potential": "Descriptor and heads as one potential.",
     "relaxation": "Relaxations and their derivatives.",
+    "domains": "One large structure over several devices.",
     "dynamics": "Molecular dynamics.",
     "classical": "Lennard-Jones, Morse, and pair potentials of your own.",
     "committee": "Several models of one kind, and how far they differ.",

@@ -12,8 +12,8 @@ from jaxtyping import PyTree
 from lamjax import dynamics, units
 from lamjax.data import Frame
 from lamjax.distillation.config import ExploreConfig
+from lamjax.domains.moving import AnyShapes
 from lamjax.lattice import projector
-from lamjax.neighbors.grid import Shapes
 from lamjax.potential import Potential
 from lamjax.relaxation import CellConfig, RelaxConfig, stream
 from lamjax.system import System, to_ase
@@ -69,7 +69,7 @@ def parts(
 
 def potential_engine(potential: Potential, params: PyTree) -> Engine:
     """Relaxations many at a time, and simulations, on the surface of a potential."""
-    room: dict[int, Shapes] = {}
+    room: dict[int, AnyShapes] = {}
     return Engine(
         functools.partial(relax_with, potential, params),
         lambda config, one, seed: simulate(config, potential, params, one, seed, room),
@@ -111,7 +111,7 @@ def simulate(
     params: PyTree,
     one: PlannedSimulation,
     seed: int,
-    room: dict[int, Shapes] | None = None,
+    room: dict[int, AnyShapes] | None = None,
 ) -> Walk:
     """A simulation at constant volume (Langevin), or at constant pressure; the frames of every `every`-th step.
 

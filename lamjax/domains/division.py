@@ -45,7 +45,7 @@ class Geometry(NamedTuple):
     complete: Bool[Array, ""]  # positions are finite, and the images enough for the halo
 
 
-def divide(counts: Sequence[int], devices: Sequence[jax.Device] | None = None) -> Domains:
+def divide(counts: Sequence[int], devices: Sequence[Any] | None = None) -> Domains:
     """`counts` domains along each of the three lattice vectors, one on each of the devices (default: all of jax's).
 
     Raises ValueError for other than three positive whole numbers, and where there are fewer devices than domains.

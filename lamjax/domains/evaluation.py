@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from lamjax import system as systems
-from lamjax.arguments import expect
+from lamjax.arguments import ArgumentError, expect
 from lamjax.domains.division import Domains, divide
 from lamjax.domains.lists import DomainLists, DomainShapes
 from lamjax.domains.moving import evaluator
@@ -36,6 +36,14 @@ class DividedNeighbors:
     def overflow(self) -> Array:
         """True if atoms or neighbours have no room: energies are NaN then."""
         return ~self.lists.usable
+
+    @property
+    def capacities(self) -> tuple[int, ...]:
+        """Raises ArgumentError: who asks evaluates on one device."""
+        raise ArgumentError(
+            "Neighbours over domains are evaluated by domains.predict and domains.energy of the same arguments; "
+            "lamjax.predict, potential.energy and relaxations take those of lamjax.allocate(potential, system)."
+        )
 
 
 def allocate(
@@ -107,6 +115,7 @@ def energy(potential: Potential, params: PyTree, system: System, neighbors: Divi
 
 def check(neighbors: DividedNeighbors) -> None:
     """Raise ValueError where atoms or neighbours have no room, with the domain, what it holds and what it could."""
+    expect(neighbors, DividedNeighbors, "domains.check takes the neighbours", _REMEDY)
     lists, shapes = jax.tree.map(np.asarray, neighbors.lists), neighbors.shapes
     again = "Allocate anew for this structure: domains.allocate(potential, system, domains)."
     for k, (own, halo) in enumerate(lists.number):

@@ -138,8 +138,9 @@ def blank(system: System, domains: Domains, shells: tuple[Shell, ...], shapes: D
         atoms = jnp.zeros(shapes.n_atoms, jnp.int32), jnp.zeros((shapes.n_atoms, 3), jnp.int32), jnp.zeros(2, jnp.int32)
         return jax.tree.map(lambda x: jnp.broadcast_to(x, (domains.number, *x.shape)), (one, *atoms))
 
-    parts = jax.jit(make, out_shardings=NamedSharding(domains.mesh, EACH))()
-    return DomainLists(*parts, verlet.blank(system, 0, jnp.zeros((0, 3), jnp.int32), shells))
+    near, atoms, images, number = jax.jit(make, out_shardings=NamedSharding(domains.mesh, EACH))()
+    whole = verlet.blank(system, 0, jnp.zeros((0, 3), jnp.int32), shells)
+    return DomainLists(near, atoms, images, number, whole)
 
 
 def search(

@@ -41,15 +41,15 @@ def claim_folder(folder: Name, names: Sequence[str], inputs: Iterable[Name] = ()
     `names` are those of the files that a run writes, relative to the folder, with * for anything ("states/*"); an
     input of another name may well lie in the same folder. Raises as `claim`.
     """
-    folder, names, inputs = Path(folder), _with_vectors(names), list(inputs)
+    folder, patterns, inputs = Path(folder), [str(name) for name in _with_vectors(names)], list(inputs)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file. Name a folder for {option}.")
     whole, known = os.path.realpath(folder), _Files(inputs)
     for given in inputs:
         inside = os.path.relpath(os.path.realpath(given), whole).replace(os.sep, "/")
-        if any(fnmatch(inside, pattern) for pattern in names):
+        if any(fnmatch(inside, pattern) for pattern in patterns):
             raise ValueError(_over(folder / inside, given, option))
-    for path in _written(folder, names):
+    for path in _written(folder, patterns):
         if (given := known.find(path)) is not None:
             raise ValueError(_over(path, given, option))
     _make(folder, option)
@@ -94,7 +94,7 @@ def _written(folder: Path, names: Sequence[str]) -> Iterable[Path]:
         if place == str(folder):  # do not walk through what else lies there
             folders[:] = [name for name in folders if any(fnmatch(f"{name}/", pattern) for pattern in names)]
         for path in (Path(place) / name for name in files):
-            if any(fnmatch(path.relative_to(folder).as_posix(), pattern) for pattern in names):
+            if any(fnmatch(path.relative_to(folder).as_posix(), pattern) for pattern in patterns):
                 yield path
 
 

@@ -51,7 +51,7 @@ def figure(
     rows, columns = shape
     if rows * columns > MOST_PANELS:
         raise ValueError(f"A figure of {rows} x {columns} panels: no more than {MOST_PANELS} can be read at a glance.")
-    with matplotlib.rc_context({**STYLE, **_streamed(path)}):
+    with matplotlib.rc_context(STYLE | _streamed(path)):
         size = (panel[0] * columns, panel[1] * rows + 0.35 * bool(title) + 0.25 * bool(caption))
         made = Figure(figsize=size, layout="constrained")
         yield made.subplots(rows, columns, squeeze=False, **subplots).ravel()
@@ -77,7 +77,7 @@ def vector(path: str | Path) -> Path:
     return Path(path).with_suffix(".svg")
 
 
-def _streamed(path: Any) -> dict[str, Any]:
+def _streamed(path: Any) -> dict[Any, Any]:
     """Within a page, letters are outlines: its fonts are not known."""
     return {"svg.fonttype": matplotlib.rcParams["svg.fonttype"]} if isinstance(path, StringIO) else {}
 

@@ -93,6 +93,13 @@ def test_what_cannot_be_divided_is_refused():
         domains.allocate(MORSE, system, (2, 2, 3))
     with pytest.raises(ValueError, match="three whole numbers of 1 or more"):
         domains.divide((2, 0, 1))
+    divided, single = domains.allocate(MORSE, system, (1, 1, 1)), lamjax.allocate(MORSE, system)
+    with pytest.raises(ValueError, match="evaluated by domains.predict and domains.energy"):
+        lamjax.predict(MORSE, MORSE.init(), system, divided)
+    with pytest.raises(ValueError, match="got a Neighbors. Make them with domains.allocate"):
+        domains.predict(MORSE, MORSE.init(), system, single)
+    with pytest.raises(ValueError, match="allocated for the cutoff 4.5 Å, the potential looks at the cutoff 5 Å"):
+        domains.predict(classical.morse(cutoff=5.0), MORSE.init(), system, divided)
     with pytest.raises(ValueError, match=r"_replace\(receptive_field=x\)"):
         domains.allocate(MORSE._replace(receptive_field=None), system, (1, 1, 1))
 

@@ -39,8 +39,8 @@ class Sent(NamedTuple):
     """What all atoms show to those that they are neighbours of."""
 
     g1: jax.Array  # (n_atoms, g1_dim)
-    projected: jax.Array | None  # (n_atoms, g2_dim) for the convolution, where it is of g2
-    key_value: jax.Array | None  # (n_atoms, (attn1_hidden + g1_dim) heads) for the attention
+    projected: Any  # (n_atoms, g2_dim) for the convolution, where it is of g2
+    key_value: Any  # (n_atoms, (attn1_hidden + g1_dim) heads) for the attention
 
 
 class Gates(NamedTuple):
@@ -106,11 +106,12 @@ def _in_blocks(
 ) -> Any:
     """One layer of many atoms, some at a time: maps between the neighbours of all of them do not fit memory."""
 
-    def rows(arrays: tuple, g1: Array, g2: Array, h2: Array) -> tuple:
-        some = Pairs(*arrays, pairs.n_sel, pairs.smooth)
+    def rows(arrays: dict, g1: Array, g2: Array, h2: Array) -> tuple:
+        some = pairs._replace(**arrays)
         return _layer(p, c, act, some, _gates(some, h2), sent, g1, g2, h2)
 
-    return numerics.in_blocks(rows, size, pairs[:6], g1, g2, h2)
+    arrays = {name: x for name, x in pairs._asdict().items() if name not in ("n_sel", "smooth")}
+    return numerics.in_blocks(rows, size, arrays, g1, g2, h2)
 
 
 def _sent(p: PyTree, c: Any, g1: Array) -> Sent:
