@@ -94,7 +94,7 @@ def _written(folder: Path, names: Sequence[str]) -> Iterable[Path]:
         if place == str(folder):  # do not walk through what else lies there
             folders[:] = [name for name in folders if any(fnmatch(f"{name}/", pattern) for pattern in names)]
         for path in (Path(place) / name for name in files):
-            if any(fnmatch(path.relative_to(folder).as_posix(), pattern) for pattern in patterns):
+            if any(fnmatch(path.relative_to(folder).as_posix(), pattern) for pattern in names):
                 yield path
 
 
