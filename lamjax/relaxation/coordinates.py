@@ -28,7 +28,7 @@ class CellConfig:
     pressure: Annotated[float, Field(description="eV/Å³; 1 GPa is units.GPA of it")] = 0.0
     components: Annotated[
         tuple[bool, bool, bool, bool, bool, bool], Field(description="Voigt xx yy zz yz xz xy that may change")
-    ] = (True,) * 6
+    ] = (True, True, True, True, True, True)
     keep: Annotated[
         Literal["nothing", "shape", "volume"],
         Field(description="what stays as it is: shape is a purely isotropic strain"),

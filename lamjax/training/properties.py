@@ -143,13 +143,14 @@ def run_loss(config: PropertyTuneConfig, potential: Potential, replayed: Potenti
 def property_objective(config: PropertyTuneConfig, potential: Potential, loss: Loss, packed: PropertySets) -> Objective:
     """The distance of properties of relaxed crystals from their targets; held-out crystals are judged one by one."""
     sets, size = packed.sets, config.batch_size
-    per_epoch = n_batches(packed.train, size) if packed.train else len(packed.constants.constants)
+    constants = packed.constants.constants if packed.constants is not None else ()
+    per_epoch = n_batches(packed.train, size) if packed.train else len(constants)
 
     def batches_from(start: int) -> Iterator[tuple[Drawn, dict[str, Any]]]:
         return ((drawn(batch), batch) for batch in _mixed(config, packed, start))
 
     def names(batch: dict[str, Any]) -> list[str]:
-        frames = names_of(batch["replay"], packed.replay.sources) if "replay" in batch else []
+        frames = names_of(batch["replay"], packed.replay.sources) if packed.replay is not None else []
         return [*(crystal_name(crystal) for crystal in sets.train), *frames]
 
     def measure(params: Any, first: Measured | None, watch: Callable) -> Measured:
@@ -194,7 +195,7 @@ def _mixed(config: PropertyTuneConfig, packed: PropertySets, start: int) -> Iter
     if packed.constants is not None:
         how = config.force_constants
         streams["force_constants"] = column_batches(packed.constants, how.columns, how.batch_size, config.seed, start)
-    if packed.replay is not None:
+    if packed.replay is not None and config.replay is not None:
         streams["replay"] = data.batches(packed.replay, config.replay.batch_size, seed=config.seed, start=start)
     return (dict(zip(streams, one, strict=True)) for one in zip(*streams.values(), strict=False))
 
