@@ -30,7 +30,7 @@ def atomic_energies(params, system, nbrs):
     return jnp.sum(numerics.switch(r, 0.7 * CUTOFF, CUTOFF) * pairs, axis=1) / 2
 
 
-mie = lamjax.Potential("mie", (Shell(CUTOFF),), init, atomic_energies)
+mie = lamjax.Potential("mie", (Shell(CUTOFF),), init, atomic_energies, receptive_field=CUTOFF)
 
 
 def mie_of(n=9.0, m=5.0):
