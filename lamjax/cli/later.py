@@ -15,10 +15,11 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup
 OPENING = ("show", "eval", "relax", "properties", "md", "train", "finetune", "finetune-structures")  # a model
 OPENING += ("finetune-properties", "distill", "explore", "label")
 POTENTIAL = (
-    "Instead of {}: a function of your own that makes the potential, package.module:factory, with its options as in "
-    "package.module:factory,depth=0.5,n=9. It is imported because you name it."
+    "Instead of {}: a function of your own that makes the potential, module:function, with its options as in "
+    "module:pair,n=9. It is imported because you name it."
 )
-TRUST = "package.module:factory, imported if a model file holds its parameters; never without this; repeatable."
+TRUST = "module:function, imported if a model file holds its parameters; never without this; repeatable."
+PANEL = "Potentials of your own"
 _own_process = ContextVar("own_process", default=False)
 
 
@@ -72,8 +73,8 @@ class LazyCommand(TyperCommand):
         if _own_process.get():
             importlib.import_module("lamjax.cli.cache").enable()
         command = self.load()
-        known = {option for one in command.params for option in one.opts}
-        args = model_first(args) if "--potential" in known else args
+        own = {option for one in command.params if not one.expose_value for option in one.opts}
+        args = model_first(args) if "--potential" in own else args  # `explore` has one of another meaning
         return command.make_context(info_name, args, parent, **extra)
 
 
@@ -87,8 +88,10 @@ def own_potentials(command: Any) -> list[Any]:
     instead = POTENTIAL.format(str(first.name).upper())
 
     def options(
-        potential: Annotated[str | None, typer.Option("--potential", help=instead)] = None,
-        trust: Annotated[list[str] | None, typer.Option("--trust", help=TRUST, callback=_trust)] = None,
+        potential: Annotated[str | None, typer.Option("--potential", help=instead, rich_help_panel=PANEL)] = None,
+        trust: Annotated[
+            list[str] | None, typer.Option("--trust", help=TRUST, callback=_trust, rich_help_panel=PANEL)
+        ] = None,
     ) -> None:
         """They never reach a command: one is moved to its first argument, the other is a consent."""
 

@@ -207,7 +207,7 @@ def test_speed_and_growth_are_told(monkeypatch):
     assert clock.tick(550) == pytest.approx(1.0)  # 500 steps of 2 fs in 86.4 s
     assert clock.tick(1550) == pytest.approx(2.0) and clock.mean == pytest.approx(1.5)
     before, after = (
-        lamjax.dynamics.Simulation(None, None, None, None, lamjax.dynamics.run.Shapes((n, 8), 99, None), n, k)
+        lamjax.dynamics.Simulation(None, None, None, None, lamjax.neighbors.grid.Shapes((n, 8), 99, None), n, k)
         for n, k in ((16, 1), (24, 2))
     )
     assert "step 24" in md_report.grown(before, after) and "24/8" in md_report.grown(before, after)
