@@ -263,7 +263,7 @@ def test_the_command_says_which_task_is_meant(folder, whole, tmp_path):
     arguments = ["--set", "model=null", "--set", model, "--set", f"output={tmp_path}/tuned", "--set", "steps=2"]
     result = CliRunner().invoke(app, ["train", str(folder / "config.yaml"), *arguments, "--set", "print_every=1"])
     assert result.exit_code == 0, result.output
-    for text in ("copper train", "oxide train", "copper validation", "(60 %", "train oxide E "):
+    for text in ("copper train", "oxide train", "validation ┃", "validation copper E ", "(60 %", "train oxide E "):
         assert text in " ".join(result.output.split()), text
 
 
