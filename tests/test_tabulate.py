@@ -1,8 +1,8 @@
 """The radial net as a table: the same numbers, and what is out of its range is seen."""
 
 import functools
-import re
 import itertools
+import re
 import tracemalloc
 from pathlib import Path
 
