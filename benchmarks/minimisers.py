@@ -19,7 +19,8 @@ from common import RESULTS, ROOT, versions, write_results
 from inference_report import write
 
 import lamjax
-from lamjax import relaxation
+from lamjax import data, relaxation
+from lamjax.distillation.exploration import perturbed
 from lamjax.relaxation import CellConfig, FireConfig, LBFGSConfig, RelaxConfig
 from lamjax.reports import console, progress
 from lamjax.system import host_system
@@ -96,15 +97,8 @@ def starts(name: str, options) -> list[ase.Atoms]:
     known = set(lamjax.load("small")[0].elements)
     fitting = [a for a in every if a.pbc.all() and len(a) <= options.most_atoms and set(a.symbols) <= known]
     chosen = [fitting[k] for k in rng.permutation(len(fitting))[: options.structures]]
-    return [moved(atoms, strain, displacement, rng) for atoms in chosen]
-
-
-def moved(atoms: ase.Atoms, strain: float, displacement: float, rng) -> ase.Atoms:
-    start = ase.Atoms(numbers=atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=True)
-    epsilon = strain * rng.normal(size=(3, 3))
-    start.set_cell(start.cell.array @ (np.eye(3) + (epsilon + epsilon.T) / 2), scale_atoms=True)
-    start.positions += displacement * rng.normal(size=(len(start), 3))
-    return start
+    bare = (ase.Atoms(numbers=a.numbers, positions=a.positions, cell=a.cell, pbc=True) for a in chosen)
+    return [lamjax.to_ase(perturbed(data.from_atoms(atoms), rng, displacement, strain)) for atoms in bare]
 
 
 def measured(model, name: str, chosen: list[ase.Atoms], fmax: float, options) -> dict[str, dict]:

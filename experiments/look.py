@@ -22,6 +22,6 @@ STUDENTS = {
     "DPA-1 on DFT labels": BLUE,
     "smaller DPA-2 distilled": ORANGE,
 }
-PRETRAINED = {"small": VERMILION, "multi": VERMILION, "materials": BLUE, "gfn2xtb": GREEN, "pbe": ORANGE}
+PRETRAINED = {"multi": VERMILION, "materials": BLUE, "gfn2xtb": GREEN, "pbe": ORANGE}
 UNIVERSAL = {"not relaxed": DARK, "lamjax small": VERMILION, "CHGNet 0.3.0": GREY}
 PROPERTIES = {"small": BLUE, "fine-tuned": VERMILION}

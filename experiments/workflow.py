@@ -1,6 +1,7 @@
 """What the experiments on many data sets share: data, model, training runs that can be killed, errors, reports."""
 
 import argparse
+import functools
 import gzip
 import hashlib
 import json
@@ -336,9 +337,16 @@ def collect(folder: Path, names: Iterable[str]) -> list[dict[str, Any]] | None:
     return [json.loads((folder / f"{name}.json").read_text()) for name in names]
 
 
-def digest(path: str | Path) -> str:
-    """The SHA-256 of a file."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+@functools.cache
+def shipped() -> str:
+    """The SHA-256 of the model that comes with lamjax: runs that begin from another one are other runs."""
+    return hashlib.sha256((checkpoints.SHIPPED / "small.lamjax").read_bytes()).hexdigest()
+
+
+def reported(path: Path) -> tuple[dict[str, Any], bool]:
+    """The content of a results.json, empty without one, and whether its runs began from the model shipped now."""
+    told = json.loads(path.read_text()) if path.is_file() else {}
+    return told, told.get("base") == shipped()
 
 
 def facts(command: str, seconds: float) -> dict[str, Any]:

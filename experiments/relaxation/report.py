@@ -11,7 +11,6 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 from experiments import workflow
 from experiments.look import METHODS
 from experiments.relaxation.methods import BASE, SETTINGS, SHARES, START
-from lamjax import checkpoints
 from lamjax.reports import style
 
 FIGURES = ("dq", "rmsd", "largest", "n_steps", "converged", "failed", "volume")  # structure by structure
@@ -67,7 +66,7 @@ def tell(results: dict[str, list[dict]], out: Path) -> None:
         tables.append(table(runs))
         plot(out, runs)
     seconds = sum(one["seconds"] + one["seconds_judged"] for runs in results.values() for one in runs)
-    facts = workflow.facts(COMMAND, seconds) | {"base": workflow.digest(checkpoints.SHIPPED / "small.lamjax")}
+    facts = workflow.facts(COMMAND, seconds) | {"base": workflow.shipped()}
     workflow.write_report(out, {**facts, **results}, "\n\n".join(tables))
 
 

@@ -7,7 +7,6 @@ killed begins again. When all of a study are done, results.json, the tables in t
 """
 
 import functools
-import json
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -184,6 +183,7 @@ def _tuned(config: structures.StructureTuneConfig):
 
 def main(seeds: Sequence[int], chosen: Sequence[str], only: Sequence[str], work: Path, quick: bool) -> None:
     """Do the runs on the sets `only`, and report what is done: of each set the seeds of which no run is missing."""
+    work = work if quick else work / f"small-{workflow.shipped()[:8]}"
     sets = smaller(work) if quick else with_bases(SETS, work)
     found = studies(seeds, sets)
     if not quick:
@@ -198,12 +198,8 @@ def main(seeds: Sequence[int], chosen: Sequence[str], only: Sequence[str], work:
 
 def restore(path: Path, folder: Path) -> None:
     """Write the results of runs that were reported before, if they began from the model that is shipped now."""
-    if not path.is_file():
-        return
-    told = json.loads(path.read_text())
-    if told.get("base") != workflow.digest(checkpoints.SHIPPED / "small.lamjax"):
-        return
-    runs = [one for study in report.STUDIES for one in told.get(study, ())]
+    told, same = workflow.reported(path)
+    runs = [one for study in report.STUDIES for one in told.get(study, ()) if same]
     workflow.restore(runs, folder, lambda one: Run(**{key: one[key] for key in Run._fields}).name)
 
 

@@ -42,8 +42,23 @@ class RelaxationSet(NamedTuple):
 MATERIALS = {"earlier": Path("materials_pbeu/train"), "elsewhere": Path("materials_pbeu/validation")}
 KEEPING = {"objective": "hybrid", "replay": {"weight": 0.05}}
 LABELLED = ("forces", "zero force", "Newton", "BPTT", "implicit", "hybrid", "both, the base kept")
-UNLABELLED = ("zero force", "Newton", "BPTT", "implicit", "hybrid")  # nothing to learn forces from
-LARGE = {"epochs": 4, "batch_size": 2, "max_programs": 1, "replay": {"weight": 0.01}}  # cells of more than 100 atoms
+
+
+def _monolayers(folder: str) -> RelaxationSet:
+    """Layers of more than 100 atoms with defects: starts and ends alone, whole compositions held out."""
+    return RelaxationSet(
+        "PBE, VASP",
+        (Path(folder) / "pairs",),
+        tuple(rf"{group}_" for group in range(5)),
+        False,
+        **MATERIALS,
+        settings={"epochs": 4, "batch_size": 2, "max_programs": 1, "replay": {"weight": 0.01}},
+        methods=("zero force", "Newton", "BPTT", "implicit", "hybrid"),  # nothing to learn forces from
+        labelled=False,
+        most=(20, 8),
+    )
+
+
 SETS = {
     "si_defects": RelaxationSet(
         "LDA, Quantum ESPRESSO",
@@ -87,28 +102,8 @@ SETS = {
         methods=("forces", "forces and stresses", *LABELLED[1:]),
         keeping={"objective": "hybrid", "epochs": 12, "replay": {"weight": 0.05}},
     ),
-    "hbn": RelaxationSet(
-        "PBE, VASP",
-        (Path("defects_hbn_pbe/pairs"),),
-        tuple(rf"{group}_" for group in range(5)),  # compositions
-        False,
-        **MATERIALS,
-        settings=LARGE,
-        methods=UNLABELLED,
-        labelled=False,
-        most=(20, 8),
-    ),
-    "gase": RelaxationSet(
-        "PBE, VASP",
-        (Path("defects_gase_pbe/pairs"),),
-        tuple(rf"{group}_" for group in range(5)),  # compositions
-        False,
-        **MATERIALS,
-        settings=LARGE,
-        methods=UNLABELLED,
-        labelled=False,
-        most=(20, 8),
-    ),
+    "hbn": _monolayers("defects_hbn_pbe"),
+    "gase": _monolayers("defects_gase_pbe"),
     "dimers": RelaxationSet(
         "GFN2-xTB",
         (Path("dimer_relaxations_gfn2xtb/train"), Path("dimer_relaxations_gfn2xtb/test")),

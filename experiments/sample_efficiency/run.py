@@ -9,7 +9,6 @@ the README and the plot are written.
 """
 
 import functools
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,7 +43,8 @@ class Point(NamedTuple):
     @property
     def name(self) -> str:
         """Of its file."""
-        return f"{self.key}-{self.start}-{self.n}-{self.seed}"
+        base = f"-{workflow.shipped()[:8]}" if self.start == SMALL else ""
+        return f"{self.key}-{self.start}-{self.n}-{self.seed}{base}"
 
 
 class Factor(NamedTuple):
@@ -71,9 +71,8 @@ def main(seeds: list[int], steps: int | None, work: Path, size: Size, report: bo
 
 def restore(path: Path, folder: Path) -> None:
     """The results that were reported before; those of the shipped model only if that is the same now."""
-    told = json.loads(path.read_text()) if path.is_file() else {"runs": ()}
-    same = told.get("base") == workflow.digest(checkpoints.SHIPPED / "small.lamjax")
-    kept = [one for one in told["runs"] if same or one["start"] != SMALL]
+    told, same = workflow.reported(path)
+    kept = [one for one in told.get("runs", ()) if same or one["start"] != SMALL]
     workflow.restore(kept, folder, lambda one: Point(*(one[key] for key in Point._fields)).name)
 
 
@@ -149,7 +148,7 @@ def tell(found: dict[Point, dict], out: Path) -> None:
         f"{key}, {test}": {n: [f._asdict() for f in row] for n, row in rows.items()}
         for (key, test), rows in factors.items()
     }
-    facts |= {"base": workflow.digest(checkpoints.SHIPPED / "small.lamjax"), "data factors": said}
+    facts |= {"base": workflow.shipped(), "data factors": said}
     workflow.write_report(out, {**facts, "runs": list(found.values())}, tables)
     plot(out / "sample_efficiency.png", found, seeds)
 

@@ -21,19 +21,20 @@ TERNARY = ("perovskite", "half-heusler", "heusler")
 def crystal(elements: np.ndarray, rng: np.random.Generator) -> ase.Atoms:
     """A crystal with the volume that the covalent radii suggest, in its primitive or conventional cell."""
     kind = str(rng.choice(list(SHARES), p=list(SHARES.values())))
-    draw = lambda among: int(rng.choice(among))  # noqa: E731
     if kind == "element":
-        atoms = _element(str(rng.choice(ELEMENTAL)), draw(elements))
+        atoms = _element(str(rng.choice(ELEMENTAL)), int(rng.choice(elements)))
     elif kind == "ionic":
-        anion = draw(ANIONS)
-        cation = draw([z for z in elements if z != anion and _electronegativity(z) <= _electronegativity(anion) + 0.2])
+        anion = int(rng.choice(ANIONS))
+        most = _electronegativity(anion) + 0.2
+        cation = int(rng.choice([z for z in elements if z != anion and _electronegativity(z) <= most]))
         atoms = _binary(str(rng.choice(IONIC)), cation, anion)
     elif kind == "metallic":
         first, second = rng.choice(elements, 2, replace=False)
         atoms = _binary(str(rng.choice(METALLIC)), int(first), int(second))
     else:
         a, b = (int(z) for z in rng.choice(elements, 2, replace=False))
-        atoms = _ternary(str(rng.choice(TERNARY)), a, b, draw([z for z in OXYGEN_LIKE if z not in (a, b)]), rng)
+        anion = [z for z in OXYGEN_LIKE if z not in (a, b)]
+        atoms = _ternary(str(rng.choice(TERNARY)), a, b, int(rng.choice(anion)), rng)
     return atoms
 
 

@@ -23,12 +23,18 @@ def crystals(every: int = 1) -> list[ase.Atoms]:
 
 def strained(atoms: ase.Atoms, number: int) -> ase.Atoms:
     """The start of a relaxation: a random symmetric strain of the cell, atoms displaced at random."""
-    rng = np.random.default_rng((17, number))
     start = ase.Atoms(numbers=atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=True)
-    epsilon = STRAIN * rng.normal(size=(3, 3))
-    start.set_cell(start.cell.array @ (np.eye(3) + (epsilon + epsilon.T) / 2), scale_atoms=True)
-    start.positions += DISPLACEMENT * rng.normal(size=(len(start), 3))
-    return start
+    return perturbed(start, 1.0, STRAIN, DISPLACEMENT, np.random.default_rng((17, number)))
+
+
+def perturbed(atoms: ase.Atoms, volume: float, strain: float, displacement: float, rng) -> ase.Atoms:
+    """The cell scaled to `volume` and strained, atoms displaced by normal deviates (Å)."""
+    atoms = atoms.copy()
+    epsilon = strain * rng.normal(size=(3, 3))
+    change = volume ** (1 / 3) * (np.eye(3) + (epsilon + epsilon.T) / 2)
+    atoms.set_cell(atoms.cell.array @ change, scale_atoms=True)
+    atoms.positions += displacement * rng.normal(size=(len(atoms), 3))
+    return atoms
 
 
 def away(end: ase.Atoms, target: ase.Atoms) -> tuple[float, float]:

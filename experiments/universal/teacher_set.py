@@ -35,6 +35,7 @@ from ase.neighborlist import neighbor_list
 from ase.optimize import FIRE
 
 from experiments.universal import archive, defects, prototypes
+from experiments.universal.starts import perturbed
 
 HERE = Path(__file__).parent
 STARTS = HERE.parent / "data" / "materials_pbeu" / "train.extxyz.gz"
@@ -50,7 +51,8 @@ DEFECT_KINDS = {"relaxation": 0.35, "first steps": 0.40, "perturbation": 0.20, "
 SIMPLE = 300_000  # the samples from here on are those of `experiments.universal.prototypes`
 MOST_FORCE = 15.0  # eV/Å; frames above are left out
 LEAST_DISTANCE = 0.55  # of the sum of covalent radii
-MOST_NEIGHBORS, NEAR = 40, 3.2  # Å, of an atom: the teacher's lists of angles grow with the square
+MOST_NEIGHBORS = 40  # of an atom, within `NEAR`: the teacher's lists of angles grow with the square
+NEAR = 3.2  # Å
 ISOLATED = 5.0  # Å without any neighbour: atoms that no model of this cutoff can tell apart from free ones
 APART = 0.03  # Å that an atom has moved, or a tenth as strain, between two frames that are kept
 
@@ -110,16 +112,6 @@ def defective(atoms: ase.Atoms, rng: np.random.Generator) -> ase.Atoms:
         j = int(rng.choice(np.flatnonzero(numbers != numbers[i])))
         numbers[[i, j]] = numbers[[j, i]]
         atoms.numbers = numbers
-    return atoms
-
-
-def perturbed(atoms: ase.Atoms, volume: float, strain: float, displacement: float, rng) -> ase.Atoms:
-    """The cell scaled to `volume` and strained, atoms displaced by normal deviates (Å)."""
-    atoms = atoms.copy()
-    epsilon = strain * rng.normal(size=(3, 3))
-    change = volume ** (1 / 3) * (np.eye(3) + (epsilon + epsilon.T) / 2)
-    atoms.set_cell(atoms.cell.array @ change, scale_atoms=True)
-    atoms.positions += displacement * rng.normal(size=(len(atoms), 3))
     return atoms
 
 
