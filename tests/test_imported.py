@@ -215,6 +215,8 @@ def test_commands_take_it_where_a_model_stands(springs):
     assert code == 0 and "2 frames" in said, error
     code, said, error = invoke("show", "--potential", name)
     assert code == 0 and "length=2.4" in said, error
+    code, said, error = invoke("show", "--potential")
+    assert code and "--potential" in said + str(error) and "argument" in said + str(error)
     teacher, params = load_teacher(TeacherConfig(name))
     assert teacher.head == "Default" and float(params.descriptor["stiffness"]) == 1.0
 

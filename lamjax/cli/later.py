@@ -119,6 +119,7 @@ def model_first(args: Sequence[str]) -> list[str]:
             rest += [word, *words]
         elif option == "--potential":
             name = value if equals else next(words, None)
+            rest += [word] if name is None else []  # the parser says that its value is missing
         else:
             rest.append(word)
     return rest if name is None else [name, *rest]

@@ -12,9 +12,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, https://jfly.uni-koeln.de/color
-ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
-    *("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7"),
-)
+ORANGE, SKY, GREEN, YELLOW = "#e69f00", "#56b4e9", "#009e73", "#f0e442"
+BLUE, VERMILION, PURPLE = "#0072b2", "#d55e00", "#cc79a7"
 GREY, DARK = "#8c8c8c", "#333333"
 BEFORE, AFTER, BETTER, WORSE = GREY, VERMILION, GREEN, ORANGE
 LINES = (GREY, VERMILION, BLUE, GREEN, PURPLE, ORANGE, SKY, DARK)  # of lines that have no colour of their own
@@ -29,7 +28,6 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 9,
     "axes.titlesize": 11,
-    "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "lamjax",  # equal plots are equal files
 }
 
@@ -51,7 +49,7 @@ def figure(
     rows, columns = shape
     if rows * columns > MOST_PANELS:
         raise ValueError(f"A figure of {rows} x {columns} panels: no more than {MOST_PANELS} can be read at a glance.")
-    with matplotlib.rc_context(STYLE | _streamed(path)):
+    with matplotlib.rc_context(STYLE):
         size = (panel[0] * columns, panel[1] * rows + 0.35 * bool(title) + 0.25 * bool(caption))
         made = Figure(figsize=size, layout="constrained")
         yield made.subplots(rows, columns, squeeze=False, **subplots).ravel()
@@ -69,17 +67,13 @@ def save(made: Figure, path: str | Path | StringIO) -> None:
         made.savefig(path, format="svg")
         return
     made.savefig(path, dpi=DPI)
-    made.savefig(vector(path), metadata={"Date": None})
+    with matplotlib.rc_context({"svg.fonttype": "none"}):  # text stays text
+        made.savefig(vector(path), metadata={"Date": None})
 
 
 def vector(path: str | Path) -> Path:
     """The SVG file that lies beside a PNG file."""
     return Path(path).with_suffix(".svg")
-
-
-def _streamed(path: Any) -> dict[Any, Any]:
-    """Within a page, letters are outlines: its fonts are not known."""
-    return {"svg.fonttype": matplotlib.rcParams["svg.fonttype"]} if isinstance(path, StringIO) else {}
 
 
 def name_lines(axes: Any, size: float = 9) -> None:

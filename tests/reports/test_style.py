@@ -14,7 +14,8 @@ def test_a_figure_is_a_png_and_an_svg_with_its_caption(tmp_path):
         right.plot([0, 1], [1, 0])
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     drawn = (tmp_path / "a.svg").read_text()
-    assert "Title" in drawn and "Ten structures, two seeds." in drawn  # text stays text
+    assert "Title" in drawn and "Ten structures, two seeds." in drawn
+    assert ">Title</text>" in drawn and ">Ten structures, two seeds.</text>" in drawn  # text stays text, no outlines
 
 
 def test_equal_plots_are_equal_files(tmp_path):
