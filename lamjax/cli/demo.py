@@ -18,9 +18,11 @@ from jaxtyping import PyTree
 from lamjax import checkpoints, data, files, losses, relaxation, training
 from lamjax.calculator import Calculator
 from lamjax.cli.relax import labelled
+from lamjax.distillation.exploration import perturbed
 from lamjax.potential import Potential
 from lamjax.relaxation import Relaxation, RelaxConfig, Unrolled
 from lamjax.reports import console, outputs, plots, progress, table
+from lamjax.system import to_ase
 
 ASSETS = resources.files("lamjax") / "assets" / "demo"
 RELAX = RelaxConfig(fmax=0.02, max_steps=400)  # how structures are judged: at full convergence
@@ -142,12 +144,9 @@ def shaken_crystals(potential: Potential, params: PyTree, seed: int, each: int =
     for symbol, a in KEPT.items():
         kind = "diamond" if symbol in ("Si", "Ge") else "bcc"
         for _ in range(each):
-            atoms = bulk(symbol, kind, a=a, cubic=kind == "bcc").repeat(2)
-            strain = 0.03 * random.normal(size=(3, 3))
-            atoms.set_cell(atoms.cell.array @ (np.eye(3) + (strain + strain.T) / 2), scale_atoms=True)
-            atoms.positions += random.normal(scale=0.15, size=(len(atoms), 3))
-            found.append(atoms)
-    calculator = Calculator((potential, params))
+            frame = data.from_atoms(bulk(symbol, kind, a=a, cubic=kind == "bcc").repeat(2))
+            found.append(to_ase(perturbed(frame, random, displacement=0.15, strain=0.03)))
+    calculator = Calculator((potential, params))  # in float64
     for atoms in found:
         energy, forces = calculator.get_potential_energy(atoms), calculator.get_forces(atoms)
         atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
