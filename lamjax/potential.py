@@ -229,6 +229,7 @@ def _build(config: PotentialConfig, head: str | None) -> Potential:
         return jnp.where(types < 0, jnp.nan, energies)  # an element that the model does not know
 
     atomic_energies.finite_alone = True
+    atomic_energies.forward_over_reverse = descriptor.forward_over_reverse
     if descriptor.kept is not None:
         atomic_energies.kept = lambda params, *sizes: descriptor.kept(params.descriptor, *sizes)
     field = descriptor.receptive_field
