@@ -19,7 +19,7 @@ from lamjax.descriptors.dpa3.config import RepflowConfig
 from lamjax.descriptors.environment import environment, statistics_init
 from lamjax.descriptors.updates import combine, residuals_init
 
-BLOCK = {"cpu": 1 << 19}  # numbers of the largest array of the atoms that are treated together: as caches hold
+BLOCK = {"cpu": 1 << 17}  # numbers of the largest array of the atoms that are treated together: as caches hold
 OTHERWISE = 1 << 26
 
 
