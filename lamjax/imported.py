@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
@@ -12,6 +11,7 @@ import yaml
 
 from lamjax import imports
 from lamjax.arguments import describe
+from lamjax.config import configuration
 from lamjax.factories import factory
 from lamjax.potential import DEFAULT_HEAD, CheckpointError, Params, Potential
 
@@ -26,7 +26,7 @@ class FactoryError(ValueError):
     """A function cannot be imported, or makes no potential."""
 
 
-@dataclass(frozen=True)
+@configuration
 class FactoryConfig:
     """The function that makes a potential, "package.module:factory", and its keyword arguments as JSON."""
 

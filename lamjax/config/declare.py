@@ -25,7 +25,9 @@ def configuration(kind: type[Kind]) -> type[Kind]:
     Raises ArgumentError, a ValueError and TypeError, that names every field that is wrong.
     """
     setattr(kind, "_plain_values", model_validator(mode="before")(_plain_values))  # noqa: B010
-    made = dataclass(frozen=True, config=ConfigDict(extra="forbid", arbitrary_types_allowed=True))(kind)
+    # JSON, in which configs are kept beside their weights, has neither NaN nor infinity
+    rules = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
+    made = dataclass(frozen=True, config=rules)(kind)
     setattr(made, "__init__", _telling(made))  # noqa: B010
     made.__doc__ = f"{inspect.cleandoc(kind.__doc__ or kind.__name__)}\n\n{fields_text(made)}"
     return made
@@ -40,7 +42,10 @@ def or_own(check: Callable[[Any], Any]) -> WrapValidator:
         except ValidationError:
             if isinstance(value, dict):
                 raise
-        check(value)
+        try:
+            check(value)
+        except TypeError as error:
+            raise ArgumentError(str(error)) from error  # a ValueError, to which pydantic adds the name of the field
         return value
 
     return WrapValidator(validate)

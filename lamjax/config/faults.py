@@ -68,7 +68,8 @@ def fault(error: dict, kind: type) -> str:
                 return f"{place}: the key `type` is missing."
             return f"{place}: expected keys and values, got {describe(value)}."
         case "objective":
-            return f"{place}: {error['msg']}, got {value.get('type')!r}." if isinstance(value, dict) else error["msg"]
+            got = repr(value.get("type")) if isinstance(value, dict) else describe(value)
+            return f"{place}: {error['msg']}, got {got}."
         case "too_long" | "too_short":
             limit = context.get("max_length", context.get("min_length"))
             return f"{place}: expected {limit} values, got {context['actual_length']}."
@@ -88,6 +89,9 @@ _BOUNDS = {
 _EXPECTED = {
     "tuple_type": "expected a list",
     "string_type": "expected a text",
+    "string_too_short": "expected a text that is not empty",
+    "callable_type": "expected a function",
+    "finite_number": "expected a finite number",
     "int_parsing": "expected a whole number",
     "int_type": "expected a whole number",
     "int_from_float": "expected a whole number",

@@ -6,36 +6,37 @@ What looks like a label and is not taken is named, so that none is lost without 
 import functools
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import ase
 import ase.data
 import numpy as np
 from ase import units as _ase
+from pydantic import Field
 
 from lamjax import units
+from lamjax.config import configuration
+
+Key = Annotated[str, Field(min_length=1)]
 
 
-@dataclass(frozen=True)
+@configuration
 class ReadOptions:
     """What a file does not say by itself: where its labels are, and what its numbered types mean."""
 
-    energy_key: str | None = None  # of the energy (eV); None: the usual spellings
-    forces_key: str | None = None  # eV/Å
-    stress_key: str | None = None  # eV/Å³, positive in tension
-    virial_key: str | None = None  # eV, -V stress
-    elements: tuple[str, ...] = ()  # of the types of LAMMPS dumps, and of DeePMD sets whose types are no elements
+    energy_key: Annotated[Key | None, Field(description="of the energy (eV); None: the usual spellings")] = None
+    forces_key: Annotated[Key | None, Field(description="eV/Å")] = None
+    stress_key: Annotated[Key | None, Field(description="eV/Å³, positive in tension")] = None
+    virial_key: Annotated[Key | None, Field(description="eV, -V stress")] = None
+    elements: Annotated[
+        tuple[str, ...],
+        Field(description="of the types of LAMMPS dumps, and of DeePMD sets whose types are no elements"),
+    ] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.elements, str):
-            raise ValueError(f"elements is the text {self.elements!r}. Give a tuple of names: elements=('Si', 'O').")
-        if wrong := {k: v for k, v in self.keys().items() if not isinstance(v, str) or not v}:
-            name, key = next(iter(wrong.items()))
-            raise ValueError(f"{name}_key is {key!r}. Give the name of one key, for example {name}_key='my_{name}'.")
         if wrong := [name for name in self.elements if name not in ase.data.chemical_symbols[1:]]:
             raise ValueError(
-                f"{wrong[0]!r} is no chemical element. Name those of types 1, 2, ... in their order, as in Si, O."
+                f"elements: {wrong[0]!r} is no chemical element. Name those of types 1, 2, ... in their order: ('Si', 'O')."
             )
 
     def keys(self) -> dict[str, str]:

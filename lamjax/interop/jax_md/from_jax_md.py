@@ -1,15 +1,16 @@
 """Energy functions of jax-md over neighbour lists as potentials: the way back from `jax_md.energy_neighbor_list`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import ase.data
 import jax
 import jax.numpy as jnp
 import numpy as np
+from pydantic import Field
 
 from lamjax import neighbors as neighbor_lists
+from lamjax.config import configuration
 from lamjax.factories import factory
 from lamjax.imports import jax_md
 from lamjax.neighbors import Neighbors, Shell
@@ -19,14 +20,14 @@ from lamjax.system import System
 FAR = 20.0  # cutoffs: where nothing is felt any more
 
 
-@dataclass(frozen=True)
+@configuration
 class EnergyFnConfig:
     """What a potential of jax-md was made from."""
 
     energy_fn: Callable
-    cutoff: float  # Å
+    cutoff: Annotated[float, Field(gt=0, description="Å")]
     elements: tuple[str, ...] | None = None
-    of_atoms: Callable | None = None
+    of_atoms: Annotated[Callable | None, Field(description="further arguments of atoms, from atomic numbers")] = None
     format: Literal["sparse", "dense"] = "sparse"
     type: ClassVar[str] = "energy function of jax-md"
 
@@ -51,7 +52,7 @@ def from_energy_fn(
     three-body terms, symmetry functions with a net. This is tried on a small cluster; ValueError where it is not so, as
     for nets that pass messages, which `interop.mlip` and the descriptors of lamjax are for.
     """
-    config = EnergyFnConfig(energy_fn, float(cutoff), elements, of_atoms, format)
+    config = EnergyFnConfig(energy_fn, cutoff, elements, of_atoms, format)
     potential = _build(init if callable(init) else _Given(init), config)
     _check_local(potential, config)
     return potential
