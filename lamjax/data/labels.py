@@ -36,7 +36,7 @@ class ReadOptions:
     def __post_init__(self) -> None:
         if wrong := [name for name in self.elements if name not in ase.data.chemical_symbols[1:]]:
             raise ValueError(
-                f"elements: {wrong[0]!r} is no chemical element. Name those of types 1, 2, ... in their order: ('Si', 'O')."
+                f"elements: {wrong[0]!r} is no chemical element. Name those of types 1, 2, ... in order, as in Si, O."
             )
 
     def keys(self) -> dict[str, str]:

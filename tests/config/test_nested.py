@@ -48,8 +48,8 @@ HOLDERS = [
 def out_of_range(kind: type) -> dict | None:
     """Keys of a config, one of which is below its least value; None where no field has one."""
     for name, hint in get_type_hints(kind, include_extras=True).items():
-        bounds = [b for note in get_args(hint)[1:] if get_origin(hint) is Annotated for b in getattr(note, "metadata", ())]
-        for bound in bounds:
+        notes = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+        for bound in (bound for note in notes for bound in getattr(note, "metadata", ())):
             if isinstance(bound, annotated_types.Ge | annotated_types.Gt):
                 return {name: getattr(bound, "ge", getattr(bound, "gt", 0)) - 1}
     return None
