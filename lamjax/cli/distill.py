@@ -13,9 +13,9 @@ from rich.markup import escape
 
 from lamjax import distillation
 from lamjax.cli import reading
+from lamjax.cli.final_report import at_end
 from lamjax.cli.interrupted import resumable
 from lamjax.cli.labeller import HELP, OPTION_HELP, labeller_config
-from lamjax.cli.report import at_end
 from lamjax.cli.rounds_table import COLUMNS, MODELS, cells, model_cells
 from lamjax.cli.train import banner
 from lamjax.distillation import TEMPLATE, DistillConfig, StudentConfig

@@ -10,10 +10,10 @@ import typer
 
 from lamjax import checkpoints, pytree
 from lamjax.cli import finetune
+from lamjax.cli.final_report import at_end
 from lamjax.cli.interrupted import resumable
 from lamjax.cli.judged_properties import names, summary
 from lamjax.cli.keys import KeyCommand, strings
-from lamjax.cli.report import at_end
 from lamjax.cli.train import banner, line
 from lamjax.cli.tuning import Base, ConfigFile, Head, Keys, Output, Resume, follow
 from lamjax.evaluation.retention import forgetting

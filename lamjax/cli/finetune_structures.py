@@ -8,10 +8,10 @@ import jax
 import typer
 
 from lamjax import pytree
+from lamjax.cli.final_report import at_end
 from lamjax.cli.interrupted import resumable
 from lamjax.cli.judged import summary
 from lamjax.cli.keys import KeyCommand, strings
-from lamjax.cli.report import at_end
 from lamjax.cli.train import banner, line
 from lamjax.cli.tuning import Base, ConfigFile, Head, Keys, Output, Resume, follow
 from lamjax.reports import console, table, warnings_as_text

@@ -18,8 +18,8 @@ from lamjax import checkpoints, data, dynamics, files, units
 from lamjax.cli import md_report as report
 from lamjax.cli import reading
 from lamjax.cli.committee import Watch, identity, load_members
+from lamjax.cli.final_report import at_end
 from lamjax.cli.relax import Precision
-from lamjax.cli.report import at_end
 from lamjax.cli.train import banner
 from lamjax.data import Frame
 from lamjax.domains import divide

@@ -16,9 +16,9 @@ from rich.markup import escape
 from lamjax import checkpoints, data, files, units
 from lamjax.cli import reading
 from lamjax.cli import relax_records as records
+from lamjax.cli.final_report import at_end
 from lamjax.cli.processes import join
 from lamjax.cli.relax_records import labelled as labelled
-from lamjax.cli.report import at_end
 from lamjax.data.pairs import listed
 from lamjax.potential import Potential
 from lamjax.relaxation import CellConfig, FireConfig, LBFGSConfig, RelaxConfig, stream

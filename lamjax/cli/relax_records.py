@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ase
-import ase.io
 import numpy as np
 from jaxtyping import Array, PyTree
 
@@ -199,6 +198,8 @@ def part(path: Path, process: int) -> Path:
 
 def atoms_of(place: Place) -> ase.Atoms:
     """The structure of a record."""
+    import ase.io
+
     return ase.io.read(io.StringIO(_bytes(place).decode()), format="extxyz")
 
 

@@ -36,17 +36,6 @@ def report(
         console.print(escape(str(write(one))), soft_wrap=True)
 
 
-def at_end(path: Path, starts: Mapping[str, Any] | None = None) -> None:
-    """Write the page of a run that has just ended; if that fails it is said, and nothing else is lost."""
-    try:
-        written = write(path, starts)
-    except Exception as error:  # whatever it is, the run is done
-        said = f"The report was not written ({type(error).__name__}: {error}); all else is there."
-        console.print(f"[yellow]{escape(said)}[/] `lamjax report {escape(str(path))}` tries again.", soft_wrap=True)
-    else:
-        console.print(f"to look at: {escape(str(written))}", soft_wrap=True)
-
-
 def write(path: Path, starts: Mapping[str, Any] | None = None) -> Path:
     """Write the page of a folder, of relaxed structures (of `starts` by source, where known), or of a trajectory."""
     end = f"Written by lamjax {version('lamjax')}, jax {version('jax')}, Python {platform.python_version()}."

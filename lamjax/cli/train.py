@@ -13,9 +13,9 @@ import typer
 from lamjax import pytree
 from lamjax.cli import reading
 from lamjax.cli.data import data_table
+from lamjax.cli.final_report import at_end
 from lamjax.cli.interrupted import resumable
 from lamjax.cli.processes import join
-from lamjax.cli.report import at_end
 from lamjax.data import n_batches
 from lamjax.reports import bar, console, table, warnings_as_text
 from lamjax.training import engine, labels, sharding

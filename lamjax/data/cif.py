@@ -5,7 +5,6 @@ from typing import Any, TextIO
 
 import ase
 import numpy as np
-from ase.io.cif import parse_cif
 
 SHOWN = 8  # sites that a message lists
 SAME = 1e-3  # places whose fractional coordinates are nearer than this are one
@@ -14,6 +13,8 @@ FULL = 1e-3  # an occupancy nearer to 1 than this is 1
 
 def frames(file: TextIO) -> Iterator[ase.Atoms]:
     """The structures of a CIF; ValueError that lists the sites which are partly occupied or disordered."""
+    from ase.io.cif import parse_cif
+
     for block in parse_cif(file):
         if not block.has_structure():
             continue

@@ -9,8 +9,6 @@ import ase
 import ase.data
 import numpy as np
 from ase.calculators.lammps import unitconvert
-from ase.io.lammpsdata import read_lammps_data
-from ase.io.lammpsrun import read_lammps_dump_text
 
 MASS = 0.1  # amu; a mass that is farther from that of every element is none of them
 _NAMES = ("element", "typelabel", "mass")  # columns that tell the elements
@@ -40,6 +38,8 @@ def frames(
 
 def data_file(lines: Iterator[str], elements: Sequence[str] = ()) -> ase.Atoms:
     """The structure of a LAMMPS data file in metal units; its types are `elements`, or told by their masses."""
+    from ase.io.lammpsdata import read_lammps_data
+
     lines = list(lines)
     found = next((int(m[1]) for line in lines if (m := re.match(r"\s*(\d+)\s+atom types\b", line))), 0)
     masses = dict(_masses(lines))
@@ -130,6 +130,8 @@ def _check_columns(columns: list[str], rows: list[str], start: int) -> None:
 
 
 def _frame(number: int, sections: dict, units: str, elements: Sequence[str]) -> ase.Atoms:
+    from ase.io.lammpsrun import read_lammps_dump_text
+
     columns = sections["ATOMS"][0].split()
     rows = [row.split() for row in sections["ATOMS"][1]]
     symbols = _symbols(columns, rows, elements, number)

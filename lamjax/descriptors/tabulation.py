@@ -11,7 +11,6 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 from pydantic import Field
@@ -211,6 +210,8 @@ def _coefficients(net: _Net, pairs: np.ndarray, basis: _Basis, x_max: float) -> 
 
 def _places(spline: np.ndarray, x_max: float) -> np.ndarray:
     """Places in x, three times as many as functions, that tell these apart: the pivots of QR decompositions."""
+    import scipy.linalg
+
     left = np.linspace(0, x_max, NODES)
     found = []
     for _ in range(3):

@@ -6,8 +6,6 @@ from typing import Any
 import ase
 import numpy as np
 from ase import units
-from ase.filters import FrechetCellFilter
-from ase.optimize import FIRE
 
 from lamjax.data import Frame
 from lamjax.distillation.calculators import FAILURES
@@ -63,6 +61,9 @@ def calculator_engine(make: Callable[[], Any]) -> Engine:
 
 def _relaxed(calculator: Any, config: ExploreConfig, atoms: ase.Atoms) -> Iterator[tuple[int, System]]:
     """(step, structure) after each stage of a relaxation, until it converges."""
+    from ase.filters import FrechetCellFilter
+    from ase.optimize import FIRE
+
     atoms.calc = calculator
     with FIRE(FrechetCellFilter(atoms) if config.relax_cell else atoms, logfile=None) as optimizer:
         for steps in stages(config):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import ase
-import ase.io
 import numpy as np
 from jax.typing import DTypeLike
 
@@ -92,6 +91,8 @@ def label_set(
 
 def as_written(frame: Frame) -> ase.Atoms:
     """The structure with the digits that extxyz keeps, which are those that are labelled, and without old labels."""
+    import ase.io
+
     atoms = to_ase(frame.system)
     kept = {key: value for key, value in records.plain_info(frame.info).items() if key != FAILED}
     atoms.info |= {"source": frame.source} | kept
@@ -186,6 +187,8 @@ def _facts_of(partial: Path) -> Iterator[str]:
 
 
 def _records(partial: Path) -> Iterator[ase.Atoms]:
+    import ase.io
+
     return ase.io.iread(partial, ":", format="extxyz")
 
 
@@ -197,6 +200,8 @@ def _labelled(frames: Sequence[Frame], partial: Path) -> Iterator[Frame]:
 
 def _write_text(path: Path, frames: Iterator[ase.Atoms]) -> None:
     """extxyz, frame by frame, whole or not at all."""
+    import ase.io
+
     with replacing(path) as temporary, open(temporary, "w") as file:
         for atoms in frames:
             ase.io.write(file, atoms, format="extxyz")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ase
-import ase.io
 import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -195,6 +194,8 @@ def write_ends(path: Path, pairs: Sequence[Pair], before: Judgement, after: Judg
     Their info has `number`, the row in that table, `structure`, its name there, and `stage`: start, before and after
     (as relaxed by the model before and after training, where the relaxation did not fail), target.
     """
+    import ase.io
+
     text = io.StringIO()
     for k, pair in enumerate(pairs):
         stages: dict[str, System | None] = {"start": pair.start, "target": _beside_start(pair)}
@@ -211,6 +212,8 @@ def write_ends(path: Path, pairs: Sequence[Pair], before: Judgement, after: Judg
 
 def read_ends(path: Path) -> dict[int, dict[str, ase.Atoms]]:
     """{number: {stage: structure}} of what `write_ends` wrote; empty where there is no file."""
+    import ase.io
+
     found: dict[int, dict[str, ase.Atoms]] = {}
     for atoms in ase.io.iread(path, format="extxyz") if path.is_file() else ():
         found.setdefault(int(atoms.info["number"]), {})[str(atoms.info["stage"])] = atoms

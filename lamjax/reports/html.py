@@ -10,8 +10,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
-
 from lamjax.reports import style
 
 ASSETS = resources.files("lamjax") / "assets" / "report"
@@ -107,6 +105,8 @@ def picture(path: Path, says: str, width: int = 640) -> str:
 
 def drawn(plot: Callable[..., None], *arguments: Any, says: str, **options: Any) -> str:
     """A plot of `reports.plots`, as lines in the page that take the colours of the reader's mode."""
+    import matplotlib
+
     content = io.StringIO()
     with matplotlib.rc_context(DRAWN):
         plot(content, *arguments, **options)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike
 
 from lamjax.reports import style
@@ -99,7 +98,7 @@ def relaxations(
             ax.hist(shown, bins=min(40, max(8, len(values) // 5)), stacked=True, color=[AFTER, BEFORE])
             ax.set(xlabel=quantity, ylabel="structures")
         for ax in axes:
-            ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+            ax.locator_params(axis="y", integer=True)
 
 
 def learning_curve(
@@ -123,10 +122,10 @@ def learning_curve(
                 ax.axhline(value, color=BEFORE, linestyle="--", linewidth=1)
                 ax.annotate(name, (0.01, value), xycoords=("axes fraction", "data"), va="bottom", fontsize=9)
             ax.set(xlabel=along, ylabel=quantity)
-            ax.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, min_n_ticks=1))
+            ax.locator_params(axis="x", nbins=5, integer=True, min_n_ticks=1)
             ax.yaxis.set_major_formatter("{x:g}")
             least, most = ax.get_ylim()
-            ax.yaxis.set_minor_formatter("{x:g}" if most < 15 * least else NullFormatter())
+            ax.yaxis.set_minor_formatter("{x:g}" if most < 15 * least else "")
             if len(lines) > 1 or next(iter(lines), ""):
                 style.name_lines(ax)
 
