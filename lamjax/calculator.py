@@ -217,12 +217,12 @@ def _meant(name: str, value: Any) -> str:
 def _precision_of(dtype: DTypeLike | None) -> np.dtype:
     """float32 or float64; ValueError for anything else."""
     try:
-        found = np.dtype(dtype)
+        precision = np.dtype(dtype)
     except TypeError:
-        found = None
-    if found not in (np.float32, np.float64):
+        precision = None
+    if precision not in (np.float32, np.float64):
         raise ValueError(f"dtype is {dtype!r}; positions and parameters are computed in float32 or float64.")
-    return found
+    return precision
 
 
 def _equal(before: Any, now: Any) -> bool:

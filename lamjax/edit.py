@@ -284,8 +284,8 @@ def _common_config(config: PotentialConfig, names: Sequence[str]) -> EnergyHeadC
     for name in names[1:]:
         differ = [f.name for f in fields(first) if getattr(first, f.name) != getattr(configs[name], f.name)]
         if differ:
-            said = "; ".join(f"{k}: {getattr(first, k)} and {getattr(configs[name], k)}" for k in differ)
-            raise ValueError(f"Heads {names[0]!r} and {name!r} have no mean, they differ in {said}.")
+            differences = "; ".join(f"{k}: {getattr(first, k)} and {getattr(configs[name], k)}" for k in differ)
+            raise ValueError(f"Heads {names[0]!r} and {name!r} have no mean, they differ in {differences}.")
     return first
 
 
@@ -309,8 +309,8 @@ def _known(config: PotentialConfig, names: str | Iterable[str]) -> tuple[str, ..
 
 def _require_new(config: PotentialConfig, name: str) -> None:
     if not name or name in config.head_names:
-        said = "A head needs a name" if not name else f"Head {name!r} exists already"
-        raise ValueError(f"{said}; the model has: {', '.join(config.head_names)}. Choose another name.")
+        fault = "A head needs a name" if not name else f"Head {name!r} exists already"
+        raise ValueError(f"{fault}; the model has: {', '.join(config.head_names)}. Choose another name.")
 
 
 def _symbols(elements: Sequence[str]) -> tuple[str, ...]:

@@ -89,8 +89,8 @@ def judge(
     what: str,
 ) -> Measures:
     """Relax every start to convergence and compare with the target; force errors on the labelled frames."""
-    found = relaxation.stream(potential, params, [pair.start for pair in pairs], RELAX)
-    relaxed = [outcome.relaxation for outcome in sorted(progress(found, what, len(pairs)), key=lambda o: o.number)]
+    outcomes = relaxation.stream(potential, params, [pair.start for pair in pairs], RELAX)
+    relaxed = [outcome.relaxation for outcome in sorted(progress(outcomes, what, len(pairs)), key=lambda o: o.number)]
     errors = [losses.structure_error(r.system, p.target) for r, p in zip(relaxed, pairs, strict=True)]
     dq, rmsd = (np.array([float(getattr(e, name)) for e in errors]) for name in ("dq", "rmsd"))
     return Measures(
@@ -140,17 +140,17 @@ def tune(potential: Potential, params: PyTree, pairs: Sequence[data.Pair], epoch
 def shaken_crystals(potential: Potential, params: PyTree, seed: int, each: int = 12) -> list[ase.Atoms]:
     """Crystals of 16 atoms, strained by some per cent, atoms displaced by 0.15 Å, with what the model says of them."""
     random = np.random.default_rng(seed)
-    found = []
+    crystals = []
     for symbol, a in KEPT.items():
         kind = "diamond" if symbol in ("Si", "Ge") else "bcc"
         for _ in range(each):
             frame = data.from_atoms(bulk(symbol, kind, a=a, cubic=kind == "bcc").repeat(2))
-            found.append(to_ase(perturbed(frame, random, displacement=0.15, strain=0.03)))
+            crystals.append(to_ase(perturbed(frame, random, displacement=0.15, strain=0.03)))
     calculator = Calculator((potential, params))  # in float64
-    for atoms in found:
+    for atoms in crystals:
         energy, forces = calculator.get_potential_energy(atoms), calculator.get_forces(atoms)
         atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
-    return found
+    return crystals
 
 
 def summary(before: Measures, after: Measures) -> Any:

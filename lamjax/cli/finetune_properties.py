@@ -107,8 +107,8 @@ def _target(text: str) -> dict[str, Any]:
 
 def _describe(run: engine.Run) -> None:
     """Data, model, shapes."""
-    config, found = run.config, run.data
-    sets, shapes = found.sets, [part.rows.start.numbers.shape[1] for part in found.train]
+    config, data = run.config, run.data
+    sets, shapes = data.sets, [part.rows.start.numbers.shape[1] for part in data.train]
     with_constants = [sum(c.constants is not None for c in some) for some in (sets.train, sets.validation)]
     targets = [f"{t.name} (an error of {t.scale:.4g} {next(iter(UNITS[t.name]))} counts 1)" for t in _targets(run)]
     rows = [
@@ -153,13 +153,13 @@ def text_of(event: engine.Event, run: engine.Run, before: dict[str, float] | Non
 
 def _errors(numbers: dict[str, float], before: dict[str, float] | None = None) -> str:
     """Errors in words; of those before, where they are given."""
-    found = []
+    parts = []
     for key, text in names(numbers).items():
         was = "" if before is None or key not in before else f" (before {before[key]:.4g})"
-        found.append(f"{text} {numbers[key]:.4g}{was}")
+        parts.append(f"{text} {numbers[key]:.4g}{was}")
     for key, text in (("converged", "converged"), ("unstable", "unstable")):
-        found += [f"{numbers[key]:.0%} {text}"] if key in numbers else []
-    return ", ".join(found)
+        parts += [f"{numbers[key]:.0%} {text}"] if key in numbers else []
+    return ", ".join(parts)
 
 
 def _report(run: engine.Run) -> None:

@@ -31,8 +31,8 @@ def report(
     file that needs no network. Every run writes it at its end; this command makes it of a run that goes on, was killed,
     or is older. In any other folder the pages of all relaxations and simulations that lie there are written.
     """
-    found = [path] if path.is_file() or (path / CONFIG).is_file() else outputs_in(path)
-    for one in found:
+    outputs = [path] if path.is_file() or (path / CONFIG).is_file() else outputs_in(path)
+    for one in outputs:
         console.print(escape(str(write(one))), soft_wrap=True)
 
 
@@ -57,9 +57,9 @@ def outputs_in(folder: Path) -> list[Path]:
         raise FileNotFoundError(f"{folder}: no such file or folder. {_remedy()}")
     known = {".h5", ".hdf5", ".traj", *RELAXED}
     paths = [path for path in sorted(folder.iterdir()) if path.suffix in known and path.is_file()]
-    if not (found := [path for path in paths if is_simulation(path) or is_relaxation(path)]):
+    if not (outputs := [path for path in paths if is_simulation(path) or is_relaxation(path)]):
         raise ValueError(f"{folder} holds no {CONFIG} of a run, no relaxed structures and no trajectory. {_remedy()}")
-    return found
+    return outputs
 
 
 def is_simulation(path: Path) -> bool:

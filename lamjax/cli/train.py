@@ -112,13 +112,13 @@ def line(event: Any, steps: int) -> str:
 def _errors(errors: dict[str, float]) -> str:
     """RMSE of energy (meV/atom), forces (meV/Å) and stress (meV/Å³), task by task."""
     terms = {"rmse_e": ("E", "meV/atom"), "rmse_f": ("F", "meV/Å"), "rmse_s": ("S", "meV/Å³")}
-    found: dict[str, list[str]] = {}
+    by_task: dict[str, list[str]] = {}
     for key, value in errors.items():
         kind, _, task = key.partition(":")
         if kind in terms:
             name, unit = terms[kind]
-            found.setdefault(task, []).append(f"{name} {1000 * value:.4g} {unit}")
-    return "; ".join(" ".join([*([task] if task else []), *said]) for task, said in found.items())
+            by_task.setdefault(task, []).append(f"{name} {1000 * value:.4g} {unit}")
+    return "; ".join(" ".join([*([task] if task else []), *parts]) for task, parts in by_task.items())
 
 
 def _duration(seconds: float) -> str:

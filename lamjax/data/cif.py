@@ -54,16 +54,16 @@ def _partial(block: Any) -> list[str]:
     occupancies = _column(block, "occupancy") or [1.0] * n
     groups = _column(block, "disorder_group") or ["."] * n
     several = len({str(group) for group in groups} - {".", "?", "", "0", "0.0"}) > 1  # alternatives of one place
-    found = []
+    partial = []
     for label, occupancy, group in zip(labels, occupancies, groups, strict=False):
         number = _number(occupancy)
         if number is not None and abs(number - 1) > FULL:
-            found.append(f"{label} (occupancy {number:g})")
+            partial.append(f"{label} (occupancy {number:g})")
         elif several and str(group) not in (".", "?", "", "0", "0.0"):
-            found.append(f"{label} (disorder group {group})")
+            partial.append(f"{label} (disorder group {group})")
         elif str(label).lower().startswith(("vac", "va_")) or str(label) in ("Va", "X"):
-            found.append(f"{label} (a vacancy)")
-    return found
+            partial.append(f"{label} (a vacancy)")
+    return partial
 
 
 def _column(block: Any, name: str) -> list | None:

@@ -88,9 +88,9 @@ def kind(path: Path) -> str:
     if head.startswith("<?xml") and "<modeling>" in head:
         return "vasp-xml"
     with _plain(path, None) as plain, contextlib.suppress(UnknownFileTypeError):
-        found = filetype(str(plain))
-        if found in ioformats:
-            return found
+        format = filetype(str(plain))
+        if format in ioformats:
+            return format
     if re.match(r"\d+[ \t]*\n", head):
         return "extxyz"
     raise ValueError("neither its name nor its beginning tells the format")

@@ -67,21 +67,21 @@ def energy_bias(potential: Potential, frames: Sequence[Frame], predicted: np.nda
     """
     check_potential(potential, "energy_bias")
     check_frames(frames, "energy_bias")
-    said = facts(frames)
-    use = said.weights[:, 0] > 0
+    columns = facts(frames)
+    use = columns.weights[:, 0] > 0
     if not use.any():
         raise ValueError("No frame carries an energy: the energy per element cannot be fitted. Add energy labels.")
-    target = np.asarray(said.energy, np.float64)
+    target = np.asarray(columns.energy, np.float64)
     if predicted is not None:
         target = target - np.asarray(predicted, np.float64)
     reduced, equations = None, functools.partial(_equations, potential, frames, target, use)
     for counts, energies in equations():
         reduced = _reduced(reduced, counts, energies)
-    found = np.linalg.lstsq(reduced[:, :-1], reduced[:, -1], rcond=None)[0]
+    energies_of_types = np.linalg.lstsq(reduced[:, :-1], reduced[:, -1], rcond=None)[0]
     left = np.concatenate(
-        [energies - counts @ found for counts, energies in _equations(potential, frames, target, use)]
+        [energies - counts @ energies_of_types for counts, energies in _equations(potential, frames, target, use)]
     )
-    return Bias(found, float(np.std(left)))
+    return Bias(energies_of_types, float(np.std(left)))
 
 
 def compositions(potential: Potential, frames: Sequence[Frame]) -> np.ndarray:
@@ -116,10 +116,10 @@ def set_environment(potential: Potential, params: Params, frames: Iterable[Frame
     parts = potential.config.descriptor.blocks
     if all(part.stddev is not None for part in parts):
         return params
-    found = environment_statistics(potential, frames)
+    computed = environment_statistics(potential, frames)
     descriptor = dict(params.descriptor)
     for part in parts:
-        old, new = descriptor[part.name]["statistics"], found[part.name]
+        old, new = descriptor[part.name]["statistics"], computed[part.name]
         mean = np.zeros_like(new["mean"]) if part.zero_mean else new["mean"]
         statistics = {
             "mean": jnp.asarray(mean, old["mean"].dtype),

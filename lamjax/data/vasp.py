@@ -65,7 +65,7 @@ def _is_converged(lines: list[str], nelm: int | None) -> bool:
         return True
     if any(failed in line for line in lines for failed in _FAILED):
         return False
-    counts = [int(found[1]) for line in lines if (found := re.search(r"Iteration\s+\d+\(\s*(\d+)\)", line))]
+    counts = [int(iteration[1]) for line in lines if (iteration := re.search(r"Iteration\s+\d+\(\s*(\d+)\)", line))]
     return nelm is None or max(counts, default=1) < nelm
 
 

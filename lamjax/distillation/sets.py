@@ -142,10 +142,14 @@ def _settings(labeller: Labeller, frames: Sequence[Frame]) -> dict[str, Any]:
         system = frames[k].system
         for array in (system.numbers, system.positions, system.cell, system.pbc):
             digest.update(np.ascontiguousarray(array).tobytes())
-    found = {"labeller": str(getattr(labeller, "level", None)), "frames": len(frames), "structures": digest.hexdigest()}
+    settings = {
+        "labeller": str(getattr(labeller, "level", None)),
+        "frames": len(frames),
+        "structures": digest.hexdigest(),
+    }
     if isinstance(labeller, PotentialLabeller):
-        found |= {"precision": labeller.shapes.dtype.name, "batch_size": labeller.batch_size}
-    return found
+        settings |= {"precision": labeller.shapes.dtype.name, "batch_size": labeller.batch_size}
+    return settings
 
 
 def _finish(frames: Sequence[Frame], out: Path, dtype: DTypeLike | None) -> Written:

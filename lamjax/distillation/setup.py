@@ -79,12 +79,12 @@ def _fingerprint(
     config: DistillConfig, starts: Any, initial: Any, labeller: Labeller
 ) -> dict[str, dict[str, str] | str]:
     """Names of all that rounds are made from: the frames that are given, and the numbers of teacher and base."""
-    found: dict[str, Any] = {"start": digests(starts), "initial": digests(initial)}
+    names: dict[str, Any] = {"start": digests(starts), "initial": digests(initial)}
     if isinstance(labeller, PotentialLabeller):
-        found["labeller"] = _name(labeller.params)
+        names["labeller"] = _name(labeller.params)
     if config.student.base is not None:
-        found["student.base"] = _name(checkpoints.read(config.student.base, config.student.head).params)
-    return found
+        names["student.base"] = _name(checkpoints.read(config.student.base, config.student.head).params)
+    return names
 
 
 def _name(params: PyTree) -> str:

@@ -30,8 +30,8 @@ class LastingShapes:
     def cover(self, frames: Sequence[Frame]) -> None:
         """Shapes for all of these frames, of which parts will be packed: no part then changes the arrays of another."""
         if self.plan is None or (choose(exact_shapes(frames, self.shells), self.plan) < 0).any():
-            found = plan(frames, self.shells, self.max_programs, batch_size=self.batch_size)
-            self.plan = found._replace(buckets=tuple(self._with_room(bucket) for bucket in found.buckets))
+            planned = plan(frames, self.shells, self.max_programs, batch_size=self.batch_size)
+            self.plan = planned._replace(buckets=tuple(self._with_room(bucket) for bucket in planned.buckets))
 
     def _with_room(self, bucket: Bucket) -> Bucket:
         """For more neighbours than any frame has yet, and than it had before."""

@@ -122,12 +122,12 @@ def measured(
     potential: Potential, members: Sequence[Params], frames: Sequence[Frame], packed: Packed, size: Any
 ) -> list[Errors]:
     """RMSE of every member on labelled frames."""
-    found = []
+    errors = []
     for params in members:
         rows = error_table(potential, frames, predictions(potential, params, packed, size))
         rmse = {row.quantity: row.rmse / 1000 for row in rows}
-        found.append(Errors(rmse["energy"], rmse[FORCES]))
-    return found
+        errors.append(Errors(rmse["energy"], rmse[FORCES]))
+    return errors
 
 
 def n_members(stacked: Params) -> int:

@@ -162,9 +162,9 @@ def integrator(ensemble: Ensemble, shapes: Any) -> Integrator:
         state = moves(around)[0](key, around.system.positions, *first, **keywords, **given)
         if chain is None:
             return state
-        told = getattr(state, chain).set(degrees_of_freedom=degrees_of_freedom(config, len(mass)))
+        thermostat = getattr(state, chain).set(degrees_of_freedom=degrees_of_freedom(config, len(mass)))
         # jax-md leaves Python's numbers, which no file can hold
-        return pytree.cast(jax.tree.map(jnp.asarray, state.set(**{chain: told})), mass.dtype)
+        return pytree.cast(jax.tree.map(jnp.asarray, state.set(**{chain: thermostat})), mass.dtype)
 
     def step(state: Any, around: Surroundings) -> Any:
         state = moves(around)[1](state, around=around)

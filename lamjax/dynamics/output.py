@@ -53,8 +53,8 @@ class Output:
 
     def refuse(self) -> None:
         """Raise ValueError if there are files already."""
-        if there := self.paths.written:
-            raise ValueError(f"{there[0]} exists. Go on with it (--resume), or name another output.")
+        if existing := self.paths.written:
+            raise ValueError(f"{existing[0]} exists. Go on with it (--resume), or name another output.")
 
     def begin(self, simulation: Simulation) -> None:
         """Make the files of a new simulation; ValueError if there are some."""

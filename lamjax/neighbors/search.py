@@ -57,12 +57,12 @@ def counted(squared: Float[Array, "n_atoms n"], shells: tuple[Shell, ...]) -> In
 
 
 def verdict(
-    found: Int[Array, "*batch n_shells"], shells: tuple[Shell, ...], capacities: tuple[int, ...]
+    n_neighbors: Int[Array, "*batch n_shells"], shells: tuple[Shell, ...], capacities: tuple[int, ...]
 ) -> tuple[Array, Array]:
     """Whether slots are missing for so many neighbours, and whether the model's own `sel` drops some."""
     sel = jnp.array([jnp.iinfo(jnp.int32).max if s.sel is None else s.sel for s in shells], jnp.int32)
-    kept = jnp.minimum(found, sel)
-    return jnp.any(kept > jnp.array(capacities), axis=-1), jnp.any(kept < found, axis=-1)
+    kept = jnp.minimum(n_neighbors, sel)
+    return jnp.any(kept > jnp.array(capacities), axis=-1), jnp.any(kept < n_neighbors, axis=-1)
 
 
 def assemble(
@@ -72,14 +72,14 @@ def assemble(
     offsets: Array,
     shells: tuple[Shell, ...],
     capacities: tuple[int, ...],
-    found: Any,
+    n_neighbors: Any,
     complete: Any,
 ) -> Neighbors:
     """The list of sorted candidates: (n_atoms, capacities[0]) squared distances, indices and images.
 
     `complete` is False where more than a slot is missing; `found` are the true numbers within the shells.
     """
-    missing, truncated = verdict(found, shells, capacities)
+    missing, truncated = verdict(n_neighbors, shells, capacities)
     masks = [
         (squared[:, :width] <= s.cutoff**2) & (jnp.arange(width) < (width if s.sel is None else s.sel))
         for s, width in zip(shells, capacities, strict=True)
@@ -91,7 +91,7 @@ def assemble(
         mask=masks[0],
         inner=tuple(masks[1:]),
         offsets=offsets,
-        found=found,
+        found=n_neighbors,
         overflow=missing | ~complete,
         truncated=truncated,
         made_for=MadeFor(tuple(shells)),

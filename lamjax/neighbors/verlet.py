@@ -81,7 +81,7 @@ def from_pairs(
     )
     place = i[inside], slot[inside]
     indices[place], shifts[place], mask[place] = j[inside], images[inside], True
-    found = [np.bincount(i[r <= s.cutoff], minlength=n).max(initial=0) for s in shells]
+    n_neighbors = [np.bincount(i[r <= s.cutoff], minlength=n).max(initial=0) for s in shells]
     dtype = system.positions.dtype
     return Verlet(
         indices=indices,
@@ -91,7 +91,7 @@ def from_pairs(
         radius=np.asarray(min(radius, r[~inside].min(initial=np.inf)), dtype),
         positions=system.positions,
         cell=system.cell,
-        found=np.asarray(found, np.int32),
+        found=np.asarray(n_neighbors, np.int32),
         usable=np.ones((), bool),
     )
 
@@ -171,5 +171,5 @@ def narrow(verlet: Verlet, system: System, shells: tuple[Shell, ...], capacities
     indices = jnp.take_along_axis(verlet.indices, slot, axis=1)
     images = jnp.take_along_axis(verlet.images, slot[..., None], axis=1)
     # a list that was cut within the cutoff has just been made, and its numbers are those of now
-    found = jnp.where(verlet.radius >= shells[0].cutoff, within_shells(squared, shells), verlet.found)
-    return assemble(kept, indices, images, verlet.offsets, shells, capacities, found, verlet.usable)
+    n_neighbors = jnp.where(verlet.radius >= shells[0].cutoff, within_shells(squared, shells), verlet.found)
+    return assemble(kept, indices, images, verlet.offsets, shells, capacities, n_neighbors, verlet.usable)

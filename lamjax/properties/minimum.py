@@ -113,8 +113,8 @@ def bend(potential, params, here: Minimum, z, cell: CellConfig | None, along) ->
 
 def enthalpy(potential, params, here: Minimum, z, cell: CellConfig | None) -> Float[Array, ""]:
     """E + PV (eV) near the minimum."""
-    pressure, found = coordinates.pressure(cell), energy(potential, params, here, z)
-    return found + (pressure * volume(place(here, z)) if pressure else 0.0)
+    pressure, energy_of_place = coordinates.pressure(cell), energy(potential, params, here, z)
+    return energy_of_place + (pressure * volume(place(here, z)) if pressure else 0.0)
 
 
 def energy(potential, params, here: Minimum, z) -> Float[Array, ""]:

@@ -110,12 +110,12 @@ def drawn(plot: Callable[..., None], *arguments: Any, says: str, **options: Any)
     content = io.StringIO()
     with matplotlib.rc_context(DRAWN):
         plot(content, *arguments, **options)
-    found = content.getvalue()
-    found = found[found.index("<svg") :]
-    found = re.sub(r"<metadata>.*?</metadata>", "", found, flags=re.DOTALL)
+    svg = content.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     for color, name in COLORS.items():
-        found = found.replace(color, name)
-    start, end = found.split(">", 1)
+        svg = svg.replace(color, name)
+    start, end = svg.split(">", 1)
     return f'<figure>{start} role="img" aria-label="{text(says)}">{end}</figure>'
 
 

@@ -123,14 +123,14 @@ def _layer(
     layer = _sequential if c.sequential_update else _parallel
 
     def rows(graph: Any, nodes: Array, edges: Array, features: Array) -> tuple:
-        *found, new = layer(p, c, act, graph, given, nodes, edges, Angles(features, angles.right), left)
-        return *found, new.left
+        *updated, new = layer(p, c, act, graph, given, nodes, edges, Angles(features, angles.right), left)
+        return *updated, new.left
 
     width, narrow = graph.indices.shape[1], graph.has_angles.shape[1]
     numbers = max(narrow * narrow * max(c.e_dim, c.a_dim), width * n * c.n_multi_edge_message)
     size = max(1, BLOCK.get(jax.default_backend(), OTHERWISE) // numbers)
-    *found, new = numerics.in_blocks(rows, size, graph, nodes, edges, angles.left)
-    return *found, Angles(new, None if c.update_angle else angles.right)
+    *updated, new = numerics.in_blocks(rows, size, graph, nodes, edges, angles.left)
+    return *updated, Angles(new, None if c.update_angle else angles.right)
 
 
 def _layer_init(key: Array, c: RepflowConfig, dtype: DTypeLike | None = None) -> dict[str, Any]:
@@ -281,8 +281,8 @@ def _to_edges(p: PyTree, c: RepflowConfig, act: Callable, graph: Graph, b: Any, 
     """What the angles of an edge say to it, act(B_ij W + b); an edge without angles has B = 0, or E_ij."""
     width, narrow = edges.shape[1], b.shape[1]
     if c.smooth_edge_update:
-        found = act(nn.linear(p["edge_angle_linear2"], b))
+        messages = act(nn.linear(p["edge_angle_linear2"], b))
         rest = jnp.broadcast_to(act(p["edge_angle_linear2"]["b"]), (len(b), width - narrow, b.shape[-1]))
-        return jnp.concatenate([found, rest], axis=1)
+        return jnp.concatenate([messages, rest], axis=1)
     b = jnp.where(graph.has_angles[..., None], b, edges[:, :narrow])
     return act(nn.linear(p["edge_angle_linear2"], jnp.concatenate([b, edges[:, narrow:]], axis=1)))

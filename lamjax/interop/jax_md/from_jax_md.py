@@ -166,10 +166,10 @@ def _check_local(potential: Potential, config: EnergyFnConfig) -> None:
     for spacing in (0.45, 0.75):
         positions = jnp.asarray(grid * spacing * config.cutoff, dtype)
         system = System(positions, numbers, jnp.zeros((3, 3), dtype), jnp.zeros(3, bool))
-        found = neighbor_lists.allocate(system, potential.shells, (n - 1,))
-        parts = float(jnp.sum(own(params, system, found)))
+        neighbors = neighbor_lists.allocate(system, potential.shells, (n - 1,))
+        parts = float(jnp.sum(own(params, system, neighbors)))
         slots = [[j for j in range(n) if j != i] for i in range(n)]  # at any distance
-        whole = float(together(positions, jnp.asarray(slots, found.indices.dtype), numbers))
+        whole = float(together(positions, jnp.asarray(slots, neighbors.indices.dtype), numbers))
         if np.isfinite(whole) and np.isclose(parts, whole, rtol=1e-4, atol=1e-6):
             continue
         raise ValueError(
