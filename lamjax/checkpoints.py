@@ -235,7 +235,7 @@ def locate(model: str | Path) -> Path:
 
 
 def _models_in(folder: Path) -> str:
-    """What of a folder may be meant."""
+    """The model files of a folder, in words, for an error message."""
     names = sorted(path.name for path in folder.iterdir() if path.suffix in MODELS)
     return f"It holds {', '.join(names[:5])}: name one." if names else f"No {', '.join(MODELS)} is in it."
 

@@ -16,6 +16,7 @@ from jaxtyping import Array
 from lamjax.arguments import expect
 from lamjax.descriptors import repinit
 from lamjax.descriptors.base import type_embedding, type_inputs
+from lamjax.descriptors.embedding import TypedNet
 from lamjax.heads import EnergyHeadConfig, energy_head
 from lamjax.potential import (
     Params,
@@ -176,9 +177,8 @@ def tabulate(
         exact = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params.descriptor)
         inputs = type_inputs(config.elements, descriptor.use_econf_tebd)
         embedding = type_embedding(exact["type_embedding"], inputs)
-        table, nets = repinit.tabulate(
-            exact["repinit"], block, descriptor.smooth, embedding, descriptor.env_protection, closest, tolerance
-        )
+        net = TypedNet(exact["repinit"], block, descriptor.smooth, embedding)
+        table, nets = repinit.tabulate(net, descriptor.env_protection, closest, tolerance)
     dtype = params.descriptor["type_embedding"]["w"].dtype
     new_block = {name: jnp.asarray(x, dtype) for name, x in nets.items()}
     new_block["statistics"] = params.descriptor["repinit"]["statistics"]

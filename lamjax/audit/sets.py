@@ -27,7 +27,7 @@ NAMED = 1000  # frames that a finding names, at most
 
 
 class Finding(NamedTuple):
-    """Something that should be looked at."""
+    """A fault or peculiarity of a data set, with where it is and what to do."""
 
     severity: str  # error: the labels are wrong or will spoil a training; warning: look at it; note
     set: str
@@ -100,7 +100,7 @@ class _Set:
         self.n_levels: Counter = Counter()
 
     def look(self, frame: Frame) -> None:
-        """One more frame."""
+        """Add one frame to what is counted and compared."""
         numbers = np.asarray(frame.system.numbers)
         self.sources.append(frame.source)
         self.counts.append(np.bincount(numbers, minlength=119).astype(np.int32))
@@ -178,7 +178,7 @@ class _Set:
             self._fault("warning", what, "Check the order of the components: xx yy zz yz xz xy.", frame, skew)
 
     def findings(self) -> list[Finding]:
-        """What this set alone shows."""
+        """The findings of this set by itself, without comparison with others."""
         shown = [self._of(key, hits) for key, hits in self.faults.items()]
         shown += self._verdicts() + self._outliers() + self._missing()
         if len(self.levels) > 1:
@@ -216,7 +216,7 @@ class _Set:
 
     @cached_property
     def judged(self) -> tuple[verdicts.Verdict, verdicts.Verdict]:
-        """Of forces and virials."""
+        """The verdicts on forces and virials."""
         return verdicts.judge(self.pairs.kept, self.clusters.kept)
 
     @cached_property
@@ -312,7 +312,7 @@ class _Set:
 
 
 class _Sample:
-    """Some of what is added, each as likely as any other."""
+    """Reservoir sample: some of the items that are added, each with equal probability."""
 
     def __init__(self) -> None:
         self.kept: list = []

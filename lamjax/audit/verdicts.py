@@ -27,7 +27,7 @@ class Ratio(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What a set's comparisons say."""
+    """The meaning of a label as the comparisons within a set determine it."""
 
     severity: str  # error, warning, or "" if there is nothing to complain of
     text: str
@@ -83,7 +83,7 @@ VIRIALS: dict[str, FACTOR] = {
 
 
 def judge(pairs: Sequence[FramePair], clusters: Iterable[Cluster]) -> tuple[Verdict, Verdict]:
-    """(of the forces, of the virials) of one set."""
+    """The verdicts (on the forces, on the virials) of one set."""
     forces = _forces(pairs)
     ratios, sharp = _by_tolerance(lambda t: _virial_ratios(pairs, forces.factor or RIGHT, t))
     if len(ratios) < FEW:
@@ -161,7 +161,7 @@ def _virial_ratios(pairs: Sequence[FramePair], forces: FACTOR, tolerance: float)
 
 
 def _cluster_ratios(clusters: Iterable[Cluster]) -> list[Ratio]:
-    """Exact over labelled virial."""
+    """Ratios of the exact virial of a cluster to its label."""
     use = [c for c in clusters if c.exact > 1e-2 and c.label != 0]
     return [Ratio(c.exact / c.label, c.n_atoms, c.volume, c.as_virial, c.source) for c in use]
 

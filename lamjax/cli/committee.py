@@ -48,7 +48,7 @@ class Watch:
 
     @property
     def column(self) -> TableColumn:
-        """For the table of the simulation (eV/Å)."""
+        """The column of the largest force deviation (eV/Å) for the table of the simulation."""
         return TableColumn(COLUMN, self._of)
 
     def _of(self, seen: Record, timestep: float) -> np.ndarray:

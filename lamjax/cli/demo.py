@@ -34,7 +34,7 @@ KEPT_WEIGHT = 0.25
 
 
 class Measures(NamedTuple):
-    """A potential seen on held-out relaxations."""
+    """Errors of a potential on held-out relaxations."""
 
     relaxed: list[Relaxation]
     dq: np.ndarray  # (n,) amu^1/2 Å from the DFT-relaxed structure
@@ -60,7 +60,7 @@ def demo(
 
 
 def show_effect(out: Path, epochs: int, seed: int) -> None:
-    """Relax, learn, relax again; files and a table say what has changed."""
+    """Relax, fine-tune and relax again; files and a table show the errors before and after."""
     began = time.monotonic()
     potential, params = checkpoints.load(str(ASSETS / "base.lamjax"))
     frames = {name: data.read(str(ASSETS / f"si_defects_{name}.extxyz.gz")) for name in ("train", "heldout")}

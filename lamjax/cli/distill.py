@@ -145,7 +145,7 @@ def _student(path: Path) -> dict[str, Any]:
 
 
 def _say(facts: dict[str, Any], settings: DistillConfig) -> None:
-    """A round in a line, and what is to be known of it."""
+    """Print one line for a finished round, and its warnings."""
     number, most = facts["round"], facts.get("deviation", {}).get("95 %", "")
     text = (
         f"round {number}: {facts['explored']} frames explored, {facts['within']} within trust, {facts['above']} above"
@@ -164,7 +164,7 @@ def _say(facts: dict[str, Any], settings: DistillConfig) -> None:
 
 
 def _conclude(settings: DistillConfig, rounds: list[dict], picture: Path | None) -> None:
-    """The last table, and where things are."""
+    """Print the final table of models, and the paths of all output files."""
     models = json.loads((Path(settings.output) / RESULT).read_text())
     title = "Student and labels: RMSE on the fresh frames of all rounds"
     console.print(table(title, MODELS, [model_cells(one) for one in models]))

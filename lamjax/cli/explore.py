@@ -91,7 +91,7 @@ def explore(
 
 
 def _engine(labeller: Labeller | None) -> Engine | None:
-    """What a labeller labels with moves atoms, too."""
+    """The engine that moves atoms with the potential or calculator of a labeller."""
     if labeller is None:
         return None
     if isinstance(labeller, CalculatorLabeller):

@@ -59,7 +59,7 @@ class LazyCommand(TyperCommand):
         super().__init__(name, help=_docstring(*place.split(":")).partition("\n")[0])
 
     def load(self) -> Any:
-        """The command itself."""
+        """Import the command."""
         module, function = self.place.split(":")
         command = getattr(importlib.import_module(module), function)
         alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -104,7 +104,7 @@ def own_potentials(command: Any) -> list[Any]:
 
 
 def _trust(names: list[str] | None) -> None:
-    """Files may name these functions from now on."""
+    """Allow model files to name these functions."""
     if names:
         importlib.import_module("lamjax.imported").trust(names)
 

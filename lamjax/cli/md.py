@@ -32,7 +32,7 @@ SECONDS = 5.0  # that a chunk takes, about: what a kill may lose
 
 
 class Kind(StrEnum):
-    """What is kept constant."""
+    """The ensemble: what is kept constant."""
 
     NVE = "nve"
     NVT = "nvt"
@@ -40,7 +40,7 @@ class Kind(StrEnum):
 
 
 class Thermostat(StrEnum):
-    """Of constant volume and temperature."""
+    """The thermostat at constant volume and temperature."""
 
     LANGEVIN = "langevin"
     NOSE_HOOVER = "nose_hoover"

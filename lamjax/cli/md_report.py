@@ -31,7 +31,7 @@ class Clock:
 
     @property
     def mean(self) -> float | None:
-        """None while only the first chunk is known."""
+        """The mean speed; None before the second chunk, as the first one includes compilation."""
         return self._speed(self.ticks[1], self.ticks[-1]) if len(self.ticks) > 2 else None
 
     def _speed(self, first: tuple[int, float], last: tuple[int, float]) -> float:
@@ -59,12 +59,12 @@ def beginning(ensemble: Ensemble, start: Frame, fixed: np.ndarray, velocities: s
 
 
 def note(seen: Record, speed: float) -> str:
-    """What stands beside the progress bar."""
+    """Temperature and speed in words, beside the progress bar."""
     return f"{seen.temperature[-1]:.0f} K  {seen.potential_energy[-1]:.3f} eV  {speed:.3g} ns/day"
 
 
 def grown(before: Simulation, now: Simulation) -> str:
-    """Said once for every growth."""
+    """A line on how often the arrays have grown, and how wide they are now."""
     times = now.n_grown - before.n_grown
     slots = "/".join(map(str, now.shapes.capacities))
     often = "" if times == 1 else f" {times} times"

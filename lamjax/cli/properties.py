@@ -47,7 +47,7 @@ class Crystal(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What is computed, and how."""
+    """The properties that are asked for, and their settings."""
 
     elastic: bool
     eos: EquationOfStateConfig | None
@@ -279,7 +279,7 @@ def _atoms(row: dict) -> ase.Atoms:
 
 
 def _tried(what: str, compute: Any) -> dict:
-    """What is computed, or why it could not be."""
+    """The result of a computation, or the reason why it failed."""
     try:
         return compute()
     except (ValueError, FloatingPointError) as error:

@@ -44,13 +44,13 @@ def elements_of(text: str | None) -> tuple[str, ...]:
 
 
 def keys(options: ReadOptions) -> dict[str, Any]:
-    """The same as keys of a config, only what is given."""
+    """The options that were given, as keys of a config."""
     chosen = {f"{name}_key": key for name, key in options.keys().items()}
     return chosen | ({"type_map": list(options.elements)} if options.elements else {})
 
 
 def changes(options: ReadOptions) -> list[str]:
-    """The same as changes of a config, as --set takes them."""
+    """The options that were given, as changes of a config that --set takes."""
     return [f"{key}={json.dumps(value)}" for key, value in keys(options).items()]
 
 

@@ -63,7 +63,7 @@ class Start(NamedTuple):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What is written of it in any case."""
+        """The info that a record of this structure has in any case."""
         kept = {key: value for key, value in self.info.items() if key not in records.OWN}
         return kept | {"source": self.source, "number": self.number}
 
@@ -76,7 +76,7 @@ class Start(NamedTuple):
 
 
 class RelaxedSummary(NamedTuple):
-    """What the table counts of a structure that was written."""
+    """Flags and number of steps of a structure that was written, for the final table."""
 
     converged: bool
     finite: bool
@@ -86,7 +86,7 @@ class RelaxedSummary(NamedTuple):
 
 
 class Results(NamedTuple):
-    """What has become of structures in this run."""
+    """Outcome of a run: summaries of written structures, and errors."""
 
     summaries: list[RelaxedSummary]
     errors: dict[str, str]  # source -> why it failed

@@ -45,7 +45,7 @@ def page(folder: Path, end: str) -> str:
 
 
 def kind_of(config: Mapping[str, Any]) -> str:
-    """What a config is of."""
+    """The kind of run that a config describes."""
     if "student" in config:
         return "Distillation"
     if "pairs" in config:
@@ -65,7 +65,7 @@ def flat(content: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str
 
 
 def _lead(folder: Path, config: Mapping[str, Any]) -> str:
-    """How far the run has come."""
+    """The progress of the run in words: rounds or steps."""
     if "student" in config:
         return f"{len(list(folder.glob('round-*')))} of at most {config['rounds']} rounds."
     rows = read(folder / curve.CURVE) or read(folder / HISTORY)

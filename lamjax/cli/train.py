@@ -136,7 +136,7 @@ def banner(precision: str) -> str:
 
 
 def _describe(run: engine.Run) -> None:
-    """Data, model, shapes."""
+    """Print how many frames and parameters there are, and the shapes of arrays."""
     tasks, plan = run.data.tasks, run.data.plan
     sets = {f"{task.name} train".strip(): task.frames for task in tasks}
     sets |= {f"{task.name} validation".strip(): task.held_out for task in tasks if task.held_out}

@@ -53,7 +53,7 @@ def or_own(check: Callable[[Any], Any]) -> WrapValidator:
 
 @classmethod
 def _plain_values(cls: type, values: Any) -> Any:
-    """What a script or a file gives, as plain data of the types of the fields."""
+    """The values that a script or file gives, converted to plain data of the types of the fields."""
     hints = get_type_hints(cls, include_extras=True)
     names = [field.name for field in dataclasses.fields(cls) if not field.kw_only]
     if isinstance(values, ArgsKwargs):

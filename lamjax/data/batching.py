@@ -119,7 +119,7 @@ def _order(
 
 
 def _batch(members: Members, rows: np.ndarray, batch_size: int | str, multiple: int, part: tuple[int, int]) -> Batch:
-    """These frames in the share of rows that is wanted."""
+    """The batch of these frames, restricted to the rows of this process."""
     shape = row_shape(members.bucket, batch_size, multiple)
     spread = split(members.n_atoms[rows].tolist(), batch_size, multiple)
     share = spread[part[0] * multiple // part[1] : (part[0] + 1) * multiple // part[1]]
@@ -127,7 +127,7 @@ def _batch(members: Members, rows: np.ndarray, batch_size: int | str, multiple: 
 
 
 def _row(members: Members, rows: np.ndarray, shape: RowShape) -> Batch:
-    """One list of atoms."""
+    """One row of a batch: frames behind one another in one list of atoms."""
     parts = [members.structure(int(row)) for row in rows]
     like = parts[0] if parts else members.structure(0)  # an empty row has the shapes of a full one
     sizes = [part.system.n_atoms for part in parts]

@@ -50,7 +50,7 @@ def counts(frames: Sequence[Frame], cutoffs: tuple[float, ...]) -> np.ndarray:
 
 
 def _stored(store: Store, cutoffs: tuple[float, ...]) -> np.ndarray:
-    """From memory, from the sidecar, or counted and put there."""
+    """Numbers of neighbours from memory or a file beside the set, else counted and stored there."""
     path = Path(f"{store.path}{SIDECAR}")
     if missing := [c for c in cutoffs if c not in store.counted]:
         store.counted.update(_load(path, store))
@@ -63,7 +63,7 @@ def _stored(store: Store, cutoffs: tuple[float, ...]) -> np.ndarray:
 
 
 def _count(frames: Sequence[Frame], cutoffs: tuple[float, ...]) -> np.ndarray:
-    """By the neighbour search; the cutoffs may be in any order."""
+    """Numbers of neighbours by neighbour search; the cutoffs may be in any order."""
     order = np.argsort(cutoffs, kind="stable")[::-1]
     shells = tuple(Shell(cutoffs[k]) for k in order)
     n = len(frames)

@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from lamjax.data.columns import composition_blocks, facts, sample
 from lamjax.descriptors import Block
-from lamjax.descriptors.environment import raw_rows
+from lamjax.descriptors.environment import Switch, raw_rows
 from lamjax.frames import Frame, check_frames
 from lamjax.neighbors.host import pairs
 from lamjax.potential import Params, Potential, check_potential, type_table
@@ -247,7 +247,7 @@ def _block_pairs(group: _Group, part: Block, excluded: set) -> tuple[np.ndarray,
 def _rows_function(part: Block, protection: float) -> Callable:
     @jax.jit
     def rows(d: Array) -> Any:
-        return raw_rows(d, part.rcut, part.rcut_smth, protection, part.exponential)[0]
+        return raw_rows(d, Switch(part.rcut, part.rcut_smth, protection, part.exponential))[0]
 
     def apply(d: np.ndarray) -> np.ndarray:
         """Raw rows of any number of displacements, in chunks of one shape."""

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from lamjax import imports, nn, numerics
 from lamjax.config import configuration
-from lamjax.descriptors.base import Descriptor, allowed_pairs, mask_excluded
+from lamjax.descriptors.base import Descriptor, DescriptorInput, allowed_pairs, mask_excluded
 from lamjax.descriptors.environment import Block
 from lamjax.factories import factory
 from lamjax.neighbors import Neighbors, Shell
@@ -149,15 +149,8 @@ def nequip(config: NequIPConfig, elements: tuple[str, ...]) -> Descriptor:
     def init(key: Array, dtype: DTypeLike | None = None) -> dict[str, Any]:
         return _init(key, config, len(elements), dtype)
 
-    def apply(
-        params: PyTree,
-        types: Array,
-        neighbors: Neighbors,
-        displacements: Array,
-        first: Any = 0,
-        charge_spin: Array | None = None,
-    ) -> Array:
-        return _apply(params, config, len(elements), types, neighbors, displacements)
+    def apply(params: PyTree, atom_inputs: DescriptorInput) -> Array:
+        return _apply(params, config, len(elements), *atom_inputs[:3])
 
     return Descriptor(config, config.shells, config.width, config.receptive_field, init, apply)
 

@@ -48,7 +48,7 @@ class CalculatorLabeller:
                 yield Failed(f"{self.name}: {type(error).__name__}: {error}")
 
     def instance(self) -> Any:
-        """A calculator: the one that is kept, or a new one."""
+        """A calculator: the stored instance if it may be reused, else a new one."""
         return self.make() if self._kept is None else self._kept
 
     def _results(self, atoms: ase.Atoms) -> dict[str, Any]:

@@ -185,7 +185,7 @@ def _of_labels(atoms: ase.Atoms, energy: float, forces: Array, virial: Array) ->
 
 
 def _numbers(answers: Sequence[Frame], n: int, path: Path) -> list[int]:
-    """Which question each answer is to."""
+    """The number of the frame that each answer belongs to."""
     if all("number" in frame.info for frame in answers):
         numbers = [int(frame.info["number"]) for frame in answers]
         if len(set(numbers)) < len(numbers) or not set(numbers) <= set(range(n)):

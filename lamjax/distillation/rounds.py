@@ -38,7 +38,7 @@ class Distillation(NamedTuple):
     asked: LastingShapes  # of the frames that a committee is asked about
 
     def folder(self, number: int) -> Path:
-        """Of a round."""
+        """The folder of a round."""
         return Path(self.config.output) / f"round-{number:03d}"
 
 
@@ -94,7 +94,7 @@ def frames_of(run: Distillation, use: str, until: int | None = None) -> list[Fra
 
 
 def _round(run: Distillation, number: int) -> Events:
-    """The facts of a round, made or found."""
+    """Run a round, or read its facts if it is complete."""
     folder = run.folder(number)
     folder.mkdir(parents=True, exist_ok=True)
     facts = files.read_facts(folder / files.ROUND)

@@ -88,7 +88,7 @@ def _fingerprint(
 
 
 def _name(params: PyTree) -> str:
-    """Another one for parameters with another number in them."""
+    """A digest of parameters: different where any number differs."""
     numbers = hashlib.blake2b(digest_size=12)
     for leaf in map(np.asarray, jax.tree.leaves(params)):
         numbers.update(f"{leaf.dtype}{leaf.shape}".encode() + np.ascontiguousarray(leaf).tobytes())

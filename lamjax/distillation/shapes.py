@@ -34,7 +34,7 @@ class LastingShapes:
             self.plan = planned._replace(buckets=tuple(self._with_room(bucket) for bucket in planned.buckets))
 
     def _with_room(self, bucket: Bucket) -> Bucket:
-        """For more neighbours than any frame has yet, and than it had before."""
+        """The bucket with spare capacity, and at least the capacity that it had before."""
         before = [b.capacities for b in self.plan.buckets if b.n_atoms >= bucket.n_atoms] if self.plan else []
         least = tuple(max(widths) for widths in zip(*before, strict=True)) or (0,) * len(self.shells)
         return bucket._replace(capacities=grow(least, bucket.capacities, self.shells, spare=0.25))

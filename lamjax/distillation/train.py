@@ -147,5 +147,5 @@ def _with_fresh_head(potential: Potential, params: Params, key: Array) -> Params
 
 
 def _with_statistics(member: Params, first: Params) -> Params:
-    """The member with all that is no weight from the first."""
+    """The member with statistics, biases and all other constants of the first member."""
     return jax.tree_util.tree_map_with_path(lambda path, own, data: data if is_frozen(path) else own, member, first)

@@ -44,7 +44,7 @@ class DomainLists(NamedTuple):
 
     @property
     def positions(self) -> Array:
-        """Where the lists were made (Å)."""
+        """Positions for which the lists were made (Å)."""
         return self.whole.positions
 
     @property
@@ -54,7 +54,7 @@ class DomainLists(NamedTuple):
 
     @property
     def radius(self) -> Array:
-        """Within which all lists are complete (Å)."""
+        """The distance within which all lists are complete (Å)."""
         return self.whole.radius
 
     @property
@@ -129,7 +129,7 @@ def _members(system: System, domains: Domains, depth: float, gap: float, k: Any,
 
 
 def blank(system: System, domains: Domains, shells: tuple[Shell, ...], shapes: DomainShapes) -> DomainLists:
-    """Lists that want to be searched, each on its device."""
+    """Empty lists, stale from the start, each on its device."""
     dtype = system.positions.dtype
     of_domain = System(np.zeros((shapes.n_atoms, 3), dtype), np.zeros(shapes.n_atoms, int), system.cell, system.pbc)
 

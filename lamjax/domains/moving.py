@@ -21,7 +21,7 @@ AnyShapes = grid.Shapes | DomainShapes  # static
 
 
 class Seen(NamedTuple):
-    """What the neighbours of an evaluation are like."""
+    """Largest numbers of neighbours and flags of the lists of an evaluation."""
 
     found: Int[Array, " n_shells"]  # the largest number of an atom within each shell
     overflow: Bool[Array, ""]  # some are missing

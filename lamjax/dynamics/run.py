@@ -50,7 +50,7 @@ class Simulation(NamedTuple):
 
 
 class MDPrograms(NamedTuple):
-    """What is compiled for an ensemble and shapes."""
+    """The compiled programs for an ensemble and shapes of arrays."""
 
     start: Callable  # (surroundings, momenta, key) -> state, lists, StepDiagnostics
     chunk: Callable  # (state, surroundings, Span) -> state, lists, step, ok, number of records, records
@@ -76,7 +76,7 @@ class Span(NamedTuple):
 
 
 class StepDiagnostics(NamedTuple):
-    """What a step needs, and whether it makes sense."""
+    """Diagnostics of a step: array sizes that it needs, and whether it is sound."""
 
     system: System  # after it
     neighbors: Int[Array, " n_shells"]
@@ -249,7 +249,7 @@ def _wider(ensemble: Ensemble, params: PyTree, simulation: Simulation, skin: flo
 
 
 def _shapes(ensemble: Ensemble, system: System, skin: float, least: Any = None) -> Any:
-    """Room for a structure and what may come."""
+    """Shapes of arrays with room for the neighbours of a structure and some more."""
     margin = 1.02 if isinstance(ensemble.config, NPTConfig) else 1.0  # the bins may become thinner
     return ensemble.evaluator.shapes(system, skin, HEADROOM, least, margin)
 

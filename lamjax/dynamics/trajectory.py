@@ -20,7 +20,7 @@ ULM_HEADER = 48  # bytes at the begin of an ASE trajectory that change when a fr
 
 
 class Scene(NamedTuple):
-    """What stays as it is while atoms move."""
+    """The constants of a trajectory: structure, fixed components, time step."""
 
     system: System  # of the start
     fixed: Bool[np.ndarray, "n_atoms 3"]

@@ -45,7 +45,7 @@ def empty(system: System, neighbors: Neighbors, shells: tuple[Shell, ...], skin:
 
 
 def blank(system: System, width: int, offsets: Array, shells: tuple[Shell, ...]) -> Verlet:
-    """A list of that width that wants to be searched."""
+    """An empty list of that width, stale from the start."""
     n, dtype = system.n_atoms, system.positions.dtype
     return Verlet(
         indices=jnp.zeros((n, width), jnp.int32),

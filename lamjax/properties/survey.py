@@ -209,5 +209,5 @@ def _rung(n: int, least: int = 1) -> int:
 
 
 def _volume(system: System) -> float:
-    """Å³; 0 for what is no crystal."""
+    """The volume (Å³); 0 for what is no crystal."""
     return float(lattice.volume(np.asarray(system.cell, np.float64))) if np.all(np.asarray(system.pbc)) else 0.0

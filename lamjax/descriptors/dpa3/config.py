@@ -11,8 +11,6 @@ from lamjax.descriptors.environment import Block
 from lamjax.neighbors import Shell
 from lamjax.system import CHARGE_SPIN
 
-STYLES = ("res_avg", "res_incr", "res_residual")
-
 
 @configuration
 class RepflowConfig:

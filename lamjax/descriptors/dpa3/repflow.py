@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from lamjax import nn, numerics
 from lamjax.descriptors.dpa3.config import RepflowConfig
-from lamjax.descriptors.environment import environment, statistics_init
+from lamjax.descriptors.environment import Switch, environment, statistics_init
 from lamjax.descriptors.updates import combine, residuals_init
 
 BLOCK = {"cpu": 1 << 19}  # numbers of the largest array of the atoms that are treated together: as caches hold
@@ -84,8 +84,8 @@ def graph(
     """Geometry of edges and angles; `masks` are those of the two shells, without excluded pairs."""
     r = numerics.safe_norm(displacements)
     mask = masks[0] & (r <= c.e_rcut)  # the exponential switch does not end there
-    cutoffs = (c.e_rcut, c.e_rcut_smth, protection, c.use_exp_switch)
-    env = environment(displacements, mask, types, params["statistics"], *cutoffs)
+    radial = Switch(c.e_rcut, c.e_rcut_smth, protection, c.use_exp_switch)
+    env = environment(displacements, mask, types, params["statistics"], radial)
     narrow = masks[1].shape[1]
     near = r[:, :narrow]
     has_angles = masks[1] & mask[:, :narrow] & (near < c.a_rcut)

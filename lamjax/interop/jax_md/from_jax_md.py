@@ -22,7 +22,7 @@ FAR = 20.0  # cutoffs: where nothing is felt any more
 
 @configuration
 class EnergyFnConfig:
-    """What a potential of jax-md was made from."""
+    """The settings of a potential that is an energy function of jax-md."""
 
     energy_fn: Callable
     cutoff: Annotated[float, Field(gt=0, description="Å")]
