@@ -61,7 +61,8 @@ def jax_md() -> ModuleType:
     package = importlib.util.module_from_spec(spec)
     made = {"jax_md": package}
     for name in SELDOM:
-        if (seldom := PathFinder.find_spec(f"jax_md.{name}", spec.submodule_search_locations)) is not None:
+        seldom: Any = PathFinder.find_spec(f"jax_md.{name}", spec.submodule_search_locations)
+        if seldom is not None:
             seldom.loader = importlib.util.LazyLoader(seldom.loader)
             made[seldom.name] = importlib.util.module_from_spec(seldom)
             seldom.loader.exec_module(made[seldom.name])

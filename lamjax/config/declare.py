@@ -75,13 +75,10 @@ def _telling(kind: type) -> Callable[..., None]:
         try:
             check(self, *values, **named)
         except ValidationError as error:
-            errors = error.errors()
-            if (
-                len(errors) == 1
-                and not errors[0]["loc"]
-                and isinstance(errors[0].get("ctx", {}).get("error"), ValueError)
-            ):
-                raise errors[0]["ctx"]["error"] from None  # of the class itself
+            first, *others = error.errors()
+            cause = first.get("ctx", {}).get("error")
+            if not others and not first["loc"] and isinstance(cause, ValueError):
+                raise cause from None  # of the class itself
             raise ArgumentError(f"{kind.__name__}: " + "\n".join(faults.lines(error, kind))) from None
 
     parameters = [p.replace(annotation=_bare(p.annotation)) for p in inspect.signature(kind).parameters.values()]

@@ -100,7 +100,7 @@ def apply(content: dict[str, Any], change: str, option: str = "--set") -> None:
     try:
         content[last] = yaml.load(value, _Loader)
     except yaml.YAMLError as error:
-        reason = str(error).splitlines()[-1].strip() if not getattr(error, "problem", "") else error.problem
+        reason = getattr(error, "problem", "") or str(error).splitlines()[-1].strip()
         raise ValueError(f"{option} {change}: the value is not YAML ({reason}). Quote it as one word.") from error
 
 

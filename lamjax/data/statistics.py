@@ -74,13 +74,12 @@ def energy_bias(potential: Potential, frames: Sequence[Frame], predicted: np.nda
     target = np.asarray(columns.energy, np.float64)
     if predicted is not None:
         target = target - np.asarray(predicted, np.float64)
-    reduced, equations = None, functools.partial(_equations, potential, frames, target, use)
+    equations = functools.partial(_equations, potential, frames, target, use)
+    reduced: Any = None
     for counts, energies in equations():
         reduced = _reduced(reduced, counts, energies)
     energies_of_types = np.linalg.lstsq(reduced[:, :-1], reduced[:, -1], rcond=None)[0]
-    left = np.concatenate(
-        [energies - counts @ energies_of_types for counts, energies in _equations(potential, frames, target, use)]
-    )
+    left = np.concatenate([energies - counts @ energies_of_types for counts, energies in equations()])
     return Bias(energies_of_types, float(np.std(left)))
 
 

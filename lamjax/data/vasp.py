@@ -2,7 +2,7 @@
 
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -52,7 +52,7 @@ def _header_parser(folder: Path) -> Any:
 
         LINE_DELIMITER = "NELM   ="
 
-        def parse(self, cursor: Any, lines: Sequence[str]) -> dict[str, int]:
+        def parse(self, cursor: Any, lines: Any) -> dict[str, int]:
             limit = re.search(r"NELM\s*=\s*(\d+)", lines[cursor])
             return {"nelm": int(limit[1])} if limit else {}
 

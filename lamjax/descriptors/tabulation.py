@@ -151,7 +151,8 @@ def _evaluator(function: Callable) -> Callable:
 
     def evaluate(x: np.ndarray, pairs: np.ndarray) -> np.ndarray:
         edges = np.repeat(x, len(pairs)), np.tile(pairs[:, 0], len(x)), np.tile(pairs[:, 1], len(x))
-        n, results = len(edges[0]), None
+        n = len(edges[0])
+        results: Any = None
         for start in range(0, n, EDGES):
             part = [np.resize(column[start : start + EDGES], EDGES) for column in edges]
             values = np.asarray(block(*part))[: n - start]

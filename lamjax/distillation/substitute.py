@@ -34,7 +34,7 @@ def similar(symbol: str, elements: Iterable[str] = USUAL, places: int = 1) -> tu
         if symbol in line:
             k = line.index(symbol)
             neighbors |= set(line[max(k - places, 0) : k + places + 1])
-    return tuple(sorted((neighbors - {symbol}) & allowed, key=ase.data.atomic_numbers.get))
+    return tuple(sorted((neighbors - {symbol}) & allowed, key=ase.data.atomic_numbers.__getitem__))
 
 
 def stretch(system: System, numbers: np.ndarray) -> float:

@@ -123,7 +123,7 @@ def _read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
     if not content.startswith(MAGIC):
         raise ValueError(f"{path} is no restart file of a simulation.")
     try:
-        stored = flax.serialization.msgpack_restore(content[len(MAGIC) :])
+        stored: Any = flax.serialization.msgpack_restore(content[len(MAGIC) :])
         return json.loads(stored["header"]), [stored["arrays"][str(k)] for k in range(len(stored["arrays"]))]
     except Exception as error:  # msgpack and flax raise many kinds for a damaged file
         raise ValueError(f"{path}: the restart file is damaged ({type(error).__name__}: {error}).") from error

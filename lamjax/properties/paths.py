@@ -2,8 +2,8 @@
 
 from typing import Literal, NamedTuple
 
-import ase
 import numpy as np
+from ase.cell import Cell
 from jaxtyping import Float
 
 from lamjax.arguments import ArgumentError
@@ -35,7 +35,7 @@ def path(system: System, n_points: int = 100, by: Literal["ase", "seekpath"] = "
 
 
 def _by_ase(cell, n_points: int) -> Path:
-    path = ase.cell.Cell(cell).bandpath(npoints=n_points, eps=1e-3)
+    path = Cell(cell).bandpath(npoints=n_points, eps=1e-3)
     distances, places, names = path.get_linear_kpoint_axis()
     turn = 2 * np.pi
     return Path(path.kpts, distances / turn, _merged(zip(places / turn, names, strict=True)))

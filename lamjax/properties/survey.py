@@ -147,8 +147,9 @@ def waves(potential: Potential, params: Any, system: System, config: PhononSurve
     values = np.asarray(jax.jit(vibrations.frequencies)(constants, system, cells, qpoints))
     on_mesh, bands = values[: -len(way.qpoints)], values[-len(way.qpoints) :]
     exact = on_mesh[commensurate(qpoints[: len(on_mesh)], cells)]
-    nothing = np.zeros(0)
-    phonons = vibrations.Phonons(qpoints[: len(on_mesh)], on_mesh, None, values.min(), nothing, nothing)
+    nothing: Any = np.zeros(0)
+    no_constants: Any = None
+    phonons = vibrations.Phonons(qpoints[: len(on_mesh)], on_mesh, no_constants, values.min(), nothing, nothing)
     heat = vibrations.thermodynamics(phonons, np.asarray(config.temperatures))
     record = {
         "zero_point_energy": float(heat.zero_point),

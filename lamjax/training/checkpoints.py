@@ -1,6 +1,7 @@
 """Training states on disk, through orbax: written beside and renamed, so that no state is ever half written."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +53,7 @@ def saved_steps(folder: str | Path) -> list[int]:
         return sorted(manager.all_steps())
 
 
-def _manager(folder: str | Path, keep: int | None = None) -> "ocp.CheckpointManager":
+def _manager(folder: str | Path, keep: int | None = None) -> Any:
     import orbax.checkpoint as ocp
 
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False, create=keep is not None)

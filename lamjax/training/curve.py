@@ -37,9 +37,9 @@ def writing(path: Path, tasks: Sequence[str], done: int) -> Iterator[Callable[[R
 
 def score(monitor: str, errors: Mapping[str, float], probabilities: Mapping[str, float]) -> float | None:
     """The mean over tasks, by probability, of the monitored validation error; None where no task has it."""
-    errors_of = {task: errors.get(f"{monitor}:{task}" if task else monitor) for task in probabilities}
-    weights = {task: probabilities[task] for task, value in errors_of.items() if value is not None}
-    return sum(w * errors_of[task] for task, w in weights.items()) / sum(weights.values()) if weights else None
+    keys = {task: f"{monitor}:{task}" if task else monitor for task in probabilities}
+    weights = {task: weight for task, weight in probabilities.items() if errors.get(keys[task]) is not None}
+    return sum(w * errors[keys[task]] for task, w in weights.items()) / sum(weights.values()) if weights else None
 
 
 def validations(path: Path, tasks: Sequence[str]) -> list[tuple[int, dict[str, float]]]:
