@@ -187,14 +187,9 @@ def write(out: Path, names: Sequence[str], before: Measures, after: Measures, hi
     gain = 100 * (1 - np.median(after.dq) / np.median(before.dq))
     plots.before_after(
         out / "demo.png",
-        names,
-        before.dq,
-        after.dq,
-        "distance from the DFT-relaxed structure, Dq (amu$^{1/2}$ Å)",
+        plots.Comparison(names, before.dq, after.dq, "distance from the DFT-relaxed structure, Dq (amu$^{1/2}$ Å)"),
         f"Silicon defects never trained on: median structure error {-gain:+.0f} %",
-        history,
-        "mean Dq of the training batch (amu$^{1/2}$ Å)",
-        window=len(history) // epochs,
+        plots.TrainingCurve(history, "mean Dq of the training batch (amu$^{1/2}$ Å)", len(history) // epochs),
         costs={
             "on their DFT paths": (before.force_rmse, after.force_rmse),
             "elsewhere: Si, Ge,\nLi, Mo in PBE": (before.elsewhere, after.elsewhere),
