@@ -167,7 +167,7 @@ def tabulate(
     config = _config_of(potential)
     if not (closest > 0 and tolerance > 0):
         raise ValueError(f"closest (Å) and tolerance must be above 0, got {closest} and {tolerance}.")
-    descriptor = config.descriptor
+    descriptor: Any = config.descriptor
     if not hasattr(descriptor, "with_table"):
         raise ValueError(f"A {descriptor.type} model has no radial net that a table could replace. Use it as it is.")
     block = descriptor.repinit

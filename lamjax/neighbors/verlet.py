@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lamjax import pytree
 from lamjax.lattice import basis, reach, wrap_shift
-from lamjax.neighbors.search import assemble, nearest, squared_distances, within_shells
+from lamjax.neighbors.search import assemble, nearest_candidates, squared_distances, within_shells
 from lamjax.neighbors.types import Neighbors, Shell
 from lamjax.system import System
 
@@ -167,9 +167,7 @@ def narrow(verlet: Verlet, system: System, shells: tuple[Shell, ...], capacities
     x = system.positions
     d = x[verlet.indices] + verlet.images.astype(x.dtype) @ system.cell - x[:, None, :]
     squared = jnp.where(verlet.mask, jnp.sum(d * d, axis=-1), jnp.inf)
-    kept, slot = nearest(squared, capacities[0])
-    indices = jnp.take_along_axis(verlet.indices, slot, axis=1)
-    images = jnp.take_along_axis(verlet.images, slot[..., None], axis=1)
+    candidates = nearest_candidates(squared, verlet.indices, verlet.images, capacities[0])
     # a list that was cut within the cutoff has just been made, and its numbers are those of now
     n_neighbors = jnp.where(verlet.radius >= shells[0].cutoff, within_shells(squared, shells), verlet.found)
-    return assemble(kept, indices, images, verlet.offsets, shells, capacities, n_neighbors, verlet.usable)
+    return assemble(candidates, verlet.offsets, shells, capacities, n_neighbors, verlet.usable)

@@ -11,7 +11,7 @@ from lamjax import pytree
 from lamjax import system as systems
 from lamjax.lattice import FAR, reach, wrap_shift
 from lamjax.neighbors import Neighbors, Shell
-from lamjax.neighbors.search import assemble, counted, nearest, verdict
+from lamjax.neighbors.search import assemble, counted, nearest_candidates, verdict
 from lamjax.neighbors.verlet import ROUNDING, Verlet, closest, is_stale
 from lamjax.system import System
 
@@ -141,11 +141,9 @@ def narrow(
     d = x[indices] + shift - x[:, None, :]
     squared = jnp.where(mask, jnp.sum(d * d, axis=-1), jnp.inf)
     n_neighbors = _largest(counted(squared, shells), where)
-    kept, slot = nearest(squared, capacities[0])
-    indices = jnp.take_along_axis(indices, slot, axis=1)
-    images = jnp.take_along_axis(images, slot[..., None], axis=1)
+    candidates = nearest_candidates(squared, indices, images, capacities[0])
     none, complete = jnp.zeros((0, 3), jnp.int32), jnp.ones((), bool)
-    made = assemble(kept, indices, images, none, shells, capacities, jnp.max(n_neighbors, axis=0), complete)
+    made = assemble(candidates, none, shells, capacities, jnp.max(n_neighbors, axis=0), complete)
     return made, n_neighbors
 
 

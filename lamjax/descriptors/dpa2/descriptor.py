@@ -83,7 +83,7 @@ def _apply(params: PyTree, config: DPA2Config, inputs: Any, atom_inputs: Descrip
         """The features of some atoms from the elements and places of their neighbours."""
         net = TypedNet(params["repinit"], config.repinit, config.smooth, table)
         features = repinit.apply(net, empty, types, *wide)
-        if near is None:
+        if near is None or config.three_body is None:
             return features
         triples = three_body.apply(net._replace(params=params["three_body"]), config.three_body.sel, *near)
         return jnp.concatenate([features, triples], axis=-1)
