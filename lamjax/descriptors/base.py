@@ -34,6 +34,9 @@ class Descriptor(NamedTuple):
     apply: Callable  # (params, atom_inputs) -> features (n_atoms, width)
     # (params, n_atoms, capacities) -> the least bytes that forces keep in memory; None: never too many
     kept: Callable | None = None
+    forward_over_reverse: bool = (
+        False  # derivatives of forces by parameters take less time so than reverse over reverse
+    )
 
 
 def type_inputs(elements: tuple[str, ...], use_econf_tebd: bool) -> np.ndarray:
