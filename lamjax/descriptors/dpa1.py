@@ -25,7 +25,7 @@ from lamjax.descriptors.base import (
     type_inputs,
 )
 from lamjax.descriptors.embedding import TypedNet
-from lamjax.descriptors.environment import Block, Switch, empty_slots, environment
+from lamjax.descriptors.environment import Block, Switch, empty_slots, environment_matrix
 from lamjax.descriptors.tabulation import TableConfig
 from lamjax.factories import factory
 from lamjax.neighbors import Shell
@@ -134,7 +134,7 @@ def _apply(params: PyTree, config: DPA1Config, inputs: Any, atom_inputs: Descrip
     mask = mask_excluded(mask, types, indices, allowed_pairs(config.exclude_types, len(inputs)))
     statistics = params["repinit"]["statistics"]
     switch = Switch(config.rcut, config.rcut_smth, config.env_protection)
-    env = environment(displacements, mask, types, statistics, switch)
+    env = environment_matrix(displacements, mask, types, statistics, switch)
     empty = empty_slots(config.set_davg_zero or config.graph, config.sel, neighbors, types, first)
     net = TypedNet(params["repinit"], config.repinit, config.smooth_type_embedding, table)
     features = repinit.apply(net, empty, types, neighbor_types, env)

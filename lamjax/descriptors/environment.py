@@ -69,7 +69,7 @@ def raw_rows(displacements: Array, switch: Switch) -> tuple[Array, Array]:
     return jnp.concatenate([inverse[..., None], angular], axis=-1), w
 
 
-def environment(
+def environment_matrix(
     displacements: Float[Array, "n_atoms capacity 3"],
     mask: Bool[Array, "n_atoms capacity"],
     types: Int[Array, " n_atoms"],

@@ -24,7 +24,7 @@ from lamjax.descriptors.base import (
 from lamjax.descriptors.dpa2 import repformer, three_body
 from lamjax.descriptors.dpa2.config import DPA2Config
 from lamjax.descriptors.embedding import TypedNet
-from lamjax.descriptors.environment import ShellView, Switch, empty_slots, environment
+from lamjax.descriptors.environment import ShellView, Switch, empty_slots, environment_matrix
 from lamjax.factories import factory
 
 
@@ -71,7 +71,7 @@ def _apply(params: PyTree, config: DPA2Config, inputs: Any, atom_inputs: Descrip
         mask = mask_excluded(mask, types, indices, allowed)
         d = displacements[:, : mask.shape[1]]
         switch = Switch(block.rcut, block.rcut_smth, config.env_protection)
-        return ShellView(indices, neighbor_types, d, environment(d, mask, types, statistics, switch))
+        return ShellView(indices, neighbor_types, d, environment_matrix(d, mask, types, statistics, switch))
 
     wide = view(0, config.repinit, params["repinit"]["statistics"])
     empty = empty_slots(config.repinit.set_davg_zero, config.repinit.nsel, neighbors, types, first)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from lamjax import nn, numerics
 from lamjax.descriptors.dpa3.config import RepflowConfig
-from lamjax.descriptors.environment import Switch, environment, statistics_init
+from lamjax.descriptors.environment import Switch, environment_matrix, statistics_init
 from lamjax.descriptors.updates import combine, residuals_init
 
 BLOCK = {"cpu": 1 << 19}  # numbers of the largest array of the atoms that are treated together: as caches hold
@@ -94,7 +94,7 @@ def graph(
     r = numerics.safe_norm(displacements)
     mask = masks[0] & (r <= c.e_rcut)  # the exponential switch does not end there
     radial = Switch(c.e_rcut, c.e_rcut_smth, protection, c.use_exp_switch)
-    env = environment(displacements, mask, types, params["statistics"], radial)
+    env = environment_matrix(displacements, mask, types, params["statistics"], radial)
     narrow = masks[1].shape[1]
     near = r[:, :narrow]
     has_angles = masks[1] & mask[:, :narrow] & (near < c.a_rcut)
