@@ -63,10 +63,11 @@ class Backend:
         jax.block_until_ready(self.state)
         return (float(metrics["loss"]),)
 
-    def flops(self, task: str) -> float:
-        """Operations of one call, as XLA counts them in programs without loops over blocks of atoms.
+    def work(self, task: str) -> dict[str, float]:
+        """Operations of one call and the bytes that they read and write, in caches or memory, as XLA counts them.
 
-        Of a loop it counts one turn; what is computed a second time to save memory is not counted, either.
+        In programs without loops over blocks of atoms: of a loop XLA counts one turn. What is computed a second time to
+        save memory is not counted, either.
         """
         systems = jax.tree.map(jnp.asarray, self.batch.system)
         batch = self.batch._replace(system=systems, neighbors=self.listed_batch, labels=self.labels)
@@ -80,21 +81,32 @@ class Backend:
         }
         jax.clear_caches()  # the programs were traced with loops
         with unittest.mock.patch.object(numerics, "in_blocks", lambda function, size, *arrays: function(*arrays)):
-            found = sum(f.lower(*given).compile().cost_analysis()["flops"] for f, given in calls[task])
+            counts = [f.lower(*given).compile().cost_analysis() for f, given in calls[task]]
         jax.clear_caches()
-        return found
+        return {"flops": sum(c["flops"] for c in counts), "bytes": sum(c["bytes accessed"] for c in counts)}
+
+    def bandwidth(self, n: int = 1 << 26, repetitions: int = 12) -> float:
+        """Bytes per second of the best a + 2 b of two float32 arrays that no cache holds: two reads and a write."""
+        add = jax.jit(lambda a, b: a + 2 * b)
+        a, b = jnp.ones(n, jnp.float32), jnp.ones(n, jnp.float32)
+        return 3 * 4 * n / _best(lambda: add(a, b), repetitions)
 
     def matmul(self, n: int = 2048, repetitions: int = 12) -> float:
         """Operations per second of the best product of two n by n float32 matrices."""
         product = jax.jit(jnp.matmul)
         a, b = jax.random.normal(jax.random.key(0), (2, n, n), jnp.float32)
-        product(a, b).block_until_ready()
-        best = np.inf
-        for _ in range(repetitions):
-            begin = time.perf_counter()
-            product(a, b).block_until_ready()
-            best = min(best, time.perf_counter() - begin)
-        return 2 * n**3 / best
+        return 2 * n**3 / _best(lambda: product(a, b), repetitions)
+
+
+def _best(function, repetitions: int) -> float:
+    """Seconds of the fastest call after the first."""
+    function().block_until_ready()
+    best = np.inf
+    for _ in range(repetitions):
+        begin = time.perf_counter()
+        function().block_until_ready()
+        best = min(best, time.perf_counter() - begin)
+    return best
 
 
 def _pack(potential, frames: Frames):
