@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lamjax import pytree
 from lamjax.lattice import basis, reach, wrap_shift
-from lamjax.neighbors.search import assemble, nearest_candidates, squared_distances, within_shells
+from lamjax.neighbors.search import assemble, nearest, nearest_candidates, squared_distances, within_shells
 from lamjax.neighbors.types import Neighbors, Shell
 from lamjax.system import System
 
