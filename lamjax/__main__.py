@@ -21,10 +21,10 @@ def with_huge_pages() -> None:
     XLA's temporaries are mapped anew in every call; in small pages that is up to a third of a step's time.
     A user's own glibc.malloc.hugetlb (0: off) is left as it is.
     """
-    said = os.environ.get("GLIBC_TUNABLES", "")
-    if platform.libc_ver()[0] != "glibc" or HUGE_PAGES.partition("=")[0] in said:
+    present = os.environ.get("GLIBC_TUNABLES", "")
+    if platform.libc_ver()[0] != "glibc" or HUGE_PAGES.partition("=")[0] in present:
         return
-    tunables = f"{said}:{HUGE_PAGES}" if said else HUGE_PAGES
+    tunables = f"{present}:{HUGE_PAGES}" if present else HUGE_PAGES
     sys.stdout.flush()
     try:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "GLIBC_TUNABLES": tunables})

@@ -54,16 +54,6 @@ def _article(name: str) -> str:
 # ---- fields of configs
 
 
-def as_tuples(config: Any) -> None:
-    """Make the fields of a frozen dataclass that are tuples be tuples: of a list, and of a single value one of it.
-
-    For `__post_init__`: a text would else be a tuple of letters, and a list makes a config that cannot be hashed.
-    """
-    hints = _hints(type(config))
-    for field in dataclasses.fields(config):
-        object.__setattr__(config, field.name, plain(getattr(config, field.name), hints[field.name]))
-
-
 def plain(value: Any, hint: Any) -> Any:
     """Plain data for a type: where that is a tuple, a single value is a tuple of one, and a dict is one of pairs.
 

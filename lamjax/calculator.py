@@ -83,7 +83,7 @@ class Calculator(base.Calculator):
 
     @property
     def potential(self) -> Potential:
-        """What is evaluated; that of a calculator never changes."""
+        """The potential that is evaluated; it cannot be exchanged."""
         return self._potential
 
     @property
@@ -160,7 +160,7 @@ class Calculator(base.Calculator):
         return lists._replace(offsets=np.zeros((0, 3), np.int32))
 
     def _not_finite(self, system: System, result: Any) -> str:
-        """What is known of the reason for a NaN."""
+        """The probable reason for energies or forces that are not finite, in words."""
         distances = pairs(system, self.potential.cutoff)[3]
         closest = f"the closest atoms are {distances.min():.3g} Å apart" if len(distances) else "no atom has neighbours"
         finite = all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(self.params))
@@ -202,7 +202,7 @@ def _check_options(options: dict) -> None:
 
 
 def _meant(name: str, value: Any) -> str:
-    """One sentence on an option that there is not."""
+    """One sentence on an option that does not exist, and on what to use instead."""
     if "device" in name:
         return (
             f"There is no option {name}: JAX computes on the first device it finds. Choose with the environment "
@@ -217,12 +217,12 @@ def _meant(name: str, value: Any) -> str:
 def _precision_of(dtype: DTypeLike | None) -> np.dtype:
     """float32 or float64; ValueError for anything else."""
     try:
-        found = np.dtype(dtype)
+        precision = np.dtype(dtype)
     except TypeError:
-        found = None
-    if found not in (np.float32, np.float64):
+        precision = None
+    if precision not in (np.float32, np.float64):
         raise ValueError(f"dtype is {dtype!r}; positions and parameters are computed in float32 or float64.")
-    return found
+    return precision
 
 
 def _equal(before: Any, now: Any) -> bool:

@@ -42,8 +42,8 @@ class Stored(NamedTuple):
     def default_head(self) -> str | None:
         """The head that is meant where none is named: the only one, or the one that the card says."""
         names = self.config.head_names
-        said = names[0] if len(names) == 1 else self.card.get(CARD_HEAD)
-        return said if said in names else None
+        name = names[0] if len(names) == 1 else self.card.get(CARD_HEAD)
+        return name if name in names else None
 
 
 def save(path: str | Path, potential: Potential, params: Params, card: dict[str, Any] | None = None) -> None:
@@ -184,8 +184,8 @@ def _damaged(path: Path, error: Exception) -> str:
 
 
 def _own_config(content: dict) -> FactoryConfig:
-    said = content[FACTORY]
-    return FactoryConfig(str(said["name"]), json.dumps(json.loads(said["options"]), sort_keys=True))
+    stored = content[FACTORY]
+    return FactoryConfig(str(stored["name"]), json.dumps(json.loads(stored["options"]), sort_keys=True))
 
 
 def _restore(config: Any, state: dict) -> Params:
@@ -235,9 +235,9 @@ def locate(model: str | Path) -> Path:
 
 
 def _models_in(folder: Path) -> str:
-    """What of a folder may be meant."""
-    found = sorted(path.name for path in folder.iterdir() if path.suffix in MODELS)
-    return f"It holds {', '.join(found[:5])}: name one." if found else f"No {', '.join(MODELS)} is in it."
+    """The model files of a folder, in words, for an error message."""
+    names = sorted(path.name for path in folder.iterdir() if path.suffix in MODELS)
+    return f"It holds {', '.join(names[:5])}: name one." if names else f"No {', '.join(MODELS)} is in it."
 
 
 def _names_in(path: Path) -> set[str]:

@@ -19,7 +19,7 @@ from lamjax.system import System
 
 @configuration
 class PairConfig:
-    """What a pair potential was made from."""
+    """The settings of a pair potential."""
 
     type: str
     initial: tuple[tuple[str, float], ...]

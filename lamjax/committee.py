@@ -56,15 +56,17 @@ def committee_deviation(
     `stacked_params` as from `stack_members`. `predicted` stands in for `members_predict`, where it is there already.
     The definition is that of DP-GEN: Zhang et al., Comput. Phys. Commun. 253, 107206 (2020), eq. 2.
     """
-    found = members_predict(potential, stacked_params, system, neighbors) if predicted is None else predicted
-    spread = numerics.safe_sqrt(jnp.sum(jnp.var(found.forces, axis=0), axis=-1))
-    spread = jnp.where(jnp.any(jnp.isnan(found.forces), axis=(0, 2)), jnp.nan, spread)  # safe_sqrt takes NaN for 0
+    predictions = members_predict(potential, stacked_params, system, neighbors) if predicted is None else predicted
+    spread = numerics.safe_sqrt(jnp.sum(jnp.var(predictions.forces, axis=0), axis=-1))
+    spread = jnp.where(
+        jnp.any(jnp.isnan(predictions.forces), axis=(0, 2)), jnp.nan, spread
+    )  # safe_sqrt takes NaN for 0
     spread = jnp.where(systems.real(system), spread, 0)
     n_atoms = jnp.maximum(systems.of_structures(system, systems.real(system).astype(spread.dtype)), 1)
     return Deviation(
         largest=_largest(system, spread),
         mean=systems.of_structures(system, spread) / n_atoms,
-        energy=jnp.std(found.energy, axis=0) / n_atoms,
+        energy=jnp.std(predictions.energy, axis=0) / n_atoms,
     )
 
 

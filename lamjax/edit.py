@@ -16,6 +16,7 @@ from jaxtyping import Array
 from lamjax.arguments import expect
 from lamjax.descriptors import repinit
 from lamjax.descriptors.base import type_embedding, type_inputs
+from lamjax.descriptors.embedding import TypedNet
 from lamjax.heads import EnergyHeadConfig, energy_head
 from lamjax.potential import (
     Params,
@@ -166,7 +167,7 @@ def tabulate(
     config = _config_of(potential)
     if not (closest > 0 and tolerance > 0):
         raise ValueError(f"closest (Å) and tolerance must be above 0, got {closest} and {tolerance}.")
-    descriptor = config.descriptor
+    descriptor: Any = config.descriptor
     if not hasattr(descriptor, "with_table"):
         raise ValueError(f"A {descriptor.type} model has no radial net that a table could replace. Use it as it is.")
     block = descriptor.repinit
@@ -176,9 +177,8 @@ def tabulate(
         exact = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params.descriptor)
         inputs = type_inputs(config.elements, descriptor.use_econf_tebd)
         embedding = type_embedding(exact["type_embedding"], inputs)
-        table, nets = repinit.tabulate(
-            exact["repinit"], block, descriptor.smooth, embedding, descriptor.env_protection, closest, tolerance
-        )
+        net = TypedNet(exact["repinit"], block, descriptor.smooth, embedding)
+        table, nets = repinit.tabulate(net, descriptor.env_protection, closest, tolerance)
     dtype = params.descriptor["type_embedding"]["w"].dtype
     new_block = {name: jnp.asarray(x, dtype) for name, x in nets.items()}
     new_block["statistics"] = params.descriptor["repinit"]["statistics"]
@@ -284,8 +284,8 @@ def _common_config(config: PotentialConfig, names: Sequence[str]) -> EnergyHeadC
     for name in names[1:]:
         differ = [f.name for f in fields(first) if getattr(first, f.name) != getattr(configs[name], f.name)]
         if differ:
-            said = "; ".join(f"{k}: {getattr(first, k)} and {getattr(configs[name], k)}" for k in differ)
-            raise ValueError(f"Heads {names[0]!r} and {name!r} have no mean, they differ in {said}.")
+            differences = "; ".join(f"{k}: {getattr(first, k)} and {getattr(configs[name], k)}" for k in differ)
+            raise ValueError(f"Heads {names[0]!r} and {name!r} have no mean, they differ in {differences}.")
     return first
 
 
@@ -309,8 +309,8 @@ def _known(config: PotentialConfig, names: str | Iterable[str]) -> tuple[str, ..
 
 def _require_new(config: PotentialConfig, name: str) -> None:
     if not name or name in config.head_names:
-        said = "A head needs a name" if not name else f"Head {name!r} exists already"
-        raise ValueError(f"{said}; the model has: {', '.join(config.head_names)}. Choose another name.")
+        fault = "A head needs a name" if not name else f"Head {name!r} exists already"
+        raise ValueError(f"{fault}; the model has: {', '.join(config.head_names)}. Choose another name.")
 
 
 def _symbols(elements: Sequence[str]) -> tuple[str, ...]:

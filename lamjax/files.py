@@ -119,7 +119,7 @@ def size(path: str | Path) -> int:
 
 def cut(path: str | Path, length: int) -> None:
     """Leave the first `length` bytes; ValueError for a file that is shorter."""
-    if (found := size(path)) < length:
-        raise ValueError(f"{path} has {found} bytes, but {length} were written: it was changed or removed since.")
-    if found:
+    if (present := size(path)) < length:
+        raise ValueError(f"{path} has {present} bytes, but {length} were written: it was changed or removed since.")
+    if present:
         os.truncate(path, length)

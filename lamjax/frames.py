@@ -118,10 +118,10 @@ def check_frames(frames: Any, function: str) -> None:
 
 def check_shells(shells: Any, function: str) -> None:
     """ArgumentError that says where a potential's shells are, for anything else."""
-    said = f"{function} takes the shells of a potential"
+    what = f"{function} takes the shells of a potential"
     if not shells and isinstance(shells, list | tuple):
-        raise ArgumentError(f"{said}, got {describe(shells)}. Give potential.shells.")
-    expect_all(shells, Shell, said, "Give potential.shells.")
+        raise ArgumentError(f"{what}, got {describe(shells)}. Give potential.shells.")
+    expect_all(shells, Shell, what, "Give potential.shells.")
 
 
 def _checked(k: int, n: int) -> int:

@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
@@ -12,6 +11,7 @@ import yaml
 
 from lamjax import imports
 from lamjax.arguments import describe
+from lamjax.config import configuration
 from lamjax.factories import factory
 from lamjax.potential import DEFAULT_HEAD, CheckpointError, Params, Potential
 
@@ -26,7 +26,7 @@ class FactoryError(ValueError):
     """A function cannot be imported, or makes no potential."""
 
 
-@dataclass(frozen=True)
+@configuration
 class FactoryConfig:
     """The function that makes a potential, "package.module:factory", and its keyword arguments as JSON."""
 
@@ -118,11 +118,11 @@ def first_params(config: FactoryConfig) -> Params:
 def _own(config: FactoryConfig) -> tuple[Potential, Any]:
     """The potential as its function makes it, and parameters (numpy); the function is called once."""
     if config not in _made:
-        found = _called(config)
-        own, params = found if type(found) is tuple and len(found) == 2 else (found, None)
+        made = _called(config)
+        own, params = made if type(made) is tuple and len(made) == 2 else (made, None)
         if not isinstance(own, Potential):
             raise FactoryError(
-                f"{WHAT}: {config} is {describe(found)}. A factory returns a lamjax.Potential, or a pair of it and its "
+                f"{WHAT}: {config} is {describe(made)}. A factory returns a lamjax.Potential, or a pair of it and its "
                 "parameters; docs/how-to/bring-your-own.md shows one."
             )
         params = own.init(jax.random.key(0)) if params is None else params
@@ -134,17 +134,17 @@ def _own(config: FactoryConfig) -> tuple[Potential, Any]:
 def _called(config: FactoryConfig) -> Any:
     options = json.loads(config.options)
     try:
-        found = imports.named(config.factory, WHAT)
+        named = imports.named(config.factory, WHAT)
     except ValueError as error:
         raise FactoryError(str(error)) from error
-    if isinstance(found, Potential):
+    if isinstance(named, Potential):
         if options:
             raise FactoryError(f"{WHAT}: {config.factory} is a potential, not a function: it takes no options.")
-        return found
-    if not callable(found):
-        raise FactoryError(f"{WHAT}: {config.factory} is {describe(found)}. Name a function that returns a potential.")
+        return named
+    if not callable(named):
+        raise FactoryError(f"{WHAT}: {config.factory} is {describe(named)}. Name a function that returns a potential.")
     try:
-        return found(**options)
+        return named(**options)
     except imports.FAILURES as error:
         raise FactoryError(
             f"{WHAT}: {config} fails ({type(error).__name__}: {error}). Options are the keyword arguments of the "

@@ -61,11 +61,12 @@ def jax_md() -> ModuleType:
     package = importlib.util.module_from_spec(spec)
     made = {"jax_md": package}
     for name in SELDOM:
-        if (found := PathFinder.find_spec(f"jax_md.{name}", spec.submodule_search_locations)) is not None:
-            found.loader = importlib.util.LazyLoader(found.loader)
-            made[found.name] = importlib.util.module_from_spec(found)
-            found.loader.exec_module(made[found.name])
-            setattr(package, name, made[found.name])  # so that jax-md's own imports leave it alone
+        seldom: Any = PathFinder.find_spec(f"jax_md.{name}", spec.submodule_search_locations)
+        if seldom is not None:
+            seldom.loader = importlib.util.LazyLoader(seldom.loader)
+            made[seldom.name] = importlib.util.module_from_spec(seldom)
+            seldom.loader.exec_module(made[seldom.name])
+            setattr(package, name, made[seldom.name])  # so that jax-md's own imports leave it alone
     sys.modules.update(made)
     try:
         spec.loader.exec_module(package)

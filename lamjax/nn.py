@@ -37,10 +37,10 @@ def split(key: Array, n: int = 2) -> tuple:
 def _drawn(sampler: Callable, key: Array, shape: tuple[int, ...], dtype: DTypeLike | None) -> Array:
     """The first of 4096, 65536, ... numbers (they are the same); numpy arrays, except where JAX is tracing."""
     n = math.prod(shape)
-    found = _draw(
+    drawn = _draw(
         sampler, 16 ** max(3, -(-max(n - 1, 0).bit_length() // 4)), jax.dtypes.canonicalize_dtype(dtype or float), key
     )
-    return (found if isinstance(found, Tracer) else np.asarray(found))[:n].reshape(shape)
+    return (drawn if isinstance(drawn, Tracer) else np.asarray(drawn))[:n].reshape(shape)
 
 
 @partial(jax.jit, static_argnums=1)

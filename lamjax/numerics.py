@@ -94,5 +94,5 @@ def in_blocks(function: Callable, size: int, *arrays: Array) -> Any:
         padded = jnp.concatenate([x, jnp.broadcast_to(x[-1:], (n_blocks * size - n, *x.shape[1:]))])
         return padded.reshape(n_blocks, size, *x.shape[1:])
 
-    found = jax.lax.map(lambda block: kept(*block), jax.tree.map(cut, arrays))
-    return jax.tree.map(lambda x: x.reshape(n_blocks * size, *x.shape[2:])[:n], found)
+    results = jax.lax.map(lambda block: kept(*block), jax.tree.map(cut, arrays))
+    return jax.tree.map(lambda x: x.reshape(n_blocks * size, *x.shape[2:])[:n], results)

@@ -19,6 +19,7 @@ from lamjax import system as systems
 from lamjax.arguments import ArgumentError, describe, expect
 from lamjax.config import configuration
 from lamjax.descriptors import (
+    DescriptorInput,
     DPA1Config,
     DPA2Config,
     DPA3Config,
@@ -62,7 +63,7 @@ class Prediction(NamedTuple):
 
 
 def _kind(descriptor: Any) -> str | None:
-    """Which config is meant; a file may leave out `type: dpa2`."""
+    """The type of a descriptor config; dpa2 where a file leaves it out."""
     return descriptor.get("type", "dpa2") if isinstance(descriptor, dict) else getattr(descriptor, "type", None)
 
 
@@ -225,7 +226,8 @@ def _build(config: PotentialConfig, head: str | None) -> Potential:
         charge_spin, fparam = (
             None if value is None else systems.of_atoms(system, value) for value in (system.charge_spin, system.fparam)
         )
-        features = descriptor.apply(params.descriptor, types, neighbors, d, systems.first_atoms(system), charge_spin)
+        atom_inputs = DescriptorInput(types, neighbors, d, systems.first_atoms(system), charge_spin)
+        features = descriptor.apply(params.descriptor, atom_inputs)
         energies = heads[head].apply(params.heads[head], features, types, fparam, system.aparam)
         return jnp.where(types < 0, jnp.nan, energies)  # an element that the model does not know
 

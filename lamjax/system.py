@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.constraints import FixAtoms, FixCartesian
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
@@ -206,6 +205,8 @@ def _with_results(atoms: ase.Atoms, real: np.ndarray, prediction: Any) -> ase.At
 
 def fixed_components(atoms: ase.Atoms) -> Bool[np.ndarray, "n_atoms 3"]:
     """True where FixAtoms or FixCartesian hold a Cartesian component; `other_constraints` names what does not count."""
+    from ase.constraints import FixAtoms, FixCartesian
+
     fixed = np.zeros((len(atoms), 3), bool)
     for constraint in atoms.constraints:
         match constraint:
@@ -239,6 +240,8 @@ def fixed_mask(fixed: Array | None, numbers: Int[Array, "*batch n_atoms"]) -> Bo
 
 def constraints(fixed: Bool[np.ndarray, "n_atoms 3"]) -> list:
     """ASE's constraints that hold these components: the inverse of `fixed_components`."""
+    from ase.constraints import FixAtoms, FixCartesian
+
     whole = fixed.all(axis=1)
     held: list = [FixAtoms(np.flatnonzero(whole))] if whole.any() else []
     return held + [FixCartesian([int(k)], fixed[k]) for k in np.flatnonzero(fixed.any(axis=1) & ~whole)]
@@ -246,8 +249,9 @@ def constraints(fixed: Bool[np.ndarray, "n_atoms 3"]) -> list:
 
 def other_constraints(atoms: ase.Atoms) -> tuple[str, ...]:
     """Kinds of the constraints that `fixed_components` does not express, for a warning."""
-    kinds = {type(c).__name__ for c in atoms.constraints if not isinstance(c, FixAtoms | FixCartesian)}
-    return tuple(sorted(kinds))
+    from ase.constraints import FixAtoms, FixCartesian
+
+    return tuple(sorted({type(c).__name__ for c in atoms.constraints if not isinstance(c, FixAtoms | FixCartesian)}))
 
 
 def kept_by_constraints(atoms: ase.Atoms) -> Bool[np.ndarray, "n_atoms 3"]:

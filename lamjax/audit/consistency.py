@@ -66,11 +66,11 @@ class Similar:
         if len(group) > 1:
             distance = np.linalg.norm(np.array([f for f, _ in group]) - feature, axis=1)
             partners |= set(np.argsort(distance)[:2].tolist())
-        found = [pair(group[k][1], frame) for k in sorted(partners)]
+        compared = [pair(group[k][1], frame) for k in sorted(partners)]
         group.append((feature, frame._replace(info={})))
         self.atoms += frame.system.n_atoms
         self._forget(group)
-        return [one for one in found if one is not None]
+        return [one for one in compared if one is not None]
 
     def _forget(self, group: list) -> None:
         if len(group) > DEPTH:

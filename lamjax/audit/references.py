@@ -40,22 +40,22 @@ def fit(counts: np.ndarray, energies: np.ndarray, rows: np.ndarray) -> Fit | Non
     left = left - np.median(left)
     width = float(1.4826 * np.median(np.abs(left)))
     far = (np.abs(left) > max(FAR * width, LEAST)) & (len(rows) >= len(directions) + FEW)
-    found = np.linalg.lstsq(known[~far], target[~far], rcond=None)[0]
+    coefficients = np.linalg.lstsq(known[~far], target[~far], rcond=None)[0]
     full, axes = np.zeros(counts.shape[1]), np.zeros((len(directions), counts.shape[1]))
-    full[present], axes[:, present] = directions.T @ found, directions
-    return Fit(full, axes, rows, target - known @ found, width, far)
+    full[present], axes[:, present] = directions.T @ coefficients, directions
+    return Fit(full, axes, rows, target - known @ coefficients, width, far)
 
 
 def _least_absolute(known: np.ndarray, target: np.ndarray) -> np.ndarray:
     """The coefficients with the least sum of absolute deviations, by reweighting."""
-    found = np.linalg.lstsq(known, target, rcond=None)[0]
+    coefficients = np.linalg.lstsq(known, target, rcond=None)[0]
     for _ in range(ROUNDS if len(target) >= known.shape[1] + FEW else 0):
-        left = np.abs(target - known @ found)
+        left = np.abs(target - known @ coefficients)
         weights = 1 / np.sqrt(np.maximum(left, 1e-3 + 0.1 * np.median(left)))
-        before, found = found, np.linalg.lstsq(known * weights[:, None], target * weights, rcond=None)[0]
-        if np.abs(found - before).max() < 1e-6 * max(1.0, np.abs(found).max()):
+        before, coefficients = coefficients, np.linalg.lstsq(known * weights[:, None], target * weights, rcond=None)[0]
+        if np.abs(coefficients - before).max() < 1e-6 * max(1.0, np.abs(coefficients).max()):
             break
-    return found
+    return coefficients
 
 
 def shift(one: Fit, counts: np.ndarray, energies: np.ndarray, rows: np.ndarray) -> float | None:

@@ -27,7 +27,7 @@ NAMED = 1000  # frames that a finding names, at most
 
 
 class Finding(NamedTuple):
-    """Something that should be looked at."""
+    """A fault or peculiarity of a data set, with where it is and what to do."""
 
     severity: str  # error: the labels are wrong or will spoil a training; warning: look at it; note
     set: str
@@ -72,7 +72,7 @@ def audit(sets: Mapping[str, Iterable[Frame]]) -> Audit:
     for one, frames in zip(looked, sets.values(), strict=True):
         for frame in frames:
             one.look(frame)
-    findings = [found for one in looked for found in one.findings()]
+    findings = [finding for one in looked for finding in one.findings()]
     findings += _copies(looked) + _shifts(looked) + _other_levels(looked)
     order = {"error": 0, "warning": 1, "note": 2}
     return Audit(tuple(one.result() for one in looked), tuple(sorted(findings, key=lambda f: order[f.severity])))
@@ -100,7 +100,7 @@ class _Set:
         self.n_levels: Counter = Counter()
 
     def look(self, frame: Frame) -> None:
-        """One more frame."""
+        """Add one frame to what is counted and compared."""
         numbers = np.asarray(frame.system.numbers)
         self.sources.append(frame.source)
         self.counts.append(np.bincount(numbers, minlength=119).astype(np.int32))
@@ -121,10 +121,10 @@ class _Set:
         self.faults[severity, what, remedy].append((frame.source, value))
 
     def _compare(self, frame: Frame) -> None:
-        for found in self.similar.pairs(frame):
-            self.pairs.add(found)
-        if frame.system.pbc.all() and (found := consistency.cluster(frame)) is not None:
-            self.clusters.add(found)
+        for comparison in self.similar.pairs(frame):
+            self.pairs.add(comparison)
+        if frame.system.pbc.all() and (comparison := consistency.cluster(frame)) is not None:
+            self.clusters.add(comparison)
 
     def _distances(self, frame: Frame, numbers: np.ndarray) -> None:
         i, j, _, r = pairs(frame.system, REACH)
@@ -178,17 +178,17 @@ class _Set:
             self._fault("warning", what, "Check the order of the components: xx yy zz yz xz xy.", frame, skew)
 
     def findings(self) -> list[Finding]:
-        """What this set alone shows."""
-        found = [self._of(key, hits) for key, hits in self.faults.items()]
-        found += self._verdicts() + self._outliers() + self._missing()
+        """The findings of this set by itself, without comparison with others."""
+        shown = [self._of(key, hits) for key, hits in self.faults.items()]
+        shown += self._verdicts() + self._outliers() + self._missing()
         if len(self.levels) > 1:
             what = f"labels of several levels of theory: {levels.described(self.n_levels)}"
             rarest = min(self.n_levels, key=self.n_levels.__getitem__)
             remedy = "Give each a set, and a head, of its own, unless all are of one level."
             severity = "error" if len(self.levels.keys() - {levels.UNKNOWN}) > 1 else "warning"
             where, n = self.levels[rarest], self.n_levels[rarest]
-            found.append(Finding(severity, self.name, where, n, what, remedy, (where,)))
-        return found
+            shown.append(Finding(severity, self.name, where, n, what, remedy, (where,)))
+        return shown
 
     def _of(self, key: tuple[str, str, str], hits: list[tuple[str, float]]) -> Finding:
         severity, what, remedy = key
@@ -204,17 +204,19 @@ class _Set:
 
     def _verdicts(self) -> list[Finding]:
         remedy = "Convert the label (lamjax.units) or rename its key, and check again."
-        found = [self._finding(v.severity, v.text, remedy, v.sources) for v in self.judged if v.severity]
-        untested = self.judged[1].factor is None and not found
+        findings = [self._finding(v.severity, v.text, remedy, v.sources) for v in self.judged if v.severity]
+        untested = self.judged[1].factor is None and not findings
         if self.stresses and untested and np.median(self.stresses) > HUGE:
             what = f"stresses of {np.median(self.stresses):.2g} eV/Å³ (median of the largest components): GPa or kbar?"
             rows = [source for source, w in zip(self.sources, self.weights, strict=True) if w[2] > 0]
-            found.append(self._finding("warning", what, "Compare with the output of the code: eV/Å³ is meant.", rows))
-        return found
+            findings.append(
+                self._finding("warning", what, "Compare with the output of the code: eV/Å³ is meant.", rows)
+            )
+        return findings
 
     @cached_property
     def judged(self) -> tuple[verdicts.Verdict, verdicts.Verdict]:
-        """Of forces and virials."""
+        """The verdicts on forces and virials."""
         return verdicts.judge(self.pairs.kept, self.clusters.kept)
 
     @cached_property
@@ -235,7 +237,7 @@ class _Set:
         return self._energies() + self._unusual_forces()
 
     def _energies(self) -> list[Finding]:
-        found, fitted = [], self.fit
+        findings, fitted = [], self.fit
         if fitted is None:
             return []
         left = np.abs(fitted.left)
@@ -249,8 +251,8 @@ class _Set:
                     f"usual {fitted.width:.2g})"
                 )
                 frames = [self.sources[k] for k in fitted.rows[bad]]
-                found.append(self._finding(severity, what, remedy, frames, self.sources[fitted.rows[worst]]))
-        return found
+                findings.append(self._finding(severity, what, remedy, frames, self.sources[fitted.rows[worst]]))
+        return findings
 
     def _unusual_forces(self) -> list[Finding]:
         """Frames whose largest force is far above those of the others, though not above `LARGE`."""
@@ -270,19 +272,19 @@ class _Set:
         return [self._finding("warning", what, remedy, [self.sources[k] for k in bad], self.sources[worst])]
 
     def _missing(self) -> list[Finding]:
-        found, n = [], len(self.sources)
+        findings, n = [], len(self.sources)
         for k, label in enumerate(LABELS):
             lacking = [i for i, w in enumerate(self.weights) if w[k] == 0]
             if lacking and (label != "virial" or len(lacking) < n):
                 frames = [self.sources[i] for i in lacking]
-                found.append(self._finding("note", f"no {label} label", "It weighs nothing.", frames))
+                findings.append(self._finding("note", f"no {label} label", "It weighs nothing.", frames))
         present = np.sum(self.composition > 0, axis=0)
         rare = np.flatnonzero((present > 0) & (present < 3))
         if len(rare) and n > 10:
             what = f"elements in fewer than three frames: {' '.join(ase.data.chemical_symbols[z] for z in rare)}"
             rows = np.flatnonzero(self.composition[:, rare].any(axis=1))
-            found.append(self._finding("note", what, "Too few to learn from.", [self.sources[k] for k in rows]))
-        return found
+            findings.append(self._finding("note", what, "Too few to learn from.", [self.sources[k] for k in rows]))
+        return findings
 
     def result(self) -> SetAudit:
         """The facts of the set."""
@@ -310,7 +312,7 @@ class _Set:
 
 
 class _Sample:
-    """Some of what is added, each as likely as any other."""
+    """Reservoir sample: some of the items that are added, each with equal probability."""
 
     def __init__(self) -> None:
         self.kept: list = []
@@ -369,7 +371,7 @@ def _copy(one: _Set, other: _Set, hits: list[tuple[int, int, float]]) -> Finding
 
 def _shifts(looked: list[_Set]) -> list[Finding]:
     """Sets whose energies of the same elements lie apart: other codes, pseudopotentials or functionals."""
-    found = []
+    findings = []
     for b, other in enumerate(looked):
         for one in looked[:b]:
             if one.fit is None or other.fit is None or all(one.free) != all(other.free):
@@ -378,18 +380,18 @@ def _shifts(looked: list[_Set]) -> list[Finding]:
             if shift is not None and abs(shift) > max(SHIFT, 4 * one.fit.width):
                 what = f"energies lie {shift:+.2f} eV/atom from those of {one.name} (median, same elements)"
                 remedy = "Another level of theory: give each set a head of its own (tasks), or shift it."
-                found.append(Finding("warning", other.name, other.sources[0], len(other.sources), what, remedy))
-    return found
+                findings.append(Finding("warning", other.name, other.sources[0], len(other.sources), what, remedy))
+    return findings
 
 
 def _other_levels(looked: list[_Set]) -> list[Finding]:
     """Sets that were labelled by others than the first one; one that does not say is not compared."""
-    found = []
+    findings = []
     named = [(one, set(one.levels) - {levels.UNKNOWN}) for one in looked]
     first = next(((one, who) for one, who in named if who), None)
     for other, who in named:
         if first is not None and who and who != first[1]:
             what = f"labelled by {' and '.join(sorted(who))}; {first[0].name} by {' and '.join(sorted(first[1]))}"
             remedy = "Another level of theory: give each set a head of its own (tasks)."
-            found.append(Finding("warning", other.name, other.sources[0], len(other.sources), what, remedy))
-    return found
+            findings.append(Finding("warning", other.name, other.sources[0], len(other.sources), what, remedy))
+    return findings

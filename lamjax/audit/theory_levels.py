@@ -30,28 +30,28 @@ def levels(frames: Sequence[Frame]) -> Counter[str]:
     return Counter(map(level_of, frames))
 
 
-def described(found: Mapping[str, int]) -> str:
+def described(frames: Mapping[str, int]) -> str:
     """ "120 frames by CHGNet, 30 that do not say" """
-    named = sorted(found.items(), key=lambda item: (item[0] == UNKNOWN, -item[1]))
+    named = sorted(frames.items(), key=lambda item: (item[0] == UNKNOWN, -item[1]))
     return ", ".join(f"{n} frames that do not say" if who == UNKNOWN else f"{n} frames by {who}" for who, n in named)
 
 
-def check(found: Mapping[str, int], what: str, allowed: bool) -> None:
+def check(frames: Mapping[str, int], what: str, allowed: bool) -> None:
     """ValueError if what is learned together was labelled by several; a warning if some frames do not say by whom.
 
     `what` learns it, and `allowed` says that the user knows.
     """
-    named = [who for who in found if who != UNKNOWN]
-    if allowed or not named or len(found) == 1:
+    named = [who for who in frames if who != UNKNOWN]
+    if allowed or not named or len(frames) == 1:
         return
-    said = f"{what} would learn labels of several levels of theory: {described(found)} (info {KEY})."
+    fault = f"{what} would learn labels of several levels of theory: {described(frames)} (info {KEY})."
     if len(named) > 1:
         raise ValueError(
-            f"{said} Their energies lie apart and cannot all be learned by one head: give each its own (tasks, "
+            f"{fault} Their energies lie apart and cannot all be learned by one head: give each its own (tasks, "
             "add_heads), or set mix_levels: true if they are of one level."
         )
     warnings.warn(
-        f"{said} If those that do not say are of another level, give them a head of their own; mix_levels: true ends "
+        f"{fault} If those that do not say are of another level, give them a head of their own; mix_levels: true ends "
         "this warning.",
         stacklevel=2,
     )

@@ -27,7 +27,7 @@ class Ratio(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What a set's comparisons say."""
+    """The meaning of a label as the comparisons within a set determine it."""
 
     severity: str  # error, warning, or "" if there is nothing to complain of
     text: str
@@ -83,7 +83,7 @@ VIRIALS: dict[str, FACTOR] = {
 
 
 def judge(pairs: Sequence[FramePair], clusters: Iterable[Cluster]) -> tuple[Verdict, Verdict]:
-    """(of the forces, of the virials) of one set."""
+    """The verdicts (on the forces, on the virials) of one set."""
     forces = _forces(pairs)
     ratios, sharp = _by_tolerance(lambda t: _virial_ratios(pairs, forces.factor or RIGHT, t))
     if len(ratios) < FEW:
@@ -132,36 +132,36 @@ def _best(pairs: Sequence[FramePair]) -> FACTOR | None:
 def _by_tolerance(ratios: Callable[[float], list[Ratio]]) -> tuple[list[Ratio], bool]:
     """Ratios from pairs for which the rule is good; where there are none, from less good ones, which takes more."""
     for tolerance, least in ((4.0, FEW), (1.0, SOME), (0.25, SOME)):
-        found = ratios(tolerance)
-        if len(found) >= least:
-            return found, tolerance == 4.0
+        passed = ratios(tolerance)
+        if len(passed) >= least:
+            return passed, tolerance == 4.0
     return [], False
 
 
 def _force_ratios(pairs: Sequence[FramePair], virial: FACTOR, tolerance: float) -> list[Ratio]:
     """Energy change (less what the virial says) over the work of the forces, where the forces matter most."""
-    found = []
+    ratios = []
     for p in pairs:
         stretch, bend = (virial(p) * p.by_virial, abs(virial(p)) * p.bend[1]) if p.by_virial else (0.0, 0.0)
         rest = p.change - stretch
         if abs(p.by_forces) > max(tolerance * p.bend[0], 1e-12) and abs(rest) > max(LEAST, abs(stretch), 4 * bend):
-            found.append(Ratio(rest / p.by_forces, p.n_atoms, p.volume, p.as_virial, p.source))
-    return found
+            ratios.append(Ratio(rest / p.by_forces, p.n_atoms, p.volume, p.as_virial, p.source))
+    return ratios
 
 
 def _virial_ratios(pairs: Sequence[FramePair], forces: FACTOR, tolerance: float) -> list[Ratio]:
     """Energy change (less the work of the forces) over what the virials say of it, where that matters most."""
-    found = []
+    ratios = []
     for p in pairs:
         work, bend = forces(p) * p.by_forces, abs(forces(p)) * p.bend[0]
         rest = p.change - work
         if abs(p.by_virial) > max(tolerance * p.bend[1], 1e-12) and abs(rest) > max(LEAST, 2 * abs(work), 4 * bend):
-            found.append(Ratio(rest / p.by_virial, p.n_atoms, p.volume, p.as_virial, p.source))
-    return found
+            ratios.append(Ratio(rest / p.by_virial, p.n_atoms, p.volume, p.as_virial, p.source))
+    return ratios
 
 
 def _cluster_ratios(clusters: Iterable[Cluster]) -> list[Ratio]:
-    """Exact over labelled virial."""
+    """Ratios of the exact virial of a cluster to its label."""
     use = [c for c in clusters if c.exact > 1e-2 and c.label != 0]
     return [Ratio(c.exact / c.label, c.n_atoms, c.volume, c.as_virial, c.source) for c in use]
 
@@ -172,7 +172,7 @@ def _verdict(ratios: list[Ratio], known: dict[str, FACTOR], basis: str, name: st
         return Verdict("", f"not testable ({len(ratios)} comparisons)", (), None)
     values = np.array([r.value for r in ratios])
     low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
-    said = f"{basis}: {middle:.4g} (quartiles {low:.3g}, {high:.3g}), {len(ratios)} comparisons"
+    spread = f"{basis}: {middle:.4g} (quartiles {low:.3g}, {high:.3g}), {len(ratios)} comparisons"
     sources = tuple(dict.fromkeys(r.source for r in ratios))
     relative = {text: values / np.array([factor(r) for r in ratios]) for text, factor in known.items()}
     right, *others = known
@@ -182,17 +182,17 @@ def _verdict(ratios: list[Ratio], known: dict[str, FACTOR], basis: str, name: st
     if likely and not fine:
         also = [t for t in likely[1:] if off[t][0] < np.log(CLEAR)]
         text = likely[0] + "".join(f", or {t}" for t in also[:2])
-        return Verdict("error", f"{text}: {said}", sources, known[likely[0]])
+        return Verdict("error", f"{text}: {spread}", sources, known[likely[0]])
     if sharp and (part := _part(relative, right, ratios)) is not None:
         text, rows = part
         hit = tuple(dict.fromkeys(ratios[k].source for k in rows))
         number = f"{float(np.median(values[rows])):.4g} in {len(rows)} of {len(ratios)} comparisons"
         return Verdict("error", f"in a part of the frames {text}: {basis}: {number}", hit, RIGHT if fine else None)
     if fine:
-        return Verdict("", f"{right} ({said})", (), RIGHT)
+        return Verdict("", f"{right} ({spread})", (), RIGHT)
     if off[right][1] < 0.25:
-        return Verdict("warning", f"{name} do not belong to the energies: {said}", sources, lambda r: float(middle))
-    return Verdict("", f"not testable ({said}: too wide a spread)", (), None)
+        return Verdict("warning", f"{name} do not belong to the energies: {spread}", sources, lambda r: float(middle))
+    return Verdict("", f"not testable ({spread}: too wide a spread)", (), None)
 
 
 def _off(relative: np.ndarray) -> tuple[float, float]:

@@ -33,7 +33,7 @@ def enable() -> None:
 
 
 def size() -> int:
-    """Bytes in the folder."""
+    """The size of all files in the folder (bytes)."""
     return sum(path.stat().st_size for path in folder().glob("*") if path.is_file())
 
 

@@ -23,12 +23,12 @@ def load_members(potential: Potential, params: Params, paths: Sequence[Path]) ->
     """The parameters of a model and of the others, stacked; ValueError for a model of another config."""
     dtype, members = network_dtype(params), [params]
     for path in paths:
-        other, found = checkpoints.load(path, potential.head, dtype)
+        other, member = checkpoints.load(path, potential.head, dtype)
         if other.config != potential.config:
             raise ValueError(
                 f"--committee {path}: not of the same elements and settings as the model. See `lamjax show`."
             )
-        members.append(found)
+        members.append(member)
     return stack_members(members)
 
 
@@ -48,7 +48,7 @@ class Watch:
 
     @property
     def column(self) -> TableColumn:
-        """For the table of the simulation (eV/Å)."""
+        """The column of the largest force deviation (eV/Å) for the table of the simulation."""
         return TableColumn(COLUMN, self._of)
 
     def _of(self, seen: Record, timestep: float) -> np.ndarray:

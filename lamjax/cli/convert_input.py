@@ -34,19 +34,21 @@ def convert_input(source: Path, target: Path) -> None:
     def locate(path: str) -> str:
         return path if os.path.isabs(path) else os.path.relpath(source.parent / path)
 
-    found = convert(json.loads(source.read_bytes()), locate)
-    validate(found.config, str(source))
-    write_atomically(target, _text(found, source).encode())
-    for line in (*_dropped(found), f"Wrote {target}. Next: lamjax train {target}"):
+    converted = convert(json.loads(source.read_bytes()), locate)
+    validate(converted.config, str(source))
+    write_atomically(target, _text(converted, source).encode())
+    for line in (*_dropped(converted), f"Wrote {target}. Next: lamjax train {target}"):
         console.print(escape(line), soft_wrap=True, highlight=False)
 
 
-def _text(found: Conversion, source: Path) -> str:
+def _text(converted: Conversion, source: Path) -> str:
     """YAML with a comment that lists what was left out."""
     lines = [f"From {source.name}, a training input of DeePMD-kit. Paths are relative to the folder where lamjax runs."]
-    content = yaml.safe_dump(found.config, sort_keys=False, default_flow_style=None, width=118)
-    return "".join(f"# {line}\n" for line in [*lines, *_dropped(found)]) + content
+    content = yaml.safe_dump(converted.config, sort_keys=False, default_flow_style=None, width=118)
+    return "".join(f"# {line}\n" for line in [*lines, *_dropped(converted)]) + content
 
 
-def _dropped(found: Conversion) -> list[str]:
-    return ["Not carried over:", *(f"  {key}: {reason}" for key, reason in found.dropped)] if found.dropped else []
+def _dropped(converted: Conversion) -> list[str]:
+    return (
+        ["Not carried over:", *(f"  {key}: {reason}" for key, reason in converted.dropped)] if converted.dropped else []
+    )

@@ -44,20 +44,20 @@ def check(
     options = reading.options(energy_key, forces_key, stress_key, virial_key, elements)
     remarks: list[Finding] = []
     read = {str(path): _frames(path, known, require or (), options, remarks) for path in files}
-    found = audit({name: progress(frames, name, None) for name, frames in read.items()})
+    audited = audit({name: progress(frames, name, None) for name, frames in read.items()})
     severities = ("error", "warning", "note")
-    findings = sorted((*remarks, *found.findings), key=lambda finding: severities.index(finding.severity))
-    found = found._replace(findings=tuple(findings))
-    report(found)
+    findings = sorted((*remarks, *audited.findings), key=lambda finding: severities.index(finding.severity))
+    audited = audited._replace(findings=tuple(findings))
+    report(audited)
     if json_ is not None:
-        json_.write_text(json.dumps(_plain(found), indent=1, ensure_ascii=False) + "\n")
-    if any(finding.severity == "error" for finding in found.findings):
+        json_.write_text(json.dumps(_plain(audited), indent=1, ensure_ascii=False) + "\n")
+    if any(finding.severity == "error" for finding in audited.findings):
         raise typer.Exit(1)
 
 
-def report(found: Audit) -> None:
+def report(audited: Audit) -> None:
     """The facts of every set and the table of what is suspicious."""
-    for one in found.sets:
+    for one in audited.sets:
         energies = " ".join(f"{e} {x:.3f}" for e, x in one.references.items())
         rows = [
             ("frames", one.n_frames),
@@ -72,9 +72,9 @@ def report(found: Audit) -> None:
             ("virials and energies", one.virial),
         ]
         console.print(table(one.name, ["", ""], rows))
-    if not found.findings:
+    if not audited.findings:
         console.print("Nothing suspicious.")
-    for finding in grouped(found.findings):
+    for finding in grouped(audited.findings):
         color = {"error": "bold red", "warning": "yellow", "note": "dim"}[finding.severity]
         where = f"{finding.where}" + (f" ({finding.n} frames in all)" if finding.n > 1 else "")
         console.print(f"[{color}]{finding.severity}[/] {escape(where)}: {escape(finding.what)}", soft_wrap=True)
@@ -104,9 +104,9 @@ def _frames(
     """The frames that can be used; the others, a file that cannot be read on, and what is odd become findings."""
 
     def tell(error: Exception) -> None:
-        said = str(error).partition(": ")
+        message = str(error).partition(": ")
         remedy = "Repair or leave the frame out; no training reads a file with it."
-        remarks.append(Finding("error", str(path), said[0], 1, said[2], remedy))
+        remarks.append(Finding("error", str(path), message[0], 1, message[2], remedy))
 
     def note(one: Remark) -> None:
         remarks.append(Finding(one.severity, str(path), one.source, one.n, one.what, one.remedy))
@@ -117,10 +117,10 @@ def _frames(
         tell(error)
 
 
-def _plain(found: Audit) -> dict:
+def _plain(audited: Audit) -> dict:
     return {
-        "sets": [one._asdict() for one in found.sets],
-        "findings": [finding._asdict() for finding in found.findings],
+        "sets": [one._asdict() for one in audited.sets],
+        "findings": [finding._asdict() for finding in audited.findings],
     }
 
 
@@ -136,12 +136,12 @@ def data_table(sets: dict[str, list[Frame]]) -> FittingTable:
         row("atoms (min, median, max)", lambda s: "{}, {:g}, {}".format(*s.n_atoms)),
         row("periodic in 3 directions", lambda s: s.periodic),
         *(row(f"with {label}", lambda s, label=label: s.labelled[label]) for label in ("energy", "forces", "virial")),
-        row("labels found as", lambda s: ", ".join(_found(s.keys)) or "-"),
+        row("labels found as", lambda s: ", ".join(_names_by_label(s.keys)) or "-"),
         row("elements (frames)", lambda s: " ".join(f"{e}({n})" for e, n in s.elements.items())),
     ]
     return table("Data", ["", *sets], rows)
 
 
-def _found(keys: dict[str, int]) -> list[str]:
+def _names_by_label(keys: dict[str, int]) -> list[str]:
     """The names of the keys, once each."""
     return sorted({key.partition(": ")[2] for key in keys})

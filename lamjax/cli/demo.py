@@ -34,7 +34,7 @@ KEPT_WEIGHT = 0.25
 
 
 class Measures(NamedTuple):
-    """A potential seen on held-out relaxations."""
+    """Errors of a potential on held-out relaxations."""
 
     relaxed: list[Relaxation]
     dq: np.ndarray  # (n,) amu^1/2 Å from the DFT-relaxed structure
@@ -60,7 +60,7 @@ def demo(
 
 
 def show_effect(out: Path, epochs: int, seed: int) -> None:
-    """Relax, learn, relax again; files and a table say what has changed."""
+    """Relax, fine-tune and relax again; files and a table show the errors before and after."""
     began = time.monotonic()
     potential, params = checkpoints.load(str(ASSETS / "base.lamjax"))
     frames = {name: data.read(str(ASSETS / f"si_defects_{name}.extxyz.gz")) for name in ("train", "heldout")}
@@ -89,8 +89,8 @@ def judge(
     what: str,
 ) -> Measures:
     """Relax every start to convergence and compare with the target; force errors on the labelled frames."""
-    found = relaxation.stream(potential, params, [pair.start for pair in pairs], RELAX)
-    relaxed = [outcome.relaxation for outcome in sorted(progress(found, what, len(pairs)), key=lambda o: o.number)]
+    outcomes = relaxation.stream(potential, params, [pair.start for pair in pairs], RELAX)
+    relaxed = [outcome.relaxation for outcome in sorted(progress(outcomes, what, len(pairs)), key=lambda o: o.number)]
     errors = [losses.structure_error(r.system, p.target) for r, p in zip(relaxed, pairs, strict=True)]
     dq, rmsd = (np.array([float(getattr(e, name)) for e in errors]) for name in ("dq", "rmsd"))
     return Measures(
@@ -140,17 +140,17 @@ def tune(potential: Potential, params: PyTree, pairs: Sequence[data.Pair], epoch
 def shaken_crystals(potential: Potential, params: PyTree, seed: int, each: int = 12) -> list[ase.Atoms]:
     """Crystals of 16 atoms, strained by some per cent, atoms displaced by 0.15 Å, with what the model says of them."""
     random = np.random.default_rng(seed)
-    found = []
+    crystals = []
     for symbol, a in KEPT.items():
         kind = "diamond" if symbol in ("Si", "Ge") else "bcc"
         for _ in range(each):
             frame = data.from_atoms(bulk(symbol, kind, a=a, cubic=kind == "bcc").repeat(2))
-            found.append(to_ase(perturbed(frame, random, displacement=0.15, strain=0.03)))
+            crystals.append(to_ase(perturbed(frame, random, displacement=0.15, strain=0.03)))
     calculator = Calculator((potential, params))  # in float64
-    for atoms in found:
+    for atoms in crystals:
         energy, forces = calculator.get_potential_energy(atoms), calculator.get_forces(atoms)
         atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
-    return found
+    return crystals
 
 
 def summary(before: Measures, after: Measures) -> Any:
@@ -187,14 +187,9 @@ def write(out: Path, names: Sequence[str], before: Measures, after: Measures, hi
     gain = 100 * (1 - np.median(after.dq) / np.median(before.dq))
     plots.before_after(
         out / "demo.png",
-        names,
-        before.dq,
-        after.dq,
-        "distance from the DFT-relaxed structure, Dq (amu$^{1/2}$ Å)",
+        plots.Comparison(names, before.dq, after.dq, "distance from the DFT-relaxed structure, Dq (amu$^{1/2}$ Å)"),
         f"Silicon defects never trained on: median structure error {-gain:+.0f} %",
-        history,
-        "mean Dq of the training batch (amu$^{1/2}$ Å)",
-        window=len(history) // epochs,
+        plots.TrainingCurve(history, "mean Dq of the training batch (amu$^{1/2}$ Å)", len(history) // epochs),
         costs={
             "on their DFT paths": (before.force_rmse, after.force_rmse),
             "elsewhere: Si, Ge,\nLi, Mo in PBE": (before.elsewhere, after.elsewhere),

@@ -13,9 +13,9 @@ from rich.markup import escape
 
 from lamjax import distillation
 from lamjax.cli import reading
+from lamjax.cli.final_report import at_end
 from lamjax.cli.interrupted import resumable
 from lamjax.cli.labeller import HELP, OPTION_HELP, labeller_config
-from lamjax.cli.report import at_end
 from lamjax.cli.rounds_table import COLUMNS, MODELS, cells, model_cells
 from lamjax.cli.train import banner
 from lamjax.distillation import TEMPLATE, DistillConfig, StudentConfig
@@ -91,11 +91,11 @@ def _run(settings: DistillConfig, resume: bool) -> None:
         console.print(f"Changed for the rounds to come: {'; '.join(changed)}", soft_wrap=True)
     rounds: list[dict[str, Any]] = []
     try:
-        with _bar() as told:
+        with _bar() as show:
             for event in distillation.events(run):
                 match event:
                     case distillation.Stage():
-                        told(event)
+                        show(event)
                     case distillation.Round(facts):
                         rounds.append(facts)
                         _say(facts, settings)
@@ -145,7 +145,7 @@ def _student(path: Path) -> dict[str, Any]:
 
 
 def _say(facts: dict[str, Any], settings: DistillConfig) -> None:
-    """A round in a line, and what is to be known of it."""
+    """Print one line for a finished round, and its warnings."""
     number, most = facts["round"], facts.get("deviation", {}).get("95 %", "")
     text = (
         f"round {number}: {facts['explored']} frames explored, {facts['within']} within trust, {facts['above']} above"
@@ -164,10 +164,10 @@ def _say(facts: dict[str, Any], settings: DistillConfig) -> None:
 
 
 def _conclude(settings: DistillConfig, rounds: list[dict], picture: Path | None) -> None:
-    """The last table, and where things are."""
-    found = json.loads((Path(settings.output) / RESULT).read_text())
+    """Print the final table of models, and the paths of all output files."""
+    models = json.loads((Path(settings.output) / RESULT).read_text())
     title = "Student and labels: RMSE on the fresh frames of all rounds"
-    console.print(table(title, MODELS, [model_cells(one) for one in found]))
+    console.print(table(title, MODELS, [model_cells(one) for one in models]))
     if not rounds[-1]["enough"]:
         console.print(
             f"[yellow]Not enough after {settings.rounds} rounds.[/] Go on: --resume --set rounds={settings.rounds + 4}"
@@ -182,7 +182,7 @@ def _bar() -> Iterator[Callable[[distillation.Stage], None]]:
     if not console.is_terminal:
         yield _line
         return
-    with bars("{task.fields[said]}") as bar:
+    with bars("{task.fields[detail]}") as bar:
         tasks: dict[tuple[int, str], Any] = {}
 
         def show(stage: distillation.Stage) -> None:
@@ -191,13 +191,13 @@ def _bar() -> Iterator[Callable[[distillation.Stage], None]]:
                 for old in tasks.values():
                     bar.remove_task(old)
                 tasks.clear()
-                tasks[key] = bar.add_task(f"round {stage.round}: {stage.name}", total=stage.total, said="")
-            bar.update(tasks[key], completed=stage.done, total=stage.total, said=stage.said[:60])
+                tasks[key] = bar.add_task(f"round {stage.round}: {stage.name}", total=stage.total, detail="")
+            bar.update(tasks[key], completed=stage.done, total=stage.total, detail=stage.detail[:60])
 
         yield show
 
 
 def _line(stage: distillation.Stage) -> None:
     if stage.name == "train" or stage.done == stage.total:
-        said = f"  {stage.said}" if stage.said and stage.name == "train" else ""
-        console.print(f"round {stage.round}: {stage.name} {stage.done}/{stage.total}{said}", soft_wrap=True)
+        detail = f"  {stage.detail}" if stage.detail and stage.name == "train" else ""
+        console.print(f"round {stage.round}: {stage.name} {stage.done}/{stage.total}{detail}", soft_wrap=True)

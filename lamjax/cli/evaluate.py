@@ -139,9 +139,9 @@ def _evaluate(chosen: Settings) -> None:
         console.print(f"Predictions: {escape(str(chosen.out))}", soft_wrap=True)
 
 
-def _report_heads(title: str, found: dict[str, list[ErrorRow]], unseen: dict[str, list[str]]) -> None:
+def _report_heads(title: str, tables: dict[str, list[ErrorRow]], unseen: dict[str, list[str]]) -> None:
     """One line a head: RMSE and MAE of every quantity that has labels, and elements that its data did not hold."""
-    first = next(iter(found.values()))
+    first = next(iter(tables.values()))
     kept = [row.quantity for row in first if row.quantity != "energy"]
     if not kept:
         console.print("No frame carries a label; nothing to compare with.")
@@ -157,10 +157,10 @@ def _report_heads(title: str, found: dict[str, list[ErrorRow]], unseen: dict[str
     rows = [
         [head, *(x for row in lines if row.quantity in kept for x in (row.rmse, row.mae))]
         + ([", ".join(unseen[head]) or "-"] if strange else [])
-        for head, lines in found.items()
+        for head, lines in tables.items()
     ]
     console.print(table(title, columns, rows))
-    console.print(f"Energies after a least-squares shift per element. {advice(list(found), unseen)}", soft_wrap=True)
+    console.print(f"Energies after a least-squares shift per element. {advice(list(tables), unseen)}", soft_wrap=True)
 
 
 def advice(heads: list[str], unseen: dict[str, list[str]]) -> str:
@@ -171,10 +171,10 @@ def advice(heads: list[str], unseen: dict[str, list[str]]) -> str:
             f"No head has seen all elements of these frames ({heads[0]}, of the least error, never saw "
             f"{', '.join(unseen[heads[0]])}): do not rely on any, fine-tune one with `lamjax finetune`."
         )
-    said = f"{known[0]} suits these frames best."
+    text = f"{known[0]} suits these frames best."
     if known[0] != heads[0]:
-        said += f" {heads[0]} has a smaller error, but never saw {', '.join(unseen[heads[0]])}."
-    return said
+        text += f" {heads[0]} has a smaller error, but never saw {', '.join(unseen[heads[0]])}."
+    return text
 
 
 def _report_errors(title: str, rows: list[ErrorRow], alone: bool) -> None:
@@ -195,9 +195,9 @@ def _report_parity(title: str, rows: list[ParityRow], lacking: list[str]) -> Non
 
 
 def _report_deviation(frames: list[Frame], deviation: np.ndarray, n_members: int) -> None:
-    found = quantiles(deviation)
-    columns = ["largest force deviation in a frame", "unit", "frames", *found]
-    row = (f"committee of {n_members}", "eV/Å", len(frames), *("∞" if q is None else q for q in found.values()))
+    levels = quantiles(deviation)
+    columns = ["largest force deviation in a frame", "unit", "frames", *levels]
+    row = (f"committee of {n_members}", "eV/Å", len(frames), *("∞" if q is None else q for q in levels.values()))
     console.print(table("What the members do not agree on", columns, [row]))
     console.print(f"largest in {escape(frames[int(np.argmax(deviation))].source)}", soft_wrap=True)
 

@@ -86,12 +86,12 @@ def explore(
         steps = distillation.explore_set(
             config, _engine(moved), starts, out, seed, allowed, resume, getattr(moved, "level", None) or ""
         )
-        found = _run(steps)
-    _report(*found, wrong, out, time.monotonic() - began)
+        numbers = _run(steps)
+    _report(*numbers, wrong, out, time.monotonic() - began)
 
 
 def _engine(labeller: Labeller | None) -> Engine | None:
-    """What a labeller labels with moves atoms, too."""
+    """The engine that moves atoms with the potential or calculator of a labeller."""
     if labeller is None:
         return None
     if isinstance(labeller, CalculatorLabeller):
@@ -104,12 +104,12 @@ def _elements(named: str | None, labeller: Labeller | None) -> tuple[str, ...]:
     known = getattr(getattr(labeller, "potential", None), "elements", None)
     if named is None:
         return USUAL if known is None else tuple(known)
-    found = tuple(name.strip() for name in named.split(",") if name.strip())
-    if wrong := [name for name in found if name not in ase.data.chemical_symbols[1:]]:
+    elements = tuple(name.strip() for name in named.split(",") if name.strip())
+    if wrong := [name for name in elements if name not in ase.data.chemical_symbols[1:]]:
         raise ValueError(f"--elements: {', '.join(wrong)}: no element. Write symbols with commas: O,S,Se.")
-    if known is not None and (wrong := [name for name in found if name not in known]):
+    if known is not None and (wrong := [name for name in elements if name not in known]):
         raise ValueError(f"--elements: the model does not know {', '.join(wrong)}; it knows {', '.join(known)}.")
-    return found
+    return elements
 
 
 def _run(steps: Any) -> tuple[Any, list[str], int]:

@@ -40,8 +40,8 @@ def end(error: Exception) -> None:
     console.print(f"[bold red]Error:[/] {escape(message)}", soft_wrap=True)
     page = page_of(error)
     pages = TROUBLE if page is None else f"{page} and {TROUBLE}"
-    said = f"(Pages that help: {pages}. LAMJAX_TRACEBACK=1 shows where it came from.)"
-    console.print(said, style="dim", soft_wrap=True)
+    hint = f"(Pages that help: {pages}. LAMJAX_TRACEBACK=1 shows where it came from.)"
+    console.print(hint, style="dim", soft_wrap=True)
     sys.exit(2)
 
 

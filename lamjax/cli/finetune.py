@@ -10,8 +10,8 @@ import numpy as np
 import typer
 
 from lamjax import checkpoints
+from lamjax.cli.final_report import at_end
 from lamjax.cli.keys import KeyCommand, strings
-from lamjax.cli.report import at_end
 from lamjax.cli.train import run_config
 from lamjax.config import merged
 from lamjax.data import Frame, files_of, open_frames

@@ -10,12 +10,12 @@ import typer
 
 from lamjax import checkpoints, pytree
 from lamjax.cli import finetune
+from lamjax.cli.final_report import at_end
 from lamjax.cli.interrupted import resumable
 from lamjax.cli.judged_properties import names, summary
 from lamjax.cli.keys import KeyCommand, strings
-from lamjax.cli.report import at_end
 from lamjax.cli.train import banner, line
-from lamjax.cli.tuning import Base, ConfigFile, Head, Keys, Output, Resume, follow
+from lamjax.cli.tuning import Base, ConfigFile, Head, Keys, Output, Resume, follow, template_option
 from lamjax.evaluation.retention import forgetting
 from lamjax.losses.properties import UNITS
 from lamjax.reports import console, table, warnings_as_text
@@ -27,12 +27,6 @@ from lamjax.training.properties_config import TEMPLATE, cost
 
 COMMAND_CLASS = KeyCommand
 REPORT = finetune.REPORT
-
-
-def _print_template(wanted: bool) -> None:
-    if wanted:
-        print(TEMPLATE, end="")
-        raise typer.Exit()
 
 
 def finetune_properties(
@@ -51,12 +45,7 @@ def finetune_properties(
         typer.Option(help="Labelled frames that are trained on too, against forgetting."),
     ] = None,
     config: ConfigFile = None,
-    template: Annotated[
-        bool,
-        typer.Option(
-            "--template", help="Print a config with all keys and stop.", is_eager=True, callback=_print_template
-        ),
-    ] = False,
+    template: Annotated[bool, template_option(TEMPLATE)] = False,
     set_: Keys = None,
     output: Output = None,
     resume: Resume = False,
@@ -106,9 +95,9 @@ def _target(text: str) -> dict[str, Any]:
 
 
 def _describe(run: engine.Run) -> None:
-    """Data, model, shapes."""
-    config, found = run.config, run.data
-    sets, shapes = found.sets, [part.rows.start.numbers.shape[1] for part in found.train]
+    """Print how many crystals and parameters there are, and the shapes of arrays."""
+    config, data = run.config, run.data
+    sets, shapes = data.sets, [part.rows.start.numbers.shape[1] for part in data.train]
     with_constants = [sum(c.constants is not None for c in some) for some in (sets.train, sets.validation)]
     targets = [f"{t.name} (an error of {t.scale:.4g} {next(iter(UNITS[t.name]))} counts 1)" for t in _targets(run)]
     rows = [
@@ -153,17 +142,17 @@ def text_of(event: engine.Event, run: engine.Run, before: dict[str, float] | Non
 
 def _errors(numbers: dict[str, float], before: dict[str, float] | None = None) -> str:
     """Errors in words; of those before, where they are given."""
-    found = []
+    parts = []
     for key, text in names(numbers).items():
         was = "" if before is None or key not in before else f" (before {before[key]:.4g})"
-        found.append(f"{text} {numbers[key]:.4g}{was}")
+        parts.append(f"{text} {numbers[key]:.4g}{was}")
     for key, text in (("converged", "converged"), ("unstable", "unstable")):
-        found += [f"{numbers[key]:.0%} {text}"] if key in numbers else []
-    return ", ".join(found)
+        parts += [f"{numbers[key]:.0%} {text}"] if key in numbers else []
+    return ", ".join(parts)
 
 
 def _report(run: engine.Run) -> None:
-    """The tables before and after, and where everything is."""
+    """Print the errors before and after, and the paths of all output files."""
     config, output = run.config, Path(run.config.output)
     judged = properties.validations(output)
     best = next(one for one in judged if one.best)

@@ -8,12 +8,12 @@ import jax
 import typer
 
 from lamjax import pytree
+from lamjax.cli.final_report import at_end
 from lamjax.cli.interrupted import resumable
 from lamjax.cli.judged import summary
 from lamjax.cli.keys import KeyCommand, strings
-from lamjax.cli.report import at_end
 from lamjax.cli.train import banner, line
-from lamjax.cli.tuning import Base, ConfigFile, Head, Keys, Output, Resume, follow
+from lamjax.cli.tuning import Base, ConfigFile, Head, Keys, Output, Resume, follow, template_option
 from lamjax.reports import console, table, warnings_as_text
 from lamjax.training import engine, records, structures
 from lamjax.training.folder import BEST, MODEL, check_sources
@@ -22,12 +22,6 @@ from lamjax.training.structures import WRITTEN, StructureTuneConfig, read_config
 from lamjax.training.structures_config import TEMPLATE
 
 COMMAND_CLASS = KeyCommand
-
-
-def _print_template(wanted: bool) -> None:
-    if wanted:
-        print(TEMPLATE, end="")
-        raise typer.Exit()
 
 
 def finetune_structures(
@@ -52,12 +46,7 @@ def finetune_structures(
         typer.Option(help="Labelled frames that are trained on too, against forgetting; also the relaxations'."),
     ] = None,
     config: ConfigFile = None,
-    template: Annotated[
-        bool,
-        typer.Option(
-            "--template", help="Print a config with all keys and stop.", is_eager=True, callback=_print_template
-        ),
-    ] = False,
+    template: Annotated[bool, template_option(TEMPLATE)] = False,
     set_: Keys = None,
     output: Output = None,
     resume: Resume = False,
@@ -96,7 +85,7 @@ def finetune_structures(
 
 
 def _describe(run: engine.Run) -> None:
-    """Data, model, shapes."""
+    """Print how many structures and parameters there are, and the shapes of arrays."""
     config, sets, packed = run.config, run.data.sets, run.data.packed
     shapes = [
         f"{len(members)} of up to {shape.n_atoms} atoms, {'/'.join(map(str, shape.capacities))} neighbours"
@@ -171,7 +160,7 @@ def _means(means: dict[str, float]) -> list[str]:
 
 
 def _report(config: StructureTuneConfig) -> None:
-    """The table before and after, and where everything is."""
+    """Print the errors before and after, and the paths of all output files."""
     output = Path(config.output)
     judged = structures.validations(output)
     best = next(one for one in judged if one.best)

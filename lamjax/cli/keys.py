@@ -22,12 +22,12 @@ class KeyCommand(TyperCommand):
 
 def as_changes(args: Iterable[str], known: Iterable[str]) -> list[str]:
     """The arguments with each unknown option as a --set; one that is given twice is a list."""
-    rest, left, found = [], list(args), {}
+    rest, left, options = [], list(args), {}
     while left:
         word = left.pop(0)
         name, equals, value = word.partition("=")
         if word == "--":
-            return [*rest, *_changes(found), word, *left]
+            return [*rest, *_changes(options), word, *left]
         if not word.startswith("--") or name in known:
             rest.append(word)
             continue
@@ -35,13 +35,13 @@ def as_changes(args: Iterable[str], known: Iterable[str]) -> list[str]:
         if not equals:
             flag = key.rpartition(".")[2] in FLAGS and left[:1] not in (["true"], ["false"])
             value = "true" if flag or not left or left[0].startswith("--") else left.pop(0)
-        found.setdefault(key, []).append(value)
-    return [*rest, *_changes(found)]
+        options.setdefault(key, []).append(value)
+    return [*rest, *_changes(options)]
 
 
-def _changes(found: dict[str, list[str]]) -> list[str]:
+def _changes(options: dict[str, list[str]]) -> list[str]:
     changes = []
-    for key, values in found.items():
+    for key, values in options.items():
         if key == "elements":  # as other commands call it
             key, values = "type_map", [json.dumps(elements_of(",".join(values)))]
         changes += ["--set", f"{key}={values[0] if len(values) == 1 else json.dumps(values)}"]

@@ -79,7 +79,7 @@ def claim(out: Path, inputs: Sequence[Path | str | None], endings: Sequence[str]
 
 
 def _run(steps: Any, total: int) -> distillation.Written:
-    """Shows how far it is; the event at the end."""
+    """Label all frames under a progress bar; returns the final event."""
     n_failed, first, began = 0, None, time.monotonic()
     with bar("labelling", total, interval=SECONDS) as advance:
         for event in steps:

@@ -27,7 +27,7 @@ def labeller_config(
         return TeacherConfig(name, head, **chosen)
     if given := [f"--{key} {value}" for key, value in (("head", head), ("precision", precision)) if value is not None]:
         raise ValueError(f"{' and '.join(given)}: that is for a model file; {name} is a calculator.")
-    found: dict = {}
+    named: dict = {}
     for option in options:
-        apply(found, option, "--option")
-    return CalculatorConfig(name, found)
+        apply(named, option, "--option")
+    return CalculatorConfig(name, named)

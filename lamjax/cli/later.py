@@ -42,9 +42,9 @@ def group(places: Mapping[str, str], panels: Mapping[str, Sequence[str]] | None 
     class LazyGroup(TyperGroup):
         def __init__(self, *args: Any, **settings: Any) -> None:
             super().__init__(*args, **settings)
-            found = {**{name: LazyCommand(name, place) for name, place in places.items()}, **self.commands}
+            commands = {**{name: LazyCommand(name, place) for name, place in places.items()}, **self.commands}
             headings = {name: heading for heading, names in (panels or {}).items() for name in names}
-            self.commands = {name: found[name] for name in dict.fromkeys([*headings, *found])}
+            self.commands = {name: commands[name] for name in dict.fromkeys([*headings, *commands])}
             for name, heading in headings.items():
                 self.commands[name].rich_help_panel = heading
 
@@ -59,7 +59,7 @@ class LazyCommand(TyperCommand):
         super().__init__(name, help=_docstring(*place.split(":")).partition("\n")[0])
 
     def load(self) -> Any:
-        """The command itself."""
+        """Import the command."""
         module, function = self.place.split(":")
         command = getattr(importlib.import_module(module), function)
         alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -97,14 +97,14 @@ def own_potentials(command: Any) -> list[Any]:
 
     alone = typer.Typer(add_completion=False)
     alone.command()(options)
-    found: list[Any] = [one for one in typer.main.get_command(alone).params if has_model or one.name == "trust"]
-    for one in found:
+    parameters: list[Any] = [one for one in typer.main.get_command(alone).params if has_model or one.name == "trust"]
+    for one in parameters:
         one.expose_value = False
-    return found
+    return parameters
 
 
 def _trust(names: list[str] | None) -> None:
-    """Files may name these functions from now on."""
+    """Allow model files to name these functions."""
     if names:
         importlib.import_module("lamjax.imported").trust(names)
 
@@ -134,6 +134,6 @@ def _docstring(module: str, function: str) -> str:
     """The docstring of a function in a module that need not be imported."""
     spec = importlib.util.find_spec(module)
     path = Path(str(spec and spec.origin))
-    found = (node for node in ast.parse(path.read_text()).body if getattr(node, "name", "") == function)
-    definition: Any = next(found)
+    definitions = (node for node in ast.parse(path.read_text()).body if getattr(node, "name", "") == function)
+    definition: Any = next(definitions)
     return ast.get_docstring(definition) or ""

@@ -18,8 +18,8 @@ from lamjax import checkpoints, data, dynamics, files, units
 from lamjax.cli import md_report as report
 from lamjax.cli import reading
 from lamjax.cli.committee import Watch, identity, load_members
+from lamjax.cli.final_report import at_end
 from lamjax.cli.relax import Precision
-from lamjax.cli.report import at_end
 from lamjax.cli.train import banner
 from lamjax.data import Frame
 from lamjax.domains import divide
@@ -32,7 +32,7 @@ SECONDS = 5.0  # that a chunk takes, about: what a kill may lose
 
 
 class Kind(StrEnum):
-    """What is kept constant."""
+    """The ensemble: what is kept constant."""
 
     NVE = "nve"
     NVT = "nvt"
@@ -40,7 +40,7 @@ class Kind(StrEnum):
 
 
 class Thermostat(StrEnum):
-    """Of constant volume and temperature."""
+    """The thermostat at constant volume and temperature."""
 
     LANGEVIN = "langevin"
     NOSE_HOOVER = "nose_hoover"
@@ -167,13 +167,13 @@ def _read(path: Path, number: int | None, elements: Sequence[str] | None, option
         raise ValueError(f"{path} holds {len(frames)} structures. Choose one: --frame 0, or --frame -1 for the last.")
     if not -len(frames) <= (number or 0) < len(frames):
         raise ValueError(f"{path} holds {len(frames)} structures, there is no --frame {number}.")
-    found = frames[number or 0]
-    if (ignored := found.info.get("other_constraints")) is not None:
+    frame = frames[number or 0]
+    if (ignored := frame.info.get("other_constraints")) is not None:
         console.print(f"[yellow]Constraints that are not respected: {ignored}[/]")
-    masses = found.info.get("masses")
-    if masses is not None and not np.allclose(masses, MASSES[found.system.numbers], rtol=1e-3):
+    masses = frame.info.get("masses")
+    if masses is not None and not np.allclose(masses, MASSES[frame.system.numbers], rtol=1e-3):
         raise ValueError(f"{path} has masses of its own (isotopes?); lamjax knows those of the elements. Remove them.")
-    return found
+    return frame
 
 
 def _prepare(
@@ -185,13 +185,13 @@ def _prepare(
     watch = None if members is None else Watch(ensemble.potential, members, scene)
     columns = (*COLUMNS, watch.column) if watch else COLUMNS
     output = Output(path, scene, dynamics.identity(ensemble, params) | settings, columns)
-    there = output.paths.written
-    if resume and output.paths.restart in there:
+    existing = output.paths.written
+    if resume and output.paths.restart in existing:
         simulation = output.resume(ensemble, params)
         console.print(f"Going on from step {simulation.step}.")
         return PreparedSimulation(ensemble, params, simulation, output, watch)
-    if resume and there:
-        raise ValueError(f"{there[0]} exists without {output.paths.restart}, so that nothing can go on. Remove it.")
+    if resume and existing:
+        raise ValueError(f"{existing[0]} exists without {output.paths.restart}, so that nothing can go on. Remove it.")
     drawn = settings["velocities"]
     momenta = start.info.get("momenta") if drawn is None else None
     momenta = momenta if np.any(momenta) else None

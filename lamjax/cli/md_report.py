@@ -31,7 +31,7 @@ class Clock:
 
     @property
     def mean(self) -> float | None:
-        """None while only the first chunk is known."""
+        """The mean speed; None before the second chunk, as the first one includes compilation."""
         return self._speed(self.ticks[1], self.ticks[-1]) if len(self.ticks) > 2 else None
 
     def _speed(self, first: tuple[int, float], last: tuple[int, float]) -> float:
@@ -59,12 +59,12 @@ def beginning(ensemble: Ensemble, start: Frame, fixed: np.ndarray, velocities: s
 
 
 def note(seen: Record, speed: float) -> str:
-    """What stands beside the progress bar."""
+    """Temperature and speed in words, beside the progress bar."""
     return f"{seen.temperature[-1]:.0f} K  {seen.potential_energy[-1]:.3f} eV  {speed:.3g} ns/day"
 
 
 def grown(before: Simulation, now: Simulation) -> str:
-    """Said once for every growth."""
+    """A line on how often the arrays have grown, and how wide they are now."""
     times = now.n_grown - before.n_grown
     slots = "/".join(map(str, now.shapes.capacities))
     often = "" if times == 1 else f" {times} times"
@@ -140,26 +140,26 @@ def summary(output: Output, simulation: Simulation, n_steps: int, clock: Clock):
 
 def picture(output: Output) -> None:
     """Temperature, energies, drift, pressure and volume against time."""
-    found, n_atoms = read(output.paths.table), output.scene.system.n_atoms
-    if shown := panels(found, n_atoms):
-        title = f"{output.paths.trajectory.stem}: {n_atoms} atoms, {found['time_ps'][-1]:g} ps"
-        plots.series(output.paths.picture, found["time_ps"], "time (ps)", shown, title)
+    columns, n_atoms = read(output.paths.table), output.scene.system.n_atoms
+    if shown := panels(columns, n_atoms):
+        title = f"{output.paths.trajectory.stem}: {n_atoms} atoms, {columns['time_ps'][-1]:g} ps"
+        plots.series(output.paths.picture, columns["time_ps"], "time (ps)", shown, title)
 
 
-def panels(found: dict[str, np.ndarray], n_atoms: int) -> dict[str, dict[str, np.ndarray]]:
+def panels(columns: dict[str, np.ndarray], n_atoms: int) -> dict[str, dict[str, np.ndarray]]:
     """What is drawn of a table, {quantity: {line: values}}; nothing of a single line."""
-    if len(found["step"]) < 2:
+    if len(columns["step"]) < 2:
         return {}
-    change = {name: 1000 * (values - values[0]) / n_atoms for name, values in found.items()}
-    panels = {"temperature (K)": {"": found["temperature_K"]}}
+    change = {name: 1000 * (values - values[0]) / n_atoms for name, values in columns.items()}
+    panels = {"temperature (K)": {"": columns["temperature_K"]}}
     kinds = {"potential": "potential_eV", "kinetic": "kinetic_eV", "total": "total_eV"}
     panels["energy change (meV/atom)"] = {name: change[key] for name, key in kinds.items()}
-    if np.isfinite(found["conserved_eV"]).all():
+    if np.isfinite(columns["conserved_eV"]).all():
         panels["conserved, change (meV/atom)"] = {"": change["conserved_eV"]}
-    if np.isfinite(found["pressure_GPa"]).all():
-        panels["pressure (GPa)"] = {"": found["pressure_GPa"]}
-    if np.isfinite(found["volume_A3"]).all() and np.ptp(found["volume_A3"]):
-        panels["volume (Å³)"] = {"": found["volume_A3"]}
-    if COLUMN in found and np.isfinite(found[COLUMN]).all():
-        panels["committee, force deviation (eV/Å)"] = {"": found[COLUMN]}
+    if np.isfinite(columns["pressure_GPa"]).all():
+        panels["pressure (GPa)"] = {"": columns["pressure_GPa"]}
+    if np.isfinite(columns["volume_A3"]).all() and np.ptp(columns["volume_A3"]):
+        panels["volume (Å³)"] = {"": columns["volume_A3"]}
+    if COLUMN in columns and np.isfinite(columns[COLUMN]).all():
+        panels["committee, force deviation (eV/Å)"] = {"": columns[COLUMN]}
     return panels

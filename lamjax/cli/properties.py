@@ -47,7 +47,7 @@ class Crystal(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What is computed, and how."""
+    """The properties that are asked for, and their settings."""
 
     elastic: bool
     eos: EquationOfStateConfig | None
@@ -102,19 +102,19 @@ def properties(
     with files.alone(output / RECORDS), jax.enable_x64(True):
         done = _done(output, resume)
         potential, params = checkpoints.load(model, head, np.dtype(precision.value))
-        found, unread = _read(structures, potential.elements, reading.options(elements=elements))
+        crystals, unread = _read(structures, potential.elements, reading.options(elements=elements))
         made = {"model": relax_records.model_name(potential, params), "settings": _settings(wanted, precision)}
-        for crystal in found:
+        for crystal in crystals:
             _check_made(done.get(crystal.source), made | _start(crystal), output)
-        left = [crystal for crystal in found if crystal.source not in done]
+        left = [crystal for crystal in crystals if crystal.source not in done]
         for first in range(0, len(left), chunk):
             part = left[first : first + chunk]
             computed = _computed(potential, params, part, wanted, output)
             for record in progress(computed, "properties", len(part)):
-                record["made"] = made | _start(found[record["number"]])
+                record["made"] = made | _start(crystals[record["number"]])
                 files.append(output / RECORDS, (json.dumps(record) + "\n").encode())
                 done[record["source"]] = record
-        rows = [done[crystal.source] for crystal in found if crystal.source in done]
+        rows = [done[crystal.source] for crystal in crystals if crystal.source in done]
         _write(output, rows, wanted)
     if not rows:
         raise ValueError(listed("Nothing was computed", unread or ["There are no structures."]))
@@ -134,15 +134,15 @@ def _done(output: Path, resume: bool) -> dict[str, dict]:
     lines = file.read_bytes().splitlines(keepends=True) if file.is_file() else []
     whole = [line for line in lines if line.endswith(b"\n")]
     try:
-        found = [json.loads(line) for line in whole]
-        is_ours = all({"source", "number", "made"} <= record.keys() for record in found)
+        records = [json.loads(line) for line in whole]
+        is_ours = all({"source", "number", "made"} <= record.keys() for record in records)
     except (ValueError, AttributeError):
         is_ours = False
     if not is_ours:
         raise ValueError(f"{file} was not written by `lamjax properties`. Name another --output, or remove it.")
     if lines:
         files.cut(file, sum(map(len, whole)))
-    return {record["source"]: record for record in found}
+    return {record["source"]: record for record in records}
 
 
 def _settings(wanted: Wanted, precision: Precision) -> str:
@@ -170,21 +170,21 @@ def _check_made(record: dict | None, made: dict[str, str], output: Path) -> None
         before = record["made"][name]
         if before != now:
             pairs = zip(before.split("; "), now.split("; "), strict=False)
-            said = "; ".join(f"{old}, now {new}" for old, new in pairs if old != new)
+            change = "; ".join(f"{old}, now {new}" for old, new in pairs if old != new)
             raise ValueError(
-                f"{output}: {record['source']} was computed with another {name} ({said}). Give the same again, or name "
-                "another --output."
+                f"{output}: {record['source']} was computed with another {name} ({change}). Give the same again, or "
+                "name another --output."
             )
 
 
 def _read(paths: Sequence[Path], elements: Sequence[str] | None, options: Any) -> tuple[list[Crystal], list[str]]:
     """All structures of the files, in order, those that cannot be used with the reason; and what could not be read."""
-    found: list[Crystal] = []
+    crystals: list[Crystal] = []
     unread: list[str] = []
 
     def add(path: Path, source: str, system: System, info: Any, error: Any = None) -> None:
         name, number = source.rsplit(" frame ", 1)
-        found.append(Crystal(f"{path.parent / name}#{number}", len(found), system, info, error))
+        crystals.append(Crystal(f"{path.parent / name}#{number}", len(crystals), system, info, error))
 
     for path in paths:
 
@@ -200,7 +200,7 @@ def _read(paths: Sequence[Path], elements: Sequence[str] | None, options: Any) -
                 add(path, frame.source, frame.system, frame.info)
         except (ValueError, OSError) as error:
             unread.append(str(error))
-    return found, unread
+    return crystals, unread
 
 
 def _computed(
@@ -234,11 +234,11 @@ def _at_volumes(potential: Potential, params: PyTree, ends: dict[int, Any], want
         for system in survey.strained(relaxed.system, wanted.eos)
     ]
     how = RelaxConfig(wanted.relax.fmax, wanted.relax.max_steps, CellConfig(keep="volume"))
-    found: dict[int, list] = {number: [] for number, _ in jobs}
+    relaxations: dict[int, list] = {number: [] for number, _ in jobs}
     for outcome in stream(potential, params, [system for _, system in jobs], how) if jobs else ():
         if outcome.relaxation is not None:
-            found[jobs[outcome.number][0]].append(outcome.relaxation)
-    return found
+            relaxations[jobs[outcome.number][0]].append(outcome.relaxation)
+    return relaxations
 
 
 def _one(
@@ -268,18 +268,18 @@ def _plain(relaxed: Any) -> dict:
 
 def _atoms(row: dict) -> ase.Atoms:
     """The structure of a record with its energy, forces and stress, and what became of it."""
-    found = row["relaxed"]
-    atoms = ase.Atoms(found["numbers"], found["positions"], cell=found["cell"], pbc=found["pbc"])
-    results = {"energy": found["energy"], "forces": np.asarray(found["forces"])}
+    relaxed = row["relaxed"]
+    atoms = ase.Atoms(relaxed["numbers"], relaxed["positions"], cell=relaxed["cell"], pbc=relaxed["pbc"])
+    results = {"energy": relaxed["energy"], "forces": np.asarray(relaxed["forces"])}
     if atoms.pbc.all():
-        results["stress"] = units.to_voigt(units.virial_to_stress(np.asarray(found["virial"]), atoms.get_volume()))
+        results["stress"] = units.to_voigt(units.virial_to_stress(np.asarray(relaxed["virial"]), atoms.get_volume()))
     atoms.calc = SinglePointCalculator(atoms, **results)
     atoms.info |= {key: row[key] for key in ("source", "number", "converged", "fmax", "n_steps")}
     return atoms
 
 
 def _tried(what: str, compute: Any) -> dict:
-    """What is computed, or why it could not be."""
+    """The result of a computation, or the reason why it failed."""
     try:
         return compute()
     except (ValueError, FloatingPointError) as error:
@@ -320,17 +320,17 @@ def _figure(output: Path, name: str) -> Path:
 
 def _named(crystal: Crystal) -> dict:
     """What is known of a crystal before anything is computed: its references too."""
-    found = {"source": crystal.source, "number": crystal.number}
+    facts = {"source": crystal.source, "number": crystal.number}
     if crystal.system is not None:
         atoms = to_ase(crystal.system)
-        found |= {"formula": atoms.get_chemical_formula(), "n_atoms": len(atoms)}
+        facts |= {"formula": atoms.get_chemical_formula(), "n_atoms": len(atoms)}
     for name in REFERENCES:
         for key in (key.format(name) for key in KEYS if "{}" in key or key[0] == {"b": "k", "s": "g"}[name[0]]):
             value = crystal.info.get(key)
             if isinstance(value, int | float | np.number) and np.isfinite(value):
-                found[f"reference_{name}"] = float(value)
+                facts[f"reference_{name}"] = float(value)
                 break
-    return found
+    return facts
 
 
 def _write(output: Path, rows: list[dict], wanted: Wanted) -> None:

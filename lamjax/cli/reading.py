@@ -43,15 +43,15 @@ def elements_of(text: str | None) -> tuple[str, ...]:
     return names
 
 
-def keys(found: ReadOptions) -> dict[str, Any]:
-    """The same as keys of a config, only what is given."""
-    chosen = {f"{name}_key": key for name, key in found.keys().items()}
-    return chosen | ({"type_map": list(found.elements)} if found.elements else {})
+def keys(options: ReadOptions) -> dict[str, Any]:
+    """The options that were given, as keys of a config."""
+    chosen = {f"{name}_key": key for name, key in options.keys().items()}
+    return chosen | ({"type_map": list(options.elements)} if options.elements else {})
 
 
-def changes(found: ReadOptions) -> list[str]:
-    """The same as changes of a config, as --set takes them."""
-    return [f"{key}={json.dumps(value)}" for key, value in keys(found).items()]
+def changes(options: ReadOptions) -> list[str]:
+    """The options that were given, as changes of a config that --set takes."""
+    return [f"{key}={json.dumps(value)}" for key, value in keys(options).items()]
 
 
 def tell(remark: Remark) -> None:

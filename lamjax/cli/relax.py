@@ -16,9 +16,9 @@ from rich.markup import escape
 from lamjax import checkpoints, data, files, units
 from lamjax.cli import reading
 from lamjax.cli import relax_records as records
+from lamjax.cli.final_report import at_end
 from lamjax.cli.processes import join
 from lamjax.cli.relax_records import labelled as labelled
-from lamjax.cli.report import at_end
 from lamjax.data.pairs import listed
 from lamjax.potential import Potential
 from lamjax.relaxation import CellConfig, FireConfig, LBFGSConfig, RelaxConfig, stream
@@ -63,7 +63,7 @@ class Start(NamedTuple):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What is written of it in any case."""
+        """The info that a record of this structure has in any case."""
         kept = {key: value for key, value in self.info.items() if key not in records.OWN}
         return kept | {"source": self.source, "number": self.number}
 
@@ -75,8 +75,8 @@ class Start(NamedTuple):
         return {"relaxed_from": records.start_name(self.start, self.info.get("fixed"))}
 
 
-class Told(NamedTuple):
-    """What the table counts of a structure that was written."""
+class RelaxedSummary(NamedTuple):
+    """Flags and number of steps of a structure that was written, for the final table."""
 
     converged: bool
     finite: bool
@@ -86,9 +86,9 @@ class Told(NamedTuple):
 
 
 class Results(NamedTuple):
-    """What has become of structures in this run."""
+    """Outcome of a run: summaries of written structures, and errors."""
 
-    told: list[Told]
+    summaries: list[RelaxedSummary]
     errors: dict[str, str]  # source -> why it failed
     is_whole: bool  # not interrupted
 
@@ -162,26 +162,26 @@ def relax(
         }
         for start in (s for s in starts if s.source in done):
             records.check_made(done[start.source], made | start.name)
-        found = _relax(potential, params, left, config, share.out, slots, max_programs, made)
+        results = _relax(potential, params, left, config, share.out, slots, max_programs, made)
         with files.uninterrupted():
-            failures = unread + [f"{source}: {error}" for source, error in found.errors.items()]
-            if not found.told and not done:
-                _nothing(found, failures)
-            _sort(share, mine, done, found)
+            failures = unread + [f"{source}: {error}" for source, error in results.errors.items()]
+            if not results.summaries and not done:
+                _nothing(results, failures)
+            _sort(share, mine, done, results)
             _plot(share.out, config)
-    if not found.is_whole:
+    if not results.is_whole:
         console.print(f"Interrupted: {share.out} holds what was done, --resume goes on.", soft_wrap=True)
         raise KeyboardInterrupt
-    lost = len(unread) + len(left) - len(found.told)
-    console.print(_report(found.told, lost, len(done), time.monotonic() - began, config, share.out))
+    lost = len(unread) + len(left) - len(results.summaries)
+    console.print(_report(results.summaries, lost, len(done), time.monotonic() - began, config, share.out))
     at_end(share.out, {start.source: start.start for start in mine})
     if failures:
         console.print(escape(listed("Failed", failures)), soft_wrap=True)
 
 
-def _nothing(found: Results, failures: list[str]) -> None:
+def _nothing(results: Results, failures: list[str]) -> None:
     """Raise what ends a run in which no structure was relaxed."""
-    if not found.is_whole:
+    if not results.is_whole:
         raise KeyboardInterrupt
     raise ValueError(listed("Nothing was relaxed", failures or ["There are no structures."]))
 
@@ -195,18 +195,18 @@ def _elsewhere(share: Share, place: records.Place | None) -> bool:
     return share.processes > 1 and place is not None and place.path != share.out
 
 
-def _sort(share: Share, mine: Sequence[Start], done: dict[str, records.Place], found: Results) -> None:
+def _sort(share: Share, mine: Sequence[Start], done: dict[str, records.Place], results: Results) -> None:
     """The output in the order of the structures, and its table."""
     here = {source: place for source, place in done.items() if not _elsewhere(share, place)}
     here |= records.relaxed([share.out])
     sources = {start.source: start.number for start in mine}
     failed = {
-        start.source: records.unrelaxed(start.start, start.facts, found.errors[start.source])
+        start.source: records.unrelaxed(start.start, start.facts, results.errors[start.source])
         for start in mine
-        if start.source in found.errors and start.source not in here
+        if start.source in results.errors and start.source not in here
     }
     records.sort(share.out, sources, here, failed)
-    records.write_table(share.out.with_suffix(".csv"), sources, here, found.errors)
+    records.write_table(share.out.with_suffix(".csv"), sources, here, results.errors)
 
 
 def _cell(relaxes: bool, pressure: float, keep: Keep | None) -> CellConfig | None:
@@ -256,8 +256,8 @@ def _read(
                 unread.append(str(error))
 
         try:
-            told = {"on_error": strange, "on_remark": reading.tell}
-            for frame in data.iterate(path, elements=elements, options=options, **told):
+            handlers = {"on_error": strange, "on_remark": reading.tell}
+            for frame in data.iterate(path, elements=elements, options=options, **handlers):
                 add(path, frame.source, frame.system, frame.info)
         except (ValueError, OSError) as error:
             unread.append(str(error))
@@ -278,7 +278,7 @@ def _relax(
     made: Any,
 ) -> Results:
     """Written one by one with how they were `made`, to the end or until somebody interrupts it."""
-    found = Results([], {start.source: start.error for start in starts if start.error is not None}, True)
+    results = Results([], {start.source: start.error for start in starts if start.error is not None}, True)
     starts = [start for start in starts if start.error is None]
     systems, fixed = [s.start for s in starts], [s.info.get("fixed") for s in starts]
     moving = stream(potential, params, systems, config, fixed=fixed, slots=slots, max_programs=max_programs)
@@ -287,7 +287,7 @@ def _relax(
             for outcome in progress(moving, "relaxing", len(starts)) if starts else ():
                 start, relaxed = starts[outcome.number], outcome.relaxation
                 if outcome.error is not None:
-                    found.errors[start.source] = outcome.error
+                    results.errors[start.source] = outcome.error
                 if relaxed is None:
                     continue
                 info = (
@@ -299,29 +299,32 @@ def _relax(
                 info |= {} if outcome.error is None else {"error": outcome.error}
                 with files.uninterrupted():
                     records.append(file, labelled(relaxed, info))
-                    kept = bool(relaxed.converged), bool(relaxed.finite), int(relaxed.n_steps)
-                    found.told.append(Told(*kept, widened=outcome.n_widened > 0, truncated=bool(relaxed.truncated)))
+                    flags = bool(relaxed.converged), bool(relaxed.finite), int(relaxed.n_steps)
+                    flags += outcome.n_widened > 0, bool(relaxed.truncated)
+                    results.summaries.append(RelaxedSummary(*flags))
         except KeyboardInterrupt:
             console.print("Interrupted: what is done is being put in order.")
             moving.close()
-            return found._replace(is_whole=False)
-    return found
+            return results._replace(is_whole=False)
+    return results
 
 
-def _report(told: Sequence[Told], lost: int, n_before: int, seconds: float, config: RelaxConfig, out: Path) -> Any:
-    steps = [one.n_steps for one in told]
-    n_widened, n_truncated = (sum(getattr(one, name) for one in told) for name in ("widened", "truncated"))
+def _report(
+    summaries: Sequence[RelaxedSummary], lost: int, n_before: int, seconds: float, config: RelaxConfig, out: Path
+) -> Any:
+    steps = [one.n_steps for one in summaries]
+    n_widened, n_truncated = (sum(getattr(one, name) for one in summaries) for name in ("widened", "truncated"))
     rows = [
-        ("relaxed", len(told)),
-        ("converged", sum(one.converged for one in told)),
-        ("not converged", sum(one.finite and not one.converged for one in told)),
-        ("not finite", sum(not one.finite for one in told)),
+        ("relaxed", len(summaries)),
+        ("converged", sum(one.converged for one in summaries)),
+        ("not converged", sum(one.finite and not one.converged for one in summaries)),
+        ("not finite", sum(not one.finite for one in summaries)),
         ("failed before the first step", lost),
         *([("went on in wider arrays, with more neighbours", n_widened)] if n_widened else []),
         *([("had neighbours beyond the model's sel", n_truncated)] if n_truncated else []),
         *([("done before", n_before)] if n_before else []),
-        *([("steps, median and most", f"{np.median(steps):.0f}, {max(steps)}")] if told else []),
-        *([("time per structure", f"{seconds / len(told):.2g} s")] if told else []),
+        *([("steps, median and most", f"{np.median(steps):.0f}, {max(steps)}")] if summaries else []),
+        *([("time per structure", f"{seconds / len(summaries):.2g} s")] if summaries else []),
         ("written to", ", ".join([str(out), *(path.name for path in _written(out)[1:])])),
     ]
     what = "fixed cell" if config.cell is None else "variable cell"
@@ -330,15 +333,15 @@ def _report(told: Sequence[Told], lost: int, n_before: int, seconds: float, conf
 
 def _plot(out: Path, config: RelaxConfig) -> None:
     """The picture of all that is in the output, an earlier part of the run included."""
-    found = [place.info for place in records.known(out) if place.info["finite"]]
+    infos = [place.info for place in records.known(out) if place.info["finite"]]
     panels = {"moved": "way of the atom that went farthest (Å)", "volume_change": "volume change (%)"}
     factor = {"moved": 1, "volume_change": 100}
     values = {
-        label: [factor[key] * info[key] for info in found]
+        label: [factor[key] * info[key] for info in infos]
         for key, label in panels.items()
-        if found and all(key in info for info in found)
+        if infos and all(key in info for info in infos)
     }
-    if found:
-        steps, converged = ([info[key] for info in found] for key in ("n_steps", "converged"))
-        title = f"{len(found)} relaxations to {config.fmax:g} eV/Å, {sum(converged)} converged"
+    if infos:
+        steps, converged = ([info[key] for info in infos] for key in ("n_steps", "converged"))
+        title = f"{len(infos)} relaxations to {config.fmax:g} eV/Å, {sum(converged)} converged"
         plots.relaxations(out.with_suffix(".png"), steps, converged, values, title)

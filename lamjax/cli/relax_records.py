@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ase
-import ase.io
 import numpy as np
 from jaxtyping import Array, PyTree
 
@@ -68,10 +67,10 @@ def changes(start: System, end: System, cell: bool) -> dict[str, float]:
     before, after = (np.asarray(x.cell, np.float64) for x in (start, end))
     strain = lattice.deformation(after, before)  # 0 where the cell stayed; positions are not wrapped
     way = np.asarray(end.positions) - np.asarray(start.positions) @ (np.eye(3) + strain)
-    found = {"moved": float(np.linalg.norm(way, axis=1).max())}
+    measures = {"moved": float(np.linalg.norm(way, axis=1).max())}
     if cell and lattice.volume(before):
-        found["volume_change"] = float(lattice.volume(after) / lattice.volume(before) - 1)
-    return found
+        measures["volume_change"] = float(lattice.volume(after) / lattice.volume(before) - 1)
+    return measures
 
 
 def known(path: Path, cut: bool = False) -> list[Place]:
@@ -145,39 +144,39 @@ def check_made(place: Place, made: Mapping[str, str]) -> None:
     remedy = "Give the same again, or name another --out for this run."
     if known["relaxed_to"] != made["relaxed_to"]:
         pairs = zip(known["relaxed_to"].split("; "), made["relaxed_to"].split("; "), strict=False)
-        said = "; ".join(f"{old}, now {new}" for old, new in pairs if old != new)
-        raise ValueError(f"{where} was relaxed with other settings: {said}. {remedy}")
+        differences = "; ".join(f"{old}, now {new}" for old, new in pairs if old != new)
+        raise ValueError(f"{where} was relaxed with other settings: {differences}. {remedy}")
     if known["relaxed_by"] != made["relaxed_by"]:
-        said = f"{known['relaxed_by']}, now {made['relaxed_by']}"
-        raise ValueError(f"{where} was relaxed with another model or head ({said}). {remedy}")
+        differences = f"{known['relaxed_by']}, now {made['relaxed_by']}"
+        raise ValueError(f"{where} was relaxed with another model or head ({differences}). {remedy}")
     if known["relaxed_from"] != made["relaxed_from"]:
         raise ValueError(f"{where} has changed since it was relaxed: other atoms, cell or constraints. {remedy}")
 
 
-def sort(out: Path, sources: Mapping[str, int], found: Mapping[str, Place], failed: Mapping[str, ase.Atoms]) -> None:
+def sort(out: Path, sources: Mapping[str, int], places: Mapping[str, Place], failed: Mapping[str, ase.Atoms]) -> None:
     """The records in the order of the `sources` {name: number}, each of the `failed` ones in its place.
 
     What was relaxed of other sources follows. The file is as it was, with all that is in it, until it is written anew.
     """
     with files.replacing(out) as temporary, open(temporary, "wb") as file:
         for source, number in sources.items():
-            if source in found:
-                file.write(_numbered(found[source], number))
+            if source in places:
+                file.write(_numbered(places[source], number))
             elif source in failed:
                 file.write(_text(failed[source]))
-        for place in (place for source, place in found.items() if source not in sources):
+        for place in (place for source, place in places.items() if source not in sources):
             file.write(_bytes(place))
 
 
-def write_table(path: Path, sources: Mapping[str, int], found: Mapping[str, Place], errors: Mapping[str, str]) -> None:
+def write_table(path: Path, sources: Mapping[str, int], places: Mapping[str, Place], errors: Mapping[str, str]) -> None:
     """CSV with a line for each of the `sources`, in their order; eV, eV/Å, Å; empty where there is no such number."""
     text = io.StringIO()
     rows = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
     rows.writeheader()
     for source, number in sources.items():
         row = {"number": number, "name": source, "converged": False}
-        if source in found:
-            info = found[source].info
+        if source in places:
+            info = places[source].info
             row |= {key: info[key] for key in COLUMNS if key in info and key not in ("number", "name")}
             row |= {"steps": info["n_steps"]}
         else:
@@ -199,6 +198,8 @@ def part(path: Path, process: int) -> Path:
 
 def atoms_of(place: Place) -> ase.Atoms:
     """The structure of a record."""
+    import ase.io
+
     return ase.io.read(io.StringIO(_bytes(place).decode()), format="extxyz")
 
 

@@ -31,20 +31,9 @@ def report(
     file that needs no network. Every run writes it at its end; this command makes it of a run that goes on, was killed,
     or is older. In any other folder the pages of all relaxations and simulations that lie there are written.
     """
-    found = [path] if path.is_file() or (path / CONFIG).is_file() else outputs_in(path)
-    for one in found:
+    outputs = [path] if path.is_file() or (path / CONFIG).is_file() else outputs_in(path)
+    for one in outputs:
         console.print(escape(str(write(one))), soft_wrap=True)
-
-
-def at_end(path: Path, starts: Mapping[str, Any] | None = None) -> None:
-    """Write the page of a run that has just ended; if that fails it is said, and nothing else is lost."""
-    try:
-        written = write(path, starts)
-    except Exception as error:  # whatever it is, the run is done
-        said = f"The report was not written ({type(error).__name__}: {error}); all else is there."
-        console.print(f"[yellow]{escape(said)}[/] `lamjax report {escape(str(path))}` tries again.", soft_wrap=True)
-    else:
-        console.print(f"to look at: {escape(str(written))}", soft_wrap=True)
 
 
 def write(path: Path, starts: Mapping[str, Any] | None = None) -> Path:
@@ -68,9 +57,9 @@ def outputs_in(folder: Path) -> list[Path]:
         raise FileNotFoundError(f"{folder}: no such file or folder. {_remedy()}")
     known = {".h5", ".hdf5", ".traj", *RELAXED}
     paths = [path for path in sorted(folder.iterdir()) if path.suffix in known and path.is_file()]
-    if not (found := [path for path in paths if is_simulation(path) or is_relaxation(path)]):
+    if not (outputs := [path for path in paths if is_simulation(path) or is_relaxation(path)]):
         raise ValueError(f"{folder} holds no {CONFIG} of a run, no relaxed structures and no trajectory. {_remedy()}")
-    return found
+    return outputs
 
 
 def is_simulation(path: Path) -> bool:

@@ -45,7 +45,7 @@ def page(folder: Path, end: str) -> str:
 
 
 def kind_of(config: Mapping[str, Any]) -> str:
-    """What a config is of."""
+    """The kind of run that a config describes."""
     if "student" in config:
         return "Distillation"
     if "pairs" in config:
@@ -65,7 +65,7 @@ def flat(content: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str
 
 
 def _lead(folder: Path, config: Mapping[str, Any]) -> str:
-    """How far the run has come."""
+    """The progress of the run in words: rounds or steps."""
     if "student" in config:
         return f"{len(list(folder.glob('round-*')))} of at most {config['rounds']} rounds."
     rows = read(folder / curve.CURVE) or read(folder / HISTORY)
@@ -89,11 +89,11 @@ def _result(folder: Path, config: Mapping[str, Any]) -> str:
         return html.table(*judged.summary(folder, settings))
     if "crystals" in config:
         return html.table(*judged_properties.summary(folder))
-    found = curve.validations(folder / curve.CURVE, list(config.get("tasks") or [""]))
-    names = list(dict.fromkeys(name for _, errors in found for name in errors))
+    measured = curve.validations(folder / curve.CURVE, list(config.get("tasks") or [""]))
+    names = list(dict.fromkeys(name for _, errors in measured for name in errors))
     rows = []
     for name in names:
-        known = [(step, errors[name]) for step, errors in found if name in errors]
+        known = [(step, errors[name]) for step, errors in measured if name in errors]
         label, unit, factor = _quantity(name)
         least = min(known, key=lambda one: one[1])
         rows.append((f"{label} ({unit})", *(factor * x for _, x in (known[0], least, known[-1])), least[0]))
@@ -142,8 +142,8 @@ def _titled(name: str) -> str:
 
 def _line(rows: Sequence[Mapping[str, str]], name: str) -> tuple[list[int], list[float]]:
     """Steps and values above 0, for a logarithmic axis."""
-    found = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
-    kept = [(step, x) for step, x in found if 0 < x < float("inf")]
+    points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
+    kept = [(step, x) for step, x in points if 0 < x < float("inf")]
     return [step for step, _ in kept], [x for _, x in kept]
 
 
@@ -236,10 +236,10 @@ def _forgetting(folder: Path) -> str:
         )
         for line in lines
     ]
-    said = "RMSE, E in meV/atom (after a shift per element), F in meV/Å."
+    note = "RMSE, E in meV/atom (after a shift per element), F in meV/Å."
     if not all(line["labelled"] for line in lines):
-        said += " * No data of this head: RMS change of its predictions for the new structures."
-    return html.table(COLUMNS, rows) + html.paragraph(said, "note")
+        note += " * No data of this head: RMS change of its predictions for the new structures."
+    return html.table(COLUMNS, rows) + html.paragraph(note, "note")
 
 
 def _data(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
@@ -252,8 +252,12 @@ def _data(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     named = dict(flat(config))
     rows = [(key, named[key]) for key in keys if key in named] + tasks
     rows = [(key, x) for key, x in rows if x not in ("null", "[]", "0.0")]
-    for name, found in facts.get("data", {}).items():
-        counts = {key: x for key, x in found.items() if isinstance(x, int)} if isinstance(found, Mapping) else {}
+    for name, facts_of_set in facts.get("data", {}).items():
+        counts = (
+            {key: x for key, x in facts_of_set.items() if isinstance(x, int)}
+            if isinstance(facts_of_set, Mapping)
+            else {}
+        )
         if counts:
             rows.append((f"{name or 'all'}: found", ", ".join(f"{n} {key}" for key, n in counts.items())))
     return html.facts(rows)

@@ -64,19 +64,19 @@ def relaxations(path: Path, starts: Mapping[str, System | ase.Atoms] | None, end
 def simulation(path: Path, end: str) -> str:
     """The page of a simulation that was written to this trajectory."""
     paths = dynamics.paths(path)
-    found = md_report.read(paths.table)
+    columns = md_report.read(paths.table)
     first, last = ends(path)
-    n_atoms, last_time = len(first), found["time_ps"][-1]
+    n_atoms, last_time = len(first), columns["time_ps"][-1]
     named = path.with_suffix("").name
-    lead = f"{first.get_chemical_formula()}, {last_time:g} ps in {int(found['step'][-1])} steps."
+    lead = f"{first.get_chemical_formula()}, {last_time:g} ps in {int(columns['step'][-1])} steps."
     figures = [
-        html.drawn(plots.series, _thin(found["time_ps"]), "time (ps)", {name: _thinned(lines)}, "", says=name)
-        for name, lines in md_report.panels(found, n_atoms).items()
+        html.drawn(plots.series, _thin(columns["time_ps"]), "time (ps)", {name: _thinned(lines)}, "", says=name)
+        for name, lines in md_report.panels(columns, n_atoms).items()
     ]
     views = side_by_side([("first frame", first), (f"last frame, {last_time:g} ps", last)])
     sections = [
         PageSection("Settings", html.facts(_simulation_settings(paths, first))),
-        PageSection("Means", html.table(md_report.MEANS, md_report.means(found, n_atoms))),
+        PageSection("Means", html.table(md_report.MEANS, md_report.means(columns, n_atoms))),
         PageSection("Over time", html.plot_grid(figures)),
         PageSection("Structures before and after", html.structures(*with_elements([(named, views)]))),
         PageSection("To look at the whole trajectory", html.paragraph(_elsewhere(path))),
@@ -192,14 +192,14 @@ def _pairs(path: Path, done: Sequence[records.Place], starts: Mapping[str, Any] 
 def _start(path: Path, source: str, starts: Mapping[str, Any] | None, n_atoms: int) -> ase.Atoms | None:
     """The start of this name, from what is given or from its file; None if it is not there any more."""
     if starts is not None:
-        found = starts.get(source)
-        return to_ase(found) if isinstance(found, System) else found
+        start = starts.get(source)
+        return to_ase(start) if isinstance(start, System) else start
     name, _, number = source.rpartition("#")
     for place in (Path(name), path.parent / Path(name).name):
         with contextlib.suppress(Exception):  # moved, changed, or of a kind that takes more to be read
             if place.stat().st_size <= MOST_BYTES:
-                found = ase.io.read(place, index=int(number))
-                return found if len(found) == n_atoms else None
+                start = ase.io.read(place, index=int(number))
+                return start if len(start) == n_atoms else None
     return None
 
 

@@ -88,9 +88,9 @@ def _heads(stored: Stored) -> list[tuple]:
         params = stored.params.heads[name]
         known = seen_elements(potential, stored.params, name) or ()
         inputs = {"fparam": head.numb_fparam, "aparam": head.numb_aparam, "case": head.dim_case_embd}
-        said = ", ".join(f"{n} {width}" for n, width in inputs.items() if width)
+        widths = ", ".join(f"{n} {width}" for n, width in inputs.items() if width)
         net = "-".join(map(str, head.neuron))
-        rows.append((name, f"{pytree.n_parameters(params):,}", net, said or "descriptor", " ".join(known) or "none"))
+        rows.append((name, f"{pytree.n_parameters(params):,}", net, widths or "descriptor", " ".join(known) or "none"))
     return rows
 
 
@@ -114,8 +114,8 @@ def _seen(stored: Stored) -> str:
     block = config.descriptor.blocks[0]
     if block.stddev is not None:
         return f"none are taken: the standard deviation is {block.stddev:g}"
-    found = _observed(stored.params.descriptor[block.name]["statistics"], config.elements)
-    return "all" if len(found) == len(config.elements) else " ".join(found) or "none"
+    observed = _observed(stored.params.descriptor[block.name]["statistics"], config.elements)
+    return "all" if len(observed) == len(config.elements) else " ".join(observed) or "none"
 
 
 def _kinks(stored: Stored) -> list[tuple[str, str]]:

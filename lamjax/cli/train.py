@@ -13,9 +13,9 @@ import typer
 from lamjax import pytree
 from lamjax.cli import reading
 from lamjax.cli.data import data_table
+from lamjax.cli.final_report import at_end
 from lamjax.cli.interrupted import resumable
 from lamjax.cli.processes import join
-from lamjax.cli.report import at_end
 from lamjax.data import n_batches
 from lamjax.reports import bar, console, table, warnings_as_text
 from lamjax.training import engine, labels, sharding
@@ -112,13 +112,13 @@ def line(event: Any, steps: int) -> str:
 def _errors(errors: dict[str, float]) -> str:
     """RMSE of energy (meV/atom), forces (meV/Å) and stress (meV/Å³), task by task."""
     terms = {"rmse_e": ("E", "meV/atom"), "rmse_f": ("F", "meV/Å"), "rmse_s": ("S", "meV/Å³")}
-    found: dict[str, list[str]] = {}
+    by_task: dict[str, list[str]] = {}
     for key, value in errors.items():
         kind, _, task = key.partition(":")
         if kind in terms:
             name, unit = terms[kind]
-            found.setdefault(task, []).append(f"{name} {1000 * value:.4g} {unit}")
-    return "; ".join(" ".join([*([task] if task else []), *said]) for task, said in found.items())
+            by_task.setdefault(task, []).append(f"{name} {1000 * value:.4g} {unit}")
+    return "; ".join(" ".join([*([task] if task else []), *parts]) for task, parts in by_task.items())
 
 
 def _duration(seconds: float) -> str:
@@ -136,7 +136,7 @@ def banner(precision: str) -> str:
 
 
 def _describe(run: engine.Run) -> None:
-    """Data, model, shapes."""
+    """Print how many frames and parameters there are, and the shapes of arrays."""
     tasks, plan = run.data.tasks, run.data.plan
     sets = {f"{task.name} train".strip(): task.frames for task in tasks}
     sets |= {f"{task.name} validation".strip(): task.held_out for task in tasks if task.held_out}

@@ -4,7 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,6 +23,17 @@ Keys = Annotated[
 ]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder for states, tables, plot and models.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last state in the output folder.")]
+
+
+def template_option(text: str) -> Any:
+    """The option --template, which prints `text`, a config with all keys, and ends the command."""
+
+    def show(wanted: bool) -> None:
+        if wanted:
+            print(text, end="")
+            raise typer.Exit()
+
+    return typer.Option("--template", help="Print a config with all keys and stop.", is_eager=True, callback=show)
 
 
 def follow(run: engine.Run, text_of: Callable[..., str]) -> None:

@@ -25,7 +25,9 @@ def configuration(kind: type[Kind]) -> type[Kind]:
     Raises ArgumentError, a ValueError and TypeError, that names every field that is wrong.
     """
     setattr(kind, "_plain_values", model_validator(mode="before")(_plain_values))  # noqa: B010
-    made = dataclass(frozen=True, config=ConfigDict(extra="forbid", arbitrary_types_allowed=True))(kind)
+    # JSON, in which configs are kept beside their weights, has neither NaN nor infinity
+    rules = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
+    made = dataclass(frozen=True, config=rules)(kind)
     setattr(made, "__init__", _telling(made))  # noqa: B010
     made.__doc__ = f"{inspect.cleandoc(kind.__doc__ or kind.__name__)}\n\n{fields_text(made)}"
     return made
@@ -40,7 +42,10 @@ def or_own(check: Callable[[Any], Any]) -> WrapValidator:
         except ValidationError:
             if isinstance(value, dict):
                 raise
-        check(value)
+        try:
+            check(value)
+        except TypeError as error:
+            raise ArgumentError(str(error)) from error  # a ValueError, to which pydantic adds the name of the field
         return value
 
     return WrapValidator(validate)
@@ -48,7 +53,7 @@ def or_own(check: Callable[[Any], Any]) -> WrapValidator:
 
 @classmethod
 def _plain_values(cls: type, values: Any) -> Any:
-    """What a script or a file gives, as plain data of the types of the fields."""
+    """The values that a script or file gives, converted to plain data of the types of the fields."""
     hints = get_type_hints(cls, include_extras=True)
     names = [field.name for field in dataclasses.fields(cls) if not field.kw_only]
     if isinstance(values, ArgsKwargs):
@@ -70,9 +75,10 @@ def _telling(kind: type) -> Callable[..., None]:
         try:
             check(self, *values, **named)
         except ValidationError as error:
-            found = error.errors()
-            if len(found) == 1 and not found[0]["loc"] and isinstance(found[0].get("ctx", {}).get("error"), ValueError):
-                raise found[0]["ctx"]["error"] from None  # of the class itself
+            first, *others = error.errors()
+            cause = first.get("ctx", {}).get("error")
+            if not others and not first["loc"] and isinstance(cause, ValueError):
+                raise cause from None  # of the class itself
             raise ArgumentError(f"{kind.__name__}: " + "\n".join(faults.lines(error, kind))) from None
 
     parameters = [p.replace(annotation=_bare(p.annotation)) for p in inspect.signature(kind).parameters.values()]

@@ -30,7 +30,7 @@ def meant(errors: Any) -> list[dict]:
         siblings = {e["loc"][: len(branch)] for e in errors if e["loc"][: len(branch) - 1] == branch[:-1]}
         return siblings <= wrong and loc == (*branch, "type")  # the type fits none of them: only that is told
 
-    found, types = [], {}
+    kept, types = [], {}
     for error in [error for error in errors if is_meant(error["loc"])]:
         if error["loc"][:-1] in wrong:  # the type fits no alternative: they are one fault
             first = types.setdefault(error["loc"][:-2], error)
@@ -38,8 +38,8 @@ def meant(errors: Any) -> list[dict]:
             if first is not error:
                 first["ctx"] = {"expected": f"{first['ctx']['expected']}, {error['ctx']['expected']}"}
                 continue
-        found.append(error)
-    return found
+        kept.append(error)
+    return kept
 
 
 def _is_class(loc: tuple) -> bool:
@@ -68,7 +68,8 @@ def fault(error: dict, kind: type) -> str:
                 return f"{place}: the key `type` is missing."
             return f"{place}: expected keys and values, got {describe(value)}."
         case "objective":
-            return f"{place}: {error['msg']}, got {value.get('type')!r}." if isinstance(value, dict) else error["msg"]
+            got = repr(value.get("type")) if isinstance(value, dict) else describe(value)
+            return f"{place}: {error['msg']}, got {got}."
         case "too_long" | "too_short":
             limit = context.get("max_length", context.get("min_length"))
             return f"{place}: expected {limit} values, got {context['actual_length']}."
@@ -88,6 +89,9 @@ _BOUNDS = {
 _EXPECTED = {
     "tuple_type": "expected a list",
     "string_type": "expected a text",
+    "string_too_short": "expected a text that is not empty",
+    "callable_type": "expected a function",
+    "finite_number": "expected a finite number",
     "int_parsing": "expected a whole number",
     "int_type": "expected a whole number",
     "int_from_float": "expected a whole number",
@@ -101,8 +105,8 @@ _EXPECTED = {
 def _unsupported(value: Any, expected: str) -> str:
     """What is supported instead of a value; `expected` is pydantic's list of it."""
     known = re.findall(r"'([^']*)'", expected) or [expected]
-    said = f"{value!r} is not supported; supported: {', '.join(known)}."
-    return f"{said} {_near(value, known)}".rstrip()
+    message = f"{value!r} is not supported; supported: {', '.join(known)}."
+    return f"{message} {_near(value, known)}".rstrip()
 
 
 def _near(value: Any, known: list[str]) -> str:
@@ -127,9 +131,9 @@ def _keys(path: tuple, kind: type) -> list[str]:
 
 def _options(node: dict, root: dict) -> list[dict]:
     """A node of a schema and whatever it refers to or chooses among."""
-    found = [node]
+    nodes = [node]
     for other in (*node.get("anyOf", ()), *node.get("oneOf", ()), *node.get("prefixItems", ())):
-        found += _options(other, root)
+        nodes += _options(other, root)
     if "$ref" in node:
-        found += _options(root["$defs"][node["$ref"].rpartition("/")[2]], root)
-    return found
+        nodes += _options(root["$defs"][node["$ref"].rpartition("/")[2]], root)
+    return nodes

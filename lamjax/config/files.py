@@ -38,14 +38,14 @@ def validate(content: dict[str, Any], source: str, kind: type[Config]) -> Config
     try:
         return TypeAdapter(kind).validate_python(plain(content, kind))
     except ValidationError as error:
-        found = "\n".join(f"  {line}" for line in faults.lines(error, kind))
-        raise ValueError(f"{source}: the config is not valid:\n{found}") from error
+        lines = "\n".join(f"  {line}" for line in faults.lines(error, kind))
+        raise ValueError(f"{source}: the config is not valid:\n{lines}") from error
 
 
 def schema(kind: Any, title: str = "lamjax train") -> str:
     """The JSON schema of a config, with which an editor completes and checks YAML files."""
-    found = _with_singles(TypeAdapter(kind).json_schema())
-    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title, **found})
+    content = _with_singles(TypeAdapter(kind).json_schema())
+    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title, **content})
 
 
 def _with_singles(node: Any) -> Any:
@@ -73,11 +73,11 @@ def differences(old: Config, new: Config) -> list[str]:
 
 def _flat(content: dict, above: str = "") -> dict[str, Any]:
     """{"a.b": value} of nested dicts."""
-    found = {}
+    flat = {}
     for key, value in content.items():
         nested = isinstance(value, dict) and value
-        found |= _flat(value, f"{above}{key}.") if nested else {f"{above}{key}": value}
-    return found
+        flat |= _flat(value, f"{above}{key}.") if nested else {f"{above}{key}": value}
+    return flat
 
 
 def to_json(config: Config) -> str:
@@ -100,19 +100,19 @@ def apply(content: dict[str, Any], change: str, option: str = "--set") -> None:
     try:
         content[last] = yaml.load(value, _Loader)
     except yaml.YAMLError as error:
-        said = str(error).splitlines()[-1].strip() if not getattr(error, "problem", "") else error.problem
-        raise ValueError(f"{option} {change}: the value is not YAML ({said}). Quote it as one word.") from error
+        reason = getattr(error, "problem", "") or str(error).splitlines()[-1].strip()
+        raise ValueError(f"{option} {change}: the value is not YAML ({reason}). Quote it as one word.") from error
 
 
 def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """Nested dicts, one laid over the other; where the `type` of a group changes, its other keys are dropped."""
-    found = dict(below)
+    both_merged = dict(below)
     for key, value in above.items():
-        old: Any = found.get(key)
+        old: Any = both_merged.get(key)
         both = isinstance(old, dict) and isinstance(value, dict)
         same = both and value.get("type", old.get("type")) == old.get("type", value.get("type"))
-        found[key] = merged(old, value) if same else value
-    return found
+        both_merged[key] = merged(old, value) if same else value
+    return both_merged
 
 
 class _Loader(yaml.SafeLoader):

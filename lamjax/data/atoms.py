@@ -41,14 +41,14 @@ class Remarks:
     """What is odd in a file, each kind once, with the frames counted."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.found = path, {}
+        self.path, self.hits = path, {}
 
     def add(self, severity: str, what: str, remedy: str, n: int = 1, source: str = "", about: str = "file") -> None:
-        first = self.found.setdefault((severity, what, remedy, about), [source or str(self.path), 0])
+        first = self.hits.setdefault((severity, what, remedy, about), [source or str(self.path), 0])
         first[1] += n
 
     def all(self) -> list[Remark]:
-        return [Remark(k[0], self.path, source, n, *k[1:]) for k, (source, n) in self.found.items()]
+        return [Remark(k[0], self.path, source, n, *k[1:]) for k, (source, n) in self.hits.items()]
 
 
 def from_atoms(
@@ -64,20 +64,20 @@ def frame_of(atoms: ase.Atoms, dtype: DTypeLike | None, source: str, options: Re
     system = host_system(atoms, dtype)
     _check_distances(system)
     _check_occupancy(atoms)
-    found = labels.find(atoms, options)
-    values = (found.energy, found.forces, found.virial)
+    entries = labels.find(atoms, options)
+    values = (entries.energy, entries.forces, entries.virial)
     kept = Labels(
-        energy=np.asarray(_checked(found.energy.value, (), "energy"), np.float64),
-        forces=np.asarray(_checked(found.forces.value, (len(atoms), 3), "forces"), dtype),
-        virial=np.asarray(_checked(found.virial.value, (3, 3), "virial"), dtype),
+        energy=np.asarray(_checked(entries.energy.value, (), "energy"), np.float64),
+        forces=np.asarray(_checked(entries.forces.value, (len(atoms), 3), "forces"), dtype),
+        virial=np.asarray(_checked(entries.virial.value, (3, 3), "virial"), dtype),
         weights=np.array([label.value is not None for label in values], dtype),
     )
-    for key in found.unused:
-        remarks.add("warning", *_not_taken(key, atoms, found), source=source, about="labels")
-    if labels.is_free(found.energy.key) and labels.has_energy(atoms):
+    for key in entries.unused:
+        remarks.add("warning", *_not_taken(key, atoms, entries), source=source, about="labels")
+    if labels.is_free(entries.energy.key) and labels.has_energy(atoms):
         remarks.add("note", *_FREE, source=source, about="labels")
     more = {k: v for k, v in atoms.arrays.items() if k not in ("positions", "numbers", "fixed")}
-    info = {k: v for k, v in (atoms.info | more).items() if k not in found.used and k != "fixed"}
+    info = {k: v for k, v in (atoms.info | more).items() if k not in entries.used and k != "fixed"}
     keys = tuple(label.key for label in values)
     return Frame(system, kept, source, keys, info | _constraints(atoms, remarks, source))
 
@@ -88,17 +88,17 @@ _FREE = (
 )
 
 
-def _not_taken(key: str, atoms: ase.Atoms, found: labels.FoundLabels) -> tuple[str, str]:
+def _not_taken(key: str, atoms: ase.Atoms, entries: labels.FoundLabels) -> tuple[str, str]:
     """What is said of a key that looks like a label."""
     spelled, kind = labels.quantity(key), labels.kind_of(key)
     if spelled is not None and spelled[0] in ("virial", "stress") and not atoms.pbc.all():
         what = f"{key} is not taken: pbc is {atoms.pbc.tolist()}"
         return what, "A stress needs a cell that is periodic in all three directions."
-    taken = {"energy": found.energy, "forces": found.forces}.get(kind, found.virial).key
+    taken = {"energy": entries.energy, "forces": entries.forces}.get(kind, entries.virial).key
     option = f"--{kind}-key {key} ({kind}_key in a config or ReadOptions)"
     what = f"{key} looks like a label and is not taken"
     if spelled is not None and taken:
-        law = " (a virial is -V stress)" if found.virial.key == taken else ""
+        law = " (a virial is -V stress)" if entries.virial.key == taken else ""
         return f"{what}: {taken} is, and they do not agree{law}", f"To take it: {option}; else ignore this."
     if kind == "gradient":
         return what, "If it is one: forces are minus the gradient of the energy; write them as forces."
@@ -149,8 +149,8 @@ def _constraints(atoms: ase.Atoms, remarks: Remarks, source: str) -> dict:
             given = given.reshape(len(atoms), -1)
     if given is not None:
         fixed = fixed | fixed_mask(given, len(atoms))
-    found = {"fixed": fixed} if fixed.any() or given is not None else {}
-    return found | ({"other_constraints": others} if others else {})
+    facts = {"fixed": fixed} if fixed.any() or given is not None else {}
+    return facts | ({"other_constraints": others} if others else {})
 
 
 def fixed_mask(fixed: np.ndarray | None, n_atoms: int) -> np.ndarray:
@@ -167,8 +167,8 @@ def fixed_mask(fixed: np.ndarray | None, n_atoms: int) -> np.ndarray:
 
 def held(atoms: ase.Atoms) -> set[str]:
     """The keys of whatever a structure carries."""
-    found = (*atoms.info, *atoms.arrays, *(getattr(atoms.calc, "results", None) or {}))
-    return {key for key in found if isinstance(key, str)} - {"numbers", "positions"}
+    keys = (*atoms.info, *atoms.arrays, *(getattr(atoms.calc, "results", None) or {}))
+    return {key for key in keys if isinstance(key, str)} - {"numbers", "positions"}
 
 
 def _checked(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray:

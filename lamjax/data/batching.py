@@ -119,7 +119,7 @@ def _order(
 
 
 def _batch(members: Members, rows: np.ndarray, batch_size: int | str, multiple: int, part: tuple[int, int]) -> Batch:
-    """These frames in the share of rows that is wanted."""
+    """The batch of these frames, restricted to the rows of this process."""
     shape = row_shape(members.bucket, batch_size, multiple)
     spread = split(members.n_atoms[rows].tolist(), batch_size, multiple)
     share = spread[part[0] * multiple // part[1] : (part[0] + 1) * multiple // part[1]]
@@ -127,7 +127,7 @@ def _batch(members: Members, rows: np.ndarray, batch_size: int | str, multiple: 
 
 
 def _row(members: Members, rows: np.ndarray, shape: RowShape) -> Batch:
-    """One list of atoms."""
+    """One row of a batch: frames behind one another in one list of atoms."""
     parts = [members.structure(int(row)) for row in rows]
     like = parts[0] if parts else members.structure(0)  # an empty row has the shapes of a full one
     sizes = [part.system.n_atoms for part in parts]
@@ -135,17 +135,17 @@ def _row(members: Members, rows: np.ndarray, shape: RowShape) -> Batch:
 
     def atoms(of: Callable[[Structure], Any]) -> np.ndarray:
         """What belongs to atoms, one structure behind another; 0 beyond."""
-        found = np.zeros((shape.n_atoms, *of(like).shape[1:]), of(like).dtype)
+        joined = np.zeros((shape.n_atoms, *of(like).shape[1:]), of(like).dtype)
         for part, a, b in zip(parts, ends, ends[1:], strict=False):
-            found[a:b] = of(part)
-        return found
+            joined[a:b] = of(part)
+        return joined
 
     def each(of: Callable[[Structure], Any]) -> np.ndarray:
         """What belongs to structures; 0 for those that are none."""
-        found = np.zeros((shape.n_structures, *np.shape(of(like))), np.asarray(of(like)).dtype)
+        joined = np.zeros((shape.n_structures, *np.shape(of(like))), np.asarray(of(like)).dtype)
         for k, part in enumerate(parts):
-            found[k] = of(part)
-        return found
+            joined[k] = of(part)
+        return joined
 
     system = System(
         positions=atoms(lambda part: part.system.positions),
@@ -183,6 +183,6 @@ def _row(members: Members, rows: np.ndarray, shape: RowShape) -> Batch:
 
 def _padded(values: np.ndarray, n: int, value: int) -> np.ndarray:
     """int32 (n,), `value` beyond what is given."""
-    found = np.full(n, value, np.int32)
-    found[: len(values)] = values
-    return found
+    padded = np.full(n, value, np.int32)
+    padded[: len(values)] = values
+    return padded

@@ -5,7 +5,6 @@ from typing import Any, TextIO
 
 import ase
 import numpy as np
-from ase.io.cif import parse_cif
 
 SHOWN = 8  # sites that a message lists
 SAME = 1e-3  # places whose fractional coordinates are nearer than this are one
@@ -14,6 +13,8 @@ FULL = 1e-3  # an occupancy nearer to 1 than this is 1
 
 def frames(file: TextIO) -> Iterator[ase.Atoms]:
     """The structures of a CIF; ValueError that lists the sites which are partly occupied or disordered."""
+    from ase.io.cif import parse_cif
+
     for block in parse_cif(file):
         if not block.has_structure():
             continue
@@ -53,16 +54,16 @@ def _partial(block: Any) -> list[str]:
     occupancies = _column(block, "occupancy") or [1.0] * n
     groups = _column(block, "disorder_group") or ["."] * n
     several = len({str(group) for group in groups} - {".", "?", "", "0", "0.0"}) > 1  # alternatives of one place
-    found = []
+    partial = []
     for label, occupancy, group in zip(labels, occupancies, groups, strict=False):
         number = _number(occupancy)
         if number is not None and abs(number - 1) > FULL:
-            found.append(f"{label} (occupancy {number:g})")
+            partial.append(f"{label} (occupancy {number:g})")
         elif several and str(group) not in (".", "?", "", "0", "0.0"):
-            found.append(f"{label} (disorder group {group})")
+            partial.append(f"{label} (disorder group {group})")
         elif str(label).lower().startswith(("vac", "va_")) or str(label) in ("Va", "X"):
-            found.append(f"{label} (a vacancy)")
-    return found
+            partial.append(f"{label} (a vacancy)")
+    return partial
 
 
 def _column(block: Any, name: str) -> list | None:

@@ -53,11 +53,11 @@ def compositions_of(frames: Sequence[Frame], rows: np.ndarray, table: np.ndarray
         case Subset():
             return compositions_of(frames.frames, frames.rows[rows], table, n_types)
         case Joined():
-            found, parts = np.zeros((len(rows), n_types)), np.searchsorted(frames.starts, rows, side="right") - 1
+            compositions, parts = np.zeros((len(rows), n_types)), np.searchsorted(frames.starts, rows, side="right") - 1
             for k in np.unique(parts):
                 mine = parts == k
-                found[mine] = compositions_of(frames.parts[k], rows[mine] - frames.starts[k], table, n_types)
-            return found
+                compositions[mine] = compositions_of(frames.parts[k], rows[mine] - frames.starts[k], table, n_types)
+            return compositions
     counted = [np.bincount(table[frames[k].system.numbers], minlength=n_types + 1)[:n_types] for k in rows]
     return np.array(counted, np.float64).reshape(-1, n_types)
 

@@ -24,11 +24,11 @@ _QUIET = 20_000  # frames that are counted without a progress line
 
 def exact_shapes(frames: Sequence[Frame], shells: Sequence[Shell], multiple: int = 4) -> np.ndarray:
     """(n_frames, 1 + n_shells) int32: atoms, then slots for each shell, as `neighbors.plan_capacities` counts them."""
-    found = counts(frames, tuple(shell.cutoff for shell in shells))
+    n_neighbors = counts(frames, tuple(shell.cutoff for shell in shells))
     shapes = np.empty((len(frames), 1 + len(shells)), np.int32)
     shapes[:, 0] = facts(frames).n_atoms
     for k, shell in enumerate(shells):
-        wanted = found[:, k] if shell.sel is None else np.minimum(found[:, k], shell.sel)
+        wanted = n_neighbors[:, k] if shell.sel is None else np.minimum(n_neighbors[:, k], shell.sel)
         rounded = np.maximum(multiple, -(-wanted.astype(np.int32) // multiple) * multiple)
         shapes[:, 1 + k] = rounded if k == 0 else np.minimum(rounded, shapes[:, 1])
     return shapes
@@ -50,7 +50,7 @@ def counts(frames: Sequence[Frame], cutoffs: tuple[float, ...]) -> np.ndarray:
 
 
 def _stored(store: Store, cutoffs: tuple[float, ...]) -> np.ndarray:
-    """From memory, from the sidecar, or counted and put there."""
+    """Numbers of neighbours from memory or a file beside the set, else counted and stored there."""
     path = Path(f"{store.path}{SIDECAR}")
     if missing := [c for c in cutoffs if c not in store.counted]:
         store.counted.update(_load(path, store))
@@ -63,7 +63,7 @@ def _stored(store: Store, cutoffs: tuple[float, ...]) -> np.ndarray:
 
 
 def _count(frames: Sequence[Frame], cutoffs: tuple[float, ...]) -> np.ndarray:
-    """By the neighbour search; the cutoffs may be in any order."""
+    """Numbers of neighbours by neighbour search; the cutoffs may be in any order."""
     order = np.argsort(cutoffs, kind="stable")[::-1]
     shells = tuple(Shell(cutoffs[k]) for k in order)
     n = len(frames)
@@ -74,13 +74,13 @@ def _count(frames: Sequence[Frame], cutoffs: tuple[float, ...]) -> np.ndarray:
 
     starts = range(0, n, _BLOCK)
     if n <= _BLOCK:
-        found = list(map(block, starts))
+        blocks = list(map(block, starts))
     else:
         with ThreadPoolExecutor(usable_cores()) as pool:
             done = pool.map(block, starts)
-            found = list(done if n <= _QUIET else progress(done, "Counting neighbours", len(starts)))
+            blocks = list(done if n <= _QUIET else progress(done, "Counting neighbours", len(starts)))
     counted = np.empty((n, len(cutoffs)), np.int32)
-    counted[:, order] = np.concatenate(found) if found else np.zeros((0, len(cutoffs)))
+    counted[:, order] = np.concatenate(blocks) if blocks else np.zeros((0, len(cutoffs)))
     most = counted.max(initial=0)
     return counted.astype(np.uint16) if most < 1 << 16 else counted
 
@@ -91,10 +91,10 @@ def _load(path: Path, store: Store) -> dict[float, np.ndarray]:
         with open(path, "rb") as raw, np.load(raw) as file:
             if str(file["digest"]) != store.digest:
                 return {}
-            found = {float.fromhex(name): file[name] for name in file.files if name != "digest"}
+            columns = {float.fromhex(name): file[name] for name in file.files if name != "digest"}
     except (OSError, ValueError, TypeError, AttributeError, KeyError, EOFError, zipfile.BadZipFile):
         return {}
-    return {cutoff: column for cutoff, column in found.items() if column.shape == (len(store),)}
+    return {cutoff: column for cutoff, column in columns.items() if column.shape == (len(store),)}
 
 
 def _save(path: Path, store: Store) -> None:

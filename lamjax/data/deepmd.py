@@ -58,20 +58,20 @@ class DeepmdSystem(Sequence):
 
     def structure(self, part: DeepmdSet, row: int) -> ase.Atoms:
         """The structure of one row of a set."""
-        found = {name: np.array(array[row], _dtype(name)) for name, array in part.arrays.items()}
-        types = found.get("real_atom_types", self.types)
+        arrays = {name: np.array(array[row], _dtype(name)) for name, array in part.arrays.items()}
+        types = arrays.get("real_atom_types", self.types)
         real = types != -1
         n = len(types)
-        atoms = ase.Atoms(numbers=self._numbers(types[real], part, row), positions=found["coord"].reshape(n, 3)[real])
+        atoms = ase.Atoms(numbers=self._numbers(types[real], part, row), positions=arrays["coord"].reshape(n, 3)[real])
         if self.periodic:
-            atoms.set_cell(found["box"].reshape(3, 3))
+            atoms.set_cell(arrays["box"].reshape(3, 3))
             atoms.pbc = True
         for name in ("force", "aparam"):
-            if name in found:
-                atoms.arrays[LABELS.get(name, name)] = found[name].reshape(n, -1)[real]
-        if "energy" in found:
-            atoms.info["energy"] = float(found["energy"][0])
-        atoms.info |= {name: found[name] for name in ("virial", "fparam", "charge_spin") if name in found}
+            if name in arrays:
+                atoms.arrays[LABELS.get(name, name)] = arrays[name].reshape(n, -1)[real]
+        if "energy" in arrays:
+            atoms.info["energy"] = float(arrays["energy"][0])
+        atoms.info |= {name: arrays[name] for name in ("virial", "fparam", "charge_spin") if name in arrays}
         return atoms
 
     def _numbers(self, types: np.ndarray, part: DeepmdSet, row: int) -> np.ndarray:
@@ -95,27 +95,27 @@ class DeepmdSystem(Sequence):
 
 def systems(path: str | Path) -> list[Path]:
     """The DeePMD systems at and below a directory, sorted; ValueError if there is none."""
-    found = sorted(
+    paths = sorted(
         Path(folder)
         for folder, folders, files in os.walk(path)
         if "type.raw" in files or any(name.startswith("set.") for name in folders)
     )
-    if not found:
+    if not paths:
         raise ValueError(
             f"{path}: a directory without a DeePMD data set in it (a folder with type.raw and set.*/coord.npy). "
             "Name the structure files themselves, or the folder that holds the set."
         )
-    return found
+    return paths
 
 
 def files_of(paths: Iterable[str | Path]) -> list[Path]:
     """The files that reading these paths opens: of a folder the arrays and tables of DeePMD systems, else the path."""
-    found: list[Path] = []
+    files: list[Path] = []
     for path in map(Path, paths):
         inside = os.walk(path) if path.is_dir() else ()
         below = (Path(folder) / name for folder, _, names in inside for name in names)
-        found += [file for file in below if file.suffix in (".npy", ".raw") or file.name == "nopbc"] or [path]
-    return found
+        files += [file for file in below if file.suffix in (".npy", ".raw") or file.name == "nopbc"] or [path]
+    return files
 
 
 def structures(

@@ -88,10 +88,10 @@ def _blocks(frames: Sequence[Frame], rows: np.ndarray) -> Iterator[dict[str, np.
 def _of_frame(frame: Frame) -> dict[str, np.ndarray]:
     system, labels = frame.system, frame.labels
     whole = {**system._asdict(), **labels._asdict()}
-    found = {name: whole[name] for name in _OF_ATOMS if whole[name] is not None}
-    found |= {name: np.asarray(whole[name])[None] for name in _OF_FRAMES if whole[name] is not None}
+    arrays = {name: whole[name] for name in _OF_ATOMS if whole[name] is not None}
+    arrays |= {name: np.asarray(whole[name])[None] for name in _OF_FRAMES if whole[name] is not None}
     weights = {f"{name} weights": labels.weights[k : k + 1] for k, name in enumerate(("energy", "forces", "virial"))}
-    return found | weights | {"n_atoms": np.array([system.n_atoms])}
+    return arrays | weights | {"n_atoms": np.array([system.n_atoms])}
 
 
 def _of_store(store: Store, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
@@ -105,8 +105,8 @@ def _of_store(store: Store, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]
             atoms, some = slice(int(first[0]), int(last[-1])), slice(int(some[0]), int(some[-1]) + 1)
         else:
             atoms = np.repeat(first - np.cumsum(n) + n, n) + np.arange(n.sum())
-        found = {name: arrays[name][atoms] for name in _OF_ATOMS if name in arrays}
-        found |= {name: arrays[name][some] for name in _OF_FRAMES if name in arrays}
+        stretch = {name: arrays[name][atoms] for name in _OF_ATOMS if name in arrays}
+        stretch |= {name: arrays[name][some] for name in _OF_FRAMES if name in arrays}
         weights = arrays["weights"][some].T
-        found |= {f"{name} weights": weights[k] for k, name in enumerate(("energy", "forces", "virial"))}
-        yield found | {"n_atoms": n}
+        stretch |= {f"{name} weights": weights[k] for k, name in enumerate(("energy", "forces", "virial"))}
+        yield stretch | {"n_atoms": n}

@@ -61,15 +61,15 @@ def frames(
 
 def header(text: str) -> dict[str, Any]:
     """The keys and values of a comment line, values as numbers, truth values, arrays or text."""
-    found: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
     for key, value in _pairs(text):
         if not key:
             continue
         value = value if key.lower() == "uid" else _value(value)
-        if key in found and not np.array_equal(found[key], value):
-            raise ValueError(f"the key {key!r} is there twice, as {found[key]} and as {value}. Keep one.")
-        found[key] = value
-    return found
+        if key in entries and not np.array_equal(entries[key], value):
+            raise ValueError(f"the key {key!r} is there twice, as {entries[key]} and as {value}. Keep one.")
+        entries[key] = value
+    return entries
 
 
 def _frame(comment: str, rows: list[str], first: int, note: Callable[..., Any], elements: Sequence[str]) -> ase.Atoms:
@@ -101,24 +101,24 @@ def _frame(comment: str, rows: list[str], first: int, note: Callable[..., Any], 
 
 def _reserved(info: dict[str, Any]) -> tuple[np.ndarray | None, Any, str | None]:
     """Cell, pbc and Properties, taken out of the header whatever their case."""
-    found: dict[str, Any] = {}
+    taken: dict[str, Any] = {}
     for key in [key for key in info if key.lower() in ("lattice", "pbc", "properties")]:
-        if key.lower() in found:
+        if key.lower() in taken:
             raise ValueError(f"the key {key.lower()!r} is there twice. Keep one.")
-        found[key.lower()] = info.pop(key)
-    cell = found.get("lattice")
+        taken[key.lower()] = info.pop(key)
+    cell = taken.get("lattice")
     if cell is not None:
         cell = np.asarray(cell)
         if cell.size != 9 or cell.dtype.kind not in "if":
             raise ValueError(
-                f"Lattice is {np.asarray(found['lattice']).tolist()!r}; expected nine numbers: ax ay az bx by bz cx cy "
+                f"Lattice is {np.asarray(taken['lattice']).tolist()!r}; expected nine numbers: ax ay az bx by bz cx cy "
                 'cz. Write out a box of lengths a, b, c as "a 0 0 0 b 0 0 0 c"; leave it out where there is no cell.'
             )
         cell = cell.reshape(3, 3).astype(float)
-    pbc = found.get("pbc", cell is not None)
+    pbc = taken.get("pbc", cell is not None)
     if np.size(pbc) not in (1, 3) or not np.isin(pbc, (0, 1)).all():
         raise ValueError(f'pbc is {np.asarray(pbc).tolist()!r}; expected three truth values: pbc="T T F".')
-    return cell, np.broadcast_to(np.asarray(pbc, bool), 3), found.get("properties")
+    return cell, np.broadcast_to(np.asarray(pbc, bool), 3), taken.get("properties")
 
 
 def _layout(properties: str) -> list[tuple[str, str, int]]:
@@ -141,7 +141,7 @@ def _layout(properties: str) -> list[tuple[str, str, int]]:
 
 def _arrays(layout: Any, words: list[list[str]], first: int) -> dict[str, np.ndarray]:
     """The columns by name; ValueError that names the line of a value that is not of its type."""
-    found, start = {}, 0
+    columns, start = {}, 0
     for name, kind, n in layout:
         text = [row[start : start + n] for row in words]
         start += n
@@ -151,8 +151,8 @@ def _arrays(layout: Any, words: list[list[str]], first: int) -> dict[str, np.nda
             k, word = next((k, w) for k, row in enumerate(text) for w in row if not _is(kind, w))
             raise ValueError(f"line {first + k}: {word!r} in column {name} is not {_MEANING[kind]}.") from None
         values = values.reshape(len(words), n)
-        found[name] = values[:, 0] if n == 1 else values
-    return found
+        columns[name] = values[:, 0] if n == 1 else values
+    return columns
 
 
 def _real(word: str) -> float:
@@ -234,41 +234,41 @@ def _pairs(text: str) -> Iterator[tuple[str, str]]:
 
 def _word(text: str, place: int, stop: str) -> tuple[str, int]:
     """What stands up to the next space outside of quotes and brackets, without them, and where it ends."""
-    found: list[str] = []
+    characters: list[str] = []
     while place < len(text) and not text[place].isspace() and text[place] not in (stop or ()):
         plain = _PLAIN_RUN.match(text, place)
         if plain or text[place] == "=":
-            found.append(plain[0] if plain else "=")
+            characters.append(plain[0] if plain else "=")
             place = plain.end() if plain else place + 1
         elif text[place] == "\\":
-            found.append(text[place + 1 : place + 2])
+            characters.append(text[place + 1 : place + 2])
             place += 2
         else:
             inside, place = _quoted(text, place + 1, text[place])
-            found.append(inside)
-    return "".join(found), place
+            characters.append(inside)
+    return "".join(characters), place
 
 
 def _quoted(text: str, place: int, opened: str) -> tuple[str, int]:
     """What stands up to the end of the quotes or brackets (which may be nested), and where what follows begins."""
-    closes, depth, found = _CLOSES[opened], 1, []
+    closes, depth, characters = _CLOSES[opened], 1, []
     while place < len(text):
         plain = _QUOTED_RUN.match(text, place)
         if plain:
-            found.append(plain[0])
+            characters.append(plain[0])
             place = plain.end()
             continue
         character = text[place]
         if character == "\\":
-            found.append(text[place + 1 : place + 2])
+            characters.append(text[place + 1 : place + 2])
             place += 2
             continue
         place += 1
         depth += (character == opened != closes) - (character == closes)
         if depth == 0:
             break
-        found.append(character if opened in "\"'" else " ")
-    return "".join(found), place
+        characters.append(character if opened in "\"'" else " ")
+    return "".join(characters), place
 
 
 def _spaces(text: str, place: int) -> int:
@@ -287,8 +287,8 @@ def _value(text: str) -> Any:
             continue
         return values[0] if len(values) == 1 else values
     if all(part in _BOOLEANS for part in parts):
-        found = [_BOOLEANS[part] for part in parts]
-        return found[0] if len(found) == 1 else found
+        parsed = [_BOOLEANS[part] for part in parts]
+        return parsed[0] if len(parsed) == 1 else parsed
     if not text.startswith("_JSON "):
         return text
     value = json.loads(text.removeprefix("_JSON "))

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import ase
-import ase.io
-from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 
 from lamjax.data import cif, extxyz, lammps, shelx, text, vasp
 from lamjax.data.labels import ReadOptions
@@ -54,10 +52,12 @@ def structures(path: Path, options: ReadOptions, note: Callable[..., Any]) -> It
 
 def _by_ase(path: Path, kind: str) -> Iterator[ase.Atoms]:
     """The structures that ASE's own reader of a format finds; what it stumbles over is told as a fault of the file."""
+    from ase.io import formats
+
     n = 0
     with _plain(path, kind) as plain:
         try:
-            for atoms in ase.io.iread(str(plain), ":", format=kind, do_not_split_by_at_sign=True):
+            for atoms in formats.iread(str(plain), ":", format=kind, do_not_split_by_at_sign=True):
                 yield atoms
                 n += 1
         except (OSError, ImportError):
@@ -65,13 +65,15 @@ def _by_ase(path: Path, kind: str) -> Iterator[ase.Atoms]:
         except Exception as error:  # whatever its parser raises
             after = f" after {n} {'structures' if n > 1 else 'structure'}" if n else ""
             raise ValueError(
-                f"it was taken for {ioformats[kind].description} (ASE's format {kind}) and ends too early or is "
-                f"malformed{after}; ASE says {type(error).__name__}: {error}"
+                f"it was taken for {formats.ioformats[kind].description} (ASE's format {kind}) and ends too early or "
+                f"is malformed{after}; ASE says {type(error).__name__}: {error}"
             ) from error
 
 
 def kind(path: Path) -> str:
     """ASE's name of the format of a file; ValueError if nothing tells it."""
+    from ase.io.formats import UnknownFileTypeError, filetype, ioformats
+
     name = text.name_unpacked(path)
     if name.lower().endswith(XYZ):
         return "extxyz"
@@ -86,9 +88,9 @@ def kind(path: Path) -> str:
     if head.startswith("<?xml") and "<modeling>" in head:
         return "vasp-xml"
     with _plain(path, None) as plain, contextlib.suppress(UnknownFileTypeError):
-        found = filetype(str(plain))
-        if found in ioformats:
-            return found
+        format = filetype(str(plain))
+        if format in ioformats:
+            return format
     if re.match(r"\d+[ \t]*\n", head):
         return "extxyz"
     raise ValueError("neither its name nor its beginning tells the format")
@@ -100,6 +102,8 @@ def _plain(path: Path, kind: str | None) -> Iterator[Path]:
 
     Absolute, because ASE takes names that begin with postgres or mysql for data bases.
     """
+    from ase.io.formats import ioformats
+
     binary = kind is None or ioformats[kind].isbinary or not text.is_text(path)
     if not text.is_packed(path) and (binary or _is_clean(path)):
         yield path.absolute()

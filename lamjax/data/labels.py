@@ -6,42 +6,43 @@ What looks like a label and is not taken is named, so that none is lost without 
 import functools
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import ase
 import ase.data
 import numpy as np
 from ase import units as _ase
+from pydantic import Field
 
 from lamjax import units
+from lamjax.config import configuration
+
+Key = Annotated[str, Field(min_length=1)]
 
 
-@dataclass(frozen=True)
+@configuration
 class ReadOptions:
     """What a file does not say by itself: where its labels are, and what its numbered types mean."""
 
-    energy_key: str | None = None  # of the energy (eV); None: the usual spellings
-    forces_key: str | None = None  # eV/Å
-    stress_key: str | None = None  # eV/Å³, positive in tension
-    virial_key: str | None = None  # eV, -V stress
-    elements: tuple[str, ...] = ()  # of the types of LAMMPS dumps, and of DeePMD sets whose types are no elements
+    energy_key: Annotated[Key | None, Field(description="of the energy (eV); None: the usual spellings")] = None
+    forces_key: Annotated[Key | None, Field(description="eV/Å")] = None
+    stress_key: Annotated[Key | None, Field(description="eV/Å³, positive in tension")] = None
+    virial_key: Annotated[Key | None, Field(description="eV, -V stress")] = None
+    elements: Annotated[
+        tuple[str, ...],
+        Field(description="of the types of LAMMPS dumps, and of DeePMD sets whose types are no elements"),
+    ] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.elements, str):
-            raise ValueError(f"elements is the text {self.elements!r}. Give a tuple of names: elements=('Si', 'O').")
-        if wrong := {k: v for k, v in self.keys().items() if not isinstance(v, str) or not v}:
-            name, key = next(iter(wrong.items()))
-            raise ValueError(f"{name}_key is {key!r}. Give the name of one key, for example {name}_key='my_{name}'.")
         if wrong := [name for name in self.elements if name not in ase.data.chemical_symbols[1:]]:
             raise ValueError(
-                f"{wrong[0]!r} is no chemical element. Name those of types 1, 2, ... in their order, as in Si, O."
+                f"elements: {wrong[0]!r} is no chemical element. Name those of types 1, 2, ... in order, as in Si, O."
             )
 
     def keys(self) -> dict[str, str]:
         """The keys that are chosen, by quantity."""
-        found = {name: getattr(self, f"{name}_key") for name in QUANTITIES}
-        return {name: key for name, key in found.items() if key is not None}
+        chosen = {name: getattr(self, f"{name}_key") for name in QUANTITIES}
+        return {name: key for name, key in chosen.items() if key is not None}
 
 
 QUANTITIES = ("energy", "forces", "virial", "stress")
@@ -173,18 +174,18 @@ def _places(atoms: ase.Atoms) -> list[dict[str, Any]]:
 
 def _entries(atoms: ase.Atoms, name: str, chosen: str | None) -> list[_Entry]:
     """Where a label is, the best place first."""
-    found = []
+    entries = []
     for place, values in enumerate(_places(atoms)):
         if chosen is not None:
-            found += [_Entry((-1, place, int(key != chosen)), key, values[key]) for key in named(values, chosen)]
+            entries += [_Entry((-1, place, int(key != chosen)), key, values[key]) for key in named(values, chosen)]
             continue
         for key, value in values.items():
             spelled = quantity(key)
             fits = np.ndim(value) > 0 if name == "forces" else place < 2  # of atoms, or of the frame
             if spelled is not None and spelled[0] == name and fits and not isinstance(value, bool | np.bool_):
                 exact = 2 * spelled[2] + (key != key.lower() and not key.startswith("REF_"))
-                found.append(_Entry((spelled[1], place, exact), key, value))
-    return sorted(found, key=lambda entry: entry.rank)
+                entries.append(_Entry((spelled[1], place, exact), key, value))
+    return sorted(entries, key=lambda entry: entry.rank)
 
 
 def _first(entries: Iterable[_Entry]) -> _Entry | None:
@@ -193,8 +194,10 @@ def _first(entries: Iterable[_Entry]) -> _Entry | None:
 
 def _tensor(entries: dict[str, list[_Entry]]) -> tuple[str, _Entry | None]:
     """ "virial" or "stress", and where it is: the better mark goes first, then a virial before a stress."""
-    found = [(e.rank[0], k, e.rank[1:], name, e) for k, name in enumerate(("virial", "stress")) for e in entries[name]]
-    best = min(found, key=lambda one: one[:3], default=None)
+    candidates = [
+        (e.rank[0], k, e.rank[1:], name, e) for k, name in enumerate(("virial", "stress")) for e in entries[name]
+    ]
+    best = min(candidates, key=lambda one: one[:3], default=None)
     return ("virial", None) if best is None else best[3:]
 
 
@@ -216,8 +219,8 @@ def _agree(virial: _Entry, stress: _Entry, atoms: ase.Atoms) -> bool:
 
 def _chosen(options: ReadOptions) -> set[str]:
     """The quantities whose keys were chosen; a stress stands for a virial and the other way round."""
-    found = set(options.keys())
-    return found | ({"virial", "stress"} if found & {"virial", "stress"} else set())
+    quantities = set(options.keys())
+    return quantities | ({"virial", "stress"} if quantities & {"virial", "stress"} else set())
 
 
 def _equal(a: Any, b: Any) -> bool:
@@ -229,23 +232,23 @@ def _equal(a: Any, b: Any) -> bool:
 
 def _unused(atoms: ase.Atoms, entries: dict[str, list[_Entry]], taken: dict[str, _Entry], chosen: Any) -> set[str]:
     """Keys that look like labels: of no known spelling, or beside a label with another value."""
-    usual, found = {entry.key for entry in taken.values()}, set()
+    usual, keys = {entry.key for entry in taken.values()}, set()
     for values in _places(atoms):
-        found |= {key for key, value in values.items() if looks_like_label(key) and _holds_numbers(value)}
+        keys |= {key for key, value in values.items() if looks_like_label(key) and _holds_numbers(value)}
     if "energy" in taken:  # those of atoms are its parts
-        found -= {key for key, value in atoms.arrays.items() if value.ndim == 1 and kind_of(key) == "energy"}
-    found -= usual | {parts for parts, whole in _PARTS.items() if whole & taken.keys()}
-    found -= {key for key in found if (spelled := quantity(key)) is not None and spelled[0] in chosen}
+        keys -= {key for key, value in atoms.arrays.items() if value.ndim == 1 and kind_of(key) == "energy"}
+    keys -= usual | {parts for parts, whole in _PARTS.items() if whole & taken.keys()}
+    keys -= {key for key in keys if (spelled := quantity(key)) is not None and spelled[0] in chosen}
     for name, some in entries.items():
         if name == "stress" and "virial" in taken:
             first = taken["virial"].rank[0] <= 0
-            found -= {entry.key for entry in some if first or _agree(taken["virial"], entry, atoms)}
+            keys -= {entry.key for entry in some if first or _agree(taken["virial"], entry, atoms)}
         if (one := taken.get(name)) is None:
             continue
         # REF_ and a chosen key go before others by what they are, and a free energy before E(sigma -> 0)
         first = one.rank[0] <= 0 or is_free(one.key)
-        found -= {entry.key for entry in some if first or _equal(entry.value, one.value)}
-    return found
+        keys -= {entry.key for entry in some if first or _equal(entry.value, one.value)}
+    return keys
 
 
 def _holds_numbers(value: Any) -> bool:
@@ -296,7 +299,7 @@ _OF |= {"coordinate": "length", "coordinates": "length", "pressure": "pressure"}
 
 def _factors(info: dict[str, Any]) -> tuple[dict[str, float], set[str]]:
     """What the labels are multiplied by, and the keys that say so; ValueError for what is not known."""
-    found, keys = {}, set()
+    factors, keys = {}, set()
     for key, value in info.items():
         words = _tokens(re.sub(r"(?i)(?<=[a-z])units?$", r"_\g<0>", key))  # energyunit is energy_unit
         rest = [word for word in words if word not in ("unit", "units")]
@@ -311,13 +314,14 @@ def _factors(info: dict[str, Any]) -> tuple[dict[str, float], set[str]]:
                 f"{key}={value}: this unit is not known here. Convert the file to eV, Å, eV/Å and eV/Å³ (known are eV, "
                 "hartree, rydberg, kcal/mol, kJ/mol; angstrom, bohr, nm; GPa, kbar) and remove the key."
             )
-        found.update(factor)
-    if (pressure := found.pop("pressure", None)) is not None:  # that of the stress, where nothing else is said of it
-        found.setdefault("stress", pressure)
-    if found.pop("length", 1.0) != 1.0:
-        said = ", ".join(sorted(keys))
-        raise ValueError(f"Lengths are not in Å ({said}). Convert positions, cell and labels, and remove the key.")
-    return found, keys
+        factors.update(factor)
+    if (pressure := factors.pop("pressure", None)) is not None:  # that of the stress, where nothing else is said of it
+        factors.setdefault("stress", pressure)
+    if factors.pop("length", 1.0) != 1.0:
+        raise ValueError(
+            f"Lengths are not in Å ({', '.join(sorted(keys))}). Convert positions, cell and labels, and remove the key."
+        )
+    return factors, keys
 
 
 def _check_complete(factors: dict[str, float], taken: dict[str, _Entry]) -> None:

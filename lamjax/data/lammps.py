@@ -9,8 +9,6 @@ import ase
 import ase.data
 import numpy as np
 from ase.calculators.lammps import unitconvert
-from ase.io.lammpsdata import read_lammps_data
-from ase.io.lammpsrun import read_lammps_dump_text
 
 MASS = 0.1  # amu; a mass that is farther from that of every element is none of them
 _NAMES = ("element", "typelabel", "mass")  # columns that tell the elements
@@ -40,17 +38,19 @@ def frames(
 
 def data_file(lines: Iterator[str], elements: Sequence[str] = ()) -> ase.Atoms:
     """The structure of a LAMMPS data file in metal units; its types are `elements`, or told by their masses."""
+    from ase.io.lammpsdata import read_lammps_data
+
     lines = list(lines)
-    found = next((int(m[1]) for line in lines if (m := re.match(r"\s*(\d+)\s+atom types\b", line))), 0)
+    n_types = next((int(m[1]) for line in lines if (m := re.match(r"\s*(\d+)\s+atom types\b", line))), 0)
     masses = dict(_masses(lines))
-    if elements and found <= len(elements):
-        symbols = list(elements[:found])
-    elif not elements and found and all(k in masses for k in range(1, found + 1)):
-        symbols = [_of_mass(*masses[k]) for k in range(1, found + 1)]
+    if elements and n_types <= len(elements):
+        symbols = list(elements[:n_types])
+    elif not elements and n_types and all(k in masses for k in range(1, n_types + 1)):
+        symbols = [_of_mass(*masses[k]) for k in range(1, n_types + 1)]
     else:
         given = f"elements are given for types 1 to {len(elements)}" if elements else "it has no Masses"
         raise ValueError(
-            f"line 1: a LAMMPS data file of {found} types, and {given}. Give the elements of types 1, 2, ... "
+            f"line 1: a LAMMPS data file of {n_types} types, and {given}. Give the elements of types 1, 2, ... "
             "(--elements Si,O; elements of ReadOptions)."
         )
     numbers = {k: ase.data.atomic_numbers[symbol] for k, symbol in enumerate(symbols, 1)}
@@ -70,21 +70,21 @@ def _masses(lines: list[str]) -> Iterator[tuple[int, tuple[float, int]]]:
 
 def _sections(lines: Iterator[str]) -> Iterator[tuple[int, dict[str, tuple[str, list[str]]]]]:
     """(line number, {item: (rest of its line, lines)}) of every frame."""
-    found: dict[str, tuple[str, list[str]]] = {}
+    sections: dict[str, tuple[str, list[str]]] = {}
     start, into = 1, None
     for number, line in enumerate(lines, 1):
         if line.startswith("ITEM:"):
             name, rest = _item(line, number)
-            if name in found or ("ATOMS" in found):
-                yield start, _whole(found, start)
-                found, start = {}, number
-            into = found.setdefault(name, (rest, []))[1]
+            if name in sections or ("ATOMS" in sections):
+                yield start, _whole(sections, start)
+                sections, start = {}, number
+            into = sections.setdefault(name, (rest, []))[1]
         elif line.strip():
             if into is None:
                 raise ValueError(f"line {number}: expected ITEM: of a LAMMPS dump, got {line[:60]!r}.")
             into.append(line)
-    if found:
-        yield start, _whole(found, start)
+    if sections:
+        yield start, _whole(sections, start)
 
 
 def _item(line: str, number: int) -> tuple[str, str]:
@@ -95,25 +95,25 @@ def _item(line: str, number: int) -> tuple[str, str]:
     return rest, ""
 
 
-def _whole(found: dict[str, tuple[str, list[str]]], start: int) -> dict[str, tuple[str, list[str]]]:
+def _whole(sections: dict[str, tuple[str, list[str]]], start: int) -> dict[str, tuple[str, list[str]]]:
     """The sections of a frame; ValueError if something of it is missing."""
-    missing = [name for name in ("TIMESTEP", "NUMBER OF ATOMS", "BOX BOUNDS", "ATOMS") if name not in found]
-    lacking = [name for name in found if name in ("TIMESTEP", "NUMBER OF ATOMS") and not found[name][1]]
-    if missing or lacking or len(found["BOX BOUNDS"][1]) != 3:
+    missing = [name for name in ("TIMESTEP", "NUMBER OF ATOMS", "BOX BOUNDS", "ATOMS") if name not in sections]
+    lacking = [name for name in sections if name in ("TIMESTEP", "NUMBER OF ATOMS") and not sections[name][1]]
+    if missing or lacking or len(sections["BOX BOUNDS"][1]) != 3:
         what = ", ".join(missing or lacking or ["three lines of BOX BOUNDS"])
         raise ValueError(f"line {start}: the frame from here has no {what}: it is cut short, or no dump of atoms.")
-    n, rows = int(found["NUMBER OF ATOMS"][1][0]), found["ATOMS"][1]
-    width = len(found["ATOMS"][0].split())
+    n, rows = int(sections["NUMBER OF ATOMS"][1][0]), sections["ATOMS"][1]
+    width = len(sections["ATOMS"][0].split())
     short = [row for row in rows if len(row.split()) != width]
     if len(rows) != n or short:
         raise ValueError(
             f"line {start}: the frame from here announces {n} atoms of {width} values, {len(rows) - len(short)} such "
             "lines follow: it is cut short or damaged. Remove it."
         )
-    _check_columns(found["ATOMS"][0].split(), rows, start)
-    if len(found["BOX BOUNDS"][0].split()) < 3:
+    _check_columns(sections["ATOMS"][0].split(), rows, start)
+    if len(sections["BOX BOUNDS"][0].split()) < 3:
         raise ValueError(f"line {start}: BOX BOUNDS does not say what is periodic. Write `pp pp pp` (or ff) behind it.")
-    return found
+    return sections
 
 
 def _check_columns(columns: list[str], rows: list[str], start: int) -> None:
@@ -130,6 +130,8 @@ def _check_columns(columns: list[str], rows: list[str], start: int) -> None:
 
 
 def _frame(number: int, sections: dict, units: str, elements: Sequence[str]) -> ase.Atoms:
+    from ase.io.lammpsrun import read_lammps_dump_text
+
     columns = sections["ATOMS"][0].split()
     rows = [row.split() for row in sections["ATOMS"][1]]
     symbols = _symbols(columns, rows, elements, number)

@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float, Int
-from scipy.optimize import linear_sum_assignment
 
 from lamjax.lattice import complete_cell, shortest
 from lamjax.system import System
@@ -54,6 +53,8 @@ def displacements(start: System, target: System) -> Float[np.ndarray, "n_atoms 3
 
 
 def _assign(start: System, numbers: np.ndarray, places: Any) -> Int[np.ndarray, " n_atoms"]:
+    from scipy.optimize import linear_sum_assignment
+
     order = np.empty(start.n_atoms, int)
     for element in np.unique(start.numbers):
         mine, theirs = np.flatnonzero(start.numbers == element), np.flatnonzero(numbers == element)

@@ -137,14 +137,14 @@ def _places(frames: Sequence[Frame], shapes: np.ndarray, plan: Plan) -> np.ndarr
 def _require_alike(frames: Sequence[Frame]) -> None:
     """ValueError naming two frames if one of PARAMETERS is there in one and not, or of another width, in the other."""
     for name in PARAMETERS:
-        found: dict[str, str] = {}  # width -> source of the first frame with it
+        first_sources: dict[str, str] = {}  # width -> source of the first frame with it
         for frame in _representatives(frames):
             value = getattr(frame.system, name)
-            found.setdefault("no" if value is None else f"{value.shape[-1]} numbers", frame.source)
-        if len(found) > 1:
-            said = "; ".join(f"{width} {name} in {source}" for width, source in found.items())
+            first_sources.setdefault("no" if value is None else f"{value.shape[-1]} numbers", frame.source)
+        if len(first_sources) > 1:
+            widths = "; ".join(f"{width} {name} in {source}" for width, source in first_sources.items())
             raise ValueError(
-                f"Either all frames carry the same {name} or none does: {said}. Add it or read them apart."
+                f"Either all frames carry the same {name} or none does: {widths}. Add it or read them apart."
             )
 
 

@@ -89,8 +89,8 @@ def read_pairs(
     """
     left_out: list[str] = []
     frames = _readable(paths, options or ReadOptions(), left_out)
-    found = _pairs(frames, left_out, _Rules(fmax, variable_cell, keep_unrelaxed, targets_alone))
-    return [cast_pair(pair, dtype) for pair in found]
+    pairs = _pairs(frames, left_out, _Rules(fmax, variable_cell, keep_unrelaxed, targets_alone))
+    return [cast_pair(pair, dtype) for pair in pairs]
 
 
 def cast_pair(pair: Pair, dtype: DTypeLike | None) -> Pair:
@@ -148,8 +148,8 @@ def _readable(paths: Any, options: ReadOptions, left_out: list[str]) -> Iterator
     """The frames that can be read; what is wrong with the others is added to `left_out`."""
     for path in [paths] if isinstance(paths, str | Path) else paths:
         try:
-            found = iterate(path, on_error=lambda error: left_out.append(str(error)), options=options)
-            yield from (_Read(frame, str(path)) for frame in found)
+            frames = iterate(path, on_error=lambda error: left_out.append(str(error)), options=options)
+            yield from (_Read(frame, str(path)) for frame in frames)
         except ValueError as error:
             left_out.append(str(error))
 
@@ -188,18 +188,18 @@ def listed(headline: str, lines: list[str]) -> str:
 
 def _groups(frames: Iterable[_Read], left_out: list[str], rules: _Rules) -> Iterator[tuple[str, str, list[Frame]]]:
     """(form, name, frames) of all candidates, in the order in which they begin."""
-    found: dict[tuple[str, str], list[Frame]] = {}
+    groups: dict[tuple[str, str], list[Frame]] = {}
     for k, (frame, file) in enumerate(frames):
         info = frame.info
         if "final_positions" in info:
-            found["final_positions", str(k)] = [frame]
+            groups["final_positions", str(k)] = [frame]
         elif "relax_id" in info and "step" in info:
-            found.setdefault(("relax_id", str(info["relax_id"])), []).append(frame)
+            groups.setdefault(("relax_id", str(info["relax_id"])), []).append(frame)
         elif "pair_id" in info and "role" in info:
-            found.setdefault(("pair_id", str(info["pair_id"])), []).append(frame)
+            groups.setdefault(("pair_id", str(info["pair_id"])), []).append(frame)
         else:
-            found.setdefault(("file", file), []).append(frame)
-    for (form, name), members in found.items():
+            groups.setdefault(("file", file), []).append(frame)
+    for (form, name), members in groups.items():
         if form != "file":
             yield form, name, members
             continue
@@ -331,22 +331,24 @@ def _in_cell(start: System, target: System, rules: _Rules, where: str) -> System
 def _in_order(start: System, target: Frame, where: str, remarks: Remarks) -> Frame:
     """The target with its atoms in the order of the start; ValueError if they cannot be told apart."""
     if not np.array_equal(start.numbers, target.system.numbers):
-        found = matching.assigned(start, target.system)
-        moved = int(np.sum(found.order != np.arange(start.n_atoms)))
-        said = f"{moved} of {start.n_atoms} atoms change place, the largest displacement is then {found.largest:.2f} Å"
-        if found.largest > FARTHEST:
+        match = matching.assigned(start, target.system)
+        moved = int(np.sum(match.order != np.arange(start.n_atoms)))
+        change = (
+            f"{moved} of {start.n_atoms} atoms change place, the largest displacement is then {match.largest:.2f} Å"
+        )
+        if match.largest > FARTHEST:
             raise ValueError(
-                f"{where}: the atoms of the target are in another order, and to match them fails: {said}, more than "
+                f"{where}: the atoms of the target are in another order, and to match them fails: {change}, more than "
                 f"{FARTHEST:g} Å. Give both the same order."
             )
-        remarks[REORDERED].append(f"{where}: {said}.")
-        return _permuted(target, found.order)
+        remarks[REORDERED].append(f"{where}: {change}.")
+        return _permuted(target, match.order)
     as_given = matching.given(start, target.system)
     if as_given.largest > FAR:
-        found = matching.assigned(start, target.system)
-        if found.rms < as_given.rms / 2:
-            said = f"RMS displacement {as_given.rms:.2f} Å, if they were matched {found.rms:.2f} Å"
-            remarks[PERMUTED].append(f"{where}: {said}.")
+        match = matching.assigned(start, target.system)
+        if match.rms < as_given.rms / 2:
+            change = f"RMS displacement {as_given.rms:.2f} Å, if they were matched {match.rms:.2f} Å"
+            remarks[PERMUTED].append(f"{where}: {change}.")
     return target
 
 

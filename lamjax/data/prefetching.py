@@ -99,7 +99,7 @@ class _Shared:
             return not (self.closed or self.ended)
 
     def next(self) -> Any:
-        """The next item, when it is there."""
+        """Wait for the next item and return it."""
         with self.changed:
             self.changed.wait_for(lambda: self.closed or self.made or self.ended)
             if not self.made:

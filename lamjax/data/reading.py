@@ -118,19 +118,19 @@ def _parsed(
     remarks: Remarks,
 ) -> Iterator[Frame]:
     """The frames of a file or folder that is not mapped."""
-    found = deepmd.structures(path, known, options.elements) if path.is_dir() else _file(path, options, remarks)
+    structures = deepmd.structures(path, known, options.elements) if path.is_dir() else _file(path, options, remarks)
     lacking, others = options.keys(), set()
-    for place, number, atoms in found:
+    for place, number, atoms in structures:
         source = f"{place.relative_to(path.parent)} frame {number}"
         try:
             frame = frame_of(atoms, dtype, source, options, remarks)
             _check_known(atoms.symbols, known)
             _check_labels(atoms, frame, require)
         except ValueError as error:
-            told = FrameError(f"{place}, frame {number}: {error}", source, atoms)
+            frame_error = FrameError(f"{place}, frame {number}: {error}", source, atoms)
             if on_error is None:
-                raise told from error
-            on_error(told)
+                raise frame_error from error
+            on_error(frame_error)
             continue
         if lacking:
             present = held(atoms)
@@ -149,9 +149,9 @@ def summarize(frames: Sequence[Frame]) -> Summary:
     """Counts of labels, keys, elements and sizes over the frames; of a store without reading positions."""
     frames = frames if isinstance(frames, Sequence) else list(frames)
     check_frames(frames, "summarize")
-    said, present = facts(frames), present_elements(frames)
-    sizes = said.n_atoms if len(frames) else np.zeros(1, int)
-    labelled = np.sum(said.weights > 0, axis=0)
+    columns, present = facts(frames), present_elements(frames)
+    sizes = columns.n_atoms if len(frames) else np.zeros(1, int)
+    labelled = np.sum(columns.weights > 0, axis=0)
     keys, periodic = Counter(), 0
     for part in frames.parts if isinstance(frames, Joined) else [frames]:
         keys += _keys(part)
@@ -173,10 +173,10 @@ def _keys(frames: Sequence[Frame]) -> Counter:
         triples = Counter({tuple(frames.keys[k]): n for k, n in numbers})
     else:
         triples = Counter(frame.keys for frame in frames)
-    found: Counter = Counter()
+    counter: Counter = Counter()
     for triple, n in triples.items():
-        found.update({f"{name}: {key}": n for name, key in zip(LABELS, triple, strict=True) if key})
-    return found
+        counter.update({f"{name}: {key}": n for name, key in zip(LABELS, triple, strict=True) if key})
+    return counter
 
 
 def _periodic(frames: Sequence[Frame]) -> int:

@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import ase
-import ase.io
 import numpy as np
-from ase.io.extxyz import key_val_str_to_dict
 
 from lamjax.audit import theory_levels as levels
 from lamjax.data import labels
@@ -16,6 +14,8 @@ from lamjax.data import labels
 
 def append(file: TextIO, atoms: ase.Atoms) -> None:
     """One record, handed to the system at once: a run that is killed loses no structure that was told to be done."""
+    import ase.io
+
     text = io.StringIO()
     ase.io.write(text, atoms, format="extxyz")
     file.write(text.getvalue())
@@ -43,6 +43,8 @@ def whole_records(path: Path, writer: str) -> Iterator[tuple[dict[str, Any], int
 
     Raises ValueError for a file that `writer` ("lamjax relax") cannot have written.
     """
+    from ase.io.extxyz import key_val_str_to_dict
+
     with open(path, "rb") as file:
         while first := file.readline():
             if not first.strip().isdigit():

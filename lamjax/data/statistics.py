@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from lamjax.data.columns import composition_blocks, facts, sample
 from lamjax.descriptors import Block
-from lamjax.descriptors.environment import raw_rows
+from lamjax.descriptors.environment import Switch, raw_rows
 from lamjax.frames import Frame, check_frames
 from lamjax.neighbors.host import pairs
 from lamjax.potential import Params, Potential, check_potential, type_table
@@ -67,21 +67,20 @@ def energy_bias(potential: Potential, frames: Sequence[Frame], predicted: np.nda
     """
     check_potential(potential, "energy_bias")
     check_frames(frames, "energy_bias")
-    said = facts(frames)
-    use = said.weights[:, 0] > 0
+    columns = facts(frames)
+    use = columns.weights[:, 0] > 0
     if not use.any():
         raise ValueError("No frame carries an energy: the energy per element cannot be fitted. Add energy labels.")
-    target = np.asarray(said.energy, np.float64)
+    target = np.asarray(columns.energy, np.float64)
     if predicted is not None:
         target = target - np.asarray(predicted, np.float64)
-    reduced, equations = None, functools.partial(_equations, potential, frames, target, use)
+    equations = functools.partial(_equations, potential, frames, target, use)
+    reduced: Any = None
     for counts, energies in equations():
         reduced = _reduced(reduced, counts, energies)
-    found = np.linalg.lstsq(reduced[:, :-1], reduced[:, -1], rcond=None)[0]
-    left = np.concatenate(
-        [energies - counts @ found for counts, energies in _equations(potential, frames, target, use)]
-    )
-    return Bias(found, float(np.std(left)))
+    energies_of_types = np.linalg.lstsq(reduced[:, :-1], reduced[:, -1], rcond=None)[0]
+    left = np.concatenate([energies - counts @ energies_of_types for counts, energies in equations()])
+    return Bias(energies_of_types, float(np.std(left)))
 
 
 def compositions(potential: Potential, frames: Sequence[Frame]) -> np.ndarray:
@@ -116,10 +115,10 @@ def set_environment(potential: Potential, params: Params, frames: Iterable[Frame
     parts = potential.config.descriptor.blocks
     if all(part.stddev is not None for part in parts):
         return params
-    found = environment_statistics(potential, frames)
+    computed = environment_statistics(potential, frames)
     descriptor = dict(params.descriptor)
     for part in parts:
-        old, new = descriptor[part.name]["statistics"], found[part.name]
+        old, new = descriptor[part.name]["statistics"], computed[part.name]
         mean = np.zeros_like(new["mean"]) if part.zero_mean else new["mean"]
         statistics = {
             "mean": jnp.asarray(mean, old["mean"].dtype),
@@ -247,7 +246,7 @@ def _block_pairs(group: _Group, part: Block, excluded: set) -> tuple[np.ndarray,
 def _rows_function(part: Block, protection: float) -> Callable:
     @jax.jit
     def rows(d: Array) -> Any:
-        return raw_rows(d, part.rcut, part.rcut_smth, protection, part.exponential)[0]
+        return raw_rows(d, Switch(part.rcut, part.rcut_smth, protection, part.exponential))[0]
 
     def apply(d: np.ndarray) -> np.ndarray:
         """Raw rows of any number of displacements, in chunks of one shape."""

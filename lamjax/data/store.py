@@ -182,8 +182,8 @@ class _Tables:
 
     def source(self, text: str) -> tuple[int, int]:
         """Numbers of file and frame; -1 for a source that is not "FILE frame K"."""
-        found = re.fullmatch(r"(.*) frame (0|[1-9]\d{0,17})", text, re.DOTALL)
-        name, number = (found[1], int(found[2])) if found else (text, -1)
+        match = re.fullmatch(r"(.*) frame (0|[1-9]\d{0,17})", text, re.DOTALL)
+        name, number = (match[1], int(match[2])) if match else (text, -1)
         return self.files.setdefault(name, len(self.files)), number
 
     def key(self, keys: tuple[str, ...]) -> int:

@@ -76,13 +76,13 @@ def plan_pairs(
     boxes, _ = merge(*histogram(needed), max_programs, FREE)
     boxes = boxes[np.argsort(work(boxes), kind="stable")]
     places = cheapest(needed, boxes)
-    found = []
+    shapes = []
     for place in np.unique(places):
         members = np.flatnonzero(places == place).tolist()
         n_atoms, *capacities = needed[members].max(axis=0).tolist()
         n_offsets = max(len(_images(pairs[k], shells[0].cutoff + SKIN, shrink)) for k in members)
-        found.append((PairShape(n_atoms, tuple(capacities), n_offsets), members))
-    return found
+        shapes.append((PairShape(n_atoms, tuple(capacities), n_offsets), members))
+    return shapes
 
 
 def pair_plan(pairs: Sequence[Pair], shells: Sequence[Shell], max_programs: int = 3) -> PairPlan:
@@ -199,8 +199,8 @@ def _row(pair: Pair, shape: PairShape, shells: tuple[Shell, ...], shrink: float)
 
 def _capacities(pair: Pair, shells: tuple[Shell, ...]) -> tuple[int, ...]:
     """Slots for each shell that hold the neighbours of start and target, with headroom for the way between."""
-    found = np.asarray(_needed(pair, shells))
-    return plan_capacities(tuple(np.ceil(HEADROOM * found).astype(int).tolist()), shells)
+    n_neighbors = np.asarray(_needed(pair, shells))
+    return plan_capacities(tuple(np.ceil(HEADROOM * n_neighbors).astype(int).tolist()), shells)
 
 
 def _shrink(pairs: Sequence[Pair]) -> float:
@@ -217,13 +217,13 @@ def _images(pair: Pair, cutoff: float, shrink: float) -> np.ndarray:
 def _alike(pairs: Sequence[Pair]) -> list[Pair]:
     """The pairs in jax's floats; ValueError naming two of which one has one of PARAMETERS and one not, or wider."""
     for name in PARAMETERS:
-        found: dict[str, str] = {}  # width -> source of the first pair with it
+        first_sources: dict[str, str] = {}  # width -> source of the first pair with it
         for pair in pairs:
             for value in (getattr(pair.start, name), getattr(pair.target, name)):
-                found.setdefault("no" if value is None else f"{value.shape[-1]} numbers", pair.source)
-        if len(found) > 1:
-            said = "; ".join(f"{width} {name} in {source}" for width, source in found.items())
+                first_sources.setdefault("no" if value is None else f"{value.shape[-1]} numbers", pair.source)
+        if len(first_sources) > 1:
+            widths = "; ".join(f"{width} {name} in {source}" for width, source in first_sources.items())
             raise ValueError(
-                f"All starts and targets carry the same {name} or none does: {said}. Add it or pack them apart."
+                f"All starts and targets carry the same {name} or none does: {widths}. Add it or pack them apart."
             )
     return [cast_pair(pair, jax.dtypes.canonicalize_dtype(pair.start.positions.dtype)) for pair in pairs]

@@ -2,32 +2,15 @@
 
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
 import ase
-from ase.io.vasp import read_vasp_xml
-from ase.io.vasp_parsers.vasp_outcar_parsers import (
-    OutcarHeaderParser,
-    SimpleVaspHeaderParser,
-    default_header_parsers,
-    outcarchunks,
-)
 
 CONVERGED = "aborting loop because EDIFF is reached"
 _FAILED = ("EDIFF was not reached", "hard stop encountered")
 _REMEDY = "Nothing to do, or repeat these steps with a larger NELM or other mixing."
-
-
-class _Nelm(SimpleVaspHeaderParser):
-    """NELM, the most electronic steps: "   NELM   =     60;   NELMIN=  2; NELMDL= -5     # of ELM steps"."""
-
-    LINE_DELIMITER = "NELM   ="
-
-    def parse(self, cursor: Any, lines: Sequence[str]) -> dict[str, int]:
-        found = re.search(r"NELM\s*=\s*(\d+)", lines[cursor])
-        return {"nelm": int(found[1])} if found else {}
 
 
 class _Lines:
@@ -48,9 +31,10 @@ def outcar(lines: Iterator[str], folder: Path, note: Callable[..., Any]) -> Iter
 
     Constraints are those of a CONTCAR or POSCAR in the `folder`.
     """
-    header = OutcarHeaderParser([*default_header_parsers.make_parsers(), _Nelm()], workdir=folder)
+    from ase.io.vasp_parsers.vasp_outcar_parsers import outcarchunks
+
     left, n = 0, 0
-    for chunk in outcarchunks(_Lines(lines, str(folder / "OUTCAR")), header_parser=header):
+    for chunk in outcarchunks(_Lines(lines, str(folder / "OUTCAR")), header_parser=_header_parser(folder)):
         n += 1
         if _is_converged(chunk.lines, chunk.header.get("nelm")):
             yield chunk.build()
@@ -59,18 +43,36 @@ def outcar(lines: Iterator[str], folder: Path, note: Callable[..., Any]) -> Iter
     _report(left, n, note)
 
 
+def _header_parser(folder: Path) -> Any:
+    """ASE's parser of the head of an OUTCAR, which reads NELM, the most electronic steps, too."""
+    from ase.io.vasp_parsers import vasp_outcar_parsers as parsers
+
+    class Nelm(parsers.SimpleVaspHeaderParser):
+        """ "   NELM   =     60;   NELMIN=  2; NELMDL= -5     # of ELM steps"."""
+
+        LINE_DELIMITER = "NELM   ="
+
+        def parse(self, cursor: Any, lines: Any) -> dict[str, int]:
+            limit = re.search(r"NELM\s*=\s*(\d+)", lines[cursor])
+            return {"nelm": int(limit[1])} if limit else {}
+
+    return parsers.OutcarHeaderParser([*parsers.default_header_parsers.make_parsers(), Nelm()], workdir=folder)
+
+
 def _is_converged(lines: list[str], nelm: int | None) -> bool:
     """Whether the electronic loop of an ionic step ended because it was done."""
     if any(CONVERGED in line for line in lines):
         return True
     if any(failed in line for line in lines for failed in _FAILED):
         return False
-    counts = [int(found[1]) for line in lines if (found := re.search(r"Iteration\s+\d+\(\s*(\d+)\)", line))]
+    counts = [int(iteration[1]) for line in lines if (iteration := re.search(r"Iteration\s+\d+\(\s*(\d+)\)", line))]
     return nelm is None or max(counts, default=1) < nelm
 
 
 def vasprun(path: str, note: Callable[..., Any]) -> Iterator[ase.Atoms]:
     """The converged ionic steps of a vasprun.xml: those of fewer electronic steps than NELM, which is all it tells."""
+    from ase.io.vasp import read_vasp_xml
+
     nelm, counts = _electronic_steps(path)
     left = 0
     for atoms, steps in zip(read_vasp_xml(path, slice(None)), counts or [0], strict=False):

@@ -1,6 +1,7 @@
 """Descriptors: what an atom sees, as numbers."""
 
 from lamjax.descriptors.base import Descriptor as Descriptor
+from lamjax.descriptors.base import DescriptorInput as DescriptorInput
 from lamjax.descriptors.base import allowed_pairs as allowed_pairs
 from lamjax.descriptors.base import mask_excluded as mask_excluded
 from lamjax.descriptors.dpa1 import DPA1Config as DPA1Config

@@ -13,6 +13,16 @@ from lamjax.descriptors.electrons import spin_orbitals
 from lamjax.neighbors import Neighbors, Shell
 
 
+class DescriptorInput(NamedTuple):
+    """Atoms and their neighbours as a descriptor sees them."""
+
+    types: Int[Array, " n_atoms"]
+    neighbors: Neighbors
+    displacements: Float[Array, "n_atoms capacity 3"]  # Å, from an atom to its neighbours
+    first: Any = 0  # the first atom of the structure; of each atom where there are several structures
+    charge_spin: Float[Array, "*n_atoms 2"] | None = None  # charge and multiplicity of the structure; likewise
+
+
 class Descriptor(NamedTuple):
     """Pure functions of a descriptor; made by a factory from a frozen config."""
 
@@ -21,10 +31,7 @@ class Descriptor(NamedTuple):
     width: int  # features per atom
     receptive_field: float  # Å; nothing farther from an atom changes its features
     init: Callable  # (key, dtype) -> params
-    # (params, types (n_atoms,), neighbors, displacements (n_atoms, capacity, 3), first=0, charge_spin=None)
-    # -> (n_atoms, width); `first` is the first atom of the structure, `charge_spin` (2,) its charge and multiplicity;
-    # both of each atom where there are several structures
-    apply: Callable
+    apply: Callable  # (params, atom_inputs) -> features (n_atoms, width)
     # (params, n_atoms, capacities) -> the least bytes that forces keep in memory; None: never too many
     kept: Callable | None = None
     forward_over_reverse: bool = (

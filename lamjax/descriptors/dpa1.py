@@ -16,6 +16,7 @@ from lamjax.config import configuration
 from lamjax.descriptors import repinit
 from lamjax.descriptors.base import (
     Descriptor,
+    DescriptorInput,
     allowed_pairs,
     mask_excluded,
     split_neighbors,
@@ -23,10 +24,11 @@ from lamjax.descriptors.base import (
     type_embedding_init,
     type_inputs,
 )
-from lamjax.descriptors.environment import Block, empty_slots, environment
+from lamjax.descriptors.embedding import TypedNet
+from lamjax.descriptors.environment import Block, Switch, empty_slots, environment_matrix
 from lamjax.descriptors.tabulation import TableConfig
 from lamjax.factories import factory
-from lamjax.neighbors import Neighbors, Shell
+from lamjax.neighbors import Shell
 
 
 @configuration
@@ -119,35 +121,21 @@ def dpa1(config: DPA1Config, elements: tuple[str, ...]) -> Descriptor:
             "repinit": repinit.init(keys[1], config.repinit, len(inputs), dtype),
         }
 
-    def apply(
-        params: PyTree,
-        types: Array,
-        neighbors: Neighbors,
-        displacements: Array,
-        first: Any = 0,
-        charge_spin: Array | None = None,
-    ) -> Array:
-        return _apply(params, config, inputs, types, neighbors, displacements, first)
+    def apply(params: PyTree, atom_inputs: DescriptorInput) -> Array:
+        return _apply(params, config, inputs, atom_inputs)
 
     return Descriptor(config, config.shells, config.width, config.receptive_field, init, apply)
 
 
-def _apply(
-    params: PyTree,
-    config: DPA1Config,
-    inputs: Any,
-    types: Array,
-    neighbors: Neighbors,
-    displacements: Array,
-    first: Any,
-) -> Array:
+def _apply(params: PyTree, config: DPA1Config, inputs: Any, atom_inputs: DescriptorInput) -> Array:
+    types, neighbors, displacements, first, _ = atom_inputs
     table = type_embedding(params["type_embedding"], inputs)
     indices, neighbor_types, mask = split_neighbors(neighbors, types, 0)
     mask = mask_excluded(mask, types, indices, allowed_pairs(config.exclude_types, len(inputs)))
     statistics = params["repinit"]["statistics"]
-    env = environment(displacements, mask, types, statistics, config.rcut, config.rcut_smth, config.env_protection)
+    switch = Switch(config.rcut, config.rcut_smth, config.env_protection)
+    env = environment_matrix(displacements, mask, types, statistics, switch)
     empty = empty_slots(config.set_davg_zero or config.graph, config.sel, neighbors, types, first)
-    features = repinit.apply(
-        params["repinit"], config.repinit, config.smooth_type_embedding, empty, table, types, neighbor_types, env
-    )
+    net = TypedNet(params["repinit"], config.repinit, config.smooth_type_embedding, table)
+    features = repinit.apply(net, empty, types, neighbor_types, env)
     return jnp.concatenate([features, table[types]], axis=-1) if config.concat_output_tebd else features

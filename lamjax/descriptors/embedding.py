@@ -5,35 +5,47 @@ layer linearly, so their part is computed once per type, not once per edge.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from lamjax import nn
 
 
+class TypedNet(NamedTuple):
+    """An embedding net of an edge quantity and the types at the ends of the edge."""
+
+    params: PyTree
+    config: Any  # RepinitConfig: how types enter, activation
+    smooth: bool  # the part of the types is multiplied by the switch
+    table: Float[Array, "n_types_and_padding tebd_dim"]  # the type embedding
+
+
 def embedding_init(
-    key: Array,
-    keys: Any,
-    mode: str,
-    n_type_inputs: int,
-    tebd_dim: int,
-    neuron: tuple[int, ...],
-    timestep: bool,
-    dtype: DTypeLike | None = None,
+    key: Array, config: Any, n_type_inputs: int, neuron: tuple[int, ...], dtype: DTypeLike | None = None
 ) -> dict[str, list[dict[str, Any]]]:
     """Parameters of one embedding; `n_type_inputs` is 2, or 1 for one-sided type input."""
-    if mode == "concat":
-        return {"net": nn.mlp_init(key, 1 + n_type_inputs * tebd_dim, neuron, timestep, dtype)}
+    first, second = nn.split(key)
+    width, timestep = n_type_inputs * config.tebd_dim, config.resnet_dt
+    if config.tebd_input_mode == "concat":
+        return {"net": nn.mlp_init(first, 1 + width, neuron, timestep, dtype)}
     return {
-        "net": nn.mlp_init(key, 1, neuron, timestep, dtype),
-        "net_strip": nn.mlp_init(keys, n_type_inputs * tebd_dim, neuron, timestep, dtype),
+        "net": nn.mlp_init(first, 1, neuron, timestep, dtype),
+        "net_strip": nn.mlp_init(second, width, neuron, timestep, dtype),
     }
 
 
-def concat_embedding(params: PyTree, s: Array, table: PyTree, type_inputs: Array, activation: Callable) -> Array:
+def embed(net: TypedNet, s: Array, type_inputs: tuple[Array, ...], switch: Array) -> Array:
+    """G of the edge quantity s, the types at both ends, and the switch."""
+    activation = nn.activation(net.config.activation_function)
+    if net.config.tebd_input_mode == "concat":
+        return concat_embedding(net.params, s, net.table, type_inputs, activation)
+    return strip_embedding(net.params, s, net.table, type_inputs, switch if net.smooth else None, activation)
+
+
+def concat_embedding(params: PyTree, s: Array, table: Any, type_inputs: Any, activation: Callable) -> Array:
     """Net of [s, T[t] for t in type_inputs]; s has the shape of the edges, each type array broadcasts against it."""
     first, *rest = params["net"]
     dim = table.shape[1]
@@ -52,7 +64,7 @@ def concat_embedding(params: PyTree, s: Array, table: PyTree, type_inputs: Array
 
 
 def strip_embedding(
-    params: PyTree, s: Array, table: PyTree, type_inputs: Array, weight: Array, activation: Callable
+    params: PyTree, s: Array, table: Any, type_inputs: Any, weight: Array | None, activation: Callable
 ) -> Array:
     """Gs + Gs * Gt * weight, Gs = net(s), Gt = net_strip([T[t] for t in type_inputs]); `weight` None means 1."""
     radial = nn.mlp(params["net"], s[..., None], activation)

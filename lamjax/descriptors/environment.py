@@ -10,12 +10,30 @@ from lamjax import numerics
 from lamjax.neighbors import Neighbors
 
 
+class Switch(NamedTuple):
+    """The radial function w(r)/(r + protection) of an environment matrix: w falls from 1 to 0 between two distances."""
+
+    rcut: float  # Å
+    rcut_smth: float  # Å, where the fall begins
+    protection: float = 0.0  # Å
+    exponential: bool = False  # the kind of w
+
+
 class Environment(NamedTuple):
     """One block's view of the neighbours."""
 
     matrix: Float[Array, "n_atoms capacity 4"]  # normalised R_ij, 0 on padding
     switch: Float[Array, "n_atoms capacity"]  # w(r_ij), 0 on padding
     mask: Bool[Array, "n_atoms capacity"]
+
+
+class ShellView(NamedTuple):
+    """The neighbours within one shell as a block sees them."""
+
+    indices: Int[Array, "n_atoms capacity"]
+    types: Int[Array, "n_atoms capacity"]
+    displacements: Float[Array, "n_atoms capacity 3"]  # Å
+    env: Environment
 
 
 class Block(NamedTuple):
@@ -42,29 +60,24 @@ def empty_slots(zero_mean: bool, sel: int, neighbors: Neighbors, types: Array, f
     return None if zero_mean else Empty(sel - jnp.sum(neighbors.mask, axis=1), types[first])
 
 
-def raw_rows(
-    displacements: Array, rcut: float, rcut_smth: float, protection: float = 0.0, exponential: bool = False
-) -> tuple[Array, Array]:
+def raw_rows(displacements: Array, switch: Switch) -> tuple[Array, Array]:
     """e_ij = (w/(r+p), w d/(r+p)²) and w(r_ij), not masked. Zhang et al. 2024, eq. 3; `dpa1`'s rows."""
     r = numerics.safe_norm(displacements)
-    w = (numerics.exponential_switch if exponential else numerics.switch)(r, rcut_smth, rcut)
-    inverse = w / (r + protection)
-    angular = displacements * (inverse / (r + protection))[..., None]
+    w = (numerics.exponential_switch if switch.exponential else numerics.switch)(r, switch.rcut_smth, switch.rcut)
+    inverse = w / (r + switch.protection)
+    angular = displacements * (inverse / (r + switch.protection))[..., None]
     return jnp.concatenate([inverse[..., None], angular], axis=-1), w
 
 
-def environment(
+def environment_matrix(
     displacements: Float[Array, "n_atoms capacity 3"],
     mask: Bool[Array, "n_atoms capacity"],
     types: Int[Array, " n_atoms"],
     statistics: dict,
-    rcut: float,
-    rcut_smth: float,
-    protection: float = 0.0,
-    exponential: bool = False,
+    switch: Switch,
 ) -> Environment:
     """R_ij = (e_ij - mean[t_i]) / stddev[t_i] with the switch; everything 0 where `mask` is False."""
-    rows, w = raw_rows(displacements, rcut, rcut_smth, protection, exponential)
+    rows, w = raw_rows(displacements, switch)
     mean, stddev = per_atom(statistics, types)
     matrix = jnp.where(mask[..., None], (rows - mean[:, None, :]) / stddev[:, None, :], 0)
     return Environment(matrix, jnp.where(mask, w, 0), mask)

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from lamjax import imports, nn, numerics
 from lamjax.config import configuration
-from lamjax.descriptors.base import Descriptor, allowed_pairs, mask_excluded
+from lamjax.descriptors.base import Descriptor, DescriptorInput, allowed_pairs, mask_excluded
 from lamjax.descriptors.environment import Block
 from lamjax.factories import factory
 from lamjax.neighbors import Neighbors, Shell
@@ -149,15 +149,8 @@ def nequip(config: NequIPConfig, elements: tuple[str, ...]) -> Descriptor:
     def init(key: Array, dtype: DTypeLike | None = None) -> dict[str, Any]:
         return _init(key, config, len(elements), dtype)
 
-    def apply(
-        params: PyTree,
-        types: Array,
-        neighbors: Neighbors,
-        displacements: Array,
-        first: Any = 0,
-        charge_spin: Array | None = None,
-    ) -> Array:
-        return _apply(params, config, len(elements), types, neighbors, displacements)
+    def apply(params: PyTree, atom_inputs: DescriptorInput) -> Array:
+        return _apply(params, config, len(elements), *atom_inputs[:3])
 
     return Descriptor(config, config.shells, config.width, config.receptive_field, init, apply)
 
@@ -165,29 +158,29 @@ def nequip(config: NequIPConfig, elements: tuple[str, ...]) -> Descriptor:
 @functools.cache
 def layers(config: NequIPConfig) -> tuple[Layer, ...]:
     """The sizes of all layers: scalars alone enter the first, and leave the last."""
-    found, inputs = [], (config.embed_dim,)
+    sizes, inputs = [], (config.embed_dim,)
     for k in range(config.nlayers):
         outputs = config.channels if k < config.nlayers - 1 else config.channels[:1]
-        found.append(Layer(inputs, outputs, _paths(inputs, config.lmax, len(outputs))))
+        sizes.append(Layer(inputs, outputs, _paths(inputs, config.lmax, len(outputs))))
         inputs = outputs
-    return tuple(found)
+    return tuple(sizes)
 
 
 def _paths(inputs: tuple[int, ...], lmax: int, n_outputs: int) -> tuple[CouplingPath, ...]:
     """All couplings of natural parity, ordered by c, then a, then b."""
-    found, start = [], 0
+    paths, start = [], 0
     for c, a, b in itertools.product(range(n_outputs), range(len(inputs)), range(lmax + 1)):
         if abs(a - b) <= c <= a + b and (a + b + c) % 2 == 0:
-            found.append(CouplingPath(a, b, c, slice(start, start + inputs[a])))
+            paths.append(CouplingPath(a, b, c, slice(start, start + inputs[a])))
             start += inputs[a]
-    return tuple(found)
+    return tuple(paths)
 
 
 @functools.cache
 def coupling(a: int, b: int, c: int) -> np.ndarray:
     """(2a+1, 2b+1, 2c+1), Frobenius norm sqrt(2c+1), of the sign of the integral of three spherical harmonics."""
-    found = np.asarray(imports.e3nn().clebsch_gordan(a, b, c), np.float64) * math.sqrt(2 * c + 1)
-    return np.where(np.abs(found) < 1e-12, 0, found)
+    coefficients = np.asarray(imports.e3nn().clebsch_gordan(a, b, c), np.float64) * math.sqrt(2 * c + 1)
+    return np.where(np.abs(coefficients) < 1e-12, 0, coefficients)
 
 
 def spherical_harmonics(lmax: int, u: Float[Array, "*batch 3"]) -> Float[Array, "*batch n"]:
@@ -290,14 +283,14 @@ def _gathered(config: NequIPConfig, layer: Layer, radial: Any, edges: Edges, sen
         weights = jax.nn.silu(nn.linear({"w": w}, weights))
     weights = nn.linear({"w": radial[-1]}, weights)
     senders = [x[edges.indices] for x in sent]  # (n_atoms, capacity, 2a+1, channels)
-    found: list[list] = [[] for _ in layer.outputs]
+    sums: list[list] = [[] for _ in layer.outputs]
     for path in layer.paths:
         y = edges.harmonics[..., path.b**2 : (path.b + 1) ** 2]
         turned = jnp.einsum("nej,ijk->neik", y, jnp.asarray(coupling(*path[:3]), y.dtype))
         message = weights[..., None, path.channels] * senders[path.a]
-        found[path.c].append(jnp.einsum("neiu,neik->nku", message, turned))
+        sums[path.c].append(jnp.einsum("neiu,neik->nku", message, turned))
     root = math.sqrt(config.avg_n_neighbors)
-    return tuple(jnp.concatenate(parts, axis=-1) / root for parts in found)
+    return tuple(jnp.concatenate(parts, axis=-1) / root for parts in sums)
 
 
 def _linear(weights: Array, features: Features) -> Features:

@@ -5,14 +5,14 @@ from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 from pydantic import Field
 
 from lamjax import nn
 from lamjax.config import configuration
 from lamjax.descriptors import tabulation
-from lamjax.descriptors.embedding import concat_embedding, embedding_init, strip_embedding
-from lamjax.descriptors.environment import Empty, Environment, padding_rows, per_atom, raw_rows, statistics_init
+from lamjax.descriptors.embedding import TypedNet, embed, embedding_init
+from lamjax.descriptors.environment import Empty, Environment, Switch, padding_rows, per_atom, raw_rows, statistics_init
 from lamjax.descriptors.tabulation import TableConfig
 
 
@@ -73,91 +73,56 @@ def init(key: Array, config: Any, n_types: int, dtype: DTypeLike | None = None) 
     if config.table:
         nets = tabulation.init(config.table, n_types, config.neuron[-1], dtype)
         return {**nets, "statistics": statistics_init(n_types, dtype)}
-    first, second = nn.split(key)
-    n_inputs = 1 if config.type_one_side else 2
-    nets = embedding_init(
-        first, second, config.tebd_input_mode, n_inputs, config.tebd_dim, config.neuron, config.resnet_dt, dtype
-    )
+    nets = embedding_init(key, config, 1 if config.type_one_side else 2, config.neuron, dtype)
     return {**nets, "statistics": statistics_init(n_types, dtype)}
 
 
-def apply(
-    params: PyTree,
-    config: Any,
-    smooth: bool,
-    empty: Empty | None,
-    table: PyTree,
-    types: Array,
-    neighbor_types: Array,
-    env: Environment,
-) -> Array:
+def apply(net: TypedNet, empty: Empty | None, types: Array, neighbor_types: Array, env: Environment) -> Array:
     """D (n_atoms, neuron[-1] * axis_neuron): A_i = (1/nsel) Σ_j G_ij ⊗ R_ij, D_i = A_i A_i[:M]ᵀ."""
+    config = net.config
     if config.table:
-        a = tabulation.contract(params, config.table, empty, types, neighbor_types, env)
+        a = tabulation.contract(net.params, config.table, empty, types, neighbor_types, env)
     else:
-        a = _contract(params, config, smooth, empty, table, types, neighbor_types, env)
+        a = _contract(net, empty, types, neighbor_types, env)
     a = a / config.nsel
     return jnp.einsum("nkg,nkm->ngm", a, a[..., : config.axis_neuron]).reshape(len(types), -1)
 
 
-def tabulate(
-    params: PyTree,
-    config: RepinitConfig,
-    smooth: bool,
-    table: PyTree,
-    protection: float,
-    closest: float,
-    tolerance: float,
-) -> tuple[TableConfig, dict]:
-    """TableConfig and parameters that replace the nets; `table` (n_types + 1, tebd_dim) is the type embedding.
+def tabulate(net: TypedNet, protection: float, closest: float, tolerance: float) -> tuple[TableConfig, dict]:
+    """TableConfig and parameters that replace the nets.
 
     For atoms no closer than `closest` (Å); `tolerance` as in `tabulation.tabulate`. Needs x64.
     """
-    statistics = params["statistics"]
+    config, statistics = net.config, net.params["statistics"]
     n_types = len(statistics["mean"])
-    by_switch = smooth and config.tebd_input_mode == "strip"
+    by_switch = net.smooth and config.tebd_input_mode == "strip"
 
     def radial(x: Array, centre: Array, neighbor: Any) -> Array:
         mean, stddev = per_atom(statistics, centre)
         s = (x - mean[:, 0]) / stddev[:, 0]
         weights = (jnp.zeros_like(s), jnp.ones_like(s)) if by_switch else (jnp.ones_like(s),)
-        first, *rest = (_embed(params, config, smooth, table, s, centre, neighbor, w) for w in weights)
+        first, *rest = (_embed(net, s, centre, neighbor, w) for w in weights)
         return jnp.stack([first, *(g - first for g in rest)], axis=1)
 
-    rows, _ = raw_rows(jnp.array([closest, 0.0, 0.0]), config.rcut, config.rcut_smth, protection)
+    rows, _ = raw_rows(jnp.array([closest, 0.0, 0.0]), Switch(config.rcut, config.rcut_smth, protection))
     return tabulation.tabulate(radial, n_types, float(rows[0]), closest, tolerance)
 
 
-def _contract(
-    params: PyTree,
-    config: Any,
-    smooth: Any,
-    empty: Any,
-    table: PyTree,
-    types: Array,
-    neighbor_types: Array,
-    env: Environment,
-) -> Array:
+def _contract(net: TypedNet, empty: Empty | None, types: Array, neighbor_types: Array, env: Environment) -> Array:
     """Σ_j R_ij ⊗ G_ij (n_atoms, 4, neuron[-1]), `empty` slots included."""
     centre = types[:, None]
-    g = _embed(params, config, smooth, table, env.matrix[..., 0], centre, neighbor_types, env.switch)
+    g = _embed(net, env.matrix[..., 0], centre, neighbor_types, env.switch)
     a = jnp.einsum("nwk,nwg->nkg", env.matrix, g)
     if empty is None:
         return a
-    row = padding_rows(params["statistics"], types)
+    row = padding_rows(net.params["statistics"], types)
     first_type = jnp.broadcast_to(empty.type, len(types))[:, None]
     # in smooth strip mode an empty slot has a switch of zero
     no_switch = jnp.zeros_like(row[:, :1])
-    g_empty = _embed(params, config, smooth, table, row[:, :1], centre, first_type, no_switch)[:, 0]
+    g_empty = _embed(net, row[:, :1], centre, first_type, no_switch)[:, 0]
     return a + empty.number[:, None, None] * row[:, :, None] * g_empty[:, None, :]
 
 
-def _embed(
-    params: PyTree, config: Any, smooth: Any, table: PyTree, s: Array, centre: Array, neighbor: Any, w: Array
-) -> Array:
+def _embed(net: TypedNet, s: Array, centre: Array, neighbor: Array, w: Array) -> Array:
     """G of normalised radial entries s, types at both ends, and the switch."""
-    activation = nn.activation(config.activation_function)
-    inputs = (neighbor,) if config.type_one_side else (neighbor, centre)
-    if config.tebd_input_mode == "concat":
-        return concat_embedding(params, s, table, inputs, activation)
-    return strip_embedding(params, s, table, inputs, w if smooth else None, activation)
+    return embed(net, s, (neighbor,) if net.config.type_one_side else (neighbor, centre), w)

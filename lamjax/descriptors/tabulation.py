@@ -11,7 +11,6 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 from pydantic import Field
@@ -152,14 +151,15 @@ def _evaluator(function: Callable) -> Callable:
 
     def evaluate(x: np.ndarray, pairs: np.ndarray) -> np.ndarray:
         edges = np.repeat(x, len(pairs)), np.tile(pairs[:, 0], len(x)), np.tile(pairs[:, 1], len(x))
-        n, found = len(edges[0]), None
+        n = len(edges[0])
+        results: Any = None
         for start in range(0, n, EDGES):
             part = [np.resize(column[start : start + EDGES], EDGES) for column in edges]
             values = np.asarray(block(*part))[: n - start]
-            if found is None:
-                found = np.empty((n, *values.shape[1:]))
-            found[start : start + EDGES] = values
-        return found.reshape(len(x), len(pairs), *found.shape[1:])
+            if results is None:
+                results = np.empty((n, *values.shape[1:]))
+            results[start : start + EDGES] = values
+        return results.reshape(len(x), len(pairs), *results.shape[1:])
 
     return evaluate
 
@@ -200,24 +200,26 @@ def _coefficients(net: _Net, pairs: np.ndarray, basis: _Basis, x_max: float) -> 
     others = np.concatenate([x_max * (steps + 0.618 * steps % (1 / CHECKED)), nodes[:-1] + 0.4 * np.diff(nodes)])
     fit = np.linalg.pinv(_evaluate_at(basis.spline, x_max, nodes)[0])
     u = _evaluate_at(basis.spline, x_max, others)
-    found, errors = [], []
+    coefficients, errors = [], []
     for some in _cut(pairs, PAIRS):
         c = np.tensordot(fit, net.values(nodes, some), axes=1)  # rank, pairs, parts, width
         off = np.tensordot(u, c, axes=1) - net.values_and_slopes(others, some)
         errors.append(abs(off).max(axis=(1, 3, 4)).T / basis.largest)
-        found.append(c.transpose(1, 2, 0, 3))
-    return np.concatenate(found), np.concatenate(errors)
+        coefficients.append(c.transpose(1, 2, 0, 3))
+    return np.concatenate(coefficients), np.concatenate(errors)
 
 
 def _places(spline: np.ndarray, x_max: float) -> np.ndarray:
     """Places in x, three times as many as functions, that tell these apart: the pivots of QR decompositions."""
+    import scipy.linalg
+
     left = np.linspace(0, x_max, NODES)
-    found = []
+    places = []
     for _ in range(3):
         pivots = scipy.linalg.qr(_evaluate_at(spline, x_max, left)[0].T, mode="r", pivoting=True)[1][: spline.shape[2]]
-        found.append(left[pivots])
+        places.append(left[pivots])
         left = np.delete(left, pivots)
-    return np.sort(np.concatenate(found))
+    return np.sort(np.concatenate(places))
 
 
 def _directions(rows: np.ndarray, cut: float) -> np.ndarray:

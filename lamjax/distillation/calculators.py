@@ -48,19 +48,19 @@ class CalculatorLabeller:
                 yield Failed(f"{self.name}: {type(error).__name__}: {error}")
 
     def instance(self) -> Any:
-        """A calculator: the one that is kept, or a new one."""
+        """A calculator: the stored instance if it may be reused, else a new one."""
         return self.make() if self._kept is None else self._kept
 
     def _results(self, atoms: ase.Atoms) -> dict[str, Any]:
         used = self._kept is not None and self._has_answered
         calculator, self._kept = self.instance(), None
-        found = results(calculator, atoms)
+        answer = results(calculator, atoms)
         if used and not self._compared:
             new = results(self.make(), atoms)
-            self._compared, self.reuse = True, _agree(found, new)
-            found = found if self.reuse else new
+            self._compared, self.reuse = True, _agree(answer, new)
+            answer = answer if self.reuse else new
         self._kept, self._has_answered = calculator if self.reuse else None, self.reuse
-        return found
+        return answer
 
 
 def results(calculator: Any, atoms: ase.Atoms) -> dict[str, Any]:
@@ -70,11 +70,11 @@ def results(calculator: Any, atoms: ase.Atoms) -> dict[str, Any]:
     asked = atoms.copy()
     asked.calc = calculator
     energy, forces = asked.get_potential_energy(), asked.get_forces(apply_constraint=False)
-    found = {"energy": _consistent(asked, energy), "forces": forces}
+    properties = {"energy": _consistent(asked, energy), "forces": forces}
     if asked.pbc.all() and (stress := _stress(asked)) is not None:
-        found["stress"] = stress
+        properties["stress"] = stress
     shapes = {"energy": (), "forces": (len(atoms), 3), "stress": (6,)}
-    return {name: _checked(name, value, shapes[name]) for name, value in found.items()}
+    return {name: _checked(name, value, shapes[name]) for name, value in properties.items()}
 
 
 def open_calculator(name: str, options: dict[str, Any], reuse: bool | None = None) -> CalculatorLabeller:
@@ -93,8 +93,8 @@ def open_calculator(name: str, options: dict[str, Any], reuse: bool | None = Non
 
 def _level(name: str, options: dict[str, Any]) -> str:
     """The calculator and its options: what tells its labels from those of another one."""
-    said = ", ".join(f"{key}={value}" for key, value in sorted(options.items()))
-    return records.one_line(f"{name} ({said})" if said else name).replace('"', "'").replace("\\", "/")
+    settings = ", ".join(f"{key}={value}" for key, value in sorted(options.items()))
+    return records.one_line(f"{name} ({settings})" if settings else name).replace('"', "'").replace("\\", "/")
 
 
 def calculator_class(name: str) -> Callable[..., Any]:
@@ -123,35 +123,35 @@ def calculator_class(name: str) -> Callable[..., Any]:
 
 
 def _imported(name: str) -> Callable[..., Any]:
-    found = imports.named(name, "labeller.name")
-    if not callable(found) or hasattr(found, "get_potential_energy") and not isinstance(found, type):
-        kind = type(found).__name__
+    factory = imports.named(name, "labeller.name")
+    if not callable(factory) or hasattr(factory, "get_potential_energy") and not isinstance(factory, type):
+        kind = type(factory).__name__
         raise ValueError(f"labeller.name: {name!r} is a {kind}. Name a class, or a function that returns a calculator.")
-    return found
+    return factory
 
 
 def _made(make: Callable[[], Any], name: str, options: dict[str, Any]) -> Any:
     try:
-        found = make()
+        made = make()
     except FAILURES as error:
         raise ValueError(
             f"The calculator {name} cannot be made with the options {options} ({type(error).__name__}: {error}). "
             "`options` are the keyword arguments of its class or function."
         ) from error
-    missing = [key for key in ("get_potential_energy", "get_forces", "get_stress") if not hasattr(found, key)]
+    missing = [key for key in ("get_potential_energy", "get_forces", "get_stress") if not hasattr(made, key)]
     if missing:
         raise ValueError(
-            f"{name} returned a {type(found).__name__} without {', '.join(missing)}: no ASE calculator. Name the class "
+            f"{name} returned a {type(made).__name__} without {', '.join(missing)}: no ASE calculator. Name the class "
             "that its package offers for ASE."
         )
-    return found
+    return made
 
 
 def _consistent(atoms: ase.Atoms, energy: float) -> float:
     """The energy of which the forces are the derivative, where the calculator says both."""
-    said = getattr(atoms.calc, "results", None)
-    if isinstance(said, dict):
-        free = said.get("free_energy")
+    properties = getattr(atoms.calc, "results", None)
+    if isinstance(properties, dict):
+        free = properties.get("free_energy")
         return energy if free is None else free
     try:
         return atoms.get_potential_energy(force_consistent=True)

@@ -55,7 +55,7 @@ LabellerConfig = Annotated[TeacherConfig | CalculatorConfig | FilesConfig, Discr
 
 @configuration
 class StudentConfig(PrecisionConfig):
-    """Who learns, and how: keys of `lamjax train`."""
+    """The student and its training: keys of `lamjax train`."""
 
     model: PotentialConfig | None = None
     base: Annotated[
@@ -85,7 +85,7 @@ class StudentConfig(PrecisionConfig):
 
 @configuration
 class ExploreConfig:
-    """Where a student goes to be looked at."""
+    """How structures are generated from the starts: perturbations, relaxations, dynamics."""
 
     temperatures: Annotated[
         tuple[float, ...], Field(description="K; a simulation of each start at each temperature (and pressure)")

@@ -56,15 +56,15 @@ def parts(
     config: ExploreConfig, engine: Engine | None, starts: Sequence[Frame], seed: int
 ) -> list[Callable[[], Iterator[Walk]]]:
     """An exploration in parts that do not depend on one another. Without an engine there are perturbations alone."""
-    found = [functools.partial(perturb, config, starts[k : k + 1], seed, k) for k in range(len(starts))]
+    walks = [functools.partial(perturb, config, starts[k : k + 1], seed, k) for k in range(len(starts))]
     if engine is None:
-        return found
+        return walks
     group = max(engine.group // max(config.relaxations, 1), 1)
     for k in range(0, len(starts) if config.relaxations else 0, group):
-        found.append(functools.partial(engine.relax, config, starts[k : k + group], seed, k))
+        walks.append(functools.partial(engine.relax, config, starts[k : k + group], seed, k))
     for number, one in enumerate(simulations(config, starts, seed)):
-        found.append(functools.partial(lambda *what: iter([engine.simulate(*what)]), config, one, 1000 * seed + number))
-    return found
+        walks.append(functools.partial(lambda *what: iter([engine.simulate(*what)]), config, one, 1000 * seed + number))
+    return walks
 
 
 def potential_engine(potential: Potential, params: PyTree) -> Engine:
@@ -85,7 +85,7 @@ def plain_start(frame: Frame) -> Frame:
 def beginnings(starts: Sequence[Frame]) -> list[ase.Atoms]:
     """The starts themselves, and those that are substitutions."""
     made = [("substitution" if "substituted" in start.info else "start", start) for start in starts]
-    return [found(one.system, one, origin, **_kept(one, ("seed", "draw"))) for origin, one in made]
+    return [explored_atoms(one.system, one, origin, **_kept(one, ("seed", "draw"))) for origin, one in made]
 
 
 def n_walks(config: ExploreConfig, n_starts: int) -> int:
@@ -131,7 +131,7 @@ def simulate(
             room[n_atoms] = simulation.shapes
             for k, number in enumerate(seen.step.tolist()):
                 here = one.start.system._replace(positions=seen.positions[k], cell=seen.cell[k])
-                frames.append(found(here, one.start, "simulation", step=number, **conditions(one), seed=seed))
+                frames.append(explored_atoms(here, one.start, "simulation", step=number, **conditions(one), seed=seed))
     except (dynamics.DynamicsError, ValueError) as error:  # ordinary for a student that knows little
         return Walk(frames, f"{described(one)}: {error}")
     return Walk(frames)
@@ -152,7 +152,7 @@ def perturb(config: ExploreConfig, starts: Sequence[Frame], seed: int, first: in
     for number, start in enumerate(starts, first):
         rng = np.random.default_rng((seed, number))
         systems = [perturbed(start, rng, config.displacement, config.strain) for _ in range(config.perturbed)]
-        yield Walk([found(one, start, "perturbation", seed=seed, draw=k) for k, one in enumerate(systems)])
+        yield Walk([explored_atoms(one, start, "perturbation", seed=seed, draw=k) for k, one in enumerate(systems)])
 
 
 def perturbed(start: Frame, rng: np.random.Generator, displacement: float, strain: float) -> System:
@@ -192,7 +192,7 @@ def relax_with(
             systems[i] = outcome.relaxation.system
             step = done - steps + int(outcome.relaxation.n_steps)
             facts = {"step": step, "seed": seed, "draw": i - owners.index(k)}
-            walks[i].append(found(systems[i], starts[k], "relaxation", **facts))
+            walks[i].append(explored_atoms(systems[i], starts[k], "relaxation", **facts))
             going += [] if outcome.relaxation.converged else [i]
         going.sort()
         if not going:
@@ -214,8 +214,8 @@ def stages(config: ExploreConfig) -> list[int]:
     return [every] * whole + [rest] * bool(rest)
 
 
-def found(system: System, start: Frame, origin: str, **facts: Any) -> ase.Atoms:
-    """A frame that says where it comes from."""
+def explored_atoms(system: System, start: Frame, origin: str, **facts: Any) -> ase.Atoms:
+    """The structure, whose info names its `origin`, its `start` and the settings that led to it."""
     atoms = to_ase(system)
     atoms.info |= {"origin": origin, "start": start.source, **_kept(start, ("substituted",)), **facts}
     return atoms

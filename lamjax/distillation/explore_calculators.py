@@ -6,8 +6,6 @@ from typing import Any
 import ase
 import numpy as np
 from ase import units
-from ase.filters import FrechetCellFilter
-from ase.optimize import FIRE
 
 from lamjax.data import Frame
 from lamjax.distillation.calculators import FAILURES
@@ -18,7 +16,7 @@ from lamjax.distillation.exploration import (
     Walk,
     conditions,
     described,
-    found,
+    explored_atoms,
     stages,
     to_be_relaxed,
 )
@@ -44,7 +42,7 @@ def calculator_engine(make: Callable[[], Any]) -> Engine:
             for draw, first_system in enumerate(to_be_relaxed(config, start, seed, number)):
                 try:
                     for step, system in _relaxed(make(), config, _atoms(first_system, start)):
-                        frames.append(found(system, start, "relaxation", step=step, seed=seed, draw=draw))
+                        frames.append(explored_atoms(system, start, "relaxation", step=step, seed=seed, draw=draw))
                 except FAILURES as error:
                     failure = f"{start.source}, relaxed: {type(error).__name__}: {error}"
             yield Walk(frames, failure)
@@ -53,7 +51,7 @@ def calculator_engine(make: Callable[[], Any]) -> Engine:
         frames: list[ase.Atoms] = []
         try:
             for step, system in _simulated(make(), config, one, seed):
-                frames.append(found(system, one.start, "simulation", step=step, **conditions(one), seed=seed))
+                frames.append(explored_atoms(system, one.start, "simulation", step=step, **conditions(one), seed=seed))
         except FAILURES as error:
             return Walk(frames, f"{described(one)}: {type(error).__name__}: {error}")
         return Walk(frames)
@@ -63,6 +61,9 @@ def calculator_engine(make: Callable[[], Any]) -> Engine:
 
 def _relaxed(calculator: Any, config: ExploreConfig, atoms: ase.Atoms) -> Iterator[tuple[int, System]]:
     """(step, structure) after each stage of a relaxation, until it converges."""
+    from ase.filters import FrechetCellFilter
+    from ase.optimize import FIRE
+
     atoms.calc = calculator
     with FIRE(FrechetCellFilter(atoms) if config.relax_cell else atoms, logfile=None) as optimizer:
         for steps in stages(config):

@@ -70,7 +70,7 @@ def explore_set(
 
 
 def is_usable(atoms: ase.Atoms) -> bool:
-    """Whether anybody can label it: no atoms on one place, no flat cell."""
+    """Whether a structure can be labelled: no coinciding atoms, no flat cell."""
     try:
         from_atoms(atoms)
     except ValueError:

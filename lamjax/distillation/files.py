@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import ase
-import ase.io
 
 from lamjax import checkpoints
 
@@ -18,6 +17,8 @@ STATES, ROUND, LEARNING = "states", "round.json", "learning.json"
 
 def write_frames(path: Path, frames: Sequence[ase.Atoms]) -> None:
     """extxyz; no frames make an empty file."""
+    import ase.io
+
     text = io.StringIO()
     if frames:
         ase.io.write(text, list(frames), format="extxyz")
@@ -26,6 +27,8 @@ def write_frames(path: Path, frames: Sequence[ase.Atoms]) -> None:
 
 def read_frames(path: Path) -> list[ase.Atoms]:
     """What `write_frames` wrote."""
+    import ase.io
+
     return list(ase.io.iread(path, ":", format="extxyz")) if path.stat().st_size else []
 
 

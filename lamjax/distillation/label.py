@@ -93,9 +93,9 @@ class PotentialLabeller:
             if isinstance(one, Failed):
                 yield one
                 continue
-            atoms, found = next(rest), next(answers)
-            finite = all(np.isfinite(x).all() for x in found)
-            yield _answered(atoms, found) if finite else Failed("The teacher's answer is not finite.")
+            atoms, prediction = next(rest), next(answers)
+            finite = all(np.isfinite(x).all() for x in prediction)
+            yield _answered(atoms, prediction) if finite else Failed("The teacher's answer is not finite.")
 
 
 class FileLabeller:
@@ -119,13 +119,13 @@ class FileLabeller:
                 "--resume."
             )
         answers = read(answer, require=("energy", "forces"), options=self.options)
-        found = dict(zip(_numbers(answers, max(numbers, default=-1) + 1, answer), answers, strict=True))
+        by_number = dict(zip(_numbers(answers, max(numbers, default=-1) + 1, answer), answers, strict=True))
         for number, atoms in zip(numbers, frames, strict=True):
-            if number not in found:
+            if number not in by_number:
                 yield Failed(f"{answer}: there is no answer to frame {number}.")
             else:
-                _check_same(atoms, found[number], f"{answer}, answer to frame {number}")
-                labels = found[number].labels
+                _check_same(atoms, by_number[number], f"{answer}, answer to frame {number}")
+                labels = by_number[number].labels
                 virial = labels.virial if labels.weights[2] > 0 else None
                 yield _of_labels(atoms, float(labels.energy), labels.forces, virial)
 
@@ -172,9 +172,9 @@ def numbered(atoms: ase.Atoms, number: int) -> ase.Atoms:
     return copy
 
 
-def _answered(atoms: ase.Atoms, found: Prediction) -> ase.Atoms:
-    virial = np.asarray(found.virial, np.float64) if atoms.pbc.all() else None
-    return _of_labels(atoms, float(found.energy), found.forces, virial)
+def _answered(atoms: ase.Atoms, prediction: Prediction) -> ase.Atoms:
+    virial = np.asarray(prediction.virial, np.float64) if atoms.pbc.all() else None
+    return _of_labels(atoms, float(prediction.energy), prediction.forces, virial)
 
 
 def _of_labels(atoms: ase.Atoms, energy: float, forces: Array, virial: Array) -> ase.Atoms:
@@ -185,7 +185,7 @@ def _of_labels(atoms: ase.Atoms, energy: float, forces: Array, virial: Array) ->
 
 
 def _numbers(answers: Sequence[Frame], n: int, path: Path) -> list[int]:
-    """Which question each answer is to."""
+    """The number of the frame that each answer belongs to."""
     if all("number" in frame.info for frame in answers):
         numbers = [int(frame.info["number"]) for frame in answers]
         if len(set(numbers)) < len(numbers) or not set(numbers) <= set(range(n)):

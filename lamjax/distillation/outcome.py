@@ -47,13 +47,13 @@ def finish(run: Distillation) -> list[Model]:
     """
     number, stacked = last_members(run)
     members, fresh = unstack(stacked), frames_of(run, "fresh")
-    found = measured(run.potential, members, fresh, run.asked.pack(fresh), ASKED) if fresh else []
-    best = int(np.argmin([e.force for e in found])) if found else 0
+    errors = measured(run.potential, members, fresh, run.asked.pack(fresh), ASKED) if fresh else []
+    best = int(np.argmin([e.force for e in errors])) if errors else 0
     output = Path(run.config.output)
     card = {"round": number, "member": best, "labelled": len(frames_of(run, "train")), "seed": run.config.seed}
     checkpoints.save(output / STUDENT, run.potential, members[best], card)
     system = _timed_on(run.starts)
-    lines = [_line(STUDENT, (run.potential, members[best]), found[best] if found else None, system, output / STUDENT)]
+    lines = [_line(STUDENT, (run.potential, members[best]), errors[best] if errors else None, system, output / STUDENT)]
     try:
         table = edit.tabulate(run.potential, members[best])
     except ValueError as error:  # a net that splines do not follow

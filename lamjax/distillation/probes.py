@@ -40,11 +40,11 @@ def with_probes(batch: Batch, frames: Sequence[Frame]) -> Probed:
 
 def _spread(batch: Batch, values: Sequence[np.ndarray | None]) -> np.ndarray:
     """(rows, n_atoms, 3): the values of the frames at the places of their atoms."""
-    found = np.zeros(batch.system.positions.shape, batch.system.positions.dtype)
+    spread = np.zeros(batch.system.positions.shape, batch.system.positions.dtype)
     for row, mine, k in _places(batch):
         if values[k] is not None:
-            found[row, mine] = values[k]
-    return found
+            spread[row, mine] = values[k]
+    return spread
 
 
 def _places(batch: Batch) -> Iterator[tuple[Any, np.ndarray, int]]:

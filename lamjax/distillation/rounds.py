@@ -38,18 +38,18 @@ class Distillation(NamedTuple):
     asked: LastingShapes  # of the frames that a committee is asked about
 
     def folder(self, number: int) -> Path:
-        """Of a round."""
+        """The folder of a round."""
         return Path(self.config.output) / f"round-{number:03d}"
 
 
 class Stage(NamedTuple):
-    """Something is being done; `done` of `total`, and what is to be said of it."""
+    """A part of a round that goes on: `done` of `total` steps or frames."""
 
     round: int
     name: str
     done: int
     total: int
-    said: str = ""
+    detail: str = ""  # errors of the training step
 
 
 class Round(NamedTuple):
@@ -84,17 +84,17 @@ def last_members(run: Distillation) -> tuple[int, Params]:
 
 def frames_of(run: Distillation, use: str, until: int | None = None) -> list[Frame]:
     """The labelled frames of all rounds (up to `until`) for a use: "train" or "fresh"."""
-    found = list(run.initial) if use == "train" else []
+    frames = list(run.initial) if use == "train" else []
     for number in range(run.config.rounds if until is None else until + 1):
         path = run.folder(number) / files.LABELLED
         if path.exists():
             atoms = files.read_frames(path)
-            found += [from_atoms(a, source=f"{path} frame {k}") for k, a in enumerate(atoms) if a.info["use"] == use]
-    return found
+            frames += [from_atoms(a, source=f"{path} frame {k}") for k, a in enumerate(atoms) if a.info["use"] == use]
+    return frames
 
 
 def _round(run: Distillation, number: int) -> Events:
-    """The facts of a round, made or found."""
+    """Run a round, or read its facts if it is complete."""
     folder = run.folder(number)
     folder.mkdir(parents=True, exist_ok=True)
     facts = files.read_facts(folder / files.ROUND)
@@ -192,8 +192,8 @@ def _measure(run: Distillation, number: int, stacked: Params | None) -> dict[str
     fresh = [from_atoms(atoms) for atoms in files.read_frames(path) if atoms.info["use"] == "fresh"]
     if stacked is None or not fresh:
         return {"energy": None, "force": None}
-    found = measured(run.potential, unstack(stacked), fresh, run.asked.pack(fresh), ASKED)
-    return {"energy": float(np.mean([e.energy for e in found])), "force": float(np.mean([e.force for e in found]))}
+    errors = measured(run.potential, unstack(stacked), fresh, run.asked.pack(fresh), ASKED)
+    return {"energy": float(np.mean([e.energy for e in errors])), "force": float(np.mean([e.force for e in errors]))}
 
 
 def _train(run: Distillation, number: int, stacked: Params | None, facts: dict[str, Any]) -> Events:
@@ -216,8 +216,8 @@ def _train(run: Distillation, number: int, stacked: Params | None, facts: dict[s
         if isinstance(event, RunRecord):
             errors = [1000 * event.train.get(key, np.nan) for key in ("rmse_e", "rmse_f")]
             loss = event.loss / config.members
-            said = "loss {:.3e}  E {:.3g} meV/atom  F {:.3g} meV/Å".format(loss, *errors)
-            yield Stage(number, "train", event.step, config.student.steps, said)
+            numbers = "loss {:.3e}  E {:.3g} meV/atom  F {:.3g} meV/Å".format(loss, *errors)
+            yield Stage(number, "train", event.step, config.student.steps, numbers)
     for member, params in enumerate(unstack(stacked)):
         card = {"round": number, "member": member, "frames": len(frames), "seed": config.seed}
         checkpoints.save(files.student(folder, member), run.potential, params, card)
@@ -236,12 +236,12 @@ def _members(run: Distillation, number: int) -> Params:
 
 def _is_enough(config: DistillConfig, facts: dict[str, Any]) -> bool:
     """Whether deviation and errors are below the thresholds; never in a round without students or fresh frames."""
-    found = {
+    measures = {
         "deviation": facts.get("deviation", {}).get("95 %"),
         "force": facts["force"],
         "energy": facts["energy"],
     }
-    return all(value is not None and value <= getattr(config.enough, name) for name, value in found.items())
+    return all(value is not None and value <= getattr(config.enough, name) for name, value in measures.items())
 
 
 def _keep(run: Distillation, number: int, facts: dict[str, Any], stage: str, began: float) -> None:

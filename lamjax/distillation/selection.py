@@ -34,12 +34,12 @@ def deviations(
 ) -> Float[np.ndarray, " n_frames"]:
     """The largest force deviation (eV/Å) in every packed frame; infinite where it is not finite."""
     run = _jitted(potential)
-    found = np.full(len(packed.sources), np.inf)
+    deviation = np.full(len(packed.sources), np.inf)
     for batch in batches(packed, batch_size, seed=None, epochs=1):
         largest = np.asarray(run(stacked_params, batch), np.float64)
-        there = batch.frame >= 0
-        found[batch.frame[there]] = largest[there]
-    return np.where(np.isfinite(found), found, np.inf)
+        occupied = batch.frame >= 0
+        deviation[batch.frame[occupied]] = largest[occupied]
+    return np.where(np.isfinite(deviation), deviation, np.inf)
 
 
 def select(deviation: ArrayLike, trust: TrustConfig, label: LabelConfig, seed: int) -> Selection:
@@ -60,8 +60,8 @@ def select(deviation: ArrayLike, trust: TrustConfig, label: LabelConfig, seed: i
 
 def quantiles(deviation: ArrayLike) -> dict[str, float | None]:
     """Median, 95 % and largest, by name; None for what is infinite."""
-    found = np.quantile(np.asarray(deviation), QUANTILES, method="higher")
-    return {f"{100 * q:g} %": float(x) if np.isfinite(x) else None for q, x in zip(QUANTILES, found, strict=True)}
+    values = np.quantile(np.asarray(deviation), QUANTILES, method="higher")
+    return {f"{100 * q:g} %": float(x) if np.isfinite(x) else None for q, x in zip(QUANTILES, values, strict=True)}
 
 
 @functools.lru_cache(maxsize=4)

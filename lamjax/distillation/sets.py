@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import ase
-import ase.io
 import numpy as np
 from jax.typing import DTypeLike
 
@@ -92,6 +91,8 @@ def label_set(
 
 def as_written(frame: Frame) -> ase.Atoms:
     """The structure with the digits that extxyz keeps, which are those that are labelled, and without old labels."""
+    import ase.io
+
     atoms = to_ase(frame.system)
     kept = {key: value for key, value in records.plain_info(frame.info).items() if key != FAILED}
     atoms.info |= {"source": frame.source} | kept
@@ -141,10 +142,14 @@ def _settings(labeller: Labeller, frames: Sequence[Frame]) -> dict[str, Any]:
         system = frames[k].system
         for array in (system.numbers, system.positions, system.cell, system.pbc):
             digest.update(np.ascontiguousarray(array).tobytes())
-    found = {"labeller": str(getattr(labeller, "level", None)), "frames": len(frames), "structures": digest.hexdigest()}
+    settings = {
+        "labeller": str(getattr(labeller, "level", None)),
+        "frames": len(frames),
+        "structures": digest.hexdigest(),
+    }
     if isinstance(labeller, PotentialLabeller):
-        found |= {"precision": labeller.shapes.dtype.name, "batch_size": labeller.batch_size}
-    return found
+        settings |= {"precision": labeller.shapes.dtype.name, "batch_size": labeller.batch_size}
+    return settings
 
 
 def _finish(frames: Sequence[Frame], out: Path, dtype: DTypeLike | None) -> Written:
@@ -186,6 +191,8 @@ def _facts_of(partial: Path) -> Iterator[str]:
 
 
 def _records(partial: Path) -> Iterator[ase.Atoms]:
+    import ase.io
+
     return ase.io.iread(partial, ":", format="extxyz")
 
 
@@ -197,6 +204,8 @@ def _labelled(frames: Sequence[Frame], partial: Path) -> Iterator[Frame]:
 
 def _write_text(path: Path, frames: Iterator[ase.Atoms]) -> None:
     """extxyz, frame by frame, whole or not at all."""
+    import ase.io
+
     with replacing(path) as temporary, open(temporary, "w") as file:
         for atoms in frames:
             ase.io.write(file, atoms, format="extxyz")

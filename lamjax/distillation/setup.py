@@ -79,16 +79,16 @@ def _fingerprint(
     config: DistillConfig, starts: Any, initial: Any, labeller: Labeller
 ) -> dict[str, dict[str, str] | str]:
     """Names of all that rounds are made from: the frames that are given, and the numbers of teacher and base."""
-    found: dict[str, Any] = {"start": digests(starts), "initial": digests(initial)}
+    names: dict[str, Any] = {"start": digests(starts), "initial": digests(initial)}
     if isinstance(labeller, PotentialLabeller):
-        found["labeller"] = _name(labeller.params)
+        names["labeller"] = _name(labeller.params)
     if config.student.base is not None:
-        found["student.base"] = _name(checkpoints.read(config.student.base, config.student.head).params)
-    return found
+        names["student.base"] = _name(checkpoints.read(config.student.base, config.student.head).params)
+    return names
 
 
 def _name(params: PyTree) -> str:
-    """Another one for parameters with another number in them."""
+    """A digest of parameters: different where any number differs."""
     numbers = hashlib.blake2b(digest_size=12)
     for leaf in map(np.asarray, jax.tree.leaves(params)):
         numbers.update(f"{leaf.dtype}{leaf.shape}".encode() + np.ascontiguousarray(leaf).tobytes())

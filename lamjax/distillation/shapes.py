@@ -30,11 +30,11 @@ class LastingShapes:
     def cover(self, frames: Sequence[Frame]) -> None:
         """Shapes for all of these frames, of which parts will be packed: no part then changes the arrays of another."""
         if self.plan is None or (choose(exact_shapes(frames, self.shells), self.plan) < 0).any():
-            found = plan(frames, self.shells, self.max_programs, batch_size=self.batch_size)
-            self.plan = found._replace(buckets=tuple(self._with_room(bucket) for bucket in found.buckets))
+            planned = plan(frames, self.shells, self.max_programs, batch_size=self.batch_size)
+            self.plan = planned._replace(buckets=tuple(self._with_room(bucket) for bucket in planned.buckets))
 
     def _with_room(self, bucket: Bucket) -> Bucket:
-        """For more neighbours than any frame has yet, and than it had before."""
+        """The bucket with spare capacity, and at least the capacity that it had before."""
         before = [b.capacities for b in self.plan.buckets if b.n_atoms >= bucket.n_atoms] if self.plan else []
         least = tuple(max(widths) for widths in zip(*before, strict=True)) or (0,) * len(self.shells)
         return bucket._replace(capacities=grow(least, bucket.capacities, self.shells, spare=0.25))

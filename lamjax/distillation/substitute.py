@@ -29,12 +29,12 @@ TRIES = 20  # for each substitution that is to differ from the others
 
 def similar(symbol: str, elements: Iterable[str] = USUAL, places: int = 1) -> tuple[str, ...]:
     """The elements at most so many places away in the symbol's group or, for d and f elements, in its row."""
-    allowed, found = set(elements), set()
+    allowed, neighbors = set(elements), set()
     for line in LINES:
         if symbol in line:
             k = line.index(symbol)
-            found |= set(line[max(k - places, 0) : k + places + 1])
-    return tuple(sorted((found - {symbol}) & allowed, key=ase.data.atomic_numbers.get))
+            neighbors |= set(line[max(k - places, 0) : k + places + 1])
+    return tuple(sorted((neighbors - {symbol}) & allowed, key=ase.data.atomic_numbers.__getitem__))
 
 
 def stretch(system: System, numbers: np.ndarray) -> float:
@@ -75,15 +75,15 @@ def substitutes(
     starts: Sequence[Frame], n: int, seed: int, elements: Sequence[str] = USUAL, places: int = 1
 ) -> list[Frame]:
     """At most `n` different substitutions of each start; none of one with fixed atoms, which must keep their places."""
-    found: list[Frame] = []
+    replaced: list[Frame] = []
     for number, start in enumerate(starts):
         rng, mine = np.random.default_rng((seed, number, 2)), {}
         for _ in range(TRIES * n if "fixed" not in start.info else 0):
             one = substituted(start, rng, elements, places)
             if one is not None and len(mine) < n:
                 mine.setdefault(one.source, one._replace(info=one.info | {"seed": seed, "draw": len(mine)}))
-        found += mine.values()
-    return found
+        replaced += mine.values()
+    return replaced
 
 
 def _swapped(start: Frame, swaps: dict[str, str]) -> Frame:
@@ -95,6 +95,6 @@ def _swapped(start: Frame, swaps: dict[str, str]) -> Frame:
     system = system._replace(numbers=numbers, positions=factor * system.positions, cell=factor * system.cell)
     labels = start.labels
     nothing = Labels(np.zeros_like(labels.energy), *(np.zeros_like(part) for part in labels[1:]))
-    said = " ".join(f"{old}->{new}" for old, new in sorted(swaps.items()))
-    info = {"substituted": said, "start": start.source}
-    return Frame(system, nothing, f"{start.source}, {said}", ("",) * 3, info)
+    exchange = " ".join(f"{old}->{new}" for old, new in sorted(swaps.items()))
+    info = {"substituted": exchange, "start": start.source}
+    return Frame(system, nothing, f"{start.source}, {exchange}", ("",) * 3, info)

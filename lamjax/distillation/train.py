@@ -122,12 +122,12 @@ def measured(
     potential: Potential, members: Sequence[Params], frames: Sequence[Frame], packed: Packed, size: Any
 ) -> list[Errors]:
     """RMSE of every member on labelled frames."""
-    found = []
+    errors = []
     for params in members:
         rows = error_table(potential, frames, predictions(potential, params, packed, size))
         rmse = {row.quantity: row.rmse / 1000 for row in rows}
-        found.append(Errors(rmse["energy"], rmse[FORCES]))
-    return found
+        errors.append(Errors(rmse["energy"], rmse[FORCES]))
+    return errors
 
 
 def n_members(stacked: Params) -> int:
@@ -147,5 +147,5 @@ def _with_fresh_head(potential: Potential, params: Params, key: Array) -> Params
 
 
 def _with_statistics(member: Params, first: Params) -> Params:
-    """The member with all that is no weight from the first."""
+    """The member with statistics, biases and all other constants of the first member."""
     return jax.tree_util.tree_map_with_path(lambda path, own, data: data if is_frozen(path) else own, member, first)

@@ -69,9 +69,9 @@ def allocate(
     over = evaluator(potential, domains)
     shapes = over.shapes(host, skin, headroom)
     blank = DividedNeighbors(over.blank(host, shapes), domains, shapes, potential.shells, float(skin))
-    found = jax.jit(lambda n, s: update(potential, n, s))(blank, host)
-    check(found)
-    return found
+    divided = jax.jit(lambda n, s: update(potential, n, s))(blank, host)
+    check(divided)
+    return divided
 
 
 def update(potential: Potential, neighbors: DividedNeighbors, system: System) -> DividedNeighbors:
@@ -124,9 +124,9 @@ def check(neighbors: DividedNeighbors) -> None:
             raise ValueError(
                 f"Domain ({place}) holds {own} atoms and {halo} in its halo, its arrays {shapes.n_atoms - 1}. {again}"
             )
-    for shell, found, room in zip(neighbors.shells, lists.found, shapes.capacities, strict=True):
-        if (found if shell.sel is None else min(found, shell.sel)) > room:
-            raise ValueError(f"An atom has {found} neighbours within {shell.cutoff:g} Å, the arrays {room}. {again}")
+    for shell, most, room in zip(neighbors.shells, lists.found, shapes.capacities, strict=True):
+        if (most if shell.sel is None else min(most, shell.sel)) > room:
+            raise ValueError(f"An atom has {most} neighbours within {shell.cutoff:g} Å, the arrays {room}. {again}")
     if not lists.usable:
         raise ValueError(
             "Positions or cell are not finite, or the cell has changed so much that halos or the bins of the search "

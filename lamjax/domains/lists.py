@@ -44,7 +44,7 @@ class DomainLists(NamedTuple):
 
     @property
     def positions(self) -> Array:
-        """Where the lists were made (Å)."""
+        """Positions for which the lists were made (Å)."""
         return self.whole.positions
 
     @property
@@ -54,7 +54,7 @@ class DomainLists(NamedTuple):
 
     @property
     def radius(self) -> Array:
-        """Within which all lists are complete (Å)."""
+        """The distance within which all lists are complete (Å)."""
         return self.whole.radius
 
     @property
@@ -129,7 +129,7 @@ def _members(system: System, domains: Domains, depth: float, gap: float, k: Any,
 
 
 def blank(system: System, domains: Domains, shells: tuple[Shell, ...], shapes: DomainShapes) -> DomainLists:
-    """Lists that want to be searched, each on its device."""
+    """Empty lists, stale from the start, each on its device."""
     dtype = system.positions.dtype
     of_domain = System(np.zeros((shapes.n_atoms, 3), dtype), np.zeros(shapes.n_atoms, int), system.cell, system.pbc)
 
@@ -151,12 +151,12 @@ def search(
     More of either than `shapes` have room for makes the lists not usable, and so does a halo beyond `shapes.images`.
     """
     system, shells = jax.lax.stop_gradient(system), potential.shells
-    depth, gap, found = field(potential) + skin, potential.cutoff + skin, images_around(np.array(shapes.images))
+    depth, gap, around = field(potential) + skin, potential.cutoff + skin, images_around(np.array(shapes.images))
 
     def of_domain(k: Array, system: System, old: Verlet) -> tuple:
         places = geometry(system, domains, depth, gap, shapes.images)
-        own, halo = membership(system, places, domains, k[0], found)
-        atoms, images, number = collect(own, halo, places.shift, found, shapes.n_atoms)
+        own, halo = membership(system, places, domains, k[0], around)
+        atoms, images, number = collect(own, halo, places.shift, around, shapes.n_atoms)
         cluster = members(system, domains, atoms, images, number, False)
         cluster = cluster._replace(cell=places.cell, pbc=jnp.ones(3, bool))
         new, fullest = grid.search(jax.tree.map(lambda x: x[0], old), cluster, shells, skin, shapes.grid)
@@ -190,10 +190,10 @@ def members(system: System, domains: Domains, atoms: Array, images: Array, numbe
     Slot 0 is the structure's first atom, seen by none, where `first` is True, and else padding.
     """
     slot = jnp.arange(len(atoms))
-    there = (slot <= jnp.sum(number)) & (first | (slot > 0))
+    occupied = (slot <= jnp.sum(number)) & (first | (slot > 0))
     return system._replace(
         positions=system.positions[atoms] + images.astype(system.cell.dtype) @ system.cell,
-        numbers=jnp.where(there, system.numbers[atoms], 0),
+        numbers=jnp.where(occupied, system.numbers[atoms], 0),
         pbc=system.pbc & ~domains.divided,
         aparam=None if system.aparam is None else system.aparam[atoms],
     )

@@ -21,7 +21,7 @@ AnyShapes = grid.Shapes | DomainShapes  # static
 
 
 class Seen(NamedTuple):
-    """What the neighbours of an evaluation are like."""
+    """Largest numbers of neighbours and flags of the lists of an evaluation."""
 
     found: Int[Array, " n_shells"]  # the largest number of an atom within each shell
     overflow: Bool[Array, ""]  # some are missing
@@ -69,12 +69,12 @@ def _on_one(potential: Potential) -> Evaluator:
         return _seen(narrow(lists, system, shapes))
 
     def energy(params: PyTree, system: System, lists: verlet.Verlet, shapes: grid.Shapes) -> tuple[Array, Seen]:
-        found = narrow(lists, system, shapes)
-        return potential.energy(params, system, found), _seen(found)
+        neighbors = narrow(lists, system, shapes)
+        return potential.energy(params, system, neighbors), _seen(neighbors)
 
     def predicted(params: PyTree, system: System, lists: verlet.Verlet, shapes: grid.Shapes) -> tuple[Any, Seen]:
-        found = narrow(lists, system, shapes)
-        return predict(potential, params, system, found), _seen(found)
+        neighbors = narrow(lists, system, shapes)
+        return predict(potential, params, system, neighbors), _seen(neighbors)
 
     rooms = lambda shapes: np.array([shapes.grid.capacity])  # noqa: E731
     return Evaluator(shapes, blank, search, rooms, is_stale, look, energy, predicted)
@@ -100,8 +100,8 @@ def _over(potential: Potential, domains: Domains) -> Evaluator:
         return _over_domains(potential, params, system, lists, domains, shapes)
 
     def energy(params: PyTree, system: System, lists: DomainLists, shapes: DomainShapes) -> tuple[Array, Seen]:
-        found, seen = atomic(params, system, lists, shapes)
-        return systems.of_structures(system, found.astype(numerics.widest_float())), seen
+        energies, seen = atomic(params, system, lists, shapes)
+        return systems.of_structures(system, energies.astype(numerics.widest_float())), seen
 
     def predicted(params: PyTree, system: System, lists: DomainLists, shapes: DomainShapes) -> tuple[Any, Seen]:
         check_memory(potential, params, shapes.n_atoms, shapes.capacities)
@@ -121,13 +121,13 @@ def _over_domains(
     def of_domain(params: PyTree, system: System, *parts: Any) -> tuple:
         near, atoms, images, number = jax.tree.map(lambda x: x[0], parts)
         cluster = divided.members(system, domains, atoms, images, number, first)
-        found = verlet.narrow(near, cluster, potential.shells, capacities)
+        neighbors = verlet.narrow(near, cluster, potential.shells, capacities)
         slot, energies = jnp.arange(shapes.n_atoms), jnp.zeros(shapes.n_atoms)
         if params is not None:
-            energies = atomic_energies(potential, params, cluster, found)
+            energies = atomic_energies(potential, params, cluster, neighbors)
         own = jnp.where((slot > 0) & (slot <= number[0]), energies, 0)
         of_all = jnp.zeros(system.n_atoms, own.dtype).at[atoms].add(own)
-        return jax.tree.map(lambda x: x[None], (of_all, _seen(found)))
+        return jax.tree.map(lambda x: x[None], (of_all, _seen(neighbors)))
 
     specs = (ALL, ALL, EACH, EACH, EACH, EACH)
     run = jax.shard_map(of_domain, mesh=domains.mesh, in_specs=specs, out_specs=EACH, check_vma=False)

@@ -105,7 +105,7 @@ def check(ensemble: Ensemble, system: System, fixed: Bool[np.ndarray, "n_atoms 3
 
 
 class Bath(NamedTuple):
-    """What warms and presses: numbers that no program is compiled for."""
+    """Temperature and pressure as run-time values, so that programs serve all of them."""
 
     kt: Float[Array, ""]  # eV
     pressure: Float[Array, ""]  # eV/Å³
@@ -125,7 +125,7 @@ def in_any_bath(ensemble: Ensemble) -> Ensemble:
 
 
 class Surroundings(NamedTuple):
-    """What an integrator hands through to the forces."""
+    """Arguments that an integrator passes on to the force function."""
 
     bath: Bath
     params: Any
@@ -162,9 +162,9 @@ def integrator(ensemble: Ensemble, shapes: Any) -> Integrator:
         state = moves(around)[0](key, around.system.positions, *first, **keywords, **given)
         if chain is None:
             return state
-        told = getattr(state, chain).set(degrees_of_freedom=degrees_of_freedom(config, len(mass)))
+        thermostat = getattr(state, chain).set(degrees_of_freedom=degrees_of_freedom(config, len(mass)))
         # jax-md leaves Python's numbers, which no file can hold
-        return pytree.cast(jax.tree.map(jnp.asarray, state.set(**{chain: told})), mass.dtype)
+        return pytree.cast(jax.tree.map(jnp.asarray, state.set(**{chain: thermostat})), mass.dtype)
 
     def step(state: Any, around: Surroundings) -> Any:
         state = moves(around)[1](state, around=around)
@@ -229,7 +229,7 @@ def _moves(ensemble: Ensemble, shapes: Any) -> Callable:
 
 
 def _of_chain(chain: Any, kt: Array) -> Array:
-    """Energy (eV) of a chain of thermostats."""
+    """Kinetic and potential energy (eV) of a Nosé-Hoover chain."""
     freedom = jnp.ones(len(chain.position)).at[0].set(chain.degrees_of_freedom)
     return jnp.sum(chain.momentum**2 / (2 * chain.mass) + kt * freedom * chain.position)
 

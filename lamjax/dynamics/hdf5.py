@@ -59,7 +59,7 @@ def append(path: Path, seen: Record, still: dict[str, np.ndarray], timestep: flo
 
 
 def mark(path: Path) -> dict[str, Any]:
-    """How many frames there are."""
+    """The number of frames in the file."""
     if not path.is_file():
         return {"frames": 0}
     with _reading(path) as file:

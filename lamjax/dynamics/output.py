@@ -16,7 +16,7 @@ from lamjax.dynamics.trajectory import Scene
 
 
 class Paths(NamedTuple):
-    """Where things are: all beside the trajectory."""
+    """Paths of the output files, all beside the trajectory."""
 
     trajectory: Path  # .extxyz, .xyz, .traj or .h5
     table: Path  # .csv
@@ -27,7 +27,7 @@ class Paths(NamedTuple):
 
     @property
     def written(self) -> list[Path]:
-        """What a simulation writes, of what is there."""
+        """Those of these files that exist already."""
         return [path for path in self[:3] if path.exists()]
 
 
@@ -53,8 +53,8 @@ class Output:
 
     def refuse(self) -> None:
         """Raise ValueError if there are files already."""
-        if there := self.paths.written:
-            raise ValueError(f"{there[0]} exists. Go on with it (--resume), or name another output.")
+        if existing := self.paths.written:
+            raise ValueError(f"{existing[0]} exists. Go on with it (--resume), or name another output.")
 
     def begin(self, simulation: Simulation) -> None:
         """Make the files of a new simulation; ValueError if there are some."""
@@ -64,7 +64,7 @@ class Output:
 
     @property
     def has_seen(self) -> bool:
-        """Whether anything was seen yet."""
+        """Whether any step has been recorded."""
         return files.size(self.paths.table) > 0
 
     def write(self, simulation: Simulation, seen: Record) -> None:

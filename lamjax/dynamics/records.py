@@ -12,7 +12,7 @@ from lamjax import units
 
 
 class Record(NamedTuple):
-    """What is seen of a simulation at some steps, on the host."""
+    """Observables of a simulation at some steps, on the host."""
 
     step: Int[np.ndarray, " n"]
     potential_energy: Float[np.ndarray, " n"]  # eV

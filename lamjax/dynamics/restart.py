@@ -29,8 +29,8 @@ def identity(ensemble: Ensemble, params: PyTree) -> Identity:
     """What makes a simulation this one: the ensemble with its settings, the model and its parameters."""
     potential, config, domains = ensemble
     model = digest(potential, params)
-    found = {"ensemble": config.type, **dataclasses.asdict(config), "head": potential.head, "model": model}
-    return found if domains is None else {**found, "domains": list(domains.counts)}
+    facts = {"ensemble": config.type, **dataclasses.asdict(config), "head": potential.head, "model": model}
+    return facts if domains is None else {**facts, "domains": list(domains.counts)}
 
 
 def digest(potential: Potential, params: PyTree) -> str:
@@ -71,21 +71,21 @@ def restore(
     fixed = np.zeros((system.n_atoms, 3), bool) if fixed is None else np.asarray(fixed, bool)
     shapes = _shapes(header["shapes"])
     wanted = like(ensemble, params, system, fixed, shapes, header["step"], header["n_grown"])
-    structure, found = jax.tree.structure(_arrays(wanted)), list(arrays)
-    if len(found) != structure.num_leaves:
+    structure, leaves_read = jax.tree.structure(_arrays(wanted)), list(arrays)
+    if len(leaves_read) != structure.num_leaves:
         raise ValueError(f"{path} is of a structure with other parameters, or of another version of jax-md.")
-    leaves = [_typed(leaf, mould) for leaf, mould in zip(found, jax.tree.leaves(_arrays(wanted)), strict=True)]
+    leaves = [_typed(leaf, mould) for leaf, mould in zip(leaves_read, jax.tree.leaves(_arrays(wanted)), strict=True)]
     if any(leaf is None for leaf in leaves):
         raise ValueError(f"{path} is of a structure with another number of atoms, or of another precision.")
-    state, there, there_fixed, lists = jax.tree.unflatten(structure, leaves)
-    if not jax.tree.all(jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), (there, there_fixed), (system, fixed))):
+    state, start, there_fixed, lists = jax.tree.unflatten(structure, leaves)
+    if not jax.tree.all(jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), (start, there_fixed), (system, fixed))):
         raise ValueError(f"{path} is of a simulation of another structure, or of one with other fixed atoms.")
-    return wanted._replace(state=state, system=there, fixed=there_fixed, lists=lists), header["facts"]
+    return wanted._replace(state=state, system=start, fixed=there_fixed, lists=lists), header["facts"]
 
 
-def _shapes(found: list) -> AnyShapes:
+def _shapes(sizes: list) -> AnyShapes:
     """The shapes that a file has as lists."""
-    capacities, width, (bins, reach, capacity), *of_domains = found
+    capacities, width, (bins, reach, capacity), *of_domains = sizes
     plain = Shapes(tuple(capacities), width, Grid(tuple(bins), tuple(reach), capacity))
     if not of_domains:
         return plain
@@ -113,8 +113,8 @@ def _plain(leaf: Any) -> np.ndarray:
 
 def _typed(leaf: np.ndarray, mould: Any) -> Array | None:
     """The array as it is on the device; None if it is not of that shape and type."""
-    found = jax.random.wrap_key_data(leaf) if _is_key(mould) else jnp.asarray(leaf)
-    return found if found.shape == mould.shape and found.dtype == mould.dtype and leaf.dtype.kind != "O" else None
+    array = jax.random.wrap_key_data(leaf) if _is_key(mould) else jnp.asarray(leaf)
+    return array if array.shape == mould.shape and array.dtype == mould.dtype and leaf.dtype.kind != "O" else None
 
 
 def _read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
@@ -123,18 +123,20 @@ def _read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
     if not content.startswith(MAGIC):
         raise ValueError(f"{path} is no restart file of a simulation.")
     try:
-        found = flax.serialization.msgpack_restore(content[len(MAGIC) :])
-        return json.loads(found["header"]), [found["arrays"][str(k)] for k in range(len(found["arrays"]))]
+        stored: Any = flax.serialization.msgpack_restore(content[len(MAGIC) :])
+        return json.loads(stored["header"]), [stored["arrays"][str(k)] for k in range(len(stored["arrays"]))]
     except Exception as error:  # msgpack and flax raise many kinds for a damaged file
         raise ValueError(f"{path}: the restart file is damaged ({type(error).__name__}: {error}).") from error
 
 
-def _check(path: str | Path, found: Identity, wanted: Identity) -> None:
+def _check(path: str | Path, stored: Identity, wanted: Identity) -> None:
     """Raise ValueError that lists what is different."""
     wanted = json.loads(json.dumps(wanted))
-    keys = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
+    keys = [key for key in {**stored, **wanted} if stored.get(key) != wanted.get(key)]
     if keys:
-        told = ", ".join(
-            f"{key} was {found.get(key)}, is {wanted.get(key)}" if key != "model" else "another model" for key in keys
+        differences = ", ".join(
+            f"{key} was {stored.get(key)}, is {wanted.get(key)}" if key != "model" else "another model" for key in keys
         )
-        raise ValueError(f"{path} is of another simulation: {told}. Go on with what it began with, or begin another.")
+        raise ValueError(
+            f"{path} is of another simulation: {differences}. Go on with what it began with, or begin another."
+        )

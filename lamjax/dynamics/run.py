@@ -50,7 +50,7 @@ class Simulation(NamedTuple):
 
 
 class MDPrograms(NamedTuple):
-    """What is compiled for an ensemble and shapes."""
+    """The compiled programs for an ensemble and shapes of arrays."""
 
     start: Callable  # (surroundings, momenta, key) -> state, lists, StepDiagnostics
     chunk: Callable  # (state, surroundings, Span) -> state, lists, step, ok, number of records, records
@@ -76,7 +76,7 @@ class Span(NamedTuple):
 
 
 class StepDiagnostics(NamedTuple):
-    """What a step needs, and whether it makes sense."""
+    """Diagnostics of a step: array sizes that it needs, and whether it is sound."""
 
     system: System  # after it
     neighbors: Int[Array, " n_shells"]
@@ -128,11 +128,11 @@ def begin(
         lists = ensemble.evaluator.blank(host, shapes)
         made = _programs(ensemble, shapes, skin)
         around = Surroundings(bath, params, system, lists, fixed)
-        state, lists, found = made.start(around, momenta, jax.random.key(seed))
+        state, lists, diagnostics = made.start(around, momenta, jax.random.key(seed))
         simulation = Simulation(state, system, fixed, lists, shapes, 0)
-        if found.ok:
+        if diagnostics.ok:
             return simulation
-        grown = _grown(ensemble, simulation, found, skin)
+        grown = _grown(ensemble, simulation, diagnostics, skin)
         if grown == shapes:
             raise ValueError("Energy or forces of the start are infinite or NaN. Relax it first, or look at its atoms.")
         shapes = grown
@@ -240,28 +240,30 @@ def _check_fits(ensemble: Ensemble, simulation: Simulation) -> None:
 def _wider(ensemble: Ensemble, params: PyTree, simulation: Simulation, skin: float, give_up: bool) -> Simulation:
     """The simulation in arrays for the step that did not fit; DynamicsError if that is not what was wrong."""
     look = _programs(ensemble, simulation.shapes, skin).look
-    found = look(simulation.state, _around(ensemble, params, simulation))
-    shapes = _grown(ensemble, simulation, found, skin)
+    diagnostics = look(simulation.state, _around(ensemble, params, simulation))
+    shapes = _grown(ensemble, simulation, diagnostics, skin)
     if shapes == simulation.shapes or give_up:
-        raise DynamicsError(_why(simulation, found, ensemble), simulation)
+        raise DynamicsError(_why(simulation, diagnostics, ensemble), simulation)
     lists = ensemble.evaluator.blank(simulation.system, shapes)
     return simulation._replace(shapes=shapes, lists=lists, n_grown=simulation.n_grown + 1)
 
 
 def _shapes(ensemble: Ensemble, system: System, skin: float, least: Any = None) -> Any:
-    """Room for a structure and what may come."""
+    """Shapes of arrays with room for the neighbours of a structure and some more."""
     margin = 1.02 if isinstance(ensemble.config, NPTConfig) else 1.0  # the bins may become thinner
     return ensemble.evaluator.shapes(system, skin, HEADROOM, least, margin)
 
 
-def _grown(ensemble: Ensemble, simulation: Simulation, found: StepDiagnostics, skin: float) -> Any:
+def _grown(ensemble: Ensemble, simulation: Simulation, diagnostics: StepDiagnostics, skin: float) -> Any:
     """Shapes for the step that did not fit; the same ones if that is not what was wrong."""
     shapes, shells = simulation.shapes, ensemble.potential.shells
-    wanted = [n if s.sel is None else min(n, s.sel) for n, s in zip(found.neighbors.tolist(), shells, strict=True)]
+    wanted = [
+        n if s.sel is None else min(n, s.sel) for n, s in zip(diagnostics.neighbors.tolist(), shells, strict=True)
+    ]
     fits = all(n <= c for n, c in zip(wanted, shapes.capacities, strict=True))
-    has_room = np.all(np.asarray(found.fullest) <= ensemble.evaluator.rooms(shapes))
-    sees = float(found.radius) >= shells[0].cutoff and has_room
-    here = jax.tree.map(np.asarray, found.system)
+    has_room = np.all(np.asarray(diagnostics.fullest) <= ensemble.evaluator.rooms(shapes))
+    sees = float(diagnostics.radius) >= shells[0].cutoff and has_room
+    here = jax.tree.map(np.asarray, diagnostics.system)
     if (fits and sees) or not np.isfinite(here.positions).all() or not np.isfinite(here.cell).all():
         return shapes
     # what lies on the cutoff is counted by the host or is not, as rounding goes
@@ -269,19 +271,19 @@ def _grown(ensemble: Ensemble, simulation: Simulation, found: StepDiagnostics, s
     return _shapes(ensemble, here, skin, shapes._replace(capacities=room))
 
 
-def _why(simulation: Simulation, found: StepDiagnostics, ensemble: Ensemble) -> str:
+def _why(simulation: Simulation, diagnostics: StepDiagnostics, ensemble: Ensemble) -> str:
     """A message: what went wrong in the step that could not be made."""
-    way = np.asarray(found.way)
+    way = np.asarray(diagnostics.way)
     k = int(np.argmax(np.where(np.isfinite(way), way, np.inf)))
     what = f"atom {k} ({ase.data.chemical_symbols[int(simulation.system.numbers[k])]})"
     moves = f"moves {way[k]:.2f} Å in one step" if np.isfinite(way[k]) else "is nowhere: its position is not finite"
-    said = f"{what} {moves}"
+    fault = f"{what} {moves}"
     if np.isfinite(way).all() and way[k] < FARTHEST:
-        said = "energy or forces became infinite or NaN"
+        fault = "energy or forces became infinite or NaN"
     config = ensemble.config
     slower = f"lengthen barostat_time (now {config.barostat_time:g} fs), " if isinstance(config, NPTConfig) else ""
     return (
-        f"Step {simulation.step + 1}: {said}. The last good state is that of step {simulation.step}. Shorten the time "
+        f"Step {simulation.step + 1}: {fault}. The last good state is that of step {simulation.step}. Shorten the time "
         f"step (now {config.timestep:g} fs), {slower}relax the start first, or look whether the potential knows what "
         "it sees."
     )

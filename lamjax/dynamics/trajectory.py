@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ase
-import ase.io
 import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.io.trajectory import TrajectoryWriter
 from jaxtyping import Bool
 
 from lamjax import files, units
@@ -22,7 +20,7 @@ ULM_HEADER = 48  # bytes at the begin of an ASE trajectory that change when a fr
 
 
 class Scene(NamedTuple):
-    """What stays as it is while atoms move."""
+    """The constants of a trajectory: structure, fixed components, time step."""
 
     system: System  # of the start
     fixed: Bool[np.ndarray, "n_atoms 3"]
@@ -76,9 +74,11 @@ def writer(path: Path, scene: Scene) -> Writer:
 
 def text(scene: Scene, seen: Record) -> bytes:
     """The steps of a record as extxyz, 8 decimals."""
-    found = io.StringIO()
-    ase.io.write(found, list(frames(scene, seen)), format="extxyz")
-    return found.getvalue().encode()
+    import ase.io
+
+    content = io.StringIO()
+    ase.io.write(content, list(frames(scene, seen)), format="extxyz")
+    return content.getvalue().encode()
 
 
 def _extxyz(path: Path, scene: Scene) -> Writer:
@@ -91,6 +91,7 @@ def _extxyz(path: Path, scene: Scene) -> Writer:
 
 def _traj(path: Path, scene: Scene) -> Writer:
     """ASE's trajectory, every digit."""
+    from ase.io.trajectory import TrajectoryWriter
 
     def append(seen: Record) -> None:
         with TrajectoryWriter(path, "a") as file:

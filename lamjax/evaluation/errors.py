@@ -33,18 +33,18 @@ def predictions(
 ) -> list[Prediction]:
     """The prediction for every packed frame, in order, without padding (numpy)."""
     run = _jitted(potential)
-    found: dict[int, Prediction] = {}
+    by_frame: dict[int, Prediction] = {}
     for batch in batches(packed, batch_size, seed=None, epochs=1):
         result = jax.device_get(run(params, batch))
         for row, slot in zip(*np.nonzero(batch.frame >= 0), strict=True):
             mine = (batch.system.structure[row] == slot) & (batch.system.numbers[row] > 0)
-            found[int(batch.frame[row, slot])] = Prediction(
+            by_frame[int(batch.frame[row, slot])] = Prediction(
                 result.energy[row, slot],
                 result.forces[row, mine],
                 result.virial[row, slot],
                 result.atomic_energies[row, mine],
             )
-    return [found[k] for k in range(len(packed.sources))]
+    return [by_frame[k] for k in range(len(packed.sources))]
 
 
 def under_one_name(potential: Potential, params: Params, head: str) -> tuple[Potential, Params]:
@@ -69,11 +69,11 @@ def seen_elements(potential: Potential, params: Params, head: str) -> tuple[str,
 def unseen_elements(potential: Potential, params: Params, frames: Sequence[Frame]) -> dict[str, list[str]]:
     """Elements of the frames that the data of each head did not hold, as far as is known."""
     present = {ase.data.chemical_symbols[z] for frame in frames for z in np.unique(frame.system.numbers) if z > 0}
-    found = {}
+    unseen = {}
     for head in potential.config.head_names:
         seen = seen_elements(potential, params, head)
-        found[head] = [] if seen is None else sorted(present - set(seen))
-    return found
+        unseen[head] = [] if seen is None else sorted(present - set(seen))
+    return unseen
 
 
 def zero_shot(
@@ -83,11 +83,11 @@ def zero_shot(
 
     Best is the least RMSE of forces; of energies after the shift per element where no frame has forces.
     """
-    found = {}
+    tables = {}
     for head in potential.config.head_names:
         one = under_one_name(potential, params, head)
-        found[head] = error_table(one[0], frames, predictions(*one, packed, batch_size))
-    return dict(sorted(found.items(), key=lambda item: _merit(item[1])))
+        tables[head] = error_table(one[0], frames, predictions(*one, packed, batch_size))
+    return dict(sorted(tables.items(), key=lambda item: _merit(item[1])))
 
 
 def _merit(rows: list[ErrorRow]) -> float:

@@ -71,14 +71,14 @@ def read_reference(path: str | Path, frames: Sequence[Frame]) -> list[Prediction
         return _labels(path, frames)
     arrays = _arrays(path)
     try:
-        found = _by_name(arrays, sizes) if "frames" in arrays else _by_quantity(arrays, sizes)
+        references = _by_name(arrays, sizes) if "frames" in arrays else _by_quantity(arrays, sizes)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    if not any(value is not None for one in found for value in one):
+    if not any(value is not None for one in references for value in one):
         raise ValueError(
             f"{path} holds none of {', '.join(_NAMES)}. It holds: {', '.join(list(arrays)[:20]) or 'nothing'}."
         )
-    return found
+    return references
 
 
 def parity_table(
@@ -195,16 +195,16 @@ def _layouts(quantity: str, sizes: np.ndarray) -> set[tuple[int, ...]]:
 
 def _labels(path: Path, frames: Sequence[Frame]) -> list[Prediction]:
     """The labels of a file of structures."""
-    found = read(path)
+    labelled = read(path)
     sizes = _sizes(frames)
     try:
-        _same_number(len(found), sizes)
-        _same_sizes(_sizes(found), sizes)
+        _same_number(len(labelled), sizes)
+        _same_sizes(_sizes(labelled), sizes)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    if not any(np.any(f.labels.weights > 0) for f in found):
+    if not any(np.any(f.labels.weights > 0) for f in labelled):
         raise ValueError(f"{path}: no frame carries an energy, forces or a virial to compare with.")
-    given = [[v if w > 0 else None for v, w in zip(f.labels[:3], f.labels.weights, strict=True)] for f in found]
+    given = [[v if w > 0 else None for v, w in zip(f.labels[:3], f.labels.weights, strict=True)] for f in labelled]
     return [Prediction(*values, atomic_energies=None) for values in given]
 
 
@@ -213,8 +213,10 @@ def _same_number(n_found: int, sizes: np.ndarray) -> None:
         raise ValueError(f"the reference holds {n_found} frames, the structures are {len(sizes)}.")
 
 
-def _same_sizes(found: np.ndarray, sizes: np.ndarray) -> None:
-    _same_number(len(found), sizes)
-    if len(wrong := np.flatnonzero(found != sizes)):
+def _same_sizes(reference_sizes: np.ndarray, sizes: np.ndarray) -> None:
+    _same_number(len(reference_sizes), sizes)
+    if len(wrong := np.flatnonzero(reference_sizes != sizes)):
         k = wrong[0]
-        raise ValueError(f"frame {k} of the reference has {found[k]} atoms, that of the structures {sizes[k]}.")
+        raise ValueError(
+            f"frame {k} of the reference has {reference_sizes[k]} atoms, that of the structures {sizes[k]}."
+        )

@@ -50,13 +50,13 @@ def forgetting(
         if own is None:
             lines.append(Forgetting(head, False, len(used), None, *_moved(old, new)))
         else:
-            a, b = (_errors(before[0], used, found) for found in (old, new))
+            a, b = (_errors(before[0], used, predicted) for predicted in (old, new))
             lines.append(Forgetting(head, True, len(used), a[0], b[0], a[1], b[1]))
     return lines
 
 
-def _errors(potential: Potential, frames: Sequence[Frame], found: list[Prediction]) -> list[float | None]:
-    rows = {row.quantity: row.rmse for row in error_table(potential, frames, found)}
+def _errors(potential: Potential, frames: Sequence[Frame], predicted: list[Prediction]) -> list[float | None]:
+    rows = {row.quantity: row.rmse for row in error_table(potential, frames, predicted)}
     return [rows.get(SHIFTED), rows.get(FORCES)]
 
 

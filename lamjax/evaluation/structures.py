@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ase
-import ase.io
 import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -74,20 +73,20 @@ def judge(
 
     `watch` gets the iterator of finished relaxations and may show its progress.
     """
-    found: list[Relaxation | None] = [None] * len(pairs)
+    relaxations: list[Relaxation | None] = [None] * len(pairs)
     precision = jax.default_matmul_precision(matmul_precision) if matmul_precision else contextlib.nullcontext()
     starts, fixed = [pair.start for pair in pairs], [pair.fixed for pair in pairs]
     with precision:
         for outcome in watch(stream(potential, params, starts, config, fixed=fixed)):
-            found[outcome.number] = outcome.relaxation
-    failed = np.array([r is None or not bool(r.finite) for r in found])
-    errors = compare([p.start if r is None else r.system for r, p in zip(found, pairs, strict=True)], pairs)
+            relaxations[outcome.number] = outcome.relaxation
+    failed = np.array([r is None or not bool(r.finite) for r in relaxations])
+    errors = compare([p.start if r is None else r.system for r, p in zip(relaxations, pairs, strict=True)], pairs)
     return Judgement(
         *(np.where(failed, np.inf, np.asarray(e, np.float64)) for e in errors),
-        n_steps=np.array([0 if r is None else int(r.n_steps) for r in found]),
-        converged=np.array([r is not None and bool(r.converged) for r in found]),
+        n_steps=np.array([0 if r is None else int(r.n_steps) for r in relaxations]),
+        converged=np.array([r is not None and bool(r.converged) for r in relaxations]),
         failed=failed,
-        ends=[None if bad or r is None else r.system for r, bad in zip(found, failed, strict=True)],
+        ends=[None if bad or r is None else r.system for r, bad in zip(relaxations, failed, strict=True)],
     )
 
 
@@ -108,25 +107,25 @@ def compare(systems: Sequence, pairs: Sequence[Pair]) -> StructureError:
 
 
 def summary(
-    found: Judgement, before: Judgement, basin: float, apart: Bool[np.ndarray, " n"] | None = None
+    judgement: Judgement, before: Judgement, basin: float, apart: Bool[np.ndarray, " n"] | None = None
 ) -> StructureSummary:
     """The numbers of a judgement; `before` is that of the model before training, `basin` in Å.
 
     `apart` are the structures that began elsewhere than at their target: of these alone the basin says something.
     """
-    within = (found.largest < basin)[np.ones(len(found.dq), bool) if apart is None else apart]
-    quartiles = {f"{x}_q{k}": _quantile(getattr(found, x), k / 4) for x in ("dq", "rmsd") for k in (1, 3)}
-    means = {f"{x}_mean": float(np.mean(getattr(found, x))) for x in ("dq", "rmsd")}
+    within = (judgement.largest < basin)[np.ones(len(judgement.dq), bool) if apart is None else apart]
+    quartiles = {f"{x}_q{k}": _quantile(getattr(judgement, x), k / 4) for x in ("dq", "rmsd") for k in (1, 3)}
+    means = {f"{x}_mean": float(np.mean(getattr(judgement, x))) for x in ("dq", "rmsd")}
     return StructureSummary(
-        dq_median=float(np.median(found.dq)),
-        rmsd_median=float(np.median(found.rmsd)),
-        strain_median=float(np.median(found.strain)),
-        volume_median=float(np.median(np.abs(found.volume))),
+        dq_median=float(np.median(judgement.dq)),
+        rmsd_median=float(np.median(judgement.rmsd)),
+        strain_median=float(np.median(judgement.strain)),
+        volume_median=float(np.median(np.abs(judgement.volume))),
         in_basin=float(np.mean(within)) if len(within) else np.nan,
-        improved=float(np.mean(found.dq < before.dq)),
-        converged=float(np.mean(found.converged)),
-        failed=float(np.mean(found.failed)),
-        n_steps=float(np.median(found.n_steps)),
+        improved=float(np.mean(judgement.dq < before.dq)),
+        converged=float(np.mean(judgement.converged)),
+        failed=float(np.mean(judgement.failed)),
+        n_steps=float(np.median(judgement.n_steps)),
         **quartiles,
         **means,
     )
@@ -153,15 +152,15 @@ class LabelledSets:
 
         {"SET_rmse_e": eV/atom after the best shift per element, "SET_rmse_f": eV/Å, "SET_rmse_v": virial, eV/atom}
         """
-        found = {}
+        rmse = {}
         for what, (potential, frames, packed) in self.sets.items():
             rows = {r.quantity: r.rmse for r in error_table(potential, frames, predictions(potential, params, packed))}
-            found |= {
+            rmse |= {
                 f"{what}_rmse_{kind}": rows[quantity] / 1000
                 for kind, quantity in (("e", SHIFTED), ("f", FORCES), ("v", VIRIAL))
                 if quantity in rows
             }
-        return found
+        return rmse
 
     @property
     def columns(self) -> list[str]:
@@ -195,6 +194,8 @@ def write_ends(path: Path, pairs: Sequence[Pair], before: Judgement, after: Judg
     Their info has `number`, the row in that table, `structure`, its name there, and `stage`: start, before and after
     (as relaxed by the model before and after training, where the relaxation did not fail), target.
     """
+    import ase.io
+
     text = io.StringIO()
     for k, pair in enumerate(pairs):
         stages: dict[str, System | None] = {"start": pair.start, "target": _beside_start(pair)}
@@ -211,17 +212,19 @@ def write_ends(path: Path, pairs: Sequence[Pair], before: Judgement, after: Judg
 
 def read_ends(path: Path) -> dict[int, dict[str, ase.Atoms]]:
     """{number: {stage: structure}} of what `write_ends` wrote; empty where there is no file."""
-    found: dict[int, dict[str, ase.Atoms]] = {}
+    import ase.io
+
+    ends: dict[int, dict[str, ase.Atoms]] = {}
     for atoms in ase.io.iread(path, format="extxyz") if path.is_file() else ():
-        found.setdefault(int(atoms.info["number"]), {})[str(atoms.info["stage"])] = atoms
-    return found
+        ends.setdefault(int(atoms.info["number"]), {})[str(atoms.info["stage"])] = atoms
+    return ends
 
 
-def with_ends(found: Judgement, path: Path, stage: str) -> Judgement:
+def with_ends(judgement: Judgement, path: Path, stage: str) -> Judgement:
     """The judgement with its relaxed structures, "before" or "after", as `write_ends` wrote them."""
     kept = read_ends(path)
-    ends = [kept.get(k, {}).get(stage) for k in range(len(found.dq))] if kept else []
-    return found._replace(ends=[None if atoms is None else from_ase(atoms, np.float64) for atoms in ends])
+    ends = [kept.get(k, {}).get(stage) for k in range(len(judgement.dq))] if kept else []
+    return judgement._replace(ends=[None if atoms is None else from_ase(atoms, np.float64) for atoms in ends])
 
 
 def _beside_start(pair: Pair) -> System:

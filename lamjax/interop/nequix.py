@@ -113,15 +113,15 @@ def _config(path: Any, header: dict[str, Any]) -> PotentialConfig:
 
 def _channels(irreps: str) -> tuple[int, ...]:
     """(128, 64, 32) of "128x0e + 64x1o + 32x2e"."""
-    found = []
+    channels = []
     for number, part in enumerate(irreps.split("+")):
         match = re.fullmatch(r"(\d+)x(\d+)([eo])", part.strip())
         if not match or int(match[2]) != number or match[3] != "eo"[number % 2]:
             raise ValueError(
                 f"hidden_irreps is {irreps!r}: lamjax builds l = 0, 1, 2, ... of natural parity, as in 128x0e + 64x1o."
             )
-        found.append(int(match[1]))
-    return tuple(found)
+        channels.append(int(match[1]))
+    return tuple(channels)
 
 
 def _layer_shapes(config: NequIPConfig, layer: Layer, is_first: bool) -> dict[str, list[tuple[int, ...]]]:
@@ -140,14 +140,14 @@ def _layer_shapes(config: NequIPConfig, layer: Layer, is_first: bool) -> dict[st
 def _shapes(config: PotentialConfig) -> list[tuple[int, ...]]:
     """All shapes in the file's order: energies of the elements, layers, readout."""
     descriptor = cast(NequIPConfig, config.descriptor)
-    found: list[tuple[int, ...]] = [(len(config.elements),)]
+    shapes: list[tuple[int, ...]] = [(len(config.elements),)]
     for number, layer in enumerate(layers(descriptor)):
-        found += [shape for part in _layer_shapes(descriptor, layer, number == 0).values() for shape in part]
-    return [*found, (descriptor.width, 1)]
+        shapes += [shape for part in _layer_shapes(descriptor, layer, number == 0).values() for shape in part]
+    return [*shapes, (descriptor.width, 1)]
 
 
 def _arrays(path: Any, file: Any, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
-    found = []
+    arrays = []
     for number, shape in enumerate(shapes):
         try:
             array = np.load(file, allow_pickle=False)
@@ -162,14 +162,14 @@ def _arrays(path: Any, file: Any, shapes: list[tuple[int, ...]]) -> list[np.ndar
             )
         if not np.isfinite(array).all():
             raise CheckpointError(f"{path}: array {number + 1} of {len(shapes)} holds NaN or infinite numbers.")
-        found.append(array)
+        arrays.append(array)
     if left := file.read().strip(b"\n"):
         raise CheckpointError(f"{path}: {len(left)} bytes follow the last array: more layers than its header says.")
-    return found
+    return arrays
 
 
 def _params(config: PotentialConfig, header: dict[str, Any], numbers: list[np.ndarray]) -> Params:
-    descriptor, arrays, found = config.descriptor, iter(numbers), []
+    descriptor, arrays, layer_params = config.descriptor, iter(numbers), []
     energies = np.asarray(next(arrays), np.float64) + float(header["shift"])
     species: dict[str, np.ndarray] = {}
     for number, layer in enumerate(layers(descriptor)):
@@ -179,11 +179,11 @@ def _params(config: PotentialConfig, header: dict[str, Any], numbers: list[np.nd
         }
         if number == 0:
             species = {"w": parts.pop("send")[0], "skip": parts.pop("skip")[0]}
-        found.append(parts)
+        layer_params.append(parts)
     n = len(config.elements)
     statistics = {"bias_atom_e": np.zeros(n, np.float32), "out_bias": energies, "out_std": np.ones(n)}
     head = {"layers": [{"w": next(arrays), "b": np.zeros(1, np.float32)}], "statistics": statistics}
-    return Params({"species": species, "layers": found}, {DEFAULT_HEAD: head})
+    return Params({"species": species, "layers": layer_params}, {DEFAULT_HEAD: head})
 
 
 def _check(config: PotentialConfig, head: EnergyHeadConfig) -> None:

@@ -37,7 +37,7 @@ class Probed(NamedTuple):
 
     @property
     def frame(self) -> Array:
-        """Of the batch: which frames it holds."""
+        """The numbers of the frames in the batch."""
         return self.batch.frame
 
 

@@ -75,7 +75,7 @@ class TargetConfig:
 
 @configuration
 class PhononTargetConfig:
-    """Of which vibrations a heat capacity is made."""
+    """Supercell, wave vectors and temperature of a heat capacity."""
 
     repeats: Annotated[
         tuple[Count, Count, Count], Field(description="cells along each lattice vector of the supercell")
@@ -109,7 +109,7 @@ class PropertyLossConfig:
 
     @property
     def names(self) -> set[str]:
-        """Of the properties."""
+        """The names of the properties."""
         return {target.name for target in self.targets}
 
 

@@ -106,7 +106,7 @@ def check_pairs(batch) -> None:
 
 
 def distance(error: StructureError, config: DistanceConfig) -> Float[Array, "*batch"]:
-    """The one number of a config."""
+    """The distance between structure and target that a config asks for."""
     base = error.rmsd if config.kind == "rmsd" else error.dq
     return shaped(base + config.cell * error.strain if config.cell else base, config)
 
@@ -180,7 +180,7 @@ def _relaxed(potential, learned: Learned, batch, config: RelaxConfig) -> Relaxat
 
 
 def _kept(relaxed: Relaxation, batch, config: StructureLossConfig) -> Bool[Array, " n_batch"]:
-    """Which structures count: there are atoms, and they did not explode."""
+    """Mask of the structures that count: with atoms, finite, and moved by less than `max_motion`."""
     moved = jax.lax.stop_gradient(relaxed.system.positions) - batch.start.positions
     farthest = jnp.sqrt(jnp.max(jnp.sum(moved * moved, axis=-1), axis=-1, initial=0))
     return jnp.any(real(batch.start), axis=-1) & relaxed.finite & (farthest <= config.max_motion)

@@ -53,16 +53,16 @@ def shapes(
 
     Bins are `margin` times as wide as they need be, for a cell that may shrink.
     """
-    found = [math.ceil(headroom * n) for n in count(system, shells)]
+    n_neighbors = [math.ceil(headroom * n) for n in count(system, shells)]
     if least is not None:
-        found = [max(n, had) for n, had in zip(found, least.capacities, strict=True)]
+        n_neighbors = [max(n, had) for n, had in zip(n_neighbors, least.capacities, strict=True)]
     radius = shells[0].cutoff + skin
     within = count(system, (shells[0]._replace(cutoff=radius, sel=None),))[0]
     width = max(math.ceil(headroom * within), 0 if least is None else least.width, 4)
     bins = plan(system, margin * radius, max(headroom, FULLER))  # an empty place there costs next to nothing
     if least is not None and (bins.bins, bins.reach) == (least.grid.bins, least.grid.reach):
         bins = bins._replace(capacity=max(bins.capacity, least.grid.capacity))
-    return Shapes(plan_capacities(tuple(found), shells), width, bins)
+    return Shapes(plan_capacities(tuple(n_neighbors), shells), width, bins)
 
 
 def plan(system: System, radius: float, headroom: float = FULLER) -> Grid:
@@ -105,10 +105,10 @@ def search(
 
     def around(k: Any) -> tuple:
         """Indices, images and mask of an atom's list, the distance to the nearest without a slot, numbers in shells."""
-        j, images, there = _candidates(k, bins, members, system.pbc, grid)
+        j, images, present = _candidates(k, bins, members, system.pbc, grid)
         d = home[j] + images.astype(home.dtype) @ system.cell - home[k]
-        there &= ~((j == k) & jnp.all(images == 0, axis=-1)) & (system.numbers[k] > 0)
-        squared = jnp.where(there, jnp.sum(d * d, axis=-1), jnp.inf)[None]
+        present &= ~((j == k) & jnp.all(images == 0, axis=-1)) & (system.numbers[k] > 0)
+        squared = jnp.where(present, jnp.sum(d * d, axis=-1), jnp.inf)[None]
         kept, slot, dropped = (x[0] for x in closest(squared, width))
         images = images[slot] + shift[j[slot]] - shift[k]
         mask = kept <= (radius * (1 + ROUNDING)) ** 2
@@ -139,8 +139,8 @@ def _bins(system: System, home: Array, grid: Grid) -> tuple[Array, Any]:
     high = jnp.max(jnp.where(is_atom, along, -jnp.inf), axis=0, initial=-jnp.inf)
     low, span = jnp.where(system.pbc, 0, low), jnp.where(system.pbc, 1, jnp.maximum(high - low, 1e-6))
     number = np.array(grid.bins)
-    found = jnp.floor((along - low) / span * number)
-    return jnp.clip(found, 0, number - 1).astype(jnp.int32), heights(complete) * span / number
+    bins = jnp.floor((along - low) / span * number)
+    return jnp.clip(bins, 0, number - 1).astype(jnp.int32), heights(complete) * span / number
 
 
 def _members(bins: Any, is_atom: Array, grid: Grid) -> tuple[Array, Array]:
@@ -158,10 +158,10 @@ def _members(bins: Any, is_atom: Array, grid: Grid) -> tuple[Array, Array]:
 def _candidates(k: Any, bins: Any, members: Any, pbc: Array, grid: Grid) -> tuple[Array, Array, Any]:
     """Atoms (n_candidates,) around atom k, their images (n_candidates, 3), and which are there."""
     number = np.array(grid.bins)
-    there = bins[k] + grid.stencil
-    images = jnp.floor_divide(there, number)
+    surrounding = bins[k] + grid.stencil
+    images = jnp.floor_divide(surrounding, number)
     inside = jnp.all((images == 0) | pbc, axis=-1)
-    j = members[_flat(there - images * number, grid)]
+    j = members[_flat(surrounding - images * number, grid)]
     images = jnp.broadcast_to(images[:, None, :], (*j.shape, 3)).reshape(-1, 3)
     present = (j < len(bins)) & inside[:, None]
     return jnp.where(present, j, 0).reshape(-1), images, present.reshape(-1)

@@ -20,15 +20,21 @@ FEW = 2000  # atoms that one thread searches
 
 def count(system: System, shells: tuple[Shell, ...]) -> tuple[int, ...]:
     """Largest number of neighbours of an atom within each shell, before any `sel`."""
-    real, found = _search(system, shells[0].cutoff, "id")
-    i, r = (real[found[0].astype(int)], found[1]) if found else (np.zeros(0, int), np.zeros(0))
-    n = len(np.asarray(system.numbers))
-    return tuple(int(np.bincount(i[r <= s.cutoff], minlength=n).max(initial=0)) for s in shells)
+    real, columns = _search(system, shells[0].cutoff, "id")
+    i, r = (real[columns[0].astype(int)], columns[1]) if columns else (np.zeros(0, int), np.zeros(0))
+    return _most(i, r, shells)
 
 
-def plan_capacities(found: tuple[int, ...], shells: tuple[Shell, ...], multiple: int = 4) -> tuple[int, ...]:
+def _most(i: np.ndarray, r: np.ndarray, shells: tuple[Shell, ...]) -> tuple[int, ...]:
+    """The largest number of pairs of one centre i whose distance r is within each cutoff."""
+    return tuple(int(np.bincount(i[r <= s.cutoff]).max(initial=0)) for s in shells)
+
+
+def plan_capacities(n_neighbors: tuple[int, ...], shells: tuple[Shell, ...], multiple: int = 4) -> tuple[int, ...]:
     """Slots for each shell: what was found, at most `sel`, rounded up; inner shells never wider than outer ones."""
-    wanted = [round_up(f if s.sel is None else min(f, s.sel), multiple) for f, s in zip(found, shells, strict=True)]
+    wanted = [
+        round_up(f if s.sel is None else min(f, s.sel), multiple) for f, s in zip(n_neighbors, shells, strict=True)
+    ]
     return tuple(min(w, wanted[0]) for w in wanted)
 
 
@@ -42,11 +48,10 @@ def allocate(
     system = jax.tree.map(np.asarray, system)
     i, j, images, r = pairs(system, shells[0].cutoff)
     check_distances(i, j, r)
-    n = system.n_atoms
-    found = tuple(int(np.bincount(i[r <= s.cutoff], minlength=n).max(initial=0)) for s in shells)
-    needed = plan_capacities(found, shells)
+    n_neighbors = _most(i, r, shells)
+    needed = plan_capacities(n_neighbors, shells)
     capacities = needed if capacities is None else tuple(capacities)
-    for shell, f, width in zip(shells, found, capacities, strict=True):
+    for shell, f, width in zip(shells, n_neighbors, capacities, strict=True):
         least = f if shell.sel is None else min(f, shell.sel)
         if least > width:
             raise ValueError(
@@ -59,7 +64,7 @@ def allocate(
                 "(its `sel`), as DeePMD-kit does.",
                 stacklevel=2,
             )
-    return jax.tree.map(jnp.asarray, _pack(system, shells, capacities, (i, j, images, r), found))
+    return jax.tree.map(jnp.asarray, _pack(system, shells, capacities, (i, j, images, r), n_neighbors))
 
 
 def host_neighbors(
@@ -71,16 +76,15 @@ def host_neighbors(
     """
     system = jax.tree.map(np.asarray, system)
     i, j, images, r = pairs(system, shells[0].cutoff)
-    found = tuple(int(np.bincount(i[r <= s.cutoff], minlength=system.n_atoms).max(initial=0)) for s in shells)
-    return _pack(system, shells, capacities, (i, j, images, r), found, n_offsets)
+    return _pack(system, shells, capacities, (i, j, images, r), _most(i, r, shells), n_offsets)
 
 
 def pairs(system: System, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """All pairs within the cutoff, sorted by centre and distance: i, j, images S, distance (Å). Padding is left out."""
-    real, found = _search(system, cutoff, "ijSd")
-    if not found:
+    real, columns = _search(system, cutoff, "ijSd")
+    if not columns:
         return np.zeros(0, int), np.zeros(0, int), np.zeros((0, 3), int), np.zeros(0)
-    i, j, images, r = found
+    i, j, images, r = columns
     order = np.lexsort((r, i))
     return real[i[order].astype(int)], real[j[order].astype(int)], images[order].astype(int), r[order]
 
@@ -118,7 +122,12 @@ def _without_gaps(positions: Array, open_directions: Any, cutoff: float) -> np.n
 
 
 def _pack(
-    system: System, shells: Sequence[Shell], capacities: Sequence[int], found_pairs: Any, found: Any, n_offsets: int = 0
+    system: System,
+    shells: Sequence[Shell],
+    capacities: Sequence[int],
+    found_pairs: Any,
+    n_neighbors: Any,
+    n_offsets: int = 0,
 ) -> Neighbors:
     i, j, images, r = found_pairs
     n, capacity = system.n_atoms, capacities[0]
@@ -135,7 +144,7 @@ def _pack(
     indices = np.broadcast_to(np.arange(n, dtype=np.int32)[:, None], (n, capacity)).copy()
     shifts = np.zeros((n, capacity, 3), np.int32)
     indices[i, slot], shifts[i, slot] = j, images
-    kept = [f if s.sel is None else min(f, s.sel) for f, s in zip(found, shells, strict=True)]
+    kept = [f if s.sel is None else min(f, s.sel) for f, s in zip(n_neighbors, shells, strict=True)]
     offsets = image_offsets(system.cell, system.pbc, shells[0].cutoff)
     return Neighbors(
         indices=np.where(masks[0], indices, np.arange(n, dtype=np.int32)[:, None]),
@@ -143,9 +152,9 @@ def _pack(
         mask=masks[0],
         inner=tuple(masks[1:]),
         offsets=padded_images(offsets, n_offsets),
-        found=np.asarray(found, np.int32),
+        found=np.asarray(n_neighbors, np.int32),
         overflow=np.asarray(any(k > c for k, c in zip(kept, capacities, strict=True))),
-        truncated=np.asarray(any(k < f for k, f in zip(kept, found, strict=True))),
+        truncated=np.asarray(any(k < f for k, f in zip(kept, n_neighbors, strict=True))),
         made_for=MadeFor(tuple(shells)),
     )
 

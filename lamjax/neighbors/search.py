@@ -1,6 +1,6 @@
 """The jittable neighbour search over all images: right for every cell, quadratic in atoms."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,14 @@ from jaxtyping import Array, Float, Int
 from lamjax.lattice import FAR, reach, wrap_shift
 from lamjax.neighbors.types import MadeFor, Neighbors, Shell, check_shells
 from lamjax.system import System, check_single
+
+
+class Candidates(NamedTuple):
+    """Neighbours of each atom by increasing distance, as many as the widest shell has slots."""
+
+    squared: Float[Array, "n_atoms capacity"]  # Å², infinite where there are fewer
+    indices: Int[Array, "n_atoms capacity"]
+    images: Int[Array, "n_atoms capacity 3"]
 
 
 def all_images(
@@ -29,7 +37,8 @@ def all_images(
     j, o = slot // n_offsets, slot % n_offsets
     images = offsets[o] + shift[j] - shift[:, None, :]
     complete = finite & (reach(system.cell, system.pbc, offsets) >= shells[0].cutoff)
-    return assemble(kept, j, images, offsets, shells, capacities, within_shells(squared, shells), complete)
+    n_neighbors = within_shells(squared, shells)
+    return assemble(Candidates(kept, j, images), offsets, shells, capacities, n_neighbors, complete)
 
 
 def nearest(squared: Float[Array, "n_atoms n"], width: int) -> tuple[Array, Array]:
@@ -57,29 +66,35 @@ def counted(squared: Float[Array, "n_atoms n"], shells: tuple[Shell, ...]) -> In
 
 
 def verdict(
-    found: Int[Array, "*batch n_shells"], shells: tuple[Shell, ...], capacities: tuple[int, ...]
+    n_neighbors: Int[Array, "*batch n_shells"], shells: tuple[Shell, ...], capacities: tuple[int, ...]
 ) -> tuple[Array, Array]:
     """Whether slots are missing for so many neighbours, and whether the model's own `sel` drops some."""
     sel = jnp.array([jnp.iinfo(jnp.int32).max if s.sel is None else s.sel for s in shells], jnp.int32)
-    kept = jnp.minimum(found, sel)
-    return jnp.any(kept > jnp.array(capacities), axis=-1), jnp.any(kept < found, axis=-1)
+    kept = jnp.minimum(n_neighbors, sel)
+    return jnp.any(kept > jnp.array(capacities), axis=-1), jnp.any(kept < n_neighbors, axis=-1)
+
+
+def nearest_candidates(squared: Array, indices: Array, images: Array, width: int) -> Candidates:
+    """The `width` nearest of each row (n_atoms, n) by their squared distances."""
+    kept, slot = nearest(squared, width)
+    taken = jnp.take_along_axis(indices, slot, axis=1), jnp.take_along_axis(images, slot[..., None], axis=1)
+    return Candidates(kept, *taken)
 
 
 def assemble(
-    squared: Array,
-    indices: Array,
-    images: Array,
+    candidates: Candidates,
     offsets: Array,
     shells: tuple[Shell, ...],
     capacities: tuple[int, ...],
-    found: Any,
+    n_neighbors: Any,
     complete: Any,
 ) -> Neighbors:
-    """The list of sorted candidates: (n_atoms, capacities[0]) squared distances, indices and images.
+    """The list of sorted candidates, as many as `capacities[0]`.
 
-    `complete` is False where more than a slot is missing; `found` are the true numbers within the shells.
+    `complete` is False where more than a slot is missing; `n_neighbors` are the true numbers within the shells.
     """
-    missing, truncated = verdict(found, shells, capacities)
+    squared, indices, images = candidates
+    missing, truncated = verdict(n_neighbors, shells, capacities)
     masks = [
         (squared[:, :width] <= s.cutoff**2) & (jnp.arange(width) < (width if s.sel is None else s.sel))
         for s, width in zip(shells, capacities, strict=True)
@@ -91,7 +106,7 @@ def assemble(
         mask=masks[0],
         inner=tuple(masks[1:]),
         offsets=offsets,
-        found=found,
+        found=n_neighbors,
         overflow=missing | ~complete,
         truncated=truncated,
         made_for=MadeFor(tuple(shells)),

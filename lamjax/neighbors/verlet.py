@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lamjax import pytree
 from lamjax.lattice import basis, reach, wrap_shift
-from lamjax.neighbors.search import assemble, nearest, squared_distances, within_shells
+from lamjax.neighbors.search import assemble, nearest, nearest_candidates, squared_distances, within_shells
 from lamjax.neighbors.types import Neighbors, Shell
 from lamjax.system import System
 
@@ -45,7 +45,7 @@ def empty(system: System, neighbors: Neighbors, shells: tuple[Shell, ...], skin:
 
 
 def blank(system: System, width: int, offsets: Array, shells: tuple[Shell, ...]) -> Verlet:
-    """A list of that width that wants to be searched."""
+    """An empty list of that width, stale from the start."""
     n, dtype = system.n_atoms, system.positions.dtype
     return Verlet(
         indices=jnp.zeros((n, width), jnp.int32),
@@ -81,7 +81,7 @@ def from_pairs(
     )
     place = i[inside], slot[inside]
     indices[place], shifts[place], mask[place] = j[inside], images[inside], True
-    found = [np.bincount(i[r <= s.cutoff], minlength=n).max(initial=0) for s in shells]
+    n_neighbors = [np.bincount(i[r <= s.cutoff], minlength=n).max(initial=0) for s in shells]
     dtype = system.positions.dtype
     return Verlet(
         indices=indices,
@@ -91,7 +91,7 @@ def from_pairs(
         radius=np.asarray(min(radius, r[~inside].min(initial=np.inf)), dtype),
         positions=system.positions,
         cell=system.cell,
-        found=np.asarray(found, np.int32),
+        found=np.asarray(n_neighbors, np.int32),
         usable=np.ones((), bool),
     )
 
@@ -167,9 +167,7 @@ def narrow(verlet: Verlet, system: System, shells: tuple[Shell, ...], capacities
     x = system.positions
     d = x[verlet.indices] + verlet.images.astype(x.dtype) @ system.cell - x[:, None, :]
     squared = jnp.where(verlet.mask, jnp.sum(d * d, axis=-1), jnp.inf)
-    kept, slot = nearest(squared, capacities[0])
-    indices = jnp.take_along_axis(verlet.indices, slot, axis=1)
-    images = jnp.take_along_axis(verlet.images, slot[..., None], axis=1)
+    candidates = nearest_candidates(squared, verlet.indices, verlet.images, capacities[0])
     # a list that was cut within the cutoff has just been made, and its numbers are those of now
-    found = jnp.where(verlet.radius >= shells[0].cutoff, within_shells(squared, shells), verlet.found)
-    return assemble(kept, indices, images, verlet.offsets, shells, capacities, found, verlet.usable)
+    n_neighbors = jnp.where(verlet.radius >= shells[0].cutoff, within_shells(squared, shells), verlet.found)
+    return assemble(candidates, verlet.offsets, shells, capacities, n_neighbors, verlet.usable)

@@ -73,8 +73,8 @@ def cohesive_energy(
         numbers = np.unique(np.asarray(as_system(system).numbers))
         symbols = [ase.data.chemical_symbols[z] for z in numbers if z > 0]
         references = {symbol: atom_energy(potential, params, symbol) for symbol in symbols}
-    found = formation_energy(potential, params, system, neighbors, references, config)
-    return found._replace(energy=-found.energy)
+    formation = formation_energy(potential, params, system, neighbors, references, config)
+    return formation._replace(energy=-formation.energy)
 
 
 def energy_per_atom(

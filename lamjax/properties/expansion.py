@@ -59,13 +59,16 @@ def gruneisen(
 
 
 def thermal_expansion(
-    found: Gruneisen, volume: Float[Array, ""], bulk_modulus: Float[Array, ""], temperatures: Float[Array, " n_t"]
+    harmonic: Gruneisen,
+    volume: Float[Array, ""],
+    bulk_modulus: Float[Array, ""],
+    temperatures: Float[Array, " n_t"],
 ) -> Float[Array, " n_t"]:
     """α = d ln V/dT = Σ γ c/(V B) (1/K) of one cell: `volume` in Å³, `bulk_modulus` in GPa, c the heat of each mode.
 
     The quasi-harmonic approximation to first order about the volume of least energy (Grüneisen).
     """
-    modes = found.frequencies
+    modes = harmonic.frequencies
     kept = modes > vibrations.SILENT
     quanta = vibrations.QUANTUM * jnp.where(kept, modes, 1)
 
@@ -73,6 +76,6 @@ def thermal_expansion(
         x = quanta / (units.KB * jnp.where(t > 0, t, 1))
         fall = jnp.exp(-x)
         heat = jnp.where(kept & (t > 0), units.KB * x**2 * fall / (1 - fall) ** 2, 0)
-        return jnp.sum(found.parameters * heat) / modes.shape[0]
+        return jnp.sum(harmonic.parameters * heat) / modes.shape[0]
 
     return jax.vmap(at)(jnp.atleast_1d(jnp.asarray(temperatures, modes.dtype))) / (volume * bulk_modulus * units.GPA)

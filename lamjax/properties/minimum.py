@@ -30,7 +30,7 @@ SOFT = 1e-5  # eV/Å²: curvature below which an internal mode is taken for one 
 
 @configuration
 class PropertyConfig:
-    """What of a structure has been relaxed, and how it follows the parameters."""
+    """Which coordinates are relaxed, and how the minimum is differentiated by the parameters."""
 
     cell: Annotated[
         CellConfig | None, Field(description="what of the cell has been relaxed with the atoms; None: it is fixed")
@@ -113,8 +113,8 @@ def bend(potential, params, here: Minimum, z, cell: CellConfig | None, along) ->
 
 def enthalpy(potential, params, here: Minimum, z, cell: CellConfig | None) -> Float[Array, ""]:
     """E + PV (eV) near the minimum."""
-    pressure, found = coordinates.pressure(cell), energy(potential, params, here, z)
-    return found + (pressure * volume(place(here, z)) if pressure else 0.0)
+    pressure, energy_of_place = coordinates.pressure(cell), energy(potential, params, here, z)
+    return energy_of_place + (pressure * volume(place(here, z)) if pressure else 0.0)
 
 
 def energy(potential, params, here: Minimum, z) -> Float[Array, ""]:
@@ -200,7 +200,7 @@ def check_crystal(system: System, what: str, remedy: str = "") -> None:
 
 
 def real_volume(system: System) -> Float[Array, ""]:
-    """Å³; 1 where there is no cell, so that nothing is divided by zero."""
+    """The volume (Å³); 1 where there is no cell, so that nothing is divided by zero."""
     size = volume(system)
     return jnp.where(size > 0, size, 1)
 

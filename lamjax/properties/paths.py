@@ -2,8 +2,8 @@
 
 from typing import Literal, NamedTuple
 
-import ase
 import numpy as np
+from ase.cell import Cell
 from jaxtyping import Float
 
 from lamjax.arguments import ArgumentError
@@ -35,10 +35,10 @@ def path(system: System, n_points: int = 100, by: Literal["ase", "seekpath"] = "
 
 
 def _by_ase(cell, n_points: int) -> Path:
-    found = ase.cell.Cell(cell).bandpath(npoints=n_points, eps=1e-3)
-    distances, places, names = found.get_linear_kpoint_axis()
+    path = Cell(cell).bandpath(npoints=n_points, eps=1e-3)
+    distances, places, names = path.get_linear_kpoint_axis()
     turn = 2 * np.pi
-    return Path(found.kpts, distances / turn, _merged(zip(places / turn, names, strict=True)))
+    return Path(path.kpts, distances / turn, _merged(zip(places / turn, names, strict=True)))
 
 
 def _by_seekpath(system: System, n_points: int) -> Path:
@@ -49,10 +49,10 @@ def _by_seekpath(system: System, n_points: int) -> Path:
     kept = np.asarray(real(system))
     cell = np.asarray(system.cell, np.float64)
     scaled = np.asarray(system.positions, np.float64)[kept] @ np.linalg.inv(cell)
-    found = seekpath.get_path_orig_cell((cell, scaled, np.asarray(system.numbers)[kept]), symprec=1e-3)
-    points = {name: np.array(place) for name, place in found["point_coords"].items()}
+    path = seekpath.get_path_orig_cell((cell, scaled, np.asarray(system.numbers)[kept]), symprec=1e-3)
+    points = {name: np.array(place) for name, place in path["point_coords"].items()}
     reciprocal = np.linalg.inv(cell).T
-    lines = [(a, b, np.linalg.norm((points[b] - points[a]) @ reciprocal)) for a, b in found["path"]]
+    lines = [(a, b, np.linalg.norm((points[b] - points[a]) @ reciprocal)) for a, b in path["path"]]
     step = sum(length for *_, length in lines) / max(n_points, 2)
     qpoints, distances, ticks, way = [], [], [], 0.0
     for a, b, length in lines:
@@ -67,11 +67,11 @@ def _by_seekpath(system: System, n_points: int) -> Path:
 
 def _merged(ticks) -> tuple[tuple[float, str], ...]:
     """Names at one place become one: K|U."""
-    found: list[tuple[float, str]] = []
+    merged: list[tuple[float, str]] = []
     for place, name in ticks:
-        if found and abs(found[-1][0] - place) < 1e-9:
-            if name not in found[-1][1].split("|"):
-                found[-1] = (found[-1][0], f"{found[-1][1]}|{name}")
+        if merged and abs(merged[-1][0] - place) < 1e-9:
+            if name not in merged[-1][1].split("|"):
+                merged[-1] = (merged[-1][0], f"{merged[-1][1]}|{name}")
         else:
-            found.append((float(place), name))
-    return tuple(found)
+            merged.append((float(place), name))
+    return tuple(merged)

@@ -97,10 +97,10 @@ def _repeats(system: System, repeats, length: float) -> Int[np.ndarray, "3"]:
     if repeats is None:
         faces = face_distances(np.asarray(system.cell), np.ones(3, bool))
         return np.maximum(1, np.ceil(length / faces - 1e-6)).astype(int)
-    found = np.asarray(repeats)
-    if found.shape != (3,) or not np.all(found == np.round(found)) or np.any(found < 1):
+    numbers = np.asarray(repeats)
+    if numbers.shape != (3,) or not np.all(numbers == np.round(numbers)) or np.any(numbers < 1):
         raise ValueError(f"repeats is {repeats!r}; expected three whole numbers of at least 1, such as (2, 2, 2).")
-    return found.astype(int)
+    return numbers.astype(int)
 
 
 def _nearest(positions, lattice, cells: Supercell) -> tuple[np.ndarray, np.ndarray]:
@@ -119,7 +119,7 @@ def _nearest(positions, lattice, cells: Supercell) -> tuple[np.ndarray, np.ndarr
         near = distance < distance.min(axis=1, keepdims=True) + NEAREST
         order = np.argsort(~near, axis=1, kind="stable")
         most = max(most, int(near.sum(axis=1).max()))
-        found = np.take_along_axis(jumps, order[..., None], axis=1)[:, :27]
-        images.append(found * cells.repeats + (cells.cells - cells.cells[row])[:, None])
+        nearest = np.take_along_axis(jumps, order[..., None], axis=1)[:, :27]
+        images.append(nearest * cells.repeats + (cells.cells - cells.cells[row])[:, None])
         weights.append((np.take_along_axis(near, order, axis=1) / near.sum(axis=1, keepdims=True))[:, :27])
     return np.stack(images)[:, :, :most].astype(np.int32), np.stack(weights)[:, :, :most]

@@ -57,8 +57,8 @@ class Waves(NamedTuple):
 def padded(potential: Potential, system: System) -> tuple[System, Neighbors]:
     """Structure and neighbours in arrays of one of few sizes; numpy."""
     system = pad(jax.tree.map(np.asarray, system), _rung(system.n_atoms))
-    found = neighbor_lists.count(system, potential.shells)
-    widths = neighbor_lists.plan_capacities(tuple(_rung(f, 16) for f in found), potential.shells)
+    n_neighbors = neighbor_lists.count(system, potential.shells)
+    widths = neighbor_lists.plan_capacities(tuple(_rung(f, 16) for f in n_neighbors), potential.shells)
     lists = neighbor_lists.host_neighbors(system, potential.shells, widths)
     return system, lists._replace(offsets=np.zeros((0, 3), np.int32))
 
@@ -68,7 +68,7 @@ def state(start: System, relaxed: Any, potential: Potential, cell: bool) -> dict
     end = relaxed.system
     before, after = _volume(start), _volume(end)
     numbers = np.asarray(end.numbers)
-    found = {
+    facts = {
         "converged": bool(relaxed.converged),
         "n_steps": int(relaxed.n_steps),
         "fmax": float(relaxed.fmax),
@@ -76,25 +76,25 @@ def state(start: System, relaxed: Any, potential: Potential, cell: bool) -> dict
     }
     _, lists = padded(potential, end)
     alone = bool(np.any(~np.asarray(lists.mask)[: len(numbers)].any(axis=1)))
-    found["broken_up"] = alone
+    facts["broken_up"] = alone
     if after:
         lengths = np.linalg.norm(np.asarray(end.cell), axis=1)
-        found |= {"volume": after, "volume_per_atom": after / len(numbers), "volume_change": after / before - 1}
-        found |= dict(zip(("a", "b", "c"), map(float, lengths), strict=True))
-        found["density"] = float(DENSITY * MASSES[numbers].sum() / after)
-        found["broken_up"] = alone or (cell and abs(after / before - 1) > CHANGE)
+        facts |= {"volume": after, "volume_per_atom": after / len(numbers), "volume_change": after / before - 1}
+        facts |= dict(zip(("a", "b", "c"), map(float, lengths), strict=True))
+        facts["density"] = float(DENSITY * MASSES[numbers].sum() / after)
+        facts["broken_up"] = alone or (cell and abs(after / before - 1) > CHANGE)
     operations = n_operations(start), n_operations(end)
-    found |= dict(zip(("operations_before", "operations"), operations, strict=True))
-    found["symmetry_changed"] = operations[0] != operations[1]
-    return found
+    facts |= dict(zip(("operations_before", "operations"), operations, strict=True))
+    facts["symmetry_changed"] = operations[0] != operations[1]
+    return facts
 
 
 def elastic(potential: Potential, params: Any, system: System, config: PropertyConfig) -> dict[str, Any]:
     """Elastic constants and B' of a relaxed crystal (GPa), or the stiffness of a slab (N/m)."""
     both = padded(potential, system)
     if int(np.sum(system.pbc)) == 2:
-        found = _program(potential, config, "sheet")(params, *both)
-        return {"sheet_stiffness": np.asarray(found.tensor).tolist(), "elastic_stable": bool(found.stable)}
+        sheet = _program(potential, config, "sheet")(params, *both)
+        return {"sheet_stiffness": np.asarray(sheet.tensor).tolist(), "elastic_stable": bool(sheet.stable)}
     check_crystal(system, "An elastic tensor")
     tensor, bulk = _program(potential, config, "elastic")(params, *both)
     return {
@@ -147,9 +147,10 @@ def waves(potential: Potential, params: Any, system: System, config: PhononSurve
     values = np.asarray(jax.jit(vibrations.frequencies)(constants, system, cells, qpoints))
     on_mesh, bands = values[: -len(way.qpoints)], values[-len(way.qpoints) :]
     exact = on_mesh[commensurate(qpoints[: len(on_mesh)], cells)]
-    nothing = np.zeros(0)
-    found = vibrations.Phonons(qpoints[: len(on_mesh)], on_mesh, None, values.min(), nothing, nothing)
-    heat = vibrations.thermodynamics(found, np.asarray(config.temperatures))
+    nothing: Any = np.zeros(0)
+    no_constants: Any = None
+    phonons = vibrations.Phonons(qpoints[: len(on_mesh)], on_mesh, no_constants, values.min(), nothing, nothing)
+    heat = vibrations.thermodynamics(phonons, np.asarray(config.temperatures))
     record = {
         "zero_point_energy": float(heat.zero_point),
         "least_frequency": float(values.min()),
@@ -177,8 +178,8 @@ def force_constants(potential: Potential, params: Any, system: System, cells: Su
         block = np.zeros((DIRECTIONS, wide.n_atoms, 3), large.positions.dtype)
         some = along[first : first + DIRECTIONS]
         block[: len(some), :n_super] = some
-        found = _program(potential, None, "products")(params, wide, lists, block)
-        products.append(np.asarray(found)[: len(some), :n_super])
+        columns = _program(potential, None, "products")(params, wide, lists, block)
+        products.append(np.asarray(columns)[: len(some), :n_super])
     rows = np.concatenate(products).reshape(n // 3, 3, n_super, 3).swapaxes(1, 2)
     return vibrations.with_sum_rule(rows, cells)
 
@@ -209,5 +210,5 @@ def _rung(n: int, least: int = 1) -> int:
 
 
 def _volume(system: System) -> float:
-    """Å³; 0 for what is no crystal."""
+    """The volume (Å³); 0 for what is no crystal."""
     return float(lattice.volume(np.asarray(system.cell, np.float64))) if np.all(np.asarray(system.pbc)) else 0.0

@@ -31,13 +31,13 @@ def _rotations(cell, tolerance: float) -> list[np.ndarray]:
     rows = np.array(list(itertools.product((-1, 0, 1), repeat=3)))
     vectors, lengths = rows @ cell, np.linalg.norm(cell, axis=1)
     fits = [np.flatnonzero(np.abs(np.linalg.norm(vectors, axis=1) - length) < tolerance) for length in lengths]
-    metric, found = cell @ cell.T, []
+    metric, rotations = cell @ cell.T, []
     slack = 2 * tolerance * lengths.max()
     for chosen in itertools.product(*fits):
         moved = vectors[list(chosen)]
         if np.abs(moved @ moved.T - metric).max() < slack and abs(round(np.linalg.det(rows[list(chosen)]))) == 1:
-            found.append(rows[list(chosen)])
-    return found
+            rotations.append(rows[list(chosen)])
+    return rotations
 
 
 def _maps(rotation, cell, scaled, numbers, tolerance: float) -> bool:

@@ -208,20 +208,20 @@ def phonons_at(
     potential: Potential, params: Any, here: Minimum, cells: Supercell, qpoints: Float[Array, "n_q 3"]
 ) -> Phonons:
     """As `phonons`, of what `at_minimum` gives: for several properties of one crystal."""
-    found = force_constants_at(potential, params, here, cells)
-    values = frequencies(found.constants, here.system, cells, qpoints)
+    harmonic = force_constants_at(potential, params, here, cells)
+    values = frequencies(harmonic.constants, here.system, cells, qpoints)
     least = jnp.min(values)
     stable = jax.lax.stop_gradient(least) > -IMAGINARY
-    return Phonons(jnp.asarray(qpoints), values, found, least, stable, found.converged)
+    return Phonons(jnp.asarray(qpoints), values, harmonic, least, stable, harmonic.converged)
 
 
-def thermodynamics(found: Phonons, temperatures: Float[Array, " n_t"]) -> Thermodynamics:
+def thermodynamics(phonons: Phonons, temperatures: Float[Array, " n_t"]) -> Thermodynamics:
     """Zero-point energy, free energy, entropy and heat capacity of the harmonic crystal, from a mesh of wave vectors.
 
     Modes below `SILENT` are left out, imaginary ones too: where `found.stable` is False these are no properties of a
     crystal. F = Σ hν/2 + kT ln(1 - exp(-x)), C = k Σ x² eˣ/(eˣ - 1)², x = hν/kT.
     """
-    modes = found.frequencies
+    modes = phonons.frequencies
     kept = modes > SILENT
     quanta = QUANTUM * jnp.where(kept, modes, 1)
     n_q = modes.shape[0]
@@ -241,7 +241,7 @@ def thermodynamics(found: Phonons, temperatures: Float[Array, " n_t"]) -> Thermo
     return Thermodynamics(temperatures, mean(quanta / 2), free, entropy, capacity, 1 - jnp.mean(kept))
 
 
-def density_of_states(found: Phonons, grid: Float[Array, " n"], width: float = 0.1) -> Float[Array, " n"]:
+def density_of_states(phonons: Phonons, grid: Float[Array, " n"], width: float = 0.1) -> Float[Array, " n"]:
     """Modes of a cell per THz at frequencies `grid` (THz), each mode a Gaussian of standard deviation `width` (THz)."""
-    x = (grid[:, None] - found.frequencies.ravel()[None]) / width
-    return jnp.sum(jnp.exp(-(x**2) / 2), axis=1) / (width * np.sqrt(2 * np.pi) * found.frequencies.shape[0])
+    x = (grid[:, None] - phonons.frequencies.ravel()[None]) / width
+    return jnp.sum(jnp.exp(-(x**2) / 2), axis=1) / (width * np.sqrt(2 * np.pi) * phonons.frequencies.shape[0])

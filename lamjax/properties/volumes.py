@@ -203,8 +203,10 @@ def compressed(potential: Potential, system: System, config: EquationOfStateConf
     host."""
     squeezed = 1 + min(0.0, *config.strains) - 0.01
     small = system._replace(positions=squeezed * np.asarray(system.positions), cell=squeezed * np.asarray(system.cell))
-    found = neighbor_lists.count(small, potential.shells)
-    return neighbor_lists.allocate(system, potential.shells, neighbor_lists.plan_capacities(found, potential.shells))
+    n_neighbors = neighbor_lists.count(small, potential.shells)
+    return neighbor_lists.allocate(
+        system, potential.shells, neighbor_lists.plan_capacities(n_neighbors, potential.shells)
+    )
 
 
 def birch_murnaghan(volumes: Float[Array, " n"], energies: Float[Array, " n"]):

@@ -29,7 +29,7 @@ SEARCH = 300  # candidates that are searched now and then in the time of one uni
 
 
 class Shape(NamedTuple):
-    """Of the arrays of one structure."""
+    """Numbers of atoms, neighbours and images in the arrays of one structure."""
 
     n_atoms: int
     capacities: tuple[int, ...]  # slots for neighbours within each shell
@@ -87,7 +87,7 @@ def work(boxes: np.ndarray, n_atoms: np.ndarray | int = 1) -> np.ndarray:
 
 
 def program(params) -> float:
-    """Work that is done in the time of a compilation."""
+    """The work of evaluations that take as long as compiling one program."""
     return PROGRAM if sum(np.size(leaf) for leaf in jax.tree.leaves(params)) > FEW else FORMULA
 
 
@@ -108,7 +108,7 @@ def assign(shape: Shape, boxes: Sequence[Shape]) -> int | None:
 
 
 def row(one: Shape) -> tuple[int, ...]:
-    """As one row of numbers."""
+    """The widths as one row of numbers."""
     return one.n_atoms, *one.capacities, one.n_candidates
 
 

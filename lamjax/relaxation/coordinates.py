@@ -95,7 +95,7 @@ def project(v: Float[Array, "rows 3"], reference: System, free, cell: CellConfig
 
 
 def pressure(cell: CellConfig | None) -> float:
-    """eV/Å³; a fixed cell knows none."""
+    """The pressure (eV/Å³); 0 for a fixed cell."""
     return 0.0 if cell is None else cell.pressure
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float
 
 from lamjax.relaxation.steps import Progress, Steps, Weights
 from lamjax.relaxation.surface import Surface
-from lamjax.relaxation.walk import Memory, StepStart, advance, walk
+from lamjax.relaxation.walk import Memory, StepStart, advance, run_steps
 from lamjax.system import System
 
 
@@ -31,7 +31,7 @@ class Descent(NamedTuple):
         """
         limit = self._limit(n)
         start = StepStart(self.state, self.lists)
-        state = walk(self.steps, Memory(rows or limit, stride), limit, self.weights, self.surface, start)
+        state = run_steps(self.steps, Memory(rows or limit, stride), limit, self.weights, self.surface, start)
         return self._replace(state=state, is_begun=True)
 
     def converge(self, n: int) -> "Descent":

@@ -38,12 +38,12 @@ class Flat(NamedTuple):
         def one(k, total):
             where = listing.places(starts, sizes, k, self.n_flat)
             together = _together(batch, where)
-            neighbors, found = listing.narrow(lists.verlet, together, where, shells, self.capacities)
+            neighbors, n_neighbors = listing.narrow(lists.verlet, together, where, shells, self.capacities)
             prediction = predict(surface.potential, params, together, neighbors)
             forces = jnp.where(where.real[:, None], prediction.forces, 0)
             energy, before, virial, most = total
             before = before.at[where.structure, where.atom].add(forces)
-            return energy + prediction.energy, before, virial + prediction.virial, jnp.maximum(most, found)
+            return energy + prediction.energy, before, virial + prediction.virial, jnp.maximum(most, n_neighbors)
 
         n_lists = (jnp.max(starts + sizes) + self.n_flat - 1) // self.n_flat
         nothing = (
@@ -52,9 +52,9 @@ class Flat(NamedTuple):
             jnp.zeros((len(z), 3, 3), z.dtype),
             jnp.zeros((len(z), len(shells)), jnp.int32),
         )
-        energy, forces, virial, found = jax.lax.fori_loop(0, n_lists, one, nothing)
+        energy, forces, virial, n_neighbors = jax.lax.fori_loop(0, n_lists, one, nothing)
         evaluation = surface.evaluation(z, energy, forces, virial)
-        flags = listing.flags(lists.verlet, found, shells, self.capacities)
+        flags = listing.flags(lists.verlet, n_neighbors, shells, self.capacities)
         return Evaluated(evaluation, evaluation.is_usable(), *flags)
 
 

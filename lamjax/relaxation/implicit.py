@@ -56,7 +56,7 @@ class Implicit:
 
 
 class Solve(NamedTuple):
-    """How a linear solve went, one entry a structure."""
+    """Residual and number of iterations of a linear solve, one entry a structure."""
 
     iterations: Int[Array, " n_batch"]
     residual: Float[Array, " n_batch"]  # |H x - b| / |b|; 0 where b is 0

@@ -11,7 +11,7 @@ from lamjax import pytree
 from lamjax import system as systems
 from lamjax.lattice import FAR, reach, wrap_shift
 from lamjax.neighbors import Neighbors, Shell
-from lamjax.neighbors.search import assemble, counted, nearest, verdict
+from lamjax.neighbors.search import assemble, counted, nearest_candidates, verdict
 from lamjax.neighbors.verlet import ROUNDING, Verlet, closest, is_stale
 from lamjax.system import System
 
@@ -140,21 +140,19 @@ def narrow(
     shift = systems.transform(images.astype(x.dtype), together.cell[where.structure])
     d = x[indices] + shift - x[:, None, :]
     squared = jnp.where(mask, jnp.sum(d * d, axis=-1), jnp.inf)
-    found = _largest(counted(squared, shells), where)
-    kept, slot = nearest(squared, capacities[0])
-    indices = jnp.take_along_axis(indices, slot, axis=1)
-    images = jnp.take_along_axis(images, slot[..., None], axis=1)
+    n_neighbors = _largest(counted(squared, shells), where)
+    candidates = nearest_candidates(squared, indices, images, capacities[0])
     none, complete = jnp.zeros((0, 3), jnp.int32), jnp.ones((), bool)
-    made = assemble(kept, indices, images, none, shells, capacities, jnp.max(found, axis=0), complete)
-    return made, found
+    made = assemble(candidates, none, shells, capacities, jnp.max(n_neighbors, axis=0), complete)
+    return made, n_neighbors
 
 
-def flags(lists: Verlet, found, shells: tuple[Shell, ...], capacities: tuple[int, ...]):
+def flags(lists: Verlet, n_neighbors, shells: tuple[Shell, ...], capacities: tuple[int, ...]):
     """Overflow, truncated and the numbers of neighbours of every structure."""
     # a list that was cut within the cutoff has just been made, and its numbers are those of now
-    found = jnp.where((lists.radius >= shells[0].cutoff)[:, None], found, lists.found)
-    missing, truncated = verdict(found, shells, capacities)
-    return missing | ~lists.usable, truncated, found
+    n_neighbors = jnp.where((lists.radius >= shells[0].cutoff)[:, None], n_neighbors, lists.found)
+    missing, truncated = verdict(n_neighbors, shells, capacities)
+    return missing | ~lists.usable, truncated, n_neighbors
 
 
 def _largest(numbers: Int[Array, "n_flat n"], where: Places) -> Int[Array, "n_slots n"]:

@@ -57,12 +57,12 @@ class FireConfig:
     """
 
     dt_start: Annotated[float, Field(gt=0, description="the first time step")] = 0.1
-    dt_max: Annotated[float, Field(description="the longest time step, at least dt_start")] = 0.4
+    dt_max: Annotated[float, Field(gt=0, description="the longest time step, at least dt_start")] = 0.4
     n_min: Annotated[int, Field(ge=0, description="downhill steps before dt grows")] = 5
     f_inc: Annotated[float, Field(ge=1, description="by which dt grows")] = 1.1
     f_dec: Annotated[float, Field(gt=0, lt=1, description="by which dt shrinks uphill")] = 0.5
-    alpha_start: Annotated[float, Field(description="the first share of the force in the velocity")] = 0.1
-    f_alpha: Annotated[float, Field(description="by which this share shrinks downhill")] = 0.99
+    alpha_start: Annotated[float, Field(ge=0, le=1, description="the first share of the force in the velocity")] = 0.1
+    f_alpha: Annotated[float, Field(gt=0, le=1, description="by which this share shrinks downhill")] = 0.99
     max_step: Annotated[float | None, FARTHEST] = 0.2
     type: Literal["fire"] = "fire"
 

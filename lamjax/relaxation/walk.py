@@ -46,7 +46,9 @@ class ForwardRecord(NamedTuple):
     n: jax.Array  # steps
 
 
-def walk(steps: Steps, memory: Memory, limit: int, weights: Weights, surface: Surface, start: StepStart) -> Progress:
+def run_steps(
+    steps: Steps, memory: Memory, limit: int, weights: Weights, surface: Surface, start: StepStart
+) -> Progress:
     """The state after at most `limit` steps, differentiable with respect to `weights` and the state of the start."""
 
     @jax.custom_vjp

@@ -10,8 +10,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
-
 from lamjax.reports import style
 
 ASSETS = resources.files("lamjax") / "assets" / "report"
@@ -107,15 +105,17 @@ def picture(path: Path, says: str, width: int = 640) -> str:
 
 def drawn(plot: Callable[..., None], *arguments: Any, says: str, **options: Any) -> str:
     """A plot of `reports.plots`, as lines in the page that take the colours of the reader's mode."""
+    import matplotlib
+
     content = io.StringIO()
     with matplotlib.rc_context(DRAWN):
         plot(content, *arguments, **options)
-    found = content.getvalue()
-    found = found[found.index("<svg") :]
-    found = re.sub(r"<metadata>.*?</metadata>", "", found, flags=re.DOTALL)
+    svg = content.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     for color, name in COLORS.items():
-        found = found.replace(color, name)
-    start, end = found.split(">", 1)
+        svg = svg.replace(color, name)
+    start, end = svg.split(">", 1)
     return f'<figure>{start} role="img" aria-label="{text(says)}">{end}</figure>'
 
 

@@ -82,10 +82,10 @@ class _Files:
 def _node(path: Name) -> tuple[int, int] | None:
     """The number of a file on its disk, which all its hard links share."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 def _written(folder: Path, names: Sequence[str]) -> Iterable[Path]:

@@ -3,10 +3,9 @@
 from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike
 
 from lamjax.reports import style
@@ -17,53 +16,57 @@ Target = str | Path | StringIO  # a PNG file, SVG is written beside it; a stream
 MOVES = "Grey: before, red: after; green bars: smaller after, orange bars: larger. Dashed: medians."
 
 
+class Comparison(NamedTuple):
+    """A quantity of structures before and after training."""
+
+    names: Sequence[str]
+    before: np.ndarray
+    after: np.ndarray
+    quantity: str
+
+
+class TrainingCurve(NamedTuple):
+    """A quantity along training."""
+
+    values: Sequence[float]  # one for each step
+    label: str
+    window: int  # steps of which the mean is drawn, an epoch, say
+
+
 def before_after(
     path: Target,
-    names: Sequence[str],
-    before: ArrayLike,
-    after: ArrayLike,
-    quantity: str,
+    structures: Comparison,
     title: str,
-    curve: Sequence[float] | None = None,
-    curve_label: str = "",
-    window: int = 1,
-    costs: Mapping[str, tuple[float, float]] | None = None,
-    costs_label: str = "",
+    curve: TrainingCurve,
+    costs: Mapping[str, tuple[float, float]],
+    costs_label: str,
 ) -> None:
     """Per structure, how a quantity moved (grey: before, red: after), sorted by the value before.
 
-    With `curve` (a value for each training step) a second panel shows how training went, with its mean over `window`
-    steps (an epoch, say); with `costs` {data: (error before, after)} a third one what became of errors elsewhere.
+    A second panel shows how training went, a third one errors on other data before and after, `costs` {data: (before,
+    after)}.
     """
-    n = len(names)
-    panels = 1 + (curve is not None) + bool(costs)
+    n = len(structures.names)
     caption = f"Left: {n} structures. {MOVES}"
-    with style.figure(path, (5.6, max(3.5, 0.32 * n + 1.6)), (1, panels), title, caption) as axes:
-        _dumbbells(axes[0], names, np.asarray(before), np.asarray(after), quantity)
-        if curve is not None:
-            _curve(axes[1], np.asarray(curve), curve_label, window)
-        if costs:
-            _bars(axes[-1], costs, costs_label)
+    with style.figure(path, (5.6, max(3.5, 0.32 * n + 1.6)), (1, 3), title, caption) as (left, middle, right):
+        _dumbbells(left, structures)
+        _curve(middle, np.asarray(curve.values), curve.label, curve.window)
+        _bars(right, costs, costs_label)
 
 
-def distribution(
-    path: Target, names: Sequence[str], before: ArrayLike, after: ArrayLike, quantity: str, title: str
-) -> None:
+def distribution(path: Target, structures: Comparison, title: str) -> None:
     """Per structure, how a quantity moved, and beside it which share of the structures is below each value.
 
     Of more than `MOST_NAMED` structures the left panel is a scatter plot: below the diagonal is better.
     """
-    before, after = np.asarray(before), np.asarray(after)
+    names, before, after, quantity = structures
     many = len(names) > MOST_NAMED
     height = 5.0 if many else max(3.5, 0.32 * len(names) + 1.6)
     caption = f"{len(names)} structures. " + (
         "Green: smaller after, orange: larger. Dashed: medians." if many else MOVES
     )
     with style.figure(path, (6.5, height), (1, 2), title, caption) as (left, right):
-        if many:
-            _diagonal(left, before, after, quantity)
-        else:
-            _dumbbells(left, names, before, after, quantity)
+        (_diagonal if many else _dumbbells)(left, structures)
         for values, color in ((before, BEFORE), (after, AFTER)):
             share = np.arange(1, len(values) + 1) / len(values)
             right.step(np.sort(values), share, where="post", color=color)
@@ -99,7 +102,7 @@ def relaxations(
             ax.hist(shown, bins=min(40, max(8, len(values) // 5)), stacked=True, color=[AFTER, BEFORE])
             ax.set(xlabel=quantity, ylabel="structures")
         for ax in axes:
-            ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+            ax.locator_params(axis="y", integer=True)
 
 
 def learning_curve(
@@ -123,10 +126,10 @@ def learning_curve(
                 ax.axhline(value, color=BEFORE, linestyle="--", linewidth=1)
                 ax.annotate(name, (0.01, value), xycoords=("axes fraction", "data"), va="bottom", fontsize=9)
             ax.set(xlabel=along, ylabel=quantity)
-            ax.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, min_n_ticks=1))
+            ax.locator_params(axis="x", nbins=5, integer=True, min_n_ticks=1)
             ax.yaxis.set_major_formatter("{x:g}")
             least, most = ax.get_ylim()
-            ax.yaxis.set_minor_formatter("{x:g}" if most < 15 * least else NullFormatter())
+            ax.yaxis.set_minor_formatter("{x:g}" if most < 15 * least else "")
             if len(lines) > 1 or next(iter(lines), ""):
                 style.name_lines(ax)
 
@@ -177,7 +180,8 @@ def parity(path: Target, panels: Mapping[str, tuple[ArrayLike, ArrayLike]], titl
             ax.set_title(f"RMSE {np.sqrt(np.mean((x - y) ** 2)):.3g}, {len(x)} values")
 
 
-def _dumbbells(axes: Any, names: Sequence[str], before: Any, after: Any, quantity: str) -> None:
+def _dumbbells(axes: Any, structures: Comparison) -> None:
+    names, before, after, quantity = structures
     order = np.argsort(before)
     rows = np.arange(len(order))
     better = after[order] < before[order]
@@ -191,7 +195,8 @@ def _dumbbells(axes: Any, names: Sequence[str], before: Any, after: Any, quantit
     axes.set(xlabel=quantity)
 
 
-def _diagonal(axes: Any, before: Any, after: Any, quantity: str) -> None:
+def _diagonal(axes: Any, structures: Comparison) -> None:
+    _, before, after, quantity = structures
     top = 1.05 * max(before.max(), after.max(), 1e-12)
     axes.plot([0, top], [0, top], color=BEFORE, linewidth=1)
     better = after < before

@@ -7,9 +7,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, https://jfly.uni-koeln.de/color
 ORANGE, SKY, GREEN, YELLOW = "#e69f00", "#56b4e9", "#009e73", "#f0e442"
@@ -46,6 +44,9 @@ def figure(
     `panel` is the size of one (inches), `shape` (rows, columns), at most `MOST_PANELS` in all. The caption below says
     what the reader cannot see: how many structures and seeds, what a line or a band is. Into a stream goes SVG alone.
     """
+    import matplotlib
+    from matplotlib.figure import Figure
+
     rows, columns = shape
     if rows * columns > MOST_PANELS:
         raise ValueError(f"A figure of {rows} x {columns} panels: no more than {MOST_PANELS} can be read at a glance.")
@@ -61,8 +62,10 @@ def figure(
         save(made, path)
 
 
-def save(made: Figure, path: str | Path | StringIO) -> None:
-    """A PNG file and an SVG file of the same name; SVG alone into a stream."""
+def save(made: Any, path: str | Path | StringIO) -> None:
+    """A PNG file and an SVG file of the same name of matplotlib's figure; SVG alone into a stream."""
+    import matplotlib
+
     if isinstance(path, StringIO):
         made.savefig(path, format="svg")
         return

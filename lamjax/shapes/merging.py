@@ -112,7 +112,7 @@ def _candidates(shapes: np.ndarray, members: np.ndarray, cost: Cost, most: int =
 
 def _variations(shapes: np.ndarray, boxes: np.ndarray, most: int = 24) -> np.ndarray:
     """The boxes with one or two of their widths replaced by any (at most `most`, the nearest) that occur."""
-    found = []
+    varied = []
     for box in boxes:
         near = [_nearest(np.unique(x), width, most) for x, width in zip(shapes.T, box, strict=True)]
         for a in range(len(box)):
@@ -120,8 +120,8 @@ def _variations(shapes: np.ndarray, boxes: np.ndarray, most: int = 24) -> np.nda
                 first, second = (grid.ravel() for grid in np.meshgrid(near[a], near[b]))
                 moved = np.tile(box, (len(first), 1))
                 moved[:, a], moved[:, b] = first, second
-                found.append(moved)
-    return np.unique(np.concatenate(found), axis=0) if found else boxes[:0]
+                varied.append(moved)
+    return np.unique(np.concatenate(varied), axis=0) if varied else boxes[:0]
 
 
 def _nearest(values: np.ndarray, value: int, n: int) -> np.ndarray:

@@ -127,18 +127,18 @@ def _places(falling: np.ndarray, width: int) -> np.ndarray:
     """The batch of every structure (sizes in falling order), none with more than `width` atoms."""
     n_blocks = max(1, math.ceil(len(falling) / BLOCK))
     largest = falling[::n_blocks].tolist()  # of so many neighbours in the order, one for each block
-    found, n = _tight(largest, width)
+    rows, n = _tight(largest, width)
     levelled, fullest = _levelled(largest, min(round(LEVEL * n), len(largest)))
     if fullest <= width:
-        found, n = levelled, max(levelled) + 1
+        rows, n = levelled, max(levelled) + 1
     place, block = np.divmod(np.arange(len(falling)), n_blocks)
-    return np.array(found)[place] + n * block
+    return np.array(rows)[place] + n * block
 
 
 def _tight(falling: list[int], width: int) -> tuple[list[int], int]:
     """Few rows: each structure into the fullest row that still has room. The row of each, and how many there are."""
     room: list[list[int]] = [[] for _ in range(width + 1)]  # rows by the atoms that still fit
-    some, found, n = 0, [], 0  # `some` has a bit for each room that is not empty
+    some, rows, n = 0, [], 0  # `some` has a bit for each room that is not empty
     for size in falling:
         fits = some >> size
         if fits:
@@ -147,19 +147,19 @@ def _tight(falling: list[int], width: int) -> tuple[list[int], int]:
             some ^= 0 if room[left] else 1 << left
         else:
             left, row, n = width, n, n + 1
-        found.append(row)
+        rows.append(row)
         room[left - size].append(row)
         some |= 1 << (left - size)
-    return found, n
+    return rows, n
 
 
 def _levelled(falling: Sequence[int], n: int) -> tuple[list[int], int]:
     """Rows of about equal content: each structure into the emptiest of n. The row of each, and the most atoms."""
     heap = [(0, row) for row in range(n)]
     heapify(heap)
-    found = []
+    rows = []
     for size in falling:
         atoms, row = heap[0]
-        found.append(row)
+        rows.append(row)
         heapreplace(heap, (atoms + size, row))
-    return found, max(heap)[0]
+    return rows, max(heap)[0]

@@ -1,10 +1,10 @@
 """Training states on disk, through orbax: written beside and renamed, so that no state is ever half written."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import orbax.checkpoint as ocp
 
 from lamjax.files import uninterrupted
 from lamjax.training.state import TrainState
@@ -12,6 +12,8 @@ from lamjax.training.state import TrainState
 
 def save_state(folder: str | Path, state: TrainState, keep: int = 3) -> Path:
     """Writes the state to folder/<step> and leaves the last `keep` states; returns when it is safely on disk."""
+    import orbax.checkpoint as ocp
+
     with uninterrupted(), _manager(folder, keep) as manager:
         step = int(state.step)
         if step not in manager.all_steps():
@@ -25,6 +27,8 @@ def restore_state(folder: str | Path, like: TrainState, step: int | None = None)
 
     Raises FileNotFoundError if there is none, ValueError if it belongs to another model or optimiser.
     """
+    import orbax.checkpoint as ocp
+
     steps = saved_steps(folder)
     if not steps or (step is not None and step not in steps):
         wanted = "a training state" if step is None else f"the state of step {step}"
@@ -49,6 +53,8 @@ def saved_steps(folder: str | Path) -> list[int]:
         return sorted(manager.all_steps())
 
 
-def _manager(folder: str | Path, keep: int | None = None) -> ocp.CheckpointManager:
+def _manager(folder: str | Path, keep: int | None = None) -> Any:
+    import orbax.checkpoint as ocp
+
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False, create=keep is not None)
     return ocp.CheckpointManager(Path(folder).absolute(), options=options)

@@ -37,14 +37,14 @@ def writing(path: Path, tasks: Sequence[str], done: int) -> Iterator[Callable[[R
 
 def score(monitor: str, errors: Mapping[str, float], probabilities: Mapping[str, float]) -> float | None:
     """The mean over tasks, by probability, of the monitored validation error; None where no task has it."""
-    found = {task: errors.get(f"{monitor}:{task}" if task else monitor) for task in probabilities}
-    weights = {task: probabilities[task] for task, value in found.items() if value is not None}
-    return sum(w * found[task] for task, w in weights.items()) / sum(weights.values()) if weights else None
+    keys = {task: f"{monitor}:{task}" if task else monitor for task in probabilities}
+    weights = {task: weight for task, weight in probabilities.items() if errors.get(keys[task]) is not None}
+    return sum(w * errors[keys[task]] for task, w in weights.items()) / sum(weights.values()) if weights else None
 
 
 def validations(path: Path, tasks: Sequence[str]) -> list[tuple[int, dict[str, float]]]:
     """(step, validation errors) of the rows in which they were measured."""
-    found = []
+    measured = []
     for row in read(path):
         errors = {
             f"{name}:{task}" if task else name: row.get(f"{name}_validation:{task}" if task else f"{name}_validation")
@@ -52,16 +52,16 @@ def validations(path: Path, tasks: Sequence[str]) -> list[tuple[int, dict[str, f
             for name in _ERRORS
         }
         if known := {name: float(value) for name, value in errors.items() if value}:
-            found.append((int(row["step"]), known))
-    return found
+            measured.append((int(row["step"]), known))
+    return measured
 
 
 def _row(record: RunRecord) -> dict[str, float]:
     row = {"step": record.step, "lr": record.learning_rate, "seconds": round(record.seconds, 3)}
     row |= {"structures_per_s": round(record.structures, 3), "atoms_per_s": round(record.atoms, 2)}
     row |= {"wait_fraction": round(record.wait, 4), "loss": record.loss, "grad_norm": record.grad_norm}
-    for of, found in (("train", record.train), ("validation", record.validation)):
-        for name, value in found.items():
+    for of, errors in (("train", record.train), ("validation", record.validation)):
+        for name, value in errors.items():
             kind, colon, task = name.partition(":")
             row[f"{kind}_{of}{colon}{task}"] = value
     return row

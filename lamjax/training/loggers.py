@@ -83,9 +83,9 @@ def writing(
             )
 
     def send(record: RunRecord) -> None:
-        found = numbers(record)
+        values = numbers(record)
         for name, logger in list(opened.items()):
-            attempt(name, logger.log, record.step, found)
+            attempt(name, logger.log, record.step, values)
 
     try:
         _open(opened, [name for name in dict.fromkeys(names) if name in PACKAGES], folder, settings, done)
@@ -97,12 +97,12 @@ def writing(
 
 def numbers(record: RunRecord) -> dict[str, float]:
     """The finite numbers of a record by name: "loss", "train/rmse_f", in a run with tasks "validation/rmse_e/TASK"."""
-    found: dict[str, Any] = {"lr": record.learning_rate, "loss": record.loss, "grad_norm": record.grad_norm}
-    found |= {"seconds": record.seconds, "structures_per_s": record.structures, "atoms_per_s": record.atoms}
-    found |= {"wait_fraction": record.wait}
+    values: dict[str, Any] = {"lr": record.learning_rate, "loss": record.loss, "grad_norm": record.grad_norm}
+    values |= {"seconds": record.seconds, "structures_per_s": record.structures, "atoms_per_s": record.atoms}
+    values |= {"wait_fraction": record.wait}
     for of, errors in (("train", record.train), ("validation", record.validation)):
-        found |= {f"{of}/{name.replace(':', '/')}": x for name, x in errors.items()}
-    return {name: float(x) for name, x in found.items() if _is_number(x) and np.isfinite(x)}
+        values |= {f"{of}/{name.replace(':', '/')}": x for name, x in errors.items()}
+    return {name: float(x) for name, x in values.items() if _is_number(x) and np.isfinite(x)}
 
 
 def _is_number(x: Any) -> bool:
@@ -131,8 +131,8 @@ def _tensorboard(run: Begun) -> tuple[Logger, None]:
 
     writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=run.done + 1 if run.done else None)
 
-    def log(step: int, found: Mapping[str, float]) -> None:
-        for name, x in found.items():
+    def log(step: int, values: Mapping[str, float]) -> None:
+        for name, x in values.items():
             writer.add_scalar(name, x, step)
         writer.flush()
 
@@ -145,10 +145,10 @@ def _wandb(run: Begun) -> tuple[Logger, str]:
 
     name = run.name or uuid.uuid4().hex[:12]
     project = os.environ.get("WANDB_PROJECT", "lamjax")
-    found = wandb.init(
+    session = wandb.init(
         project=project, name=str(run.folder), id=name, resume="allow", dir=str(run.folder), config=dict(run.settings)
     )
-    return Logger(lambda step, numbers: found.log(dict(numbers), step=step), found.finish), name
+    return Logger(lambda step, numbers: session.log(dict(numbers), step=step), session.finish), name
 
 
 def _mlflow(run: Begun) -> tuple[Logger, str]:
@@ -170,9 +170,9 @@ def _mlflow(run: Begun) -> tuple[Logger, str]:
             client.log_batch(name, params=params[k : k + 100])
     client.update_run(name, status="RUNNING")
 
-    def log(step: int, found: Mapping[str, float]) -> None:
+    def log(step: int, values: Mapping[str, float]) -> None:
         now = int(1000 * time.time())
-        client.log_batch(name, metrics=[Metric(_mlflow_name(key), x, now, step) for key, x in found.items()])
+        client.log_batch(name, metrics=[Metric(_mlflow_name(key), x, now, step) for key, x in values.items()])
 
     return Logger(log, lambda: client.set_terminated(name)), name
 

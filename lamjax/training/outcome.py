@@ -46,8 +46,8 @@ def _parity(task: Task, params: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]
     pairs = list(zip(frames, predictions(*model, packed, "auto:256"), strict=True))
 
     def panel(k: int, label: Callable, prediction: Any) -> tuple[np.ndarray, ...] | None:
-        found = [(np.ravel(label(f)), np.ravel(prediction(f, p))) for f, p in pairs if f.labels.weights[k] > 0]
-        return tuple(np.concatenate(column) for column in zip(*found, strict=True)) if found else None
+        columns = [(np.ravel(label(f)), np.ravel(prediction(f, p))) for f, p in pairs if f.labels.weights[k] > 0]
+        return tuple(np.concatenate(column) for column in zip(*columns, strict=True)) if columns else None
 
     def stress(frame: Any, virial: Array) -> Array:
         return 1e3 * virial_to_stress(virial, volume(frame.system))
@@ -69,9 +69,9 @@ def curves(rows: list[dict[str, str]], task: str) -> dict:
         lines = {}
         for name, of in (("training", "train"), ("validation", "validation")):
             column = f"rmse_{kind}_{of}" + (f":{task}" if task else "")
-            found = [(int(row["step"]), unit * float(row[column])) for row in rows if row.get(column)]
-            if found:
-                lines[name] = tuple(zip(*found, strict=True))
+            points = [(int(row["step"]), unit * float(row[column])) for row in rows if row.get(column)]
+            if points:
+                lines[name] = tuple(zip(*points, strict=True))
         if lines:
             panels[quantity] = lines
     return panels

@@ -258,5 +258,7 @@ def _finish(output: Path, sets: CrystalSets, params: Any, best: Best) -> Iterato
     if shown.any():
         names = [crystal_name(c) for c, show in zip(sets.validation, shown, strict=True) if show]
         title = f"{len(names)} held-out crystals, relaxed; after: best model, step {best.step}"
-        plots.distribution(output / PLOT, names, before[shown], after[shown], "mean error / scale", title)
+        plots.distribution(
+            output / PLOT, plots.Comparison(names, before[shown], after[shown], "mean error / scale"), title
+        )
         yield output / PLOT

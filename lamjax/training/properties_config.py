@@ -102,9 +102,9 @@ def units() -> str:
 
 def cost(names: Iterable[str]) -> str:
     """What of a crystal must be computed for properties, in words."""
-    names, found = set(names), ["relaxation"]
-    found += ["elastic constants"] if names & ELASTIC else []
-    return ", ".join(found + (["phonons"] if names & VIBRATIONAL else []))
+    names, needed = set(names), ["relaxation"]
+    needed += ["elastic constants"] if names & ELASTIC else []
+    return ", ".join(needed + (["phonons"] if names & VIBRATIONAL else []))
 
 
 def read_config(path: str | Path | None, content: dict[str, Any], changes: Iterable[str] = ()) -> PropertyTuneConfig:

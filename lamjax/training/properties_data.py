@@ -80,19 +80,19 @@ def read_sets(config: PropertyTuneConfig, potential: Potential, replayed: Potent
 
     Raises ValueError if nothing is left, and for crystals that are both trained on and held out.
     """
-    found = read_crystals(config, config.crystals, potential)
+    crystals = read_crystals(config, config.crystals, potential)
     if config.validation:
-        train, validation = found, read_crystals(config, config.validation, potential)
+        train, validation = crystals, read_crystals(config, config.validation, potential)
         _check_apart(train, validation)
     else:
-        train, validation = hold_out(found, config.hold_out, config.group_by, config.seed)
+        train, validation = hold_out(crystals, config.hold_out, config.group_by, config.seed)
     replay = labelled(config.replay.files, replayed, read_options(config)) if config.replay else []
     return CrystalSets(train, validation, loss_on(config, train), replay)
 
 
 def read_crystals(config: PropertyTuneConfig, files: Sequence[str], potential: Potential) -> list[TargetCrystal]:
     """The crystals of the files with their targets; those that cannot be used are named in a warning."""
-    found: list[TargetCrystal] = []
+    crystals: list[TargetCrystal] = []
     left_out: list[str] = []
     unknown: set[str] = set()
     for path in files:
@@ -106,18 +106,18 @@ def read_crystals(config: PropertyTuneConfig, files: Sequence[str], potential: P
         for frame in frames:
             unknown |= strange_keys(frame.info)
             try:
-                found.append(_crystal(frame, Path(path).parent, config))
+                crystals.append(_crystal(frame, Path(path).parent, config))
             except (ValueError, OSError) as error:
                 left_out.append(f"{frame.source}: {error}")
-    if not found:
+    if not crystals:
         raise ValueError(listed("No crystal with targets was found", left_out or ["The files have no structure."]))
     if left_out:
         warnings.warn(listed(f"Left out {len(left_out)} structures", left_out), stacklevel=3)
     if unknown:
-        said = f"Not read: {', '.join(sorted(unknown))}. Keys that are targets, with their units: {units()}"
-        warnings.warn(f"{said}; a unit is in the key (bulk_modulus_GPa, volume_A3) or in `targets`.", stacklevel=3)
-    _check_magnitudes(found)
-    return found
+        fault = f"Not read: {', '.join(sorted(unknown))}. Keys that are targets, with their units: {units()}"
+        warnings.warn(f"{fault}; a unit is in the key (bulk_modulus_GPa, volume_A3) or in `targets`.", stacklevel=3)
+    _check_magnitudes(crystals)
+    return crystals
 
 
 def _crystal(frame: Frame, folder: Path, config: PropertyTuneConfig) -> TargetCrystal:
@@ -143,15 +143,15 @@ def given(info: Mapping[str, Any], name: str, unit: str | None) -> tuple[np.ndar
     keys = {f"{mark}{name}": None for mark in ("", "REF_")}
     keys |= {f"{mark}{name}_{SUFFIXES[one]}": one for mark in ("", "REF_") for one in UNITS[name]}
     keys |= {OTHERS[name]: first} if name in OTHERS else {}
-    found = [key for key in keys if key in info]
-    if not found:
+    present = [key for key in keys if key in info]
+    if not present:
         return None, None
-    if len(found) > 1:
-        raise ValueError(f"{name} is given more than once: {', '.join(found)}. Keep one of them.")
-    own = keys[found[0]]
+    if len(present) > 1:
+        raise ValueError(f"{name} is given more than once: {', '.join(present)}. Keep one of them.")
+    own = keys[present[0]]
     if own is not None and unit is not None and own != unit:
-        raise ValueError(f"{found[0]} is in {own} by its name, and in {unit} by `targets`. Remove one of them.")
-    value = np.asarray(info[found[0]], np.float64)
+        raise ValueError(f"{present[0]} is in {own} by its name, and in {unit} by `targets`. Remove one of them.")
+    value = np.asarray(info[present[0]], np.float64)
     return (value.reshape(6, 6) if value.shape == (36,) else value), own or unit
 
 
@@ -241,7 +241,7 @@ def pack(
     """The crystals with targets of several sets, each in the shapes that all share."""
     places = [(k, n) for k, some in enumerate(sets) for n, c in enumerate(some) if loss.names & c.targets.keys()]
     crystals = [sets[k][n] for k, n in places]
-    found: list[list[PackedCrystals]] = [[] for _ in sets]
+    packed: list[list[PackedCrystals]] = [[] for _ in sets]
     for members in _shapes(config, potential, loss, crystals):
         n_atoms = max(crystals[m].system.n_atoms for m in members)
         systems = [pad(jax.tree.map(np.asarray, crystals[m].system), n_atoms) for m in members]
@@ -250,10 +250,10 @@ def pack(
         for k in range(len(sets)):
             mine = [i for i, m in enumerate(members) if places[m][0] == k]
             if mine:
-                found[k].append(
+                packed[k].append(
                     PackedCrystals(tuple(places[members[i]][1] for i in mine), pytree.take(rows, np.array(mine)))
                 )
-    return found
+    return packed
 
 
 def _shapes(
@@ -313,8 +313,8 @@ def columns(crystals: Sequence[TargetCrystal], potential: Potential) -> Columns 
     if not known:
         return None
     most = max(one.system.n_atoms for one in known)
-    found = [count(one.system, potential.shells) for one in known]
-    widths = plan_capacities(tuple(max(x) for x in zip(*found, strict=True)), potential.shells)
+    n_neighbors = [count(one.system, potential.shells) for one in known]
+    widths = plan_capacities(tuple(max(x) for x in zip(*n_neighbors, strict=True)), potential.shells)
     systems = [pad(one.system, most) for one in known]
     lists = [host_neighbors(s, potential.shells, widths)._replace(offsets=np.zeros((0, 3), np.int32)) for s in systems]
     return Columns((pytree.stack(systems), pytree.stack(lists)), known)
@@ -349,8 +349,8 @@ def fingerprint(sets: CrystalSets) -> dict[str, dict[str, Any]]:
         structures = digests([crystal.frame for crystal in crystals])
         return {"crystals": len(crystals), "sum of targets": total, "digests": structures}
 
-    found = {"train": of_crystals(sets.train), "validation": of_crystals(sets.validation)}
+    facts_of_sets = {"train": of_crystals(sets.train), "validation": of_crystals(sets.validation)}
     if len(sets.replay):
-        found["replay"] = {"frames": len(sets.replay), "energy_sum": float(np.sum(facts(sets.replay).energy))}
-        found["replay"] |= {"digests": digests(sets.replay)}
-    return found
+        facts_of_sets["replay"] = {"frames": len(sets.replay), "energy_sum": float(np.sum(facts(sets.replay).energy))}
+        facts_of_sets["replay"] |= {"digests": digests(sets.replay)}
+    return facts_of_sets

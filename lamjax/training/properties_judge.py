@@ -40,7 +40,7 @@ def judge(
     matmul_precision: str | None = None,
 ) -> Judgement:
     """Every crystal relaxed, its properties, and their errors. A property without a target is given too."""
-    run, found = _program(potential, loss), _blank(crystals, loss)
+    run, judgement = _program(potential, loss), _blank(crystals, loss)
     precision = jax.default_matmul_precision(matmul_precision) if matmul_precision else contextlib.nullcontext()
     members = [k for part in packed for k in part.members]  # the batches follow their order, and may end early
     with precision:
@@ -52,8 +52,8 @@ def judge(
             values = jax.device_get(run(params, batch))
             for k in range(size):
                 number = members.pop(0)
-                _write(found, number, crystals[number], loss, jax.tree.map(lambda x, k=k: x[k], values))
-    return found
+                _write(judgement, number, crystals[number], loss, jax.tree.map(lambda x, k=k: x[k], values))
+    return judgement
 
 
 def _blank(crystals: Sequence[TargetCrystal], loss: PropertyLossConfig) -> Judgement:
@@ -70,7 +70,7 @@ def _is_number(name: str) -> bool:
     return not SHAPES.get(name)
 
 
-def _write(found: Judgement, number: int, crystal: TargetCrystal, loss: PropertyLossConfig, values) -> None:
+def _write(judgement: Judgement, number: int, crystal: TargetCrystal, loss: PropertyLossConfig, values) -> None:
     """The row of one crystal."""
     errors = []
     for target in loss.targets:
@@ -78,36 +78,36 @@ def _write(found: Judgement, number: int, crystal: TargetCrystal, loss: Property
         error = np.nan if known is None else float(np.mean(np.abs(value - known)))
         errors += [] if known is None else [error / target.scale]
         if _is_number(target.name):
-            found[target.name][number] = value
+            judgement[target.name][number] = value
         else:
-            found[f"{target.name}_error"][number] = error
+            judgement[f"{target.name}_error"][number] = error
     for name in FLAGS:
-        found[name][number] = getattr(values, name)
-    found["n_steps"][number] = values.n_steps
-    found[ERROR][number] = np.mean(errors) if values.converged and errors else np.inf if errors else np.nan
+        judgement[name][number] = getattr(values, name)
+    judgement["n_steps"][number] = values.n_steps
+    judgement[ERROR][number] = np.mean(errors) if values.converged and errors else np.inf if errors else np.nan
 
 
 def summary(
-    found: Judgement, before: Judgement, crystals: Sequence[TargetCrystal], loss: PropertyLossConfig
+    judgement: Judgement, before: Judgement, crystals: Sequence[TargetCrystal], loss: PropertyLossConfig
 ) -> dict[str, float]:
     """The numbers of a judgement; means are over crystals that converged and are stable, of which there are shares."""
     judged = np.array([bool(loss.names & crystal.targets.keys()) for crystal in crystals])
-    error, usable = found[ERROR][judged], (found["converged"] & found["stable"])[judged]
+    error, usable = judgement[ERROR][judged], (judgement["converged"] & judgement["stable"])[judged]
     numbers = {"error_median": float(np.median(error)), "error_mean": _mean(error[usable])}
     for target in loss.targets:
-        numbers[f"{target.name}_mae"] = _mean(property_errors(found, crystals, target.name)[judged][usable])
+        numbers[f"{target.name}_mae"] = _mean(property_errors(judgement, crystals, target.name)[judged][usable])
     numbers["improved"] = float(np.mean(error < before[ERROR][judged]))
-    numbers["converged"] = float(np.mean(found["converged"][judged]))
-    numbers["unstable"] = float(np.mean((found["converged"] & ~found["stable"])[judged]))
-    return numbers | {"n_steps": float(np.median(found["n_steps"][judged]))}
+    numbers["converged"] = float(np.mean(judgement["converged"][judged]))
+    numbers["unstable"] = float(np.mean((judgement["converged"] & ~judgement["stable"])[judged]))
+    return numbers | {"n_steps": float(np.median(judgement["n_steps"][judged]))}
 
 
-def property_errors(found: Judgement, crystals: Sequence[TargetCrystal], name: str) -> np.ndarray:
+def property_errors(judgement: Judgement, crystals: Sequence[TargetCrystal], name: str) -> np.ndarray:
     """|property - target| of each crystal in the first unit of the property; NaN without a target."""
     if not _is_number(name):
-        return found[f"{name}_error"]
+        return judgement[f"{name}_error"]
     targets = np.array([crystal.targets.get(name, np.nan) for crystal in crystals], float)
-    return np.abs(found[name] - targets)
+    return np.abs(judgement[name] - targets)
 
 
 def _mean(values: np.ndarray) -> float:

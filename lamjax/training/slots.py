@@ -29,12 +29,12 @@ def draws(seed: int, joint: np.ndarray, group: np.ndarray, slots: int = 1, start
 
 def counts(seed: int, joint: np.ndarray, group: np.ndarray, slots: int, end: int) -> np.ndarray:
     """How often each task and bucket (n_tasks, n_buckets) was drawn before step `end`."""
-    found = np.zeros(joint.shape, int)
+    draws = np.zeros(joint.shape, int)
     for block in range(-(-end // BLOCK)):
         buckets, tasks = _block(seed, block, joint, group, slots)
         use = slice(0, min(BLOCK, end - block * BLOCK))
-        np.add.at(found, (tasks[use], buckets[use, None]), 1)
-    return found
+        np.add.at(draws, (tasks[use], buckets[use, None]), 1)
+    return draws
 
 
 def stream(
@@ -86,13 +86,13 @@ def sources(tasks: Sequence[Task], groups: Sequence[Group]) -> Callable:
 
     def names(batch: dict[str, TaskBatches]) -> list[str]:
         ((group, slots),) = batch.items()
-        found = []
+        named = []
         for shard in slots.batch.frame.addressable_shards:
             rows = range(*shard.index[0].indices(len(slots.task)))
             for row, frames in zip(rows, np.asarray(shard.data), strict=True):
                 task = tasks[members[group][int(np.asarray(slots.task.addressable_data(0))[row])]]
-                found += [task.train.sources[k] for k in frames.ravel().tolist() if k >= 0]
-        return found
+                named += [task.train.sources[k] for k in frames.ravel().tolist() if k >= 0]
+        return named
 
     return names
 

@@ -276,9 +276,6 @@ def _plot(path: Path, names: Sequence[str], before: Judgement, after: Judgement,
         kept = [one for one, show in zip(names, shown, strict=True) if show]
         plots.distribution(
             path,
-            kept,
-            before.dq[shown],
-            after.dq[shown],
-            "structure error Dq (amu$^{1/2}$ Å)",
+            plots.Comparison(kept, before.dq[shown], after.dq[shown], "structure error Dq (amu$^{1/2}$ Å)"),
             f"{len(kept)} held-out structures relaxed to convergence; after: best model, step {step}",
         )

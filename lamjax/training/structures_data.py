@@ -65,20 +65,22 @@ def read_sets(config: StructureTuneConfig, potential: Potential, replayed: Poten
     def pairs_of(files: Sequence[str]) -> list[Pair]:
         rules = {"fmax": config.fmax, "variable_cell": config.variable_cell}
         alone = not isinstance(config.objective, StructureLossConfig)
-        found = read_pairs(files, **rules, options=options, targets_alone=alone)
-        return _known(found, potential.elements)
+        pairs = read_pairs(files, **rules, options=options, targets_alone=alone)
+        return _known(pairs, potential.elements)
 
-    found = pairs_of(config.pairs)
+    pairs = pairs_of(config.pairs)
     if config.validation:
-        train, validation = found, pairs_of(config.validation)
+        train, validation = pairs, pairs_of(config.validation)
         _check_apart(train, validation)
     else:
-        train, validation = hold_out(found, config.hold_out, config.group_by, config.seed)
+        train, validation = hold_out(pairs, config.hold_out, config.group_by, config.seed)
     if isinstance(config.objective, StructureLossConfig):
         validation = _begun_elsewhere(validation)
     replay = labelled(config.replay.files, replayed, options) if config.replay else []
-    if len(said := levels.levels(replay)) > 1:
-        warnings.warn(f"replay: one head learns {levels.described(said)}: of one level of theory?", stacklevel=2)
+    if len(replay_levels := levels.levels(replay)) > 1:
+        warnings.warn(
+            f"replay: one head learns {levels.described(replay_levels)}: of one level of theory?", stacklevel=2
+        )
     frames = {HELD_OUT: _labelled_steps(config.validation or config.pairs, validation, options)}
     frames |= {REPLAYED: sample(replay, MOST)} if config.replay else {}
     return PairSets(train, validation, {name: some for name, some in frames.items() if len(some)}, replay)
@@ -141,9 +143,9 @@ def _known(pairs: list[Pair], elements: Sequence[str] | None) -> list[Pair]:
     known = {ase.data.atomic_numbers[e] for e in elements}
     strange = {k: sorted(set(pair.start.numbers.tolist()) - known) for k, pair in enumerate(pairs)}
     lines = [
-        f"{pairs[k].source}: {', '.join(ase.data.chemical_symbols[z] for z in found)}"
-        for k, found in strange.items()
-        if found
+        f"{pairs[k].source}: {', '.join(ase.data.chemical_symbols[z] for z in unknown)}"
+        for k, unknown in strange.items()
+        if unknown
     ]
     if len(lines) == len(pairs):
         raise ValueError(
@@ -180,12 +182,12 @@ def _labelled_steps(files: Sequence[str], pairs: Sequence[Pair], options: ReadOp
         known = frame.source in sources or str(path) in whole or bool(mine & ids)
         return bool(frame.labels.weights.any()) and known
 
-    found = []
+    frames = []
     for path in files:
         with contextlib.suppress(ValueError):  # what cannot be read was named when the pairs were
             read = iterate(path, on_error=lambda error: None, options=options, on_remark=lambda remark: None)
-            found += [frame for frame in read if belongs(frame, path)]
-    return sample(found, MOST)
+            frames += [frame for frame in read if belongs(frame, path)]
+    return sample(frames, MOST)
 
 
 def wider(packed: PackedPairs, shells: Sequence[Shell]) -> PackedPairs:
@@ -231,13 +233,13 @@ def fingerprint(sets: PairSets) -> dict[str, dict[str, Any]]:
         names = {"digests": {"pairs": pair_digests(pairs)}}
         return {"pairs": len(pairs), "position_sum": float(np.sum(distances)), **names}
 
-    found = {"train": of_pairs(sets.train), "validation": of_pairs(sets.validation)}
+    facts_of_sets = {"train": of_pairs(sets.train), "validation": of_pairs(sets.validation)}
     if len(sets.replay):
-        found["replay"] = {"frames": len(sets.replay), "energy_sum": float(np.sum(facts(sets.replay).energy))}
-        found["replay"] |= {"digests": {"frames": digests(sets.replay)}}
+        facts_of_sets["replay"] = {"frames": len(sets.replay), "energy_sum": float(np.sum(facts(sets.replay).energy))}
+        facts_of_sets["replay"] |= {"digests": {"frames": digests(sets.replay)}}
     if HELD_OUT in sets.frames:
-        found["labelled steps"] = {"digests": {"frames": digests(sets.frames[HELD_OUT])}}
-    return found
+        facts_of_sets["labelled steps"] = {"digests": {"frames": digests(sets.frames[HELD_OUT])}}
+    return facts_of_sets
 
 
 def _moved(batch: StructureBatch, noise: float, rng: np.random.Generator) -> StructureBatch:

@@ -64,13 +64,13 @@ def read_tasks(config: TrainConfig, potential: Potential) -> tuple[Task, ...]:
     """
     settings = config.tasks or {"": TaskConfig(config.train, config.validation, potential.head)}
     selected = {name: _select(potential, name, task) for name, task in settings.items()}
-    found = {name: _frames(config, task, potential) for name, task in settings.items()}
-    _check_levels(config, {name: selected[name].head for name in settings}, found)
-    check_apart(found.values())
-    everything = join(frames for sets in found.values() for frames in sets)
+    frame_sets = {name: _frames(config, task, potential) for name, task in settings.items()}
+    _check_levels(config, {name: selected[name].head for name in settings}, frame_sets)
+    check_apart(frame_sets.values())
+    everything = join(frames for sets in frame_sets.values() for frames in sets)
     looks = _structures(config, everything)
     shapes = plan(everything, potential.shells, config.max_programs, looks, config.batch_size)
-    weights = {name: task.probability or len(found[name][0]) for name, task in settings.items()}
+    weights = {name: task.probability or len(frame_sets[name][0]) for name, task in settings.items()}
     return tuple(
         Task(
             name,
@@ -78,10 +78,10 @@ def read_tasks(config: TrainConfig, potential: Potential) -> tuple[Task, ...]:
             task.loss or config.loss,
             weights[name] / sum(weights.values()),
             config.batch_size if task.batch_size is None else task.batch_size,
-            *found[name],
+            *frame_sets[name],
             task.bias or config.bias,
-            pack(found[name][0], shapes, config.precision),
-            pack(found[name][1], shapes, config.precision) if found[name][1] else None,
+            pack(frame_sets[name][0], shapes, config.precision),
+            pack(frame_sets[name][1], shapes, config.precision) if frame_sets[name][1] else None,
         )
         for name, task in settings.items()
     )
@@ -97,26 +97,26 @@ def _structures(config: TrainConfig, frames: Sequence[Frame]) -> float:
 def groups(tasks: Sequence[Task]) -> tuple[Group, ...]:
     """The tasks put together by the form of their heads and losses."""
     potential = tasks[0].potential
-    found: list[list[int]] = []
+    groups_of_tasks: list[list[int]] = []
     for k, task in enumerate(tasks):
-        for members in found:
+        for members in groups_of_tasks:
             first = tasks[members[0]]
             if same_form(potential, (task.potential.head, task.loss), (first.potential.head, first.loss)):
                 members.append(k)
                 break
         else:
-            found.append([k])
-    return tuple(Group("+".join(tasks[k].name for k in members), tuple(members)) for members in found)
+            groups_of_tasks.append([k])
+    return tuple(Group("+".join(tasks[k].name for k in members), tuple(members)) for members in groups_of_tasks)
 
 
-def run_loss(tasks: Sequence[Task], found: Sequence[Group]) -> Loss:
+def run_loss(tasks: Sequence[Task], task_groups: Sequence[Group]) -> Loss:
     """The loss of {group: TaskBatches}, in which slots carry the number of their task within the group."""
 
     def one(group: Group) -> Loss:
         members = [tasks[k] for k in group.tasks]
         return heads_loss(members[0].potential, [t.potential.head for t in members], [t.loss for t in members])
 
-    return multitask_loss({group.name: one(group) for group in found})
+    return multitask_loss({group.name: one(group) for group in task_groups})
 
 
 def with_statistics(config: TrainConfig, potential: Potential, params: Params, tasks: Sequence[Task]) -> Params:
@@ -137,16 +137,16 @@ def with_statistics(config: TrainConfig, potential: Potential, params: Params, t
         if shift:
             frames = sample(frames, MOST)
             packed = pack(frames, mine[0].train.plan, config.precision)
-            found = predictions(mine[0].potential, params, packed, mine[0].batch_size)
-            predicted = np.array([float(p.energy) for p in found])
+            predicted_frames = predictions(mine[0].potential, params, packed, mine[0].batch_size)
+            predicted = np.array([float(p.energy) for p in predicted_frames])
         params = set_bias(mine[0].potential, params, frames, predicted if shift else None)
     return params
 
 
-def _check_levels(config: TrainConfig, heads: dict[str, str], found: dict[str, tuple]) -> None:
+def _check_levels(config: TrainConfig, heads: dict[str, str], frame_sets: dict[str, tuple]) -> None:
     """ValueError for a head that would learn labels of several levels of theory, unless the config allows it."""
     for head in dict.fromkeys(heads.values()):
-        mine = sum((levels.levels(found[name][0]) for name in heads if heads[name] == head), Counter())
+        mine = sum((levels.levels(frame_sets[name][0]) for name in heads if heads[name] == head), Counter())
         levels.check(mine, f"The head {head}", config.mix_levels)
 
 
@@ -182,17 +182,17 @@ def check_apart(sets: Iterable[tuple[Sequence[Frame], Sequence[Frame]]]) -> None
     `sets` are (train, held out) of every task.
     """
     shared = [(common(*one), len(one[1])) for one in sets if len(one[1])]
-    said = [
-        f"{found[0]} of {n} frames of the validation are trained on as well, the first {found[1]}"
-        for found, n in shared
-        if found
+    messages = [
+        f"{overlap[0]} of {n} frames of the validation are trained on as well, the first {overlap[1]}"
+        for overlap, n in shared
+        if overlap
     ]
-    if said and all(found and found[0] == n for found, n in shared):
+    if messages and all(overlap and overlap[0] == n for overlap, n in shared):
         raise ValueError(
-            f"{said[0]}: their errors would say nothing of other structures. Name other files as `validation`, or "
+            f"{messages[0]}: their errors would say nothing of other structures. Name other files as `validation`, or "
             "leave it out and set `hold_out`."
         )
-    for line in said:
+    for line in messages:
         warnings.warn(f"{line}: the errors look better than they are. Remove them from one of the sets.", stacklevel=2)
 
 

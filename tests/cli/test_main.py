@@ -143,22 +143,43 @@ def test_what_the_user_can_mend_is_a_message(monkeypatch, capsys, error):
         cli.main()
 
 
-@pytest.mark.parametrize("option", ["--help", "-h", "--version"])
-def test_what_the_command_is_told_without_loading_the_library(option):
-    """Seconds of imports are spent by the commands that need them."""
+def loaded_by(*arguments: str, heavy: tuple[str, ...]) -> tuple[str, list[str]]:
+    """What a command prints, and which of the `heavy` modules it has imported by its end."""
     script = (
         "import atexit, sys\n"
-        "heavy = {'jax', 'numpy', 'ase', 'optax', 'matplotlib'}\n"
-        "atexit.register(lambda: print('loaded', sorted(heavy & set(sys.modules))))\n"
+        f"atexit.register(lambda: print('\\nloaded', *sorted(set({heavy}) & set(sys.modules))))\n"
         "from lamjax.cli import main\n"
         "main()\n"
     )
-    done = subprocess.run([sys.executable, "-c", script, option], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0 and done.stdout.endswith("loaded []\n"), done.stdout + done.stderr
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    printed, _, modules = done.stdout.rpartition("\nloaded")
+    return printed, modules.split()
+
+
+# what a figure, a file of structures, a training run or a simulation needs, and no page of help
+SLOW = ("matplotlib", "ase.io", "ase.constraints", "ase.spacegroup", "ase.optimize", "ase.lattice", "ase.dft")
+SLOW += ("scipy.integrate", "scipy.optimize", "scipy.linalg", "orbax.checkpoint", "jax_md", "e3nn_jax")
+TRAINING = ("optax", "lamjax.training", "lamjax.distillation", "lamjax.cli.report")
+
+
+@pytest.mark.parametrize(
+    ("command", "heavy"), [("relax", SLOW + TRAINING), ("show", SLOW + TRAINING), ("md", (*SLOW, "lamjax.cli.report"))]
+)
+def test_help_of_a_command_loads_no_more_than_its_options_need(command, heavy):
+    printed, modules = loaded_by(command, "--help", heavy=heavy)
+    assert f"{command} [OPTIONS]" in printed and modules == []
+
+
+@pytest.mark.parametrize("option", ["--help", "-h", "--version"])
+def test_what_the_command_is_told_without_loading_the_library(option):
+    """Seconds of imports are spent by the commands that need them."""
+    printed, modules = loaded_by(option, heavy=("jax", "numpy", "ase", "optax", "matplotlib"))
+    assert modules == []
     if option == "--version":
-        assert done.stdout.startswith(f"lamjax {lamjax.__version__}\n")
+        assert printed.startswith(f"lamjax {lamjax.__version__}\n")
     else:
-        assert all(name in done.stdout for name in (*cli.COMMANDS, "data", "Train on labels"))
+        assert all(name in printed for name in (*cli.COMMANDS, "data", "Train on labels"))
 
 
 def test_commands_are_those_of_their_modules():

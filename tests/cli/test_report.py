@@ -14,7 +14,7 @@ from invoke import invoke
 from pages import read_page
 
 from lamjax import dynamics
-from lamjax.cli import relax_records, report, report_structures
+from lamjax.cli import final_report, relax_records, report, report_structures
 from lamjax.data.records import append
 from lamjax.evaluation.structures import COLUMNS, StructureSummary
 from lamjax.reports import plots
@@ -282,7 +282,7 @@ def test_what_is_no_run_is_named(place, path, text):
 def test_a_report_that_fails_is_said_and_loses_nothing(place, monkeypatch, capsys):
     monkeypatch.setattr(plots, "relaxations", lambda *_, **__: 1 / 0)
     before = Path("out.extxyz").read_bytes()
-    report.at_end(Path("out.extxyz"))
+    final_report.at_end(Path("out.extxyz"))
     said = capsys.readouterr().out
     assert "report was not written (ZeroDivisionError" in said and "lamjax report out.extxyz" in said
     assert Path("out.extxyz").read_bytes() == before and not Path("out.html").exists()

@@ -262,7 +262,13 @@ def test_a_text_where_a_list_is_meant(tmp_path):
         data.read(tmp_path / "a.extxyz", elements="Cu")
     with pytest.raises(ValueError, match="read takes ReadOptions, got .*dict"):
         data.read(tmp_path / "a.extxyz", options={"energy_key": "x"})
-    with pytest.raises(ValueError, match="elements is the text 'Si,O'. Give a tuple"):
+    with pytest.raises(ValueError, match="elements: 'Si,O' is no chemical element"):
         data.ReadOptions(elements="Si,O")
-    with pytest.raises(ValueError, match="forces_key is .*Give the name of one key"):
-        data.ReadOptions(forces_key=["a"])
+    assert data.ReadOptions(elements="Si") == data.ReadOptions(elements=["Si"])
+    for wrong, message in (
+        ({"forces_key": ["a"]}, "forces_key: expected a text, got a list of str"),
+        ({"stress_key": ""}, "stress_key: expected a text that is not empty"),
+        ({"force_key": "f"}, "force_key: unknown key. Did you mean forces_key"),
+    ):
+        with pytest.raises(ValueError, match=f"ReadOptions: {message}"):
+            data.ReadOptions(**wrong)

@@ -13,6 +13,7 @@ from lamjax import nn, numerics
 from lamjax.descriptors import repinit
 from lamjax.descriptors.base import (
     Descriptor,
+    DescriptorInput,
     allowed_pairs,
     mask_excluded,
     split_neighbors,
@@ -22,9 +23,9 @@ from lamjax.descriptors.base import (
 )
 from lamjax.descriptors.dpa2 import repformer, three_body
 from lamjax.descriptors.dpa2.config import DPA2Config
-from lamjax.descriptors.environment import empty_slots, environment
+from lamjax.descriptors.embedding import TypedNet
+from lamjax.descriptors.environment import ShellView, Switch, empty_slots, environment_matrix
 from lamjax.factories import factory
-from lamjax.neighbors import Neighbors
 
 
 @factory
@@ -35,15 +36,8 @@ def dpa2(config: DPA2Config, elements: tuple[str, ...]) -> Descriptor:
     def init(key: Array, dtype: DTypeLike | None = None) -> dict[str, Any]:
         return _init(key, config, inputs, dtype)
 
-    def apply(
-        params: PyTree,
-        types: Array,
-        neighbors: Neighbors,
-        displacements: Array,
-        first: Any = 0,
-        charge_spin: Array | None = None,
-    ) -> Array:
-        return _apply(params, config, inputs, types, neighbors, displacements, first)
+    def apply(params: PyTree, atom_inputs: DescriptorInput) -> Array:
+        return _apply(params, config, inputs, atom_inputs)
 
     return Descriptor(config, config.shells, config.width, config.receptive_field, init, apply)
 
@@ -67,46 +61,38 @@ def _init(key: Array, config: DPA2Config, inputs: Any, dtype: DTypeLike | None) 
     return params
 
 
-def _apply(
-    params: PyTree,
-    config: DPA2Config,
-    inputs: Any,
-    types: Array,
-    neighbors: Neighbors,
-    displacements: Array,
-    first: Any,
-) -> Array:
+def _apply(params: PyTree, config: DPA2Config, inputs: Any, atom_inputs: DescriptorInput) -> Array:
+    types, neighbors, displacements, first, _ = atom_inputs
     table = type_embedding(params["type_embedding"], inputs)
     allowed = allowed_pairs(config.exclude_types, len(inputs))
 
-    def view(shell: int, block: Any, statistics: Any) -> Any:
+    def view(shell: int, block: Any, statistics: Any) -> ShellView:
         indices, neighbor_types, mask = split_neighbors(neighbors, types, shell)
         mask = mask_excluded(mask, types, indices, allowed)
         d = displacements[:, : mask.shape[1]]
-        env = environment(d, mask, types, statistics, block.rcut, block.rcut_smth, config.env_protection)
-        return indices, neighbor_types, d, env
+        switch = Switch(block.rcut, block.rcut_smth, config.env_protection)
+        return ShellView(indices, neighbor_types, d, environment_matrix(d, mask, types, statistics, switch))
 
-    _, neighbor_types, _, env = view(0, config.repinit, params["repinit"]["statistics"])
+    wide = view(0, config.repinit, params["repinit"]["statistics"])
     empty = empty_slots(config.repinit.set_davg_zero, config.repinit.nsel, neighbors, types, first)
     if empty is not None:  # a row for each atom
         empty = empty._replace(type=jnp.broadcast_to(empty.type, types.shape))
-    near = view(2, config.three_body, params["three_body"]["statistics"])[1::2] if config.three_body else None
+    near = view(2, config.three_body, params["three_body"]["statistics"]) if config.three_body else None
 
-    def local(types: Array, empty: Any, neighbor_types: Array, env: Any, near: Any) -> Array:
-        """The features of some atoms before they hear of their neighbours' own."""
-        own, smooth = config.repinit, config.smooth
-        features = repinit.apply(params["repinit"], own, smooth, empty, table, types, neighbor_types, env)
-        if near is None:
+    def local(types: Array, empty: Any, wide: Any, near: Any) -> Array:
+        """The features of some atoms from the elements and places of their neighbours."""
+        net = TypedNet(params["repinit"], config.repinit, config.smooth, table)
+        features = repinit.apply(net, empty, types, *wide)
+        if near is None or config.three_body is None:
             return features
-        triples = three_body.apply(params["three_body"], config.three_body, own, smooth, table, *near)
+        triples = three_body.apply(net._replace(params=params["three_body"]), config.three_body.sel, *near)
         return jnp.concatenate([features, triples], axis=-1)
 
-    features = numerics.in_blocks(local, repformer.block(), types, empty, neighbor_types, env, near)
+    seen = tuple(None if one is None else (one.types, one.env) for one in (wide, near))
+    features = numerics.in_blocks(local, repformer.block(), types, empty, *seen)
     g1 = nn.linear(params["g1_transform"], features) if "g1_transform" in params else features
     if "tebd_transform" in params:
         g1 = g1 + nn.linear(params["tebd_transform"], table)[types]
-    indices, _, d, env = view(1, config.repformer, params["repformer"]["statistics"])
-    g1 = repformer.apply(
-        params["repformer"], config.repformer, config.smooth, g1, indices, env, d, numerics.safe_norm(d)
-    )
+    edges = view(1, config.repformer, params["repformer"]["statistics"])
+    g1 = repformer.apply(params["repformer"], config.repformer, config.smooth, g1, edges)
     return jnp.concatenate([g1, table[types]], axis=-1) if config.concat_output_tebd else g1

@@ -5,7 +5,6 @@ vectors multiply them. `ns` is the configured nsel: what empty slots add to a so
 arrays are only as wide as the structures need.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
 from lamjax import nn, numerics
-from lamjax.descriptors.environment import Environment, statistics_init
+from lamjax.descriptors.environment import Environment, ShellView, statistics_init
 from lamjax.descriptors.updates import combine, residuals_init
 
 BLOCK = {"cpu": 2048}  # atoms that are treated together, of structures with more
@@ -33,6 +32,14 @@ class Pairs(NamedTuple):
     mean_scale: jax.Array  # (n_atoms, 1) 1/ns of the convolution
     n_sel: int
     smooth: bool
+
+
+class Values(NamedTuple):
+    """What the layers update."""
+
+    g1: jax.Array  # (n_atoms, g1_dim), of atoms
+    g2: jax.Array  # (n_atoms, ns, g2_dim), of pairs
+    h2: jax.Array  # (n_atoms, ns, 3), directions
 
 
 class Sent(NamedTuple):
@@ -63,37 +70,27 @@ def init(key: Array, config: Any, n_types: int, dtype: DTypeLike | None = None) 
     }
 
 
-def apply(
-    params: PyTree,
-    config: Any,
-    smooth: bool,
-    g1: Array,
-    indices: Array,
-    env: Environment,
-    displacements: Array,
-    distance: Array,
-) -> Array:
+def apply(params: PyTree, config: Any, smooth: bool, g1: Array, view: ShellView) -> Array:
     """g1 (n_atoms, g1_dim) after all layers."""
-    act = nn.activation(config.activation_function)
+    act, env = nn.activation(config.activation_function), view.env
     if config.direct_dist:
-        radial = jnp.where(env.mask, distance / config.rcut, 0)
-        h2 = jnp.where(env.mask[..., None], displacements / config.rcut, 0)
+        radial = jnp.where(env.mask, numerics.safe_norm(view.displacements) / config.rcut, 0)
+        h2 = jnp.where(env.mask[..., None], view.displacements / config.rcut, 0)
     else:
         radial, h2 = env.matrix[..., 0], env.matrix[..., 1:]
-    pairs = _pairs(config, smooth, indices, env, h2.dtype)
-    g1 = act(g1)
-    g2 = act(nn.linear(params["g2_embedding"], radial[..., None]))
+    pairs = _pairs(config, smooth, view.indices, env, h2.dtype)
+    values = Values(act(g1), act(nn.linear(params["g2_embedding"], radial[..., None])), h2)
     size = block()
     gates = _gates(pairs, h2) if len(g1) <= size else None
     for p in params["layers"]:
-        sent = _sent(p, config, g1)
+        sent = _sent(p, config, values.g1)
         if gates is None:
-            g1, g2, h2 = _in_blocks(p, config, act, pairs, sent, g1, g2, h2, size)
+            values = _in_blocks(p, config, pairs, sent, values, size)
             continue
-        g1, g2, new_h2 = _layer(p, config, act, pairs, gates, sent, g1, g2, h2)
-        if new_h2 is not h2:
-            h2, gates = new_h2, _gates(pairs, new_h2)
-    return g1
+        new = _layer(p, config, pairs, gates, sent, values)
+        gates = gates if new.h2 is values.h2 else _gates(pairs, new.h2)
+        values = new
+    return values.g1
 
 
 def block() -> int:
@@ -101,17 +98,15 @@ def block() -> int:
     return BLOCK.get(jax.default_backend(), OTHERWISE)
 
 
-def _in_blocks(
-    p: PyTree, c: Any, act: Callable, pairs: Pairs, sent: Sent, g1: Array, g2: Array, h2: Array, size: int
-) -> Any:
+def _in_blocks(p: PyTree, c: Any, pairs: Pairs, sent: Sent, values: Values, size: int) -> Values:
     """One layer of many atoms, some at a time: maps between the neighbours of all of them do not fit memory."""
 
-    def rows(arrays: dict, g1: Array, g2: Array, h2: Array) -> tuple:
+    def rows(arrays: dict, values: Values) -> Values:
         some = pairs._replace(**arrays)
-        return _layer(p, c, act, some, _gates(some, h2), sent, g1, g2, h2)
+        return _layer(p, c, some, _gates(some, values.h2), sent, values)
 
     arrays = {name: x for name, x in pairs._asdict().items() if name not in ("n_sel", "smooth")}
-    return numerics.in_blocks(rows, size, arrays, g1, g2, h2)
+    return numerics.in_blocks(rows, size, arrays, values)
 
 
 def _sent(p: PyTree, c: Any, g1: Array) -> Sent:
@@ -210,26 +205,24 @@ def _residual_init(key: Array, c: Any, last: bool, dtype: DTypeLike | None) -> d
     }
 
 
-def _layer(
-    p: PyTree, c: Any, act: Callable, pairs: Pairs, gates: Gates, sent: Sent, g1: Array, g2: Array, h2: Array
-) -> tuple[Any, Array, Array]:
+def _layer(p: PyTree, c: Any, pairs: Pairs, gates: Gates, sent: Sent, values: Values) -> Values:
     """One layer of the atoms of `pairs`; without `linear2` it is the last and leaves g2 and h2 alone."""
     g1_j = sent.g1[pairs.indices]
-    new_g1 = combine(c.update_style, p.get("g1_residual"), _g1_terms(p, c, act, pairs, sent, g1, g1_j, g2, h2))
+    _, g2, h2 = values
+    new_g1 = combine(c.update_style, p.get("g1_residual"), _g1_terms(p, c, pairs, sent, values, g1_j))
     if "linear2" not in p:
-        return new_g1, g2, h2
+        return values._replace(g1=new_g1)
     attention = _pair_attention(p["attn2g_map"], c, pairs, gates, g2) if "attn2g_map" in p else None
-    new_g2 = combine(c.update_style, p.get("g2_residual"), _g2_terms(p, c, act, pairs, g1, g1_j, g2, attention))
+    new_g2 = combine(c.update_style, p.get("g2_residual"), _g2_terms(p, c, pairs, values, g1_j, attention))
     if c.update_h2:
         h2_update = _equivariant_apply(p["attn2_ev_apply"], attention, h2)
         h2 = combine(c.update_style, p.get("h2_residual"), [h2, h2_update])
-    return new_g1, new_g2, h2
+    return Values(new_g1, new_g2, h2)
 
 
-def _g1_terms(
-    p: PyTree, c: Any, act: Callable, pairs: Pairs, sent: Sent, g1: Array, g1_j: Array, g2: Array, h2: Array
-) -> list[Array]:
+def _g1_terms(p: PyTree, c: Any, pairs: Pairs, sent: Sent, values: Values, g1_j: Array) -> list[Array]:
     """g1 itself and its updates: self, convolution, symmetrisation, attention (7.3 a-e)."""
+    act, (g1, g2, h2) = nn.activation(c.activation_function), values
     terms = [g1]
     mixed = []
     if c.g1_out_mlp:
@@ -251,11 +244,10 @@ def _g1_terms(
     return terms
 
 
-def _g2_terms(
-    p: PyTree, c: Any, act: Callable, pairs: Pairs, g1: Array, g1_j: Array, g2: Array, attention: Array
-) -> list:
+def _g2_terms(p: PyTree, c: Any, pairs: Pairs, values: Values, g1_j: Array, attention: Any) -> list:
     """g2 itself and its updates: linear, g1 g1, pair attention (7.4)."""
-    terms = [g2, act(nn.linear(p["linear2"], g2))]
+    g1, g2, _ = values
+    terms = [g2, nn.activation(c.activation_function)(nn.linear(p["linear2"], g2))]
     if c.update_g2_has_g1g1:
         terms.append(nn.linear(p["proj_g1g1g2"], g1[:, None, :] * g1_j * pairs.weight[..., None]))
     if c.update_g2_has_attn:

@@ -11,8 +11,6 @@ from lamjax.descriptors.environment import Block
 from lamjax.neighbors import Shell
 from lamjax.system import CHARGE_SPIN
 
-STYLES = ("res_avg", "res_incr", "res_residual")
-
 
 @configuration
 class RepflowConfig:
@@ -96,8 +94,8 @@ class RepflowConfig:
         )
         if self.a_compress_use_split:
             for kind, width in zip("ne", self.compressed, strict=True):
-                there = getattr(self, f"{kind}_dim")
-                _require(width <= there, f"a_compress_use_split takes {width} numbers of {kind}_dim {there}. Raise it.")
+                dim = getattr(self, f"{kind}_dim")
+                _require(width <= dim, f"a_compress_use_split takes {width} numbers of {kind}_dim {dim}. Raise it.")
 
     @property
     def compressed(self) -> tuple[int, int]:

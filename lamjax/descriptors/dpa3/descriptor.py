@@ -14,6 +14,7 @@ from jaxtyping import Array, PyTree
 from lamjax import nn
 from lamjax.descriptors.base import (
     Descriptor,
+    DescriptorInput,
     allowed_pairs,
     mask_excluded,
     type_embedding,
@@ -23,7 +24,6 @@ from lamjax.descriptors.base import (
 from lamjax.descriptors.dpa3 import repflow
 from lamjax.descriptors.dpa3.config import DPA3Config
 from lamjax.factories import factory
-from lamjax.neighbors import Neighbors
 
 CHARGES, SPINS = 200, 100  # rows of the tables: charges -100 to 99, multiplicities 0 to 99
 
@@ -36,15 +36,8 @@ def dpa3(config: DPA3Config, elements: tuple[str, ...]) -> Descriptor:
     def init(key: Array, dtype: DTypeLike | None = None) -> dict[str, Any]:
         return _init(key, config, inputs, dtype)
 
-    def apply(
-        params: PyTree,
-        types: Array,
-        neighbors: Neighbors,
-        displacements: Array,
-        first: Any = 0,
-        charge_spin: Array | None = None,
-    ) -> Array:
-        return _apply(params, config, inputs, types, neighbors, displacements, charge_spin)
+    def apply(params: PyTree, atom_inputs: DescriptorInput) -> Array:
+        return _apply(params, config, inputs, atom_inputs)
 
     def kept(params: PyTree, n_atoms: int, capacities: tuple[int, int]) -> int:
         itemsize = params["type_embedding"]["w"].dtype.itemsize
@@ -69,15 +62,8 @@ def _init(key: Array, config: DPA3Config, inputs: Any, dtype: DTypeLike | None) 
     return params
 
 
-def _apply(
-    params: PyTree,
-    config: DPA3Config,
-    inputs: Any,
-    types: Array,
-    neighbors: Neighbors,
-    displacements: Array,
-    charge_spin: Array | None,
-) -> Array:
+def _apply(params: PyTree, config: DPA3Config, inputs: Any, atom_inputs: DescriptorInput) -> Array:
+    types, neighbors, displacements, _, charge_spin = atom_inputs
     act = nn.activation(config.activation_function)
     embedded = type_embedding(params["type_embedding"], inputs)[types]
     if config.add_chg_spin_ebd:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from lamjax import nn, numerics
 from lamjax.descriptors.dpa3.config import RepflowConfig
-from lamjax.descriptors.environment import environment, statistics_init
+from lamjax.descriptors.environment import Switch, environment_matrix, statistics_init
 from lamjax.descriptors.updates import combine, residuals_init
 
 BLOCK = {"cpu": 1 << 17}  # numbers of the largest array of the atoms that are treated together: as caches hold
@@ -93,8 +93,8 @@ def graph(
     """Geometry of edges and angles; `masks` are those of the two shells, without excluded pairs."""
     r = numerics.safe_norm(displacements)
     mask = masks[0] & (r <= c.e_rcut)  # the exponential switch does not end there
-    cutoffs = (c.e_rcut, c.e_rcut_smth, protection, c.use_exp_switch)
-    env = environment(displacements, mask, types, params["statistics"], *cutoffs)
+    radial = Switch(c.e_rcut, c.e_rcut_smth, protection, c.use_exp_switch)
+    env = environment_matrix(displacements, mask, types, params["statistics"], radial)
     narrow = masks[1].shape[1]
     near = r[:, :narrow]
     has_angles = masks[1] & mask[:, :narrow] & (near < c.a_rcut)
@@ -315,8 +315,8 @@ def _to_edges(p: PyTree, c: RepflowConfig, act: Callable, graph: Graph, b: Any, 
     """What the angles of an edge say to it, act(B_ij W + b); an edge without angles has B = 0, or E_ij."""
     width, narrow = edges.shape[1], b.shape[1]
     if c.smooth_edge_update:
-        found = act(nn.linear(p["edge_angle_linear2"], b))
+        messages = act(nn.linear(p["edge_angle_linear2"], b))
         rest = jnp.broadcast_to(act(p["edge_angle_linear2"]["b"]), (len(b), width - narrow, b.shape[-1]))
-        return jnp.concatenate([found, rest], axis=1)
+        return jnp.concatenate([messages, rest], axis=1)
     b = jnp.where(graph.has_angles[..., None], b, edges[:, :narrow])
     return act(nn.linear(p["edge_angle_linear2"], jnp.concatenate([b, edges[:, narrow:]], axis=1)))

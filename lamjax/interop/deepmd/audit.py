@@ -109,7 +109,7 @@ def _same(theirs: Any, ours: Any) -> bool:
 
 
 def _is_empty(value: Any) -> bool:
-    """Nothing is said: null, an empty list, or a list of nulls."""
+    """Whether a value is null, an empty list, or a list of nulls."""
     return value is None or (isinstance(value, list | dict) and all(v is None for v in value))
 
 

@@ -54,8 +54,8 @@ def load(
                 exported, graph = torch_file.read_exported(path)
                 return from_tree(with_elements(_arrays(exported), elements), graph)
     except CheckpointError as error:
-        said = str(error)
-        raise CheckpointError(said if said.startswith(str(path)) else f"{path}: {said}") from error
+        message = str(error)
+        raise CheckpointError(message if message.startswith(str(path)) else f"{path}: {message}") from error
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: an entry of the model is missing or of a wrong form ({type(error).__name__}: {str(error)[:200]})."

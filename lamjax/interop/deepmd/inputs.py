@@ -130,12 +130,12 @@ def _tasks(top: Section, training: Section, names: list[str], locate: Callable) 
 
 
 def _shared_type_map(branches: dict[str, Section], shared: Section) -> list[str]:
-    found = {}
+    type_maps = {}
     for name, branch in branches.items():
         value = branch.need("type_map")
-        found[name] = shared.peek(value.partition(":")[0]) if isinstance(value, str) else value
-    first = next(iter(found.values()))
-    if other := [name for name, value in found.items() if value != first or not first]:
+        type_maps[name] = shared.peek(value.partition(":")[0]) if isinstance(value, str) else value
+    first = next(iter(type_maps.values()))
+    if other := [name for name, value in type_maps.items() if value != first or not first]:
         raise ValueError(f"model.model_dict.{other[0]}.type_map: all branches need the same type_map. Share one.")
     for key in [key for key, value in shared.left.items() if value == first]:
         del shared.left[key]
@@ -144,14 +144,14 @@ def _shared_type_map(branches: dict[str, Section], shared: Section) -> list[str]
 
 def _shared_descriptor(branches: dict[str, Section], shared: Section) -> Section:
     """The descriptor that all branches refer to as a whole."""
-    found = {name: branch.need("descriptor") for name, branch in branches.items()}
-    whole = {value.removesuffix(":0") if isinstance(value, str) else None for value in found.values()}
+    parts = {name: branch.need("descriptor") for name, branch in branches.items()}
+    whole = {value.removesuffix(":0") if isinstance(value, str) else None for value in parts.values()}
     if len(whole) > 1 or not whole <= shared.left.keys():
-        if len(found) == 1 and isinstance(next(iter(found.values())), dict):
-            ((name, value),) = found.items()
+        if len(parts) == 1 and isinstance(next(iter(parts.values())), dict):
+            ((name, value),) = parts.items()
             return Section(value, f"model.model_dict.{name}.descriptor", shared.dropped)
         raise ValueError(
-            f"model.model_dict: the branches' descriptors are {short(found)}. All heads of a lamjax model share one "
+            f"model.model_dict: the branches' descriptors are {short(parts)}. All heads of a lamjax model share one "
             f"descriptor as a whole: name one entry of model.shared_dict ({', '.join(shared.left)}) in every branch."
         )
     descriptor = shared.section(whole.pop())
@@ -162,7 +162,7 @@ def _shared_descriptor(branches: dict[str, Section], shared: Section) -> Section
 
 def _fittings(branches: dict[str, Section], shared: Section) -> tuple[dict[str, tuple], bool]:
     """The fitting nets of the branches, and whether one is shared by all; one that some share becomes one for each."""
-    sections, users, found = {}, {}, {}
+    sections, users, nets = {}, {}, {}
     for name, branch in branches.items():
         value = branch.need("fitting_net")
         if isinstance(value, str):
@@ -172,14 +172,14 @@ def _fittings(branches: dict[str, Section], shared: Section) -> tuple[dict[str, 
             if key not in sections:
                 sections[key] = _net(shared.section(key), "heads")
             users.setdefault(key, []).append(name)
-            found[name] = sections[key]
+            nets[name] = sections[key]
         else:
-            found[name] = _net(Section(value, branch.name("fitting_net"), branch.dropped), f"heads/{name}")
+            nets[name] = _net(Section(value, branch.name("fitting_net"), branch.dropped), f"heads/{name}")
     one_net = len(branches) > 1 and [len(names) for names in users.values()] == [len(branches)]
     for key, names in users.items():
         if len(names) > 1 and not one_net:
             shared.note(key, f"fitting net shared among branches {', '.join(names)}: every head has its own parameters")
-    return found, one_net
+    return nets, one_net
 
 
 def _net(section: Section, freeze_as: str) -> tuple[dict, str, list[str]]:
@@ -221,13 +221,13 @@ def _renamed(descriptor: dict) -> dict:
 
 def _precision_and_freeze(top: Section, parts: list[tuple]) -> dict[str, Any]:
     """One precision for the whole network, the widest that was asked for; DeePMD-kit's default is float64."""
-    found = {"float64" if precision == "default" else precision for _, precision, _ in parts}
-    if other := sorted(found - {"float32", "float64"}):
+    precisions = {"float64" if precision == "default" else precision for _, precision, _ in parts}
+    if other := sorted(precisions - {"float32", "float64"}):
         raise ValueError(f"model: precision {short(other[0])} is not supported. Use float32 or float64.")
-    if len(found) > 1:
+    if len(precisions) > 1:
         top.note("model", "parts of different precision: all of the network is float64")
     freeze = list(dict.fromkeys(name for _, _, names in parts for name in names))
-    return {"precision": max(found), "freeze": freeze}
+    return {"precision": max(precisions), "freeze": freeze}
 
 
 def _data(section: Section, locate: Callable) -> dict[str, Any]:

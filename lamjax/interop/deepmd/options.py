@@ -177,8 +177,8 @@ def _config(cls, options: dict, block: str, ignored: Any = frozenset()) -> Any:
 
 def _refuse_unknown(options: dict, known: Any, block: str) -> None:
     if unknown := sorted(options.keys() - set(known)):
-        said = ", ".join(f"{name} = {short(options[name])}" for name in unknown[:6])
-        raise CheckpointError(f"{block} has the option {said}, which lamjax does not know.")
+        listed = ", ".join(f"{name} = {short(options[name])}" for name in unknown[:6])
+        raise CheckpointError(f"{block} has the option {listed}, which lamjax does not know.")
 
 
 def _refuse_values(options: dict, supported: dict[str, Any], block: str) -> None:

@@ -69,9 +69,9 @@ def _sections(content: Any) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
     state = content.get("model", content) if isinstance(content, dict) else {}
     extra = state.get("_extra_state") if isinstance(state, dict) else None
     if not isinstance(extra, dict) or "model_params" not in extra:
-        found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
+        keys = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(
-            f"a torch checkpoint without DeePMD-kit's model options (it holds {short(found)}); "
+            f"a torch checkpoint without DeePMD-kit's model options (it holds {short(keys)}); "
             f"supported: {options.SUPPORTED}."
         )
     others = {key: value for key, value in state.items() if not isinstance(value, np.ndarray) and key != "_extra_state"}
@@ -138,9 +138,9 @@ def _branch(name: str, section: dict, tensors: dict[str, np.ndarray], graph: boo
     expected = {tensor_name(pytree.path_name(path), name, radial): leaf.shape for path, leaf in paths}
     own = {key: _by_type(key, value) for key, value in own.items()}
     if (repeated := own.pop("fitting_net.default_fparam_tensor", None)) is not None and repeated.size:
-        said = section["fitting_net"].get("default_fparam")
-        if not np.array_equal(np.ravel(repeated), np.asarray(said or (), repeated.dtype)):
-            raise CheckpointError(f"branch {name}: default_fparam is {short(said)}, its tensor {repeated.tolist()}.")
+        default = section["fitting_net"].get("default_fparam")
+        if not np.array_equal(np.ravel(repeated), np.asarray(default or (), repeated.dtype)):
+            raise CheckpointError(f"branch {name}: default_fparam is {short(default)}, its tensor {repeated.tolist()}.")
     _check(name, expected, own)
     params = jax.tree.unflatten(jax.tree.structure(template), [own[key] for key in expected])
     return with_actual_means(config, params, graph), params
@@ -189,25 +189,25 @@ def _block(name: str, radial: str) -> str:
 
 def _completed(descriptor: dict, own: dict[str, np.ndarray]) -> dict:
     """The options with what files leave out read off the tensors: older switches, and `sel` given as "auto"."""
-    found = dict(descriptor)
-    found.setdefault("use_tebd_bias", "descriptor.type_embedding.embedding.embedding_net.layers.0.bias" in own)
+    options = dict(descriptor)
+    options.setdefault("use_tebd_bias", "descriptor.type_embedding.embedding.embedding_net.layers.0.bias" in own)
     widths = {block: own[f"descriptor.{block}.mean"].shape[1] for block in _BLOCKS if f"descriptor.{block}.mean" in own}
-    if found.get("type") == "dpa2" and {"repinit", "repformer"} <= found.keys():
-        repinit, repformer = dict(found["repinit"]), dict(found["repformer"])
+    if options.get("type") == "dpa2" and {"repinit", "repformer"} <= options.keys():
+        repinit, repformer = dict(options["repinit"]), dict(options["repformer"])
         old = "g1_out_mlp" not in repformer and not any(".g1_self_mlp." in key for key in own)
         for switch in _SWITCHES if old else ():  # models that know no such switches: what they do not say was off
             repformer.setdefault(switch, False)
         for block, key, name in ((repinit, "nsel", "repinit"), (repinit, "three_body_sel", "repinit_three_body")):
             _resolve(block, key, widths.get(name))
         _resolve(repformer, "nsel", widths.get("repformers"))
-        found |= {"repinit": repinit, "repformer": repformer}
-    elif found.get("type") == "dpa3":
-        repflow = dict(found.get("repflow") or {})
+        options |= {"repinit": repinit, "repformer": repformer}
+    elif options.get("type") == "dpa3":
+        repflow = dict(options.get("repflow") or {})
         _resolve(repflow, "e_sel", widths.get("repflows"))
-        found["repflow"] = repflow
+        options["repflow"] = repflow
     else:
-        _resolve(found, "sel", widths.get("se_atten"))
-    return found
+        _resolve(options, "sel", widths.get("se_atten"))
+    return options
 
 
 _BLOCKS = ("repinit", "repinit_three_body", "repformers", "repflows", "se_atten")
@@ -238,9 +238,9 @@ def _check(branch: str, expected: dict[str, tuple], own: dict[str, np.ndarray]) 
             if key in own and own[key].shape != shape
         ],
     }
-    said = [f"{kind}: {_list(names)}" for kind, names in faults.items() if names]
-    if said:
-        raise CheckpointError(f"branch {branch}: the tensors do not fit the model's options; {'; '.join(said)}.")
+    lines = [f"{kind}: {_list(names)}" for kind, names in faults.items() if names]
+    if lines:
+        raise CheckpointError(f"branch {branch}: the tensors do not fit the model's options; {'; '.join(lines)}.")
 
 
 def _list(names: list[str]) -> str:

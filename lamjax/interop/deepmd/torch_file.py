@@ -105,8 +105,8 @@ def _check_size(archive: zipfile.ZipFile, size: int) -> None:
 
 def _prefix(names: list[str]) -> str | None:
     """The folder in the archive that holds `data.pkl`."""
-    found = [name for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
-    return found[0].removesuffix("/data.pkl") if found else None
+    pickles = [name for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
+    return pickles[0].removesuffix("/data.pkl") if pickles else None
 
 
 def _tensors(module: Script, prefix: str) -> Iterator[tuple[str, np.ndarray]]:

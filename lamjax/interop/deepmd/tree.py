@@ -83,19 +83,19 @@ def statistics(mean: np.ndarray, stddev: np.ndarray, name: str, angular: bool = 
 
 def _descriptor_options(d: dict) -> dict:
     """The options among a descriptor's entries, older versions completed."""
-    found = {key: value for key, value in d.items() if key not in _STRUCTURE}
+    options = {key: value for key, value in d.items() if key not in _STRUCTURE}
     if d["type"] == "dpa3":  # its copies of the options in `env_mat` are not the true ones
-        return {**found, "repflow": d["repflow_args"]}
+        return {**options, "repflow": d["repflow_args"]}
     for block in (d, *(d.get(name, {}) for name in _STRUCTURE if name.endswith("_variable"))):
         if block.get("env_mat", {}).get("use_exp_switch"):
             raise CheckpointError("use_exp_switch = True is not supported (supported: False).")
-    found.setdefault("use_tebd_bias", d["@version"] < 2)
+    options.setdefault("use_tebd_bias", d["@version"] < 2)
     if d["type"] == "dpa2":
         repformer = dict(d["repformer_args"])
         if d["@version"] < 3:  # older models know no such switches: what they do not say was off
             repformer |= {"use_sqrt_nnei": False, "g1_out_conv": False, "g1_out_mlp": False}
-        found |= {"repinit": d["repinit_args"], "repformer": repformer}
-    return found
+        options |= {"repinit": d["repinit_args"], "repformer": repformer}
+    return options
 
 
 def _head_config(model: dict) -> Any:

@@ -14,10 +14,10 @@ def with_elements(tree: Any, given: Mapping[str, str] | None = None) -> Any:
     for two types of one element, which atoms of a structure could not be told apart by.
     """
     used: set[str] = set()
-    found = _replaced(tree, dict(given or {}), used)
+    replaced = _replaced(tree, dict(given or {}), used)
     if unused := sorted(set(given or {}) - used):
         raise CheckpointError(f"elements names the type {', '.join(unused)}, which is not in the model's type map.")
-    return found
+    return replaced
 
 
 def _replaced(node: Any, given: dict[str, str], used: set[str]) -> Any:

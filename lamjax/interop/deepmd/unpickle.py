@@ -61,8 +61,8 @@ class Unpickler(pickle.Unpickler):
             return name
         if module.split(".")[0] == "__torch__":
             return Script
-        if found := _ADMITTED.get((module, name)):
-            return found
+        if admitted := _ADMITTED.get((module, name)):
+            return admitted
         if package := OTHERS.get(module.split(".")[0]):
             raise CheckpointError(
                 f"a model of {package} ({short(f'{module}.{name}')}): its file is made of Python objects, which only "

@@ -175,11 +175,11 @@ class _Writer:
     def block(self, params: dict, config: Any, radial: Any, protection: float) -> dict:
         """A radial or three-body block; `radial` holds the activation and time step of both."""
         shared = (config.neuron, radial.activation_function, radial.resnet_dt)
-        found = self.environment(params["statistics"], config, protection)
+        entries = self.environment(params["statistics"], config, protection)
         for name, entry in (("net", "embeddings"), ("net_strip", "embeddings_strip")):
             if name in params:
-                found[entry] = self.collection(self.embedding_net(params[name], *shared), "embedding_network")
-        return found
+                entries[entry] = self.collection(self.embedding_net(params[name], *shared), "embedding_network")
+        return entries
 
     def environment(self, statistics: dict, config: Any, protection: float) -> dict:
         """Cutoffs and statistics, one row for every slot."""
@@ -250,7 +250,7 @@ class _Writer:
 
     def dpa2(self, config: DPA2Config, options: dict, params: dict) -> dict:
         repinit, radial = params["repinit"], config.repinit
-        found = {
+        entries = {
             **self.descriptor(config, options, 3),
             "repinit_args": options["repinit"],
             "repformer_args": {**options["repformer"], "trainable_ln": True},
@@ -262,12 +262,12 @@ class _Writer:
             "repformers_variable": self.repformers(config, params["repformer"]),
         }
         if config.three_body:
-            found["repinit_three_body_variable"] = self.block(
+            entries["repinit_three_body_variable"] = self.block(
                 params["three_body"], config.three_body, radial, config.env_protection
             )
         if config.add_tebd_to_repinit_out:
-            found["tebd_transform"] = self.layer(params["tebd_transform"])
-        return found
+            entries["tebd_transform"] = self.layer(params["tebd_transform"])
+        return entries
 
     def dpa3(self, config: DPA3Config, options: dict, params: dict) -> dict:
         return write_dpa3.dpa3(self, config, options, params)
@@ -299,7 +299,7 @@ class _Writer:
                 {"input_dim": c.g1_dim, "head_num": c.attn1_nhead, "hidden_dim": c.attn1_hidden, **smooth},
             ),
         }
-        found = {
+        entries = {
             **self.entry("RepformerLayer", 2),
             **{name: value for name, value in vars(c).items() if name not in left_out},
             "sel": [c.nsel],
@@ -310,21 +310,21 @@ class _Writer:
             "trainable_ln": True,
         }
         if c.update_style == "res_residual":
-            found["@variables"] = {}
+            entries["@variables"] = {}
         if not updates_pairs:  # the last layer has no use for what would change the pairs
-            found |= {"update_g2_has_g1g1": False, "update_g2_has_attn": False, "update_h2": False}
+            entries |= {"update_g2_has_g1g1": False, "update_g2_has_attn": False, "update_h2": False}
         for name, value in params.items():
             if name.endswith("_residual"):
-                found["@variables"][name] = [_array(vector) for vector in value]
+                entries["@variables"][name] = [_array(vector) for vector in value]
             elif name == "attn2_lm":
-                found[name] = self.layer_norm(value, c.ln_eps)
+                entries[name] = self.layer_norm(value, c.ln_eps)
             elif name in kinds:
                 kind, settings = kinds[name]
                 inner = {key: self.layer(layer) for key, layer in value.items()}
-                found[name] = {**self.entry(kind, 1), **settings, "precision": self.precision, **inner}
+                entries[name] = {**self.entry(kind, 1), **settings, "precision": self.precision, **inner}
             else:
-                found[name] = self.layer(value)
-        return found
+                entries[name] = self.layer(value)
+        return entries
 
     def layer_norm(self, params: dict, eps: float) -> dict:
         variables = {name: _array(params[name]) for name in ("w", "b")}

@@ -14,17 +14,17 @@ _VECTORS = ("n_residual", "e_residual", "a_residual")
 def dpa3(writer: Any, config: DPA3Config, options: dict, params: dict) -> dict:
     """The entry; `writer` makes the parts that all descriptors have (`write._Writer`)."""
     c = config.repflow
-    found = {
+    entries = {
         **writer.descriptor(config, options, 2),
         "repflow_args": options["repflow"],
         "type_embedding": writer.type_embedding(params["type_embedding"], config, c.n_dim),
         "repflow_variable": _repflow(writer, config, params["repflow"]),
     }
-    del found["repflow"]
+    del entries["repflow"]
     if config.add_chg_spin_ebd:
-        found |= {name: _table(writer, params[name]) for name in ("chg_embedding", "spin_embedding")}
-        found["mix_cs_mlp"] = writer.layer(params["mix_cs_mlp"])
-    return found
+        entries |= {name: _table(writer, params[name]) for name in ("chg_embedding", "spin_embedding")}
+        entries["mix_cs_mlp"] = writer.layer(params["mix_cs_mlp"])
+    return entries
 
 
 def _repflow(writer: Any, config: DPA3Config, params: dict) -> dict:
@@ -42,7 +42,7 @@ def _repflow(writer: Any, config: DPA3Config, params: dict) -> dict:
 
 def _layer(writer: Any, config: DPA3Config, params: dict) -> dict:
     c = config.repflow
-    found = {
+    entries = {
         **writer.entry("RepFlowLayer", 2),
         **{name: value for name, value in vars(c).items() if name not in _OF_ALL},
         "e_sel": [c.e_sel],
@@ -50,11 +50,11 @@ def _layer(writer: Any, config: DPA3Config, params: dict) -> dict:
         "activation_function": config.activation_function,
         "precision": writer.precision,
     }
-    found |= {name: writer.layer(value) for name, value in params.items() if name not in _VECTORS}
+    entries |= {name: writer.layer(value) for name, value in params.items() if name not in _VECTORS}
     if c.update_style == "res_residual":
         vectors = {name: [np.asarray(v) for v in params.get(name, ())] for name in _VECTORS}
-        found["@variables"] = vectors
-    return found
+        entries["@variables"] = vectors
+    return entries
 
 
 def _table(writer: Any, params: dict) -> dict:

@@ -1,15 +1,16 @@
 """Energy functions of jax-md over neighbour lists as potentials: the way back from `jax_md.energy_neighbor_list`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import ase.data
 import jax
 import jax.numpy as jnp
 import numpy as np
+from pydantic import Field
 
 from lamjax import neighbors as neighbor_lists
+from lamjax.config import configuration
 from lamjax.factories import factory
 from lamjax.imports import jax_md
 from lamjax.neighbors import Neighbors, Shell
@@ -19,14 +20,14 @@ from lamjax.system import System
 FAR = 20.0  # cutoffs: where nothing is felt any more
 
 
-@dataclass(frozen=True)
+@configuration
 class EnergyFnConfig:
-    """What a potential of jax-md was made from."""
+    """The settings of a potential that is an energy function of jax-md."""
 
     energy_fn: Callable
-    cutoff: float  # Å
+    cutoff: Annotated[float, Field(gt=0, description="Å")]
     elements: tuple[str, ...] | None = None
-    of_atoms: Callable | None = None
+    of_atoms: Annotated[Callable | None, Field(description="further arguments of atoms, from atomic numbers")] = None
     format: Literal["sparse", "dense"] = "sparse"
     type: ClassVar[str] = "energy function of jax-md"
 
@@ -51,7 +52,7 @@ def from_energy_fn(
     three-body terms, symmetry functions with a net. This is tried on a small cluster; ValueError where it is not so, as
     for nets that pass messages, which `interop.mlip` and the descriptors of lamjax are for.
     """
-    config = EnergyFnConfig(energy_fn, float(cutoff), elements, of_atoms, format)
+    config = EnergyFnConfig(energy_fn, cutoff, elements, of_atoms, format)
     potential = _build(init if callable(init) else _Given(init), config)
     _check_local(potential, config)
     return potential
@@ -165,10 +166,10 @@ def _check_local(potential: Potential, config: EnergyFnConfig) -> None:
     for spacing in (0.45, 0.75):
         positions = jnp.asarray(grid * spacing * config.cutoff, dtype)
         system = System(positions, numbers, jnp.zeros((3, 3), dtype), jnp.zeros(3, bool))
-        found = neighbor_lists.allocate(system, potential.shells, (n - 1,))
-        parts = float(jnp.sum(own(params, system, found)))
+        neighbors = neighbor_lists.allocate(system, potential.shells, (n - 1,))
+        parts = float(jnp.sum(own(params, system, neighbors)))
         slots = [[j for j in range(n) if j != i] for i in range(n)]  # at any distance
-        whole = float(together(positions, jnp.asarray(slots, found.indices.dtype), numbers))
+        whole = float(together(positions, jnp.asarray(slots, neighbors.indices.dtype), numbers))
         if np.isfinite(whole) and np.isclose(parts, whole, rtol=1e-4, atol=1e-6):
             continue
         raise ValueError(

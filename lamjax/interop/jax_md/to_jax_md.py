@@ -62,7 +62,7 @@ class NeighborList:
 
     @property
     def reference_position(self) -> Float[Array, "n_atoms 3"]:
-        """Where the list was made; Cartesian."""
+        """Cartesian positions for which the list was made."""
         return self.lists.positions
 
 
