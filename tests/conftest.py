@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import structures
 
+from lamjax.reports.console import console
+
 jax.config.update("jax_enable_x64", True)
 gc.set_threshold(50_000, 20, 100)  # tracing makes objects by the million, and a look at all of them frees next to none
 
@@ -42,6 +44,18 @@ def pytest_runtest_protocol(item):
         with open(TIMES, "a") as file:
             file.write(f"{sum(os.times()[:4]) - began:.2f} {item.nodeid}\n")
     return result
+
+
+@pytest.fixture(scope="session", autouse=True)
+def wide_terminal():
+    """Commands print 200 columns, here and in child processes: lines that a test reads break in no terminal.
+
+    A test of narrow terminals sets its own COLUMNS, which the console reads anew only where no width was noted.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "200")
+        patch.setattr(console, "_width", None)
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)
