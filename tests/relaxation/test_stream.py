@@ -17,7 +17,7 @@ from lamjax.relaxation import CellConfig, FireConfig, LBFGSConfig, RelaxConfig, 
 from lamjax.relaxation.buckets import Shape
 from lamjax.system import host_system, pad
 
-TIGHT = RelaxConfig(fmax=1e-3, max_steps=3000)
+TIGHT = RelaxConfig(fmax=2e-5, max_steps=3000)
 
 
 def rattled(atoms: ase.Atoms, seed: int, size: float = 0.1) -> ase.Atoms:
