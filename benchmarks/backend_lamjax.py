@@ -1,6 +1,7 @@
 """lamjax: search and prediction in one jitted function; `training.make_step` for the training step."""
 
 import time
+import unittest.mock
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import optax
 from common import LEARNING_RATE, PREFACTORS, Frames
 
 import lamjax
-from lamjax import data, losses, neighbors, pytree, training
+from lamjax import data, losses, neighbors, numerics, pytree, training
 from lamjax.losses import LabelLossConfig
 
 
@@ -62,8 +63,12 @@ class Backend:
         jax.block_until_ready(self.state)
         return (float(metrics["loss"]),)
 
-    def flops(self, task: str) -> float:
-        """Operations of one call, as XLA counts them in the compiled programs."""
+    def work(self, task: str) -> dict[str, float]:
+        """Operations of one call and the bytes that they read and write, in caches or memory, as XLA counts them.
+
+        In programs without loops over blocks of atoms: of a loop XLA counts one turn. What is computed a second time to
+        save memory is not counted, either.
+        """
         systems = jax.tree.map(jnp.asarray, self.batch.system)
         batch = self.batch._replace(system=systems, neighbors=self.listed_batch, labels=self.labels)
         calls = {
@@ -74,19 +79,34 @@ class Backend:
                 (self.step.gradient, (self.state.params, self.state.step, batch)),
             ],
         }
-        return sum(f.lower(*given).compile().cost_analysis()["flops"] for f, given in calls[task])
+        jax.clear_caches()  # the programs were traced with loops
+        with unittest.mock.patch.object(numerics, "in_blocks", lambda function, size, *arrays: function(*arrays)):
+            counts = [f.lower(*given).compile().cost_analysis() for f, given in calls[task]]
+        jax.clear_caches()
+        return {"flops": sum(c["flops"] for c in counts), "bytes": sum(c["bytes accessed"] for c in counts)}
+
+    def bandwidth(self, n: int = 1 << 26, repetitions: int = 12) -> float:
+        """Bytes per second of the best a + 2 b of two float32 arrays that no cache holds: two reads and a write."""
+        add = jax.jit(lambda a, b: a + 2 * b)
+        a, b = jnp.ones(n, jnp.float32), jnp.ones(n, jnp.float32)
+        return 3 * 4 * n / _best(lambda: add(a, b), repetitions)
 
     def matmul(self, n: int = 2048, repetitions: int = 12) -> float:
         """Operations per second of the best product of two n by n float32 matrices."""
         product = jax.jit(jnp.matmul)
         a, b = jax.random.normal(jax.random.key(0), (2, n, n), jnp.float32)
-        product(a, b).block_until_ready()
-        best = np.inf
-        for _ in range(repetitions):
-            begin = time.perf_counter()
-            product(a, b).block_until_ready()
-            best = min(best, time.perf_counter() - begin)
-        return 2 * n**3 / best
+        return 2 * n**3 / _best(lambda: product(a, b), repetitions)
+
+
+def _best(function, repetitions: int) -> float:
+    """Seconds of the fastest call after the first."""
+    function().block_until_ready()
+    best = np.inf
+    for _ in range(repetitions):
+        begin = time.perf_counter()
+        function().block_until_ready()
+        best = min(best, time.perf_counter() - begin)
+    return best
 
 
 def _pack(potential, frames: Frames):

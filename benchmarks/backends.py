@@ -1,7 +1,7 @@
 """A worker process: one backend with one model on the frames of one system, timed call by call.
 
 Started by `common.Worker` with: backend, model file (`.dp`), frames (`.npz`), threads (0: the backend's own choice). It
-answers `call TASK`, `result TASK`, `flops TASK`, `matmul`, `memory` and `reset_peak` with one JSON line each. Every
+answers `call TASK`, `result TASK`, `work TASK`, `limits`, `memory` and `reset_peak` with one JSON line each. Every
 task goes from numpy arrays to numpy arrays and builds the neighbour list anew, except `model`, which is given the list.
 """
 
@@ -50,10 +50,10 @@ def serve(backend, out) -> None:
                 first.setdefault(task[0], [np.asarray(x, np.float64).reshape(-1).tolist() for x in result])
             case "result":
                 answer = {"result": first[task[0]]}
-            case "flops":
-                answer = {"flops": backend.flops(task[0])}
-            case "matmul":
-                answer = {"flops_per_s": backend.matmul()}
+            case "work":
+                answer = backend.work(task[0])
+            case "limits":
+                answer = {"flops_per_s": backend.matmul(), "bytes_per_s": backend.bandwidth()}
             case "memory":
                 answer = memory()
             case "reset_peak":

@@ -118,10 +118,10 @@ def start(name: str, model: str, files: tuple[Path, Path], options) -> Worker:
 
 def operations(worker: Worker, timings: dict[str, dict]) -> dict:
     """Operations of lamjax's tasks (XLA's count) and their rate as a fraction of a matrix product's on these cores."""
-    peak = worker.ask("matmul")["flops_per_s"]
+    peak = worker.ask("limits")["flops_per_s"]
     found = {}
     for task, rows in timings.items():
-        flops = worker.ask("flops", task)["flops"]
+        flops = worker.ask("work", task)["flops"]
         found[task] = {"gflop": flops / 1e9, "fraction_of_peak": flops / rows["lamjax"]["median"] / peak}
     return {"peak_gflop_per_s": peak / 1e9, "tasks": found}
 

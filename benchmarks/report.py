@@ -14,6 +14,7 @@ from dynamics import CODES, MODELS
 from inference_report import markdown as inference_other
 from inference_report import memory as dpa3_memory
 from inference_report import write
+from roofline import table as roofline
 
 
 class Aim(NamedTuple):
@@ -264,6 +265,7 @@ TABLES: dict[str, tuple[str | None, Callable]] = {  # marks: file of results, ta
     "inference": ("inference", inference),
     "dpa3": ("dpa3", inference_other),
     "dpa3_memory": ("dpa3_memory", dpa3_memory),
+    "roofline": ("roofline", roofline),
     "adjoints": ("adjoints", adjoints),
     "relaxation": ("relaxation", relaxation),
     "dynamics": ("dynamics", compared),

@@ -105,7 +105,8 @@ def potential_of(config: FactoryConfig) -> Potential:
     def atomic_energies(params: Params, system: Any, neighbors: Any) -> Any:
         return own.atomic_energies(params.descriptor, system, neighbors)
 
-    atomic_energies.finite_alone = getattr(own.atomic_energies, "finite_alone", False)
+    for stated in ("finite_alone", "forward_over_reverse"):
+        setattr(atomic_energies, stated, getattr(own.atomic_energies, stated, False))
     return own._replace(config=config, init=init, atomic_energies=atomic_energies, head=DEFAULT_HEAD)
 
 

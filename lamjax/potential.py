@@ -151,8 +151,9 @@ class Potential(NamedTuple):
 
     A potential of your own needs `atomic_energies` and `shells`; see `classical.lennard_jones`. It need not care for
     atoms without neighbours: padding is shown to it with a neighbour (`neighbors.solitary`), unless its function has
-    an attribute `finite_alone` that says it needs none. To be divided over devices (`domains`) it must state its
-    `receptive_field`: the cutoff where an atom sees its own neighbours alone.
+    an attribute `finite_alone` that says it needs none. Where it has an attribute `forward_over_reverse` that is true,
+    losses of labels differentiate forces so, which takes less memory: worth a trial for large nets. To be divided over
+    devices (`domains`) it must state its `receptive_field`: the cutoff where an atom sees its own neighbours alone.
     """
 
     config: Any
@@ -229,6 +230,7 @@ def _build(config: PotentialConfig, head: str | None) -> Potential:
         return jnp.where(types < 0, jnp.nan, energies)  # an element that the model does not know
 
     atomic_energies.finite_alone = True
+    atomic_energies.forward_over_reverse = descriptor.forward_over_reverse
     if descriptor.kept is not None:
         atomic_energies.kept = lambda params, *sizes: descriptor.kept(params.descriptor, *sizes)
     field = descriptor.receptive_field

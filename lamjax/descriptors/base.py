@@ -27,6 +27,9 @@ class Descriptor(NamedTuple):
     apply: Callable
     # (params, n_atoms, capacities) -> the least bytes that forces keep in memory; None: never too many
     kept: Callable | None = None
+    forward_over_reverse: bool = (
+        False  # derivatives of forces by parameters take less time so than reverse over reverse
+    )
 
 
 def type_inputs(elements: tuple[str, ...], use_econf_tebd: bool) -> np.ndarray:

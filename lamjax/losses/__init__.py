@@ -19,7 +19,6 @@ from lamjax.losses.labels import LabelLossConfig as LabelLossConfig
 from lamjax.losses.labels import Loss as Loss
 from lamjax.losses.labels import errors as errors
 from lamjax.losses.labels import label_loss as label_loss
-from lamjax.losses.labels import predict_rows as predict_rows
 from lamjax.losses.properties import ForceConstantBatch as ForceConstantBatch
 from lamjax.losses.properties import PhononTargetConfig as PhononTargetConfig
 from lamjax.losses.properties import PropertyBatch as PropertyBatch
@@ -31,6 +30,7 @@ from lamjax.losses.properties import property_batch as property_batch
 from lamjax.losses.properties import property_loss as property_loss
 from lamjax.losses.properties import property_values as property_values
 from lamjax.losses.properties import sampled_columns as sampled_columns
+from lamjax.losses.rows import predict_rows as predict_rows
 from lamjax.losses.structure import DistanceConfig as DistanceConfig
 from lamjax.losses.structure import Learned as Learned
 from lamjax.losses.structure import StructureLossConfig as StructureLossConfig

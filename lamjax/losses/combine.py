@@ -12,7 +12,8 @@ from jaxtyping import Array, Int, PyTree
 from lamjax import pytree
 from lamjax.arguments import ArgumentError, describe
 from lamjax.factories import factory
-from lamjax.losses.labels import LabelLossConfig, Loss, compare, predict_rows
+from lamjax.losses.labels import LabelLossConfig, Loss, compare
+from lamjax.losses.rows import predict_rows
 from lamjax.potential import Params, Potential, select
 
 

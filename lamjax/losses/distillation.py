@@ -12,7 +12,8 @@ from lamjax import system as systems
 from lamjax.arguments import expect
 from lamjax.config import configuration
 from lamjax.factories import factory
-from lamjax.losses.labels import LabelLossConfig, Loss, compare, predict_rows
+from lamjax.losses.labels import LabelLossConfig, Loss, compare
+from lamjax.losses.rows import predict_rows
 from lamjax.neighbors import Neighbors
 from lamjax.potential import Potential, check_potential, predict
 from lamjax.system import Labels, System

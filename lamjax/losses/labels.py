@@ -10,12 +10,13 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 from pydantic import Field
 
-from lamjax import numerics, pytree
+from lamjax import numerics
 from lamjax import system as systems
-from lamjax.arguments import ArgumentError, describe, expect
+from lamjax.arguments import expect
 from lamjax.config import configuration
 from lamjax.factories import factory
-from lamjax.potential import Potential, Prediction, check_potential, predict
+from lamjax.losses.rows import predict_rows
+from lamjax.potential import Potential, Prediction, check_potential
 from lamjax.system import Labels, System
 
 TERMS = ("energy", "forces", "virial")
@@ -92,22 +93,6 @@ def label_loss(potential: Potential, config: LabelLossConfig = LabelLossConfig()
         return compare(config, predict_rows(potential, params, batch), batch, lr_ratio)
 
     return loss
-
-
-def predict_rows(potential: Potential, params: PyTree, batch: Any) -> Prediction:
-    """The predictions of a batch (`data.Batch`), row by row."""
-    if not hasattr(batch, "frame") or not hasattr(batch, "neighbors"):
-        raise ArgumentError(
-            f"A loss of labels takes a batch of frames, got {describe(batch)}. Batches come from data.batches(packed), "
-            "and packed is data.pack(frames, data.plan(frames, potential.shells))."
-        )
-    if len(batch.frame) == 1:  # the same without a further axis
-        return jax.tree.map(
-            lambda x: x[None], predict(potential, params, *pytree.take((batch.system, batch.neighbors), 0))
-        )
-    return jax.vmap(lambda system, neighbors: predict(potential, params, system, neighbors))(
-        batch.system, batch.neighbors
-    )
 
 
 def compare(

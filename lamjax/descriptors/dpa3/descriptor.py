@@ -50,7 +50,7 @@ def dpa3(config: DPA3Config, elements: tuple[str, ...]) -> Descriptor:
         itemsize = params["type_embedding"]["w"].dtype.itemsize
         return n_atoms * repflow.numbers_kept(config.repflow, *capacities) * itemsize
 
-    return Descriptor(config, config.shells, config.width, config.receptive_field, init, apply, kept)
+    return Descriptor(config, config.shells, config.width, config.receptive_field, init, apply, kept, True)
 
 
 def _init(key: Array, config: DPA3Config, inputs: Any, dtype: DTypeLike | None) -> dict[str, Any]:

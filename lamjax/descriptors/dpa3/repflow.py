@@ -43,6 +43,15 @@ class Given(NamedTuple):
     edge: Float[Array, "n_atoms e_dim"]  # N_j W of edge_self_linear
 
 
+class Centre(NamedTuple):
+    """What atoms give to their own edges and angles, N_i W + b (n_atoms, _)."""
+
+    message: Float[Array, "n_atoms _"]
+    edge: Float[Array, "n_atoms e_dim"]
+    new_angle: Float[Array, "n_atoms a_dim"] | None
+    angle_message: Float[Array, "n_atoms e_dim"] | None
+
+
 class Angles(NamedTuple):
     """A = left @ right. Before the first update they are the cosine times one vector, which is not multiplied out."""
 
@@ -117,20 +126,37 @@ def apply(params: PyTree, c: RepflowConfig, act: Callable, graph: Graph, nodes: 
 def _layer(
     p: PyTree, c: RepflowConfig, act: Callable, graph: Graph, nodes: Array, edges: Array, angles: Angles, left: int
 ) -> tuple:
-    """One layer, some atoms at a time: the pairs of edges of all atoms do not fit a processor's caches."""
+    """One layer, some atoms at a time: the pairs of edges of all atoms do not fit a processor's caches.
+
+    Products of atoms are made for all of them at once: of a few, a matrix is read that is larger than they are.
+    """
     n = c.n_dim
     given = Given(nodes, *(nodes @ p[name]["w"][n : 2 * n] for name in ("node_edge_linear", "edge_self_linear")))
     layer = _sequential if c.sequential_update else _parallel
 
-    def rows(graph: Any, nodes: Array, edges: Array, features: Array) -> tuple:
-        *found, new = layer(p, c, act, graph, given, nodes, edges, Angles(features, angles.right), left)
-        return *found, new.left
+    def rows(graph: Any, centre: Any, edges: Array, features: Array) -> tuple:
+        around, edges, new = layer(p, c, act, graph, given, centre, edges, Angles(features, angles.right), left)
+        return around, edges, new.left
 
     width, narrow = graph.indices.shape[1], graph.has_angles.shape[1]
     numbers = max(narrow * narrow * max(c.e_dim, c.a_dim), width * n * c.n_multi_edge_message)
     size = max(1, BLOCK.get(jax.default_backend(), OTHERWISE) // numbers)
-    *found, new = numerics.in_blocks(rows, size, graph, nodes, edges, angles.left)
-    return *found, Angles(new, None if c.update_angle else angles.right)
+    around, edges, new = numerics.in_blocks(rows, size, graph, _centre(p, c, nodes), edges, angles.left)
+    return _new_nodes(p, c, act, nodes, *around), edges, Angles(new, None if c.update_angle else angles.right)
+
+
+def _centre(p: PyTree, c: RepflowConfig, nodes: Array) -> Centre:
+    def share(name: str, nodes: Array, first: int) -> Array:
+        return nodes @ p[name]["w"][first : first + nodes.shape[-1]] + p[name]["b"]
+
+    message, edge = share("node_edge_linear", nodes, 0), share("edge_self_linear", nodes, 0)
+    if not c.update_angle:
+        return Centre(message, edge, None, None)
+    if c.a_compress_rate:
+        split = c.a_compress_use_split
+        nodes = nodes[:, : c.compressed[0]] if split else nn.linear(p["a_compress_n_linear"], nodes)
+    on_angles = (share(name, nodes, c.a_dim) for name in ("angle_self_linear", "edge_angle_linear1"))
+    return Centre(message, edge, *on_angles)
 
 
 def _layer_init(key: Array, c: RepflowConfig, dtype: DTypeLike | None = None) -> dict[str, Any]:
@@ -172,20 +198,20 @@ def _parallel(
     act: Callable,
     graph: Graph,
     given: Given,
-    nodes: Array,
+    centre: Centre,
     edges: Array,
     angles: Any,
     left: int,
 ) -> tuple[Any, Any, Any]:
-    """New atoms, edges and angles from the old ones; `left` layers follow."""
-    new_nodes = _new_nodes(p, c, act, graph, given, nodes, edges)
+    """What atoms hear, and new edges and angles, from the old ones; `left` layers follow."""
+    around = _around(p, c, act, graph, given, centre, edges)
     if left == 0:
-        return new_nodes, None, _NONE
-    terms = [edges, act(_on_edges(p["edge_self_linear"], graph, given.edge, nodes, edges))]
+        return around, None, _NONE
+    terms = [edges, act(_on_edges(p["edge_self_linear"], graph, given.edge, centre.edge, edges))]
     if c.update_angle:
-        messages, angles = _through_angles(p, c, act, graph, nodes, edges, angles, updated=left > 1)
+        messages, angles = _through_angles(p, c, act, graph, centre, edges, angles, updated=left > 1)
         terms.append(_to_edges(p, c, act, graph, messages, edges))
-    return new_nodes, combine(c.update_style, p.get("e_residual"), terms), angles
+    return around, combine(c.update_style, p.get("e_residual"), terms), angles
 
 
 def _sequential(
@@ -194,33 +220,37 @@ def _sequential(
     act: Callable,
     graph: Graph,
     given: Given,
-    nodes: Array,
+    centre: Centre,
     edges: Array,
     angles: Any,
     left: int,
 ) -> tuple[Any, Any, Any]:
-    """Edges, angles, edges and atoms updated one after another."""
-    edges = edges + p["e_residual"][0] * act(_on_edges(p["edge_self_linear"], graph, given.edge, nodes, edges))
-    messages, angles = _through_angles(p, c, act, graph, nodes, edges, angles, updated=True)
+    """Edges, angles, edges updated one after another, and what atoms hear of them."""
+    edges = edges + p["e_residual"][0] * act(_on_edges(p["edge_self_linear"], graph, given.edge, centre.edge, edges))
+    messages, angles = _through_angles(p, c, act, graph, centre, edges, angles, updated=True)
     edges = edges + p["e_residual"][1] * _to_edges(p, c, act, graph, messages, edges)
-    new_nodes = _new_nodes(p, c, act, graph, given, nodes, edges)
-    return (new_nodes, edges, angles) if left else (new_nodes, None, _NONE)
+    around = _around(p, c, act, graph, given, centre, edges)
+    return (around, edges, angles) if left else (around, None, _NONE)
 
 
-def _new_nodes(
-    p: PyTree, c: RepflowConfig, act: Callable, graph: Graph, given: Given, nodes: Array, edges: Array
-) -> Array:
-    """N with its updates: self, symmetrised surroundings, messages along the edges."""
-    around = [
-        _symmetrise(graph, features, c.axis_neuron).reshape(len(nodes), -1)
+def _around(
+    p: PyTree, c: RepflowConfig, act: Callable, graph: Graph, given: Given, centre: Centre, edges: Array
+) -> tuple[Array, Array]:
+    """Symmetrised surroundings and the sum of messages along the edges (n_atoms, _)."""
+    symmetric = [
+        _symmetrise(graph, features, c.axis_neuron).reshape(len(edges), -1)
         for features in (edges, given.nodes[graph.indices])
     ]
-    message = act(_on_edges(p["node_edge_linear"], graph, given.message, nodes, edges))
-    message = jnp.sum(graph.weight[..., None] * message, axis=1)
+    message = act(_on_edges(p["node_edge_linear"], graph, given.message, centre.message, edges))
+    return jnp.concatenate(symmetric, axis=-1), jnp.sum(graph.weight[..., None] * message, axis=1)
+
+
+def _new_nodes(p: PyTree, c: RepflowConfig, act: Callable, nodes: Array, symmetric: Array, message: Array) -> Array:
+    """N with its updates: self, symmetrised surroundings, messages along the edges."""
     terms = [
         nodes,
         act(nn.linear(p["node_self_mlp"], nodes)),
-        act(nn.linear(p["node_sym_linear"], jnp.concatenate(around, axis=-1))),
+        act(nn.linear(p["node_sym_linear"], symmetric)),
         *jnp.split(message, c.n_multi_edge_message, axis=-1),
     ]
     return combine(c.update_style, p.get("n_residual"), terms)
@@ -232,49 +262,53 @@ def _symmetrise(graph: Graph, features: Array, axis_neuron: int) -> Array:
     return jnp.einsum("nxa,nxc->nac", q[..., :axis_neuron], q) / 3
 
 
-def _on_edges(layer: PyTree, graph: Graph, given: Any, nodes: Array, edges: Array) -> Array:
-    """[N_i, N_j, E_ij] W + b (n_atoms, width, n_out); `given` is the part of N_j, of all atoms."""
-    n = nodes.shape[-1]
-    centre = nodes @ layer["w"][:n] + layer["b"]
-    return centre[:, None] + given[graph.indices] + nn.linear({"w": layer["w"][2 * n :]}, edges)
+def _on_edges(layer: PyTree, graph: Graph, given: Any, centre: Array, edges: Array) -> Array:
+    """[N_i, N_j, E_ij] W + b (n_atoms, width, n_out); `given` holds the parts of all N_j, `centre` those of N_i."""
+    of_edge = layer["w"][-edges.shape[-1] :]
+    return centre[:, None] + given[graph.indices] + nn.linear({"w": of_edge}, edges)
 
 
-def _on_angles(layer: PyTree, angles: Angles, nodes: Array, edges: Array) -> Array:
-    """[A_ijk, n'_i, e'_ik, e'_ij] W + b (n_atoms, j, k, n_out)."""
-    n, e, z = nodes.shape[-1], edges.shape[-1], len(layer["w"])
-    of_angle, of_node, of_k, of_j = jnp.split(layer["w"], [z - n - 2 * e, z - 2 * e, z - e])
-    centre = nodes @ of_node + layer["b"]
+def _on_angles(layer: PyTree, angles: Angles, centre: Array, edges: Array, a_dim: int) -> Array:
+    """[A_ijk, n'_i, e'_ik, e'_ij] W + b (n_atoms, j, k, n_out); `centre` is the part of n'_i."""
+    e, z = edges.shape[-1], len(layer["w"])
+    of_k, of_j = layer["w"][z - 2 * e : z - e], layer["w"][z - e :]
     j, k = nn.linear({"w": of_j}, edges) + centre[:, None], nn.linear({"w": of_k}, edges)
-    return angles.times(of_angle) + j[:, :, None] + k[:, None]
+    return angles.times(layer["w"][:a_dim]) + j[:, :, None] + k[:, None]
 
 
 def _through_angles(
-    p: PyTree, c: RepflowConfig, act: Callable, graph: Graph, nodes: Array, edges: Array, angles: Angles, updated: bool
+    p: PyTree,
+    c: RepflowConfig,
+    act: Callable,
+    graph: Graph,
+    centre: Centre,
+    edges: Array,
+    angles: Angles,
+    updated: bool,
 ) -> tuple[Array, Angles]:
     """B_ij = (1/sqrt(na)) Σ_k wa_ij wa_ik act(...) (n_atoms, narrow, e_dim), and the new angles if they are `updated`.
 
     Each linear map has a product of its own: to take columns of a common one apart costs more, in the gradient, than
     it saves.
     """
-    nodes, edges = _compressed(p, c, nodes, edges, graph)
+    edges = _compressed(p, c, edges[:, : graph.has_angles.shape[1]])
     new = _NONE
     if updated:
-        own = act(_on_angles(p["angle_self_linear"], angles, nodes, edges))
+        own = act(_on_angles(p["angle_self_linear"], angles, centre.new_angle, edges, c.a_dim))
         new = Angles(combine(c.update_style, p.get("a_residual"), [angles.value(), own]), None)
-    messages = act(_on_angles(p["edge_angle_linear1"], new if c.sequential_update else angles, nodes, edges))
+    heard = new if c.sequential_update else angles
+    messages = act(_on_angles(p["edge_angle_linear1"], heard, centre.angle_message, edges, c.a_dim))
     weight = graph.angle_weight
     return jnp.sum(weight[:, None, :, None] * messages, axis=2) * weight[..., None], new
 
 
-def _compressed(p: PyTree, c: RepflowConfig, nodes: Array, edges: Array, graph: Graph) -> tuple:
-    """n' and e' of the angles' inputs, the latter for the slots that have angles."""
-    edges = edges[:, : graph.has_angles.shape[1]]
+def _compressed(p: PyTree, c: RepflowConfig, edges: Array) -> Array:
+    """e' of the angles' inputs."""
     if c.a_compress_rate == 0:
-        return nodes, edges
+        return edges
     if c.a_compress_use_split:
-        from_node, from_edge = c.compressed
-        return nodes[..., :from_node], edges[..., :from_edge]
-    return nn.linear(p["a_compress_n_linear"], nodes), nn.linear(p["a_compress_e_linear"], edges)
+        return edges[..., : c.compressed[1]]
+    return nn.linear(p["a_compress_e_linear"], edges)
 
 
 def _to_edges(p: PyTree, c: RepflowConfig, act: Callable, graph: Graph, b: Any, edges: Array) -> Array:
