@@ -180,7 +180,7 @@ def test_a_killed_run_goes_on_to_the_same_set_of_results(tmp_path):
     """kill -9 in the middle; then the last record is cut by hand, too."""
     ase.io.write(tmp_path / "start.extxyz", crystals(14))
     arguments = [str(BASE), "start.extxyz", "--max-steps", "40", "--fmax", "0.05", "--slots", "2"]
-    environment = dict(os.environ, PYTHONUNBUFFERED="1")
+    environment = dict(os.environ, PYTHONUNBUFFERED="1", JAX_COMPILATION_CACHE_DIR=str(tmp_path / "programs"))
     whole = subprocess.run(
         [*COMMAND, *arguments, "--out", "whole.extxyz"], cwd=tmp_path, env=environment, capture_output=True, text=True
     )

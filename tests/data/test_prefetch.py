@@ -15,8 +15,10 @@ from lamjax import data
 
 @pytest.fixture(autouse=True)
 def no_thread_is_left():
+    gc.freeze()  # what there is already: to look through millions of objects of other tests takes seconds
     yield
     gc.collect()
+    gc.unfreeze()
     assert not [t.name for t in threading.enumerate() if t.name.startswith("lamjax prefetch")]
 
 

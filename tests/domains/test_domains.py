@@ -26,6 +26,7 @@ def facts():
     """What eight virtual devices find."""
     paths = os.pathsep.join([str(SCRIPT.parents[1]), *sys.path])
     flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": paths}
+    flags["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # nobody needs these programs again
     done = subprocess.run([sys.executable, str(SCRIPT)], env=os.environ | flags, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # fast to compile
 NAMES = ("multitask_vs_single", "sample_efficiency", "optimizers")
 
 
@@ -27,7 +26,7 @@ def work(tmp_path_factory) -> Path:
 
 def _run(name: str, folder: Path, *options: str) -> str:
     command = [sys.executable, "-m", f"experiments.{name}.run", "--quick", "--work", str(folder), *options]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3", "XLA_FLAGS": FLAGS}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -1,6 +1,7 @@
 """The pair for jax-md: numbers of lamjax itself, and jax-md's own routines over them."""
 
 import functools
+import itertools
 from typing import NamedTuple
 
 import ase
@@ -20,6 +21,7 @@ from lamjax.system import masses
 
 MORSE = classical.morse(depth=0.34, width=1.36, distance=2.87, cutoff=5.5, switch_start=4.5)  # copper
 PARAMS = MORSE.init(jax.random.key(0), np.float64)
+predict = jax.jit(lambda system, lists: lamjax.predict(MORSE, PARAMS, system, lists))
 SPACES = [("triclinic", True), ("triclinic", False), ("unwrapped", True), ("water_box", False), ("molecule", None)]
 
 
@@ -36,6 +38,13 @@ def pair(model, params, atoms: ase.Atoms, fractional, **options):
     return energy_neighbor_list(
         model, params, atoms.numbers, column_box(atoms), fractional_coordinates=fractional, **options
     )
+
+
+def bond(r):
+    """The energy (eV) of a pair at distance r (Å): the formula of `MORSE`."""
+    depth, width, distance = (float(PARAMS[k]) for k in ("depth", "width", "distance"))
+    x = jnp.exp(-width * (r - distance))
+    return depth * (x * x - 2 * x) * lamjax.numerics.switch(r, 4.5, 5.5)
 
 
 def copper(repeat=(1, 1, 2), a: float = 3.62) -> ase.Atoms:
@@ -124,16 +133,23 @@ def test_parameters_that_are_wrong_are_refused():
 def test_forces_and_stress_of_jax_md_are_those_of_predict(shape, fractional):
     atoms = structures.ALL[shape]()
     system = lamjax.from_ase(atoms)
-    prediction = lamjax.predict(MORSE, PARAMS, system, lamjax.allocate(MORSE, system))
+    prediction = predict(system, lamjax.allocate(MORSE, system))
     neighbor_fn, energy_fn = pair(MORSE, PARAMS, atoms, fractional)
-    position, box = coordinates(atoms, fractional), column_box(atoms)
-    neighbor = neighbor_fn.allocate(position)
-    assert energy_fn(position, neighbor) == pytest.approx(float(prediction.energy), abs=1e-9)
-    np.testing.assert_allclose(quantity.force(energy_fn)(position, neighbor=neighbor), prediction.forces, atol=1e-9)
+    box = column_box(atoms)
+
+    @jax.jit
+    def theirs(position, neighbor):
+        found = energy_fn(position, neighbor), quantity.force(energy_fn)(position, neighbor=neighbor)
+        kinds = (quantity.stress, quantity.pressure) if box is not None else ()
+        return *found, *(kind(energy_fn, position, box, neighbor=neighbor) for kind in kinds)
+
+    position = coordinates(atoms, fractional)
+    energy, forces, *strained = theirs(position, neighbor_fn.allocate(position))
+    assert energy == pytest.approx(float(prediction.energy), abs=1e-9)
+    np.testing.assert_allclose(forces, prediction.forces, atol=1e-9)
     if box is not None:
-        stress = quantity.stress(energy_fn, position, box, neighbor=neighbor)
+        stress, pressure = strained
         np.testing.assert_allclose(stress, -units.from_voigt(lamjax.stress(prediction, system)), atol=1e-10)
-        pressure = quantity.pressure(energy_fn, position, box, neighbor=neighbor)
         assert pressure == pytest.approx(float(jnp.trace(stress)) / 3, abs=1e-10)
 
 
@@ -147,7 +163,7 @@ def test_a_perturbation_that_is_not_symmetric_acts_on_columns(fractional):
     deformed = atoms.copy()
     deformed.set_cell(atoms.cell.array @ perturbation.T, scale_atoms=True)
     system = lamjax.from_ase(deformed)
-    prediction = lamjax.predict(MORSE, PARAMS, system, lamjax.allocate(MORSE, system))
+    prediction = predict(system, lamjax.allocate(MORSE, system))
     assert value == pytest.approx(float(prediction.energy), abs=1e-9)
 
 
@@ -156,22 +172,21 @@ def test_energies_of_a_large_cell_are_those_of_jax_md():
     atoms = copper((4, 4, 4))
     box, position = column_box(atoms), coordinates(atoms, True)
     displacement, _ = space.periodic_general(box)
-    depth, width, distance = (float(PARAMS[k]) for k in ("depth", "width", "distance"))
 
+    @jax.jit
+    @jax.value_and_grad
     def theirs(position, box):
         d = space.map_product(functools.partial(displacement, box=box))(position, position)
-        r = jnp.where(jnp.eye(len(position), dtype=bool), 100.0, space.distance(d))
-        x = jnp.exp(-width * (r - distance))
-        return jnp.sum(depth * (x * x - 2 * x) * lamjax.numerics.switch(r, 4.5, 5.5)) / 2
+        return jnp.sum(bond(jnp.where(jnp.eye(len(position), dtype=bool), 100.0, space.distance(d)))) / 2
 
     neighbor_fn, energy_fn = pair(MORSE, PARAMS, atoms, True)
+    ours = jax.jit(jax.value_and_grad(lambda position, box, neighbor: energy_fn(position, neighbor, box=box)))
     neighbor = neighbor_fn.allocate(position)
     sheared = box @ jnp.array([[1.01, 0.02, 0], [0, 1, -0.01], [0, 0, 0.99]])
     for given in (box, sheared):
-        assert energy_fn(position, neighbor, box=given) == pytest.approx(float(theirs(position, given)), abs=1e-9)
-        np.testing.assert_allclose(
-            jax.grad(energy_fn)(position, neighbor, box=given), jax.grad(theirs)(position, given), atol=1e-9
-        )
+        (energy, slope), (expected, other) = ours(position, given, neighbor), theirs(position, given)
+        assert energy == pytest.approx(float(expected), abs=1e-9)
+        np.testing.assert_allclose(slope, other, atol=1e-9)
 
 
 def started(ensemble, atoms: ase.Atoms, kelvin: float):
@@ -238,16 +253,27 @@ def test_a_full_list_says_so_before_it_is_wrong_and_after():
     neighbor_fn, energy_fn = pair(MORSE, PARAMS, atoms, True)
     position = coordinates(atoms, True)
     neighbor = neighbor_fn.allocate(position)
+    images = jnp.array(list(itertools.product(range(-2, 3), repeat=3)))  # more than the smallest cell needs
+
+    @jax.jit
+    def right(box):
+        r = jnp.linalg.norm((position[:, None, None] - position[:, None] + images) @ box.T, axis=-1)
+        return jnp.sum(bond(jnp.where(r > 0, r, 100.0))) / 2
+
+    @jax.jit
+    def found(neighbor, box):
+        force = quantity.force(energy_fn)(position, neighbor=neighbor, box=box)
+        return energy_fn(position, neighbor, box=box), force
+
     exact, told = [], []
     for scale in np.linspace(1, 0.75, 26):
         box = scale * column_box(atoms)
         here = neighbor.update(position, box=box)
-        right = energy_fn(position, neighbor_fn.allocate(position, box=box), box=box)
-        energy = energy_fn(position, here, box=box)
-        exact.append(bool(np.isclose(energy, right, atol=1e-9)))
+        energy, force = found(here, box)
+        exact.append(bool(np.isclose(energy, right(box), atol=1e-9)))
         told.append(bool(here.did_buffer_overflow))
         if not exact[-1]:  # never a wrong number
-            assert np.isnan(energy) and np.isnan(quantity.force(energy_fn)(position, neighbor=here, box=box)).all()
+            assert np.isnan(energy) and np.isnan(force).all()
     first = told.index(True)
     assert 0 < first < 25 and all(exact[: first + 1]) and not exact[-1]
     assert here.update(position, box=column_box(atoms)).did_buffer_overflow  # until it is allocated anew

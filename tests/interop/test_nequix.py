@@ -1,5 +1,6 @@
 """Nequix's `.nqx` in and out; numbers against a plain implementation (tests/nequip_reference.py)."""
 
+import functools
 import json
 
 import jax
@@ -42,11 +43,15 @@ def model(path):
     return lamjax.load(path)
 
 
+@functools.partial(jax.jit, static_argnums=0)  # one program: operations one by one are compiled one by one
+def atomic_energies(potential, params, system, neighbors):
+    return lamjax.predict(potential, params, system, neighbors).atomic_energies
+
+
 def energies(model, positions, cell, pbc, dtype=np.float64):
     system = System(positions.astype(dtype), NUMBERS, cell.astype(dtype), np.array(pbc))
     potential, params = model
-    neighbors = lamjax.allocate(potential, system)
-    return np.asarray(lamjax.predict(potential, params, system, neighbors).atomic_energies)
+    return np.asarray(atomic_energies(potential, params, system, lamjax.allocate(potential, system)))
 
 
 @pytest.mark.parametrize("name", STRUCTURES)

@@ -27,8 +27,20 @@ def tiny():
     return potential, jax.jit(potential.init)(jax.random.key(0))
 
 
+@pytest.fixture(scope="session")
+def frames():
+    """(the first four labelled frames, first and last step of the first two relaxations) of the demo's training set."""
+    labelled, ends = [], []
+    with gzip.open(ASSETS / "si_defects_train.extxyz.gz", "rt") as file:
+        for atoms in ase.io.iread(file, format="extxyz"):
+            labelled = [*labelled, atoms][:4]
+            ends += [atoms] if atoms.info["step"] in (0, atoms.info["n_steps"] - 1) else []
+            if len(ends) == 4:
+                return labelled, ends
+
+
 @pytest.fixture
-def folder(tmp_path, monkeypatch, tiny):
+def folder(tmp_path, monkeypatch, tiny, frames):
     """The model as the one called `small`, and as model.dp and model.ckpt.pt; labelled frames; relaxations.
 
     An example that sets where compiled programs are kept does so for its own run alone.
@@ -38,11 +50,9 @@ def folder(tmp_path, monkeypatch, tiny):
     monkeypatch.setattr(checkpoints, "SHIPPED", shipped)
     for path in (shipped / "small.lamjax", tmp_path / "model.dp", tmp_path / "model.ckpt.pt"):
         lamjax.save(path, *tiny)
-    with gzip.open(ASSETS / "si_defects_train.extxyz.gz", "rt") as file:
-        frames = ase.io.read(file, ":", format="extxyz")
-    ends = [a for a in frames if a.info["step"] in (0, a.info["n_steps"] - 1)]
-    ase.io.write(tmp_path / "relaxations.extxyz", ends[:4])
-    ase.io.write(tmp_path / "labelled.extxyz", frames[:4])
+    labelled, ends = frames
+    ase.io.write(tmp_path / "relaxations.extxyz", ends)
+    ase.io.write(tmp_path / "labelled.extxyz", labelled)
     monkeypatch.chdir(tmp_path)
     before = jax.config.jax_compilation_cache_dir
     yield tmp_path

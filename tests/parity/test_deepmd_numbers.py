@@ -194,4 +194,4 @@ def test_missing_atomic_parameters_are_an_error():
     potential, params = load("m17_fparam_aparam", "float64")
     system = frames("m17_fparam_aparam")["molecule"][0]._replace(aparam=None)
     with pytest.raises(ValueError, match=r"takes 1 numbers aparam, the structure has none.*arrays\[\"aparam\"\]"):
-        lamjax.predict(potential, params, system, lamjax.allocate(potential, system))
+        jax.eval_shape(functools.partial(lamjax.predict, potential), params, system, lamjax.allocate(potential, system))

@@ -233,10 +233,12 @@ def test_damping_is_raised_as_often_as_allowed(tries):
     z = there.start()
     lists = pytree.stack([neighbors.host_neighbors(s, shells, (4,), 1) for s in systems])
     params, rhs = models.params_of(potential), jnp.zeros_like(z).at[:, 0, 0].set(1.0).at[:, 1, 0].set(-1.0)
-    along = [float(x) for x in jnp.sum(rhs * there.hessian_product(params, z, lists, rhs), axis=(1, 2)) / 2]
+    curved = jax.jit(lambda z: jnp.sum(rhs * there.hessian_product(params, z, lists, rhs), axis=(1, 2)) / 2)
+    along = [float(x) for x in curved(z)]
     assert -1.0 < along[0] < -0.1 and along[1] > 0  # the first raise, to 1 eV/Å², makes both positive
     rule = Implicit(tol=1e-8, damping=0.01)
-    _, report, damping = implicit.enough_damping(implicit.hessian(there, params, z, lists), rhs, rule, tries)
+    solve = jax.jit(lambda z: implicit.enough_damping(implicit.hessian(there, params, z, lists), rhs, rule, tries)[1:])
+    report, damping = solve(z)
     for k, curvature in enumerate(along):
         raised = curvature < 0 and tries > 0
         assert bool(report.negative[k]) == (curvature < 0 and not raised)

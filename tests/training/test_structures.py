@@ -157,7 +157,8 @@ def test_validation_is_a_relaxation_and_its_error(tuned, folder):
     pairs = data.read_pairs(folder / "test.extxyz")
     rule = relaxation.RelaxConfig(fmax=0.01, max_steps=1000)
     relaxed = relaxation.relax_structures(potential, params, [p.start for p in pairs], rule)
-    by_hand = [float(losses.structure_error(r.system, p.target).dq) for r, p in zip(relaxed, pairs, strict=True)]
+    error = jax.jit(losses.structure_error)
+    by_hand = [float(error(r.system, p.target).dq) for r, p in zip(relaxed, pairs, strict=True)]
     after = read_structures(folder / "tuned" / "structures.csv", "after")
     np.testing.assert_allclose(after.dq, by_hand, rtol=1e-6)
     assert list(after.n_steps) == [int(r.n_steps) for r in relaxed]
