@@ -287,7 +287,7 @@ if __name__ == "__main__":
     given = parser.parse_args()
     check_models(given.models)
     workflow.begin(given.work, given.cache)
-    seeds, sets = (given.seeds[:1], ["dimers"]) if given.quick else (given.seeds, given.sets)
+    seeds, sets = (given.seeds[:1], ["oxides"]) if given.quick else (given.seeds, given.sets)
     main(
         seeds,
         sets,

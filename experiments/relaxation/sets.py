@@ -36,6 +36,7 @@ class RelaxationSet(NamedTuple):
     shared: tuple[str, ...] = ()  # of these also the models between the base and what was trained
     labelled: bool = True  # steps have energies and forces; else there are starts and ends alone
     most: tuple[int, int] = (0, 0)  # relaxations to learn from, and held out, of a seed; 0: all there are
+    objectives: dict[str, dict[str, Any]] = {}  # what single methods do otherwise
     base: Path = Path()  # written by `with_bases`
 
 
@@ -121,14 +122,27 @@ SETS = {
 }
 
 
-def with_bases(sets: Mapping[str, RelaxationSet], work: Path) -> dict[str, RelaxationSet]:
-    """The sets with the small model of one head each as their base, written below `work` unless it is there."""
+MGO = RelaxationSet(
+    "PBEsol, VASP",
+    (Path("defects_mgo_pbesol/relaxations"),),
+    (r"Mg_O_0$", r"Mg_O_\+1$"),  # the charges whose starts are not at their ends
+    False,
+    **MATERIALS,
+    settings={},
+    methods=(),
+)
+
+
+def with_bases(sets: Mapping[str, RelaxationSet], work: Path, model: str = "small") -> dict[str, RelaxationSet]:
+    """The sets with one head each of a model as their base, written below `work` unless it is there."""
     found = {}
     for key, of in sets.items():
         base = work / "relaxation" / f"base_{of.head}.lamjax"
         if not base.is_file():
-            stored = checkpoints.load("small", of.head)
-            checkpoints.save(base, *workflow.one_head(*stored, of.head), {"what": f"small, head {of.head}"})
+            stored = checkpoints.load(model, of.head)
+            checkpoints.save(
+                base, *workflow.one_head(*stored, of.head), {"what": f"{Path(model).name}, head {of.head}"}
+            )
         found[key] = of._replace(base=base)
     return found
 
