@@ -21,7 +21,7 @@ import numpy as np
 from experiments import workflow
 from experiments.baselines import models, report
 from experiments.baselines.models import MACE, NAMES
-from lamjax import checkpoints, data
+from lamjax import Potential, checkpoints, data
 from lamjax.evaluation.errors import predictions
 from lamjax.neighbors import Shell
 from lamjax.reports import console
@@ -169,6 +169,7 @@ def facts(key: str) -> models.Facts:
     return models.facts(data.read(workflow.files(workflow.FULL, Path(), [SETS[key].train])))
 
 
+@functools.cache
 def spanning(key: str, work: Work) -> str:
     """The frames that need the largest arrays, as validation: one shape, and so one program, for all runs of a set."""
     of = SETS[key]
@@ -236,8 +237,9 @@ def measure(run: Run, work: Work) -> dict[str, Any]:
     }
 
 
-def evaluated(potential: Any, key: str, work: Work) -> dict[str, workflow.Measured]:
-    """The frames that are measured, in shapes that they share."""
+@functools.cache
+def evaluated(potential: Potential, key: str, work: Work) -> dict[str, workflow.Measured]:
+    """The frames that are measured, in shapes that they share; read once for all seeds of a model."""
     of, files = SETS[key], functools.partial(workflow.files, work.size, work.folder)
     sets = {"test": files([of.test]), "probe": (probe(of, work),)}
     sets |= {name: files([file]) for name, file in of.downstream_tests.items()}
