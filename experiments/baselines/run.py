@@ -23,6 +23,7 @@ from experiments.baselines import models, report
 from experiments.baselines.models import MACE, NAMES
 from lamjax import Potential, checkpoints, data
 from lamjax.evaluation.errors import predictions
+from lamjax.files import locked
 from lamjax.neighbors import Shell
 from lamjax.reports import console
 from lamjax.training import ScheduleConfig
@@ -113,14 +114,22 @@ def main(seeds: Sequence[int], sets: Sequence[str], chosen: Sequence[str], work:
         restore(work.results)
     for run in () if only_report else costs:
         workflow.once(work.results / f"{run.name}.json", functools.partial(cost, run, work))
-    order = lambda run: (seeds.index(run.seed), run.key, run.model, steps_of(run, work))  # noqa: E731
-    for run in () if only_report else sorted(runs, key=order):  # the longer goes on from the shorter
-        make = functools.partial(measure, run, work)
-        workflow.once(work.results / f"{run.name}.json", make)
+    for seed, key, model in () if only_report else itertools.product(seeds, sets, chosen):
+        train(key, model, seed, work)
     done = finished(costs, runs, work.results)
     if done["runs"]:
         found = done | {"not trained": {key: without_model(SETS[key], work) for key in sets}}
         report.tell(found, HERE if not work.quick else work.folder / "baselines_report")
+
+
+def train(key: str, model: str, seed: int, work: Work) -> None:
+    """Both runs of a model, the longer going on from the shorter, unless another process is timing or training it."""
+    lock = locked(work.results / f"{key}-{model}-{seed}.lock")
+    if lock is None or not (work.results / f"{Run(key, model).name}.json").is_file():
+        return
+    with lock:
+        for run in sorted((Run(key, model, budget, seed) for budget in BUDGETS), key=lambda run: steps_of(run, work)):
+            workflow.once(work.results / f"{run.name}.json", functools.partial(measure, run, work))
 
 
 def restore(folder: Path) -> None:
@@ -148,7 +157,8 @@ def config(run: Run, steps: int, work: Work) -> TrainConfig:
     train = workflow.files(work.size, work.folder, [of.train])
     folder = work.folder / "baselines_runs" / (run.name if run.seed is None else run.folder)
     optimizer, rate = models.optimizer(run.model)
-    settings = workflow.training_settings(steps, seed, folder / "run") | {
+    settings = workflow.training_settings(work.steps, seed, folder / "run") | {
+        "steps": steps,
         "batch_size": BATCH,
         "optimizer": optimizer,
         "schedule": ScheduleConfig("constant", start_lr=rate, stop_lr=rate, warmup_steps=work.steps // 10),
@@ -222,9 +232,8 @@ def measure(run: Run, work: Work) -> dict[str, Any]:
     steps, began = steps_of(run, work), time.process_time()
     training, _ = workflow.train(config(run, steps, work))
     seconds = time.process_time() - began
-    potential, params = training.potential, checkpoints.load(
-        Path(training.settings.output) / "model.lamjax", dtype=np.float32, trust=models.TRUSTED
-    )[1]  # fmt: skip
+    model = Path(training.settings.output) / "model.lamjax"
+    potential, params = checkpoints.load(model, dtype=np.float32, trust=models.TRUSTED)
     of = evaluated(potential, run.key, work)
     shift = workflow.energy_shift(potential, params, of["probe"])
     downstream = {name: workflow.errors(potential, params, of[name], shift) for name in SETS[run.key].downstream_tests}

@@ -17,6 +17,7 @@ from experiments.baselines import models, report, run
 from experiments.baselines.models import MACE, NAMES, NEQUIP
 from experiments.baselines.run import BUDGETS, SETS, Run, Work
 from lamjax import data
+from lamjax.files import locked
 from lamjax.system import to_ase
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +76,22 @@ def test_the_same_time_is_as_many_steps_as_the_model_takes_in_it(tmp_path):
     workflow.restore([_made_up(Run("dimers", NEQUIP))], work.results, lambda one: f"{one['key']}-{one['model']}")
     assert run.steps_of(Run("dimers", NEQUIP, "steps", 0), work) == 300
     assert run.steps_of(Run("dimers", NEQUIP, "time", 0), work) == round(run.SECONDS / 0.05)
+
+
+@pytest.mark.parametrize("step", [0.04, 0.08])  # s: more and fewer than 300 steps in 15 s
+def test_the_longer_run_goes_on_from_the_shorter(step, tmp_path, monkeypatch):
+    work, done = Work(tmp_path, quick=False, steps=300), []
+    monkeypatch.setattr(run, "measure", lambda one, work: done.append((one.budget, run.steps_of(one, work))) or {})
+    run.train("dimers", NEQUIP, 0, work)
+    assert not done, "its cost is not known yet"
+    cost = _made_up(Run("dimers", NEQUIP)) | {"step": step}
+    workflow.restore([cost], work.results, lambda one: f"{one['key']}-{one['model']}")
+    with locked(work.results / f"dimers-{NEQUIP}-0.lock"):
+        run.train("dimers", NEQUIP, 0, work)
+    assert not done, "another process trains it"
+    run.train("dimers", NEQUIP, 0, work)
+    assert sorted(done) == sorted([("steps", 300), ("time", round(15 / step))])
+    assert done == sorted(done, key=lambda one: one[1])
 
 
 def test_models_know_the_energies_and_neighbours_of_the_training_frames():
