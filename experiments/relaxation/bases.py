@@ -71,6 +71,7 @@ def _strong(of: RelaxationSet, methods: tuple[str, ...], most: tuple[int, int] =
         methods=methods,
         settings=_SETTINGS | {"epochs": epochs},
         most=most,
+        every=4,
         objectives=_WAYS,
         keeping={},
         kept=None,

@@ -9,7 +9,7 @@ import functools
 import json
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,23 +30,28 @@ HERE = Path(__file__).parent
 KEY = "si_defects"
 
 
-def measured(run: engine.Run) -> dict[str, float]:
-    """Processor seconds of a step, of its compilation, and the steps of a whole run."""
-    batches, state, seconds = run.objective.batches(0), run.state, []
+def measured(prepare: Callable[[], engine.Run]) -> dict[str, float]:
+    """Processor seconds of what precedes a run, of a step, of its compilation, and the steps of a whole run."""
+    began = time.process_time()
+    run = prepare()
+    preparation, seconds = time.process_time() - began, []
+    batches, state = run.objective.batches(0), run.state
     for _ in range(2):
         batch = next(batches)[1]
         began = time.process_time()
         state, _ = jax.block_until_ready(run.step(state, batch))
         seconds.append(time.process_time() - began)
-    return {"step": seconds[1], "compilation": seconds[0] - seconds[1], "steps": run.settings.steps}
+    compilation = seconds[0] - seconds[1]
+    return {"preparation": preparation, "compilation": compilation, "step": seconds[1], "steps": run.settings.steps}
 
 
 def of_method(method: str, of: RelaxationSet, base: Base, folder: Path) -> dict[str, float]:
     """The cost of a way to train."""
     files, output = split(of, 0, 0, folder), str(folder / f"run {method}")
     if method == FORCES:
-        return measured(label_runs.prepare(methods.forces(method, of, files, base.effort.force_steps, output, 0), True))
-    return measured(structures.prepare(methods.structures(method, of, files, {"output": output}), True))
+        config = methods.forces(method, of, files, base.effort.force_steps, output, 0)
+        return measured(lambda: label_runs.prepare(config, resume=True))
+    return measured(lambda: structures.prepare(methods.structures(method, of, files, {"output": output}), resume=True))
 
 
 def of_relaxations(of: RelaxationSet, base: Base, folder: Path) -> dict[str, float]:
@@ -64,12 +69,13 @@ def told(costs: dict[str, dict]) -> str:
     rows = []
     for name, one in costs.items():
         if "step" in one:
-            minutes = (one["compilation"] + one["steps"] * one["step"]) / 60
-            numbers = [f"{one['step']:.1f}", f"{one['compilation']:.0f}", one["steps"], f"{minutes:.1f}"]
+            before = one["preparation"] + one["compilation"]
+            minutes = (before + one["steps"] * one["step"]) / 60
+            numbers = [f"{one['step']:.1f}", f"{before:.0f}", one["steps"], f"{minutes:.1f}"]
         else:
             numbers = ["", "", "", f"{one['judging'] / 60:.1f}"]
         rows.append([name, *numbers])
-    columns = ["what", "a gradient step (s)", "compilation (s)", "steps of a run", "minutes of a run"]
+    columns = ["what", "a gradient step (s)", "before the first one (s)", "steps of a run", "minutes of a run"]
     return workflow.markdown(columns, rows)
 
 
@@ -80,11 +86,21 @@ def main(base: Base, work: Path) -> None:
     makes: dict[str, Callable[[], Any]] = {
         "relaxing what is held out": lambda: of_relaxations(of, base, work / "costs")
     }
-    makes |= {name: functools.partial(of_method, name, of, base, work / "costs") for name in of.methods}
+    ways = sorted(of.methods, key=lambda name: name == FORCES)  # it reads all labels before its first step
+    makes |= {name: functools.partial(of_method, name, of, base, work / "costs") for name in ways}
     for name, make in makes.items():
         workflow.once(work / "costs" / f"{name}.json", make)
-    costs = {name: json.loads((work / "costs" / f"{name}.json").read_text()) for name in makes}
-    seconds = sum(one.get("judging", 0) + one.get("compilation", 0) + 2 * one.get("step", 0) for one in costs.values())
+        write(makes, base, work / "costs")
+
+
+def write(names: Iterable[str], base: Base, folder: Path) -> None:
+    """What is measured so far: costs.json, and a table that is printed."""
+    files = {name: folder / f"{name}.json" for name in names}
+    costs = {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
+    seconds = sum(
+        one.get("judging", 0) + one.get("preparation", 0) + one.get("compilation", 0) + 2 * one.get("step", 0)
+        for one in costs.values()
+    )
     facts = workflow.facts(f"python -m experiments.relaxation.costs --base {base.said}", seconds)
     base.report.mkdir(parents=True, exist_ok=True)
     (base.report / "costs.json").write_text(json.dumps({**facts, "base": base.digest, "costs": costs}, indent=1) + "\n")

@@ -95,7 +95,9 @@ def measure(run: Run, work: Path, effort: Effort, of: RelaxationSet) -> dict[str
     trained = time.monotonic()
     cell = CellConfig() if of.variable_cell else None
     found = judge(potential, params, pairs, RelaxConfig(**effort.judge, cell=cell))
-    frames = {"elsewhere": data.read(path(of.elsewhere))} | ({"paths": data.read(files.test)} if of.labelled else {})
+    frames = {"elsewhere": data.read(path(of.elsewhere))} | (
+        {"paths": data.read(files.test)[:: of.every]} if of.labelled else {}
+    )
     errors = LabelledSets(frames, dict.fromkeys(frames, potential), "float32").errors(params)
     return {
         **run._asdict(),

@@ -36,6 +36,7 @@ class RelaxationSet(NamedTuple):
     shared: tuple[str, ...] = ()  # of these also the models between the base and what was trained
     labelled: bool = True  # steps have energies and forces; else there are starts and ends alone
     most: tuple[int, int] = (0, 0)  # relaxations to learn from, and held out, of a seed; 0: all there are
+    every: int = 1  # of so many labelled steps one is learned, and measured
     objectives: dict[str, dict[str, Any]] = {}  # what single methods do otherwise
     base: Path = Path()  # written by `with_bases`
 
@@ -170,7 +171,9 @@ def split(of: RelaxationSet, seed: int, n: int, folder: Path) -> Split:
     replayed = workflow.write_frames(folder / "earlier.extxyz.gz", workflow.frames(path(of.earlier)))
     return Split(
         workflow.write_frames(folder / "pairs.extxyz.gz", ends),
-        workflow.write_frames(folder / "steps.extxyz.gz", [frame for key in chosen for frame in found[key]]),
+        workflow.write_frames(
+            folder / "steps.extxyz.gz", [frame for key in chosen for frame in found[key][:: of.every]]
+        ),
         workflow.write_frames(folder / "test.extxyz.gz", [frame for key in judged for frame in test[key]]),
         replayed,
         str(folder.parent / f"kept_{of.head}.extxyz.gz") if of.kept else replayed,  # one file for all runs

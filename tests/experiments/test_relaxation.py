@@ -14,7 +14,7 @@ from ase.geometry import find_mic
 
 import lamjax
 from experiments import workflow
-from experiments.relaxation import methods, report
+from experiments.relaxation import costs, methods, report
 from experiments.relaxation.bases import LARGE, read_base
 from experiments.relaxation.methods import FORCES, KEPT, KEPT_FORCES, SETTINGS, START, STRESSES
 from experiments.relaxation.run import SIZES, Run, finished, restore, starts, studies
@@ -136,6 +136,17 @@ def test_from_a_strong_base_paths_are_short(key, tmp_path):
     if "hybrid" in made:
         adjoint = made["hybrid"].objective.relax.adjoint
         assert adjoint.window == 5 and adjoint.implicit.tol == methods.OBJECTIVES["implicit"]["relax"]["adjoint"]["tol"]
+
+
+def test_costs_of_what_is_measured_so_far_are_written(tmp_path, capsys):
+    (tmp_path / "costs").mkdir()
+    cost = {"preparation": 50.0, "compilation": 40.0, "step": 30.0, "steps": 13}
+    (tmp_path / "costs" / "Newton.json").write_text(json.dumps(cost))
+    base = read_base("small")._replace(report=tmp_path)
+    costs.write(["Newton", "BPTT"], base, tmp_path / "costs")
+    assert "| Newton | 30.0 | 90 | 13 | 8.0 |" in capsys.readouterr().out
+    told = json.loads((tmp_path / "costs.json").read_text())
+    assert told["costs"] == {"Newton": cost} and told["base"] == base.digest and told["core_minutes"] == 2.5
 
 
 def test_stresses_are_learned_where_the_name_says_so(tmp_path):
