@@ -25,3 +25,4 @@ STUDENTS = {
 PRETRAINED = {"multi": VERMILION, "materials": BLUE, "gfn2xtb": GREEN, "pbe": ORANGE}
 UNIVERSAL = {"not relaxed": DARK, "lamjax small": VERMILION, "CHGNet 0.3.0": GREY}
 PROPERTIES = {"small": BLUE, "fine-tuned": VERMILION}
+BASELINES = {"MACE": ORANGE, "NequIP": GREEN, "DPA-2": VERMILION, "DPA-3": BLUE}

@@ -340,13 +340,21 @@ def collect(folder: Path, names: Iterable[str]) -> list[dict[str, Any]] | None:
 @functools.cache
 def shipped() -> str:
     """The SHA-256 of the model that comes with lamjax: runs that begin from another one are other runs."""
-    return hashlib.sha256((checkpoints.SHIPPED / "small.lamjax").read_bytes()).hexdigest()
+    return digest(checkpoints.SHIPPED / "small.lamjax")
 
 
-def reported(path: Path) -> tuple[dict[str, Any], bool]:
-    """The content of a results.json, empty without one, and whether its runs began from the model shipped now."""
+def digest(path: Path) -> str:
+    """The SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def reported(path: Path, base: str | None = None) -> tuple[dict[str, Any], bool]:
+    """The content of a results.json, empty without one, and whether its runs began from a model of this SHA-256.
+
+    By default that is the model shipped now.
+    """
     told = json.loads(path.read_text()) if path.is_file() else {}
-    return told, told.get("base") == shipped()
+    return told, told.get("base") == (base or shipped())
 
 
 def facts(command: str, seconds: float) -> dict[str, Any]:

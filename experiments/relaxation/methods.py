@@ -75,11 +75,13 @@ def structures(
     """A run that learns where relaxations end, with what the base knows mixed in; `after` is a model to begin from."""
     replayed = {THEN: [files.steps], KEPT: [files.steps, files.kept]}
     keeping = dict(of.keeping) if method == KEPT else {}
+    way = keeping.pop("objective", method)
+    way = way if way in OBJECTIVES else "BPTT"
     content = {
         "base": after or path(of.base),
         "pairs": [files.pairs],
         "validation": [files.test],
-        "objective": OBJECTIVES.get(keeping.pop("objective", method), OBJECTIVES["BPTT"]),
+        "objective": merged(OBJECTIVES[way], of.objectives.get(way, {})),
         "replay": REPLAY | {"files": replayed.get(method, [files.earlier])},
         "variable_cell": of.variable_cell,
     }

@@ -57,8 +57,8 @@ class Group:
         return np.array([100 * (of(one) / of(base) - 1) for one, base in zip(self.runs, self.base, strict=True)])
 
 
-def tell(results: dict[str, list[dict]], out: Path) -> None:
-    """results.json, tables and plots of the studies that are finished."""
+def tell(results: dict[str, list[dict]], out: Path, base: str = "small", digest: str | None = None) -> None:
+    """results.json, tables and plots of the studies that are finished; the base by its name and its file's SHA-256."""
     out.mkdir(parents=True, exist_ok=True)
     tables = []
     for study, runs in results.items():
@@ -66,7 +66,8 @@ def tell(results: dict[str, list[dict]], out: Path) -> None:
         tables.append(table(runs))
         plot(out, runs)
     seconds = sum(one["seconds"] + one["seconds_judged"] for runs in results.values() for one in runs)
-    facts = workflow.facts(COMMAND, seconds) | {"base": workflow.shipped()}
+    command = COMMAND if base == "small" else f"{COMMAND} --base {base}"
+    facts = workflow.facts(command, seconds) | {"base": digest or workflow.shipped()}
     workflow.write_report(out, {**facts, **results}, "\n\n".join(tables))
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from experiments import workflow
 from experiments.relaxation import methods, report
+from experiments.relaxation.bases import FEW, STUDIES, Base, read_base
 from experiments.relaxation.methods import BASE, FORCES, KEPT, KEPT_FORCES, START, STRESSES, THEN, Effort
 from experiments.relaxation.sets import SETS, RelaxationSet, Split, keep, path, split, with_bases
 from lamjax import build, checkpoints, data, edit
@@ -49,10 +50,11 @@ class Run(NamedTuple):
 
 
 SIZES = (5, 10, 20)  # pairs
-FEW = {"si_defects": "hybrid", "hbn": "Newton", "gase": "Newton"}  # taught by so many pairs, and in which way
 
 
-def studies(seeds: Sequence[int], sets: Mapping[str, RelaxationSet] = SETS) -> dict[str, list[Run]]:
+def studies(
+    seeds: Sequence[int], sets: Mapping[str, RelaxationSet] = SETS, few: Mapping[str, str] = FEW
+) -> dict[str, list[Run]]:
     """What is compared, study by study."""
     dimers = [Run("dimers", BASE, seed=s) for s in seeds if "dimers" in sets]
     return {
@@ -66,7 +68,7 @@ def studies(seeds: Sequence[int], sets: Mapping[str, RelaxationSet] = SETS) -> d
         "pairs": [
             run
             for s in seeds
-            for key, way in FEW.items()
+            for key, way in few.items()
             if key in sets
             for run in (Run(key, BASE, seed=s), *(Run(key, way, n=n, seed=s) for n in SIZES))
         ],
@@ -93,7 +95,9 @@ def measure(run: Run, work: Path, effort: Effort, of: RelaxationSet) -> dict[str
     trained = time.monotonic()
     cell = CellConfig() if of.variable_cell else None
     found = judge(potential, params, pairs, RelaxConfig(**effort.judge, cell=cell))
-    frames = {"elsewhere": data.read(path(of.elsewhere))} | ({"paths": data.read(files.test)} if of.labelled else {})
+    frames = {"elsewhere": data.read(path(of.elsewhere))} | (
+        {"paths": data.read(files.test)[:: of.every]} if of.labelled else {}
+    )
     errors = LabelledSets(frames, dict.fromkeys(frames, potential), "float32").errors(params)
     return {
         **run._asdict(),
@@ -181,24 +185,25 @@ def _tuned(config: structures.StructureTuneConfig):
     return run.potential, structures.model(params), told
 
 
-def main(seeds: Sequence[int], chosen: Sequence[str], only: Sequence[str], work: Path, quick: bool) -> None:
+def main(seeds: Sequence[int], chosen: Sequence[str], only: Sequence[str], work: Path, base: Base) -> None:
     """Do the runs on the sets `only`, and report what is done: of each set the seeds of which no run is missing."""
-    work = work if quick else work / f"small-{workflow.shipped()[:8]}"
-    sets = smaller(work) if quick else with_bases(SETS, work)
-    found = studies(seeds, sets)
-    if not quick:
-        restore(HERE / "results.json", work / "relaxation")
+    work = work if base.quick else work / f"{base.name}-{base.digest[:8]}"
+    sets = smaller(base, work) if base.quick else with_bases(base.sets, work, base.model)
+    found = studies(seeds, sets, base.few)
+    if not base.quick:
+        restore(base.report / "results.json", work / "relaxation", base.digest)
     for run in dict.fromkeys(run for study in chosen for run in found[study] if run.key in only):
-        make = functools.partial(measure, run, work, methods.QUICK if quick else methods.FULL, sets[run.key])
+        make = functools.partial(measure, run, work, base.effort, sets[run.key])
         workflow.once(work / "relaxation" / f"{run.name}.json", make)
     made = {study: finished(found[study], work / "relaxation") for study in chosen}
     if any(made.values()):
-        report.tell({study: results for study, results in made.items() if results}, work / "report" if quick else HERE)
+        out = work / "report" if base.quick else base.report
+        report.tell({study: results for study, results in made.items() if results}, out, base.said, base.digest)
 
 
-def restore(path: Path, folder: Path) -> None:
-    """Write the results of runs that were reported before, if they began from the model that is shipped now."""
-    told, same = workflow.reported(path)
+def restore(path: Path, folder: Path, base: str | None = None) -> None:
+    """Write the results of runs that were reported before, if they began from that base, by default the shipped one."""
+    told, same = workflow.reported(path, base)
     runs = [one for study in report.STUDIES for one in told.get(study, ()) if same]
     workflow.restore(runs, folder, lambda one: Run(**{key: one[key] for key in Run._fields}).name)
 
@@ -211,21 +216,25 @@ def finished(runs: Sequence[Run], folder: Path) -> list[dict[str, Any]]:
     return workflow.collect(folder, [run.name for run in runs if (run.key, run.seed) not in missing])
 
 
-def smaller(work: Path) -> dict[str, RelaxationSet]:
+def smaller(base: Base, work: Path) -> dict[str, RelaxationSet]:
     """One set, a model of a few parameters, and a few methods."""
-    base = work / "relaxation" / "base_random.lamjax"
+    file = work / "relaxation" / "base_random.lamjax"
     potential = build(workflow.model(workflow.QUICK, ["random"]))
-    checkpoints.save(base, potential, potential.init(jax.random.key(0)), {"what": "random numbers"})
-    of = SETS["ypo4"]._replace(base=base, earlier=Path("mgypo4_pbe/test"), elsewhere=Path("mgypo4_pbe/test"))
+    checkpoints.save(file, potential, potential.init(jax.random.key(0)), {"what": "random numbers"})
+    of = SETS["ypo4"]._replace(base=file, earlier=Path("mgypo4_pbe/test"), elsewhere=Path("mgypo4_pbe/test"))
     return {"ypo4": of._replace(methods=(FORCES, "Newton", "BPTT"), shared=("BPTT",))}
 
 
 if __name__ == "__main__":
     parser = workflow.arguments(__doc__, HERE, seeds=range(5))
-    parser.add_argument("--studies", nargs="+", default=list(report.STUDIES), help="default: all")
-    parser.add_argument("--sets", nargs="*", default=list(SETS), help="whose runs are done now; default: all")
+    parser.add_argument("--studies", nargs="+", choices=STUDIES, help="default: all; of nequix methods and pairs")
+    parser.add_argument("--sets", nargs="*", help="whose runs are done now; default: all")
+    parser.add_argument("--base", default="small", help="small, or nequix:PATH with the file nequix-mp-1.nqx")
     given = parser.parse_args()
     warnings.simplefilter("ignore", UserWarning)
     workflow.begin(given.work, given.cache)
-    seeds, chosen = (given.seeds[:1], ["methods", "shares"]) if given.quick else (given.seeds, given.studies)
-    main(seeds, chosen, () if given.report else given.sets, given.work, given.quick)
+    base = read_base(given.base, given.quick)
+    wanted = given.studies or base.studies
+    seeds, chosen = (given.seeds[:1], ["methods", "shares"]) if given.quick else (given.seeds, wanted)
+    only = list(base.sets) if given.sets is None else given.sets
+    main(seeds, chosen, () if given.report else only, given.work, base)

@@ -36,6 +36,8 @@ class RelaxationSet(NamedTuple):
     shared: tuple[str, ...] = ()  # of these also the models between the base and what was trained
     labelled: bool = True  # steps have energies and forces; else there are starts and ends alone
     most: tuple[int, int] = (0, 0)  # relaxations to learn from, and held out, of a seed; 0: all there are
+    every: int = 1  # of so many labelled steps one is learned, and measured
+    objectives: dict[str, dict[str, Any]] = {}  # what single methods do otherwise
     base: Path = Path()  # written by `with_bases`
 
 
@@ -121,14 +123,27 @@ SETS = {
 }
 
 
-def with_bases(sets: Mapping[str, RelaxationSet], work: Path) -> dict[str, RelaxationSet]:
-    """The sets with the small model of one head each as their base, written below `work` unless it is there."""
+MGO = RelaxationSet(
+    "PBEsol, VASP",
+    (Path("defects_mgo_pbesol/relaxations"),),
+    (r"Mg_O_0$", r"Mg_O_\+1$"),  # the charges whose starts are not at their ends
+    False,
+    **MATERIALS,
+    settings={},
+    methods=(),
+)
+
+
+def with_bases(sets: Mapping[str, RelaxationSet], work: Path, model: str = "small") -> dict[str, RelaxationSet]:
+    """The sets with one head each of a model as their base, written below `work` unless it is there."""
     found = {}
     for key, of in sets.items():
         base = work / "relaxation" / f"base_{of.head}.lamjax"
         if not base.is_file():
-            stored = checkpoints.load("small", of.head)
-            checkpoints.save(base, *workflow.one_head(*stored, of.head), {"what": f"small, head {of.head}"})
+            stored = checkpoints.load(model, of.head)
+            checkpoints.save(
+                base, *workflow.one_head(*stored, of.head), {"what": f"{Path(model).name}, head {of.head}"}
+            )
         found[key] = of._replace(base=base)
     return found
 
@@ -156,7 +171,9 @@ def split(of: RelaxationSet, seed: int, n: int, folder: Path) -> Split:
     replayed = workflow.write_frames(folder / "earlier.extxyz.gz", workflow.frames(path(of.earlier)))
     return Split(
         workflow.write_frames(folder / "pairs.extxyz.gz", ends),
-        workflow.write_frames(folder / "steps.extxyz.gz", [frame for key in chosen for frame in found[key]]),
+        workflow.write_frames(
+            folder / "steps.extxyz.gz", [frame for key in chosen for frame in found[key][:: of.every]]
+        ),
         workflow.write_frames(folder / "test.extxyz.gz", [frame for key in judged for frame in test[key]]),
         replayed,
         str(folder.parent / f"kept_{of.head}.extxyz.gz") if of.kept else replayed,  # one file for all runs

@@ -17,7 +17,7 @@ def save_state(folder: str | Path, state: TrainState, keep: int = 3) -> Path:
     with uninterrupted(), _manager(folder, keep) as manager:
         step = int(state.step)
         if step not in manager.all_steps():
-            manager.save(step, args=ocp.args.StandardSave(state))
+            manager.save(step, args=ocp.args.StandardSave(_filled(state)))
             manager.wait_until_finished()
     return Path(folder) / str(step)
 
@@ -34,15 +34,17 @@ def restore_state(folder: str | Path, like: TrainState, step: int | None = None)
         wanted = "a training state" if step is None else f"the state of step {step}"
         raise FileNotFoundError(f"{folder}: {wanted} was not found; there are states of steps {steps}.")
     step = steps[-1] if step is None else step
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, jax.tree.map(jnp.asarray, like))
+    arrays = jax.tree.map(jnp.asarray, like)
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _filled(arrays))
     with uninterrupted(), _manager(folder) as manager:
         try:
-            return manager.restore(step, args=ocp.args.StandardRestore(abstract))
+            found = manager.restore(step, args=ocp.args.StandardRestore(abstract))
         except (ValueError, KeyError) as error:
             raise ValueError(
                 f"{folder}/{step}: the state does not fit this model, optimiser and precision. Resume with the "
                 f"configuration that it was written with, or choose another output folder. ({error})"
             ) from error
+    return jax.tree.map(lambda x, own: x if own.size else own, found, arrays)
 
 
 def saved_steps(folder: str | Path) -> list[int]:
@@ -51,6 +53,11 @@ def saved_steps(folder: str | Path) -> list[int]:
         return []
     with uninterrupted(), _manager(folder) as manager:
         return sorted(manager.all_steps())
+
+
+def _filled(state: TrainState) -> TrainState:
+    """The state with a zero in place of each array without elements, which orbax refuses to write."""
+    return jax.tree.map(lambda x: x if jnp.size(x) else jnp.zeros(1, x.dtype), state)
 
 
 def _manager(folder: str | Path, keep: int | None = None) -> Any:

@@ -7,13 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nequip_reference as reference
 import numpy as np
 import pytest
 from ase.geometry import find_mic
 
 import lamjax
 from experiments import workflow
-from experiments.relaxation import methods, report
+from experiments.relaxation import costs, methods, report
+from experiments.relaxation.bases import LARGE, read_base
 from experiments.relaxation.methods import FORCES, KEPT, KEPT_FORCES, SETTINGS, START, STRESSES
 from experiments.relaxation.run import SIZES, Run, finished, restore, starts, studies
 from experiments.relaxation.sets import KEPT_COPIES, SETS, keep, path, split, with_bases
@@ -27,9 +29,9 @@ def _names(file: str) -> set[str]:
     return {re.search(r"relax_id=(\S+)", frame)[1] for frame in workflow.frames(file)}
 
 
-@pytest.mark.parametrize("key", SETS)
+@pytest.mark.parametrize("key", SETS | LARGE)
 def test_what_is_held_out_is_not_trained_on(key, tmp_path):
-    of, tested = SETS[key], []
+    of, tested = (SETS | {"mgo": LARGE["mgo"]})[key], []
     for seed in range(len(set(of.held_out))):
         files = split(of, seed, 0, tmp_path)
         apart = _names(files.test)
@@ -40,7 +42,9 @@ def test_what_is_held_out_is_not_trained_on(key, tmp_path):
         if key in ("hbn", "gase"):  # whole compositions
             assert not {name.split("_")[2] for name in apart} & {name.split("_")[2] for name in _names(files.pairs)}
         tested.append(apart)
-    if key in (once := {"si_defects": 34, "zns": 15, "hbn": 40, "gase": 40}):  # no relaxation is held out twice
+    if key in (
+        once := {"si_defects": 34, "zns": 15, "hbn": 40, "gase": 40, "mgo": 2}
+    ):  # no relaxation is held out twice
         assert sum(map(len, tested)) == len(set.union(*tested)) == once[key]
 
 
@@ -85,6 +89,64 @@ def test_results_are_taken_up_if_they_began_from_the_same_base(tmp_path, monkeyp
     restore(tmp_path / "results.json", tmp_path / "runs")
     assert json.loads((tmp_path / "runs" / f"{run.name}.json").read_text()) == told["methods"][0]
     assert finished([run, Run("zns", "base", seed=4)], tmp_path / "runs") == told["methods"]
+
+
+@pytest.fixture
+def weights(tmp_path) -> Path:
+    """A file as Nequix writes it, of a few random numbers, that knows the elements of h-BN."""
+    head = reference.header(atomic_numbers=[5, 6, 7])
+    (tmp_path / "tiny.nqx").write_bytes(reference.file(head, reference.arrays(head)))
+    return tmp_path / "tiny.nqx"
+
+
+def test_runs_from_the_weights_of_nequix_are_kept_apart(weights, tmp_path):
+    base = read_base(f"nequix:{weights}")
+    of = with_bases({"hbn": base.sets["hbn"]}, tmp_path, base.model)["hbn"]
+    system = data.read_pairs(split(of, 0, 0, tmp_path).pairs)[0].start
+    one, other = (
+        lamjax.predict(*model, system, lamjax.allocate(model[0], system)).energy
+        for model in (lamjax.load(of.base), lamjax.load(weights))
+    )
+    np.testing.assert_allclose(one, other, rtol=1e-12)
+    assert base.report != read_base("small").report and base.digest != read_base("small").digest
+    run = Run("hbn", "BPTT", seed=1)
+    results = {"methods": [_made_up(r) for r in (run._replace(method="base"), run._replace(method=START), run)]}
+    report.tell(results, tmp_path / "report", base.said, base.digest)
+    told = json.loads((tmp_path / "report" / "results.json").read_text())
+    assert told["base"] == base.digest and told["command"].endswith("--base nequix:tiny.nqx")
+    restore(tmp_path / "report" / "results.json", tmp_path / "of_small")
+    assert not list((tmp_path / "of_small").iterdir())
+    restore(tmp_path / "report" / "results.json", tmp_path / "of_nequix", base.digest)
+    assert len(list((tmp_path / "of_nequix").iterdir())) == 3
+
+
+def test_other_bases_are_refused(tmp_path):
+    for text in ("large", "nequix", "nequix:", f"nequix:{tmp_path / 'none.nqx'}", "small:x"):
+        with pytest.raises(SystemExit, match="there is no such base. Say small, or nequix:PATH"):
+            read_base(text)
+
+
+@pytest.mark.parametrize("key", LARGE)
+def test_from_a_strong_base_paths_are_short(key, tmp_path):
+    of = LARGE[key]._replace(base=Path("../../lamjax/assets/models/small.lamjax"))
+    files = split(of, 0, 0, tmp_path)
+    made = {way: methods.structures(way, of, files, {}) for way in of.methods if way in methods.OBJECTIVES}
+    assert made["BPTT"].objective.relax.adjoint.steps == 10
+    assert all((one.epochs, one.batch_size) == (of.settings["epochs"], 2) for one in made.values())
+    if "hybrid" in made:
+        adjoint = made["hybrid"].objective.relax.adjoint
+        assert adjoint.window == 5 and adjoint.implicit.tol == methods.OBJECTIVES["implicit"]["relax"]["adjoint"]["tol"]
+
+
+def test_costs_of_what_is_measured_so_far_are_written(tmp_path, capsys):
+    (tmp_path / "costs").mkdir()
+    cost = {"preparation": 50.0, "compilation": 40.0, "step": 30.0, "steps": 13}
+    (tmp_path / "costs" / "Newton.json").write_text(json.dumps(cost))
+    base = read_base("small")._replace(report=tmp_path)
+    costs.write(["Newton", "BPTT"], base, tmp_path / "costs")
+    assert "| Newton | 30.0 | 90 | 13 | 8.0 |" in capsys.readouterr().out
+    told = json.loads((tmp_path / "costs.json").read_text())
+    assert told["costs"] == {"Newton": cost} and told["base"] == base.digest and told["core_minutes"] == 2.5
 
 
 def test_stresses_are_learned_where_the_name_says_so(tmp_path):

@@ -176,6 +176,16 @@ def test_ctrl_c_while_a_state_is_written_leaves_it_whole(tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, found.params, state.params)
 
 
+def test_parameters_without_elements_are_saved(tmp_path):
+    """Some layers of mlip's networks have weights of shape (1, 0), which orbax refuses."""
+    optimizer = training.optimizer(training.OptimizerConfig("adam"), 1e-3)
+    params = {"full": jnp.arange(3.0), "empty": jnp.zeros((1, 0))}
+    state = training.init(params, optimizer, ema=True)
+    training.save_state(tmp_path, state)
+    like = training.init(jax.tree.map(jnp.ones_like, params), optimizer, ema=True)
+    chex.assert_trees_all_equal(training.restore_state(tmp_path, like), state)
+
+
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
     sys.path.insert(0, str(SCRIPT.parent))
     try:
