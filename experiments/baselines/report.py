@@ -77,7 +77,8 @@ def errors_table(found: dict[str, Any], budget: str) -> str:
         of = [chosen(found, key, model, budget) for model in columns]
         rows.append([f"{key}, steps", "", "", *(str(runs[0]["steps"]) for runs in of)])
     said = workflow.markdown(["test", "RMSE of", "not trained", *columns], rows)
-    return f"{TITLES[budget]}, {len(names(found['runs'], 'seed'))} seeds\n\n{said}"
+    n = len(names(found["runs"], "seed"))
+    return f"{TITLES[budget]}, {n} seed{'s' if n > 1 else ''}\n\n{said}"
 
 
 def chosen(found: dict[str, Any], key: str, model: str, budget: str) -> list[dict]:
