@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import ScalarFormatter
 
 from experiments import workflow
 from experiments.look import BASELINES
@@ -127,4 +128,7 @@ def _panel(axes: Any, found: dict[str, Any], key: str, errors: Callable, step: d
         points[model] = (max(means), color)
     axes.axhline(errors(found["not trained"][key])["rmse_f"], color="black", linewidth=0.8, linestyle=":")
     axes.set(xscale="log", yscale="log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(ScalarFormatter())
+        axis.set_minor_formatter(ScalarFormatter())
     style.name_points(axes, points)
