@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import ScalarFormatter
 
 from experiments import workflow
 from experiments.look import BASELINES
@@ -77,7 +78,8 @@ def errors_table(found: dict[str, Any], budget: str) -> str:
         of = [chosen(found, key, model, budget) for model in columns]
         rows.append([f"{key}, steps", "", "", *(str(runs[0]["steps"]) for runs in of)])
     said = workflow.markdown(["test", "RMSE of", "not trained", *columns], rows)
-    return f"{TITLES[budget]}, {len(names(found['runs'], 'seed'))} seeds\n\n{said}"
+    n = len(names(found["runs"], "seed"))
+    return f"{TITLES[budget]}, {n} seed{'s' if n > 1 else ''}\n\n{said}"
 
 
 def chosen(found: dict[str, Any], key: str, model: str, budget: str) -> list[dict]:
@@ -126,4 +128,7 @@ def _panel(axes: Any, found: dict[str, Any], key: str, errors: Callable, step: d
         points[model] = (max(means), color)
     axes.axhline(errors(found["not trained"][key])["rmse_f"], color="black", linewidth=0.8, linestyle=":")
     axes.set(xscale="log", yscale="log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(ScalarFormatter())
+        axis.set_minor_formatter(ScalarFormatter())
     style.name_points(axes, points)

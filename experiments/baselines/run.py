@@ -124,8 +124,9 @@ def main(seeds: Sequence[int], sets: Sequence[str], chosen: Sequence[str], work:
 
 def train(key: str, model: str, seed: int, work: Work) -> None:
     """Both runs of a model, the longer going on from the shorter, unless another process is timing or training it."""
-    lock = locked(work.results / f"{key}-{model}-{seed}.lock")
-    if lock is None or not (work.results / f"{Run(key, model).name}.json").is_file():
+    if not (work.results / f"{Run(key, model).name}.json").is_file():
+        return
+    if (lock := locked(work.results / f"{key}-{model}-{seed}.lock")) is None:
         return
     with lock:
         for run in sorted((Run(key, model, budget, seed) for budget in BUDGETS), key=lambda run: steps_of(run, work)):
