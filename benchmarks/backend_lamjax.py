@@ -12,32 +12,34 @@ from common import LEARNING_RATE, PREFACTORS, Frames
 import lamjax
 from lamjax import data, losses, neighbors, numerics, pytree, training
 from lamjax.losses import LabelLossConfig
+from lamjax.relaxation.surface import in_a_row
 
 
 class Backend:
-    """One frame is evaluated as it is, several with `jax.vmap`; all are packed by lamjax into one shape."""
+    """Several frames are one list of atoms, as in a training; their lists of neighbours are made frame by frame."""
 
     packages = ("lamjax", "jax", "jaxlib", "numpy")
 
     def __init__(self, model: str, frames: Frames):
         self.potential, self.params = lamjax.load(model, dtype=jnp.float32)
-        self.batch = _pack(self.potential, frames.labelled())
-        one = len(frames.positions) == 1
-        over_frames = (lambda f: f) if one else jax.vmap
-        self.system, listed = jax.tree.map(lambda x: x[0] if one else x, (self.batch.system, self.batch.neighbors))
-        self.listed = jax.tree.map(jnp.asarray, listed)
-        self.listed_batch = jax.tree.map(jnp.asarray, self.batch.neighbors)
-        self.labels = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), self.batch.labels)
+        packed = _pack(self.potential, frames.labelled())
+        self.systems, self.listed = jax.tree.map(jnp.asarray, (packed.system, packed.neighbors))
+        self.batch = packed._replace(labels=_in_a_row(packed.labels), frame=packed.frame[None])
+        n = len(frames.positions)
 
-        def predict(params, system, listed):
-            return over_frames(lambda s, n: lamjax.predict(self.potential, params, s, n))(system, listed)
+        def predict(params, systems, listed):
+            found = lamjax.predict(self.potential, params, *in_a_row(systems, listed))
+            return found.energy.reshape(n), found.forces.reshape(n, -1, 3), found.virial.reshape(n, 3, 3)
 
-        def search_and_predict(params, system, listed):
-            found = over_frames(self._search)(listed, system)
-            return predict(params, system, found), found.overflow
+        def search_and_predict(params, systems, listed):
+            found = jax.vmap(self._search)(listed, systems)
+            return predict(params, systems, found), found.overflow
+
+        def search_row(listed, systems):
+            return jax.tree.map(lambda x: x[None], in_a_row(systems, jax.vmap(self._search)(listed, systems)))
 
         self.evaluate, self.evaluate_listed = jax.jit(search_and_predict), jax.jit(predict)
-        self.search = jax.jit(jax.vmap(self._search))
+        self.search = jax.jit(search_row)
         optimizer = optax.adam(LEARNING_RATE)
         self.step = training.make_step(losses.label_loss(self.potential, _loss_config()), optimizer)
         self.state = training.init(jax.tree.map(jnp.array, self.params), optimizer)  # a copy: steps reuse its memory
@@ -46,22 +48,23 @@ class Backend:
         return neighbors.update(listed, system, self.potential.shells)
 
     def efv(self):
-        prediction, overflow = jax.device_get(self.evaluate(self.params, self.system, self.listed))
+        prediction, overflow = jax.device_get(self.evaluate(self.params, self.systems, self.listed))
         if np.any(overflow):
             raise RuntimeError("the neighbour list overflowed")
-        return prediction.energy, prediction.forces, prediction.virial
+        return prediction
 
     def model(self):
-        prediction = jax.device_get(self.evaluate_listed(self.params, self.system, self.listed))
-        return prediction.energy, prediction.forces, prediction.virial
+        return jax.device_get(self.evaluate_listed(self.params, self.systems, self.listed))
 
     def train(self):
-        systems = jax.tree.map(jnp.asarray, self.batch.system)
-        found = self.search(self.listed_batch, systems)
-        batch = self.batch._replace(system=systems, neighbors=found, labels=self.labels)
-        self.state, metrics = self.step(self.state, batch)
+        self.state, metrics = self.step(self.state, self._found())
         jax.block_until_ready(self.state)
         return (float(metrics["loss"]),)
+
+    def _found(self) -> data.Batch:
+        """The batch with its lists made anew."""
+        system, found = self.search(self.listed, self.systems)
+        return self.batch._replace(system=system, neighbors=found)
 
     def work(self, task: str) -> dict[str, float]:
         """Operations of one call and the bytes that they read and write, in caches or memory, as XLA counts them.
@@ -69,14 +72,12 @@ class Backend:
         In programs without loops over blocks of atoms: of a loop XLA counts one turn. What is computed a second time to
         save memory is not counted, either.
         """
-        systems = jax.tree.map(jnp.asarray, self.batch.system)
-        batch = self.batch._replace(system=systems, neighbors=self.listed_batch, labels=self.labels)
         calls = {
-            "efv": [(self.evaluate, (self.params, self.system, self.listed))],
-            "model": [(self.evaluate_listed, (self.params, self.system, self.listed))],
+            "efv": [(self.evaluate, (self.params, self.systems, self.listed))],
+            "model": [(self.evaluate_listed, (self.params, self.systems, self.listed))],
             "train": [
-                (self.search, (self.listed_batch, systems)),
-                (self.step.gradient, (self.state.params, self.state.step, batch)),
+                (self.search, (self.listed, self.systems)),
+                (self.step.gradient, (self.state.params, self.state.step, self._found())),
             ],
         }
         jax.clear_caches()  # the programs were traced with loops
@@ -107,6 +108,14 @@ def _best(function, repetitions: int) -> float:
         function().block_until_ready()
         best = min(best, time.perf_counter() - begin)
     return best
+
+
+def _in_a_row(labels: lamjax.Labels) -> lamjax.Labels:
+    """Labels of the frames of one list of atoms, float32, with an axis of rows."""
+    labels = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), labels)
+    if len(labels.energy) == 1:
+        return labels
+    return jax.tree.map(lambda x: x[None], labels._replace(forces=labels.forces.reshape(-1, 3)))
 
 
 def _pack(potential, frames: Frames):
