@@ -62,6 +62,7 @@ number = 3.0
 def springs(tmp_path, monkeypatch):
     """The name of a module of this test's own, which can be imported; nothing that was consented to before counts."""
     name = f"springs_{tmp_path.name.replace('-', '_')}"
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # which is told from its file by second and size alone
     (tmp_path / f"{name}.py").write_text(MODULE)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
