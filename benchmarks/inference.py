@@ -117,13 +117,17 @@ def start(name: str, model: str, files: tuple[Path, Path], options) -> Worker:
 
 
 def operations(worker: Worker, timings: dict[str, dict]) -> dict:
-    """Operations of lamjax's tasks (XLA's count) and their rate as a fraction of a matrix product's on these cores."""
-    peak = worker.ask("limits")["flops_per_s"]
-    found = {}
+    """Operations of lamjax's tasks and the bytes that these read and write, and the rates of these cores for both.
+
+    The fraction of the peak is the rate of operations by that of a large product of matrices.
+    """
+    limits, found = worker.ask("limits"), {}
     for task, rows in timings.items():
-        flops = worker.ask("work", task)["flops"]
-        found[task] = {"gflop": flops / 1e9, "fraction_of_peak": flops / rows["lamjax"]["median"] / peak}
-    return {"peak_gflop_per_s": peak / 1e9, "tasks": found}
+        work = worker.ask("work", task)
+        fraction = work["flops"] / rows["lamjax"]["median"] / limits["flops_per_s"]
+        found[task] = {"gflop": work["flops"] / 1e9, "gbyte": work["bytes"] / 1e9, "fraction_of_peak": fraction}
+    rates = {"peak_gflop_per_s": limits["flops_per_s"] / 1e9, "bandwidth_gbyte_per_s": limits["bytes_per_s"] / 1e9}
+    return {**rates, "tasks": found}
 
 
 def ratio(rows: dict[str, dict]) -> dict[str, float | str]:

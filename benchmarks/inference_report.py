@@ -5,6 +5,7 @@ python benchmarks/inference_report.py dpa3
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from common import RESULTS, ROOT
@@ -20,6 +21,12 @@ COLUMNS = (
     "peak MB lamjax / other",
     "first call s",
 )
+
+
+def lines(columns: Iterable[str], body: Iterable[Iterable[str]]) -> str:
+    """A table in Markdown."""
+    columns = tuple(columns)
+    return "\n".join("| " + " | ".join(line) + " |" for line in (columns, ["---"] * len(columns), *body))
 
 
 def rows(models: dict) -> list[tuple[str, ...]]:
@@ -48,6 +55,38 @@ def cells(timings: dict, ratio: dict) -> tuple[str, ...]:
     )
 
 
+def roofline(results: dict) -> str:
+    """How far each task is from what processor and memory allow, as lines of Markdown.
+
+    The least time is the larger of two: all operations at the rate of a large product of matrices, and all bytes that
+    the compiled operations read and write at the rate at which memory is read and written. Bytes that a cache holds
+    move faster, so that a task can beat the second.
+    """
+    columns = (
+        "model",
+        "system",
+        "task",
+        "ms",
+        "GFLOP",
+        "at the peak ms",
+        "GB",
+        "at the bandwidth ms",
+        "least / measured",
+    )
+    body = []
+    for model, content in results["models"].items():
+        for system, found in content["systems"].items():
+            rates = found["operations"]
+            for task, work in rates["tasks"].items():
+                seconds = found["timings"][task]["lamjax"]["median"]
+                products = work["gflop"] / rates["peak_gflop_per_s"]
+                moved = work["gbyte"] / rates["bandwidth_gbyte_per_s"]
+                numbers = (1e3 * seconds, work["gflop"], 1e3 * products, work["gbyte"], 1e3 * moved)
+                cells = [f"{x:.{digits}f}" for x, digits in zip(numbers, (1, 2, 1, 2, 1), strict=True)]
+                body.append((model, system, task, *cells, f"{100 * max(products, moved) / seconds:.0f} %"))
+    return lines(columns, body)
+
+
 def memory(results: dict) -> str:
     """What `dpa3_memory.py` found as lines of Markdown."""
     columns = ("model", "task", "atoms", "temporaries MB", "compiled in s of processor time")
@@ -56,7 +95,7 @@ def memory(results: dict) -> str:
         for model, content in results["models"].items()
         for task, one in content["tasks"].items()
     ]
-    return "\n".join("| " + " | ".join(line) + " |" for line in (columns, ["---"] * len(columns), *body))
+    return lines(columns, body)
 
 
 def markdown(results: dict) -> str:
@@ -65,8 +104,7 @@ def markdown(results: dict) -> str:
     about = (
         f"{machine['cpu']}, {machine['cores_used']} of {machine['cores']} cores, load before {machine['load_before']}"
     )
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *rows(results["models"])]
-    return "\n".join([f"{about}, {results['date']}.", "", *("| " + " | ".join(line) + " |" for line in lines)])
+    return f"{about}, {results['date']}.\n\n{lines(COLUMNS, rows(results['models']))}"
 
 
 def write(name: str, text: str, path: Path = ROOT / "README.md") -> None:

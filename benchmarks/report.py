@@ -6,15 +6,14 @@ python benchmarks/report.py dynamics aims  # these
 
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 from common import RESULTS
 from dynamics import CODES, MODELS
+from inference_report import lines, roofline, write
 from inference_report import markdown as inference_other
 from inference_report import memory as dpa3_memory
-from inference_report import write
-from roofline import table as roofline
 
 
 class Aim(NamedTuple):
@@ -24,12 +23,6 @@ class Aim(NamedTuple):
     aim: str
     reached: float | None
     is_met: bool | None
-
-
-def lines(columns: Iterable[str], body: Iterable[Iterable[str]]) -> str:
-    """A table of Markdown."""
-    columns = tuple(columns)
-    return "\n".join("| " + " | ".join(line) + " |" for line in (columns, ["---"] * len(columns), *body))
 
 
 def about(results: dict) -> str:
