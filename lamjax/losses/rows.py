@@ -24,7 +24,8 @@ def predict_rows(potential: Potential, params: PyTree, batch: Any) -> Prediction
     """The predictions of a batch (`data.Batch`), row by row.
 
     Derivatives of forces are reverse over reverse, or, of a potential whose `atomic_energies.forward_over_reverse` is
-    true, forward over reverse: the same numbers, and nothing of the first derivative is kept for the second.
+    true, forward over reverse: the same numbers, and nothing of the first derivative is kept for the second. Of those
+    JAX refuses `jax.jvp` (TypeError); gradients, and `jax.jvp` of gradients, are there, and `jax.jvp` of `predict`.
     """
     if not hasattr(batch, "frame") or not hasattr(batch, "neighbors"):
         raise ArgumentError(

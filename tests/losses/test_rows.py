@@ -104,3 +104,9 @@ def test_vmapped_over_parameters(batch, params):
         return jax.jit(jax.vmap(jax.grad(lambda p: loss(p, batch)[0])))(several)
 
     of_both_ways(gradients)
+
+
+def test_forward_derivatives_of_a_loss_are_refused_not_wrong(batch, params):
+    loss = losses.label_loss(potential_of(True))
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(lambda p: loss(p, batch)[0], (params,), (params,))

@@ -7,7 +7,7 @@ never built: the rows that belong to atoms are multiplied once per atom, those o
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +50,17 @@ class Centre(NamedTuple):
     edge: Float[Array, "n_atoms e_dim"]
     new_angle: Float[Array, "n_atoms a_dim"] | None
     angle_message: Float[Array, "n_atoms e_dim"] | None
+
+
+class LayerBlock(NamedTuple):
+    """What the updates of one layer share, for a block of atoms."""
+
+    params: PyTree
+    config: RepflowConfig
+    act: Callable
+    graph: Graph  # of the block
+    given: Given  # by all atoms
+    centre: Centre  # of the block
 
 
 class Angles(NamedTuple):
@@ -132,10 +143,11 @@ def _layer(
     """
     n = c.n_dim
     given = Given(nodes, *(nodes @ p[name]["w"][n : 2 * n] for name in ("node_edge_linear", "edge_self_linear")))
-    layer = _sequential if c.sequential_update else _parallel
+    update = _sequential if c.sequential_update else _parallel
 
     def rows(graph: Any, centre: Any, edges: Array, features: Array) -> tuple:
-        around, edges, new = layer(p, c, act, graph, given, centre, edges, Angles(features, angles.right), left)
+        layer = LayerBlock(p, c, act, graph, given, centre)
+        around, edges, new = update(layer, edges, Angles(features, angles.right), left)
         return around, edges, new.left
 
     width, narrow = graph.indices.shape[1], graph.has_angles.shape[1]
@@ -152,9 +164,7 @@ def _centre(p: PyTree, c: RepflowConfig, nodes: Array) -> Centre:
     message, edge = share("node_edge_linear", nodes, 0), share("edge_self_linear", nodes, 0)
     if not c.update_angle:
         return Centre(message, edge, None, None)
-    if c.a_compress_rate:
-        split = c.a_compress_use_split
-        nodes = nodes[:, : c.compressed[0]] if split else nn.linear(p["a_compress_n_linear"], nodes)
+    nodes = _compressed(p, c, "n", nodes)
     on_angles = (share(name, nodes, c.a_dim) for name in ("angle_self_linear", "edge_angle_linear1"))
     return Centre(message, edge, *on_angles)
 
@@ -192,56 +202,44 @@ def _residual_init(key: Array, c: RepflowConfig, dtype: DTypeLike | None) -> dic
     }
 
 
-def _parallel(
-    p: PyTree,
-    c: RepflowConfig,
-    act: Callable,
-    graph: Graph,
-    given: Given,
-    centre: Centre,
-    edges: Array,
-    angles: Any,
-    left: int,
-) -> tuple[Any, Any, Any]:
+def _parallel(layer: LayerBlock, edges: Array, angles: Angles, left: int) -> tuple[Any, Any, Any]:
     """What atoms hear, and new edges and angles, from the old ones; `left` layers follow."""
-    around = _around(p, c, act, graph, given, centre, edges)
+    p, c = layer.params, layer.config
+    around = _around(layer, edges)
     if left == 0:
         return around, None, _NONE
-    terms = [edges, act(_on_edges(p["edge_self_linear"], graph, given.edge, centre.edge, edges))]
+    terms = [edges, _self_update(layer, edges)]
     if c.update_angle:
-        messages, angles = _through_angles(p, c, act, graph, centre, edges, angles, updated=left > 1)
-        terms.append(_to_edges(p, c, act, graph, messages, edges))
+        messages, angles = _through_angles(layer, edges, angles, updated=left > 1)
+        terms.append(_to_edges(layer, messages, edges))
     return around, combine(c.update_style, p.get("e_residual"), terms), angles
 
 
-def _sequential(
-    p: PyTree,
-    c: RepflowConfig,
-    act: Callable,
-    graph: Graph,
-    given: Given,
-    centre: Centre,
-    edges: Array,
-    angles: Any,
-    left: int,
-) -> tuple[Any, Any, Any]:
+def _sequential(layer: LayerBlock, edges: Array, angles: Angles, left: int) -> tuple[Any, Any, Any]:
     """Edges, angles, edges updated one after another, and what atoms hear of them."""
-    edges = edges + p["e_residual"][0] * act(_on_edges(p["edge_self_linear"], graph, given.edge, centre.edge, edges))
-    messages, angles = _through_angles(p, c, act, graph, centre, edges, angles, updated=True)
-    edges = edges + p["e_residual"][1] * _to_edges(p, c, act, graph, messages, edges)
-    around = _around(p, c, act, graph, given, centre, edges)
+    first, second = layer.params["e_residual"]
+    edges = edges + first * _self_update(layer, edges)
+    messages, angles = _through_angles(layer, edges, angles, updated=True)
+    edges = edges + second * _to_edges(layer, messages, edges)
+    around = _around(layer, edges)
     return (around, edges, angles) if left else (around, None, _NONE)
 
 
-def _around(
-    p: PyTree, c: RepflowConfig, act: Callable, graph: Graph, given: Given, centre: Centre, edges: Array
-) -> tuple[Array, Array]:
+def _self_update(layer: LayerBlock, edges: Array) -> Array:
+    """What an edge hears of itself and its two atoms."""
+    weights = layer.params["edge_self_linear"]
+    return layer.act(_on_edges(weights, layer.graph, layer.given.edge, layer.centre.edge, edges))
+
+
+def _around(layer: LayerBlock, edges: Array) -> tuple[Array, Array]:
     """Symmetrised surroundings and the sum of messages along the edges (n_atoms, _)."""
+    graph, given = layer.graph, layer.given
     symmetric = [
-        _symmetrise(graph, features, c.axis_neuron).reshape(len(edges), -1)
+        _symmetrise(graph, features, layer.config.axis_neuron).reshape(len(edges), -1)
         for features in (edges, given.nodes[graph.indices])
     ]
-    message = act(_on_edges(p["node_edge_linear"], graph, given.message, centre.message, edges))
+    weights = layer.params["node_edge_linear"]
+    message = layer.act(_on_edges(weights, graph, given.message, layer.centre.message, edges))
     return jnp.concatenate(symmetric, axis=-1), jnp.sum(graph.weight[..., None] * message, axis=1)
 
 
@@ -262,61 +260,54 @@ def _symmetrise(graph: Graph, features: Array, axis_neuron: int) -> Array:
     return jnp.einsum("nxa,nxc->nac", q[..., :axis_neuron], q) / 3
 
 
-def _on_edges(layer: PyTree, graph: Graph, given: Any, centre: Array, edges: Array) -> Array:
+def _on_edges(weights: PyTree, graph: Graph, given: Array, centre: Array, edges: Array) -> Array:
     """[N_i, N_j, E_ij] W + b (n_atoms, width, n_out); `given` holds the parts of all N_j, `centre` those of N_i."""
-    of_edge = layer["w"][-edges.shape[-1] :]
+    of_edge = weights["w"][-edges.shape[-1] :]
     return centre[:, None] + given[graph.indices] + nn.linear({"w": of_edge}, edges)
 
 
-def _on_angles(layer: PyTree, angles: Angles, centre: Array, edges: Array, a_dim: int) -> Array:
+def _on_angles(weights: PyTree, angles: Angles, centre: Array, edges: Array, a_dim: int) -> Array:
     """[A_ijk, n'_i, e'_ik, e'_ij] W + b (n_atoms, j, k, n_out); `centre` is the part of n'_i."""
-    e, z = edges.shape[-1], len(layer["w"])
-    of_k, of_j = layer["w"][z - 2 * e : z - e], layer["w"][z - e :]
+    e, z = edges.shape[-1], len(weights["w"])
+    of_k, of_j = weights["w"][z - 2 * e : z - e], weights["w"][z - e :]
     j, k = nn.linear({"w": of_j}, edges) + centre[:, None], nn.linear({"w": of_k}, edges)
-    return angles.times(layer["w"][:a_dim]) + j[:, :, None] + k[:, None]
+    return angles.times(weights["w"][:a_dim]) + j[:, :, None] + k[:, None]
 
 
-def _through_angles(
-    p: PyTree,
-    c: RepflowConfig,
-    act: Callable,
-    graph: Graph,
-    centre: Centre,
-    edges: Array,
-    angles: Angles,
-    updated: bool,
-) -> tuple[Array, Angles]:
+def _through_angles(layer: LayerBlock, edges: Array, angles: Angles, updated: bool) -> tuple[Array, Angles]:
     """B_ij = (1/sqrt(na)) Σ_k wa_ij wa_ik act(...) (n_atoms, narrow, e_dim), and the new angles if they are `updated`.
 
     Each linear map has a product of its own: to take columns of a common one apart costs more, in the gradient, than
     it saves.
     """
-    edges = _compressed(p, c, edges[:, : graph.has_angles.shape[1]])
+    p, c, centre, weight = layer.params, layer.config, layer.centre, layer.graph.angle_weight
+    edges = _compressed(p, c, "e", edges[:, : weight.shape[1]])
     new = _NONE
     if updated:
-        own = act(_on_angles(p["angle_self_linear"], angles, centre.new_angle, edges, c.a_dim))
+        own = layer.act(_on_angles(p["angle_self_linear"], angles, centre.new_angle, edges, c.a_dim))
         new = Angles(combine(c.update_style, p.get("a_residual"), [angles.value(), own]), None)
     heard = new if c.sequential_update else angles
-    messages = act(_on_angles(p["edge_angle_linear1"], heard, centre.angle_message, edges, c.a_dim))
-    weight = graph.angle_weight
+    messages = layer.act(_on_angles(p["edge_angle_linear1"], heard, centre.angle_message, edges, c.a_dim))
     return jnp.sum(weight[:, None, :, None] * messages, axis=2) * weight[..., None], new
 
 
-def _compressed(p: PyTree, c: RepflowConfig, edges: Array) -> Array:
-    """e' of the angles' inputs."""
+def _compressed(p: PyTree, c: RepflowConfig, which: Literal["n", "e"], features: Array) -> Array:
+    """n' or e', what enters the angles of atoms or of edges."""
     if c.a_compress_rate == 0:
-        return edges
+        return features
     if c.a_compress_use_split:
-        return edges[..., : c.compressed[1]]
-    return nn.linear(p["a_compress_e_linear"], edges)
+        from_node, from_edge = c.compressed
+        return features[..., : from_node if which == "n" else from_edge]
+    return nn.linear(p[f"a_compress_{which}_linear"], features)
 
 
-def _to_edges(p: PyTree, c: RepflowConfig, act: Callable, graph: Graph, b: Any, edges: Array) -> Array:
+def _to_edges(layer: LayerBlock, b: Array, edges: Array) -> Array:
     """What the angles of an edge say to it, act(B_ij W + b); an edge without angles has B = 0, or E_ij."""
+    weights, act = layer.params["edge_angle_linear2"], layer.act
     width, narrow = edges.shape[1], b.shape[1]
-    if c.smooth_edge_update:
-        messages = act(nn.linear(p["edge_angle_linear2"], b))
-        rest = jnp.broadcast_to(act(p["edge_angle_linear2"]["b"]), (len(b), width - narrow, b.shape[-1]))
+    if layer.config.smooth_edge_update:
+        messages = act(nn.linear(weights, b))
+        rest = jnp.broadcast_to(act(weights["b"]), (len(b), width - narrow, b.shape[-1]))
         return jnp.concatenate([messages, rest], axis=1)
-    b = jnp.where(graph.has_angles[..., None], b, edges[:, :narrow])
-    return act(nn.linear(p["edge_angle_linear2"], jnp.concatenate([b, edges[:, narrow:]], axis=1)))
+    b = jnp.where(layer.graph.has_angles[..., None], b, edges[:, :narrow])
+    return act(nn.linear(weights, jnp.concatenate([b, edges[:, narrow:]], axis=1)))
