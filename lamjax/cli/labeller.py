@@ -8,7 +8,7 @@ from lamjax import checkpoints
 from lamjax.distillation import CalculatorConfig, TeacherConfig
 from lamjax.training.config import apply
 
-MODELS = (".lamjax", ".dp", ".pt", ".pth", ".yaml", ".yml")
+MODELS = (".lamjax", ".dp", ".pt", ".pth", ".pt2", ".pte", ".yaml", ".yml", ".nqx")
 HELP = (
     "A model file (.lamjax, .dp, .pt, .yaml) or `small`, ASE's name of a calculator (emt, tblite), or a "
     "class or function that is imported as package.module:name is, for example tblite.ase:TBLite."

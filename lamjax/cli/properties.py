@@ -18,11 +18,12 @@ from rich.markup import escape
 
 from lamjax import checkpoints, data, files, units
 from lamjax.cli import reading, relax_records
+from lamjax.cli.failure import no_memory
 from lamjax.cli.relax import Precision
 from lamjax.data import records
 from lamjax.data.pairs import listed
 from lamjax.potential import Potential
-from lamjax.properties import PropertyConfig, survey, write_phonopy
+from lamjax.properties import PropertyConfig, check_phonopy, survey, write_phonopy
 from lamjax.properties.volumes import EquationOfStateConfig
 from lamjax.relaxation import CellConfig, RelaxConfig, stream
 from lamjax.reports import console, crystals, outputs, plots, progress, table
@@ -88,6 +89,8 @@ def properties(
     """
     if phonopy and not phonons:
         raise ValueError("--phonopy writes force constants: add --phonons.")
+    if phonopy:
+        check_phonopy()
     wanted = Wanted(
         elastic,
         EquationOfStateConfig() if eos else None,
@@ -282,8 +285,11 @@ def _tried(what: str, compute: Any) -> dict:
     """The result of a computation, or the reason why it failed."""
     try:
         return compute()
-    except (ValueError, FloatingPointError) as error:
-        return {f"{what}_error": str(error)}
+    except Exception as error:
+        reason = no_memory(error) or (str(error) if isinstance(error, ValueError | FloatingPointError) else None)
+        if reason is None:
+            raise
+        return {f"{what}_error": reason}
 
 
 def _equation(relaxed: Any, volumes: Any, name: str, wanted: Wanted, output: Path) -> dict:
@@ -348,14 +354,26 @@ def _write(output: Path, rows: list[dict], wanted: Wanted) -> None:
     writer.writeheader()
     writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in rows)
     files.write_atomically(output / CSV, text.getvalue().encode())
-    files.write_atomically(output / JSON, json.dumps(rows, indent=1).encode())
+    files.write_atomically(output / JSON, json.dumps(_without_nan(rows), indent=1, allow_nan=False).encode())
     if wanted.elastic:
         _moduli(output / MODULI, rows)
 
 
+def _without_nan(tree: Any) -> Any:
+    """Numbers that are not finite as None, `null` in JSON, which has no NaN."""
+    match tree:
+        case dict():
+            return {key: _without_nan(value) for key, value in tree.items()}
+        case list():
+            return [_without_nan(value) for value in tree]
+        case float() if not np.isfinite(tree):
+            return None
+    return tree
+
+
 def _moduli(path: Path, rows: list[dict]) -> None:
     """Moduli of the stable crystals against their references, or how they are distributed."""
-    sound = [row for row in rows if row.get("elastic_stable") and "bulk_modulus" in row]
+    sound = [row for row in rows if row.get("elastic_stable") and np.isfinite(row.get("bulk_modulus", np.nan))]
     known: dict[str, tuple] = {}
     for name, label in REFERENCES.items():
         pairs = [(row[f"reference_{name}"], row[name]) for row in sound if f"reference_{name}" in row]

@@ -175,7 +175,7 @@ def _checked(name: str, value: Any, shape: tuple[int, ...]) -> Any:
     if value.shape != shape:
         raise ValueError(f"the {name} has shape {value.shape}, expected {shape}.")
     if not np.isfinite(value).all():
-        raise ValueError(f"the {name} is not finite (NaN or infinity).")
+        raise ValueError(f"NaN or infinity in the {name}.")
     return value if shape else float(value)
 
 

@@ -159,8 +159,8 @@ def _finish(frames: Sequence[Frame], out: Path, dtype: DTypeLike | None) -> Writ
     failures = Counter(reason for reason in answers if reason is not None)
     if len(failures) and not any(reason is None for reason in answers):
         raise ValueError(
-            f"No frame could be labelled: {failures.most_common(1)[0][0]} The reasons are in {partial}; remove it and "
-            f"{_facts(out)} to begin anew."
+            f"No frame could be labelled: {failures.most_common(1)[0][0].rstrip('.')}. The reasons are in {partial}; "
+            f"remove it and {_facts(out)} to begin anew."
         )
     if failures:
         files_of = (atoms for atoms, reason in zip(_records(partial), answers, strict=True) if reason is not None)

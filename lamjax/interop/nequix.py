@@ -34,6 +34,9 @@ _MODEL = (
     "shift",
 )
 _FIXED = {"index_weights": False, "layer_norm": True}
+_REAL = ("cutoff", "radial_polynomial_p", "avg_n_neighbors", "scale", "shift")
+# whole numbers, and the most of each: a damaged header must not ask for more than any machine can build
+_WHOLE = {"lmax": 11, "n_layers": 64, "radial_basis_size": 4096, "radial_mlp_size": 65536, "radial_mlp_layers": 64}
 
 
 def is_nequix(path: str | Path) -> bool:
@@ -85,7 +88,27 @@ def _header(path: Any, line: bytes) -> dict[str, Any]:
     for key, value in _FIXED.items():
         if header[key] != value:
             raise CheckpointError(f"{path}: {key} is {header[key]}, lamjax reads models with {key} {value} only.")
+    _check_kinds(path, header)
     return header
+
+
+def _check_kinds(path: Any, header: dict[str, Any]) -> None:
+    """CheckpointError for a value that is not of the kind that its key asks for, or larger than can be meant."""
+    for key in (*_REAL, *_WHOLE):
+        value, most = header[key], _WHOLE.get(key, np.inf)
+        if not _is_number(value) or key in _WHOLE and value != int(value):
+            raise CheckpointError(f"{path}: {key} is {value!r}, expected a {'whole ' * (key in _WHOLE)}number.")
+        if value > most:
+            raise CheckpointError(f"{path}: {key} is {value}, more than {most}. Is the file damaged?")
+    numbers, irreps = header["atomic_numbers"], header["hidden_irreps"]
+    if not isinstance(numbers, list) or not all(_is_number(z) and z == int(z) for z in numbers):
+        raise CheckpointError(f"{path}: atomic_numbers is {numbers!r}, expected a list of whole numbers, as in [1, 8].")
+    if not isinstance(irreps, str):
+        raise CheckpointError(f"{path}: hidden_irreps is {irreps!r}, expected a text, as in '128x0e + 64x1o'.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
 
 
 def _config(path: Any, header: dict[str, Any]) -> PotentialConfig:

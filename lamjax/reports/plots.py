@@ -98,8 +98,7 @@ def relaxations(
         axes[0].set_xlim(left=0)
         for ax, (quantity, values) in zip(axes[1:], panels.items(), strict=True):
             values = np.asarray(values)
-            shown = [values[done], values[~done]]
-            ax.hist(shown, bins=min(40, max(8, len(values) // 5)), stacked=True, color=[AFTER, BEFORE])
+            style.histogram(ax, [values[done], values[~done]], [AFTER, BEFORE])
             ax.set(xlabel=quantity, ylabel="structures")
         for ax in axes:
             ax.locator_params(axis="y", integer=True)
