@@ -110,8 +110,8 @@ def _checked_size(system: System, repeats: Int[np.ndarray, "3"]) -> Int[np.ndarr
     n_atoms = system.n_atoms * int(np.prod(repeats, dtype=object))
     if n_atoms > MOST_ATOMS:
         raise ValueError(
-            f"A supercell of {'x'.join(map(str, repeats))} cells has {n_atoms} atoms, more than {MOST_ATOMS}. Ask for a "
-            "smaller distance between its faces, or for fewer repeats."
+            f"A supercell of {'x'.join(map(str, repeats))} cells has {n_atoms} atoms, more than {MOST_ATOMS}. Ask for "
+            "a smaller distance between its faces, or for fewer repeats."
         )
     return repeats
 
