@@ -122,6 +122,8 @@ def properties(
     if not rows:
         raise ValueError(listed("Nothing was computed", unread or ["There are no structures."]))
     console.print(_report(rows, len(left), time.monotonic() - began, output))
+    if remarks := [f"{row['source']}: {row['remark']}" for row in rows if "remark" in row]:
+        console.print(escape(listed("Look at these", remarks)), soft_wrap=True)
     failures = unread + [f"{row['source']}: {row[key]}" for row in rows for key in row if key.endswith("error")]
     if failures:
         console.print(escape(listed("Not computed", failures)), soft_wrap=True)

@@ -6,6 +6,7 @@ Koker et al., arXiv 2508.16067. Nothing of a file is executed.
 import io
 import json
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -32,6 +33,12 @@ _MODEL = (
     "avg_n_neighbors",
     "scale",
     "shift",
+)
+# what says how a model was trained, which changes no energy
+_TRAINING = frozenset(
+    "state_path resume_from train_path valid_path cache_dir valid_frac avg_n_edges avg_n_nodes max_n_edges max_n_nodes "
+    "seed mlp_init_scale optimizer learning_rate warmup_epochs warmup_factor grad_clip_norm weight_decay batch_size "
+    "n_epochs energy_weight force_weight stress_weight loss_type log_every val_every ema_decay atom_energies".split()
 )
 _FIXED = {"index_weights": False, "layer_norm": True}
 _REAL = ("cutoff", "radial_polynomial_p", "avg_n_neighbors", "scale", "shift")
@@ -89,6 +96,12 @@ def _header(path: Any, line: bytes) -> dict[str, Any]:
         if header[key] != value:
             raise CheckpointError(f"{path}: {key} is {header[key]}, lamjax reads models with {key} {value} only.")
     _check_kinds(path, header)
+    if unknown := sorted(header.keys() - {*_MODEL, *_FIXED} - _TRAINING):
+        warnings.warn(
+            f"{path}: the header has keys that lamjax does not know: {', '.join(unknown)}. If they change the model, "
+            "its energies here are not Nequix's: compare some.",
+            stacklevel=2,
+        )
     return header
 
 

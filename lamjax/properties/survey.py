@@ -83,6 +83,8 @@ def state(start: System, relaxed: Any, potential: Potential, cell: bool) -> dict
         facts |= dict(zip(("a", "b", "c"), map(float, lengths), strict=True))
         facts["density"] = float(DENSITY * MASSES[numbers].sum() / after)
         facts["broken_up"] = alone or (cell and abs(after / before - 1) > CHANGE)
+    if remark := _vacuum(end, potential.cutoff):
+        facts["remark"] = remark
     operations = n_operations(start), n_operations(end)
     facts |= dict(zip(("operations_before", "operations"), operations, strict=True))
     facts["symmetry_changed"] = operations[0] != operations[1]
@@ -201,6 +203,25 @@ def _program(potential: Potential, config: PropertyConfig | None, what: str):
         case "products":
             function = functools.partial(vibrations.hessian_products, potential)
     return jax.jit(function, compiler_options=numerics.compiler_options())
+
+
+def _vacuum(system: System, cutoff: float) -> str | None:
+    """What is said of a periodic structure that leaves more than the cutoff (Å) empty along a lattice vector."""
+    if not np.all(np.asarray(system.pbc)):
+        return None
+    cell = np.asarray(system.cell, np.float64)
+    places = np.sort((np.asarray(system.positions, np.float64) @ np.linalg.inv(cell)) % 1.0, axis=0)
+    shares = np.max(np.diff(np.concatenate([places, places[:1] + 1]), axis=0), axis=0)
+    empty = shares * lattice.face_distances(cell, np.ones(3, bool))
+    wide = np.flatnonzero(empty > cutoff)
+    if not len(wide):
+        return None
+    gaps = " and ".join(f"{empty[k]:.1f} Å along {'abc'[k]}" for k in wide)
+    kind = {1: "a slab, whose stiffness in N/m is computed with pbc set to F there", 2: "a wire", 3: "a molecule"}
+    return (
+        f"{gaps} are empty, more than the cutoff of {cutoff:g} Å: {kind[len(wide)]}. Moduli here are those of the cell "
+        "with its empty space"
+    )
 
 
 def _rung(n: int, least: int = 1) -> int:

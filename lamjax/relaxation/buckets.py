@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from lamjax import shapes
-from lamjax.lattice import image_offsets, n_images
+from lamjax.lattice import face_distances, image_offsets, n_images
 from lamjax.neighbors import plan_capacities
 from lamjax.neighbors.host import check_distances, pairs
 from lamjax.neighbors.types import round_up
@@ -48,7 +48,9 @@ def check(potential, system: System, config: RelaxConfig) -> None:
     reach = _reach(potential, config)
     if (n := np.prod(2.0 * n_images(system.cell, system.pbc, reach) + 1)) > MOST_IMAGES:
         raise ValueError(
-            f"Within {reach:g} Å an atom sees {n:.0f} images of the cell, more than {MOST_IMAGES}. Is the cell in Å?"
+            f"Within {reach:g} Å an atom sees {n:.0f} images of the cell, more than {MOST_IMAGES}: its faces are "
+            f"{', '.join(f'{d:.2g}' for d in face_distances(system.cell, system.pbc))} Å apart. Is the cell in Å? If "
+            "it is only skewed, describe the crystal by the cell of atoms.cell.minkowski_reduce()."
         )
 
 

@@ -169,6 +169,12 @@ def test_a_header_without_a_key_is_refused(tmp_path, weights):
         lamjax.load(tmp_path / "m.nqx")
 
 
+def test_keys_of_a_header_that_are_not_known_are_named(tmp_path, weights):
+    (tmp_path / "m.nqx").write_bytes(reference.file(reference.header(zbl=True, optimizer="muon"), weights))
+    with pytest.warns(UserWarning, match=r"m\.nqx: the header has keys that lamjax does not know: zbl\."):
+        lamjax.load(tmp_path / "m.nqx")
+
+
 @pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
 def test_a_truncated_file_is_refused(tmp_path, path, share):
     content = path.read_bytes()

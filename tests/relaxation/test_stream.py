@@ -261,3 +261,13 @@ def test_results_are_told_before_all_are_done():
     first = next(found)
     assert first.relaxation.converged and lamjax.to_ase(first.relaxation.system).get_chemical_formula()
     assert len(list(found)) == len(systems) - 1
+
+
+def test_a_skewed_cell_is_refused_with_the_remedy_that_mends_it():
+    atoms = ase.build.bulk("Cu", "fcc", a=3.5)
+    atoms.set_cell(np.array([[1, 0, 0], [9, 1, 0], [2, 15, 1]]) @ atoms.cell.array)
+    potential = lamjax.classical.lennard_jones(cutoff=6.0)
+    with pytest.raises(ValueError, match=r"faces are .* Å apart.*minkowski_reduce"):
+        buckets.check(potential, lamjax.from_ase(atoms), RelaxConfig())
+    atoms.set_cell(atoms.cell.minkowski_reduce()[0])
+    buckets.check(potential, lamjax.from_ase(atoms), RelaxConfig())
