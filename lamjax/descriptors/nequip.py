@@ -317,7 +317,7 @@ def _flat(x: Array, axis: int) -> Array:
 
 
 def _split(x: Array, sizes: Sequence[int]) -> list[Array]:
-    """Parts along the last axis; the derivative of a split is one concatenation, that of slices a sum of padded arrays."""
+    """Parts along the last axis, whose derivative is one concatenation; that of slices is a sum of padded arrays."""
     return jnp.split(x, list(itertools.accumulate(sizes))[:-1], axis=-1)
 
 

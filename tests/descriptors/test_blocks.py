@@ -11,7 +11,6 @@ import structures
 import lamjax
 from lamjax.descriptors.dpa2 import repformer
 
-
 nequip = sys.modules[lamjax.descriptors.nequip.__module__]
 SIZES = {"dpa2_preset": (repformer, 3), "dpa2_default": (repformer, 3), "nequip": (nequip, None)}
 
