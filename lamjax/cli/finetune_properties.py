@@ -1,6 +1,7 @@
 """`lamjax finetune-properties`: a stored model learns properties of relaxed crystals."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ from lamjax.cli.keys import KeyCommand, strings
 from lamjax.cli.train import banner, line
 from lamjax.cli.tuning import Base, ConfigFile, Head, Keys, Output, Resume, follow, template_option
 from lamjax.evaluation.retention import forgetting
+from lamjax.losses import TargetConfig
 from lamjax.losses.properties import UNITS
 from lamjax.reports import console, table, warnings_as_text
 from lamjax.training import engine, properties, records
@@ -41,8 +43,7 @@ def finetune_properties(
         typer.Option(help="A property to learn, again for more; with its unit as bulk_modulus=kbar. Default: all."),
     ] = None,
     replay: Annotated[
-        list[Path] | None,
-        typer.Option(help="Labelled frames that are trained on too, against forgetting."),
+        list[Path] | None, typer.Option(help="Labelled frames that are trained on too, against forgetting.")
     ] = None,
     config: ConfigFile = None,
     template: Annotated[bool, template_option(TEMPLATE)] = False,
@@ -117,7 +118,7 @@ def _describe(run: engine.Run) -> None:
         console.print("Without --replay nothing holds forces elsewhere: look at the table at the end.", style="dim")
 
 
-def _targets(run: engine.Run):
+def _targets(run: engine.Run) -> Sequence[TargetConfig]:
     return () if run.data.sets.loss is None else run.data.sets.loss.targets
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 from pydantic import Field
 
 from lamjax import neighbors as neighbor_lists
@@ -20,7 +20,7 @@ from lamjax.factories import factory
 from lamjax.lattice import image_offsets, padded_images
 from lamjax.neighbors import Neighbors
 from lamjax.neighbors.verlet import SKIN
-from lamjax.potential import check_potential
+from lamjax.potential import Potential, check_potential
 from lamjax.properties import PropertyConfig, Supercell
 from lamjax.relaxation import CellConfig, Implicit, RelaxConfig, relax
 from lamjax.system import System, masses, real, volume
@@ -66,7 +66,7 @@ class TargetConfig:
     ] = 1.0
     unit: Annotated[str | None, Field(description="of the targets; None: the first one of the quantity")] = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.name not in UNITS:
             raise ValueError(f"Unknown property {self.name!r}; known: {', '.join(UNITS)}.")
         if self.unit is not None and self.unit not in UNITS[self.name]:
@@ -133,7 +133,7 @@ class PropertyValues(NamedTuple):
 
 
 def property_batch(
-    potential, systems: Sequence[System], targets: Sequence[Mapping[str, Any]], config: PropertyLossConfig
+    potential: Potential, systems: Sequence[System], targets: Sequence[Mapping[str, Any]], config: PropertyLossConfig
 ) -> PropertyBatch:
     """The batch of some crystals of one number of atoms, with a dict {property: value} for each. On the host.
 
@@ -165,7 +165,7 @@ def property_batch(
     return jax.tree.map(jnp.asarray, PropertyBatch(start, lists, values, weights, cells))
 
 
-def _lists(potential, systems: Sequence[System], widths: tuple[int, ...]) -> Neighbors:
+def _lists(potential: Potential, systems: Sequence[System], widths: tuple[int, ...]) -> Neighbors:
     """Neighbours of structures of one number of atoms, stacked, with the images that cells a tenth shorter need."""
     images = [image_offsets(SHRINK * s.cell, s.pbc, potential.cutoff + SKIN) for s in systems]
     most = max(map(len, images))
@@ -177,7 +177,9 @@ def _lists(potential, systems: Sequence[System], widths: tuple[int, ...]) -> Nei
     return pytree.stack([lists(*one) for one in zip(systems, images, strict=True)])
 
 
-def _supercells(potential, systems: Sequence[System], widths: tuple[int, ...], config: PhononTargetConfig) -> Supercell:
+def _supercells(
+    potential: Potential, systems: Sequence[System], widths: tuple[int, ...], config: PhononTargetConfig
+) -> Supercell:
     """Their supercells, stacked; an atom of them has the neighbours of its copy in the cell."""
     plain = [jax.tree.map(np.asarray, s) for s in systems]
     cells = [properties.supercell(potential, s, config.repeats, capacities=widths) for s in plain]
@@ -192,7 +194,7 @@ def _supercells(potential, systems: Sequence[System], widths: tuple[int, ...], c
     return pytree.stack([widened(c) for c in cells])._replace(neighbors=lists)
 
 
-def target_value(target: TargetConfig, value, system: System, name: str) -> np.ndarray | None:
+def target_value(target: TargetConfig, value: Any, system: System, name: str) -> np.ndarray | None:
     """A target of a structure in the first unit of its quantity; None if there is none. ValueError for what is wrong.
 
     `name` is what messages call the structure.
@@ -243,7 +245,7 @@ def _of_structure(name: str, system: System, n_atoms: int):
 
 
 @factory
-def property_loss(potential, config: PropertyLossConfig) -> Callable:
+def property_loss(potential: Potential, config: PropertyLossConfig) -> Callable:
     """The loss `(params, batch, lr_ratio) -> (scalar, metrics)` of properties of structures that are relaxed first.
 
     The batch is a `PropertyBatch`. Each structure is relaxed with the parameters as they are; the gradient is that of
@@ -257,7 +259,7 @@ def property_loss(potential, config: PropertyLossConfig) -> Callable:
     expect(config, PropertyLossConfig, "property_loss takes a PropertyLossConfig second", "It names the targets.")
     size = {"squared": jnp.square, "absolute": lambda x: jnp.sqrt(1 + x * x) - 1}[config.error]
 
-    def loss(params, batch: PropertyBatch, lr_ratio=1.0):
+    def loss(params: PyTree, batch: PropertyBatch, lr_ratio: float | Array = 1.0) -> tuple[Array, dict]:
         _check(batch, PropertyBatch, "property_loss", "losses.property_batch makes one of structures and targets.")
         crystals, kept, n_steps = _relaxed(potential, params, batch, config)
 
@@ -280,7 +282,7 @@ def property_loss(potential, config: PropertyLossConfig) -> Callable:
 
 
 @factory
-def property_values(potential, config: PropertyLossConfig) -> Callable:
+def property_values(potential: Potential, config: PropertyLossConfig) -> Callable:
     """The function (params, PropertyBatch) -> PropertyValues of structures that are relaxed first.
 
     What `property_loss` compares with the targets, of each structure, and whether it is to be trusted.
@@ -288,7 +290,7 @@ def property_values(potential, config: PropertyLossConfig) -> Callable:
     check_potential(potential, "property_values")
     expect(config, PropertyLossConfig, "property_values takes a PropertyLossConfig second", "It names the properties.")
 
-    def values_of(params, batch: PropertyBatch) -> PropertyValues:
+    def values_of(params: PyTree, batch: PropertyBatch) -> PropertyValues:
         _check(batch, PropertyBatch, "property_values", "losses.property_batch makes one of structures and targets.")
         crystals, kept, n_steps = _relaxed(potential, params, batch, config)
         values, stable, settled = jax.vmap(lambda x: _properties(potential, config, params, *x))(crystals)
@@ -385,7 +387,7 @@ def sampled_columns(
 
 
 @factory
-def force_constant_loss(potential) -> Callable:
+def force_constant_loss(potential: Potential) -> Callable:
     """The loss `(params, batch, lr_ratio) -> (scalar, metrics)`: mean square of (H v - Φ v) per atom, in (eV/Å²)².
 
     The batch is a `ForceConstantBatch`: products of the reference's force constants with some directions, at the
@@ -399,7 +401,7 @@ def force_constant_loss(potential) -> Callable:
         error = jnp.where(real(system)[:, None], computed - products, 0)
         return jnp.mean(jnp.sum(error**2, axis=(1, 2))) / jnp.maximum(jnp.sum(real(system)), 1)
 
-    def loss(params, batch: ForceConstantBatch, lr_ratio=1.0):
+    def loss(params: PyTree, batch: ForceConstantBatch, lr_ratio: float | Array = 1.0) -> tuple[Array, dict]:
         _check(batch, ForceConstantBatch, "force_constant_loss", "losses.sampled_columns gives its columns.")
         present = jnp.any(real(batch.system), axis=-1)
         each = jax.vmap(lambda *x: one(params, *x))(*batch)
@@ -410,6 +412,6 @@ def force_constant_loss(potential) -> Callable:
     return loss
 
 
-def _check(batch, kind: type, name: str, remedy: str) -> None:
+def _check(batch: Any, kind: type, name: str, remedy: str) -> None:
     if not isinstance(batch, kind):
         raise ArgumentError(f"{name} takes a {kind.__name__}, got {describe(batch)}. {remedy}")

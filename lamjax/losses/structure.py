@@ -6,15 +6,17 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, PyTree
 from pydantic import Field
 
 from lamjax import neighbors as neighbor_lists
 from lamjax.arguments import ArgumentError, describe, expect
 from lamjax.config import configuration
+from lamjax.data import StructureBatch
 from lamjax.factories import factory
 from lamjax.losses.geometry import StructureError, structure_error
-from lamjax.potential import check_potential
+from lamjax.potential import Potential, check_potential
 from lamjax.relaxation import Relaxation, RelaxConfig, Unrolled, implicit, minimiser, relax
 from lamjax.relaxation.adjoints import is_of_the_end
 from lamjax.relaxation.implicit import Point
@@ -34,8 +36,7 @@ class DistanceConfig:
     kind: Literal["dq", "rmsd", "squared", "bounded"] = "dq"
     scale: Annotated[float, Field(gt=0, description='amu^1/2 Å, where "bounded" is one half')] = 1.0
     cell: Annotated[
-        float,
-        Field(ge=0, description="weight of the strain between the cells, added to the distance of the atoms"),
+        float, Field(ge=0, description="weight of the strain between the cells, added to the distance of the atoms")
     ] = 0.0
 
 
@@ -49,8 +50,7 @@ class StructureLossConfig:
         float, Field(description="weight of the distance at the end of the window of the adjoint Hybrid")
     ] = 1.0
     energy: Annotated[
-        float,
-        Field(description="weight (atoms/eV) of |E - label| per atom at the end, where the target has an energy"),
+        float, Field(description="weight (atoms/eV) of |E - label| per atom at the end, where the target has an energy")
     ] = 0.0
     max_motion: Annotated[
         float,
@@ -66,13 +66,13 @@ class Learned(NamedTuple):
     minimiser: dict[str, Array]
 
 
-def with_minimiser(params, config: RelaxConfig, dtype=None) -> Learned:
+def with_minimiser(params: PyTree, config: RelaxConfig, dtype: DTypeLike | None = None) -> Learned:
     """The parameters, and beside them the learnable numbers of the config's minimiser: step sizes, mixing, bias."""
     return Learned(params, minimiser(config.minimiser).numbers(jnp.zeros((), dtype or float).dtype))
 
 
 @factory
-def structure_loss(potential, config: StructureLossConfig | None = None) -> Callable:
+def structure_loss(potential: Potential, config: StructureLossConfig | None = None) -> Callable:
     """The loss `(params, batch, lr_ratio) -> (scalar, metrics)` of relaxing `batch.start` towards `batch.target`.
 
     The batch is a `data.StructureBatch`; params are the potential's, or `Learned`. The scalar is the mean over its
@@ -88,7 +88,9 @@ def structure_loss(potential, config: StructureLossConfig | None = None) -> Call
     expect(config, StructureLossConfig, "structure_loss takes a StructureLossConfig second", remedy)
     by_adjoint = _at_minimum if is_of_the_end(config.relax.adjoint) else _on_the_way
 
-    def loss(params, batch, lr_ratio=1.0):  # the ratio is for losses whose weights follow the learning rate
+    def loss(
+        params: PyTree, batch: StructureBatch, lr_ratio: float | Array = 1.0
+    ) -> tuple[Array, dict]:  # the ratio is for losses whose weights follow the learning rate
         check_pairs(batch)
         learned = params if isinstance(params, Learned) else Learned(params, {})
         return by_adjoint(potential, learned, batch, config)
@@ -96,7 +98,7 @@ def structure_loss(potential, config: StructureLossConfig | None = None) -> Call
     return loss
 
 
-def check_pairs(batch) -> None:
+def check_pairs(batch: Any) -> None:
     """ArgumentError unless the batch holds starts and targets."""
     if not hasattr(batch, "start") or not hasattr(batch, "target"):
         raise ArgumentError(
@@ -121,7 +123,9 @@ def shaped(distance: Float[Array, "*batch"], config: DistanceConfig) -> Float[Ar
     return distance
 
 
-def _on_the_way(potential, learned: Learned, batch, config: StructureLossConfig):
+def _on_the_way(
+    potential: Potential, learned: Learned, batch: StructureBatch, config: StructureLossConfig
+) -> tuple[Array, dict]:
     """Value and metrics where the steps of the relaxation are differentiated."""
     relaxed = _relaxed(potential, learned, batch, config.relax)
     kept = _kept(relaxed, batch, config)
@@ -129,7 +133,9 @@ def _on_the_way(potential, learned: Learned, batch, config: StructureLossConfig)
     return _with_window(mean(each, kept), _metrics(error, relaxed, kept, batch), relaxed.window, (batch, kept, config))
 
 
-def _at_minimum(potential, learned: Learned, batch, config: StructureLossConfig):
+def _at_minimum(
+    potential: Potential, learned: Learned, batch: StructureBatch, config: StructureLossConfig
+) -> tuple[Array, dict]:
     """Value and metrics where the minimum is differentiated: the linear solve is done here, and reported."""
     adjoint = config.relax.adjoint
     relaxed = _relaxed(potential, learned, batch, config.relax)
@@ -158,7 +164,7 @@ def _at_minimum(potential, learned: Learned, batch, config: StructureLossConfig)
     return _with_window(mean(each, kept) + zero.astype(each.dtype), metrics, relaxed.window, (batch, kept, config))
 
 
-def _with_window(total, metrics: dict, window: System | None, judged: tuple):
+def _with_window(total: Float[Array, ""], metrics: dict, window: System | None, judged: tuple) -> tuple[Array, dict]:
     """Value and metrics with those of the structures at the end of a window, where the adjoint has one."""
     if window is None:
         return total, metrics
@@ -167,26 +173,26 @@ def _with_window(total, metrics: dict, window: System | None, judged: tuple):
     return total + config.window * mean(each, kept), metrics | {"dq_window": mean(error.dq, kept)}
 
 
-def _relaxed(potential, learned: Learned, batch, config: RelaxConfig) -> Relaxation:
+def _relaxed(potential: Potential, learned: Learned, batch: StructureBatch, config: RelaxConfig) -> Relaxation:
     return relax(
-        potential,
-        learned.potential,
-        batch.start,
-        batch.neighbors,
-        config,
-        fixed=batch.fixed,
-        numbers=learned.minimiser,
+        potential, learned.potential, batch.start, batch.neighbors, config, fixed=batch.fixed, numbers=learned.minimiser
     )
 
 
-def _kept(relaxed: Relaxation, batch, config: StructureLossConfig) -> Bool[Array, " n_batch"]:
+def _kept(relaxed: Relaxation, batch: StructureBatch, config: StructureLossConfig) -> Bool[Array, " n_batch"]:
     """Mask of the structures that count: with atoms, finite, and moved by less than `max_motion`."""
     moved = jax.lax.stop_gradient(relaxed.system.positions) - batch.start.positions
     farthest = jnp.sqrt(jnp.max(jnp.sum(moved * moved, axis=-1), axis=-1, initial=0))
     return jnp.any(real(batch.start), axis=-1) & relaxed.finite & (farthest <= config.max_motion)
 
 
-def _value(system: System, energy, batch, kept, config: StructureLossConfig):
+def _value(
+    system: System,
+    energy: Float[Array, " n_batch"],
+    batch: StructureBatch,
+    kept: Bool[Array, " n_batch"],
+    config: StructureLossConfig,
+) -> tuple[Array, StructureError]:
     """The loss of each structure, and its errors; those that are not kept are judged at their target.
 
     An energy of None does not count.
@@ -205,7 +211,7 @@ def _value(system: System, energy, batch, kept, config: StructureLossConfig):
     return each, error
 
 
-def _number(kept, dtype) -> Float[Array, ""]:
+def _number(kept: Bool[Array, " n_batch"], dtype: DTypeLike) -> Float[Array, ""]:
     return jnp.maximum(jnp.sum(kept), 1).astype(dtype)
 
 
@@ -214,7 +220,7 @@ def mean(x: Float[Array, " n_batch"], kept: Bool[Array, " n_batch"]) -> Float[Ar
     return jnp.sum(jnp.where(kept, x, 0)) / _number(kept, x.dtype)
 
 
-def _metrics(error: StructureError, relaxed: Relaxation, kept, batch) -> dict:
+def _metrics(error: StructureError, relaxed: Relaxation, kept: Bool[Array, " n_batch"], batch: StructureBatch) -> dict:
     present = jnp.any(real(batch.start), axis=-1)
     error, relaxed = jax.lax.stop_gradient((error, relaxed))
     return {
@@ -232,7 +238,7 @@ def _metrics(error: StructureError, relaxed: Relaxation, kept, batch) -> dict:
     }
 
 
-def _median(x, kept):
+def _median(x: Float[Array, " n"], kept: Bool[Array, " n"]) -> Float[Array, ""]:
     """Median over the kept ones; 0 if there are none."""
     ordered = jnp.sort(jnp.where(kept, jnp.ravel(x), jnp.inf))
     n = jnp.sum(kept)

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
 
 from lamjax import units
 from lamjax.neighbors import Neighbors
@@ -117,7 +117,12 @@ def sheet_stiffness(
 
 
 def curvatures(
-    potential, params, here: Minimum, cell: CellConfig, relax_ions: bool, hessian: Float[Array, "n n"] | None = None
+    potential: Potential,
+    params: PyTree,
+    here: Minimum,
+    cell: CellConfig,
+    relax_ions: bool,
+    hessian: Float[Array, "n n"] | None = None,
 ) -> tuple[Float[Array, "6 6"], Float[Array, ""]]:
     """d²(E + PV)/dε_a dε_b (eV) along relaxing paths, and the least curvature of the atoms inside the cell (eV/Å²)."""
     matrix = minimum.hessian(potential, params, here, cell) if hessian is None else hessian
@@ -125,7 +130,14 @@ def curvatures(
     return _along(potential, params, here, cell, paths, paths @ matrix @ paths.T), least
 
 
-def _along(potential, params, here: Minimum, cell: CellConfig, paths: Float[Array, "6 n"], values):
+def _along(
+    potential: Potential,
+    params: PyTree,
+    here: Minimum,
+    cell: CellConfig,
+    paths: Float[Array, "6 n"],
+    values: Float[Array, "6 6"],
+) -> Float[Array, "6 6"]:
     """`values`, which are w_aᵀ H w_b along fixed `paths`, with their derivatives by the parameters and by z.
 
     Of cotangents c they are those of Σ_ab c_ab w_aᵀ H w_b = Σ_k s_k v_kᵀ H v_k, s and v from the eigenvectors of c: six

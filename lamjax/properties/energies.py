@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ase import units as ase_units
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from lamjax.neighbors import Neighbors, host_neighbors
@@ -207,13 +208,13 @@ def _module(*systems: System):
     return jnp if traced else np
 
 
-def _counts(system: System, xp) -> Float[Array, "119"]:
+def _counts(system: System, xp: Any) -> Float[Array, "119"]:
     """Atoms of each atomic number; 0 of padding."""
     numbers, kinds = xp.asarray(system.numbers), xp.arange(len(ase.data.chemical_symbols))
     return xp.sum((numbers[:, None] == kinds) & (kinds > 0), axis=0).astype(float)
 
 
-def _table(references: Mapping[str, Any], system: System | None, dtype) -> Float[Array, "119"]:
+def _table(references: Mapping[str, Any], system: System | None, dtype: DTypeLike) -> Float[Array, "119"]:
     if unknown := [s for s in references if s not in ase.data.atomic_numbers]:
         raise ValueError(f"references has {unknown[0]!r}, which is no chemical symbol.")
     if system is not None and _module(system) is np:

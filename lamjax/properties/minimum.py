@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
 from pydantic import Field
 
 from lamjax import pytree
@@ -97,12 +97,26 @@ def at_minimum(
     return Minimum(placed, surface, z[0], neighbors, energy[0], fmax[0], evaluation.virial[0], converged[0])
 
 
-def slope(potential, params, here: Minimum, z, cell: CellConfig | None, along) -> Float[Array, ""]:
+def slope(
+    potential: Potential,
+    params: PyTree,
+    here: Minimum,
+    z: Float[Array, "rows 3"],
+    cell: CellConfig | None,
+    along: Float[Array, "rows 3"],
+) -> Float[Array, ""]:
     """v·∇(E + PV) at z along v (eV), differentiable with respect to params and z."""
     return jax.jvp(lambda z: enthalpy(potential, params, here, z, cell), (z,), (along,))[1]
 
 
-def bend(potential, params, here: Minimum, z, cell: CellConfig | None, along) -> Float[Array, ""]:
+def bend(
+    potential: Potential,
+    params: PyTree,
+    here: Minimum,
+    z: Float[Array, "rows 3"],
+    cell: CellConfig | None,
+    along: Float[Array, "rows 3"],
+) -> Float[Array, ""]:
     """vᵀ H v of E + PV at z along v (eV), differentiable with respect to params and z."""
 
     def slope_at(t):
@@ -111,18 +125,20 @@ def bend(potential, params, here: Minimum, z, cell: CellConfig | None, along) ->
     return jax.jvp(slope_at, (jnp.zeros((), z.dtype),), (jnp.ones((), z.dtype),))[1]
 
 
-def enthalpy(potential, params, here: Minimum, z, cell: CellConfig | None) -> Float[Array, ""]:
+def enthalpy(
+    potential: Potential, params: PyTree, here: Minimum, z: Float[Array, "rows 3"], cell: CellConfig | None
+) -> Float[Array, ""]:
     """E + PV (eV) near the minimum."""
     pressure, energy_of_place = coordinates.pressure(cell), energy(potential, params, here, z)
     return energy_of_place + (pressure * volume(place(here, z)) if pressure else 0.0)
 
 
-def energy(potential, params, here: Minimum, z) -> Float[Array, ""]:
+def energy(potential: Potential, params: PyTree, here: Minimum, z: Float[Array, "rows 3"]) -> Float[Array, ""]:
     """E (eV) near the minimum, differentiable up to four times."""
     return potential.energy(params, place(here, z), here.neighbors)
 
 
-def place(here: Minimum, z) -> System:
+def place(here: Minimum, z: Float[Array, "rows 3"]) -> System:
     """The structure at z, as `relaxation.coordinates` has it, to the fourth order in the strain.
 
     The structure is its own reference, so that derivatives up to the fourth are exact, for a fifth of the program.
@@ -135,7 +151,7 @@ def place(here: Minimum, z) -> System:
     return reference._replace(positions=z[:-3] @ deformation, cell=reference.cell @ deformation)
 
 
-def hessian(potential, params, here: Minimum, cell: CellConfig | None) -> Float[Array, "n n"]:
+def hessian(potential: Potential, params: PyTree, here: Minimum, cell: CellConfig | None) -> Float[Array, "n n"]:
     """∂²(E + PV)/∂z² (eV/Å²), n three times the number of rows of z: forward-over-reverse products in blocks.
 
     Without derivatives: properties are formed from it so that it needs none.
@@ -205,5 +221,5 @@ def real_volume(system: System) -> Float[Array, ""]:
     return jnp.where(size > 0, size, 1)
 
 
-def _batch(tree):
+def _batch(tree: Any) -> Any:
     return jax.tree.map(lambda x: x[None], tree)

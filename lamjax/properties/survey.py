@@ -2,7 +2,7 @@
 host: what is differentiated is in the other modules."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -185,7 +185,7 @@ def force_constants(potential: Potential, params: Any, system: System, cells: Su
 
 
 @functools.lru_cache(maxsize=32)
-def _program(potential: Potential, config: PropertyConfig | None, what: str):
+def _program(potential: Potential, config: PropertyConfig | None, what: str) -> Callable:
     """A compiled function of (params, structure, list); the same arguments give the same one."""
     match what:
         case "elastic":

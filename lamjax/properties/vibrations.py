@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ase import units as ase_units
-from jaxtyping import Array, Bool, Complex, Float
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Complex, Float, PyTree
 
 from lamjax import numerics, units
 from lamjax.neighbors import Neighbors
@@ -80,7 +81,7 @@ def force_constants_at(potential: Potential, params: Any, here: Minimum, cells: 
 
 
 def constants_of(
-    potential, params, system: System, cells: Supercell
+    potential: Potential, params: PyTree, system: System, cells: Supercell
 ) -> tuple[Float[Array, "n_atoms n_super 3 3"], Float[Array, ""]]:
     """Force constants (eV/Å²) of the supercell of a structure as it is, and the largest |Σ_j Φ_ij| that was left."""
     rows = columns(potential, params, system, cells, unit_displacements(cells, system.positions.dtype))
@@ -96,7 +97,7 @@ def with_sum_rule(
 
 
 def columns(
-    potential, params, system: System, cells: Supercell, along: Float[Array, "n n_super 3"]
+    potential: Potential, params: PyTree, system: System, cells: Supercell, along: Float[Array, "n n_super 3"]
 ) -> Float[Array, "n n_super 3"]:
     """H v for displacements v of the atoms of the supercell (eV/Å² times the unit of v), differentiable."""
     return hessian_products(potential, params, repeated(system, cells), cells.neighbors, along)
@@ -118,7 +119,7 @@ def hessian_products(
     return jax.lax.map(product, along.astype(system.positions.dtype), batch_size=min(BLOCK, len(along)))
 
 
-def unit_displacements(cells: Supercell, dtype) -> Float[Array, "n n_super 3"]:
+def unit_displacements(cells: Supercell, dtype: DTypeLike) -> Float[Array, "n n_super 3"]:
     """One for each component of each atom of the cell."""
     n_super = len(cells.atom)
     rows = 3 * home(cells)[:, None] + np.arange(3)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
 from pydantic import Field
 
 from lamjax import neighbors as neighbor_lists
@@ -92,11 +92,7 @@ def bulk_modulus(
 
 
 def bulk_modulus_at(
-    potential: Potential,
-    params: Any,
-    here: Minimum,
-    shape: bool = True,
-    hessian: Float[Array, "n n"] | None = None,
+    potential: Potential, params: Any, here: Minimum, shape: bool = True, hessian: Float[Array, "n n"] | None = None
 ) -> BulkModulus:
     """As `bulk_modulus`, of what `at_minimum` gives: for several properties of one crystal.
 
@@ -130,7 +126,7 @@ def bulk_modulus_at(
 
 
 def volume_path(
-    potential, params, here: Minimum, shape: bool, hessian: Float[Array, "n n"] | None = None
+    potential: Potential, params: PyTree, here: Minimum, shape: bool, hessian: Float[Array, "n n"] | None = None
 ) -> tuple[Float[Array, "rows 3"], Float[Array, ""]]:
     """dz/d ln V with everything else relaxing, differentiable; and the least curvature of what relaxes (eV/Å²).
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array, Bool, Float
 
+from lamjax.relaxation.coordinates import BatchRows
 from lamjax.relaxation.steps import Progress, Steps, Weights
 from lamjax.relaxation.surface import Surface
 from lamjax.relaxation.walk import Memory, StepStart, advance, run_steps
@@ -50,7 +51,7 @@ class Descent(NamedTuple):
         limit = self.steps.threshold(state.fmax.dtype) if gate is None else gate
         return state.finite & ~state.overflow & (state.fmax <= limit)
 
-    def at(self, z: Float[Array, "n_batch rows 3"], energy: Float[Array, " n_batch"], force=None) -> "Descent":
+    def at(self, z: BatchRows, energy: Float[Array, " n_batch"], force: BatchRows | None = None) -> "Descent":
         """The structures at other coordinates, at rest; the force is the old one by default."""
         init, numbers = self.steps.minimiser.init, jax.lax.stop_gradient(self.weights.numbers)
         force = self.state.evaluation.force if force is None else force

@@ -7,10 +7,11 @@ move, packed without padding.
 from typing import Any, NamedTuple, Protocol
 
 import jax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int, PyTree
 
 from lamjax.neighbors import Neighbors, verlet
 from lamjax.neighbors.verlet import Verlet
+from lamjax.relaxation.coordinates import BatchRows
 from lamjax.relaxation.surface import Evaluation, Surface
 
 
@@ -27,13 +28,15 @@ class Evaluated(NamedTuple):
 class Layout(Protocol):
     """Lists with a skin of the neighbours of a batch, and its evaluation with them."""
 
-    def refresh(self, surface: Surface, lists: Any, z: Float[Array, "n_batch rows 3"]) -> Any:
+    def refresh(self, surface: Surface, lists: Any, z: BatchRows) -> Any:
         """The lists, those of structures that have moved too far searched anew."""
+        ...
 
     def evaluate(
-        self, surface: Surface, params, z: Float[Array, "n_batch rows 3"], lists: Any, active: Bool[Array, " n_batch"]
+        self, surface: Surface, params: PyTree, z: BatchRows, lists: Any, active: Bool[Array, " n_batch"]
     ) -> Evaluated:
         """Energy, forces and flags of the structures that are active; of the others anything."""
+        ...
 
 
 class Padded(NamedTuple):
@@ -47,16 +50,23 @@ class Padded(NamedTuple):
         shells = surface.potential.shells
         return jax.vmap(lambda s, n: verlet.empty(s, n, shells, self.skin))(surface.reference, neighbors)
 
-    def refresh(self, surface: Surface, lists: Verlet, z) -> Verlet:
+    def refresh(self, surface: Surface, lists: Verlet, z: BatchRows) -> Verlet:
         """The lists, those of structures that have moved too far searched anew."""
         return verlet.refresh(lists, surface.place(jax.lax.stop_gradient(z)), surface.potential.shells, self.skin)
 
-    def neighbors(self, surface: Surface, lists: Verlet, z) -> Neighbors:
+    def neighbors(self, surface: Surface, lists: Verlet, z: BatchRows) -> Neighbors:
         """The neighbours at z, from lists that are not stale."""
         shells = surface.potential.shells
         return jax.vmap(lambda v, s: verlet.narrow(v, s, shells, self.capacities))(lists, surface.place(z))
 
-    def evaluate(self, surface: Surface, params, z, lists: Verlet, active=None) -> Evaluated:
+    def evaluate(
+        self,
+        surface: Surface,
+        params: PyTree,
+        z: BatchRows,
+        lists: Verlet,
+        active: Bool[Array, " n_batch"] | None = None,
+    ) -> Evaluated:
         """Energy, forces and flags of all structures."""
         neighbors = self.neighbors(surface, lists, z)
         evaluation = surface.evaluate(params, z, neighbors)

@@ -6,13 +6,14 @@ from typing import Annotated, NamedTuple
 import ase
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 from pydantic import Field
 
 from lamjax import pytree, summaries
 from lamjax.config import configuration
 from lamjax.neighbors import Neighbors, check_shells
 from lamjax.neighbors.verlet import SKIN
+from lamjax.potential import Potential
 from lamjax.relaxation import captured, implicit
 from lamjax.relaxation.adjoints import Adjoint, AdjointMethods, UntilConverged, check_adjoint, is_of_the_end
 from lamjax.relaxation.coordinates import CellConfig
@@ -76,8 +77,8 @@ class Relaxation(NamedTuple):
 
 
 def relax(
-    potential,
-    params,
+    potential: Potential,
+    params: PyTree,
     system: System | ase.Atoms,
     neighbors: Neighbors,
     config: RelaxConfig | None = None,
@@ -107,7 +108,9 @@ def relax(
     return pytree.take(_relax(over(potential, start, fixed, config.cell), params, neighbors, config, numbers), 0)
 
 
-def _relax(surface: Surface, params, neighbors: Neighbors, config: RelaxConfig, numbers) -> Relaxation:
+def _relax(
+    surface: Surface, params: PyTree, neighbors: Neighbors, config: RelaxConfig, numbers: dict[str, Array] | None
+) -> Relaxation:
     """The references of a surface relaxed."""
     check_shells(neighbors, surface.potential.shells, anew=True)
     check_adjoint(config.adjoint)

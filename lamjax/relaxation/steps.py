@@ -4,9 +4,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from lamjax import numerics, pytree
+from lamjax.relaxation.coordinates import BatchRows
 from lamjax.relaxation.layouts import Evaluated, Layout
 from lamjax.relaxation.minimisers import Minimiser
 from lamjax.relaxation.surface import Evaluation, Surface
@@ -26,7 +28,7 @@ class Progress(NamedTuple):
     found: Int[Array, "n_batch n_shells"]
 
     @property
-    def z(self) -> Float[Array, "n_batch rows 3"]:
+    def z(self) -> BatchRows:
         """Å"""
         return self.walker.position
 
@@ -51,7 +53,7 @@ class Steps(NamedTuple):
     layout: Layout
     fmax: float  # eV/Å
 
-    def start(self, numbers: dict[str, Array], z: Float[Array, "n_batch rows 3"], n_shells: int) -> Progress:
+    def start(self, numbers: dict[str, Array], z: BatchRows, n_shells: int) -> Progress:
         """At the start with nothing evaluated; the first step does that, so that the potential is compiled once."""
         n = len(z)
         return Progress(
@@ -66,7 +68,7 @@ class Steps(NamedTuple):
             found=jnp.zeros((n, n_shells), jnp.int32),
         )
 
-    def threshold(self, dtype) -> float:
+    def threshold(self, dtype: DTypeLike) -> float:
         """fmax (eV/Å), but at least where the square of a force still is a number."""
         return max(self.fmax, 1e3 * float(jnp.finfo(dtype).tiny) ** 0.5)
 
@@ -82,14 +84,21 @@ class Steps(NamedTuple):
         evaluated = self.layout.evaluate(surface, weights.params, z, lists, active)
         return self.accept(weights, surface, state, active, (z, evaluated)), lists
 
-    def propose(self, weights: Weights, surface: Surface, state: Progress, active) -> Float[Array, "n_batch rows 3"]:
+    def propose(
+        self, weights: Weights, surface: Surface, state: Progress, active: Bool[Array, " n_batch"]
+    ) -> BatchRows:
         """Where the next forces are wanted: at its own coordinates for a structure that stands still, or begins."""
         walker, moves = _safe(state, active)
         z = jax.vmap(self.minimiser.propose, (None, 0, 0))(weights.numbers, walker, surface.reference.numbers)
         return jnp.where(moves[:, None, None] & surface.free, z, state.z)
 
     def accept(
-        self, weights: Weights, surface: Surface, state: Progress, active, proposed: tuple[Array, Evaluated]
+        self,
+        weights: Weights,
+        surface: Surface,
+        state: Progress,
+        active: Bool[Array, " n_batch"],
+        proposed: tuple[Array, Evaluated],
     ) -> Progress:
         """The state at proposed coordinates with the evaluation there; as it was where that gave no number."""
         z, evaluated = proposed
@@ -114,7 +123,7 @@ class Steps(NamedTuple):
         )
 
 
-def _safe(state: Progress, active) -> tuple[Any, Bool[Array, " n_batch"]]:
+def _safe(state: Progress, active: Bool[Array, " n_batch"]) -> tuple[Any, Bool[Array, " n_batch"]]:
     """Minimiser's states to step from, and which of them are those of structures that move.
 
     Of the others they are ones: no norm in a step is then zero, where it has no derivative; these steps are not taken.

@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 import ase
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from lamjax.neighbors.types import round_up
+from lamjax.potential import Potential
 from lamjax.relaxation import buckets
 from lamjax.relaxation.adjoints import UntilConverged
 from lamjax.relaxation.buckets import HEADROOM, Shape
@@ -103,8 +105,8 @@ class ActiveBatch:
 
 
 def stream(
-    potential,
-    params,
+    potential: Potential,
+    params: PyTree,
     systems: Iterable[System | ase.Atoms] | System | ase.Atoms,
     config: RelaxConfig | None = None,
     *,

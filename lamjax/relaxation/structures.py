@@ -4,15 +4,17 @@ import warnings
 from collections.abc import Iterable, Sequence
 
 import ase
+from jaxtyping import PyTree
 
+from lamjax.potential import Potential
 from lamjax.relaxation.relax import Relaxation, RelaxConfig
 from lamjax.relaxation.stream import sequences, stream
 from lamjax.system import System, check_single, to_ase
 
 
 def relax_structures(
-    potential,
-    params,
+    potential: Potential,
+    params: PyTree,
     systems: Iterable[System | ase.Atoms] | System | ase.Atoms,
     config: RelaxConfig | None = None,
     *,

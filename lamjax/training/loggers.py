@@ -71,7 +71,7 @@ def writing(
     check(names)
     opened: dict[str, Logger] = {}
 
-    def attempt(name: str, act: Callable, *arguments) -> None:
+    def attempt(name: str, act: Callable, *arguments: Any) -> None:
         try:
             act(*arguments)
         except Exception as error:  # networks and servers fail in any way; the tables of the run have every number
@@ -109,7 +109,9 @@ def _is_number(x: Any) -> bool:
     return isinstance(x, int | float | np.number) and not isinstance(x, bool)
 
 
-def _open(opened: dict[str, Logger], names: Sequence[str], folder: Path, settings, done: int) -> None:
+def _open(
+    opened: dict[str, Logger], names: Sequence[str], folder: Path, settings: Mapping[str, Any], done: int
+) -> None:
     """Each logger, into `opened`; of a run that continues under the name that it had."""
     path = folder / IDS
     ids = json.loads(path.read_text()) if done and path.is_file() else {}

@@ -112,7 +112,9 @@ def prepare(config: PropertyTuneConfig, resume: bool = False) -> Run:
     return engine.ready(settings, goal, params, written, bool(saved))._replace(potential=potential, data=packed)
 
 
-def _packed(config: PropertyTuneConfig, potential, replayed, sets: CrystalSets, replay) -> PropertySets:
+def _packed(
+    config: PropertyTuneConfig, potential: Potential, replayed: Potential, sets: CrystalSets, replay: data.Packed | None
+) -> PropertySets:
     """Arrays of all that is read. ValueError where nothing could be judged."""
     train, validation = [], []
     if sets.loss is not None:

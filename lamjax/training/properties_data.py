@@ -257,7 +257,7 @@ def pack(
 
 
 def _shapes(
-    config, potential: Potential, loss: PropertyLossConfig, crystals: Sequence[TargetCrystal]
+    config: PropertyTuneConfig, potential: Potential, loss: PropertyLossConfig, crystals: Sequence[TargetCrystal]
 ) -> list[list[int]]:
     """Which crystals share arrays: few shapes with little padding; one number of atoms each with heat capacities."""
     sizes = np.array([crystal.system.n_atoms for crystal in crystals])

@@ -25,7 +25,7 @@ Judgement = dict[str, np.ndarray]  # columns of properties.csv, one entry a crys
 
 
 @functools.lru_cache(maxsize=8)
-def _program(potential: Potential, loss: PropertyLossConfig):
+def _program(potential: Potential, loss: PropertyLossConfig) -> Callable:
     return jax.jit(property_values(potential, loss))
 
 
@@ -70,7 +70,7 @@ def _is_number(name: str) -> bool:
     return not SHAPES.get(name)
 
 
-def _write(judgement: Judgement, number: int, crystal: TargetCrystal, loss: PropertyLossConfig, values) -> None:
+def _write(judgement: Judgement, number: int, crystal: TargetCrystal, loss: PropertyLossConfig, values: Any) -> None:
     """The row of one crystal."""
     errors = []
     for target in loss.targets:
@@ -116,7 +116,7 @@ def _mean(values: np.ndarray) -> float:
 
 
 @functools.lru_cache(maxsize=8)
-def _constants_program(potential: Potential):
+def _constants_program(potential: Potential) -> Callable:
     return jax.jit(force_constant_loss(potential))
 
 
