@@ -151,11 +151,11 @@ class Calculator(base.Calculator):
         """The list of this structure, in arrays at least as wide as any before."""
         lists = neighbor_lists.host_neighbors(system, self.potential.shells, self._capacities)
         if lists.overflow or not self._capacities[0]:
-            self._capacities = grow(self._capacities, lists.found, self.potential.shells)
+            self._capacities = grow(self._capacities, lists.largest_counts, self.potential.shells)
             lists = neighbor_lists.host_neighbors(system, self.potential.shells, self._capacities)
         if lists.truncated and not self._truncated:
             self._truncated = True
-            warnings.warn(_TRUNCATED.format(lists.found.tolist(), list(self.potential.shells)), stacklevel=4)
+            warnings.warn(_TRUNCATED.format(lists.largest_counts.tolist(), list(self.potential.shells)), stacklevel=4)
         # only a rebuild on the device needs the images; their number would make a new shape of every new cell
         return lists._replace(offsets=np.zeros((0, 3), np.int32))
 

@@ -58,9 +58,9 @@ class DomainLists(NamedTuple):
         return self.whole.radius
 
     @property
-    def found(self) -> Array:
+    def largest_counts(self) -> Array:
         """The largest number of neighbours of an atom within each shell."""
-        return self.whole.found
+        return self.whole.largest_counts
 
     @property
     def usable(self) -> Bool[Array, ""]:
@@ -171,7 +171,7 @@ def search(
         radius=jnp.min(new.radius),
         positions=system.positions,
         cell=system.cell,
-        found=jnp.max(new.found, axis=0),
+        largest_counts=jnp.max(new.largest_counts, axis=0),
         usable=jnp.all(new.usable),
     )
     return DomainLists(new, atoms, images, number, whole), jnp.max(fullest, axis=0)

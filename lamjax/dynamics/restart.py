@@ -70,7 +70,8 @@ def restore(
     _check(path, header["of"], identity(ensemble, params) if of is None else of)
     fixed = np.zeros((system.n_atoms, 3), bool) if fixed is None else np.asarray(fixed, bool)
     shapes = _shapes(header["shapes"])
-    wanted = like(ensemble, params, system, fixed, shapes, header["step"], header["n_grown"])
+    empty = Simulation(None, system, fixed, None, shapes, header["step"], header["n_grown"])
+    wanted = like(ensemble, params, empty)
     structure, leaves_read = jax.tree.structure(_arrays(wanted)), list(arrays)
     if len(leaves_read) != structure.num_leaves:
         raise ValueError(f"{path} is of a structure with other parameters, or of another version of jax-md.")

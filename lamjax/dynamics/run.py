@@ -161,15 +161,14 @@ def _given(system: System, fixed: np.ndarray, momenta: Array | None) -> np.ndarr
     return momenta - mass * velocity
 
 
-def like(
-    ensemble: Ensemble, params: PyTree, system: System, fixed: Array, shapes: AnyShapes, step: int, n_grown: int
-) -> Simulation:
-    """A simulation without its numbers (jax.ShapeDtypeStruct), in such arrays."""
+def like(ensemble: Ensemble, params: PyTree, simulation: Simulation) -> Simulation:
+    """The simulation with the shapes of its state and lists (jax.ShapeDtypeStruct) in their places."""
+    system, shapes = simulation.system, simulation.shapes
     lists = ensemble.evaluator.blank(system, shapes)
     start, bath = _programs(ensemble, shapes, SKIN).start, ensembles.bath(ensemble.config)
-    around = Surroundings(bath, params, system, lists, fixed)
+    around = Surroundings(bath, params, system, lists, simulation.fixed)
     state, lists, _ = jax.eval_shape(start, around, system.positions, jax.random.key(0))
-    return Simulation(state, system, fixed, lists, shapes, step, n_grown)
+    return simulation._replace(state=state, lists=lists)
 
 
 def simulate(
@@ -305,14 +304,14 @@ def _compiled(ensemble: Ensemble, shapes: AnyShapes, skin: float) -> MDPrograms:
         state = moves.start(key, around._replace(lists=lists), momenta)
         finite = jnp.all(jnp.isfinite(state.force))
         still = jnp.zeros(system.n_atoms)
-        return state, lists, StepDiagnostics(system, lists.found, fullest, lists.radius, still, finite)
+        return state, lists, StepDiagnostics(system, lists.largest_counts, fullest, lists.radius, still, finite)
 
     def look(state: Any, around: Surroundings) -> StepDiagnostics:
         after, lists, ok = stepper.step(state, around)
         here = moves.place(after, around.system)
         lists, fullest = search(lists, here)
         way = stepper.moved(state, after, around.system)
-        return StepDiagnostics(here, lists.found, fullest, lists.radius, way, ok)
+        return StepDiagnostics(here, lists.largest_counts, fullest, lists.radius, way, ok)
 
     chunk = _chunk(stepper, _observer(ensemble, shapes, moves))
     options = numerics.compiler_options()

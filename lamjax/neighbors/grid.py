@@ -122,7 +122,7 @@ def search(
         radius=jnp.minimum(radius, jnp.min(dropped, initial=jnp.inf).astype(radius.dtype)),
         positions=system.positions,
         cell=system.cell,
-        found=jnp.max(number, axis=0, initial=0),
+        largest_counts=jnp.max(number, axis=0, initial=0),
         usable=finite & (within >= shells[0].cutoff) & (fullest <= grid.capacity),
     ), fullest
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 from lamjax.neighbors import Neighbors, host_neighbors
 from lamjax.potential import Potential
 from lamjax.properties import minimum
-from lamjax.properties.minimum import RELAXED, PropertyConfig
+from lamjax.properties.minimum import RELAXED, Minimum, PropertyConfig
 from lamjax.system import System, as_system, check_single, real
 
 JOULE_PER_M2 = ase_units._e * 1e20  # J/m² of one eV/Å²: 16.0218
@@ -113,7 +113,7 @@ def vacancy_formation(
     atoms go into the bulk: μ = E(bulk)/N, which gives E(defective) - (N - 1)/N E(perfect) of one vacancy. The supercell
     follows the crystal's lattice constants where these depend on the parameters. Raises ValueError if it is none.
     """
-    crystal, here, matrix = _both(potential, params, bulk, defective, config, "The cell with the vacancy", range(3))
+    crystal, here, matrix = _both((potential, params), (bulk, defective), config, "The cell with the vacancy", range(3))
     xp = _module(bulk[0], defective[0])
     n_cells = xp.abs(xp.round(xp.linalg.det(matrix)))
     gone = n_cells * _counts(bulk[0], xp) - _counts(defective[0], xp)
@@ -144,15 +144,18 @@ def surface_energy(
     """
     if _module(bulk[0], slab[0]) is np:
         _check_slab(bulk[0], slab[0], plane)
-    crystal, here, _ = _both(potential, params, bulk, slab, config, "The slab", plane)
+    crystal, here, _ = _both((potential, params), (bulk, slab), config, "The slab", plane)
     n_cells = jnp.sum(real(slab[0])) / jnp.sum(real(bulk[0]))
     area = jnp.linalg.norm(jnp.cross(here.system.cell[plane[0]], here.system.cell[plane[1]]))
     energy = (here.energy - n_cells * crystal.energy) / (2 * area)
     return Defect(energy, jnp.maximum(crystal.fmax, here.fmax), crystal.converged & here.converged)
 
 
-def _both(potential, params, bulk, other, config: PropertyConfig, what: str, axes: Sequence[int]):
+def _both(
+    model: tuple[Potential, Any], both: Sequence[tuple[System, Neighbors]], config: PropertyConfig, what: str, axes: Any
+) -> tuple[Minimum, Minimum, Array]:
     """Both structures at their minima, the second one in a cell that follows that of the first; and how it is made."""
+    bulk, other = both
     for system in (bulk[0], other[0]):
         check_single(system, "An energy of a defect")
     minimum.check_crystal(bulk[0], "The bulk", "Give the relaxed cell of the crystal as bulk.")
@@ -165,12 +168,12 @@ def _both(potential, params, bulk, other, config: PropertyConfig, what: str, axe
             f"{what} does not fit the bulk: its lattice vectors are {np.round(exact, 4).tolist()} of the bulk's, "
             "expected whole numbers. Make it from the relaxed cell of the bulk, and relax it at a fixed cell."
         )
-    crystal = minimum.at_minimum(potential, params, *bulk, config)
-    here = minimum.at_minimum(potential, params, *other, PropertyConfig(None, config.fmax, config.response))
+    crystal = minimum.at_minimum(*model, *bulk, config)
+    here = minimum.at_minimum(*model, *other, PropertyConfig(None, config.fmax, config.response))
     lattice, system = crystal.system.cell, jax.lax.stop_gradient(here.system)
     change = matrix @ (lattice - jax.lax.stop_gradient(lattice))
     system = system._replace(cell=system.cell.at[rows].add(change))
-    energy = potential.energy(params, system, here.neighbors)  # stationary in the positions
+    energy = model[0].energy(model[1], system, here.neighbors)  # stationary in the positions
     return crystal, here._replace(system=system, energy=energy), matrix
 
 

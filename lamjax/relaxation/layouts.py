@@ -22,7 +22,7 @@ class Evaluated(NamedTuple):
     usable: Bool[Array, " n_batch"]  # energy and forces are finite
     overflow: Bool[Array, " n_batch"]  # neighbours are missing
     truncated: Bool[Array, " n_batch"]  # the model's own `sel` drops neighbours
-    found: Int[Array, "n_batch n_shells"]  # the most neighbours of an atom, within each shell
+    largest_counts: Int[Array, "n_batch n_shells"]  # the most neighbours of an atom, within each shell
 
 
 class Layout(Protocol):
@@ -70,5 +70,5 @@ class Padded(NamedTuple):
         """Energy, forces and flags of all structures."""
         neighbors = self.neighbors(surface, lists, z)
         evaluation = surface.evaluate(params, z, neighbors)
-        flags = neighbors.overflow, neighbors.truncated, neighbors.found
+        flags = neighbors.overflow, neighbors.truncated, neighbors.largest_counts
         return Evaluated(evaluation, evaluation.is_usable(), *flags)

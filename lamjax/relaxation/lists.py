@@ -71,7 +71,7 @@ def _search(
         radius=jnp.minimum(radius, jnp.min(dropped, axis=1)),
         positions=batch.positions,
         cell=batch.cell,
-        found=jnp.max(number, axis=1),
+        largest_counts=jnp.max(number, axis=1),
         usable=finite & (within >= shells[0].cutoff),
     )
     return lists._replace(verlet=pytree.where(stale, new, old)._replace(indices=indices, images=images, mask=mask))
@@ -154,7 +154,7 @@ def flags(
 ) -> tuple[Array, Array, Array]:
     """Overflow, truncated and the numbers of neighbours of every structure."""
     # a list that was cut within the cutoff has just been made, and its numbers are those of now
-    n_neighbors = jnp.where((lists.radius >= shells[0].cutoff)[:, None], n_neighbors, lists.found)
+    n_neighbors = jnp.where((lists.radius >= shells[0].cutoff)[:, None], n_neighbors, lists.largest_counts)
     missing, truncated = verdict(n_neighbors, shells, capacities)
     return missing | ~lists.usable, truncated, n_neighbors
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from pydantic import Field
 
 from lamjax import pytree, summaries
+from lamjax.arguments import renamed
 from lamjax.config import configuration
 from lamjax.neighbors import Neighbors, check_shells
 from lamjax.neighbors.verlet import SKIN
@@ -68,9 +69,11 @@ class Relaxation(NamedTuple):
     finite: Bool[Array, "*batch"]  # False: energy or forces became infinite or NaN; this is the last state before
     overflow: Bool[Array, "*batch"]  # neighbours were missing on the way: grow the list and relax again
     truncated: Bool[Array, "*batch"]  # the model's own `sel` dropped neighbours on the way
-    found: Int[Array, "*batch n_shells"]  # the most neighbours that an atom had on the way, within each shell
+    largest_counts: Int[Array, "*batch n_shells"]  # the most neighbours that an atom had on the way, within each shell
     coordinates: Float[Array, "*batch rows 3"]  # Å, where it ended, as `relaxation.coordinates` counts
     window: System | None = None  # of the adjoint Hybrid: where its window ended
+
+    found = renamed("found", "largest_counts")
 
     def __repr__(self) -> str:
         return summaries.of_relaxation(self)
@@ -150,6 +153,6 @@ def result(surface: Surface, state: Progress, steps: Steps) -> Relaxation:
         finite=state.finite,
         overflow=state.overflow,
         truncated=state.truncated,
-        found=state.found,
+        largest_counts=state.largest_counts,
         coordinates=state.z,
     )

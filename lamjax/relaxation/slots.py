@@ -102,7 +102,7 @@ def programs(potential: Potential, config: RelaxConfig, capacities: tuple[int, .
         new = steps.accept(weights, surface, state, active, (z, evaluated))
         old = state._replace(
             overflow=state.overflow | missed,
-            found=jnp.maximum(state.found, jnp.where(missed[:, None], evaluated.found, 0)),
+            largest_counts=jnp.maximum(state.largest_counts, jnp.where(missed[:, None], evaluated.largest_counts, 0)),
         )
         return slots._replace(lists=lists, state=pytree.where(active & ~missed, new, old))
 

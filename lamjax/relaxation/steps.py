@@ -25,7 +25,7 @@ class Progress(NamedTuple):
     finite: Bool[Array, " n_batch"]
     overflow: Bool[Array, " n_batch"]
     truncated: Bool[Array, " n_batch"]
-    found: Int[Array, "n_batch n_shells"]
+    largest_counts: Int[Array, "n_batch n_shells"]  # of the neighbours of an atom, within each shell
 
     @property
     def z(self) -> BatchRows:
@@ -65,7 +65,7 @@ class Steps(NamedTuple):
             finite=jnp.ones(n, bool),
             overflow=jnp.zeros(n, bool),
             truncated=jnp.zeros(n, bool),
-            found=jnp.zeros((n, n_shells), jnp.int32),
+            largest_counts=jnp.zeros((n, n_shells), jnp.int32),
         )
 
     def threshold(self, dtype: DTypeLike) -> float:
@@ -119,7 +119,7 @@ class Steps(NamedTuple):
             finite=state.finite & (good | ~active),
             overflow=state.overflow | (evaluated.overflow & active),
             truncated=state.truncated | (evaluated.truncated & active),
-            found=jnp.maximum(state.found, jnp.where(active[:, None], evaluated.found, 0)),
+            largest_counts=jnp.maximum(state.largest_counts, jnp.where(active[:, None], evaluated.largest_counts, 0)),
         )
 
 

@@ -279,7 +279,7 @@ def _leave(work: Work, batch: ActiveBatch, report: Report, row: int) -> Outcome 
         return Outcome(job.number, relaxation, f"Neighbours were missing even after {TRIES} wider lists.", job.tries)
     try:
         room = HEADROOM ** (job.tries + 1)
-        shape = buckets.shape(work.potential, relaxation.system, work.config, relaxation.found.tolist(), room)
+        shape = buckets.shape(work.potential, relaxation.system, work.config, relaxation.largest_counts.tolist(), room)
     except ValueError as error:
         return Outcome(job.number, relaxation, str(error), job.tries)
     traveller = job.traveller._replace(system=relaxation.system, state=state_of(batch.slots, row, n_atoms, work.config))

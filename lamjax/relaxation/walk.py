@@ -168,7 +168,7 @@ def _step_back(
         active = steps.active(state)
         z = steps.propose(at, surface, state, active)
         evaluation = known(after.evaluation, surface.with_cells(at.cells), at.params, z, neighbors)
-        evaluated = Evaluated(evaluation, after.finite, after.overflow, after.truncated, after.found)
+        evaluated = Evaluated(evaluation, after.finite, after.overflow, after.truncated, after.largest_counts)
         return _split(steps.accept(at, surface, state, active, (z, evaluated)))[0]
 
     _, back = jax.vjp(step, variables, moving)

@@ -72,6 +72,17 @@ class Run(NamedTuple):
         return self.outputs.config
 
 
+class Sharing(NamedTuple):
+    """What the heads of a model, and the devices, have to do with one another in a run."""
+
+    by_head: bool = False  # a head moves only in steps whose gradient reaches it
+    layers: int = 0  # first ones, which are the same in all heads
+    layout: sharding.DeviceLayout | None = None  # where states and batches lie, if not all on one device
+
+
+ALONE = Sharing()  # one head on one device
+
+
 class Compiled(NamedTuple):
     """A program was seen for the first time."""
 
@@ -151,10 +162,7 @@ def ready(
     params: Any,
     written: Outputs,
     resumed: bool,
-    *,
-    by_head: bool = False,
-    share_layers: int = 0,
-    layout: sharding.DeviceLayout | None = None,
+    sharing: Sharing = ALONE,
 ) -> Run:
     """A run with first parameters, or with the last state of its output folder; nothing is written yet.
 
@@ -163,9 +171,10 @@ def ready(
     if resumed:
         folder.check_data(Path(settings.output), objective.fingerprint)
     rate = schedule(settings.schedule, settings.steps)
-    update = optimizer(settings.optimizer, rate, by_head=by_head, accumulate=settings.accumulate)
-    step = make(objective.loss, settings, update, share_layers, layout)
-    run = restored(settings, objective, params, update, step, resumed)._replace(outputs=written, layout=layout)
+    update = optimizer(settings.optimizer, rate, by_head=sharing.by_head, accumulate=settings.accumulate)
+    step = make(objective.loss, settings, update, sharing)
+    run = restored(settings, objective, params, update, step, resumed)
+    run = run._replace(outputs=written, layout=sharing.layout)
     if resumed:
         folder.check_length(run.config, settings.schedule, settings.steps, run.done)
     return run
@@ -181,13 +190,7 @@ def restored(
     return Run(settings, objective, state, update, step, int(state.step) // settings.accumulate)
 
 
-def make(
-    loss: Loss,
-    settings: RunConfig,
-    update: optax.GradientTransformation,
-    share_layers: int = 0,
-    layout: sharding.DeviceLayout | None = None,
-) -> TrainStep:
+def make(loss: Loss, settings: RunConfig, update: optax.GradientTransformation, sharing: Sharing = ALONE) -> TrainStep:
     """The jitted step of a run."""
     rate = schedule(settings.schedule, settings.steps)
     names = ("freeze", "rates", "ema_decay", "accumulate", "matmul_precision")
@@ -195,8 +198,8 @@ def make(
         loss,
         update,
         lr_ratio=lambda n: rate(n) / settings.schedule.start_lr,
-        share_layers=share_layers,
-        sharding=None if layout is None else layout.state,
+        share_layers=sharing.layers,
+        sharding=None if sharing.layout is None else sharing.layout.state,
         **{name: getattr(settings, name) for name in names},
     )
 

@@ -18,7 +18,7 @@ from lamjax.reports import outputs
 from lamjax.training import curve, engine, folder, loggers, sharding
 from lamjax.training.config import TrainConfig
 from lamjax.training.curve import CURVE
-from lamjax.training.engine import Outputs, Run
+from lamjax.training.engine import Outputs, Run, Sharing
 from lamjax.training.loops import add, evaluate
 from lamjax.training.objectives import Measured, Objective, Pending
 from lamjax.training.outcome import write_plots
@@ -91,9 +91,7 @@ def prepare(config: TrainConfig, resume: bool = False) -> Run:
         params,
         written,
         bool(saved),
-        by_head=bool(config.tasks),
-        share_layers=n_shared,
-        layout=layout,
+        Sharing(bool(config.tasks), n_shared, layout),
     )
     return run._replace(potential=potential, data=sets)
 

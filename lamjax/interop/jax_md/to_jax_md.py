@@ -250,5 +250,5 @@ def _room(shapes: Any, extra: int, shells: tuple[Shell, ...]) -> Any:
 
 def _full(lists: Any, seen: Seen, shapes: AnyShapes, shells: tuple[Shell, ...], skin: float) -> Bool[Array, ""]:
     """True if a neighbour is missing, or could soon be, or half of the skin has no room."""
-    missing, _ = verdict(seen.found + SPARE, shells, shapes.capacities)
+    missing, _ = verdict(seen.largest_counts + SPARE, shells, shapes.capacities)
     return seen.overflow | missing | ~(lists.radius >= shells[0].cutoff + skin / 2)
