@@ -7,7 +7,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "lamjax"
 ANNOTATED = 0.95
-MANY = 25
+MANY = 21
 LONG = {"finetune", "finetune_properties", "finetune_structures", "md", "properties", "relax"}
 TREES = {str(path.relative_to(PACKAGE.parent)): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
 
