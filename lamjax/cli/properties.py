@@ -18,6 +18,7 @@ from rich.markup import escape
 
 from lamjax import checkpoints, data, files, units
 from lamjax.cli import reading, relax_records
+from lamjax.cli.reading import Start
 from lamjax.cli.relax import Precision
 from lamjax.data import records
 from lamjax.data.pairs import listed
@@ -34,16 +35,6 @@ REFERENCES = {"bulk_modulus": "bulk modulus (GPa)", "shear_modulus": "shear modu
 KEYS = ("{}", "{}_GPa", "{}_vrh", "REF_{}", "k_vrh", "g_vrh")  # of references in the files
 STRUCTURE = ("numbers", "positions", "cell", "pbc", "energy", "forces", "virial")
 FLAGS = ("converged", "broken_up", "symmetry_changed", "elastic_stable", "phonons_stable")
-
-
-class Crystal(NamedTuple):
-    """A structure of a file."""
-
-    source: str  # "file#frame"
-    number: int
-    system: System | None  # None: it cannot be used
-    info: dict[str, Any]
-    error: str | None = None
 
 
 class Wanted(NamedTuple):
@@ -102,7 +93,7 @@ def properties(
     with files.alone(output / RECORDS), jax.enable_x64(True):
         done = _done(output, resume)
         potential, params = checkpoints.load(model, head, np.dtype(precision.value))
-        crystals, unread = _read(structures, potential.elements, reading.options(elements=elements))
+        crystals, unread = reading.structures(structures, potential.elements, reading.options(elements=elements))
         made = {"model": relax_records.model_name(potential, params), "settings": _settings(wanted, precision)}
         for crystal in crystals:
             _check_made(done.get(crystal.source), made | _start(crystal), output)
@@ -156,10 +147,10 @@ def _settings(wanted: Wanted, precision: Precision) -> str:
     )
 
 
-def _start(crystal: Crystal) -> dict[str, str]:
+def _start(crystal: Start) -> dict[str, str]:
     """A name for a structure as it was read."""
-    unusable = crystal.system is None
-    return {"start": "unusable" if unusable else relax_records.start_name(crystal.system, None)}
+    unusable = crystal.error is not None
+    return {"start": "unusable" if unusable else relax_records.start_name(crystal.start, None)}
 
 
 def _check_made(record: dict | None, made: dict[str, str], output: Path) -> None:
@@ -177,34 +168,8 @@ def _check_made(record: dict | None, made: dict[str, str], output: Path) -> None
             )
 
 
-def _read(paths: Sequence[Path], elements: Sequence[str] | None, options: Any) -> tuple[list[Crystal], list[str]]:
-    """All structures of the files, in order, those that cannot be used with the reason; and what could not be read."""
-    crystals: list[Crystal] = []
-    unread: list[str] = []
-
-    def add(path: Path, source: str, system: System, info: Any, error: Any = None) -> None:
-        name, number = source.rsplit(" frame ", 1)
-        crystals.append(Crystal(f"{path.parent / name}#{number}", len(crystals), system, info, error))
-
-    for path in paths:
-
-        def strange(error: ValueError, path: Any = path) -> None:
-            if isinstance(error, data.FrameError):
-                add(path, error.source, None, error.atoms.info, str(error))
-            else:
-                unread.append(str(error))
-
-        try:
-            frames = data.iterate(path, elements=elements, options=options, on_error=strange, on_remark=reading.tell)
-            for frame in frames:
-                add(path, frame.source, frame.system, frame.info)
-        except (ValueError, OSError) as error:
-            unread.append(str(error))
-    return crystals, unread
-
-
 def _computed(
-    potential: Potential, params: PyTree, part: Sequence[Crystal], wanted: Wanted, output: Path
+    potential: Potential, params: PyTree, part: Sequence[Start], wanted: Wanted, output: Path
 ) -> Iterator[dict]:
     """The record of each crystal of a part: all relaxed in flight, then their properties one after another."""
     usable = [crystal for crystal in part if crystal.error is None]
@@ -212,7 +177,7 @@ def _computed(
         if crystal.error is not None:
             yield _named(crystal) | {"converged": False, "error": crystal.error}
     ends: dict[int, Any] = {}
-    for outcome in stream(potential, params, [c.system for c in usable], wanted.relax) if usable else ():
+    for outcome in stream(potential, params, [c.start for c in usable], wanted.relax) if usable else ():
         crystal = usable[outcome.number]
         if outcome.error is not None or outcome.relaxation is None:
             yield _named(crystal) | {"converged": False, "error": outcome.error}
@@ -242,10 +207,10 @@ def _at_volumes(potential: Potential, params: PyTree, ends: dict[int, Any], want
 
 
 def _one(
-    potential: Potential, params: PyTree, crystal: Crystal, relaxed: Any, volumes: Any, wanted: Wanted, output: Path
+    potential: Potential, params: PyTree, crystal: Start, relaxed: Any, volumes: Any, wanted: Wanted, output: Path
 ) -> dict:
     """The record of one relaxed crystal, and its files."""
-    record = _named(crystal) | survey.state(crystal.system, relaxed, potential, True)
+    record = _named(crystal) | survey.state(crystal.start, relaxed, potential, True)
     record["relaxed"] = _plain(relaxed)
     if not record["converged"]:
         return record | {"error": survey.ATTEMPTED}
@@ -318,11 +283,11 @@ def _figure(output: Path, name: str) -> Path:
     return output / FIGURES / name
 
 
-def _named(crystal: Crystal) -> dict:
+def _named(crystal: Start) -> dict:
     """What is known of a crystal before anything is computed: its references too."""
     facts = {"source": crystal.source, "number": crystal.number}
-    if crystal.system is not None:
-        atoms = to_ase(crystal.system)
+    if crystal.error is None:
+        atoms = to_ase(crystal.start)
         facts |= {"formula": atoms.get_chemical_formula(), "n_atoms": len(atoms)}
     for name in REFERENCES:
         for key in (key.format(name) for key in KEYS if "{}" in key or key[0] == {"b": "k", "s": "g"}[name[0]]):

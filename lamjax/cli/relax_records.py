@@ -5,7 +5,7 @@ import csv
 import hashlib
 import io
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,6 +95,16 @@ def first(path: Path) -> dict[str, Any]:
     if info and not {"source", *OUTCOME} <= info.keys():
         raise ValueError(f"{path}: not written by `lamjax relax`.")
     return info
+
+
+def panels(infos: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """{quantity: values} of what a picture shows beside the steps: how far atoms moved, and volumes changed."""
+    kinds = {"moved": (1, "way of the atom that went farthest (Å)"), "volume_change": (100, "volume change (%)")}
+    return {
+        label: [factor * float(info[key]) for info in infos]
+        for key, (factor, label) in kinds.items()
+        if infos and all(key in info for info in infos)
+    }
 
 
 def n_atoms(place: Place) -> int:

@@ -207,15 +207,10 @@ def _relaxation_plots(done: Sequence[records.Place]) -> str:
     infos = [place.info for place in done if place.info["finite"]]
     if not infos:
         return ""
-    kinds = {"moved": (1, "way of the atom that went farthest (Å)"), "volume_change": (100, "volume change (%)")}
-    panels = {
-        label: [factor * float(info[key]) for info in infos]
-        for key, (factor, label) in kinds.items()
-        if all(key in info for info in infos)
-    }
     steps, converged = ([info[key] for info in infos] for key in ("n_steps", "converged"))
     says = "structures that have converged against steps; how far atoms moved"
-    return f'<div class="wide">{html.drawn(plots.relaxations, steps, converged, panels, "", says=says)}</div>'
+    drawn = html.drawn(plots.relaxations, steps, converged, records.panels(infos), "", says=says)
+    return f'<div class="wide">{drawn}</div>'
 
 
 def _relaxation_table(path: Path, places: Sequence[records.Place]) -> str:

@@ -88,6 +88,17 @@ _FREE = (
 )
 
 
+def add_labels(atoms: ase.Atoms, known: Labels) -> None:
+    """Write the labels that there are to a structure, under the names that are looked for first: REF_energy, ..."""
+    energy, forces, virial = known.weights > 0
+    if energy:
+        atoms.info["REF_energy"] = float(known.energy)
+    if forces:
+        atoms.arrays["REF_forces"] = np.asarray(known.forces, np.float64)
+    if virial:
+        atoms.info["REF_virial"] = np.asarray(known.virial, np.float64).ravel()
+
+
 def _not_taken(key: str, atoms: ase.Atoms, entries: labels.FoundLabels) -> tuple[str, str]:
     """What is said of a key that looks like a label."""
     spelled, kind = labels.quantity(key), labels.kind_of(key)

@@ -42,6 +42,16 @@ def read_facts(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
+def partial(out: Path) -> Path:
+    """Where what is done of an output is kept until all of it is."""
+    return out.with_name(f"{out.name}.partial")
+
+
+def partial_facts(out: Path) -> Path:
+    """What must stay the same for an output to be gone on with."""
+    return out.with_name(f"{out.name}.partial.json")
+
+
 def student(folder: Path, member: int) -> Path:
     """The file of a member of the committee."""
     return folder / f"student-{member}.lamjax"

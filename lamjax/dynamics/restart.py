@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from lamjax import pytree
 from lamjax.domains.lists import DomainShapes
 from lamjax.domains.moving import AnyShapes
 from lamjax.dynamics.ensembles import Ensemble
@@ -36,8 +37,8 @@ def identity(ensemble: Ensemble, params: PyTree) -> Identity:
 def digest(potential: Potential, params: PyTree) -> str:
     """A name for a model and its numbers."""
     model = hashlib.sha256(repr((potential.config, potential.elements)).encode())
-    for leaf in map(np.asarray, jax.tree.leaves(params)):
-        model.update(f"{leaf.dtype}{leaf.shape}".encode() + np.ascontiguousarray(leaf).tobytes())
+    for content in pytree.contents(params):
+        model.update(content)
     return model.hexdigest()
 
 
