@@ -107,7 +107,7 @@ class Calculator(base.Calculator):
         return super().set()
 
     def check_state(self, atoms: ase.Atoms, tol: float = 1e-15) -> list[str]:
-        """What has changed since the last calculation: as ASE says, and whatever else a `System` is made of."""
+        """The names of the properties that differ from the last calculation: ASE's, and all others of a `System`."""
         changes = super().check_state(atoms, tol)
         if changes or self._system is None:
             return changes or list(base.all_changes)

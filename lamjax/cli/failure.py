@@ -57,7 +57,7 @@ def page_of(error: BaseException) -> str | None:
 
 
 def no_device() -> str | None:
-    """What to do if JAX has no device of the kind that it is told to use; None if it has one, or is told nothing.
+    """A message if JAX has no device of the kind that JAX_PLATFORMS names; None if it has one, or none is named.
 
     JAX finds that out where it is first asked to compute, and raises this or that, which others take for a fault of
     their own, such as a damaged file.

@@ -64,7 +64,7 @@ def crystal_rows(numbers: Numbers) -> list[tuple]:
 
 
 def names(columns: Iterable[str]) -> dict[str, str]:
-    """How people call those columns of validation.csv of a run on properties that are errors."""
+    """Titles of the columns of errors in validation.csv of a run on properties."""
     named = {"error_median": "median error / scale", "error_mean": "mean error / scale"}
     named |= {f"{name}_mae": f"{name} MAE ({next(iter(unit))})" for name, unit in UNITS.items()}
     named |= {"force_constant_rmse": "force constants RMSE (eV/Å²)", "replay_rmse_f": "replayed forces RMSE (eV/Å)"}

@@ -34,7 +34,7 @@ def options(
     virial: str | None = None,
     elements: str | None = None,
 ) -> ReadOptions:
-    """What the command line says of the files; ValueError for names that are no elements."""
+    """The options for reading files from the command line; ValueError for names that are no elements."""
     return ReadOptions(energy, forces, stress, virial, elements_of(elements))
 
 

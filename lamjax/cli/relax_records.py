@@ -108,7 +108,7 @@ def panels(infos: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
 
 
 def n_atoms(place: Place) -> int:
-    """How many atoms a record has."""
+    """The number of atoms of a record."""
     with open(place.path, "rb") as file:
         file.seek(place.first)
         return int(file.readline())

@@ -22,7 +22,7 @@ _DEFAULT = ReadOptions()
 
 
 class Remark(NamedTuple):
-    """What is odd in a file though it can be read, or what was left out of it."""
+    """A remark on a file: an oddity that does not keep it from being read, or something that was left out."""
 
     severity: str  # warning; note: for who looks closely
     path: Path
@@ -38,7 +38,7 @@ class Remark(NamedTuple):
 
 
 class Remarks:
-    """What is odd in a file, each kind once, with the frames counted."""
+    """The remarks on a file, each kind once, with its number of frames."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.hits = path, {}

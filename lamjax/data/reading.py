@@ -26,7 +26,7 @@ _DEFAULT = ReadOptions()
 
 
 class Summary(NamedTuple):
-    """What a list of frames holds, as plain data for a table."""
+    """Numbers of frames, atoms, elements and labels of a list of frames, as plain data for a table."""
 
     n_frames: int
     labelled: dict[str, int]  # frames that carry energy, forces, virial

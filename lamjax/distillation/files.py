@@ -43,12 +43,12 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 
 def partial(out: Path) -> Path:
-    """Where what is done of an output is kept until all of it is."""
+    """The file OUT.partial, which holds the finished part of an output."""
     return out.with_name(f"{out.name}.partial")
 
 
 def partial_facts(out: Path) -> Path:
-    """What must stay the same for an output to be gone on with."""
+    """The file OUT.partial.json: settings that must be the same when the output is continued."""
     return out.with_name(f"{out.name}.partial.json")
 
 

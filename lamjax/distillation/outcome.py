@@ -30,7 +30,7 @@ LEAST = 200  # atoms of the structure on which it is timed, if a periodic start 
 
 
 class Model(NamedTuple):
-    """One line of the final table; None for what is not known."""
+    """Errors, speed and size of a model, a line of the final table; None where unknown."""
 
     name: str
     errors: Errors | None  # on all fresh frames; None for the labeller itself

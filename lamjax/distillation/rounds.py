@@ -43,7 +43,7 @@ class Distillation(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """A part of a round that goes on: `done` of `total` steps or frames."""
+    """Progress within a stage of a round: `done` of `total` steps or frames."""
 
     round: int
     name: str

@@ -26,7 +26,7 @@ KILLED = "left out: the process was killed while this structure was labelled"
 
 
 class Step(NamedTuple):
-    """One more frame is labelled, or not."""
+    """One more frame has been dealt with: labelled, or failed for a `reason`."""
 
     done: int
     total: int

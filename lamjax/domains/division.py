@@ -26,12 +26,12 @@ class Domains(NamedTuple):
 
     @property
     def number(self) -> int:
-        """How many there are."""
+        """The number of domains."""
         return math.prod(self.counts)
 
     @property
     def divided(self) -> np.ndarray:
-        """True (3,) for the directions along which there is more than one."""
+        """True (3,) for the lattice vectors along which there is more than one domain."""
         return np.array(self.counts) > 1
 
 

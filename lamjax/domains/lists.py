@@ -24,7 +24,7 @@ ALL = PartitionSpec()  # the same array for all
 
 
 class DomainShapes(NamedTuple):
-    """How wide the arrays of a domain are. Hashable, static."""
+    """Widths of the arrays of a domain. Hashable, static."""
 
     capacities: tuple[int, ...]  # slots for each shell
     width: int  # of the lists with a skin
@@ -69,7 +69,7 @@ class DomainLists(NamedTuple):
 
 
 def field(potential: Potential) -> float:
-    """How deep a halo must be (Å); ValueError where the potential does not say."""
+    """The depth (Å) that a halo needs, the potential's receptive field; ValueError where that is unknown."""
     if potential.receptive_field is None:
         raise ValueError(
             "This potential does not say how far the energy of an atom depends on others, which is how deep the halo "

@@ -27,7 +27,7 @@ Identity = dict[str, Any]  # JSON-able
 
 
 def identity(ensemble: Ensemble, params: PyTree) -> Identity:
-    """What makes a simulation this one: the ensemble with its settings, the model and its parameters."""
+    """Ensemble, settings, model and a digest of its parameters, which must agree when a simulation is continued."""
     potential, config, domains = ensemble
     model = digest(potential, params)
     facts = {"ensemble": config.type, **dataclasses.asdict(config), "head": potential.head, "model": model}
@@ -35,7 +35,7 @@ def identity(ensemble: Ensemble, params: PyTree) -> Identity:
 
 
 def digest(potential: Potential, params: PyTree) -> str:
-    """A name for a model and its numbers."""
+    """A digest of a model: its config, elements and parameters."""
     model = hashlib.sha256(repr((potential.config, potential.elements)).encode())
     for content in pytree.contents(params):
         model.update(content)

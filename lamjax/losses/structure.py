@@ -27,7 +27,7 @@ from lamjax.system import System, real
 
 @configuration
 class DistanceConfig:
-    """How far a structure is from its target, as one number.
+    """The distance of a structure from its target, as one number.
 
     `kind`: "dq" the mass-weighted distance (amu^1/2 Å), "rmsd" (Å), "squared" dq²; "bounded" dq/(scale + dq), which
     keeps the huge gradients next to a switch of basins from deciding a batch.
@@ -42,7 +42,7 @@ class DistanceConfig:
 
 @configuration
 class StructureLossConfig:
-    """What the structure loss relaxes, and what it makes of the end."""
+    """Settings of the structure loss: the relaxation, and the distance of its end from the target."""
 
     relax: RelaxConfig = field(default_factory=lambda: RelaxConfig(adjoint=Unrolled(50)))
     distance: DistanceConfig = DistanceConfig()
@@ -216,7 +216,7 @@ def _number(kept: Bool[Array, " n_batch"], dtype: DTypeLike) -> Float[Array, ""]
 
 
 def mean(x: Float[Array, " n_batch"], kept: Bool[Array, " n_batch"]) -> Float[Array, ""]:
-    """Over the kept ones; 0 if there are none."""
+    """The mean over the structures that count; 0 if none does."""
     return jnp.sum(jnp.where(kept, x, 0)) / _number(kept, x.dtype)
 
 

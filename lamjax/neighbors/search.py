@@ -61,7 +61,7 @@ def within_shells(squared: Float[Array, "n_atoms n"], shells: tuple[Shell, ...])
 
 
 def counted(squared: Float[Array, "n_atoms n"], shells: tuple[Shell, ...]) -> Int[Array, "n_atoms n_shells"]:
-    """How many neighbours each atom has within each shell."""
+    """The number of neighbours of each atom within each shell."""
     return jnp.stack([jnp.sum(squared <= s.cutoff**2, axis=1) for s in shells], axis=1).astype(jnp.int32)
 
 

@@ -61,7 +61,7 @@ def blank(system: System, width: int, offsets: Array, shells: tuple[Shell, ...])
 
 
 def slots(capacity: int, cutoff: float, skin: float) -> int:
-    """How wide a list is whose atoms have `capacity` neighbours within the cutoff."""
+    """The width of a list with a skin for atoms that have `capacity` neighbours within the cutoff."""
     return math.ceil(capacity * (1 + skin / cutoff) ** 3) + (4 if skin else 0)
 
 
@@ -111,7 +111,7 @@ def is_stale(verlet: Verlet, system: System, shells: tuple[Shell, ...]) -> Bool[
 
 
 def search(verlet: Verlet, system: System, shells: tuple[Shell, ...], skin: float) -> Verlet:
-    """The list made anew in the same shapes, over all images."""
+    """A new list in the same shapes, searched over all images."""
     system = jax.lax.stop_gradient(system)
     cutoff, width, offsets = shells[0].cutoff, verlet.indices.shape[-1], verlet.offsets
     shift, finite = wrap_shift(system.positions, system.cell, system.pbc)

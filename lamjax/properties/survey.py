@@ -33,7 +33,7 @@ CHANGE = 0.5  # of the volume: a crystal that changes more has broken up or coll
 
 @configuration
 class PhononSurvey:
-    """Which supercell, and which wave vectors and temperatures."""
+    """Settings of phonons: the supercell, wave vectors and temperatures."""
 
     length: Annotated[float, Field(gt=0, description="Å between opposite faces of the supercell, at least")] = LENGTH
     density: Annotated[
@@ -64,7 +64,7 @@ def padded(potential: Potential, system: System) -> tuple[System, Neighbors]:
 
 
 def state(start: System, relaxed: Any, potential: Potential, cell: bool) -> dict[str, Any]:
-    """What a relaxation has made of a crystal, and what went wrong: flags and numbers of one line."""
+    """Lattice constants, energy and flags of a relaxed crystal: the numbers of one line of the table."""
     end = relaxed.system
     before, after = _volume(start), _volume(end)
     numbers = np.asarray(end.numbers)

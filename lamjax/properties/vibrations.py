@@ -46,7 +46,7 @@ class Phonons(NamedTuple):
 
 
 class Thermodynamics(NamedTuple):
-    """Of the harmonic crystal, for one cell, at each temperature."""
+    """Thermodynamic functions of the harmonic crystal, for one cell, at each temperature."""
 
     temperatures: Float[Array, " n_t"]  # K
     zero_point: Float[Array, ""]  # eV
@@ -120,7 +120,7 @@ def hessian_products(
 
 
 def unit_displacements(cells: Supercell, dtype: DTypeLike) -> Float[Array, "n n_super 3"]:
-    """One for each component of each atom of the cell."""
+    """Unit displacements, one for each Cartesian component of each atom of the cell."""
     n_super = len(cells.atom)
     rows = 3 * home(cells)[:, None] + np.arange(3)
     return jax.nn.one_hot(rows.ravel(), 3 * n_super, dtype=dtype).reshape(-1, n_super, 3)
@@ -169,7 +169,7 @@ def squared_frequencies(
 
 @jax.custom_jvp
 def eigenvalues(matrix: Complex[Array, "n n"]) -> Float[Array, " n"]:
-    """Of a Hermitian matrix, ascending; symmetric functions of equal ones have the right derivative."""
+    """Eigenvalues of a Hermitian matrix, ascending; symmetric functions of equal ones are differentiated correctly."""
     return jnp.linalg.eigvalsh(matrix)
 
 

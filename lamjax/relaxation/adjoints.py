@@ -16,7 +16,7 @@ from lamjax.relaxation.implicit import Hessian, Implicit, Solve
 
 
 class AdjointMethods(Protocol):
-    """What relaxations and losses ask of an adjoint.
+    """The interface of an adjoint to relaxations and losses.
 
     Without a `respond` the end has the derivatives of the steps to it, as far as `run` has unrolled them. With it, the
     end has those of a minimum, whatever `run` has done, and a structure gets none if its largest force is above `gate`

@@ -55,7 +55,7 @@ def check(potential: Potential, system: System, config: RelaxConfig) -> None:
 def shape(
     potential: Potential, system: System, config: RelaxConfig, numbers: Sequence[int] = (), room: float = HEADROOM
 ) -> Shape:
-    """What a structure needs, with room for neighbours that come closer, and for the `numbers` of earlier attempts.
+    """The shape of arrays for a structure, with room for more neighbours and for the `numbers` of earlier attempts.
 
     Raises ValueError for two atoms on one place, and for too many neighbours.
     """
@@ -75,7 +75,7 @@ def shape(
 
 
 def offsets(potential: Potential, system: System, config: RelaxConfig) -> np.ndarray:
-    """The images (n_offsets, 3) that a search on the way has to look at."""
+    """The cell images (n_offsets, 3) that a neighbour search during the relaxation has to visit."""
     return image_offsets(system.cell, system.pbc, _reach(potential, config))
 
 

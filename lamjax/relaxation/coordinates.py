@@ -23,7 +23,7 @@ BatchRows = Float[Array, "n_batch rows 3"]
 
 @configuration
 class CellConfig:
-    """How a cell relaxes: along every component of the strain, or some; against a pressure.
+    """Settings of a variable cell: the strain components that may change, and an external pressure.
 
     A structure that is not periodic in all directions is strained within its periodic ones only.
     """
@@ -80,7 +80,7 @@ def atomic_forces(z: Rows, force: Rows, reference: System) -> Float[Array, "n_at
 
 
 def free(system: System, fixed: Bool[Array, "n_atoms 3"] | None, cell: CellConfig | None) -> Bool[Array, "rows 3"]:
-    """Which coordinates may change."""
+    """The mask of generalised coordinates that may change."""
     atoms = jnp.broadcast_to(real(system)[:, None], system.positions.shape)
     atoms = atoms if fixed is None else atoms & ~fixed
     if cell is None:

@@ -13,7 +13,7 @@ from lamjax.system import System
 
 
 class Descent(NamedTuple):
-    """A batch of structures on its way down a surface, by steps that may be taken; functions give a new one."""
+    """The state of a batch that relaxes on a surface; every function returns a new one."""
 
     steps: Steps
     surface: Surface  # its reference has no derivative
@@ -46,7 +46,7 @@ class Descent(NamedTuple):
         return self._replace(window=self.surface.with_cells(self.weights.cells).place(self.state.z))
 
     def is_settled(self, gate: float | None) -> Bool[Array, " n_batch"]:
-        """Which structures are at a minimum: no force above `gate` (eV/Å; None: fmax of RelaxConfig)."""
+        """The mask of structures at a minimum: no force above `gate` (eV/Å; None: fmax of RelaxConfig)."""
         state = self.state
         limit = self.steps.threshold(state.fmax.dtype) if gate is None else gate
         return state.finite & ~state.overflow & (state.fmax <= limit)

@@ -65,7 +65,7 @@ class Solve(NamedTuple):
 
 
 class Responds(Protocol):
-    """What knows the response of a minimum; an adjoint of the end of a relaxation does."""
+    """The interface of an adjoint that computes the linear response of a minimum."""
 
     def respond(self, hessian: "Hessian", cotangent: BatchRows) -> tuple[Array, Solve]:
         """λ of dL/dθ = -λᵀ ∂g/∂θ for ∂L/∂z = `cotangent`, g = ∂(E + PV)/∂z; and how the solve for it went."""

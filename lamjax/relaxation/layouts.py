@@ -40,7 +40,7 @@ class Layout(Protocol):
 
 
 class Padded(NamedTuple):
-    """All structures of a batch, padding included, behind one another in one list of atoms."""
+    """A layout in which all structures of a batch, padding included, follow one another in one list of atoms."""
 
     capacities: tuple[int, ...]
     skin: float  # Å

@@ -17,7 +17,7 @@ LEAST_COSINE = 1e-3  # between force and step; below it the step is one along th
 
 
 class LBFGSState(NamedTuple):
-    """Of one structure; pairs are sorted, the newest first, and 0 where there are none yet."""
+    """The state of L-BFGS for one structure; pairs are sorted, the newest first, and 0 where there are none yet."""
 
     position: Rows  # Å
     force: Rows  # eV/Å

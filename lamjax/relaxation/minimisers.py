@@ -27,7 +27,7 @@ class Minimiser(Protocol):
     """Pure functions of one structure; `state` is a pytree of arrays with `position` and `force` among its fields."""
 
     def numbers(self, dtype: DTypeLike) -> dict[str, Array]:
-        """What can be learned, by name."""
+        """Numbers of the minimiser that can be learned, by name."""
         ...
 
     def init(self, numbers: dict[str, Array], z: Rows, force: Rows) -> Any:
@@ -142,7 +142,7 @@ class GradientFlowConfig:
 
 
 class FlowState(NamedTuple):
-    """Of the gradient flow, which remembers nothing."""
+    """The state of the gradient flow: coordinates and force."""
 
     position: Rows  # Å
     force: Rows  # eV/Å

@@ -57,7 +57,7 @@ class RelaxConfig:
 
 
 class Relaxation(NamedTuple):
-    """Where a relaxation ended; with a leading axis for a batch."""
+    """The end of a relaxation, and how it went; with a leading axis for a batch."""
 
     system: System
     energy: Float[Array, "*batch"]  # eV, without PV
@@ -141,7 +141,7 @@ def _at_minimum(end: Descent, adjoint: AdjointMethods) -> Descent:
 
 
 def result(surface: Surface, state: Progress, steps: Steps) -> Relaxation:
-    """What a batch has come to."""
+    """The relaxations of a batch, from the state of its last step."""
     return Relaxation(
         system=surface.place(state.z),
         energy=state.energy,

@@ -29,7 +29,7 @@ MODES = 40  # directions among which the lowest curvatures of a saddle are sough
 
 @configuration
 class DimerConfig:
-    """How a saddle is climbed to."""
+    """Settings of the dimer method."""
 
     fmax: Annotated[float, Field(gt=0, description="eV/Å")] = 0.02
     max_steps: Annotated[int, Field(ge=0)] = 500
@@ -39,7 +39,7 @@ class DimerConfig:
 
 
 class Climb(NamedTuple):
-    """Where the climb ended."""
+    """The end of a dimer search, and how it went."""
 
     system: System
     energy: Float[Array, ""]  # eV

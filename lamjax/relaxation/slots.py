@@ -45,7 +45,7 @@ class Traveller(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """What a structure brings with it into a slot; numpy arrays, padded."""
+    """The arrays of a structure that enters a slot; numpy, padded."""
 
     reference: System
     fixed: Bool[np.ndarray, "n_atoms 3"]
@@ -57,7 +57,7 @@ class Entry(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What the host gets after some steps."""
+    """The results of some steps, for the host."""
 
     relaxation: Relaxation
     running: Bool[Array, " n_slots"]
@@ -179,7 +179,7 @@ def relaxation_of(report: Report, row: int, n_atoms: int) -> Relaxation:
 
 
 def state_of(slots: Slots, row: int, n_atoms: int, config: RelaxConfig) -> Progress:
-    """How far one structure is, on the host and without padding; it may be given to wider arrays."""
+    """The state of one structure on the host, without padding, from which wider arrays can go on."""
     one = jax.tree.map(lambda x: np.asarray(x[row]), slots.state)
     one = _rows(config.minimiser, one, lambda z: np.concatenate([z[:n_atoms], z[-3:]]))
     return one._replace(overflow=np.zeros((), bool))

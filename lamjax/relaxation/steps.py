@@ -15,7 +15,7 @@ from lamjax.relaxation.surface import Evaluation, Surface
 
 
 class Progress(NamedTuple):
-    """What one step hands to the next, for a batch."""
+    """The state of a batch between two steps."""
 
     walker: Any  # the minimiser's state
     energy: Float[Array, " n_batch"]
@@ -34,7 +34,7 @@ class Progress(NamedTuple):
 
     @property
     def evaluation(self) -> Evaluation:
-        """That of the last step: nothing of it has to be computed again."""
+        """The evaluation of the last step, of which nothing has to be computed again."""
         return Evaluation(self.energy, self.walker.force, self.virial)
 
 
@@ -47,7 +47,7 @@ class Weights(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """How a batch steps, as pure functions."""
+    """One step of a batch, as pure functions."""
 
     minimiser: Minimiser
     layout: Layout
@@ -73,7 +73,7 @@ class Steps(NamedTuple):
         return max(self.fmax, 1e3 * float(jnp.finfo(dtype).tiny) ** 0.5)
 
     def active(self, state: Progress) -> Bool[Array, " n_batch"]:
-        """Which structures have not converged."""
+        """The mask of structures that have not converged."""
         return state.finite & (state.fmax > self.threshold(state.fmax.dtype))
 
     def step(self, weights: Weights, surface: Surface, state: Progress, lists: Any) -> tuple[Progress, Any]:

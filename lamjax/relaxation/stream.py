@@ -45,7 +45,7 @@ LEAVING = 1 / 8  # of the structures in flight: so many are done before the host
 
 
 class Outcome(NamedTuple):
-    """What has become of one structure; numpy, without padding."""
+    """The result of relaxing one structure; numpy, without padding."""
 
     number: int  # in the sequence that was given
     relaxation: Relaxation | None  # None: it could not begin
@@ -63,7 +63,7 @@ class Job(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What all buckets share."""
+    """Potential, parameters and settings that all buckets share."""
 
     potential: Any
     params: Any

@@ -28,14 +28,14 @@ class Memory(NamedTuple):
 
 
 class StepStart(NamedTuple):
-    """Where steps begin."""
+    """The state and the neighbour lists from which steps begin."""
 
     state: Progress
     lists: Any  # of neighbours, with their skin
 
 
 class ForwardRecord(NamedTuple):
-    """What the backward pass needs of the forward pass."""
+    """The residuals of the forward pass that the backward pass needs."""
 
     wanted: dict[str, tuple]  # names of the weights that are differentiated; no array, so that it is known beforehand
     weights: Weights

@@ -110,7 +110,7 @@ class TrainConfig(CommandConfig):
 
     @property
     def files(self) -> list[str]:
-        """All that a run reads: model and data."""
+        """Every file that a run reads: model and data."""
         tasks = [path for task in self.tasks.values() for path in (*task.train, *task.validation)]
         return [*([self.base] if self.base else []), *self.train, *self.validation, *tasks]
 

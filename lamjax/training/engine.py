@@ -42,7 +42,7 @@ class Best(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What a run writes beside its states."""
+    """The outputs of a run beside its states: tables, models, pictures and facts."""
 
     tables: Tables = no_tables()
     save: Callable[[Path, Any, int, float | None], None] | None = None  # a model: path, parameters, step, score
@@ -68,12 +68,12 @@ class Run(NamedTuple):
 
     @property
     def config(self) -> Any:
-        """Of which the run was made."""
+        """The config of the run."""
         return self.outputs.config
 
 
 class Sharing(NamedTuple):
-    """What the heads of a model, and the devices, have to do with one another in a run."""
+    """Parameters that heads share in a run, and the devices that share its batches."""
 
     by_head: bool = False  # a head moves only in steps whose gradient reaches it
     layers: int = 0  # first ones, which are the same in all heads
@@ -93,7 +93,7 @@ class Compiled(NamedTuple):
 
 
 class Epoch(NamedTuple):
-    """All structures have been seen once more."""
+    """An epoch has ended: every structure was trained on once more."""
 
     number: int  # from 1
     step: int
@@ -259,7 +259,7 @@ class _Course:
         return self.settings.patience is not None and self.best.since >= self.settings.patience
 
     def events(self) -> Generator[Event, None, Any]:
-        """All that is left to do."""
+        """The events up to the end of the run."""
         try:
             yield from self._train()
         except NonFiniteError:

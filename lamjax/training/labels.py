@@ -31,7 +31,7 @@ WRITTEN = (*folder.WRITTEN, CURVE, "parity*.png", "curve*.png")
 
 
 class LabelSets(NamedTuple):
-    """What a run on labels is made of."""
+    """Tasks and groups of a run on labels."""
 
     tasks: tuple[Task, ...]  # one of name "" unless the config has `tasks`
     groups: tuple[Group, ...]  # tasks that share programs
@@ -169,7 +169,7 @@ def _shapes(sets: LabelSets, group: Group, packed_of: Any) -> set[tuple]:
 
 
 def shared_layers(config: TrainConfig, potential: Potential) -> int:
-    """How many first layers all heads share; ValueError where heads differ or have fewer."""
+    """The number of first layers that all heads share; ValueError where heads differ or have fewer."""
     if not config.share_layers:
         return 0
     checkpoints.check_config(potential.config, config.base or "The model", "share_layers")

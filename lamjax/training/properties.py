@@ -53,7 +53,7 @@ SCORE = "score"  # column of validation.csv
 
 
 class PropertySets(NamedTuple):
-    """What a run on properties is made of."""
+    """The data of a run on properties, read and packed."""
 
     sets: CrystalSets
     train: list[PackedCrystals]  # crystals with targets

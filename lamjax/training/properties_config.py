@@ -86,7 +86,7 @@ class PropertyTuneConfig(TuneConfig):
 
     @property
     def files(self) -> list[str]:
-        """All that a run reads: model and data."""
+        """Every file that a run reads: model and data."""
         return [self.base, *self.crystals, *self.validation, *(self.replay.files if self.replay else ())]
 
 

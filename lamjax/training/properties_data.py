@@ -54,7 +54,7 @@ class Constants(NamedTuple):
 
 
 class CrystalSets(NamedTuple):
-    """What a run reads."""
+    """Crystals to train on and to hold out, the loss on them, and replayed frames."""
 
     train: list[TargetCrystal]
     validation: list[TargetCrystal]
@@ -286,7 +286,7 @@ def crystal_batches(
 
 
 def n_batches(packed: Sequence[PackedCrystals], size: int) -> int:
-    """Of an epoch."""
+    """The number of batches of an epoch."""
     return sum(-(-len(part.members) // size) for part in packed)
 
 
@@ -333,7 +333,7 @@ def column_batches(known: Columns, n: int, size: int, seed: int, start: int = 0)
 
 
 def fingerprint(sets: CrystalSets) -> dict[str, dict[str, Any]]:
-    """Numbers by which other data are told when a run continues."""
+    """Digests of the data, by which changed data are recognised when a run continues."""
 
     def of_crystals(crystals: Sequence[TargetCrystal]) -> dict[str, Any]:
         total = sum(float(np.sum(x)) for crystal in crystals for x in crystal.targets.values())

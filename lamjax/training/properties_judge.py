@@ -144,7 +144,7 @@ def write_properties(path: Path, crystals: Sequence[TargetCrystal], before: Judg
 
 
 def crystal_name(crystal: TargetCrystal) -> str:
-    """What a table calls a crystal: its id or formula and where it was read."""
+    """The name of a crystal in tables: its id or formula, else file and frame."""
     known = (crystal.info[key] for key in ("config_id", "material_id", "id", "name", "formula") if key in crystal.info)
     return str(next(known, crystal.source))
 

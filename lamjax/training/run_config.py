@@ -24,7 +24,7 @@ MatmulPrecision = Annotated[
 
 @configuration
 class LabelKeys:
-    """Where labels are in files that do not say it by the usual names, and what numbered types mean."""
+    """Keys of labels in files that do not use the usual names, and the elements of numbered types."""
 
     _: KW_ONLY
     energy_key: Annotated[
@@ -51,7 +51,7 @@ class PrecisionConfig:
 
 @configuration
 class LearningConfig:
-    """What is learned how fast, and when it is measured and saved."""
+    """Frozen parts and rates of learning, and the intervals of validation and saving."""
 
     _: KW_ONLY
     freeze: Annotated[
@@ -108,7 +108,7 @@ class CommandConfig(LabelKeys, PrecisionConfig, LearningConfig):
 
 
 def read_options(*configs: Any) -> ReadOptions:
-    """How files are read: each key from the first config that has it."""
+    """The options for reading files, each key from the first config that has it."""
 
     def first(name: str) -> Any:
         return next((value for config in configs if (value := getattr(config, name))), None)

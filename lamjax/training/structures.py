@@ -57,7 +57,7 @@ SCORE = "dq_median"  # column of validation.csv
 
 
 class StructureSets(NamedTuple):
-    """What a run on structures is made of."""
+    """The data of a run on structures, read and packed."""
 
     sets: PairSets
     packed: PackedPairs  # of the pairs to train on

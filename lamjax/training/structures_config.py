@@ -88,7 +88,7 @@ class StructureTuneConfig(TuneConfig):
 
     @property
     def files(self) -> list[str]:
-        """All that a run reads: model and data."""
+        """Every file that a run reads: model and data."""
         return [self.base, *self.pairs, *self.validation, *(self.replay.files if self.replay else ())]
 
     def _check_cells(self) -> None:
@@ -123,7 +123,7 @@ def objective_of(config: StructureTuneConfig) -> StructureLossConfig | ForceTarg
 
 
 def judge_of(config: StructureTuneConfig) -> RelaxConfig:
-    """How validation relaxes: with the cell setting of the objective unless `judge` has its own."""
+    """The relaxation of validation: with the cell setting of the objective unless `judge` has its own."""
     objective = objective_of(config)
     return replace(config.judge, cell=config.judge.cell or getattr(objective, "relax", objective).cell)
 

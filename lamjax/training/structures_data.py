@@ -46,7 +46,7 @@ Kind = TypeVar("Kind")
 
 
 class PairSets(NamedTuple):
-    """What a run reads."""
+    """Pairs to train on and to hold out, labelled frames, and replayed frames."""
 
     train: list[Pair]
     validation: list[Pair]
@@ -218,7 +218,7 @@ def _noisy(packed: PackedPairs, config: StructureTuneConfig, epoch: int, skipped
 
 
 def fingerprint(sets: PairSets) -> dict[str, dict[str, Any]]:
-    """Numbers by which other data are told when a run continues."""
+    """Digests of the data, by which changed data are recognised when a run continues."""
 
     def of_pairs(pairs: Sequence[Pair]) -> dict[str, Any]:
         distances = [float(np.abs(pair.target.positions).sum()) for pair in pairs]

@@ -77,7 +77,7 @@ def ready(start: Beginning, goal: Objective, written: Outputs, labels: LabelledS
 
 
 def has_validated(start: Beginning) -> bool:
-    """Whether the tables of the run that goes on have a validation."""
+    """True if the tables of a run that is continued hold a validation."""
     return bool(start.saved and until(Path(start.config.output) / VALIDATION, start.saved[-1]))
 
 
