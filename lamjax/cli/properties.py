@@ -37,7 +37,7 @@ STRUCTURE = ("numbers", "positions", "cell", "pbc", "energy", "forces", "virial"
 FLAGS = ("converged", "broken_up", "symmetry_changed", "elastic_stable", "phonons_stable")
 
 
-class Wanted(NamedTuple):
+class SurveySettings(NamedTuple):
     """The properties that are asked for, and their settings."""
 
     elastic: bool
@@ -79,7 +79,7 @@ def properties(
     """
     if phonopy and not phonons:
         raise ValueError("--phonopy writes force constants: add --phonons.")
-    wanted = Wanted(
+    settings = SurveySettings(
         elastic,
         EquationOfStateConfig() if eos else None,
         survey.PhononSurvey(supercell, temperatures=tuple(temperature or (300.0,))) if phonons else None,
@@ -94,19 +94,19 @@ def properties(
         done = _done(output, resume)
         potential, params = checkpoints.load(model, head, np.dtype(precision.value))
         crystals, unread = reading.structures(structures, potential.elements, reading.options(elements=elements))
-        made = {"model": relax_records.model_name(potential, params), "settings": _settings(wanted, precision)}
+        made = {"model": relax_records.model_name(potential, params), "settings": _settings(settings, precision)}
         for crystal in crystals:
             _check_made(done.get(crystal.source), made | _start(crystal), output)
         left = [crystal for crystal in crystals if crystal.source not in done]
         for first in range(0, len(left), chunk):
             part = left[first : first + chunk]
-            computed = _computed(potential, params, part, wanted, output)
+            computed = _computed(potential, params, part, settings, output)
             for record in progress(computed, "properties", len(part)):
                 record["made"] = made | _start(crystals[record["number"]])
                 files.append(output / RECORDS, (json.dumps(record) + "\n").encode())
                 done[record["source"]] = record
         rows = [done[crystal.source] for crystal in crystals if crystal.source in done]
-        _write(output, rows, wanted)
+        _write(output, rows, settings)
     if not rows:
         raise ValueError(listed("Nothing was computed", unread or ["There are no structures."]))
     console.print(_report(rows, len(left), time.monotonic() - began, output))
@@ -136,13 +136,13 @@ def _done(output: Path, resume: bool) -> dict[str, dict]:
     return {record["source"]: record for record in records}
 
 
-def _settings(wanted: Wanted, precision: Precision) -> str:
+def _settings(settings: SurveySettings, precision: Precision) -> str:
     """What the numbers depend on beside the model and the structure."""
-    phonons = "no" if wanted.phonons is None else f"{wanted.phonons.length:g} Å"
-    heat = () if wanted.phonons is None else wanted.phonons.temperatures
+    phonons = "no" if settings.phonons is None else f"{settings.phonons.length:g} Å"
+    heat = () if settings.phonons is None else settings.phonons.temperatures
     return (
-        f"elastic {wanted.elastic}; eos {wanted.eos is not None}; phonons {phonons}; temperatures "
-        f"{' '.join(f'{t:g}' for t in heat)}; fmax {wanted.relax.fmax:g}; max_steps {wanted.relax.max_steps}; "
+        f"elastic {settings.elastic}; eos {settings.eos is not None}; phonons {phonons}; temperatures "
+        f"{' '.join(f'{t:g}' for t in heat)}; fmax {settings.relax.fmax:g}; max_steps {settings.relax.max_steps}; "
         f"precision {precision.value}"
     )
 
@@ -169,7 +169,7 @@ def _check_made(record: dict | None, made: dict[str, str], output: Path) -> None
 
 
 def _computed(
-    potential: Potential, params: PyTree, part: Sequence[Start], wanted: Wanted, output: Path
+    potential: Potential, params: PyTree, part: Sequence[Start], settings: SurveySettings, output: Path
 ) -> Iterator[dict]:
     """The record of each crystal of a part: all relaxed in flight, then their properties one after another."""
     usable = [crystal for crystal in part if crystal.error is None]
@@ -177,28 +177,30 @@ def _computed(
         if crystal.error is not None:
             yield _named(crystal) | {"converged": False, "error": crystal.error}
     ends: dict[int, Any] = {}
-    for outcome in stream(potential, params, [c.start for c in usable], wanted.relax) if usable else ():
+    for outcome in stream(potential, params, [c.start for c in usable], settings.relax) if usable else ():
         crystal = usable[outcome.number]
         if outcome.error is not None or outcome.relaxation is None:
             yield _named(crystal) | {"converged": False, "error": outcome.error}
         else:
             ends[outcome.number] = outcome.relaxation
-    volumes = _at_volumes(potential, params, ends, wanted)
+    volumes = _at_volumes(potential, params, ends, settings)
     for number, relaxed in sorted(ends.items()):
-        yield _one(potential, params, usable[number], relaxed, volumes.get(number, []), wanted, output)
+        yield _one(potential, params, usable[number], relaxed, volumes.get(number, []), settings, output)
 
 
-def _at_volumes(potential: Potential, params: PyTree, ends: dict[int, Any], wanted: Wanted) -> dict[int, list]:
+def _at_volumes(
+    potential: Potential, params: PyTree, ends: dict[int, Any], settings: SurveySettings
+) -> dict[int, list]:
     """Relaxations of the converged crystals at the volumes of their equations of state, all in flight."""
-    if wanted.eos is None:
+    if settings.eos is None:
         return {}
     jobs = [
         (number, system)
         for number, relaxed in ends.items()
         if relaxed.converged and np.all(relaxed.system.pbc)
-        for system in survey.strained(relaxed.system, wanted.eos)
+        for system in survey.strained(relaxed.system, settings.eos)
     ]
-    how = RelaxConfig(wanted.relax.fmax, wanted.relax.max_steps, CellConfig(keep="volume"))
+    how = RelaxConfig(settings.relax.fmax, settings.relax.max_steps, CellConfig(keep="volume"))
     relaxations: dict[int, list] = {number: [] for number, _ in jobs}
     for outcome in stream(potential, params, [system for _, system in jobs], how) if jobs else ():
         if outcome.relaxation is not None:
@@ -207,7 +209,13 @@ def _at_volumes(potential: Potential, params: PyTree, ends: dict[int, Any], want
 
 
 def _one(
-    potential: Potential, params: PyTree, crystal: Start, relaxed: Any, volumes: Any, wanted: Wanted, output: Path
+    potential: Potential,
+    params: PyTree,
+    crystal: Start,
+    relaxed: Any,
+    volumes: Any,
+    settings: SurveySettings,
+    output: Path,
 ) -> dict:
     """The record of one relaxed crystal, and its files."""
     record = _named(crystal) | survey.state(crystal.start, relaxed, potential, True)
@@ -215,13 +223,13 @@ def _one(
     if not record["converged"]:
         return record | {"error": survey.ATTEMPTED}
     name = f"{crystal.number:05d}_{record['formula']}"
-    if wanted.elastic:
-        config = PropertyConfig(fmax=10 * wanted.relax.fmax)
+    if settings.elastic:
+        config = PropertyConfig(fmax=10 * settings.relax.fmax)
         record |= _tried("elastic", lambda: survey.elastic(potential, params, relaxed.system, config))
-    if wanted.eos is not None:
-        record |= _tried("eos", lambda: _equation(relaxed, volumes, name, wanted, output))
-    if wanted.phonons is not None:
-        record |= _tried("phonons", lambda: _waves(potential, params, relaxed.system, name, wanted, output))
+    if settings.eos is not None:
+        record |= _tried("eos", lambda: _equation(relaxed, volumes, name, settings, output))
+    if settings.phonons is not None:
+        record |= _tried("phonons", lambda: _waves(potential, params, relaxed.system, name, settings, output))
     return record
 
 
@@ -251,10 +259,10 @@ def _tried(what: str, compute: Any) -> dict:
         return {f"{what}_error": str(error)}
 
 
-def _equation(relaxed: Any, volumes: Any, name: str, wanted: Wanted, output: Path) -> dict:
+def _equation(relaxed: Any, volumes: Any, name: str, settings: SurveySettings, output: Path) -> dict:
     survey.check_crystal(relaxed.system, "An equation of state")
     record = survey.equation_of_state(volumes)
-    if wanted.figures:
+    if settings.figures:
         x, y = record["eos_volumes"], record["eos_energies"]
         grid = np.linspace(min(x), max(x), 200)
         power = np.polynomial.Polynomial.fit(np.array(x) ** (-2 / 3), y, 3)
@@ -264,16 +272,18 @@ def _equation(relaxed: Any, volumes: Any, name: str, wanted: Wanted, output: Pat
     return record
 
 
-def _waves(potential: Potential, params: PyTree, system: System, name: str, wanted: Wanted, output: Path) -> dict:
-    record, waves = survey.waves(potential, params, system, wanted.phonons)
-    if wanted.figures:
+def _waves(
+    potential: Potential, params: PyTree, system: System, name: str, settings: SurveySettings, output: Path
+) -> dict:
+    record, waves = survey.waves(potential, params, system, settings.phonons)
+    if settings.figures:
         way = waves.path
         times = "x".join(map(str, record["supercell"]))
         least = round(record["least_frequency"], 2) + 0.0  # no -0.00
         title = f"{name}, supercell {times}: lowest frequency {least:.2f} THz"
         file = _figure(output, f"{name}_phonons.png")
         crystals.bands(file, way.distances, waves.bands, way.ticks, waves.mesh, title)
-    if wanted.phonopy:
+    if settings.phonopy:
         write_phonopy(output / PHONOPY / name, system, waves.cells, waves.constants)
     return record
 
@@ -298,7 +308,7 @@ def _named(crystal: Start) -> dict:
     return facts
 
 
-def _write(output: Path, rows: list[dict], wanted: Wanted) -> None:
+def _write(output: Path, rows: list[dict], settings: SurveySettings) -> None:
     """Table, tree and figure of all records."""
     text = io.StringIO()
     for row in rows:
@@ -314,7 +324,7 @@ def _write(output: Path, rows: list[dict], wanted: Wanted) -> None:
     writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in rows)
     files.write_atomically(output / CSV, text.getvalue().encode())
     files.write_atomically(output / JSON, json.dumps(rows, indent=1).encode())
-    if wanted.elastic:
+    if settings.elastic:
         _moduli(output / MODULI, rows)
 
 

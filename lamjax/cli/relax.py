@@ -173,16 +173,16 @@ def _elsewhere(share: Share, place: records.Place | None) -> bool:
 
 def _sort(share: Share, mine: Sequence[Start], done: dict[str, records.Place], results: Results) -> None:
     """The output in the order of the structures, and its table."""
-    here = {source: place for source, place in done.items() if not _elsewhere(share, place)}
-    here |= records.relaxed([share.out])
+    places = {source: place for source, place in done.items() if not _elsewhere(share, place)}
+    places |= records.relaxed([share.out])
     sources = {start.source: start.number for start in mine}
     failed = {
         start.source: records.unrelaxed(start.start, _facts(start), results.errors[start.source])
         for start in mine
-        if start.source in results.errors and start.source not in here
+        if start.source in results.errors and start.source not in places
     }
-    records.sort(share.out, sources, here, failed)
-    records.write_table(share.out.with_suffix(".csv"), sources, here, results.errors)
+    records.sort(share.out, sources, places, failed)
+    records.write_table(share.out.with_suffix(".csv"), sources, places, results.errors)
 
 
 def _cell(relaxes: bool, pressure: float, keep: Keep | None) -> CellConfig | None:

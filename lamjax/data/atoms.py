@@ -149,18 +149,18 @@ def _constraints(atoms: ase.Atoms, remarks: Remarks, source: str) -> dict:
     Fixed is what FixAtoms, FixCartesian (`move_mask` of extxyz) or a per-atom array `fixed` hold.
     """
     fixed, others = fixed_components(atoms), ", ".join(other_constraints(atoms))
-    given = atoms.arrays.get("fixed")
-    if given is None and "fixed" in atoms.info:
-        given = np.asarray(atoms.info["fixed"])
-        if given.size not in (len(atoms), 3 * len(atoms)) or given.ndim == 0:
+    declared = atoms.arrays.get("fixed")
+    if declared is None and "fixed" in atoms.info:
+        declared = np.asarray(atoms.info["fixed"])
+        if declared.size not in (len(atoms), 3 * len(atoms)) or declared.ndim == 0:
             what = f"fixed={atoms.info['fixed']} in the header says nothing of single atoms and is ignored"
             remarks.add("note", what, "Atoms are held by a per-atom array fixed or move_mask.", source=source)
-            given = None
+            declared = None
         else:
-            given = given.reshape(len(atoms), -1)
-    if given is not None:
-        fixed = fixed | fixed_mask(given, len(atoms))
-    facts = {"fixed": fixed} if fixed.any() or given is not None else {}
+            declared = declared.reshape(len(atoms), -1)
+    if declared is not None:
+        fixed = fixed | fixed_mask(declared, len(atoms))
+    facts = {"fixed": fixed} if fixed.any() or declared is not None else {}
     return facts | ({"other_constraints": others} if others else {})
 
 

@@ -130,8 +130,10 @@ def simulate(
         for simulation, seen in dynamics.simulate(ensemble, params, first, config.steps, config.every):
             room[n_atoms] = simulation.shapes
             for k, number in enumerate(seen.step.tolist()):
-                here = one.start.system._replace(positions=seen.positions[k], cell=seen.cell[k])
-                frames.append(explored_atoms(here, one.start, "simulation", step=number, **conditions(one), seed=seed))
+                structure = one.start.system._replace(positions=seen.positions[k], cell=seen.cell[k])
+                frames.append(
+                    explored_atoms(structure, one.start, "simulation", step=number, **conditions(one), seed=seed)
+                )
     except (dynamics.DynamicsError, ValueError) as error:  # ordinary for a student that knows little
         return Walk(frames, f"{described(one)}: {error}")
     return Walk(frames)

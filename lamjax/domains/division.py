@@ -93,11 +93,11 @@ def membership(
     Every atom belongs to one domain. The halo holds all images that are as near to a domain as the halo is deep.
     """
     number = np.array(domains.counts)
-    here = jnp.stack(jnp.unravel_index(k, domains.counts))
+    position = jnp.stack(jnp.unravel_index(k, domains.counts))
     real = system.numbers > 0
     home = jnp.clip(jnp.floor(places.share * number), 0, number - 1).astype(jnp.int32)
-    own = real & jnp.all(home == here, axis=1)
-    begin, end = here / number - places.depth, (here + 1) / number + places.depth
+    own = real & jnp.all(home == position, axis=1)
+    begin, end = position / number - places.depth, (position + 1) / number + places.depth
 
     def within(offset: Array) -> Array:
         at = places.share + offset

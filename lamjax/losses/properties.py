@@ -261,21 +261,21 @@ def property_loss(potential: Potential, config: PropertyLossConfig) -> Callable:
 
     def loss(params: PyTree, batch: PropertyBatch, lr_ratio: float | Array = 1.0) -> tuple[Array, dict]:
         _check(batch, PropertyBatch, "property_loss", "losses.property_batch makes one of structures and targets.")
-        crystals, kept, n_steps = _relaxed(potential, params, batch, config)
+        crystals, counted, n_steps = _relaxed(potential, params, batch, config)
 
         def judged(params):
             values, stable, settled = jax.vmap(lambda x: _properties(potential, config, params, *x))(crystals)
-            return *_compared(values, batch, kept & settled, config, size), stable, kept & settled
+            return *_compared(values, batch, counted & settled, config, size), stable, counted & settled
 
         shapes = jax.eval_shape(judged, params)
         nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        total, metrics, stable, kept = jax.lax.cond(jnp.any(kept), judged, lambda params: nothing, params)
+        total, metrics, stable, counted = jax.lax.cond(jnp.any(counted), judged, lambda params: nothing, params)
         present = jnp.any(real(batch.start), axis=-1)
         return total, metrics | {
-            "n_structures": jnp.sum(kept),
-            "n_dropped": jnp.sum(present & ~kept),
-            "n_unstable": jnp.sum(kept & ~stable),
-            "n_steps": jnp.sum(jnp.where(kept, n_steps, 0)) / jnp.maximum(jnp.sum(kept), 1),
+            "n_structures": jnp.sum(counted),
+            "n_dropped": jnp.sum(present & ~counted),
+            "n_unstable": jnp.sum(counted & ~stable),
+            "n_steps": jnp.sum(jnp.where(counted, n_steps, 0)) / jnp.maximum(jnp.sum(counted), 1),
         }
 
     return loss
@@ -292,11 +292,11 @@ def property_values(potential: Potential, config: PropertyLossConfig) -> Callabl
 
     def values_of(params: PyTree, batch: PropertyBatch) -> PropertyValues:
         _check(batch, PropertyBatch, "property_values", "losses.property_batch makes one of structures and targets.")
-        crystals, kept, n_steps = _relaxed(potential, params, batch, config)
+        crystals, counted, n_steps = _relaxed(potential, params, batch, config)
         values, stable, settled = jax.vmap(lambda x: _properties(potential, config, params, *x))(crystals)
-        kept = kept & settled
-        values = {name: pytree.where(kept, x, jnp.full_like(x, jnp.nan)) for name, x in values.items()}
-        return PropertyValues(values, kept, stable & kept, n_steps)
+        counted = counted & settled
+        values = {name: pytree.where(counted, x, jnp.full_like(x, jnp.nan)) for name, x in values.items()}
+        return PropertyValues(values, counted, stable & counted, n_steps)
 
     return values_of
 
@@ -310,15 +310,15 @@ def _relaxed(potential, params, batch: PropertyBatch, config: PropertyLossConfig
     how = dataclasses.replace(config.relax, adjoint=Implicit())  # which keeps nothing of the way
     end = still(relax(potential, still(params), batch.start, batch.neighbors, how))
     lists = jax.vmap(lambda n, s: neighbor_lists.update(n, s, shells))(batch.neighbors, end.system)
-    kept, cells = end.converged & ~lists.overflow & jnp.any(real(batch.start), axis=-1), batch.cells
+    counted, cells = end.converged & ~lists.overflow & jnp.any(real(batch.start), axis=-1), batch.cells
     stretch = volume(end.system) / volume(batch.start)
-    kept = kept & (stretch < AWAY) & (stretch > 1 / AWAY)  # the others have broken up or collapsed
+    counted = counted & (stretch < AWAY) & (stretch > 1 / AWAY)  # the others have broken up or collapsed
     if cells is not None:
         large = jax.vmap(properties.repeated)(end.system, cells)
         near = jax.vmap(lambda n, s: neighbor_lists.update(n, s, shells))(cells.neighbors, large)
-        cells, kept = cells._replace(neighbors=near), kept & ~near.overflow
+        cells, counted = cells._replace(neighbors=near), counted & ~near.overflow
     crystals = end.system, lists, cells
-    return still((pytree.where(kept, crystals, pytree.take(crystals, jnp.argmax(kept))), kept, end.n_steps))
+    return still((pytree.where(counted, crystals, pytree.take(crystals, jnp.argmax(counted))), counted, end.n_steps))
 
 
 def _properties(potential, config: PropertyLossConfig, params, system: System, lists: Neighbors, cells):
@@ -344,18 +344,18 @@ def _properties(potential, config: PropertyLossConfig, params, system: System, l
     return {name: values[name] for name in sorted(names)}, stable, crystal.converged
 
 
-def _compared(values: dict, batch: PropertyBatch, kept, config: PropertyLossConfig, size: Callable):
+def _compared(values: dict, batch: PropertyBatch, counted, config: PropertyLossConfig, size: Callable):
     """The mean over the kept structures, and the mean absolute error of each property in its first unit."""
     total, metrics = 0.0, {}
     for target in config.targets:
-        weight = jnp.where(kept, batch.weights[target.name], 0)
+        weight = jnp.where(counted, batch.weights[target.name], 0)
         known = (weight > 0).reshape(-1, *[1] * len(SHAPES.get(target.name, ())))
         error = jnp.where(known, values[target.name] - batch.targets[target.name], 0)
         axes = tuple(range(1, error.ndim))
         total = total + target.weight * jnp.sum(weight * jnp.mean(size(error / target.scale), axis=axes))
         number = jnp.maximum(jnp.sum(weight > 0), 1)
         metrics[f"{target.name}_mae"] = jnp.sum(jnp.mean(jnp.abs(jax.lax.stop_gradient(error)), axis=axes)) / number
-    return total / jnp.maximum(jnp.sum(kept), 1), metrics
+    return total / jnp.maximum(jnp.sum(counted), 1), metrics
 
 
 # ---- force constants

@@ -128,9 +128,11 @@ def _on_the_way(
 ) -> tuple[Array, dict]:
     """Value and metrics where the steps of the relaxation are differentiated."""
     relaxed = _relaxed(potential, learned, batch, config.relax)
-    kept = _kept(relaxed, batch, config)
-    each, error = _value(relaxed.system, relaxed.energy, batch, kept, config)
-    return _with_window(mean(each, kept), _metrics(error, relaxed, kept, batch), relaxed.window, (batch, kept, config))
+    counted = _kept(relaxed, batch, config)
+    each, error = _value(relaxed.system, relaxed.energy, batch, counted, config)
+    return _with_window(
+        mean(each, counted), _metrics(error, relaxed, counted, batch), relaxed.window, (batch, counted, config)
+    )
 
 
 def _at_minimum(
@@ -140,37 +142,39 @@ def _at_minimum(
     adjoint = config.relax.adjoint
     relaxed = _relaxed(potential, learned, batch, config.relax)
     end = jax.lax.stop_gradient(relaxed._replace(window=None))
-    kept = _kept(end, batch, config)
+    counted = _kept(end, batch, config)
     gate = getattr(adjoint, "gate", None)
-    settled = kept & (end.fmax <= (config.relax.fmax if gate is None else gate)) & ~end.overflow
+    settled = counted & (end.fmax <= (config.relax.fmax if gate is None else gate)) & ~end.overflow
     surface, z = over(potential, batch.start, batch.fixed, config.relax.cell), end.coordinates
     lists = jax.vmap(lambda n, s: neighbor_lists.update(n, s, potential.shells))(batch.neighbors, end.system)
     energy = surface.energy(learned.potential, z, lists) if config.energy else jnp.zeros_like(end.energy)
 
     def value(z):
         moved = energy + jnp.sum(surface.energy_slope(end.coordinates) * (z - end.coordinates), (1, 2))
-        return _value(surface.place(z), moved, batch, kept, config)
+        return _value(surface.place(z), moved, batch, counted, config)
 
     (each, error), back = jax.vjp(value, z)
-    (on_z,) = back((settled.astype(each.dtype) / _number(kept, each.dtype), jax.tree.map(jnp.zeros_like, error)))
+    (on_z,) = back((settled.astype(each.dtype) / _number(counted, each.dtype), jax.tree.map(jnp.zeros_like, error)))
     weights = Weights(learned.potential, {}, surface.reference.cell)
     zero, solve = implicit.tie(surface, weights, Point(z, end.energy, lists), on_z, adjoint)
-    metrics = _metrics(error, end, kept, batch) | {
-        "n_gated": jnp.sum(kept & ~settled),
+    metrics = _metrics(error, end, counted, batch) | {
+        "n_gated": jnp.sum(counted & ~settled),
         "n_negative": jnp.sum(settled & solve.negative),
         "iterations": mean(solve.iterations.astype(each.dtype), settled),
         "residual": jnp.max(jnp.where(settled, solve.residual, 0)),
     }
-    return _with_window(mean(each, kept) + zero.astype(each.dtype), metrics, relaxed.window, (batch, kept, config))
+    return _with_window(
+        mean(each, counted) + zero.astype(each.dtype), metrics, relaxed.window, (batch, counted, config)
+    )
 
 
 def _with_window(total: Float[Array, ""], metrics: dict, window: System | None, judged: tuple) -> tuple[Array, dict]:
     """Value and metrics with those of the structures at the end of a window, where the adjoint has one."""
     if window is None:
         return total, metrics
-    batch, kept, config = judged
-    each, error = _value(window, None, batch, kept, config)
-    return total + config.window * mean(each, kept), metrics | {"dq_window": mean(error.dq, kept)}
+    batch, counted, config = judged
+    each, error = _value(window, None, batch, counted, config)
+    return total + config.window * mean(each, counted), metrics | {"dq_window": mean(error.dq, counted)}
 
 
 def _relaxed(potential: Potential, learned: Learned, batch: StructureBatch, config: RelaxConfig) -> Relaxation:
@@ -190,7 +194,7 @@ def _value(
     system: System,
     energy: Float[Array, " n_batch"],
     batch: StructureBatch,
-    kept: Bool[Array, " n_batch"],
+    counted: Bool[Array, " n_batch"],
     config: StructureLossConfig,
 ) -> tuple[Array, StructureError]:
     """The loss of each structure, and its errors; those that are not kept are judged at their target.
@@ -199,48 +203,50 @@ def _value(
     """
     target = jax.tree.map(jnp.asarray, batch.target)
     system = system._replace(
-        positions=jnp.where(kept[:, None, None], system.positions, target.positions),
-        cell=jnp.where(kept[:, None, None], system.cell, target.cell),
+        positions=jnp.where(counted[:, None, None], system.positions, target.positions),
+        cell=jnp.where(counted[:, None, None], system.cell, target.cell),
     )
     error = structure_error(system, target, batch.fixed)
     each = distance(error, config.distance)
     if config.energy and energy is not None:
         n_atoms = jnp.maximum(jnp.sum(real(target), axis=-1), 1)
-        off = jnp.abs(jnp.where(kept, energy - batch.labels.energy, 0)) / n_atoms
+        off = jnp.abs(jnp.where(counted, energy - batch.labels.energy, 0)) / n_atoms
         each = each + config.energy * jnp.where(batch.labels.weights[:, 0] > 0, off, 0).astype(each.dtype)
     return each, error
 
 
-def _number(kept: Bool[Array, " n_batch"], dtype: DTypeLike) -> Float[Array, ""]:
-    return jnp.maximum(jnp.sum(kept), 1).astype(dtype)
+def _number(counted: Bool[Array, " n_batch"], dtype: DTypeLike) -> Float[Array, ""]:
+    return jnp.maximum(jnp.sum(counted), 1).astype(dtype)
 
 
-def mean(x: Float[Array, " n_batch"], kept: Bool[Array, " n_batch"]) -> Float[Array, ""]:
+def mean(x: Float[Array, " n_batch"], counted: Bool[Array, " n_batch"]) -> Float[Array, ""]:
     """The mean over the structures that count; 0 if none does."""
-    return jnp.sum(jnp.where(kept, x, 0)) / _number(kept, x.dtype)
+    return jnp.sum(jnp.where(counted, x, 0)) / _number(counted, x.dtype)
 
 
-def _metrics(error: StructureError, relaxed: Relaxation, kept: Bool[Array, " n_batch"], batch: StructureBatch) -> dict:
+def _metrics(
+    error: StructureError, relaxed: Relaxation, counted: Bool[Array, " n_batch"], batch: StructureBatch
+) -> dict:
     present = jnp.any(real(batch.start), axis=-1)
     error, relaxed = jax.lax.stop_gradient((error, relaxed))
     return {
-        "dq_mean": mean(error.dq, kept),
-        "dq_median": _median(error.dq, kept),
-        "rmsd": mean(error.rmsd, kept),
-        "largest_displacement": jnp.max(jnp.where(kept, error.largest, 0)),
-        "strain": mean(error.strain, kept),
-        "fmax": mean(relaxed.fmax, kept),
-        "n_steps": mean(relaxed.n_steps.astype(relaxed.fmax.dtype), kept),
-        "converged": mean(relaxed.converged.astype(relaxed.fmax.dtype), kept),
-        "n_structures": jnp.sum(kept),
-        "n_dropped": jnp.sum(present & ~kept),
+        "dq_mean": mean(error.dq, counted),
+        "dq_median": _median(error.dq, counted),
+        "rmsd": mean(error.rmsd, counted),
+        "largest_displacement": jnp.max(jnp.where(counted, error.largest, 0)),
+        "strain": mean(error.strain, counted),
+        "fmax": mean(relaxed.fmax, counted),
+        "n_steps": mean(relaxed.n_steps.astype(relaxed.fmax.dtype), counted),
+        "converged": mean(relaxed.converged.astype(relaxed.fmax.dtype), counted),
+        "n_structures": jnp.sum(counted),
+        "n_dropped": jnp.sum(present & ~counted),
         "n_overflow": jnp.sum(present & relaxed.overflow),
     }
 
 
-def _median(x: Float[Array, " n"], kept: Bool[Array, " n"]) -> Float[Array, ""]:
+def _median(x: Float[Array, " n"], counted: Bool[Array, " n"]) -> Float[Array, ""]:
     """Median over the kept ones; 0 if there are none."""
-    ordered = jnp.sort(jnp.where(kept, jnp.ravel(x), jnp.inf))
-    n = jnp.sum(kept)
+    ordered = jnp.sort(jnp.where(counted, jnp.ravel(x), jnp.inf))
+    n = jnp.sum(counted)
     low, high = jnp.maximum(n - 1, 0) // 2, jnp.minimum(n // 2, len(ordered) - 1)
     return jnp.where(n > 0, (ordered[low] + ordered[high]) / 2, 0)

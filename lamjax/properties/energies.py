@@ -51,10 +51,10 @@ def formation_energy(
     derivatives then count. With energies of single atoms (`atom_energy`) minus the result is the cohesive energy. Under
     a pressure it is still E that is meant. Raises ValueError for an element without a reference.
     """
-    here = minimum.at_minimum(potential, params, system, neighbors, config)
-    table = _table(references, system, here.energy.dtype)
-    bare = jnp.sum(jnp.where(real(here.system), table[here.system.numbers], 0))
-    return Formation((here.energy - bare) / jnp.sum(real(here.system)), here.fmax, here.converged)
+    relaxed = minimum.at_minimum(potential, params, system, neighbors, config)
+    table = _table(references, system, relaxed.energy.dtype)
+    bare = jnp.sum(jnp.where(real(relaxed.system), table[relaxed.system.numbers], 0))
+    return Formation((relaxed.energy - bare) / jnp.sum(real(relaxed.system)), relaxed.fmax, relaxed.converged)
 
 
 def cohesive_energy(
@@ -82,8 +82,8 @@ def energy_per_atom(
     potential: Potential, params: Any, system: System, neighbors: Neighbors, config: PropertyConfig = RELAXED
 ) -> Float[Array, ""]:
     """E/N of a relaxed structure (eV), with its derivative by the parameters: a reference of `formation_energy`."""
-    here = minimum.at_minimum(potential, params, system, neighbors, config)
-    return here.energy / jnp.sum(real(here.system))
+    relaxed = minimum.at_minimum(potential, params, system, neighbors, config)
+    return relaxed.energy / jnp.sum(real(relaxed.system))
 
 
 def atom_energy(potential: Potential, params: Any, symbol: str) -> Float[Array, ""]:
@@ -113,18 +113,20 @@ def vacancy_formation(
     atoms go into the bulk: μ = E(bulk)/N, which gives E(defective) - (N - 1)/N E(perfect) of one vacancy. The supercell
     follows the crystal's lattice constants where these depend on the parameters. Raises ValueError if it is none.
     """
-    crystal, here, matrix = _both((potential, params), (bulk, defective), config, "The cell with the vacancy", range(3))
+    crystal, relaxed, matrix = _both(
+        (potential, params), (bulk, defective), config, "The cell with the vacancy", range(3)
+    )
     xp = _module(bulk[0], defective[0])
     n_cells = xp.abs(xp.round(xp.linalg.det(matrix)))
-    gone = n_cells * _counts(bulk[0], xp) - _counts(defective[0], xp)
+    n_removed = n_cells * _counts(bulk[0], xp) - _counts(defective[0], xp)
     if xp is np:
-        _check_removed(bulk[0], gone, removed)
+        _check_removed(bulk[0], n_removed, removed)
     if removed is None:
-        chemical = crystal.energy / jnp.sum(real(crystal.system)) * jnp.ones(len(gone))
+        chemical = crystal.energy / jnp.sum(real(crystal.system)) * jnp.ones(len(n_removed))
     else:
-        chemical = _table(removed, None, here.energy.dtype)
-    energy = here.energy - n_cells * crystal.energy + jnp.vdot(gone, chemical)
-    return Defect(energy, jnp.maximum(crystal.fmax, here.fmax), crystal.converged & here.converged)
+        chemical = _table(removed, None, relaxed.energy.dtype)
+    energy = relaxed.energy - n_cells * crystal.energy + jnp.vdot(n_removed, chemical)
+    return Defect(energy, jnp.maximum(crystal.fmax, relaxed.fmax), crystal.converged & relaxed.converged)
 
 
 def surface_energy(
@@ -144,11 +146,11 @@ def surface_energy(
     """
     if _module(bulk[0], slab[0]) is np:
         _check_slab(bulk[0], slab[0], plane)
-    crystal, here, _ = _both((potential, params), (bulk, slab), config, "The slab", plane)
+    crystal, relaxed, _ = _both((potential, params), (bulk, slab), config, "The slab", plane)
     n_cells = jnp.sum(real(slab[0])) / jnp.sum(real(bulk[0]))
-    area = jnp.linalg.norm(jnp.cross(here.system.cell[plane[0]], here.system.cell[plane[1]]))
-    energy = (here.energy - n_cells * crystal.energy) / (2 * area)
-    return Defect(energy, jnp.maximum(crystal.fmax, here.fmax), crystal.converged & here.converged)
+    area = jnp.linalg.norm(jnp.cross(relaxed.system.cell[plane[0]], relaxed.system.cell[plane[1]]))
+    energy = (relaxed.energy - n_cells * crystal.energy) / (2 * area)
+    return Defect(energy, jnp.maximum(crystal.fmax, relaxed.fmax), crystal.converged & relaxed.converged)
 
 
 def _both(
@@ -169,16 +171,16 @@ def _both(
             "expected whole numbers. Make it from the relaxed cell of the bulk, and relax it at a fixed cell."
         )
     crystal = minimum.at_minimum(*model, *bulk, config)
-    here = minimum.at_minimum(*model, *other, PropertyConfig(None, config.fmax, config.response))
-    lattice, system = crystal.system.cell, jax.lax.stop_gradient(here.system)
+    relaxed = minimum.at_minimum(*model, *other, PropertyConfig(None, config.fmax, config.response))
+    lattice, system = crystal.system.cell, jax.lax.stop_gradient(relaxed.system)
     change = matrix @ (lattice - jax.lax.stop_gradient(lattice))
     system = system._replace(cell=system.cell.at[rows].add(change))
-    energy = model[0].energy(model[1], system, here.neighbors)  # stationary in the positions
-    return crystal, here._replace(system=system, energy=energy), matrix
+    energy = model[0].energy(model[1], system, relaxed.neighbors)  # stationary in the positions
+    return crystal, relaxed._replace(system=system, energy=energy), matrix
 
 
-def _check_removed(bulk: System, gone: np.ndarray, removed: Mapping[str, Any] | None) -> None:
-    names = {ase.data.chemical_symbols[z]: int(gone[z]) for z in np.flatnonzero(gone)}
+def _check_removed(bulk: System, n_removed: np.ndarray, removed: Mapping[str, Any] | None) -> None:
+    names = {ase.data.chemical_symbols[z]: int(n_removed[z]) for z in np.flatnonzero(n_removed)}
     if not names or min(names.values()) < 0:
         raise ValueError(
             f"The defective cell lacks {names or 'no'} atoms of the bulk's; expected one or more, and none too many."

@@ -191,10 +191,10 @@ def _program(potential: Potential, config: PropertyConfig | None, what: str) -> 
         case "elastic":
 
             def function(params, system, lists):
-                here = at_minimum(potential, params, system, lists, config)
-                matrix = hessian(potential, params, here, None)
-                tensor = elastic_at(potential, params, here, hessian=matrix)
-                return tensor, bulk_modulus_at(potential, params, here, hessian=matrix)
+                equilibrium = at_minimum(potential, params, system, lists, config)
+                matrix = hessian(potential, params, equilibrium, None)
+                tensor = elastic_at(potential, params, equilibrium, hessian=matrix)
+                return tensor, bulk_modulus_at(potential, params, equilibrium, hessian=matrix)
 
         case "sheet":
             function = lambda p, s, n: sheet_stiffness(potential, p, s, n, config)  # noqa: E731

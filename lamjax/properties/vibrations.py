@@ -74,10 +74,10 @@ def force_constants(
     )
 
 
-def force_constants_at(potential: Potential, params: Any, here: Minimum, cells: Supercell) -> ForceConstants:
+def force_constants_at(potential: Potential, params: Any, relaxed: Minimum, cells: Supercell) -> ForceConstants:
     """As `force_constants`, of what `at_minimum` gives: for several properties of one crystal."""
-    constants, residual = constants_of(potential, params, here.system, cells)
-    return ForceConstants(constants, jax.lax.stop_gradient(residual), here.fmax, here.converged)
+    constants, residual = constants_of(potential, params, relaxed.system, cells)
+    return ForceConstants(constants, jax.lax.stop_gradient(residual), relaxed.fmax, relaxed.converged)
 
 
 def constants_of(
@@ -201,16 +201,16 @@ def phonons(
 
     As `force_constants`; without the splitting of longitudinal and transverse modes by charges.
     """
-    here = minimum.at_minimum(potential, params, system, neighbors, config)
-    return phonons_at(potential, params, here, cells, qpoints)
+    relaxed = minimum.at_minimum(potential, params, system, neighbors, config)
+    return phonons_at(potential, params, relaxed, cells, qpoints)
 
 
 def phonons_at(
-    potential: Potential, params: Any, here: Minimum, cells: Supercell, qpoints: Float[Array, "n_q 3"]
+    potential: Potential, params: Any, relaxed: Minimum, cells: Supercell, qpoints: Float[Array, "n_q 3"]
 ) -> Phonons:
     """As `phonons`, of what `at_minimum` gives: for several properties of one crystal."""
-    harmonic = force_constants_at(potential, params, here, cells)
-    values = frequencies(harmonic.constants, here.system, cells, qpoints)
+    harmonic = force_constants_at(potential, params, relaxed, cells)
+    values = frequencies(harmonic.constants, relaxed.system, cells, qpoints)
     least = jnp.min(values)
     stable = jax.lax.stop_gradient(least) > -IMAGINARY
     return Phonons(jnp.asarray(qpoints), values, harmonic, least, stable, harmonic.converged)

@@ -41,7 +41,7 @@ class ForwardRecord(NamedTuple):
     weights: Weights
     surface: Surface
     lists: Any  # those of the start
-    kept: tuple[Any, jax.Array]  # rows of states, and the stride
+    stored: tuple[Any, jax.Array]  # rows of states, and the stride
     end: Progress
     n: jax.Array  # steps
 
@@ -58,8 +58,8 @@ def run_steps(
     def forward(weights: Any, state: Any, surface: Any, lists: Any) -> tuple[Progress, ForwardRecord]:
         wanted = {name: () for name, part in weights._asdict().items() if is_perturbed(part)}
         weights, state, surface, lists = values((weights, state, surface, lists))
-        (end, _), kept, n = _forward(steps, memory, limit, weights, surface, StepStart(state, lists))
-        return end, ForwardRecord(wanted, weights, surface, lists, kept, end, n)
+        (end, _), stored, n = _forward(steps, memory, limit, weights, surface, StepStart(state, lists))
+        return end, ForwardRecord(wanted, weights, surface, lists, stored, end, n)
 
     def backward(record: ForwardRecord, cotangent: Any) -> tuple:
         on_weights, on_state = _backward(steps, memory.longest(limit), record, instantiated(cotangent))
@@ -84,12 +84,12 @@ def _forward(
         return (n < limit) & jnp.any(steps.active(state))
 
     def step(carry: tuple) -> tuple:
-        (state, lists), kept, n = carry
-        kept = kept if memory is None else _keep(memory, kept, state, n)
-        return StepStart(*steps.step(weights, surface, state, lists)), kept, n + 1
+        (state, lists), stored, n = carry
+        stored = stored if memory is None else _keep(memory, stored, state, n)
+        return StepStart(*steps.step(weights, surface, state, lists)), stored, n + 1
 
-    kept = None if memory is None else (_rows(start.state, memory.rows), jnp.asarray(memory.stride, jnp.int32))
-    return jax.lax.while_loop(continues, step, (start, kept, jnp.zeros((), jnp.int32)))
+    stored = None if memory is None else (_rows(start.state, memory.rows), jnp.asarray(memory.stride, jnp.int32))
+    return jax.lax.while_loop(continues, step, (start, stored, jnp.zeros((), jnp.int32)))
 
 
 def _rows(state: Any, n: int) -> Any:
@@ -104,15 +104,15 @@ def _get(rows: Any, k: Any) -> Any:
     return jax.tree.map(lambda row: jax.lax.dynamic_index_in_dim(row, k, 0, keepdims=False), rows)
 
 
-def _keep(memory: Memory, kept: tuple, state: Progress, n: jax.Array) -> tuple:
+def _keep(memory: Memory, stored: tuple, state: Progress, n: jax.Array) -> tuple:
     """The state before step n stored if its turn has come; row k holds the state before step k stride."""
 
-    def thinned(kept: tuple) -> tuple:
-        rows, stride = kept
+    def thinned(stored: tuple) -> tuple:
+        rows, stride = stored
         half = jnp.minimum(2 * jnp.arange(memory.rows), memory.rows - 1)
         return jax.tree.map(lambda row: row[half], rows), 2 * stride
 
-    rows, stride = jax.lax.cond(n >= memory.rows * kept[1], thinned, lambda kept: kept, kept)
+    rows, stride = jax.lax.cond(n >= memory.rows * stored[1], thinned, lambda stored: stored, stored)
     turn = n % stride == 0
     k = n // stride
     return jax.tree.map(lambda row, x: row.at[jnp.where(turn, k, len(row))].set(x, mode="drop"), rows, state), stride
