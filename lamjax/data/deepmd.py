@@ -171,8 +171,9 @@ def _symbols(path: Path, names: tuple[str, ...], type_elements: Sequence[str]) -
         is_symbol(old) and old != new for old, new in zip(names, type_elements, strict=True)
     ):
         raise ValueError(
-            f"{path / 'type_map.raw'}: the types are {', '.join(names)}, the elements given for them "
-            f"{', '.join(type_elements)}. Name one for each type, in this order, as it is where it is an element already."
+            f"{path / 'type_map.raw'}: the types are {', '.join(names)}, the elements given for them are "
+            f"{', '.join(type_elements)}. Name one for each type, in this order; a type that is called as an element "
+            "is that element."
         )
     return tuple(type_elements)
 
