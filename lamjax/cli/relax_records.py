@@ -210,7 +210,8 @@ def atoms_of(place: Place) -> ase.Atoms:
     """The structure of a record."""
     import ase.io
 
-    return ase.io.read(io.StringIO(_bytes(place).decode()), format="extxyz")
+    atoms: Any = ase.io.read(io.StringIO(_bytes(place).decode()), format="extxyz")
+    return atoms
 
 
 def _text(atoms: ase.Atoms) -> bytes:
