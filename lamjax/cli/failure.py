@@ -23,6 +23,7 @@ PAGES = {  # which page helps with what goes wrong in a part of the library; the
     "lamjax.properties": "docs/how-to/properties.md",
     "lamjax.distillation": "docs/how-to/distil.md",
     "lamjax.training.structures": "docs/how-to/finetune-structures.md",
+    "lamjax.training.tuning": "docs/how-to/finetune-structures.md",
     "lamjax.training.loggers": "docs/how-to/watch.md",
     "lamjax.training": "docs/how-to/train.md",
     "lamjax.cli.finetune": "docs/how-to/finetune.md",
