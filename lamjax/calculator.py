@@ -55,7 +55,9 @@ class Calculator(base.Calculator):
     ) -> None:
         _check_options(kwargs)
         if elements is not None and not isinstance(model, str | Path):
-            raise TypeError("elements says what types of a file are; of a pair (potential, params) they are known.")
+            raise TypeError(
+                "elements says what types of a file are; a pair (potential, params) knows its own. Leave `elements` out."
+            )
         super().__init__(**kwargs)
         self.dtype = _precision_of(dtype)
         with self._precision():

@@ -98,13 +98,19 @@ class StructureTuneConfig(TuneConfig):
 
     def _check_noise(self) -> None:
         if self.noise and not isinstance(self.objective, StructureLossConfig):
-            raise ValueError(f"noise moves starts; the objective {self.objective.type!r} begins at the target.")
+            raise ValueError(
+                f"noise moves starts; the objective {self.objective.type!r} begins at the target. Leave `noise` out, or "
+                "take the objective structure."
+            )
 
     def _check_minimiser(self) -> None:
         if not self.learn_minimiser:
             return
         if not isinstance(self.objective, StructureLossConfig):
-            raise ValueError(f"learn_minimiser: the objective {self.objective.type!r} relaxes nothing.")
+            raise ValueError(
+                f"learn_minimiser: the objective {self.objective.type!r} relaxes nothing. Leave it out, or take the "
+                "objective structure."
+            )
         if not is_through_steps(self.objective.relax.adjoint):
             raise ValueError(
                 "learn_minimiser: with the adjoint `implicit` no gradient reaches the minimiser, since a minimum does "

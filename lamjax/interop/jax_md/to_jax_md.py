@@ -103,7 +103,9 @@ def energy_neighbor_list(
     if (numbers <= 0).any():
         raise ValueError(f"Atom {int(np.argmin(numbers))} has atomic number {numbers.min()}; expected 1 to 118.")
     if box is not None and fractional_coordinates is None:
-        raise ValueError("Say fractional_coordinates=True or False: that of space.periodic_general (there, True).")
+        raise ValueError(
+            "Say fractional_coordinates=True or False, as for space.periodic_general, whose default is True."
+        )
     further = parameters(len(numbers), fparam, aparam, charge_spin)
     place = _placing(numbers, box, bool(fractional_coordinates), further)
     evaluate, skin = evaluator(potential, domains), float(dr_threshold)
