@@ -56,7 +56,7 @@ class Calculator(base.Calculator):
         _check_options(kwargs)
         if elements is not None and not isinstance(model, str | Path):
             raise TypeError(
-                "elements says what types of a file are; a pair (potential, params) knows its own. Leave `elements` out."
+                "elements says what types of a file are; a pair (potential, params) knows them. Leave `elements` out."
             )
         super().__init__(**kwargs)
         self.dtype = _precision_of(dtype)

@@ -99,8 +99,8 @@ class StructureTuneConfig(TuneConfig):
     def _check_noise(self) -> None:
         if self.noise and not isinstance(self.objective, StructureLossConfig):
             raise ValueError(
-                f"noise moves starts; the objective {self.objective.type!r} begins at the target. Leave `noise` out, or "
-                "take the objective structure."
+                f"noise moves starts; the objective {self.objective.type!r} begins at the target. Leave `noise` "
+                "out, or take the objective structure."
             )
 
     def _check_minimiser(self) -> None:
