@@ -31,11 +31,7 @@ class Lattice(NamedTuple):
 
 
 def lattice(
-    potential: Potential,
-    params: Any,
-    system: System,
-    neighbors: Neighbors,
-    config: PropertyConfig = RELAXED,
+    potential: Potential, params: Any, system: System, neighbors: Neighbors, config: PropertyConfig = RELAXED
 ) -> Lattice:
     """Cell, lengths, angles, volume and density of a relaxed crystal, with their derivatives by the parameters."""
     minimum.check_crystal(system, "A lattice constant")

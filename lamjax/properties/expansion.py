@@ -59,10 +59,7 @@ def gruneisen(
 
 
 def thermal_expansion(
-    harmonic: Gruneisen,
-    volume: Float[Array, ""],
-    bulk_modulus: Float[Array, ""],
-    temperatures: Float[Array, " n_t"],
+    harmonic: Gruneisen, volume: Float[Array, ""], bulk_modulus: Float[Array, ""], temperatures: Float[Array, " n_t"]
 ) -> Float[Array, " n_t"]:
     """α = d ln V/dT = Σ γ c/(V B) (1/K) of one cell: `volume` in Å³, `bulk_modulus` in GPa, c the heat of each mode.
 

@@ -177,12 +177,5 @@ TEMPLATE = template(
     TrainConfig(train=("data/train.extxyz",), base="model.lamjax"),
     "lamjax train: only `train` and one of `model` and `base` are needed, the rest are defaults.\n"
     "Paths are relative to the folder where the command runs.",
-    {
-        "tasks": _TASKS,
-        "model": _MODEL,
-        "base": _BASE,
-        "head": "",
-        "add_heads": "",
-        "bias": "",
-    },
+    {"tasks": _TASKS, "model": _MODEL, "base": _BASE, "head": "", "add_heads": "", "bias": ""},
 )

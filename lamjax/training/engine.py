@@ -157,12 +157,7 @@ def prepare(
 
 
 def ready(
-    settings: RunConfig,
-    objective: Objective,
-    params: Any,
-    written: Outputs,
-    resumed: bool,
-    sharing: Sharing = ALONE,
+    settings: RunConfig, objective: Objective, params: Any, written: Outputs, resumed: bool, sharing: Sharing = ALONE
 ) -> Run:
     """A run with first parameters, or with the last state of its output folder; nothing is written yet.
 

@@ -52,8 +52,7 @@ class PropertyTuneConfig(TuneConfig):
         ),
     ] = ForceConstantConfig()
     relax: Annotated[
-        RelaxConfig,
-        Field(description="how crystals are relaxed before their properties are computed; with the cell"),
+        RelaxConfig, Field(description="how crystals are relaxed before their properties are computed; with the cell")
     ] = field(default_factory=lambda: RelaxConfig(**RELAX, cell=CellConfig()))
     error: Annotated[
         Literal["squared", "absolute"],

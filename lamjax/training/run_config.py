@@ -13,8 +13,7 @@ from lamjax.training.state import OptimizerConfig
 
 KEYS = ("energy_key", "forces_key", "stress_key", "virial_key")  # of ReadOptions
 Decay = Annotated[
-    float | None,
-    Field(gt=0, lt=1, description="for example 0.99: validate and save a running mean of the parameters"),
+    float | None, Field(gt=0, lt=1, description="for example 0.99: validate and save a running mean of the parameters")
 ]
 MatmulPrecision = Annotated[
     Literal["float32", "tensorfloat32", "bfloat16"] | None,

@@ -157,11 +157,9 @@ def validations(output: Path) -> list[tuning.Judged]:
 def run_loss(config: StructureTuneConfig, potential: Potential, replayed: Potential) -> Loss:
     """The loss of a batch {"structures": StructureBatch}, with "replay" if the config has it."""
     objective = objective_of(config)
-    make = {
-        "structure": losses.structure_loss,
-        "force": losses.target_force_loss,
-        "newton": losses.newton_loss,
-    }[objective.type]
+    make = {"structure": losses.structure_loss, "force": losses.target_force_loss, "newton": losses.newton_loss}[
+        objective.type
+    ]
     parts = {"structures": (1.0, make(potential, objective))}
     if config.replay:
         on_labels = losses.label_loss(replayed, config.replay.loss)

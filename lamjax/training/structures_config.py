@@ -60,9 +60,7 @@ class StructureTuneConfig(TuneConfig):
     noise: Annotated[
         float,
         Field(
-            ge=0,
-            lt=1,
-            description="Å; starts are moved at random by this (standard deviation), in every epoch anew",
+            ge=0, lt=1, description="Å; starts are moved at random by this (standard deviation), in every epoch anew"
         ),
     ] = 0.0
     learn_minimiser: Annotated[
