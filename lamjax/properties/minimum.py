@@ -18,6 +18,7 @@ from lamjax.config import configuration
 from lamjax.neighbors import Neighbors
 from lamjax.potential import Potential, check_potential
 from lamjax.relaxation import CellConfig, Implicit, coordinates, implicit
+from lamjax.relaxation.coordinates import Rows
 from lamjax.relaxation.implicit import Point
 from lamjax.relaxation.steps import Weights
 from lamjax.relaxation.surface import Surface, over
@@ -56,7 +57,7 @@ class Minimum(NamedTuple):
 
     system: System
     surface: Surface  # of a batch of this one structure, which is its own reference
-    z: Float[Array, "rows 3"]  # Å, coordinates of atoms and strain
+    z: Rows  # Å, coordinates of atoms and strain
     neighbors: Neighbors
     energy: Float[Array, ""]  # eV
     fmax: Float[Array, ""]  # eV/Å, the largest force on an atom, or on the cell if that was relaxed
@@ -98,24 +99,14 @@ def at_minimum(
 
 
 def slope(
-    potential: Potential,
-    params: PyTree,
-    relaxed: Minimum,
-    z: Float[Array, "rows 3"],
-    cell: CellConfig | None,
-    along: Float[Array, "rows 3"],
+    potential: Potential, params: PyTree, relaxed: Minimum, z: Rows, cell: CellConfig | None, along: Rows
 ) -> Float[Array, ""]:
     """v·∇(E + PV) at z along v (eV), differentiable with respect to params and z."""
     return jax.jvp(lambda z: enthalpy(potential, params, relaxed, z, cell), (z,), (along,))[1]
 
 
 def bend(
-    potential: Potential,
-    params: PyTree,
-    relaxed: Minimum,
-    z: Float[Array, "rows 3"],
-    cell: CellConfig | None,
-    along: Float[Array, "rows 3"],
+    potential: Potential, params: PyTree, relaxed: Minimum, z: Rows, cell: CellConfig | None, along: Rows
 ) -> Float[Array, ""]:
     """vᵀ H v of E + PV at z along v (eV), differentiable with respect to params and z."""
 
@@ -126,19 +117,19 @@ def bend(
 
 
 def enthalpy(
-    potential: Potential, params: PyTree, relaxed: Minimum, z: Float[Array, "rows 3"], cell: CellConfig | None
+    potential: Potential, params: PyTree, relaxed: Minimum, z: Rows, cell: CellConfig | None
 ) -> Float[Array, ""]:
     """E + PV (eV) near the minimum."""
     pressure, energy_of_place = coordinates.pressure(cell), energy(potential, params, relaxed, z)
     return energy_of_place + (pressure * volume(place(relaxed, z)) if pressure else 0.0)
 
 
-def energy(potential: Potential, params: PyTree, relaxed: Minimum, z: Float[Array, "rows 3"]) -> Float[Array, ""]:
+def energy(potential: Potential, params: PyTree, relaxed: Minimum, z: Rows) -> Float[Array, ""]:
     """E (eV) near the minimum, differentiable up to four times."""
     return potential.energy(params, place(relaxed, z), relaxed.neighbors)
 
 
-def place(relaxed: Minimum, z: Float[Array, "rows 3"]) -> System:
+def place(relaxed: Minimum, z: Rows) -> System:
     """The structure at z, as `relaxation.coordinates` has it, to the fourth order in the strain.
 
     The structure is its own reference, so that derivatives up to the fourth are exact, for a fifth of the program.

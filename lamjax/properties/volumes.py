@@ -17,6 +17,7 @@ from lamjax.potential import Potential
 from lamjax.properties import minimum
 from lamjax.properties.minimum import RELAXED, RESPONSE, SOFT, Minimum, PropertyConfig
 from lamjax.relaxation import CellConfig, RelaxConfig, relax
+from lamjax.relaxation.coordinates import Rows
 from lamjax.system import System, volume
 
 
@@ -131,7 +132,7 @@ def bulk_modulus_at(
 
 def volume_path(
     potential: Potential, params: PyTree, equilibrium: Minimum, shape: bool, hessian: Float[Array, "n n"] | None = None
-) -> tuple[Float[Array, "rows 3"], Float[Array, ""]]:
+) -> tuple[Rows, Float[Array, ""]]:
     """dz/d ln V with everything else relaxing, differentiable; and the least curvature of what relaxes (eV/Å²).
 
     A volume-preserving change y answers the isotropic strain d by H_yy y = -H_yd d.
