@@ -1,6 +1,5 @@
 """`lamjax data convert`: frames from any files into one packed store, and back."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ import typer
 from rich.markup import escape
 
 from lamjax.cli import reading
+from lamjax.cli.options import Precision
 from lamjax.data import Frame, files_of, iterate, open_frames, records, write_store
 from lamjax.data.atoms import add_labels
 from lamjax.data.store import SUFFIXES
@@ -19,18 +19,11 @@ from lamjax.system import constraints, to_ase
 TEXT = (".extxyz", ".xyz")
 
 
-class StorePrecision(StrEnum):
-    """Of the floats in a store; energies are always float64."""
-
-    float32 = "float32"
-    float64 = "float64"
-
-
 def convert(
     files: Annotated[list[Path], typer.Argument(help="Files or folders to read, then the target: .h5 or .extxyz.")],
     dtype: Annotated[
-        StorePrecision, typer.Option(help="Of positions, forces and virials in the store.")
-    ] = StorePrecision.float64,
+        Precision, typer.Option(help="Of positions, forces and virials in the store.")
+    ] = Precision.FLOAT64,
     overwrite: Annotated[bool, typer.Option(help="Replace a target that exists.")] = False,
     energy_key: reading.EnergyKey = None,
     forces_key: reading.ForcesKey = None,

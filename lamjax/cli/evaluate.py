@@ -14,6 +14,7 @@ from rich.markup import escape
 from lamjax import checkpoints, pytree
 from lamjax.cli import reading
 from lamjax.cli.committee import load_members
+from lamjax.cli.options import Model
 from lamjax.data import Frame, ReadOptions, files_of, pack, plan, read, records
 from lamjax.data.atoms import add_labels
 from lamjax.distillation.selection import deviations, quantiles
@@ -51,7 +52,7 @@ class Settings(NamedTuple):
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="small, a lamjax bundle or a DeePMD-kit model (.pt, .dp, .yaml).")],
+    model: Model,
     files: Annotated[list[Path], typer.Argument(help="Labelled structures: extxyz, what ASE reads, DeePMD folders.")],
     head: Annotated[str | None, typer.Option(help="The head; of a model with several, all are tried without.")] = None,
     precision: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",

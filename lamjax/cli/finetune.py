@@ -12,6 +12,7 @@ import typer
 from lamjax import checkpoints
 from lamjax.cli.final_report import at_end
 from lamjax.cli.keys import KeyCommand, strings
+from lamjax.cli.options import Model
 from lamjax.cli.train import run_config
 from lamjax.config import merged
 from lamjax.data import Frame, files_of, open_frames
@@ -32,7 +33,7 @@ LOSS = {"start_pref_e": 0.02, "limit_pref_e": 1.0, "start_pref_f": 100.0, "limit
 
 
 def finetune(
-    base: Annotated[Path, typer.Argument(help="small, a lamjax bundle or a DeePMD-kit model (.pt, .dp, .yaml).")],
+    base: Model,
     files: Annotated[
         list[Path], typer.Argument(help="Labelled structures: extxyz, what ASE reads, DeePMD folders, h5.")
     ],

@@ -13,8 +13,9 @@ from lamjax.cli import finetune, judged, tuning
 from lamjax.cli.final_report import at_end
 from lamjax.cli.judged import names
 from lamjax.cli.keys import KeyCommand, strings
+from lamjax.cli.options import Model
 from lamjax.cli.train import line
-from lamjax.cli.tuning import Base, ConfigFile, Head, Keys, Output, Resume, template_option
+from lamjax.cli.tuning import ConfigFile, Head, Keys, Output, Resume, template_option
 from lamjax.evaluation.retention import forgetting
 from lamjax.losses import TargetConfig
 from lamjax.losses.properties import UNITS
@@ -29,7 +30,7 @@ REPORT = finetune.REPORT
 
 
 def finetune_properties(
-    base: Base,
+    base: Model,
     files: Annotated[
         list[Path],
         typer.Argument(help="Crystals (extxyz) with targets in their info: bulk_modulus_GPa=98.0, volume_A3=40.9."),

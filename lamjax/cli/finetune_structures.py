@@ -10,8 +10,9 @@ from lamjax import pytree
 from lamjax.cli import judged, tuning
 from lamjax.cli.final_report import at_end
 from lamjax.cli.keys import KeyCommand, strings
+from lamjax.cli.options import Model
 from lamjax.cli.train import line
-from lamjax.cli.tuning import Base, ConfigFile, Head, Keys, Output, Resume, template_option
+from lamjax.cli.tuning import ConfigFile, Head, Keys, Output, Resume, template_option
 from lamjax.reports import console, table
 from lamjax.training import engine, records, structures
 from lamjax.training.folder import BEST, MODEL, check_sources
@@ -22,7 +23,7 @@ COMMAND_CLASS = KeyCommand
 
 
 def finetune_structures(
-    base: Base,
+    base: Model,
     files: Annotated[
         list[Path],
         typer.Argument(

@@ -19,7 +19,7 @@ from lamjax.cli import md_report as report
 from lamjax.cli import reading
 from lamjax.cli.committee import Watch, identity, load_members
 from lamjax.cli.final_report import at_end
-from lamjax.cli.relax import Precision
+from lamjax.cli.options import Head, Model, Precision
 from lamjax.cli.train import banner
 from lamjax.data import Frame
 from lamjax.domains import divide
@@ -60,7 +60,7 @@ class PreparedSimulation(NamedTuple):
 
 
 def md(
-    model: Annotated[Path, typer.Argument(help="small, a lamjax bundle or a DeePMD-kit model (.pt, .dp, .yaml).")],
+    model: Model,
     structure: Annotated[Path, typer.Argument(help="A file that ASE reads.")],
     ensemble: Annotated[Kind, typer.Option(help="Constant energy; volume and temperature; or pressure.")] = Kind.NVT,
     steps: Annotated[int | None, typer.Option(help="How many, those of an earlier part of the run included.")] = None,
@@ -78,7 +78,7 @@ def md(
     ),
     seed: Annotated[int, typer.Option(help="Of velocities and the random forces of langevin.")] = 0,
     frame: Annotated[int | None, typer.Option(help="Which of several structures, from 0; -1 is the last.")] = None,
-    head: Annotated[str | None, typer.Option(help="Head of a model that has several.")] = None,
+    head: Head = None,
     precision: Annotated[
         Precision, typer.Option("--precision", "--dtype", help="Of the network; positions are float64.")
     ] = Precision.FLOAT32,

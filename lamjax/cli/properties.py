@@ -18,8 +18,8 @@ from rich.markup import escape
 
 from lamjax import checkpoints, data, files, units
 from lamjax.cli import reading, relax_records
+from lamjax.cli.options import Head, Model, NetworkPrecision, Precision
 from lamjax.cli.reading import Start
-from lamjax.cli.relax import Precision
 from lamjax.data import records
 from lamjax.data.pairs import listed
 from lamjax.potential import Potential
@@ -49,7 +49,7 @@ class SurveySettings(NamedTuple):
 
 
 def properties(
-    model: Annotated[Path, typer.Argument(help="small, a lamjax bundle or a DeePMD-kit model (.pt, .dp, .yaml).")],
+    model: Model,
     structures: Annotated[list[Path], typer.Argument(help="Files that ASE reads; every frame is a crystal.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of tables and figures.")] = Path("properties"),
     elastic: Annotated[bool, typer.Option("--elastic", help="Elastic tensor, moduli, B'.")] = False,
@@ -61,8 +61,8 @@ def properties(
     temperature: Annotated[list[float] | None, typer.Option(help="K, of the heat capacity; again for more.")] = None,
     phonopy: Annotated[bool, typer.Option("--phonopy", help="Force constants for phonopy too (needs it).")] = False,
     figures: Annotated[bool, typer.Option(help="A figure of each crystal's bands and equation of state.")] = True,
-    head: Annotated[str | None, typer.Option(help="Head of a model that has several.")] = None,
-    precision: Annotated[Precision, typer.Option(help="Of the network; positions are float64.")] = Precision.FLOAT64,
+    head: Head = None,
+    precision: NetworkPrecision = Precision.FLOAT64,
     chunk: Annotated[int, typer.Option(help="Crystals that are relaxed before their properties follow.", min=1)] = 64,
     resume: Annotated[bool, typer.Option("--resume", help="Only what is not yet in the output.")] = False,
     elements: reading.Elements = None,

@@ -16,6 +16,7 @@ from lamjax import checkpoints, data, files, units
 from lamjax.cli import reading
 from lamjax.cli import relax_records as records
 from lamjax.cli.final_report import at_end
+from lamjax.cli.options import Head, Model, NetworkPrecision, Precision
 from lamjax.cli.processes import join
 from lamjax.cli.reading import Start
 from lamjax.cli.relax_records import labelled as labelled
@@ -42,13 +43,6 @@ class Method(StrEnum):
     def config(self) -> FireConfig | LBFGSConfig:
         """Its settings."""
         return {Method.FIRE: FireConfig, Method.LBFGS: LBFGSConfig}[self]()
-
-
-class Precision(StrEnum):
-    """Of the network."""
-
-    FLOAT32 = "float32"
-    FLOAT64 = "float64"
 
 
 class RelaxedSummary(NamedTuple):
@@ -78,7 +72,7 @@ class Share(NamedTuple):
 
 
 def relax(
-    model: Annotated[Path, typer.Argument(help="small, a lamjax bundle or a DeePMD-kit model (.pt, .dp, .yaml).")],
+    model: Model,
     structures: Annotated[list[Path], typer.Argument(help="Files that ASE reads; every frame is relaxed.")],
     out: Annotated[
         Path,
@@ -96,8 +90,8 @@ def relax(
     keep: Annotated[Keep | None, typer.Option(help="What of a relaxing cell stays as it is.")] = None,
     slots: Annotated[int | None, typer.Option(help="Structures side by side; default: by their sizes.", min=1)] = None,
     max_programs: Annotated[int, typer.Option(help="Shapes that are compiled, at most.", min=1)] = 4,
-    head: Annotated[str | None, typer.Option(help="Head of a model that has several.")] = None,
-    precision: Annotated[Precision, typer.Option(help="Of the network; positions are float64.")] = Precision.FLOAT32,
+    head: Head = None,
+    precision: NetworkPrecision = Precision.FLOAT32,
     resume: Annotated[bool, typer.Option("--resume", help="Relax only what is not yet in the output.")] = False,
     coordinator: Annotated[str | None, typer.Option(help="HOST:PORT of the first process, or auto: see above.")] = None,
     processes: Annotated[int | None, typer.Option(help="How many processes share the structures.", min=1)] = None,

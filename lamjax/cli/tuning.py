@@ -20,7 +20,6 @@ from lamjax.training.tuning import Judged
 
 PERIOD = 10.0  # s between lines where there is no terminal
 
-Base = Annotated[Path, typer.Argument(help="small, a lamjax bundle or a DeePMD-kit model (.pt, .dp, .yaml).")]
 Head = Annotated[str | None, typer.Option(help="The head that learns, where there are several.")]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="YAML or JSON with any key of --template; options go first.")
