@@ -275,7 +275,8 @@ def _equation(relaxed: Any, volumes: Any, name: str, settings: SurveySettings, o
 def _waves(
     potential: Potential, params: PyTree, system: System, name: str, settings: SurveySettings, output: Path
 ) -> dict:
-    record, waves = survey.waves(potential, params, system, settings.phonons)
+    how: Any = settings.phonons  # they are asked for
+    record, waves = survey.waves(potential, params, system, how)
     if settings.figures:
         way = waves.path
         times = "x".join(map(str, record["supercell"]))

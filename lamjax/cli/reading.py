@@ -62,7 +62,7 @@ class Start(NamedTuple):
 
     source: str  # "file#frame"
     number: int  # of all frames of all files
-    start: System | ase.Atoms  # as it was read, if it cannot be used
+    start: Any  # the System; as it was read, ase.Atoms, if it cannot be used
     info: dict[str, Any]
     error: str | None = None  # why it cannot be used
 

@@ -399,13 +399,14 @@ def _observer(ensemble: Ensemble, shapes: AnyShapes, moves: ensembles.Integrator
         kinetic = ensembles.kinetic_energy(state)
         n_fixed = jnp.sum(around.fixed, axis=0)
         freedom = ensembles.degrees_of_freedom(ensemble.config, around.system.n_atoms, n_fixed)
+        of_cell: Any = jnp.where(jnp.all(current.pbc), space, jnp.nan)
         return Record(
             step=step,
             potential_energy=predicted.energy,
             kinetic_energy=kinetic,
             temperature=2 * kinetic / (jnp.maximum(1, freedom) * units.KB),
             stress=stress,
-            volume=jnp.where(jnp.all(current.pbc), space, jnp.nan),
+            volume=of_cell,
             conserved=moves.conserved(state, predicted.energy, around),
             positions=current.positions,
             momenta=state.momentum,

@@ -17,7 +17,7 @@ from lamjax.potential import Potential
 from lamjax.properties import vibrations
 from lamjax.properties.cells import DENSITY
 from lamjax.properties.elastic import elastic_at, sheet_stiffness
-from lamjax.properties.minimum import PropertyConfig, at_minimum, check_crystal, hessian
+from lamjax.properties.minimum import RELAXED, PropertyConfig, at_minimum, check_crystal, hessian
 from lamjax.properties.paths import Path, path
 from lamjax.properties.supercells import LENGTH, Supercell, commensurate, repeated, supercell
 from lamjax.properties.symmetry import n_operations
@@ -190,8 +190,8 @@ def _program(potential: Potential, config: PropertyConfig | None, what: str) -> 
     match what:
         case "elastic":
 
-            def function(params, system, lists):
-                equilibrium = at_minimum(potential, params, system, lists, config)
+            def function(params: Any, system: System, lists: Neighbors) -> tuple:
+                equilibrium = at_minimum(potential, params, system, lists, config or RELAXED)
                 matrix = hessian(potential, params, equilibrium, None)
                 tensor = elastic_at(potential, params, equilibrium, hessian=matrix)
                 return tensor, bulk_modulus_at(potential, params, equilibrium, hessian=matrix)

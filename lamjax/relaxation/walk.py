@@ -120,7 +120,7 @@ def _keep(memory: Memory, stored: tuple, state: Progress, n: jax.Array) -> tuple
 
 def _backward(steps: Steps, longest: int, record: ForwardRecord, cotangent: Progress) -> tuple[Weights, Progress]:
     """Cotangents of weights and of the first state."""
-    (rows, stride), n = record.kept, record.n
+    (rows, stride), n = record.stored, record.n
     _, constant = _split(record.end)
     carry = jax.tree.map(jnp.zeros_like, record.weights), _split(cotangent)[0], record.lists
 

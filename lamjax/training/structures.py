@@ -72,7 +72,7 @@ def prepare(config: StructureTuneConfig, resume: bool = False) -> Run:
     """
     start = tuning.begin(config, WRITTEN, read_sets, resume)
     output, potential, sets, replay = Path(config.output), start.potential, start.sets, start.replay
-    if config.learn_minimiser:
+    if config.learn_minimiser and isinstance(config.objective, losses.StructureLossConfig):
         start = start._replace(params=losses.with_minimiser(start.params, config.objective.relax, config.precision))
     folder.check_names(config, start.params)
     widened = _times_widened(output, start.saved[-1]) if start.saved else 0

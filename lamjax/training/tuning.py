@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,8 +20,6 @@ from lamjax.training.loops import summary
 from lamjax.training.objectives import Objective, Pending
 from lamjax.training.records import VALIDATION, two_tables, until
 from lamjax.training.tuning_config import TuneConfig
-
-Kind = TypeVar("Kind")
 
 
 class Beginning(NamedTuple):
@@ -85,9 +83,9 @@ def validations(output: Path, score: str) -> list[Judged]:
     """The rows of validation.csv; the first one with the smallest `score` is marked as the best."""
     rows = until(output / VALIDATION, sys.maxsize)
     scores = [row[score] for row in rows]
+    best = scores.index(min(scores)) if scores else None
     errors = [{key: x for key, x in row.items() if key not in ("step", "epoch")} for row in rows]
-    best = [k == scores.index(min(scores)) for k in range(len(rows))]
-    return [Judged(int(row["step"]), *one) for row, *one in zip(rows, errors, best, strict=True)]
+    return [Judged(int(row["step"]), errors[k], k == best) for k, row in enumerate(rows)]
 
 
 def summarise(pending: Pending, counted: str) -> dict[str, float]:
@@ -109,9 +107,7 @@ def check_counted(rows: Sequence[Mapping[str, float]], counts: Mapping[str, str]
         raise ValueError(f"Not one {what} of the last epoch counted: {json.dumps(numbers)}. {advice}")
 
 
-def check_apart(
-    train: Sequence[Kind], validation: Sequence[Kind], what: str, name_of: Callable[[Kind], Hashable]
-) -> None:
+def check_apart(train: Sequence[Any], validation: Sequence[Any], what: str, name_of: Callable[[Any], Hashable]) -> None:
     """ValueError for a pair or crystal that is in both sets: one whose `name_of` is the same."""
     seen = {name_of(one): one.source for one in train}
     if both := [(one.source, seen[name_of(one)]) for one in validation if name_of(one) in seen]:
