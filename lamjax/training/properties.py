@@ -78,7 +78,7 @@ def prepare(config: PropertyTuneConfig, resume: bool = False) -> Run:
     if packed.validation and tuning.has_validated(start):
         goal = goal._replace(first={"judgement": read_properties(output / PROPERTIES, "before")})
     written = Outputs(
-        save=functools.partial(_save_model, start),
+        save=functools.partial(_save_model, config, start.potential),
         keep=functools.partial(_keep, output, sets),
         finish=functools.partial(_finish, output, sets),
     )
@@ -190,8 +190,11 @@ def _check_counted(config: PropertyTuneConfig, has_targets: bool, rows: Sequence
         tuning.check_counted(rows, COUNTS, "crystal", f"{advice} {best} is the best so far.")
 
 
-def _save_model(start: Beginning, path: Path, params: Any, step: int, score: float | None) -> None:
-    tuning.save_model(start, {"crystals": list(start.config.crystals), SCORE: score}, path, params, step)
+def _save_model(
+    config: PropertyTuneConfig, potential: Potential, path: Path, params: Any, step: int, score: float | None
+) -> None:
+    facts = {"crystals": list(config.crystals), SCORE: score}
+    tuning.save_model(config, potential, facts, path, params, step)
 
 
 def _keep(output: Path, sets: CrystalSets, first: Measured | None, best: Measured) -> None:

@@ -41,7 +41,6 @@ from lamjax.training.structures_data import (
     read_sets,
     wider,
 )
-from lamjax.training.tuning import Beginning
 
 STRUCTURES, ENDS, PLOT, MINIMISER = "structures.csv", "structures.extxyz", "structures.png", "minimiser.json"
 WRITTEN = (*folder.WRITTEN, HISTORY, VALIDATION, STRUCTURES, ENDS, PLOT, MINIMISER)
@@ -86,7 +85,7 @@ def prepare(config: StructureTuneConfig, resume: bool = False) -> Run:
         before = with_ends(read_structures(output / STRUCTURES, "before"), output / ENDS, "before")
         goal = goal._replace(first={"judgement": before})
     written = Outputs(
-        save=functools.partial(_save_model, start),
+        save=functools.partial(_save_model, config, start.potential),
         keep=functools.partial(_keep, output, sets),
         finish=functools.partial(_finish, output, sets),
     )
@@ -190,9 +189,11 @@ def _times_widened(output: Path, done: int) -> int:
     return min(MOST_WIDENED, sum(len(counts) == length and sum(counts) > 0 for counts in epochs.values()))
 
 
-def _save_model(start: Beginning, path: Path, params: Any, step: int, score: float | None) -> None:
-    facts = {"pairs": list(start.config.pairs), "objective": start.config.objective.type, SCORE: score}
-    tuning.save_model(start, facts, path, model(params), step)
+def _save_model(
+    config: StructureTuneConfig, potential: Potential, path: Path, params: Any, step: int, score: float | None
+) -> None:
+    facts = {"pairs": list(config.pairs), "objective": config.objective.type, SCORE: score}
+    tuning.save_model(config, potential, facts, path, model(params), step)
 
 
 def _keep(output: Path, sets: PairSets, first: Measured | None, best: Measured) -> None:

@@ -132,11 +132,12 @@ def plot_errors(path: Path, names: Sequence[str], ends: Sequence[np.ndarray], qu
     return bool(shown.any())
 
 
-def save_model(start: Beginning, facts: Mapping[str, Any], path: Path, params: Params, step: int) -> None:
+def save_model(
+    config: Any, potential: Potential, facts: Mapping[str, Any], path: Path, params: Params, step: int
+) -> None:
     """A model with what it was made of: base, `facts`, steps, seed and precision."""
-    config = start.config
     card = {"base": config.base, **facts, "steps": step, "seed": config.seed, "precision": config.precision}
-    checkpoints.save(path, start.potential, params, card)
+    checkpoints.save(path, potential, params, card)
 
 
 def base_model(config: TuneConfig) -> tuple[Potential, Params]:
