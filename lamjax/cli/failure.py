@@ -25,6 +25,7 @@ PAGES = {  # which page helps with what goes wrong in a part of the library; the
     "lamjax.properties": "docs/how-to/properties.md",
     "lamjax.distillation": "docs/how-to/distil.md",
     "lamjax.training.structures": "docs/how-to/finetune-structures.md",
+    "lamjax.training.tuning": "docs/how-to/finetune-structures.md",
     "lamjax.training.loggers": "docs/how-to/watch.md",
     "lamjax.training": "docs/how-to/train.md",
     "lamjax.cli.finetune": "docs/how-to/finetune.md",
@@ -85,7 +86,7 @@ def page_of(error: BaseException) -> str | None:
 
 
 def no_device() -> str | None:
-    """What to do if JAX has no device of the kind that it is told to use; None if it has one, or is told nothing.
+    """A message if JAX has no device of the kind that JAX_PLATFORMS names; None if it has one, or none is named.
 
     JAX finds that out where it is first asked to compute, and raises this or that, which others take for a fault of
     their own, such as a damaged file.

@@ -22,7 +22,7 @@ Key = Annotated[str, Field(min_length=1)]
 
 @configuration
 class ReadOptions:
-    """What a file does not say by itself: where its labels are, and what its numbered types mean."""
+    """Keys of the labels in a file, and the elements of its numbered types, where the file does not state them."""
 
     energy_key: Annotated[Key | None, Field(description="of the energy (eV); None: the usual spellings")] = None
     forces_key: Annotated[Key | None, Field(description="eV/Å")] = None

@@ -2,7 +2,7 @@
 host: what is differentiated is in the other modules."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -17,7 +17,7 @@ from lamjax.potential import Potential
 from lamjax.properties import vibrations
 from lamjax.properties.cells import DENSITY
 from lamjax.properties.elastic import elastic_at, sheet_stiffness
-from lamjax.properties.minimum import PropertyConfig, at_minimum, check_crystal, hessian
+from lamjax.properties.minimum import RELAXED, PropertyConfig, at_minimum, check_crystal, hessian
 from lamjax.properties.paths import Path, path
 from lamjax.properties.supercells import LENGTH, Supercell, commensurate, repeated, supercell
 from lamjax.properties.symmetry import n_operations
@@ -33,7 +33,7 @@ CHANGE = 0.5  # of the volume: a crystal that changes more has broken up or coll
 
 @configuration
 class PhononSurvey:
-    """Which supercell, and which wave vectors and temperatures."""
+    """Settings of phonons: the supercell, wave vectors and temperatures."""
 
     length: Annotated[float, Field(gt=0, description="Å between opposite faces of the supercell, at least")] = LENGTH
     density: Annotated[
@@ -64,7 +64,7 @@ def padded(potential: Potential, system: System) -> tuple[System, Neighbors]:
 
 
 def state(start: System, relaxed: Any, potential: Potential, cell: bool) -> dict[str, Any]:
-    """What a relaxation has made of a crystal, and what went wrong: flags and numbers of one line."""
+    """Lattice constants, energy and flags of a relaxed crystal: the numbers of one line of the table."""
     end = relaxed.system
     before, after = _volume(start), _volume(end)
     numbers = np.asarray(end.numbers)
@@ -187,16 +187,16 @@ def force_constants(potential: Potential, params: Any, system: System, cells: Su
 
 
 @functools.lru_cache(maxsize=32)
-def _program(potential: Potential, config: PropertyConfig | None, what: str):
+def _program(potential: Potential, config: PropertyConfig | None, what: str) -> Callable:
     """A compiled function of (params, structure, list); the same arguments give the same one."""
     match what:
         case "elastic":
 
-            def function(params, system, lists):
-                here = at_minimum(potential, params, system, lists, config)
-                matrix = hessian(potential, params, here, None)
-                tensor = elastic_at(potential, params, here, hessian=matrix)
-                return tensor, bulk_modulus_at(potential, params, here, hessian=matrix)
+            def function(params: Any, system: System, lists: Neighbors) -> tuple:
+                equilibrium = at_minimum(potential, params, system, lists, config or RELAXED)
+                matrix = hessian(potential, params, equilibrium, None)
+                tensor = elastic_at(potential, params, equilibrium, hessian=matrix)
+                return tensor, bulk_modulus_at(potential, params, equilibrium, hessian=matrix)
 
         case "sheet":
             function = lambda p, s, n: sheet_stiffness(potential, p, s, n, config)  # noqa: E731

@@ -78,11 +78,7 @@ def distribution(path: Target, structures: Comparison, title: str) -> None:
 
 
 def relaxations(
-    path: Target,
-    steps: ArrayLike,
-    converged: Sequence[bool],
-    panels: Mapping[str, ArrayLike],
-    title: str,
+    path: Target, steps: ArrayLike, converged: Sequence[bool], panels: Mapping[str, ArrayLike], title: str
 ) -> None:
     """How many relaxations are done after so many steps, and a histogram of each quantity of `panels`.
 
@@ -133,13 +129,7 @@ def learning_curve(
                 style.name_lines(ax)
 
 
-def series(
-    path: Target,
-    x: ArrayLike,
-    label: str,
-    panels: Mapping[str, Mapping[str, ArrayLike]],
-    title: str,
-) -> None:
+def series(path: Target, x: ArrayLike, label: str, panels: Mapping[str, Mapping[str, ArrayLike]], title: str) -> None:
     """Quantities over time, {quantity: {line: values}}, the first four; a lone line gets its running mean, too."""
     chosen = dict(list(panels.items())[: style.MOST_PANELS])
     x, n = np.asarray(x), len(chosen)

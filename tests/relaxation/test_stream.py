@@ -141,7 +141,7 @@ def test_what_outgrows_its_arrays_goes_on_from_where_it_is(method):
     (expected,) = alone(potential, params, [sheet], config, [None])
     assert all(r.converged and not r.overflow for r in found.values())
     assert found[0].energy == pytest.approx(float(expected.energy), abs=1e-9)
-    assert found[0].found[0] > buckets.shape(potential, sheet, config).capacities[0]
+    assert found[0].largest_counts[0] > buckets.shape(potential, sheet, config).capacities[0]
     assert found[0].n_steps == expected.n_steps
     short = dataclasses.replace(config, max_steps=int(found[0].n_steps) - 5)
     (cut,) = stream(potential, params, [sheet], short)
