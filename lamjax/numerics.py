@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-# On a processor large programs run as fast as with XLA's default (3) and are compiled in less time. XLA's fusion emitters
-# stay on: without them a sum over neighbours, the transpose of a gather, is a loop with a dozen calls for each pair.
+# On a processor large programs run about as fast as with XLA's default (3) and are compiled in less time. XLA's fusion
+# emitters stay on: without them a sum into atoms, the transpose of a gather, is a loop of a dozen calls for each pair.
 QUICKLY = {"xla_backend_optimization_level": 1}
 _SQUARINGS, _TERMS = 5, 9  # of expm: (3/32)^10/10! is 1e-17
 
