@@ -25,8 +25,8 @@ MORSE = classical.morse(depth=0.34, width=1.36, distance=2.87, cutoff=4.5)
 def facts():
     """What eight virtual devices find."""
     paths = os.pathsep.join([str(SCRIPT.parents[1]), *sys.path])
-    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": paths}
-    flags["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # nobody needs these programs again
+    flags = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": paths, "JAX_ENABLE_COMPILATION_CACHE": "false"}  # each runs once
+    flags["XLA_FLAGS"] = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     done = subprocess.run([sys.executable, str(SCRIPT)], env=os.environ | flags, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])

@@ -292,9 +292,15 @@ def parameter_gradient_error(potential, params, start: System, target: System, l
     return abs(exact / ((8 * (moved(1) - moved(-1)) - (moved(2) - moved(-2))) / (12 * h)) - 1)
 
 
+LAYERS = 1.7 * np.array([(0, 3, 3), (1, 0, 1), (1, 1, 0)])  # three primitive cells of a face-centred lattice
+
+
 def boride() -> tuple[System, System]:
-    """Close-packed silicon with every fourth atom boron, displaced a little, and displaced more."""
-    atoms = ase.Atoms("Si3B", scaled_positions=FCC, cell=[3.4] * 3, pbc=True)
+    """Close-packed silicon with every third layer boron, displaced a little, and displaced more.
+
+    The silicon layers are no mirrors of the crystal: how far from boron they end is a matter of the parameters.
+    """
+    atoms = ase.Atoms("BSi2", scaled_positions=[(x, 0, 0) for x in (0, 1 / 3, 2 / 3)], cell=LAYERS, pbc=True)
     atoms.rattle(0.05, seed=0)
     start = lamjax.from_ase(atoms)
     atoms.rattle(0.1, seed=1)  # no symmetry says what the derivative is

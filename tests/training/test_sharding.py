@@ -54,7 +54,7 @@ def folder(tmp_path_factory):
 
 
 def start(folder: Path, output: str, tasks_per_step: int, devices: int, *process) -> subprocess.Popen:
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     changes = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "JAX_ENABLE_COMPILATION_CACHE": "false"}
     environment = os.environ | changes  # no cache: several processes at once would write the same programs
     arguments = [folder / "config.yaml", folder / output, tasks_per_step, *process]
