@@ -1,63 +1,135 @@
-"""Energy, forces and stress of silicon with Nequix's weights: lamjax, and the original code.
+"""Energy, forces and stress with Nequix's weights through ASE: lamjax beside the original code, float32.
 
-    python -m benchmarks.nequip weights.nqx
-    ORIGINAL/bin/python benchmarks/nequip.py weights.nqx --original   # in an environment that has nequix
+    python benchmarks/nequip.py weights.nqx --original-python OTHER/bin/python  # an environment that has nequix
+    python benchmarks/nequip.py weights.nqx --cores 1                           # lamjax alone, on one core
+    python benchmarks/report.py nequip                                          # the table in README.md
 
-One line a size: processor time and wall time of a call through ASE, neighbour list included, medians over the calls
-after the first one; atoms move by 0.01 Å in between. Peak resident memory is that of the process so far.
+Silicon whose atoms move by 0.01 Å between the calls, neighbour lists included. Each code is a process of its own; calls
+alternate. Energies and forces of the first calls must agree.
 """
 
 import argparse
-import resource
-import statistics
-import time
+import datetime
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ase.build
+import numpy as np
+from backends import limit, memory, reset_peak, timed
+from common import RESULTS, Worker, hardware, interleave, usable_cores, versions, warn_if_busy, write_results
 
 SIZES = {8: 1, 64: 2, 216: 3}  # atoms: repetitions of the cubic cell
-CALLS = 5
-
-
-def calculators(weights: str, original: bool) -> dict[str, Any]:
-    """The ASE calculators that are compared in this environment, float32 as the weights are."""
-    if original:
-        from nequix.calculator import NequixCalculator
-
-        return {"nequix": NequixCalculator(model_path=weights, backend="jax", use_kernel=False)}
-    import lamjax
-
-    return {"lamjax": lamjax.Calculator(weights, dtype="float32")}
-
-
-def measured(calculator: Any, repeat: int) -> tuple[float, float, float]:
-    """(processor time, wall time, seconds of the first call)."""
-    atoms = ase.build.bulk("Si", cubic=True).repeat(repeat)
-    times = []
-    for call in range(1 + CALLS):
-        atoms.rattle(0.01, seed=call)
-        atoms.calc = calculator
-        processor, wall = time.process_time(), time.perf_counter()
-        atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress()
-        times.append((time.process_time() - processor, time.perf_counter() - wall))
-    processors, walls = zip(*times[1:], strict=True)
-    return statistics.median(processors), statistics.median(walls), times[0][1]
+TOLERANCE = 1e-4  # eV/Å and eV/atom
 
 
 def main() -> None:
-    """A table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weights")
-    parser.add_argument("--original", action="store_true", help="run the nequix package instead of lamjax")
-    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), choices=list(SIZES))
-    chosen = parser.parse_args()
-    print("| code | atoms | processor time ms | wall ms | first call s | peak MB |\n|---|---|---|---|---|---|")
-    for name, calculator in calculators(chosen.weights, chosen.original).items():
-        for n in chosen.sizes:
-            processor, wall, first = measured(calculator, SIZES[n])
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            print(f"| {name} | {n} | {1e3 * processor:.0f} | {1e3 * wall:.0f} | {first:.1f} | {peak:.0f} |", flush=True)
+    parser.add_argument("weights", help="nequix-mp-1.nqx")
+    parser.add_argument("--original-python", help="interpreter of an environment that has nequix")
+    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), choices=list(SIZES), help="atoms")
+    parser.add_argument("--cores", type=int, default=usable_cores())
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for nequip.json")
+    options = parser.parse_args()
+    compare(options)
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Times and peaks of all codes, size by size, written after each."""
+    from lamjax.reports import console
+
+    pythons = {"lamjax": sys.executable} | ({"nequix": options.original_python} if options.original_python else {})
+    machine = hardware(options.cores)
+    warn_if_busy(console, machine, "compare processor times, which other work changes least.")
+    results: dict[str, Any] = {
+        "hardware": machine,
+        "date": datetime.date.today().isoformat(),
+        "versions": {},
+        "sizes": {},
+    }
+    for n in options.sizes:
+        workers = {  # of each size anew: peaks are of this size
+            code: Worker(code, Path(__file__), ["--worker", code, options.weights], python, options.cores)
+            for code, python in pythons.items()
+        }
+        results["versions"] = {code: worker.facts["versions"] for code, worker in workers.items()}
+        timings = interleave(workers, str(n), options.repetitions)
+        check({code: worker.ask("result")["result"] for code, worker in workers.items()}, n)
+        results["sizes"][str(n)] = {code: one._asdict() for code, one in timings.items()}
+        for worker in workers.values():
+            worker.close()
+        path = write_results("nequip", results, options.output)
+        console.print(f"{n} atoms: " + ", ".join(f"{code} {1e3 * t.cpu:.0f} ms" for code, t in timings.items()))
+    console.print(f"Written: {path}")
+
+
+def check(found: dict[str, list[float]], n: int) -> None:
+    """All codes give the energy (per atom) and forces that the first of them gives."""
+    first, *others = (np.array(x) for x in found.values())
+    for code, other in zip(list(found)[1:], others, strict=True):
+        if not np.abs(other - first).max() < TOLERANCE:
+            raise SystemExit(f"{n} atoms: {code} differs by {np.abs(other - first).max():.2e}, nothing is compared.")
+
+
+# ---- the worker
+
+
+def calculator(code: str, weights: str) -> Any:
+    """Of ASE, float32 as the weights are; the original without its kernels for GPUs."""
+    if code == "lamjax":
+        import lamjax
+
+        return lamjax.Calculator(weights, dtype="float32")
+    from nequix.calculator import NequixCalculator
+
+    return NequixCalculator(model_path=weights, backend="jax", use_kernel=False)
+
+
+def call(calculator: Any) -> Callable[[str], np.ndarray]:
+    """A function of a number of atoms: energy per atom and forces of the crystal after a further step."""
+    structures = {}
+
+    def evaluate(n: str) -> np.ndarray:
+        atoms, calls = structures.get(n) or (ase.build.bulk("Si", cubic=True).repeat(SIZES[int(n)]), 0)
+        atoms.rattle(0.01, seed=calls)
+        structures[n] = atoms, calls + 1
+        atoms.calc = calculator
+        atoms.get_stress()
+        return np.append(atoms.get_forces(), atoms.get_potential_energy() / len(atoms))
+
+    return evaluate
+
+
+def serve(code: str, weights: str) -> None:
+    """Answer `call N`, `result`, `memory` and `reset_peak` with one JSON line each."""
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints goes to the log
+    limit(0)
+    evaluate, first = call(calculator(code, weights)), []
+    answer: dict[str, Any] = {"versions": versions(("lamjax", "nequix", "jax", "jaxlib", "ase", "numpy"))}
+    print(json.dumps(answer), file=out, flush=True)
+    for line in sys.stdin:
+        command, *task = line.split()
+        match command:
+            case "call":
+                answer, result = timed(functools.partial(evaluate, *task))
+                first = first or result.tolist()
+            case "result":
+                answer = {"result": first}
+            case "memory":
+                answer = memory()
+            case "reset_peak":
+                answer = reset_peak()
+        print(json.dumps(answer), file=out, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--worker"]:
+        serve(*sys.argv[2:])
+    else:
+        main()

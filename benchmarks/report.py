@@ -166,9 +166,21 @@ def streaming(results: dict) -> str:
     return f"{about(results)}\n\n{lines(columns, body)}"
 
 
+def nequip(results: dict) -> str:
+    """Processor time and memory of a call through ASE, beside the original code."""
+    columns = ("atoms", "lamjax ms", "nequix ms", "ratio, processor time", "ratio, wall", "first call s", "peak MB")
+    body = []
+    for n, codes in results["sizes"].items():
+        own, other = codes["lamjax"], codes["nequix"]
+        ratios = (f"{other[k] / own[k]:.2f}" for k in ("cpu", "median"))
+        both = (f"{own[k]:,.0f} / {other[k]:,.0f}" for k in ("first", "peak_mb"))
+        body.append((n, f"{1e3 * own['cpu']:.0f}", f"{1e3 * other['cpu']:.0f}", *ratios, *both))
+    return f"{about(results)}\n\n{lines(columns, body)}"
+
+
 def aims(_: dict | None) -> str:
     """Row, aim, reached: of all results there are."""
-    found = [*_of_inference(), *_of_training(), *_of_adjoints(), *_of_relaxation(), *_of_dynamics()]
+    found = [*_of_inference(), *_of_training(), *_of_adjoints(), *_of_relaxation(), *_of_dynamics(), *_of_nequip()]
     words = {True: "yes", False: "no", None: "not measured"}
     body = [(a.row, a.aim, "-" if a.reached is None else f"{a.reached:.2f}", words[a.is_met]) for a in found]
     return lines(("row", "aim", "reached", "met"), body)
@@ -253,6 +265,12 @@ def _of_dynamics() -> list[Aim]:
     return [*found, below("dynamics, student, 98,304 atoms, peak", peak, 16, "GiB")]
 
 
+def _of_nequip() -> list[Aim]:
+    sizes = (load("nequip") or {"sizes": {}})["sizes"]
+    ratios = {n: codes["nequix"]["cpu"] / codes["lamjax"]["cpu"] for n, codes in sizes.items() if "nequix" in codes}
+    return [at_least(f"Nequix, {n} atoms", ratios.get(n), 4, "times the original") for n in ("8", "64", "216")]
+
+
 TABLES: dict[str, tuple[str | None, Callable]] = {  # marks: file of results, table
     "aims": (None, aims),
     "inference": ("inference", inference),
@@ -264,6 +282,7 @@ TABLES: dict[str, tuple[str | None, Callable]] = {  # marks: file of results, ta
     "dynamics": ("dynamics", compared),
     "scaling": ("dynamics", scaling),
     "scaling_teacher": ("dynamics_teacher", scaling),
+    "nequip": ("nequip", nequip),
     "large_memory": ("large_memory", large_memory),
     "streaming": ("streaming", streaming),
 }

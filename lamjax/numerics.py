@@ -80,7 +80,7 @@ def memory() -> int | None:
 
 
 def in_blocks(function: Callable, size: int, *arrays: Array) -> Any:
-    """`function` of arrays with a row for every atom, block by block of `size` rows; the same numbers in less memory.
+    """`function` of arrays with a row for every atom, at most `size` rows at a time; the same numbers in less memory.
 
     `function` takes pytrees of arrays (n, ...) to such a pytree, row by row. What happens inside a block is kept
     for no gradient but computed again, so that memory holds the intermediates of one block.
@@ -89,6 +89,7 @@ def in_blocks(function: Callable, size: int, *arrays: Array) -> Any:
     if n <= size:
         return function(*arrays)
     n_blocks = -(-n // size)
+    size = -(-n // n_blocks)  # as even as can be
     kept = jax.checkpoint(function, prevent_cse=False)  # a loop: nothing is computed twice in it anyway
 
     def cut(x: Array) -> Array:

@@ -272,13 +272,15 @@ def parity(path: Path, results: dict[str, Any]) -> None:
     with style.figure(path, (3.7, 3.6), (1, len(panels)), caption=caption) as figures:
         for axes, (name, label, rows) in zip(figures, panels, strict=True):
             model, dft = usable(rows, name)
-            low, high = np.quantile(np.concatenate([model, dft]), [0, 0.99]) if len(dft) else (0, 1)
-            axes.plot([low, high], [low, high], color=style.GREY, linewidth=1)
+            low, high = (min(model.min(), dft.min()), max(model.max(), dft.max())) if len(dft) else (0, 1)
+            margin = 0.05 * (high - low)
+            limits = (low - margin, high + margin)
+            axes.plot(limits, limits, color=style.GREY, linewidth=1)
             axes.scatter(dft, model, s=12, color=PROPERTIES["small"])
             if tuned and rows is results["elastic"]:
                 model, dft = usable(tuned[0]["elastic"]["rows"], name)
                 axes.scatter(dft, model, s=12, color=PROPERTIES["fine-tuned"])
-            axes.set(xlabel=f"DFT: {label}", ylabel=f"model: {label}", xlim=(low, 1.05 * high), ylim=(low, 1.05 * high))
+            axes.set(xlabel=f"DFT: {label}", ylabel=f"model: {label}", xlim=limits, ylim=limits)
 
 
 if __name__ == "__main__":

@@ -76,6 +76,7 @@ def studies(
             run
             for s in seeds
             for key, of in sets.items()
+            if of.shared
             for run in (
                 Run(key, BASE, seed=s),
                 *(Run(key, way, setting, seed=s) for way in of.shared for setting in ("", *methods.SHARES)),

@@ -7,6 +7,7 @@ atom are arrays (2l+1, channels) for l = 0, 1, 2, ..., components in e3nn's orde
 import functools
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
@@ -25,6 +26,9 @@ from lamjax.neighbors import Neighbors, Shell
 
 SILU = 0.5964586854233045  # sqrt(E[silu(x)²]), x ~ N(0, 1), as a mean over 1,000,001 quantiles (e3nn-jax's constant)
 EPS = 1e-12  # of the layer norm
+
+BLOCK = {"cpu": 256}  # edges whose messages are in memory together: few enough for the cache of a core
+OTHERWISE = 1 << 14
 
 Features = tuple[Float[Array, "n_atoms _ _"], ...]  # for each l: (n_atoms, 2l+1, channels)
 
@@ -103,7 +107,6 @@ class CouplingPath(NamedTuple):
     a: int
     b: int
     c: int
-    channels: slice  # of the radial weights
 
 
 class Layer(NamedTuple):
@@ -168,12 +171,8 @@ def layers(config: NequIPConfig) -> tuple[Layer, ...]:
 
 def _paths(inputs: tuple[int, ...], lmax: int, n_outputs: int) -> tuple[CouplingPath, ...]:
     """All couplings of natural parity, ordered by c, then a, then b."""
-    paths, start = [], 0
-    for c, a, b in itertools.product(range(n_outputs), range(len(inputs)), range(lmax + 1)):
-        if abs(a - b) <= c <= a + b and (a + b + c) % 2 == 0:
-            paths.append(CouplingPath(a, b, c, slice(start, start + inputs[a])))
-            start += inputs[a]
-    return tuple(paths)
+    every = itertools.product(range(n_outputs), range(len(inputs)), range(lmax + 1))
+    return tuple(CouplingPath(a, b, c) for c, a, b in every if abs(a - b) <= c <= a + b and (a + b + c) % 2 == 0)
 
 
 @functools.cache
@@ -239,7 +238,7 @@ def _apply(
     for number, (layer, p) in enumerate(zip(layers(config), params["layers"], strict=True)):
         if number:
             sent, kept = _linear(p["send"], h), _linear(p["skip"], h)
-        h = jax.checkpoint(functools.partial(_layer, config, layer))(p, edges, sent, kept)
+        h = _layer(config, layer, p, edges, sent, kept)
     return config.scale / math.sqrt(config.width) * h[0][:, 0]
 
 
@@ -277,20 +276,49 @@ def _layer(
 
 
 def _gathered(config: NequIPConfig, layer: Layer, radial: Any, edges: Edges, sent: Features) -> Features:
-    """Σ_j R(r_ij) C m_j Y(r_ij) over the neighbours by path, the paths to one l behind one another."""
+    """Σ_j R(r_ij) C m_j Y(r_ij) over the neighbours by path, the paths to one l behind one another.
+
+    Some atoms at a time, whose messages stay in the processor's cache; all features of a sender are gathered at once,
+    since the derivative of every gather is a loop over edges.
+    """
+    rows = jnp.concatenate([x.reshape(len(x), -1) for x in sent], axis=-1)
+
+    def total(edges: Edges) -> Features:
+        senders = [
+            part.reshape(*edges.indices.shape, *x.shape[1:])
+            for part, x in zip(_split(rows[edges.indices], [x[0].size for x in sent]), sent, strict=True)
+        ]
+        return _messages(layer, radial, edges, senders)
+
+    block = BLOCK.get(jax.default_backend(), OTHERWISE)
+    root = math.sqrt(config.avg_n_neighbors)
+    return tuple(x / root for x in numerics.in_blocks(total, max(1, block // edges.indices.shape[1]), edges))
+
+
+def _messages(layer: Layer, radial: Any, edges: Edges, senders: Sequence[Array]) -> Features:
+    """The sums over the neighbours; senders (n_atoms, capacity, 2a+1, channels)."""
     weights = edges.basis
     for w in radial[:-1]:
         weights = jax.nn.silu(nn.linear({"w": w}, weights))
-    weights = nn.linear({"w": radial[-1]}, weights)
-    senders = [x[edges.indices] for x in sent]  # (n_atoms, capacity, 2a+1, channels)
+    weights = _split(nn.linear({"w": radial[-1]}, weights), [senders[path.a].shape[-1] for path in layer.paths])
+    harmonics = _split(edges.harmonics, [2 * b + 1 for b in range(math.isqrt(edges.harmonics.shape[-1]))])
     sums: list[list] = [[] for _ in layer.outputs]
-    for path in layer.paths:
-        y = edges.harmonics[..., path.b**2 : (path.b + 1) ** 2]
-        turned = jnp.einsum("nej,ijk->neik", y, jnp.asarray(coupling(*path[:3]), y.dtype))
-        message = weights[..., None, path.channels] * senders[path.a]
-        sums[path.c].append(jnp.einsum("neiu,neik->nku", message, turned))
-    root = math.sqrt(config.avg_n_neighbors)
-    return tuple(jnp.concatenate(parts, axis=-1) / root for parts in sums)
+    for weight, path in zip(weights, layer.paths, strict=True):
+        y = harmonics[path.b]
+        turned = jnp.einsum("nej,ijk->nkei", y, jnp.asarray(coupling(path.a, path.b, path.c), y.dtype))
+        message = weight[..., None, :] * senders[path.a]  # (n_atoms, capacity, 2a+1, channels)
+        sums[path.c].append(_flat(turned, 2) @ _flat(message, 1))
+    return tuple(jnp.concatenate(parts, axis=-1) for parts in sums)
+
+
+def _flat(x: Array, axis: int) -> Array:
+    """With two axes, neighbours and components, in one."""
+    return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+
+
+def _split(x: Array, sizes: Sequence[int]) -> list[Array]:
+    """Parts along the last axis, whose derivative is one concatenation; that of slices is a sum of padded arrays."""
+    return jnp.split(x, list(itertools.accumulate(sizes))[:-1], axis=-1)
 
 
 def _linear(weights: Array, features: Features) -> Features:

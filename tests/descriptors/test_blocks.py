@@ -1,4 +1,6 @@
-"""DPA-2 of many atoms is evaluated some atoms at a time: the same numbers in less memory."""
+"""DPA-2 and NequIP of many atoms are evaluated some atoms at a time: the same numbers in less memory."""
+
+import sys
 
 import jax
 import numpy as np
@@ -9,18 +11,30 @@ import structures
 import lamjax
 from lamjax.descriptors.dpa2 import repformer
 
+nequip = sys.modules[lamjax.descriptors.nequip.__module__]
+SIZES = {"dpa2_preset": (repformer, 3), "dpa2_default": (repformer, 3), "nequip": (nequip, None)}
 
-@pytest.mark.parametrize("name", ["dpa2_preset", "dpa2_default"])
+
+@pytest.mark.parametrize("name", SIZES)
 def test_atoms_in_blocks_give_the_same_numbers(name, monkeypatch):
-    """All atoms in blocks of five, of which the last is not full."""
+    """All atoms in blocks of three, of which the last is not full; gradients by the parameters, too."""
     case = potentials.cases()[name]
     system, lists = potentials.prepare(case.potential, structures.triclinic())
-    whole = potentials.compiled(case.potential)(case.params, system, lists)
-    monkeypatch.setitem(repformer.BLOCK, "cpu", 5)
-    blocks = jax.jit(lambda *given: lamjax.predict(case.potential, *given))(case.params, system, lists)
-    for a, b in zip(whole, blocks, strict=True):
+    module, n_atoms = SIZES[name]
+
+    def programs(size: int):
+        monkeypatch.setitem(module.BLOCK, "cpu", size)
+
+        def loss(params):
+            found = lamjax.predict(case.potential, params, system, lists)
+            return (found.forces**2).sum(), found
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(case.params)
+
+    whole, blocks = (programs(size) for size in (10**6, n_atoms or 3 * lists.indices.shape[1]))
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(blocks), strict=True):
         np.testing.assert_allclose(b, a, rtol=0, atol=1e-12 * max(1, np.abs(a).max()))
-    assert system.n_atoms % 5
+    assert system.n_atoms % 3
 
 
 def test_memory_of_many_atoms_is_that_of_a_block():
