@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from common import RESULTS, ROOT
 
@@ -23,10 +24,10 @@ COLUMNS = (
 )
 
 
-def lines(columns: Iterable[str], body: Iterable[Iterable[str]]) -> str:
+def lines(columns: Iterable[str], body: Iterable[Iterable[Any]]) -> str:
     """A table in Markdown."""
     columns = tuple(columns)
-    return "\n".join("| " + " | ".join(line) + " |" for line in (columns, ["---"] * len(columns), *body))
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in (columns, ["---"] * len(columns), *body))
 
 
 def rows(models: dict) -> list[tuple[str, ...]]:

@@ -81,7 +81,7 @@ def shapes(potential, capacities: tuple[int, ...], n: int):
         mask=masks[0],
         inner=tuple(masks[1:]),
         offsets=of((0, 3), jnp.int32),
-        found=of((len(masks),), jnp.int32),
+        largest_counts=of((len(masks),), jnp.int32),
         overflow=of((), bool),
         truncated=of((), bool),
         made_for=MadeFor(potential.shells),

@@ -16,7 +16,7 @@ import numpy as np
 from ase.filters import FrechetCellFilter
 from ase.optimize import LBFGS, BFGSLineSearch
 from common import RESULTS, ROOT, versions, write_results
-from inference_report import write
+from inference_report import lines, write
 
 import lamjax
 from lamjax import data, relaxation
@@ -162,8 +162,7 @@ def markdown(results: dict) -> str:
         for fmax, found in by_fmax.items()
         for minimiser, one in found.items()
     ]
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+    return lines(COLUMNS, rows)
 
 
 def summary(one: dict[str, list], fire: dict[str, list]) -> tuple:

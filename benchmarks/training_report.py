@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from inference_report import lines, write
 from training_data import CASES
 
 from lamjax.reports import console, table
 
-BEGIN, END = "<!-- training.py: begin -->", "<!-- training.py: end -->"
 OWN = ("lamjax", "lamjax, warm cache")
 COLUMNS = (
     "case",
@@ -124,25 +124,19 @@ def show(results: dict[str, Any]) -> None:
 
 def write_tables(results: dict[str, Any], path: Path) -> None:
     """The tables between the marks of a Markdown file; ValueError if it has no marks."""
-    text = path.read_text()
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{path}: no lines {BEGIN} and {END} between which the tables could go. Add them.")
-    path.write_text("\n".join([before + begin, *markdown(results), end + after]))
+    write("training.py", markdown(results), path)
 
 
-def markdown(results: dict[str, Any]) -> list[str]:
-    """The lines of the tables and what they mean."""
-    lines = []
+def markdown(results: dict[str, Any]) -> str:
+    """The tables and what they mean."""
+    parts = []
     for cores, cases in results["runs"].items():
-        lines += ["", f"{about(cases)}, {cores}.", "", _row(COLUMNS), _row(["---"] * len(COLUMNS))]
-        lines += [_row(row) for row in body(cases)]
-        lines += ["", *(f"- {sentence}" for sentence in verdicts(cases))]
+        parts += [f"{about(cases)}, {cores}.", lines(COLUMNS, body(cases))]
+        parts += ["\n".join(f"- {sentence}" for sentence in verdicts(cases))]
     if results["scaling"]:
-        lines += ["", "Virtual devices share the cores of one machine:", ""]
-        lines += [f"- {sentence}" for sentence in scaling_rows(results["scaling"])]
-    return [*lines, ""]
+        parts += ["Virtual devices share the cores of one machine:"]
+        parts += ["\n".join(f"- {sentence}" for sentence in scaling_rows(results["scaling"]))]
+    return "\n\n".join(parts)
 
 
 def about(cases: Mapping[str, dict]) -> str:
@@ -152,10 +146,6 @@ def about(cases: Mapping[str, dict]) -> str:
     steps = "/".join(str(n) for n in sorted({one["wanted"] for one in runs}))
     rounds = "/".join(str(n) for n in sorted({len(one["rounds"]) for one in runs}))
     return f"{runs[0]['machine']['cpu']}, load before {min(loads)} to {max(loads)}, {steps} steps, rounds: {rounds}"
-
-
-def _row(values) -> str:
-    return "| " + " | ".join(map(str, values)) + " |"
 
 
 def _text(value: float | None, style: str, scale: float = 1.0) -> str:

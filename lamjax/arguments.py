@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import types
 import typing
+import warnings
 from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
@@ -22,6 +23,17 @@ def expect(value: Any, kind: type | tuple[type, ...], what: str, remedy: str) ->
     """ArgumentError unless `value` is of the kind; `what` names function and argument: "pack takes a Plan"."""
     if not isinstance(value, kind):
         raise ArgumentError(f"{what}, got {describe(value)}. {remedy}")
+
+
+def renamed(old: str, new: str) -> property:
+    """The field `new` under the name that it had in the last release, with a warning."""
+
+    def value(self: Any) -> Any:
+        kind = type(self).__name__
+        warnings.warn(f"{kind}.{old} is called {kind}.{new} now.", DeprecationWarning, stacklevel=2)
+        return getattr(self, new)
+
+    return property(value, doc=f"The former name of `{new}`.")
 
 
 def expect_all(values: Any, kind: type, what: str, remedy: str) -> None:

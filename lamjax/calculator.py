@@ -55,7 +55,9 @@ class Calculator(base.Calculator):
     ) -> None:
         _check_options(kwargs)
         if elements is not None and not isinstance(model, str | Path):
-            raise TypeError("elements says what types of a file are; of a pair (potential, params) they are known.")
+            raise TypeError(
+                "elements says what types of a file are; a pair (potential, params) knows them. Leave `elements` out."
+            )
         super().__init__(**kwargs)
         self.dtype = _precision_of(dtype)
         with self._precision():
@@ -107,7 +109,7 @@ class Calculator(base.Calculator):
         return super().set()
 
     def check_state(self, atoms: ase.Atoms, tol: float = 1e-15) -> list[str]:
-        """What has changed since the last calculation: as ASE says, and whatever else a `System` is made of."""
+        """The names of the properties that differ from the last calculation: ASE's, and all others of a `System`."""
         changes = super().check_state(atoms, tol)
         if changes or self._system is None:
             return changes or list(base.all_changes)
@@ -151,11 +153,11 @@ class Calculator(base.Calculator):
         """The list of this structure, in arrays at least as wide as any before."""
         lists = neighbor_lists.host_neighbors(system, self.potential.shells, self._capacities)
         if lists.overflow or not self._capacities[0]:
-            self._capacities = grow(self._capacities, lists.found, self.potential.shells)
+            self._capacities = grow(self._capacities, lists.largest_counts, self.potential.shells)
             lists = neighbor_lists.host_neighbors(system, self.potential.shells, self._capacities)
         if lists.truncated and not self._truncated:
             self._truncated = True
-            warnings.warn(_TRUNCATED.format(lists.found.tolist(), list(self.potential.shells)), stacklevel=4)
+            warnings.warn(_TRUNCATED.format(lists.largest_counts.tolist(), list(self.potential.shells)), stacklevel=4)
         # only a rebuild on the device needs the images; their number would make a new shape of every new cell
         return lists._replace(offsets=np.zeros((0, 3), np.int32))
 

@@ -31,7 +31,7 @@ SHIPPED = Path(__file__).parent / "assets" / "models"  # bundles that come with 
 
 
 class Stored(NamedTuple):
-    """What a model file holds."""
+    """The content of a model file."""
 
     config: Any  # PotentialConfig, or FactoryConfig of a potential of one's own
     params: Params  # numpy, in the file's precision
@@ -114,7 +114,7 @@ def read(
     elements: Mapping[str, str] | None = None,
     trust: str | Sequence[str] = (),
 ) -> Stored:
-    """What a model file holds, in the precision of the file; arguments, files and errors are those of `load`."""
+    """The content of a model file, in its own precision; arguments, files and errors are those of `load`."""
     imported.trust([trust] if isinstance(trust, str) else trust)
     if is_function(path):
         config = imported.parse(str(path))

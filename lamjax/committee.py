@@ -16,7 +16,7 @@ from lamjax.system import System
 
 
 class Deviation(NamedTuple):
-    """How far the members of a committee are from their mean, of one structure or of several."""
+    """Deviations of the members of a committee from their mean, for one structure or several."""
 
     largest: Float[Array, "*structures"]  # eV/Å, force deviation of the atom where it is largest
     mean: Float[Array, "*structures"]  # eV/Å, mean force deviation of an atom
@@ -40,7 +40,7 @@ def stack_members(members: Sequence) -> Any:
 
 
 def members_predict(potential: Potential, stacked_params: PyTree, system: System, neighbors: Neighbors) -> Prediction:
-    """What every member says, with a leading axis of members: one program, whatever their number."""
+    """The predictions of all members, with a leading axis of members: one program, whatever their number."""
     return jax.vmap(lambda params: predict(potential, params, system, neighbors))(stacked_params)
 
 

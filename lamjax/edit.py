@@ -18,15 +18,7 @@ from lamjax.descriptors import repinit
 from lamjax.descriptors.base import type_embedding, type_inputs
 from lamjax.descriptors.embedding import TypedNet
 from lamjax.heads import EnergyHeadConfig, energy_head
-from lamjax.potential import (
-    Params,
-    Potential,
-    PotentialConfig,
-    build,
-    check_potential,
-    check_structure,
-    network_dtype,
-)
+from lamjax.potential import Params, Potential, PotentialConfig, build, check_potential, check_structure, network_dtype
 
 _NEEDS_KEY = "A new element without a like has a random embedding: give a key, or like={new: known}."
 # What an element that the model has never seen gets, as in DeePMD-kit; all other parameters do not depend on types.

@@ -1,18 +1,16 @@
 """Files of which nothing is lost when a process is killed or the disk is full."""
 
 import contextlib
+import importlib.util
 import os
 import signal
 import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-try:
-    import fcntl
-except ImportError:
-    fcntl = None
+fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl") else None
 
 
 @contextlib.contextmanager

@@ -86,7 +86,7 @@ def dense(params: PyTree, x: Array, activation: Callable, resnet: bool = True) -
 
 
 def finish_dense(params: PyTree, preactivation: Array, x: Array, activation: Callable, resnet: bool = True) -> Array:
-    """What follows the matrix product of `dense`; `x` may be None where no residual can occur."""
+    """Activation, time step and residual of `dense`, after its matrix product; `x` is None without a residual."""
     y = activation(preactivation)
     if "idt" in params:
         y = y * params["idt"]

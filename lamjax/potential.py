@@ -54,7 +54,7 @@ class Params(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What a potential says of one structure, or of several, with a leading axis for a batch."""
+    """The prediction of a potential for one structure or several, with a leading axis for a batch."""
 
     energy: Float[Array, "*batch_and_structures"]  # eV
     forces: Float[Array, "*batch n_atoms 3"]  # eV/Å
@@ -96,7 +96,7 @@ DescriptorConfig = Annotated[
 
 @configuration
 class PotentialConfig:
-    """What `build` needs: the elements in the order of the type map, a descriptor, and heads by name."""
+    """A potential's config: elements in the order of the type map, a descriptor, and heads by name."""
 
     elements: Annotated[tuple[str, ...], Field(description="chemical symbols, in the order of the types")]
     descriptor: DescriptorConfig

@@ -1,6 +1,6 @@
 """Operations on whole pytrees: stacking, choosing, norms, names of leaves."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -35,6 +35,12 @@ def where(condition: Array, on_true: PyTree, on_false: PyTree) -> PyTree:
 def global_norm(tree: PyTree) -> Array:
     """sqrt of the sum of squares over all leaves."""
     return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
+
+
+def contents(tree: PyTree) -> Iterator[bytes]:
+    """Type, shape and numbers of every leaf, for digests: different where any number differs."""
+    for leaf in map(np.asarray, jax.tree.leaves(tree)):
+        yield f"{leaf.dtype}{leaf.shape}".encode() + np.ascontiguousarray(leaf).tobytes()
 
 
 def cast(tree: PyTree, dtype: DTypeLike | None) -> PyTree:

@@ -46,7 +46,7 @@ class System(NamedTuple):
 
 
 class Labels(NamedTuple):
-    """What quantum chemistry says of a structure. A missing label is 0 with weight 0."""
+    """Reference values of a structure from quantum chemistry. A missing label is 0 with weight 0."""
 
     energy: Float[Array, "*batch"]  # eV
     forces: Float[Array, "*batch n_atoms 3"]  # eV/Å
@@ -350,7 +350,7 @@ def strain(system: System, epsilon: Float[Array, "*n_structures 3 3"]) -> System
 
 
 def of_atoms(system: System, values: Any) -> Any:
-    """What belongs to the structures (n_structures, ...), for each atom; the value itself where there is one."""
+    """Values of structures (n_structures, ...) for each atom; the value itself where there is one structure."""
     return values if system.structure is None else values[system.structure]
 
 

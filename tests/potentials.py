@@ -191,7 +191,7 @@ def prepare(potential: Potential, atoms: ase.Atoms, n_atoms: int = structures.N_
     widths = zip((48, 32, 24), potential.shells, strict=False)
     capacities = tuple((48 if shell.sel is None else min(shell.sel, most)) + extra for most, shell in widths)
     lists = neighbors.host_neighbors(system, potential.shells, capacities)
-    assert not lists.overflow and not lists.truncated, f"the shape is too narrow: {lists.found}"
+    assert not lists.overflow and not lists.truncated, f"the shape is too narrow: {lists.largest_counts}"
     return system, lists._replace(offsets=np.zeros((0, 3), np.int32))
 
 

@@ -21,7 +21,8 @@ def started(atoms: ase.Atoms, shells, skin: float, headroom: float = 1.6):
     found = tuple(int(headroom * n) for n in neighbors.count(system, shells))
     lists = neighbors.host_neighbors(system, shells, neighbors.plan_capacities(found, shells))
     offsets = neighbors.image_offsets(0.9 * system.cell, system.pbc, shells[0].cutoff + skin)
-    lists = lists._replace(offsets=offsets, found=np.zeros_like(lists.found))  # `update` keeps the largest
+    nothing = np.zeros_like(lists.largest_counts)  # `update` keeps the largest
+    lists = lists._replace(offsets=offsets, largest_counts=nothing)
     lists = jax.tree.map(jnp.asarray, lists)
     system = jax.tree.map(jnp.asarray, system)
     first = verlet.empty(system, lists, shells, skin)
@@ -45,4 +46,4 @@ def same(a: neighbors.Neighbors, b: neighbors.Neighbors) -> None:
 
     assert members(a) == members(b)
     assert bool(a.overflow) == bool(b.overflow) and bool(a.truncated) == bool(b.truncated)
-    np.testing.assert_array_equal(a.found, b.found)
+    np.testing.assert_array_equal(a.largest_counts, b.largest_counts)

@@ -9,6 +9,8 @@ from lamjax.arguments import ArgumentError, describe, expect, expect_all, plain
 from lamjax.descriptors import DPA1Config, DPA2Config, DPA3Config, RepformerConfig, RepinitConfig, ThreeBodyConfig
 from lamjax.heads import EnergyHeadConfig
 from lamjax.losses import LabelLossConfig
+from lamjax.neighbors import Neighbors
+from lamjax.relaxation import Relaxation
 from lamjax.training import OptimizerConfig, ScheduleConfig
 
 
@@ -121,3 +123,10 @@ def test_values_are_described_in_words():
         "a module": lamjax.units,
     }
     assert [describe(value) for value in said.values()] == list(said)
+
+
+@pytest.mark.parametrize("kind", [Neighbors, Relaxation])
+def test_the_former_name_of_a_field_warns(kind):
+    numbers = kind(*range(len(kind._fields)))
+    with pytest.warns(DeprecationWarning, match=f"{kind.__name__}.found is called {kind.__name__}.largest_counts now"):
+        assert numbers.found == numbers.largest_counts == kind._fields.index("largest_counts")

@@ -39,7 +39,7 @@ class Finding(NamedTuple):
 
 
 class SetAudit(NamedTuple):
-    """One set of frames."""
+    """The facts of one data set."""
 
     name: str
     n_frames: int
@@ -55,7 +55,7 @@ class SetAudit(NamedTuple):
 
 
 class Audit(NamedTuple):
-    """What an audit found."""
+    """The facts of every data set, and what is suspicious in them."""
 
     sets: tuple[SetAudit, ...]
     findings: tuple[Finding, ...]  # errors first

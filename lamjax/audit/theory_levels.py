@@ -13,12 +13,12 @@ UNKNOWN = ""  # of a frame that does not say
 
 
 def level_of(frame: Frame) -> str:
-    """Who labelled the frame; empty if it does not say."""
+    """The name of the labeller in the frame's info; empty without one."""
     return str(frame.info.get(KEY, UNKNOWN))
 
 
 def levels(frames: Sequence[Frame]) -> Counter[str]:
-    """How many frames each labeller has labelled; of a mapped set only the texts are read."""
+    """{labeller: number of frames that it has labelled}; of a mapped set only the texts are read."""
     match frames:
         case Joined():
             return sum(map(levels, frames.parts), Counter())

@@ -1,18 +1,17 @@
 """`lamjax data convert`: frames from any files into one packed store, and back."""
 
-from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import ase
-import ase.io
 import numpy as np
 import typer
 from rich.markup import escape
 
 from lamjax.cli import reading
-from lamjax.data import Frame, files_of, iterate, open_frames, write_store
+from lamjax.cli.options import Precision
+from lamjax.data import Frame, files_of, iterate, open_frames, records, write_store
+from lamjax.data.atoms import add_labels
 from lamjax.data.store import SUFFIXES
 from lamjax.reports import console, outputs, progress
 from lamjax.system import constraints, to_ase
@@ -20,18 +19,11 @@ from lamjax.system import constraints, to_ase
 TEXT = (".extxyz", ".xyz")
 
 
-class StorePrecision(StrEnum):
-    """Of the floats in a store; energies are always float64."""
-
-    float32 = "float32"
-    float64 = "float64"
-
-
 def convert(
     files: Annotated[list[Path], typer.Argument(help="Files or folders to read, then the target: .h5 or .extxyz.")],
     dtype: Annotated[
-        StorePrecision, typer.Option(help="Of positions, forces and virials in the store.")
-    ] = StorePrecision.float64,
+        Precision, typer.Option(help="Of positions, forces and virials in the store.")
+    ] = Precision.FLOAT64,
     overwrite: Annotated[bool, typer.Option(help="Replace a target that exists.")] = False,
     energy_key: reading.EnergyKey = None,
     forces_key: reading.ForcesKey = None,
@@ -49,28 +41,17 @@ def convert(
         raise ValueError(f"{target} exists. Choose another name, or replace it with --overwrite.")
     options = reading.options(energy_key, forces_key, stress_key, virial_key, elements)
     if target.suffix in TEXT:
-        n = _write_text(target, open_frames(sources, options=options))
+        frames = open_frames(sources, options=options)
+        n = len(frames)
+        records.write(target, map(_atoms, progress(frames, "Frames", n)))
     else:
         n = write_store(target, progress(iterate(sources, options=options), "Frames", None), dtype.value)
     console.print(f"{escape(str(target))}: {n:,} frames, {target.stat().st_size / 1e6:,.1f} MB", soft_wrap=True)
 
 
-def _write_text(target: Path, frames: Sequence[Frame]) -> int:
-    """Extended xyz, frame by frame, whole or not at all."""
-    temporary = target.with_name(f".{target.name}.part")
-    try:
-        with open(temporary, "w") as file:
-            for frame in progress(frames, "Frames", len(frames)):
-                ase.io.write(file, _atoms(frame), format="extxyz")
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return len(frames)
-
-
 def _atoms(frame: Frame) -> ase.Atoms:
     """The structure with its labels under the names that are looked for first."""
-    atoms, labels = to_ase(frame.system), frame.labels
+    atoms = to_ase(frame.system)
     for key, value in frame.info.items():
         if key == "fixed":
             atoms.set_constraint(constraints(value))
@@ -78,11 +59,5 @@ def _atoms(frame: Frame) -> ase.Atoms:
             atoms.arrays.setdefault(key, value)
         else:
             atoms.info.setdefault(key, value)
-    energy, forces, virial = labels.weights > 0
-    if energy:
-        atoms.info["REF_energy"] = float(labels.energy)
-    if forces:
-        atoms.arrays["REF_forces"] = labels.forces.astype(float)
-    if virial:
-        atoms.info["REF_virial"] = labels.virial.astype(float)
+    add_labels(atoms, frame.labels)
     return atoms

@@ -1,11 +1,10 @@
 """`lamjax eval`: errors of a model on labelled structures."""
 
-import gzip
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-import ase.io
+import ase
 import jax
 import numpy as np
 import typer
@@ -15,7 +14,9 @@ from rich.markup import escape
 from lamjax import checkpoints, pytree
 from lamjax.cli import reading
 from lamjax.cli.committee import load_members
-from lamjax.data import Frame, ReadOptions, files_of, pack, plan, read
+from lamjax.cli.options import Model
+from lamjax.data import Frame, ReadOptions, files_of, pack, plan, read, records
+from lamjax.data.atoms import add_labels
 from lamjax.distillation.selection import deviations, quantiles
 from lamjax.evaluation.errors import (
     FORCES,
@@ -28,7 +29,6 @@ from lamjax.evaluation.errors import (
     zero_shot,
 )
 from lamjax.evaluation.parity import ParityRow, missing, parity_table, read_reference, write_predictions
-from lamjax.files import replacing
 from lamjax.potential import Prediction
 from lamjax.reports import console, outputs, table
 from lamjax.system import to_ase
@@ -52,7 +52,7 @@ class Settings(NamedTuple):
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="small, a lamjax bundle or a DeePMD-kit model (.pt, .dp, .yaml).")],
+    model: Model,
     files: Annotated[list[Path], typer.Argument(help="Labelled structures: extxyz, what ASE reads, DeePMD folders.")],
     head: Annotated[str | None, typer.Option(help="The head; of a model with several, all are tried without.")] = None,
     precision: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
@@ -218,18 +218,11 @@ def write(path: Path, frames: list[Frame], predicted: list[Prediction], deviatio
     atoms = [_atoms(f, p) for f, p in zip(frames, predicted, strict=True)]
     for k, one in enumerate(atoms):
         one.info |= {name: float(values[k]) for name, values in more.items()}
-    with replacing(path) as temporary, (gzip.open if path.suffix == ".gz" else open)(temporary, "wt") as file:
-        ase.io.write(file, atoms, format="extxyz")
+    records.write(path, atoms)
 
 
 def _atoms(frame: Frame, prediction: Prediction) -> ase.Atoms:
     atoms = to_ase(frame.system, prediction)
     atoms.info["source"] = frame.source
-    energy, forces, virial = frame.labels.weights > 0
-    if energy:
-        atoms.info["REF_energy"] = float(frame.labels.energy)
-    if forces:
-        atoms.arrays["REF_forces"] = np.asarray(frame.labels.forces, np.float64)
-    if virial:
-        atoms.info["REF_virial"] = np.asarray(frame.labels.virial, np.float64).ravel()
+    add_labels(atoms, frame.labels)
     return atoms

@@ -13,7 +13,7 @@ from rich.markup import escape
 from lamjax import distillation, files
 from lamjax.cli.label import SECONDS, claim
 from lamjax.cli.labeller import HELP, OPTION_HELP, labeller_config
-from lamjax.cli.relax import Precision
+from lamjax.cli.options import Head, LabellerPrecision, Structures
 from lamjax.data.pairs import listed
 from lamjax.distillation import CalculatorLabeller, Engine, ExploreConfig, Labeller
 from lamjax.distillation.substitute import USUAL
@@ -31,12 +31,12 @@ Substitutes = Annotated[
 
 
 def explore(
-    structures: Annotated[list[Path], typer.Argument(help="extxyz, what ASE reads, DeePMD folders, .h5: every frame.")],
+    structures: Structures,
     out: Annotated[Path, typer.Option("--output", "-o", "--out", help="The structures, extxyz.")],
     potential: Mover = None,
     option: Annotated[list[str] | None, typer.Option(help=OPTION_HELP)] = None,
-    head: Annotated[str | None, typer.Option(help="Head of a model that has several.")] = None,
-    precision: Annotated[Precision | None, typer.Option(help="Of a model; float32 where not given.")] = None,
+    head: Head = None,
+    precision: LabellerPrecision = None,
     perturbed: Annotated[int | None, typer.Option(help="Random displacements and strains of each start: 10.")] = None,
     substitutions: Annotated[
         int | None, typer.Option(help="Further starts for each: elements replaced by similar ones: 0.")

@@ -1,5 +1,6 @@
 """What a command says where it cannot do what is asked."""
 
+import errno
 import os
 import sys
 from typing import Any
@@ -10,6 +11,7 @@ from rich.markup import escape
 from lamjax.reports import console
 
 _SETTINGS: Any = jax.config
+EXHAUSTED = "RESOURCE_EXHAUSTED"  # of JAX's errors: what memory does not hold
 TROUBLE = "docs/troubleshooting.md"
 PAGES = {  # which page helps with what goes wrong in a part of the library; the innermost part counts
     "lamjax.imported": "docs/how-to/bring-your-own.md",
@@ -23,6 +25,7 @@ PAGES = {  # which page helps with what goes wrong in a part of the library; the
     "lamjax.properties": "docs/how-to/properties.md",
     "lamjax.distillation": "docs/how-to/distil.md",
     "lamjax.training.structures": "docs/how-to/finetune-structures.md",
+    "lamjax.training.tuning": "docs/how-to/finetune-structures.md",
     "lamjax.training.loggers": "docs/how-to/watch.md",
     "lamjax.training": "docs/how-to/train.md",
     "lamjax.cli.finetune": "docs/how-to/finetune.md",
@@ -33,8 +36,7 @@ PAGES = {  # which page helps with what goes wrong in a part of the library; the
 
 def end(error: Exception) -> None:
     """Print one message and exit with code 2 if the user can mend the error, or if there is no device; else return."""
-    mendable = isinstance(error, ValueError | OSError | FloatingPointError)
-    message = no_device() or (str(error) if mendable else None)
+    message = no_device() or message_of(error)
     if message is None or os.environ.get("LAMJAX_TRACEBACK"):
         return
     console.print(f"[bold red]Error:[/] {escape(message)}", soft_wrap=True)
@@ -43,6 +45,33 @@ def end(error: Exception) -> None:
     hint = f"(Pages that help: {pages}. LAMJAX_TRACEBACK=1 shows where it came from.)"
     console.print(hint, style="dim", soft_wrap=True)
     sys.exit(2)
+
+
+def message_of(error: Exception) -> str | None:
+    """What to tell of an error that the user can mend; None of any other."""
+    match error:
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG):
+            place = f" ({error.filename})" if error.filename else ""
+            return (
+                f"Nothing more can be written: {error.strerror}{place}. Make room, or name another --output; a command "
+                "with --resume then goes on."
+            )
+        case ImportError():
+            return f"A package is missing or cannot be loaded: {error}"
+        case ValueError() | OSError() | FloatingPointError():
+            return str(error)
+    return no_memory(error)
+
+
+def no_memory(error: Exception) -> str | None:
+    """What to do if memory was too small for a computation; None of any other error."""
+    if isinstance(error, MemoryError) or isinstance(error, jax.errors.JaxRuntimeError) and EXHAUSTED in str(error):
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        return (
+            f"There is not enough memory: {reason}. Take smaller structures, batches or supercells, fewer at a time, "
+            "or --precision float32, where the command has them."
+        )
+    return None
 
 
 def page_of(error: BaseException) -> str | None:
@@ -57,7 +86,7 @@ def page_of(error: BaseException) -> str | None:
 
 
 def no_device() -> str | None:
-    """What to do if JAX has no device of the kind that it is told to use; None if it has one, or is told nothing.
+    """A message if JAX has no device of the kind that JAX_PLATFORMS names; None if it has one, or none is named.
 
     JAX finds that out where it is first asked to compute, and raises this or that, which others take for a fault of
     their own, such as a damaged file.

@@ -12,10 +12,11 @@ import typer
 from lamjax import checkpoints
 from lamjax.cli.final_report import at_end
 from lamjax.cli.keys import KeyCommand, strings
+from lamjax.cli.options import Model
 from lamjax.cli.train import run_config
 from lamjax.config import merged
 from lamjax.data import Frame, files_of, open_frames
-from lamjax.evaluation.retention import Forgetting, forgetting
+from lamjax.evaluation.retention import COLUMNS, Forgetting, forgetting
 from lamjax.reports import console, table
 from lamjax.training.config import KEYS, apply, read, validate
 from lamjax.training.engine import Run
@@ -32,7 +33,7 @@ LOSS = {"start_pref_e": 0.02, "limit_pref_e": 1.0, "start_pref_f": 100.0, "limit
 
 
 def finetune(
-    base: Annotated[Path, typer.Argument(help="small, a lamjax bundle or a DeePMD-kit model (.pt, .dp, .yaml).")],
+    base: Model,
     files: Annotated[
         list[Path], typer.Argument(help="Labelled structures: extxyz, what ASE reads, DeePMD folders, h5.")
     ],
@@ -153,16 +154,8 @@ def _check_heads(base: Path, known: tuple[str, ...], head: str, source: str | No
 
 def report(lines: list[Forgetting]) -> None:
     """The table of errors before and after."""
-    rows = [
-        (
-            line.head + ("" if line.labelled else " *"),
-            line.n,
-            *("-" if x is None else x for x in line[3:]),
-        )
-        for line in lines
-    ]
-    columns = ["head", "frames", "E before", "E after", "F before", "F after"]
-    console.print(table("What fine-tuning cost: RMSE, E in meV/atom (shifted per element), F in meV/Å", columns, rows))
+    title = "What fine-tuning cost: RMSE, E in meV/atom (shifted per element), F in meV/Å"
+    console.print(table(title, COLUMNS, [line.cells for line in lines]))
     if any(not line.labelled for line in lines):
         console.print("* no data of this head: RMS change of its predictions for the new structures")
 

@@ -1,27 +1,27 @@
 """`lamjax finetune-properties`: a stored model learns properties of relaxed crystals."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import jax
 import numpy as np
 import typer
 
 from lamjax import checkpoints, pytree
-from lamjax.cli import finetune
+from lamjax.cli import finetune, judged, tuning
 from lamjax.cli.final_report import at_end
-from lamjax.cli.interrupted import resumable
-from lamjax.cli.judged_properties import names, summary
+from lamjax.cli.judged import names
 from lamjax.cli.keys import KeyCommand, strings
-from lamjax.cli.train import banner, line
-from lamjax.cli.tuning import Base, ConfigFile, Head, Keys, Output, Resume, follow, template_option
+from lamjax.cli.options import Model
+from lamjax.cli.train import line
+from lamjax.cli.tuning import ConfigFile, Head, Keys, Output, Resume, template_option
 from lamjax.evaluation.retention import forgetting
+from lamjax.losses import TargetConfig
 from lamjax.losses.properties import UNITS
-from lamjax.reports import console, table, warnings_as_text
+from lamjax.reports import console, table
 from lamjax.training import engine, properties, records
 from lamjax.training.folder import BEST, MODEL, check_sources
-from lamjax.training.loops import NonFiniteError
 from lamjax.training.properties import PropertyTuneConfig, read_config
 from lamjax.training.properties_config import TEMPLATE, cost
 
@@ -30,7 +30,7 @@ REPORT = finetune.REPORT
 
 
 def finetune_properties(
-    base: Base,
+    base: Model,
     files: Annotated[
         list[Path],
         typer.Argument(help="Crystals (extxyz) with targets in their info: bulk_modulus_GPa=98.0, volume_A3=40.9."),
@@ -41,8 +41,7 @@ def finetune_properties(
         typer.Option(help="A property to learn, again for more; with its unit as bulk_modulus=kbar. Default: all."),
     ] = None,
     replay: Annotated[
-        list[Path] | None,
-        typer.Option(help="Labelled frames that are trained on too, against forgetting."),
+        list[Path] | None, typer.Option(help="Labelled frames that are trained on too, against forgetting.")
     ] = None,
     config: ConfigFile = None,
     template: Annotated[bool, template_option(TEMPLATE)] = False,
@@ -67,24 +66,12 @@ def finetune_properties(
     unstable is flagged there. forgetting.json and a table tell what it cost in forces. Molecules and slabs have none of
     these properties: they are named and left out.
     """
-    content: dict[str, Any] = {"base": str(base), "crystals": strings(files)}
-    content |= {key: x for key, x in (("head", head), ("output", output and str(output))) if x is not None}
-    content |= {"replay": {"files": strings(replay)}} if replay else {}
+    content = tuning.content_of(base, head, output, replay) | {"crystals": strings(files)}
     content |= {"targets": [_target(one) for one in target]} if target else {}
     settings = read_config(config, content, set_ or ())
     if config is not None:
         check_sources(settings, (*properties.WRITTEN, REPORT), [config], resume)
-    # x64 for positions and sums of energies; the network runs in the config's precision
-    with resumable(settings.output), jax.enable_x64(True):
-        console.print(banner(settings.precision))
-        with warnings_as_text():
-            run = properties.prepare(settings, resume)
-        _describe(run)
-        try:
-            follow(run, text_of)
-        except NonFiniteError as error:
-            raise ValueError(f"{error} --resume goes on from them, with another order of the crystals.") from error
-        _report(run)
+    tuning.train(settings, lambda: properties.prepare(settings, resume), _describe, text_of, _report)
 
 
 def _target(text: str) -> dict[str, Any]:
@@ -117,7 +104,7 @@ def _describe(run: engine.Run) -> None:
         console.print("Without --replay nothing holds forces elsewhere: look at the table at the end.", style="dim")
 
 
-def _targets(run: engine.Run):
+def _targets(run: engine.Run) -> Sequence[TargetConfig]:
     return () if run.data.sets.loss is None else run.data.sets.loss.targets
 
 
@@ -154,14 +141,9 @@ def _errors(numbers: dict[str, float], before: dict[str, float] | None = None) -
 def _report(run: engine.Run) -> None:
     """Print the errors before and after, and the paths of all output files."""
     config, output = run.config, Path(run.config.output)
-    judged = properties.validations(output)
-    best = next(one for one in judged if one.best)
-    console.print(table("Held-out crystals, relaxed", *summary(output)))
+    console.print(table("Held-out crystals, relaxed", *judged.of_crystals(output)))
     console.print("Means are over crystals that converged and are stable.", style="dim")
-    if best.step == 0:
-        console.print(f"No epoch had a smaller error than the model before: {BEST} is the model before.")
-    elif len(judged) > 2:
-        console.print("The best was chosen by these very crystals: judge it by others.", style="dim")
+    tuning.tell_best(properties.validations(output), "crystals", "error")
     lines = _forgetting(run, config, output)
     checkpoints.write_atomically(output / REPORT, (json.dumps([x._asdict() for x in lines], indent=1) + "\n").encode())
     finetune.report(lines)

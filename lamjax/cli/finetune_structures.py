@@ -2,22 +2,20 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import jax
 import typer
 
 from lamjax import pytree
+from lamjax.cli import judged, tuning
 from lamjax.cli.final_report import at_end
-from lamjax.cli.interrupted import resumable
-from lamjax.cli.judged import summary
 from lamjax.cli.keys import KeyCommand, strings
-from lamjax.cli.train import banner, line
-from lamjax.cli.tuning import Base, ConfigFile, Head, Keys, Output, Resume, follow, template_option
-from lamjax.reports import console, table, warnings_as_text
+from lamjax.cli.options import Model
+from lamjax.cli.train import line
+from lamjax.cli.tuning import ConfigFile, Head, Keys, Output, Resume, template_option
+from lamjax.reports import console, table
 from lamjax.training import engine, records, structures
 from lamjax.training.folder import BEST, MODEL, check_sources
-from lamjax.training.loops import NonFiniteError
 from lamjax.training.structures import WRITTEN, StructureTuneConfig, read_config
 from lamjax.training.structures_config import TEMPLATE
 
@@ -25,7 +23,7 @@ COMMAND_CLASS = KeyCommand
 
 
 def finetune_structures(
-    base: Base,
+    base: Model,
     files: Annotated[
         list[Path],
         typer.Argument(
@@ -64,24 +62,12 @@ def finetune_structures(
     table tells errors before and after, and what it cost in forces. Pairs that cannot be used are named and left out.
     The config that was made of these options is config.json in the output folder.
     """
-    content: dict[str, Any] = {"base": str(base), "pairs": strings(files)}
-    content |= {key: x for key, x in (("head", head), ("output", output and str(output))) if x is not None}
-    content |= {"replay": {"files": strings(replay)}} if replay else {}
+    content = tuning.content_of(base, head, output, replay) | {"pairs": strings(files)}
     content |= {"objective": {"type": "structure", "relax": {"adjoint": {"type": adjoint}}}} if adjoint else {}
     settings = read_config(config, content, set_ or ())
     if config is not None:
         check_sources(settings, WRITTEN, [config], resume)
-    # x64 for positions and sums of energies; the network runs in the config's precision
-    with resumable(settings.output), jax.enable_x64(True):
-        console.print(banner(settings.precision))
-        with warnings_as_text():
-            run = structures.prepare(settings, resume)
-        _describe(run)
-        try:
-            follow(run, text_of)
-        except NonFiniteError as error:
-            raise ValueError(f"{error} --resume goes on from them, with another order of the pairs.") from error
-    _report(settings)
+    tuning.train(settings, lambda: structures.prepare(settings, resume), _describe, text_of, _report)
 
 
 def _describe(run: engine.Run) -> None:
@@ -159,15 +145,10 @@ def _means(means: dict[str, float]) -> list[str]:
     return [text.format(means[key]) for key, text in known.items() if key in means] + minimiser
 
 
-def _report(config: StructureTuneConfig) -> None:
+def _report(run: engine.Run) -> None:
     """Print the errors before and after, and the paths of all output files."""
-    output = Path(config.output)
-    judged = structures.validations(output)
-    best = next(one for one in judged if one.best)
-    console.print(table("Held-out structures, relaxed to convergence", *summary(output, config)))
-    if best.step == 0:
-        console.print(f"No epoch had a smaller median Dq than the model before: {BEST} is the model before.")
-    elif len(judged) > 2:
-        console.print("The best was chosen by these very structures: judge it by others.", style="dim")
+    config, output = run.config, Path(run.config.output)
+    console.print(table("Held-out structures, relaxed to convergence", *judged.of_structures(output, config)))
+    tuning.tell_best(structures.validations(output), "structures", "median Dq")
     console.print(f"{output / BEST}\n{output / MODEL}\n{output / structures.PLOT}", soft_wrap=True)
     at_end(output)

@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from lamjax import data, distillation, files
 from lamjax.cli.labeller import HELP, OPTION_HELP, labeller_config
-from lamjax.cli.relax import Precision
+from lamjax.cli.options import Head, LabellerPrecision, Structures
 from lamjax.data.pairs import listed
 from lamjax.distillation import CalculatorConfig
 from lamjax.reports import bar, console, outputs, table
@@ -24,14 +24,14 @@ NAMED = 5  # reasons that are printed
 
 
 def label(
-    structures: Annotated[list[Path], typer.Argument(help="extxyz, what ASE reads, DeePMD folders, .h5: every frame.")],
+    structures: Structures,
     labeller: Annotated[str, typer.Option(help=HELP)],
     out: Annotated[
         Path, typer.Option("--output", "-o", "--out", help="The labelled set: .h5 (packed, for training), or .extxyz.")
     ],
     option: Annotated[list[str] | None, typer.Option(help=OPTION_HELP)] = None,
-    head: Annotated[str | None, typer.Option(help="Head of a model that has several.")] = None,
-    precision: Annotated[Precision | None, typer.Option(help="Of a model; float32 where not given.")] = None,
+    head: Head = None,
+    precision: LabellerPrecision = None,
     reuse: Annotated[
         bool | None, typer.Option(help="One calculator for many frames; by default if it is imported.")
     ] = None,

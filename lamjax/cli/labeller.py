@@ -8,7 +8,7 @@ from lamjax import checkpoints
 from lamjax.distillation import CalculatorConfig, TeacherConfig
 from lamjax.training.config import apply
 
-MODELS = (".lamjax", ".dp", ".pt", ".pth", ".yaml", ".yml")
+MODELS = (".lamjax", ".dp", ".pt", ".pth", ".pt2", ".pte", ".yaml", ".yml", ".nqx")
 HELP = (
     "A model file (.lamjax, .dp, .pt, .yaml) or `small`, ASE's name of a calculator (emt, tblite), or a "
     "class or function that is imported as package.module:name is, for example tblite.ase:TBLite."
@@ -20,7 +20,7 @@ def labeller_config(
     name: str, options: Sequence[str] = (), head: str | None = None, precision: str | None = None
 ) -> TeacherConfig | CalculatorConfig:
     """The config that a command's words mean; ValueError for words that do not go together."""
-    if Path(name).is_file() or Path(name).suffix in MODELS or name in checkpoints.shipped():
+    if Path(name).is_file() or Path(name).suffix in MODELS or _is_model(name):
         if options:
             raise ValueError(f"--option {options[0]} is for calculators; {name} is a model file.")
         chosen: dict[str, Any] = {} if precision is None else {"precision": precision}
@@ -31,3 +31,8 @@ def labeller_config(
     for option in options:
         apply(named, option, "--option")
     return CalculatorConfig(name, named)
+
+
+def _is_model(name: str) -> bool:
+    """Whether it is a shipped model, or a function of a potential with its options: module:pair,n=9."""
+    return name in checkpoints.shipped() or "," in name and checkpoints.is_function(name)

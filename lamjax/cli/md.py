@@ -19,7 +19,7 @@ from lamjax.cli import md_report as report
 from lamjax.cli import reading
 from lamjax.cli.committee import Watch, identity, load_members
 from lamjax.cli.final_report import at_end
-from lamjax.cli.relax import Precision
+from lamjax.cli.options import Head, Model, Precision
 from lamjax.cli.train import banner
 from lamjax.data import Frame
 from lamjax.domains import divide
@@ -60,7 +60,7 @@ class PreparedSimulation(NamedTuple):
 
 
 def md(
-    model: Annotated[Path, typer.Argument(help="small, a lamjax bundle or a DeePMD-kit model (.pt, .dp, .yaml).")],
+    model: Model,
     structure: Annotated[Path, typer.Argument(help="A file that ASE reads.")],
     ensemble: Annotated[Kind, typer.Option(help="Constant energy; volume and temperature; or pressure.")] = Kind.NVT,
     steps: Annotated[int | None, typer.Option(help="How many, those of an earlier part of the run included.")] = None,
@@ -78,7 +78,7 @@ def md(
     ),
     seed: Annotated[int, typer.Option(help="Of velocities and the random forces of langevin.")] = 0,
     frame: Annotated[int | None, typer.Option(help="Which of several structures, from 0; -1 is the last.")] = None,
-    head: Annotated[str | None, typer.Option(help="Head of a model that has several.")] = None,
+    head: Head = None,
     precision: Annotated[
         Precision, typer.Option("--precision", "--dtype", help="Of the network; positions are float64.")
     ] = Precision.FLOAT32,
@@ -111,10 +111,10 @@ def md(
     """
     if max_deviation is not None and not (committee and max_deviation > 0):
         raise ValueError("--max-deviation is a limit (eV/Å, above 0) of the models that --committee names.")
-    given = {"temperature": temperature, "thermostat": thermostat, "friction": friction}
-    given |= {"pressure": None if pressure is None else pressure * units.GPA}
-    given |= {"thermostat_time": thermostat_time, "barostat_time": barostat_time}
-    config = _config(ensemble, timestep, given)
+    chosen_options = {"temperature": temperature, "thermostat": thermostat, "friction": friction}
+    chosen_options |= {"pressure": None if pressure is None else pressure * units.GPA}
+    chosen_options |= {"thermostat_time": thermostat_time, "barostat_time": barostat_time}
+    config = _config(ensemble, timestep, chosen_options)
     n_steps = _n_steps(steps, picoseconds, timestep)
     outputs.check_ending(output, dynamics.SUFFIXES, "a trajectory is")
     outputs.claim(dynamics.paths(output), [model, structure, *(committee or ())], "--output")
@@ -134,20 +134,20 @@ def md(
             _go(run, n_steps, every, max_deviation)
 
 
-def _config(kind: Kind, timestep: float, given: dict[str, Any]) -> Any:
+def _config(kind: Kind, timestep: float, chosen_options: dict[str, Any]) -> Any:
     """The config of an ensemble; ValueError for a setting that it does not have."""
-    given = {key: value for key, value in given.items() if value is not None}
+    chosen_options = {key: value for key, value in chosen_options.items() if value is not None}
     known = {field.name for field in dataclasses.fields(CONFIGS[kind])} - {"type", "timestep"}
     which = kind.value
     if kind is Kind.NVE:
-        given.pop("temperature", None)  # of the first velocities alone
+        chosen_options.pop("temperature", None)  # of the first velocities alone
     if kind is Kind.NVT:
-        chosen = given.get("thermostat", Thermostat.LANGEVIN)
+        chosen = chosen_options.get("thermostat", Thermostat.LANGEVIN)
         known -= {"thermostat_time" if chosen is Thermostat.LANGEVIN else "friction"}
         which = f"nvt with {chosen.value}"
-    if unknown := sorted("--" + key.replace("_", "-") for key in given.keys() - known):
+    if unknown := sorted("--" + key.replace("_", "-") for key in chosen_options.keys() - known):
         raise ValueError(f"{', '.join(unknown)} has no meaning for {which}. Leave it out, or choose another ensemble.")
-    plain = {key: value.value if isinstance(value, StrEnum) else value for key, value in given.items()}
+    plain = {key: value.value if isinstance(value, StrEnum) else value for key, value in chosen_options.items()}
     return CONFIGS[kind](timestep=timestep, **plain)
 
 

@@ -12,6 +12,7 @@ from lamjax.data import Frame
 from lamjax.dynamics import Ensemble, NPTConfig, NVEConfig, NVTConfig, Output, Record, Simulation
 from lamjax.neighbors import Shell
 from lamjax.reports import console, plots, table
+from lamjax.reports.console import FittingTable
 from lamjax.units import GPA
 
 NS_PER_DAY = 86400 * 1e-6  # of fs/s
@@ -126,7 +127,7 @@ def means(whole: dict[str, np.ndarray], n_atoms: int) -> list[tuple[str, str, st
     return rows
 
 
-def summary(output: Output, simulation: Simulation, n_steps: int, clock: Clock):
+def summary(output: Output, simulation: Simulation, n_steps: int, clock: Clock) -> FittingTable:
     """`means` of all that is in the output, and the speed."""
     whole, n_atoms = read(output.paths.table), output.scene.system.n_atoms
     rows = means(whole, n_atoms)

@@ -18,11 +18,13 @@ from rich.markup import escape
 
 from lamjax import checkpoints, data, files, units
 from lamjax.cli import reading, relax_records
-from lamjax.cli.relax import Precision
+from lamjax.cli.failure import no_memory
+from lamjax.cli.options import Head, Model, NetworkPrecision, Precision
+from lamjax.cli.reading import Start
 from lamjax.data import records
 from lamjax.data.pairs import listed
 from lamjax.potential import Potential
-from lamjax.properties import PropertyConfig, survey, write_phonopy
+from lamjax.properties import PropertyConfig, check_phonopy, survey, write_phonopy
 from lamjax.properties.volumes import EquationOfStateConfig
 from lamjax.relaxation import CellConfig, RelaxConfig, stream
 from lamjax.reports import console, crystals, outputs, plots, progress, table
@@ -36,17 +38,7 @@ STRUCTURE = ("numbers", "positions", "cell", "pbc", "energy", "forces", "virial"
 FLAGS = ("converged", "broken_up", "symmetry_changed", "elastic_stable", "phonons_stable")
 
 
-class Crystal(NamedTuple):
-    """A structure of a file."""
-
-    source: str  # "file#frame"
-    number: int
-    system: System | None  # None: it cannot be used
-    info: dict[str, Any]
-    error: str | None = None
-
-
-class Wanted(NamedTuple):
+class SurveySettings(NamedTuple):
     """The properties that are asked for, and their settings."""
 
     elastic: bool
@@ -58,7 +50,7 @@ class Wanted(NamedTuple):
 
 
 def properties(
-    model: Annotated[Path, typer.Argument(help="small, a lamjax bundle or a DeePMD-kit model (.pt, .dp, .yaml).")],
+    model: Model,
     structures: Annotated[list[Path], typer.Argument(help="Files that ASE reads; every frame is a crystal.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of tables and figures.")] = Path("properties"),
     elastic: Annotated[bool, typer.Option("--elastic", help="Elastic tensor, moduli, B'.")] = False,
@@ -70,8 +62,8 @@ def properties(
     temperature: Annotated[list[float] | None, typer.Option(help="K, of the heat capacity; again for more.")] = None,
     phonopy: Annotated[bool, typer.Option("--phonopy", help="Force constants for phonopy too (needs it).")] = False,
     figures: Annotated[bool, typer.Option(help="A figure of each crystal's bands and equation of state.")] = True,
-    head: Annotated[str | None, typer.Option(help="Head of a model that has several.")] = None,
-    precision: Annotated[Precision, typer.Option(help="Of the network; positions are float64.")] = Precision.FLOAT64,
+    head: Head = None,
+    precision: NetworkPrecision = Precision.FLOAT64,
     chunk: Annotated[int, typer.Option(help="Crystals that are relaxed before their properties follow.", min=1)] = 64,
     resume: Annotated[bool, typer.Option("--resume", help="Only what is not yet in the output.")] = False,
     elements: reading.Elements = None,
@@ -88,7 +80,9 @@ def properties(
     """
     if phonopy and not phonons:
         raise ValueError("--phonopy writes force constants: add --phonons.")
-    wanted = Wanted(
+    if phonopy:
+        check_phonopy()
+    settings = SurveySettings(
         elastic,
         EquationOfStateConfig() if eos else None,
         survey.PhononSurvey(supercell, temperatures=tuple(temperature or (300.0,))) if phonons else None,
@@ -102,23 +96,25 @@ def properties(
     with files.alone(output / RECORDS), jax.enable_x64(True):
         done = _done(output, resume)
         potential, params = checkpoints.load(model, head, np.dtype(precision.value))
-        crystals, unread = _read(structures, potential.elements, reading.options(elements=elements))
-        made = {"model": relax_records.model_name(potential, params), "settings": _settings(wanted, precision)}
+        crystals, unread = reading.structures(structures, potential.elements, reading.options(elements=elements))
+        made = {"model": relax_records.model_name(potential, params), "settings": _settings(settings, precision)}
         for crystal in crystals:
             _check_made(done.get(crystal.source), made | _start(crystal), output)
         left = [crystal for crystal in crystals if crystal.source not in done]
         for first in range(0, len(left), chunk):
             part = left[first : first + chunk]
-            computed = _computed(potential, params, part, wanted, output)
+            computed = _computed(potential, params, part, settings, output)
             for record in progress(computed, "properties", len(part)):
                 record["made"] = made | _start(crystals[record["number"]])
                 files.append(output / RECORDS, (json.dumps(record) + "\n").encode())
                 done[record["source"]] = record
         rows = [done[crystal.source] for crystal in crystals if crystal.source in done]
-        _write(output, rows, wanted)
+        _write(output, rows, settings)
     if not rows:
         raise ValueError(listed("Nothing was computed", unread or ["There are no structures."]))
     console.print(_report(rows, len(left), time.monotonic() - began, output))
+    if remarks := [f"{row['source']}: {row['remark']}" for row in rows if "remark" in row]:
+        console.print(escape(listed("Look at these", remarks)), soft_wrap=True)
     failures = unread + [f"{row['source']}: {row[key]}" for row in rows for key in row if key.endswith("error")]
     if failures:
         console.print(escape(listed("Not computed", failures)), soft_wrap=True)
@@ -145,21 +141,21 @@ def _done(output: Path, resume: bool) -> dict[str, dict]:
     return {record["source"]: record for record in records}
 
 
-def _settings(wanted: Wanted, precision: Precision) -> str:
+def _settings(settings: SurveySettings, precision: Precision) -> str:
     """What the numbers depend on beside the model and the structure."""
-    phonons = "no" if wanted.phonons is None else f"{wanted.phonons.length:g} Å"
-    heat = () if wanted.phonons is None else wanted.phonons.temperatures
+    phonons = "no" if settings.phonons is None else f"{settings.phonons.length:g} Å"
+    heat = () if settings.phonons is None else settings.phonons.temperatures
     return (
-        f"elastic {wanted.elastic}; eos {wanted.eos is not None}; phonons {phonons}; temperatures "
-        f"{' '.join(f'{t:g}' for t in heat)}; fmax {wanted.relax.fmax:g}; max_steps {wanted.relax.max_steps}; "
+        f"elastic {settings.elastic}; eos {settings.eos is not None}; phonons {phonons}; temperatures "
+        f"{' '.join(f'{t:g}' for t in heat)}; fmax {settings.relax.fmax:g}; max_steps {settings.relax.max_steps}; "
         f"precision {precision.value}"
     )
 
 
-def _start(crystal: Crystal) -> dict[str, str]:
+def _start(crystal: Start) -> dict[str, str]:
     """A name for a structure as it was read."""
-    unusable = crystal.system is None
-    return {"start": "unusable" if unusable else relax_records.start_name(crystal.system, None)}
+    unusable = crystal.error is not None
+    return {"start": "unusable" if unusable else relax_records.start_name(crystal.start, None)}
 
 
 def _check_made(record: dict | None, made: dict[str, str], output: Path) -> None:
@@ -177,34 +173,8 @@ def _check_made(record: dict | None, made: dict[str, str], output: Path) -> None
             )
 
 
-def _read(paths: Sequence[Path], elements: Sequence[str] | None, options: Any) -> tuple[list[Crystal], list[str]]:
-    """All structures of the files, in order, those that cannot be used with the reason; and what could not be read."""
-    crystals: list[Crystal] = []
-    unread: list[str] = []
-
-    def add(path: Path, source: str, system: System, info: Any, error: Any = None) -> None:
-        name, number = source.rsplit(" frame ", 1)
-        crystals.append(Crystal(f"{path.parent / name}#{number}", len(crystals), system, info, error))
-
-    for path in paths:
-
-        def strange(error: ValueError, path: Any = path) -> None:
-            if isinstance(error, data.FrameError):
-                add(path, error.source, None, error.atoms.info, str(error))
-            else:
-                unread.append(str(error))
-
-        try:
-            frames = data.iterate(path, elements=elements, options=options, on_error=strange, on_remark=reading.tell)
-            for frame in frames:
-                add(path, frame.source, frame.system, frame.info)
-        except (ValueError, OSError) as error:
-            unread.append(str(error))
-    return crystals, unread
-
-
 def _computed(
-    potential: Potential, params: PyTree, part: Sequence[Crystal], wanted: Wanted, output: Path
+    potential: Potential, params: PyTree, part: Sequence[Start], settings: SurveySettings, output: Path
 ) -> Iterator[dict]:
     """The record of each crystal of a part: all relaxed in flight, then their properties one after another."""
     usable = [crystal for crystal in part if crystal.error is None]
@@ -212,28 +182,30 @@ def _computed(
         if crystal.error is not None:
             yield _named(crystal) | {"converged": False, "error": crystal.error}
     ends: dict[int, Any] = {}
-    for outcome in stream(potential, params, [c.system for c in usable], wanted.relax) if usable else ():
+    for outcome in stream(potential, params, [c.start for c in usable], settings.relax) if usable else ():
         crystal = usable[outcome.number]
         if outcome.error is not None or outcome.relaxation is None:
             yield _named(crystal) | {"converged": False, "error": outcome.error}
         else:
             ends[outcome.number] = outcome.relaxation
-    volumes = _at_volumes(potential, params, ends, wanted)
+    volumes = _at_volumes(potential, params, ends, settings)
     for number, relaxed in sorted(ends.items()):
-        yield _one(potential, params, usable[number], relaxed, volumes.get(number, []), wanted, output)
+        yield _one(potential, params, usable[number], relaxed, volumes.get(number, []), settings, output)
 
 
-def _at_volumes(potential: Potential, params: PyTree, ends: dict[int, Any], wanted: Wanted) -> dict[int, list]:
+def _at_volumes(
+    potential: Potential, params: PyTree, ends: dict[int, Any], settings: SurveySettings
+) -> dict[int, list]:
     """Relaxations of the converged crystals at the volumes of their equations of state, all in flight."""
-    if wanted.eos is None:
+    if settings.eos is None:
         return {}
     jobs = [
         (number, system)
         for number, relaxed in ends.items()
         if relaxed.converged and np.all(relaxed.system.pbc)
-        for system in survey.strained(relaxed.system, wanted.eos)
+        for system in survey.strained(relaxed.system, settings.eos)
     ]
-    how = RelaxConfig(wanted.relax.fmax, wanted.relax.max_steps, CellConfig(keep="volume"))
+    how = RelaxConfig(settings.relax.fmax, settings.relax.max_steps, CellConfig(keep="volume"))
     relaxations: dict[int, list] = {number: [] for number, _ in jobs}
     for outcome in stream(potential, params, [system for _, system in jobs], how) if jobs else ():
         if outcome.relaxation is not None:
@@ -242,21 +214,27 @@ def _at_volumes(potential: Potential, params: PyTree, ends: dict[int, Any], want
 
 
 def _one(
-    potential: Potential, params: PyTree, crystal: Crystal, relaxed: Any, volumes: Any, wanted: Wanted, output: Path
+    potential: Potential,
+    params: PyTree,
+    crystal: Start,
+    relaxed: Any,
+    volumes: Any,
+    settings: SurveySettings,
+    output: Path,
 ) -> dict:
     """The record of one relaxed crystal, and its files."""
-    record = _named(crystal) | survey.state(crystal.system, relaxed, potential, True)
+    record = _named(crystal) | survey.state(crystal.start, relaxed, potential, True)
     record["relaxed"] = _plain(relaxed)
     if not record["converged"]:
         return record | {"error": survey.ATTEMPTED}
     name = f"{crystal.number:05d}_{record['formula']}"
-    if wanted.elastic:
-        config = PropertyConfig(fmax=10 * wanted.relax.fmax)
+    if settings.elastic:
+        config = PropertyConfig(fmax=10 * settings.relax.fmax)
         record |= _tried("elastic", lambda: survey.elastic(potential, params, relaxed.system, config))
-    if wanted.eos is not None:
-        record |= _tried("eos", lambda: _equation(relaxed, volumes, name, wanted, output))
-    if wanted.phonons is not None:
-        record |= _tried("phonons", lambda: _waves(potential, params, relaxed.system, name, wanted, output))
+    if settings.eos is not None:
+        record |= _tried("eos", lambda: _equation(relaxed, volumes, name, settings, output))
+    if settings.phonons is not None:
+        record |= _tried("phonons", lambda: _waves(potential, params, relaxed.system, name, settings, output))
     return record
 
 
@@ -282,14 +260,17 @@ def _tried(what: str, compute: Any) -> dict:
     """The result of a computation, or the reason why it failed."""
     try:
         return compute()
-    except (ValueError, FloatingPointError) as error:
-        return {f"{what}_error": str(error)}
+    except Exception as error:
+        reason = no_memory(error) or (str(error) if isinstance(error, ValueError | FloatingPointError) else None)
+        if reason is None:
+            raise
+        return {f"{what}_error": reason}
 
 
-def _equation(relaxed: Any, volumes: Any, name: str, wanted: Wanted, output: Path) -> dict:
+def _equation(relaxed: Any, volumes: Any, name: str, settings: SurveySettings, output: Path) -> dict:
     survey.check_crystal(relaxed.system, "An equation of state")
     record = survey.equation_of_state(volumes)
-    if wanted.figures:
+    if settings.figures:
         x, y = record["eos_volumes"], record["eos_energies"]
         grid = np.linspace(min(x), max(x), 200)
         power = np.polynomial.Polynomial.fit(np.array(x) ** (-2 / 3), y, 3)
@@ -299,16 +280,19 @@ def _equation(relaxed: Any, volumes: Any, name: str, wanted: Wanted, output: Pat
     return record
 
 
-def _waves(potential: Potential, params: PyTree, system: System, name: str, wanted: Wanted, output: Path) -> dict:
-    record, waves = survey.waves(potential, params, system, wanted.phonons)
-    if wanted.figures:
+def _waves(
+    potential: Potential, params: PyTree, system: System, name: str, settings: SurveySettings, output: Path
+) -> dict:
+    how: Any = settings.phonons  # they are asked for
+    record, waves = survey.waves(potential, params, system, how)
+    if settings.figures:
         way = waves.path
         times = "x".join(map(str, record["supercell"]))
         least = round(record["least_frequency"], 2) + 0.0  # no -0.00
         title = f"{name}, supercell {times}: lowest frequency {least:.2f} THz"
         file = _figure(output, f"{name}_phonons.png")
         crystals.bands(file, way.distances, waves.bands, way.ticks, waves.mesh, title)
-    if wanted.phonopy:
+    if settings.phonopy:
         write_phonopy(output / PHONOPY / name, system, waves.cells, waves.constants)
     return record
 
@@ -318,11 +302,11 @@ def _figure(output: Path, name: str) -> Path:
     return output / FIGURES / name
 
 
-def _named(crystal: Crystal) -> dict:
+def _named(crystal: Start) -> dict:
     """What is known of a crystal before anything is computed: its references too."""
     facts = {"source": crystal.source, "number": crystal.number}
-    if crystal.system is not None:
-        atoms = to_ase(crystal.system)
+    if crystal.error is None:
+        atoms = to_ase(crystal.start)
         facts |= {"formula": atoms.get_chemical_formula(), "n_atoms": len(atoms)}
     for name in REFERENCES:
         for key in (key.format(name) for key in KEYS if "{}" in key or key[0] == {"b": "k", "s": "g"}[name[0]]):
@@ -333,7 +317,7 @@ def _named(crystal: Crystal) -> dict:
     return facts
 
 
-def _write(output: Path, rows: list[dict], wanted: Wanted) -> None:
+def _write(output: Path, rows: list[dict], settings: SurveySettings) -> None:
     """Table, tree and figure of all records."""
     text = io.StringIO()
     for row in rows:
@@ -348,14 +332,26 @@ def _write(output: Path, rows: list[dict], wanted: Wanted) -> None:
     writer.writeheader()
     writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in rows)
     files.write_atomically(output / CSV, text.getvalue().encode())
-    files.write_atomically(output / JSON, json.dumps(rows, indent=1).encode())
-    if wanted.elastic:
+    files.write_atomically(output / JSON, json.dumps(_without_nan(rows), indent=1, allow_nan=False).encode())
+    if settings.elastic:
         _moduli(output / MODULI, rows)
+
+
+def _without_nan(tree: Any) -> Any:
+    """Numbers that are not finite as None, `null` in JSON, which has no NaN."""
+    match tree:
+        case dict():
+            return {key: _without_nan(value) for key, value in tree.items()}
+        case list():
+            return [_without_nan(value) for value in tree]
+        case float() if not np.isfinite(tree):
+            return None
+    return tree
 
 
 def _moduli(path: Path, rows: list[dict]) -> None:
     """Moduli of the stable crystals against their references, or how they are distributed."""
-    sound = [row for row in rows if row.get("elastic_stable") and "bulk_modulus" in row]
+    sound = [row for row in rows if row.get("elastic_stable") and np.isfinite(row.get("bulk_modulus", np.nan))]
     known: dict[str, tuple] = {}
     for name, label in REFERENCES.items():
         pairs = [(row[f"reference_{name}"], row[name]) for row in sound if f"reference_{name}" in row]

@@ -2,14 +2,17 @@
 
 import json
 import re
-from typing import Annotated, Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
 
 import ase.data
 import typer
 from rich.markup import escape
 
-from lamjax.data import ReadOptions, Remark
+from lamjax.data import FrameError, ReadOptions, Remark, iterate
 from lamjax.reports import console
+from lamjax.system import System
 
 EnergyKey = Annotated[
     str | None, typer.Option("--energy-key", help="Key of the energy (eV); without, the usual spellings.")
@@ -31,7 +34,7 @@ def options(
     virial: str | None = None,
     elements: str | None = None,
 ) -> ReadOptions:
-    """What the command line says of the files; ValueError for names that are no elements."""
+    """The options for reading files from the command line; ValueError for names that are no elements."""
     return ReadOptions(energy, forces, stress, virial, elements_of(elements))
 
 
@@ -52,6 +55,43 @@ def keys(options: ReadOptions) -> dict[str, Any]:
 def changes(options: ReadOptions) -> list[str]:
     """The options that were given, as changes of a config that --set takes."""
     return [f"{key}={json.dumps(value)}" for key, value in keys(options).items()]
+
+
+class Start(NamedTuple):
+    """A structure of a file."""
+
+    source: str  # "file#frame"
+    number: int  # of all frames of all files
+    start: Any  # the System; as it was read, ase.Atoms, if it cannot be used
+    info: dict[str, Any]
+    error: str | None = None  # why it cannot be used
+
+
+def structures(
+    paths: Sequence[Path], elements: Sequence[str] | None, options: ReadOptions
+) -> tuple[list[Start], list[str]]:
+    """All structures of the files, those that cannot be used with the reason; and what could not be read."""
+    starts: list[Start] = []
+    unread: list[str] = []
+
+    def add(path: Path, source: str, start: System | ase.Atoms, info: dict[str, Any], error: str | None = None) -> None:
+        name, number = source.rsplit(" frame ", 1)
+        starts.append(Start(f"{path.parent / name}#{number}", len(starts), start, info, error))
+
+    for path in paths:
+
+        def strange(error: ValueError, path: Path = path) -> None:
+            if isinstance(error, FrameError):
+                add(path, error.source, error.atoms, error.atoms.info, str(error))
+            else:
+                unread.append(str(error))
+
+        try:
+            for frame in iterate(path, elements=elements, options=options, on_error=strange, on_remark=tell):
+                add(path, frame.source, frame.system, frame.info)
+        except (ValueError, OSError) as error:
+            unread.append(str(error))
+    return starts, unread
 
 
 def tell(remark: Remark) -> None:

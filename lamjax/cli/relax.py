@@ -6,7 +6,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import ase
 import jax
 import numpy as np
 import typer
@@ -17,13 +16,14 @@ from lamjax import checkpoints, data, files, units
 from lamjax.cli import reading
 from lamjax.cli import relax_records as records
 from lamjax.cli.final_report import at_end
+from lamjax.cli.options import Head, Model, NetworkPrecision, Precision
 from lamjax.cli.processes import join
+from lamjax.cli.reading import Start
 from lamjax.cli.relax_records import labelled as labelled
 from lamjax.data.pairs import listed
 from lamjax.potential import Potential
 from lamjax.relaxation import CellConfig, FireConfig, LBFGSConfig, RelaxConfig, stream
 from lamjax.reports import console, outputs, plots, progress, table
-from lamjax.system import System
 
 
 class Keep(StrEnum):
@@ -43,36 +43,6 @@ class Method(StrEnum):
     def config(self) -> FireConfig | LBFGSConfig:
         """Its settings."""
         return {Method.FIRE: FireConfig, Method.LBFGS: LBFGSConfig}[self]()
-
-
-class Precision(StrEnum):
-    """Of the network."""
-
-    FLOAT32 = "float32"
-    FLOAT64 = "float64"
-
-
-class Start(NamedTuple):
-    """A structure of a file."""
-
-    source: str  # "file#frame"
-    number: int  # of all frames of all files
-    start: System | ase.Atoms  # as it was read, if it cannot be relaxed
-    info: dict[str, Any]
-    error: str | None = None  # why it cannot be relaxed
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """The info that a record of this structure has in any case."""
-        kept = {key: value for key, value in self.info.items() if key not in records.OWN}
-        return kept | {"source": self.source, "number": self.number}
-
-    @property
-    def name(self) -> dict[str, str]:
-        """By which it is known whether it is the same structure; nothing for one that cannot be relaxed."""
-        if self.error is not None:
-            return {}
-        return {"relaxed_from": records.start_name(self.start, self.info.get("fixed"))}
 
 
 class RelaxedSummary(NamedTuple):
@@ -102,7 +72,7 @@ class Share(NamedTuple):
 
 
 def relax(
-    model: Annotated[Path, typer.Argument(help="small, a lamjax bundle or a DeePMD-kit model (.pt, .dp, .yaml).")],
+    model: Model,
     structures: Annotated[list[Path], typer.Argument(help="Files that ASE reads; every frame is relaxed.")],
     out: Annotated[
         Path,
@@ -120,8 +90,8 @@ def relax(
     keep: Annotated[Keep | None, typer.Option(help="What of a relaxing cell stays as it is.")] = None,
     slots: Annotated[int | None, typer.Option(help="Structures side by side; default: by their sizes.", min=1)] = None,
     max_programs: Annotated[int, typer.Option(help="Shapes that are compiled, at most.", min=1)] = 4,
-    head: Annotated[str | None, typer.Option(help="Head of a model that has several.")] = None,
-    precision: Annotated[Precision, typer.Option(help="Of the network; positions are float64.")] = Precision.FLOAT32,
+    head: Head = None,
+    precision: NetworkPrecision = Precision.FLOAT32,
     resume: Annotated[bool, typer.Option("--resume", help="Relax only what is not yet in the output.")] = False,
     coordinator: Annotated[str | None, typer.Option(help="HOST:PORT of the first process, or auto: see above.")] = None,
     processes: Annotated[int | None, typer.Option(help="How many processes share the structures.", min=1)] = None,
@@ -161,7 +131,7 @@ def relax(
             "relaxed_to": records.settings_text(config, precision.value),
         }
         for start in (s for s in starts if s.source in done):
-            records.check_made(done[start.source], made | start.name)
+            records.check_made(done[start.source], made | _name(start))
         results = _relax(potential, params, left, config, share.out, slots, max_programs, made)
         with files.uninterrupted():
             failures = unread + [f"{source}: {error}" for source, error in results.errors.items()]
@@ -197,16 +167,16 @@ def _elsewhere(share: Share, place: records.Place | None) -> bool:
 
 def _sort(share: Share, mine: Sequence[Start], done: dict[str, records.Place], results: Results) -> None:
     """The output in the order of the structures, and its table."""
-    here = {source: place for source, place in done.items() if not _elsewhere(share, place)}
-    here |= records.relaxed([share.out])
+    places = {source: place for source, place in done.items() if not _elsewhere(share, place)}
+    places |= records.relaxed([share.out])
     sources = {start.source: start.number for start in mine}
     failed = {
-        start.source: records.unrelaxed(start.start, start.facts, results.errors[start.source])
+        start.source: records.unrelaxed(start.start, _facts(start), results.errors[start.source])
         for start in mine
-        if start.source in results.errors and start.source not in here
+        if start.source in results.errors and start.source not in places
     }
-    records.sort(share.out, sources, here, failed)
-    records.write_table(share.out.with_suffix(".csv"), sources, here, results.errors)
+    records.sort(share.out, sources, places, failed)
+    records.write_table(share.out.with_suffix(".csv"), sources, places, results.errors)
 
 
 def _cell(relaxes: bool, pressure: float, keep: Keep | None) -> CellConfig | None:
@@ -234,33 +204,24 @@ def _done(share: Share, out: Path, resume: bool) -> dict[str, records.Place]:
     return records.relaxed(records.parts(out), cut=share.out) if resume else {}
 
 
+def _facts(start: Start) -> dict[str, Any]:
+    """The info that a record of this structure has in any case."""
+    kept = {key: value for key, value in start.info.items() if key not in records.OWN}
+    return kept | {"source": start.source, "number": start.number}
+
+
+def _name(start: Start) -> dict[str, str]:
+    """By which it is known whether it is the same structure; nothing for one that cannot be relaxed."""
+    return {} if start.error is not None else {"relaxed_from": records.start_name(start.start, start.info.get("fixed"))}
+
+
 def _read(
     paths: Sequence[Path], elements: Sequence[str] | None, options: data.ReadOptions
 ) -> tuple[list[Start], list[str]]:
     """All structures of the files, those that cannot be relaxed with the reason; and what could not be read."""
     if len(set(paths)) < len(paths):
         raise ValueError("A file is named twice. Name every file once.")
-    starts: list[Start] = []
-    unread: list[str] = []
-
-    def add(path: Path, source: str, start: System | ase.Atoms, info: dict[str, Any], error: str | None = None) -> None:
-        name, number = source.rsplit(" frame ", 1)
-        starts.append(Start(f"{path.parent / name}#{number}", len(starts), start, info, error))
-
-    for path in paths:
-
-        def strange(error: ValueError, path: Any = path) -> None:
-            if isinstance(error, data.FrameError):
-                add(path, error.source, error.atoms, error.atoms.info, str(error))
-            else:
-                unread.append(str(error))
-
-        try:
-            handlers = {"on_error": strange, "on_remark": reading.tell}
-            for frame in data.iterate(path, elements=elements, options=options, **handlers):
-                add(path, frame.source, frame.system, frame.info)
-        except (ValueError, OSError) as error:
-            unread.append(str(error))
+    starts, unread = reading.structures(paths, elements, options)
     ignored = sorted({kind for s in starts for kind in s.info.get("other_constraints", "").split(", ") if kind})
     if ignored:
         console.print(f"[yellow]Constraints that are not respected: {', '.join(ignored)}[/]")
@@ -290,12 +251,8 @@ def _relax(
                     results.errors[start.source] = outcome.error
                 if relaxed is None:
                     continue
-                info = (
-                    start.facts
-                    | made
-                    | start.name
-                    | records.changes(start.start, relaxed.system, config.cell is not None)
-                )
+                moved = records.changes(start.start, relaxed.system, config.cell is not None)
+                info = _facts(start) | made | _name(start) | moved
                 info |= {} if outcome.error is None else {"error": outcome.error}
                 with files.uninterrupted():
                     records.append(file, labelled(relaxed, info))
@@ -334,14 +291,7 @@ def _report(
 def _plot(out: Path, config: RelaxConfig) -> None:
     """The picture of all that is in the output, an earlier part of the run included."""
     infos = [place.info for place in records.known(out) if place.info["finite"]]
-    panels = {"moved": "way of the atom that went farthest (Å)", "volume_change": "volume change (%)"}
-    factor = {"moved": 1, "volume_change": 100}
-    values = {
-        label: [factor[key] * info[key] for info in infos]
-        for key, label in panels.items()
-        if infos and all(key in info for info in infos)
-    }
     if infos:
         steps, converged = ([info[key] for info in infos] for key in ("n_steps", "converged"))
         title = f"{len(infos)} relaxations to {config.fmax:g} eV/Å, {sum(converged)} converged"
-        plots.relaxations(out.with_suffix(".png"), steps, converged, values, title)
+        plots.relaxations(out.with_suffix(".png"), steps, converged, records.panels(infos), title)

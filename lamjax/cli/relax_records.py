@@ -5,7 +5,7 @@ import csv
 import hashlib
 import io
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,8 +97,18 @@ def first(path: Path) -> dict[str, Any]:
     return info
 
 
+def panels(infos: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """{quantity: values} of what a picture shows beside the steps: how far atoms moved, and volumes changed."""
+    kinds = {"moved": (1, "way of the atom that went farthest (Å)"), "volume_change": (100, "volume change (%)")}
+    return {
+        label: [factor * float(info[key]) for info in infos]
+        for key, (factor, label) in kinds.items()
+        if infos and all(key in info for info in infos)
+    }
+
+
 def n_atoms(place: Place) -> int:
-    """How many atoms a record has."""
+    """The number of atoms of a record."""
     with open(place.path, "rb") as file:
         file.seek(place.first)
         return int(file.readline())
@@ -200,7 +210,8 @@ def atoms_of(place: Place) -> ase.Atoms:
     """The structure of a record."""
     import ase.io
 
-    return ase.io.read(io.StringIO(_bytes(place).decode()), format="extxyz")
+    atoms: Any = ase.io.read(io.StringIO(_bytes(place).decode()), format="extxyz")
+    return atoms
 
 
 def _text(atoms: ase.Atoms) -> bytes:

@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lamjax.cli import judged, judged_properties, report_structures, rounds_table
+from lamjax.cli import judged, report_structures, rounds_table
+from lamjax.config.files import flat
 from lamjax.distillation.outcome import RESULT
+from lamjax.evaluation.retention import COLUMNS, Forgetting
 from lamjax.evaluation.structures import read_ends
 from lamjax.reports import html, plots
 from lamjax.reports.html import PageSection
@@ -18,7 +20,6 @@ from lamjax.training.records import HISTORY, VALIDATION, read
 from lamjax.training.structures import StructureTuneConfig
 
 FORGETTING, ROUNDS = "forgetting.json", "rounds.png"
-COLUMNS = ("head", "frames", "E before", "E after", "F before", "F after")
 WORST = ("structure", "atoms", "Dq before", "Dq after", "RMSD before (Å)", "RMSD after (Å)", "converged after")
 RELAXED = {"before": "before training", "after": "after"}
 MOST_LINES = 6  # of validation.csv that are drawn, of a loss that nothing is known of
@@ -38,7 +39,7 @@ def page(folder: Path, end: str) -> str:
         PageSection("Crystals before and after", _crystals(folder) if "crystals" in config else ""),
         PageSection("What it cost elsewhere (forgetting)", _forgetting(folder)),
         PageSection("Data", _data(config, facts)),
-        PageSection("Config", html.details("all keys", html.facts(flat(config)))),
+        PageSection("Config", html.details("all keys", html.facts(_texts(config).items()))),
         PageSection("Versions", html.facts(_versions(facts))),
     ]
     return html.page(f"{kind}: {folder.resolve().name}", _lead(folder, config), sections, end)
@@ -55,13 +56,10 @@ def kind_of(config: Mapping[str, Any]) -> str:
     return "Fine-tuning" if config.get("base") else "Training"
 
 
-def flat(content: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
-    """("a.b", value) of nested keys."""
-    for key, value in content.items():
-        if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def _texts(config: Mapping[str, Any]) -> dict[str, str]:
+    """{"a.b": value as text} of nested keys."""
+    plain = flat(config).items()
+    return {key: x if isinstance(x, str) else json.dumps(x, ensure_ascii=False) for key, x in plain}
 
 
 def _lead(folder: Path, config: Mapping[str, Any]) -> str:
@@ -86,9 +84,9 @@ def _result(folder: Path, config: Mapping[str, Any]) -> str:
         return html.table(rounds_table.MODELS, rows) + note if rows else ""
     if "pairs" in config:
         settings = validate(dict(config), str(folder / CONFIG), StructureTuneConfig)
-        return html.table(*judged.summary(folder, settings))
+        return html.table(*judged.of_structures(folder, settings))
     if "crystals" in config:
-        return html.table(*judged_properties.summary(folder))
+        return html.table(*judged.of_crystals(folder))
     measured = curve.validations(folder / curve.CURVE, list(config.get("tasks") or [""]))
     names = list(dict.fromkeys(name for _, errors in measured for name in errors))
     rows = []
@@ -130,14 +128,14 @@ def _measures(rows: Sequence[Mapping[str, str]]) -> list[str]:
     if "dq_median" in names:
         return ["dq_median", "rmsd_median", *(name for name in names if "rmse_f" in name)]
     if properties.SCORE in names:
-        return list(judged_properties.names(names))
+        return list(judged.names(names))
     return names[:MOST_LINES]
 
 
 def _titled(name: str) -> str:
     known = {"dq_median": "median Dq (amu$^{1/2}$ Å)", "rmsd_median": "median RMSD (Å)"}
     known |= {"heldout_rmse_f": "force RMSE, held out (eV/Å)", "replay_rmse_f": "force RMSE, replayed (eV/Å)"}
-    return (judged_properties.names([name]) | known).get(name, name)
+    return (judged.names([name]) | known).get(name, name)
 
 
 def _line(rows: Sequence[Mapping[str, str]], name: str) -> tuple[list[int], list[float]]:
@@ -226,30 +224,22 @@ def _plain(text: str) -> float | str:
 def _forgetting(folder: Path) -> str:
     if not (folder / FORGETTING).is_file():
         return ""
-    lines = json.loads((folder / FORGETTING).read_text())
-    keys = ("energy_before", "energy_after", "forces_before", "forces_after")
-    rows = [
-        (
-            line["head"] + ("" if line["labelled"] else " *"),
-            line["n"],
-            *("-" if line[key] is None else line[key] for key in keys),
-        )
-        for line in lines
-    ]
+    content = json.loads((folder / FORGETTING).read_text())
+    lines = [Forgetting(*(line[key] for key in Forgetting._fields)) for line in content]
     note = "RMSE, E in meV/atom (after a shift per element), F in meV/Å."
-    if not all(line["labelled"] for line in lines):
+    if not all(line.labelled for line in lines):
         note += " * No data of this head: RMS change of its predictions for the new structures."
-    return html.table(COLUMNS, rows) + html.paragraph(note, "note")
+    return html.table(COLUMNS, [line.cells for line in lines]) + html.paragraph(note, "note")
 
 
 def _data(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     """The files that the config names, and what was found in them."""
     keys = ("base", "train", "validation", "pairs", "crystals", "start", "initial", "hold_out")
     keys += ("replay.files", "labeller.type", "labeller.model", "labeller.name", "student.base")
+    named = _texts(config)
     tasks = [
-        (name, x) for name, x in flat(config) if name.startswith("tasks.") and name.endswith(("train", "validation"))
+        (name, x) for name, x in named.items() if name.startswith("tasks.") and name.endswith(("train", "validation"))
     ]
-    named = dict(flat(config))
     rows = [(key, named[key]) for key in keys if key in named] + tasks
     rows = [(key, x) for key, x in rows if x not in ("null", "[]", "0.0")]
     for name, facts_of_set in facts.get("data", {}).items():

@@ -117,11 +117,12 @@ def ends(path: Path) -> tuple[ase.Atoms, ase.Atoms]:
     """The first and the last frame of a trajectory, without reading what lies between them."""
     match path.suffix:
         case ".traj":
-            with Trajectory(path) as frames:
+            reader: Any = Trajectory(path)
+            with reader as frames:
                 return frames[0], frames[len(frames) - 1]
         case ".h5" | ".hdf5":
             return _hdf5_frame(path, 0), _hdf5_frame(path, -1)
-    first = next(iter(ase.io.iread(path, format="extxyz")))
+    first: Any = next(iter(ase.io.iread(path, format="extxyz")))
     return first, _last_frame(path, len(first))
 
 
@@ -137,14 +138,16 @@ def _last_frame(path: Path, n_atoms: int) -> ase.Atoms:
         for k in range(len(frames) - 1, 0, -1):
             frame, is_last = frames[k], k == len(frames) - 1
             if frame.count(b"\n") >= n_atoms + is_last:  # the end of the line is part of what follows, if anything does
-                return ase.io.read(io.StringIO((start + frame + b"\n").decode()), format="extxyz")
+                last: Any = ase.io.read(io.StringIO((start + frame + b"\n").decode()), format="extxyz")
+                return last
         if length >= size:
             raise ValueError(f"{path} holds no whole frame of {n_atoms} atoms.")
         length *= 4
 
 
 def _hdf5_frame(path: Path, k: int) -> ase.Atoms:
-    with h5py.File(path, "r", swmr=True, locking=False) as file:
+    opened: Any = h5py.File(path, "r", swmr=True, locking=False)
+    with opened as file:
         x = {name: file[name][k] for name in ("positions", "cell")}
         return ase.Atoms(file["numbers"][:], x["positions"], cell=x["cell"], pbc=file["pbc"][:])
 
@@ -192,13 +195,13 @@ def _pairs(path: Path, done: Sequence[records.Place], starts: Mapping[str, Any] 
 def _start(path: Path, source: str, starts: Mapping[str, Any] | None, n_atoms: int) -> ase.Atoms | None:
     """The start of this name, from what is given or from its file; None if it is not there any more."""
     if starts is not None:
-        start = starts.get(source)
-        return to_ase(start) if isinstance(start, System) else start
+        known = starts.get(source)
+        return to_ase(known) if isinstance(known, System) else known
     name, _, number = source.rpartition("#")
     for place in (Path(name), path.parent / Path(name).name):
         with contextlib.suppress(Exception):  # moved, changed, or of a kind that takes more to be read
             if place.stat().st_size <= MOST_BYTES:
-                start = ase.io.read(place, index=int(number))
+                start: Any = ase.io.read(place, index=int(number))
                 return start if len(start) == n_atoms else None
     return None
 
@@ -207,15 +210,10 @@ def _relaxation_plots(done: Sequence[records.Place]) -> str:
     infos = [place.info for place in done if place.info["finite"]]
     if not infos:
         return ""
-    kinds = {"moved": (1, "way of the atom that went farthest (Å)"), "volume_change": (100, "volume change (%)")}
-    panels = {
-        label: [factor * float(info[key]) for info in infos]
-        for key, (factor, label) in kinds.items()
-        if all(key in info for info in infos)
-    }
     steps, converged = ([info[key] for info in infos] for key in ("n_steps", "converged"))
     says = "structures that have converged against steps; how far atoms moved"
-    return f'<div class="wide">{html.drawn(plots.relaxations, steps, converged, panels, "", says=says)}</div>'
+    drawn = html.drawn(plots.relaxations, steps, converged, records.panels(infos), "", says=says)
+    return f'<div class="wide">{drawn}</div>'
 
 
 def _relaxation_table(path: Path, places: Sequence[records.Place]) -> str:

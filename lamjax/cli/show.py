@@ -1,7 +1,6 @@
 """`lamjax show`: what a model file holds."""
 
 import dataclasses
-from pathlib import Path
 from typing import Annotated, Any
 
 import jax
@@ -10,6 +9,7 @@ import typer
 
 from lamjax import checkpoints, nn, pytree
 from lamjax.checkpoints import Stored
+from lamjax.cli.options import Model
 from lamjax.evaluation.errors import seen_elements
 from lamjax.imported import FactoryConfig, potential_of
 from lamjax.potential import build
@@ -19,7 +19,7 @@ MOST = 30  # parameters that are listed
 
 
 def show(
-    model: Annotated[Path, typer.Argument(help="small, a lamjax bundle or a DeePMD-kit model (.pt, .dp, .yaml).")],
+    model: Model,
     head: Annotated[
         str | None, typer.Option(help="Read only this head, where heads do not share a descriptor.")
     ] = None,

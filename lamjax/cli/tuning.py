@@ -2,18 +2,24 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax
 import typer
 
-from lamjax.reports import bars, console, progress
+from lamjax.cli.interrupted import resumable
+from lamjax.cli.keys import strings
+from lamjax.cli.train import banner
+from lamjax.reports import bars, console, progress, warnings_as_text
 from lamjax.training import engine
+from lamjax.training.folder import BEST
+from lamjax.training.loops import NonFiniteError
+from lamjax.training.tuning import Judged
 
 PERIOD = 10.0  # s between lines where there is no terminal
 
-Base = Annotated[Path, typer.Argument(help="small, a lamjax bundle or a DeePMD-kit model (.pt, .dp, .yaml).")]
 Head = Annotated[str | None, typer.Option(help="The head that learns, where there are several.")]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="YAML or JSON with any key of --template; options go first.")
@@ -34,6 +40,40 @@ def template_option(text: str) -> Any:
             raise typer.Exit()
 
     return typer.Option("--template", help="Print a config with all keys and stop.", is_eager=True, callback=show)
+
+
+def content_of(base: Path, head: str | None, output: Path | None, replay: Sequence[Path] | None) -> dict[str, Any]:
+    """The keys of a config that these options give."""
+    content: dict[str, Any] = {"base": str(base)} | ({} if head is None else {"head": head})
+    content |= {} if output is None else {"output": str(output)}
+    return content | ({"replay": {"files": strings(replay)}} if replay else {})
+
+
+def train(
+    config: Any, prepare: Callable[[], engine.Run], describe: Callable, text_of: Callable[..., str], report: Callable
+) -> None:
+    """Prepare a run, `describe` it, train to its end and `report` on it.
+
+    In float64 for positions and sums of energies; the network has its own precision.
+    """
+    with resumable(config.output), jax.enable_x64(True):
+        console.print(banner(config.precision))
+        with warnings_as_text():
+            run = prepare()
+        describe(run)
+        try:
+            follow(run, text_of)
+        except NonFiniteError as error:
+            raise ValueError(f"{error} --resume goes on from them, with other batches.") from error
+        report(run)
+
+
+def tell_best(judged: Sequence[Judged], what: str, error: str) -> None:
+    """What is to be known of the best model, chosen by the `error` of held-out structures or crystals."""
+    if judged[0].best:
+        console.print(f"No epoch had a smaller {error} than the model before: {BEST} is the model before.")
+    elif len(judged) > 2:
+        console.print(f"The best was chosen by these very {what}: judge it by others.", style="dim")
 
 
 def follow(run: engine.Run, text_of: Callable[..., str]) -> None:

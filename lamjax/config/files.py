@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -63,7 +64,7 @@ def _with_singles(node: Any) -> Any:
 
 def differences(old: Config, new: Config) -> list[str]:
     """What decides the course of a run and differs between two configs: "loss.limit_pref_f: 1.0 -> 2.0"."""
-    a, b = (_flat(json.loads(to_json(config))) for config in (old, new))
+    a, b = (flat(json.loads(to_json(config))) for config in (old, new))
     return [
         f"{key}: {a.get(key)} -> {b.get(key)}"
         for key in sorted(a.keys() | b.keys())
@@ -71,13 +72,13 @@ def differences(old: Config, new: Config) -> list[str]:
     ]
 
 
-def _flat(content: dict, above: str = "") -> dict[str, Any]:
+def flat(content: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     """{"a.b": value} of nested dicts."""
-    flat = {}
+    values = {}
     for key, value in content.items():
-        nested = isinstance(value, dict) and value
-        flat |= _flat(value, f"{above}{key}.") if nested else {f"{above}{key}": value}
-    return flat
+        nested = isinstance(value, Mapping) and value
+        values |= flat(value, f"{above}{key}.") if nested else {f"{above}{key}": value}
+    return values
 
 
 def to_json(config: Config) -> str:

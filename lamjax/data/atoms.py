@@ -22,7 +22,7 @@ _DEFAULT = ReadOptions()
 
 
 class Remark(NamedTuple):
-    """What is odd in a file though it can be read, or what was left out of it."""
+    """A remark on a file: an oddity that does not keep it from being read, or something that was left out."""
 
     severity: str  # warning; note: for who looks closely
     path: Path
@@ -38,7 +38,7 @@ class Remark(NamedTuple):
 
 
 class Remarks:
-    """What is odd in a file, each kind once, with the frames counted."""
+    """The remarks on a file, each kind once, with its number of frames."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.hits = path, {}
@@ -86,6 +86,17 @@ _FREE = (
     "the free energy is taken as the energy, not E(sigma -> 0): forces are its derivative",
     "Right for training; --energy-key energy takes the other one.",
 )
+
+
+def add_labels(atoms: ase.Atoms, known: Labels) -> None:
+    """Write the labels that there are to a structure, under the names that are looked for first: REF_energy, ..."""
+    energy, forces, virial = known.weights > 0
+    if energy:
+        atoms.info["REF_energy"] = float(known.energy)
+    if forces:
+        atoms.arrays["REF_forces"] = np.asarray(known.forces, np.float64)
+    if virial:
+        atoms.info["REF_virial"] = np.asarray(known.virial, np.float64).ravel()
 
 
 def _not_taken(key: str, atoms: ase.Atoms, entries: labels.FoundLabels) -> tuple[str, str]:
@@ -138,18 +149,18 @@ def _constraints(atoms: ase.Atoms, remarks: Remarks, source: str) -> dict:
     Fixed is what FixAtoms, FixCartesian (`move_mask` of extxyz) or a per-atom array `fixed` hold.
     """
     fixed, others = fixed_components(atoms), ", ".join(other_constraints(atoms))
-    given = atoms.arrays.get("fixed")
-    if given is None and "fixed" in atoms.info:
-        given = np.asarray(atoms.info["fixed"])
-        if given.size not in (len(atoms), 3 * len(atoms)) or given.ndim == 0:
+    declared = atoms.arrays.get("fixed")
+    if declared is None and "fixed" in atoms.info:
+        declared = np.asarray(atoms.info["fixed"])
+        if declared.size not in (len(atoms), 3 * len(atoms)) or declared.ndim == 0:
             what = f"fixed={atoms.info['fixed']} in the header says nothing of single atoms and is ignored"
             remarks.add("note", what, "Atoms are held by a per-atom array fixed or move_mask.", source=source)
-            given = None
+            declared = None
         else:
-            given = given.reshape(len(atoms), -1)
-    if given is not None:
-        fixed = fixed | fixed_mask(given, len(atoms))
-    facts = {"fixed": fixed} if fixed.any() or given is not None else {}
+            declared = declared.reshape(len(atoms), -1)
+    if declared is not None:
+        fixed = fixed | fixed_mask(declared, len(atoms))
+    facts = {"fixed": fixed} if fixed.any() or declared is not None else {}
     return facts | ({"other_constraints": others} if others else {})
 
 

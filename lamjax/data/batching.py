@@ -167,7 +167,7 @@ def _row(members: Members, rows: np.ndarray, shape: RowShape) -> Batch:
         mask=atoms(lambda part: part.neighbors.mask),
         inner=tuple(atoms(lambda part, k=k: part.neighbors.inner[k]) for k in range(len(like.neighbors.inner))),
         offsets=like.neighbors.offsets,
-        found=each(lambda part: part.neighbors.found).max(axis=0),
+        largest_counts=each(lambda part: part.neighbors.largest_counts).max(axis=0),
         overflow=each(lambda part: part.neighbors.overflow).any(),
         truncated=each(lambda part: part.neighbors.truncated).any(),
         made_for=like.neighbors.made_for,

@@ -29,16 +29,19 @@ class DeepmdSystem(Sequence):
     """The frames of one DeePMD system as ASE structures; a frame is read from disk when it is asked for.
 
     Energy (eV), forces (eV/Å), virial (eV, -dE/dstrain), fparam, charge_spin and aparam are in `info` and `arrays`.
-    Virtual atoms (type -1) are left out. `given` are the elements of the types, in their order, where type_map.raw has
-    other names (OW, C_1) or is not there; without it `elements` is what the types mean where there is no type_map.raw.
+    Virtual atoms (type -1) are left out. `type_elements` are the elements of the types, in their order, where
+    type_map.raw has other names (OW, C_1) or is not there; without it `elements` is what the types mean where there is
+    no type_map.raw.
     Raises ValueError naming the file, what was found in it, and the remedy.
     """
 
-    def __init__(self, path: str | Path, elements: Sequence[str] | None = None, given: Sequence[str] = ()) -> None:
+    def __init__(
+        self, path: str | Path, elements: Sequence[str] | None = None, type_elements: Sequence[str] = ()
+    ) -> None:
         self.path = Path(path)
         self.types = _types(self.path)
-        self.names = _names(self.path, given or elements)
-        self.symbols = _symbols(self.path, self.names, given)
+        self.names = _names(self.path, type_elements or elements)
+        self.symbols = _symbols(self.path, self.names, type_elements)
         self.periodic = not (self.path / "nopbc").exists()
         folders = sorted(p for p in self.path.glob("set.*") if p.is_dir())
         if not folders:
@@ -119,11 +122,11 @@ def files_of(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def structures(
-    path: str | Path, elements: Sequence[str] | None = None, given: Sequence[str] = ()
+    path: str | Path, elements: Sequence[str] | None = None, type_elements: Sequence[str] = ()
 ) -> Iterator[tuple[Path, int, ase.Atoms]]:
     """(set folder, row in it, structure) of every frame of every system at and below a directory."""
     for folder in systems(path):
-        system = DeepmdSystem(folder, elements, given)
+        system = DeepmdSystem(folder, elements, type_elements)
         for part in system.sets:
             for row in range(part.n_frames):
                 yield part.path, row, system.structure(part, row)
@@ -154,22 +157,25 @@ def _names(path: Path, elements: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(elements)
 
 
-def _symbols(path: Path, names: tuple[str, ...], given: Sequence[str]) -> tuple[str, ...]:
+def _symbols(path: Path, names: tuple[str, ...], type_elements: Sequence[str]) -> tuple[str, ...]:
     """The chemical symbol of each type where one is known, else its name.
 
     Deuterium and tritium (D, T) are H if nothing else is. ValueError where what is given does not fit the names.
     """
     if all(map(is_symbol, names)):
         return names
-    if not given:
+    if not type_elements:
         others = [ISOTOPES.get(name, name) for name in names]
         return tuple(new if others.count(new) == 1 else old for old, new in zip(names, others, strict=True))
-    if len(given) != len(names) or any(is_symbol(old) and old != new for old, new in zip(names, given, strict=True)):
+    if len(type_elements) != len(names) or any(
+        is_symbol(old) and old != new for old, new in zip(names, type_elements, strict=True)
+    ):
         raise ValueError(
-            f"{path / 'type_map.raw'}: the types are {', '.join(names)}, the elements given for them "
-            f"{', '.join(given)}. Name one for each type, in this order, as it is where it is an element already."
+            f"{path / 'type_map.raw'}: the types are {', '.join(names)}, the elements given for them are "
+            f"{', '.join(type_elements)}. Name one for each type, in this order; a type that is called as an element "
+            "is that element."
         )
-    return tuple(given)
+    return tuple(type_elements)
 
 
 def _read_set(folder: Path, n_atoms: int, periodic: bool) -> DeepmdSet:

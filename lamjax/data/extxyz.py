@@ -191,7 +191,8 @@ def _atoms(arrays: dict[str, np.ndarray], cell: np.ndarray | None, pbc: np.ndarr
         if np.size(info.get(key, ())) == 9:
             info[key] = np.reshape(info[key], (3, 3), order="F")
     if np.size(results.get("stress", ())) == 9:
-        results["stress"] = units.to_voigt(np.reshape(results["stress"], (3, 3), order="F"))
+        tensor = np.reshape(results["stress"], (3, 3), order="F")  # if not symmetric it is refused with the labels
+        results["stress"] = units.to_voigt((tensor + tensor.T) / 2) if units.is_symmetric(tensor) else tensor
     atoms.info = info
     if results:
         atoms.calc = SinglePointCalculator(atoms, **results)

@@ -22,7 +22,7 @@ Key = Annotated[str, Field(min_length=1)]
 
 @configuration
 class ReadOptions:
-    """What a file does not say by itself: where its labels are, and what its numbered types mean."""
+    """Keys of the labels in a file, and the elements of its numbered types, where the file does not state them."""
 
     energy_key: Annotated[Key | None, Field(description="of the energy (eV); None: the usual spellings")] = None
     forces_key: Annotated[Key | None, Field(description="eV/Å")] = None
@@ -101,8 +101,14 @@ def find(atoms: ase.Atoms, options: ReadOptions) -> FoundLabels:
     kind, tensor = _tensor(entries) if atoms.pbc.all() else ("virial", None)
     factors, stated = _factors({k: v for k, v in atoms.info.items() if isinstance(k, str)})
     taken = {name: entry for name, entry in (("energy", energy), ("forces", forces), (kind, tensor)) if entry}
+    for name, entry in taken.items():
+        factors = _of_key(entry.key, name) | factors
     _check_complete(factors, taken)
-    labels = {name: Label(_number(entry, name) * factors.get(name, 1.0), entry.key) for name, entry in taken.items()}
+    shares = {name: _n_shares(entry.key, name, len(atoms)) for name, entry in taken.items()}
+    labels = {
+        name: Label(_number(entry, name) * factors.get(name, 1.0) * shares[name], entry.key)
+        for name, entry in taken.items()
+    }
     return FoundLabels(
         labels.get("energy", Label(None, "")),
         labels.get("forces", Label(None, "")),
@@ -276,6 +282,11 @@ def _virial(label: Label | None, kind: str, atoms: ase.Atoms) -> Label:
         tensor = value.reshape(3, 3)
     else:
         raise ValueError(f"{label.key} has shape {value.shape}; expected (3, 3), 9 numbers, or 6 (xx yy zz yz xz xy).")
+    if not units.is_symmetric(tensor):
+        raise ValueError(
+            f"{label.key} is not symmetric: {tensor.tolist()}. A {kind} is; are the numbers in another order, or those "
+            "of something else? Repair or remove the frame."
+        )
     return Label(tensor if kind == "virial" else units.stress_to_virial(tensor, atoms.cell.volume), label.key)
 
 
@@ -291,6 +302,7 @@ _LENGTH |= {name: _ase.Bohr for name in ("bohr", "a0", "bohrs", "au", "a.u.")} |
 _PRESSURE = {"gpa": _ase.GPa, "kbar": 0.1 * _ase.GPa, "kb": 0.1 * _ase.GPa, "bar": _ase.bar}
 _PRESSURE |= {"pa": _ase.Pascal, "mpa": 1e-3 * _ase.GPa, "atm": 101325 * _ase.Pascal}
 _SETS = {"metal", "ase", "ev", "ev,angstrom", "ev/angstrom", "ev,a", "ev/a"}  # `units=` of all at once: nothing to do
+_SHARE = re.compile(r"per[^a-z0-9]?atom")
 _OF = {"energy": "energy", "energies": "energy", "e": "energy", "force": "forces", "forces": "forces", "f": "forces"}
 _OF |= {"virial": "virial", "virials": "virial", "stress": "stress"}
 _OF |= {name: "length" for name in ("length", "distance", "pos", "position", "positions", "coord", "coords", "lattice")}
@@ -322,6 +334,22 @@ def _factors(info: dict[str, Any]) -> tuple[dict[str, float], set[str]]:
             f"Lengths are not in Å ({', '.join(sorted(keys))}). Convert positions, cell and labels, and remove the key."
         )
     return factors, keys
+
+
+def _of_key(key: str, name: str) -> dict[str, float]:
+    """The unit that the key of a label states, as in stress_GPa: {quantity: factor}, empty if it states none."""
+    words = [word for word in re.split(r"[^a-z0-9]+", _SHARE.sub("", key.lower())) if word]
+    stated = (_factor(name, "/".join(words[first:])) for first in range(1, len(words)) if words[first:] != ["j"])
+    return next((factor for factor in stated if factor), {})
+
+
+def _n_shares(key: str, name: str, n_atoms: int) -> int:
+    """The number of atoms for the key of an energy per atom, else 1; ValueError for other quantities per atom."""
+    if _SHARE.search(key.lower()) is None:
+        return 1
+    if name != "energy":
+        raise ValueError(f"{key} is called a value per atom: write the {name} of the whole structure.")
+    return n_atoms
 
 
 def _check_complete(factors: dict[str, float], taken: dict[str, _Entry]) -> None:

@@ -27,7 +27,7 @@ OBJECTS = 2048  # bytes of Python's objects around the arrays of one frame
 
 
 class Structure(NamedTuple):
-    """One frame as it goes into a row: its own atoms, the neighbour slots of its bucket."""
+    """One frame before it is put into a row: its own atoms, with the neighbour slots of its bucket."""
 
     system: System
     neighbors: Neighbors
@@ -67,7 +67,7 @@ class Members:
 
 
 class Packed(NamedTuple):
-    """All frames by bucket, buckets without any left out."""
+    """Frames as arrays, by bucket; buckets without frames are left out."""
 
     plan: Plan
     buckets: tuple[Members, ...]

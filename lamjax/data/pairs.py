@@ -68,7 +68,7 @@ class _Ends(NamedTuple):
 
 
 def pair_name(pair: Pair) -> str:
-    """What a table calls a pair: its relax_id or pair_id, or where it was read."""
+    """The name of a pair in tables: its relax_id or pair_id, else file and frame."""
     known = (pair.info[key] for key in ("relax_id", "pair_id", "trajectory") if key in pair.info)
     return str(next(known, pair.source))
 
@@ -82,7 +82,7 @@ def read_pairs(
     options: ReadOptions | None = None,
     targets_alone: bool = False,
 ) -> list[Pair]:
-    """All pairs of one or more files (whatever `data.read` reads, with its `options`); see `pairs_from_frames`.
+    """The pairs of one or more files (whatever `data.read` reads, with its `options`); see `pairs_from_frames`.
 
     Frames and files that cannot be read are left out and named as unusable pairs are. FileNotFoundError for a file
     that is not there.

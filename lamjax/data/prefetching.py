@@ -26,7 +26,7 @@ def prefetch(items: Iterable, depth: int = 2, put: Callable[[Any], Any] = jax.de
 
 
 class Prefetch(Iterator):
-    """What `prefetch` returns: an iterator, a context manager, and a clock."""
+    """An iterator whose items are prepared in advance, a context manager, and a clock of the time spent waiting."""
 
     def __init__(self, items: Iterable, depth: int, put: Callable[[Any], Any]) -> None:
         self._shared = _Shared(iter(items), put, depth)

@@ -26,7 +26,7 @@ _DEFAULT = ReadOptions()
 
 
 class Summary(NamedTuple):
-    """What a list of frames holds, as plain data for a table."""
+    """Numbers of frames, atoms, elements and labels of a list of frames, as plain data for a table."""
 
     n_frames: int
     labelled: dict[str, int]  # frames that carry energy, forces, virial
@@ -79,7 +79,7 @@ def iterate(
             yield from (_as_type(frame, dtype) for frame in _checked_store(path, known, require, options))
             continue
         remarks = Remarks(path)
-        yield from _parsed(path, dtype, known, require, on_error, options, remarks)
+        yield from _parsed(path, dtype, (known, require), options, remarks, on_error)
         for remark in remarks.all():
             if on_remark is not None:
                 on_remark(remark)
@@ -111,13 +111,13 @@ def open_frames(
 def _parsed(
     path: Path,
     dtype: DTypeLike | None,
-    known: tuple[str, ...] | None,
-    require: tuple[str, ...],
-    on_error: Any,
+    required: tuple[tuple[str, ...] | None, tuple[str, ...]],
     options: Any,
     remarks: Remarks,
+    on_error: Any,
 ) -> Iterator[Frame]:
-    """The frames of a file or folder that is not mapped."""
+    """The frames of a file or folder that is not mapped, of `required` elements and labels."""
+    known, labels = required
     structures = deepmd.structures(path, known, options.elements) if path.is_dir() else _file(path, options, remarks)
     lacking, others = options.keys(), set()
     for place, number, atoms in structures:
@@ -125,7 +125,7 @@ def _parsed(
         try:
             frame = frame_of(atoms, dtype, source, options, remarks)
             _check_known(atoms.symbols, known)
-            _check_labels(atoms, frame, require)
+            _check_labels(atoms, frame, labels)
         except ValueError as error:
             frame_error = FrameError(f"{place}, frame {number}: {error}", source, atoms)
             if on_error is None:

@@ -1,7 +1,8 @@
 """Structures appended to an extxyz file one by one: what is whole in it after a kill is found again."""
 
+import gzip
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from lamjax.audit import theory_levels as levels
 from lamjax.data import labels
+from lamjax.files import replacing
 
 
 def append(file: TextIO, atoms: ase.Atoms) -> None:
@@ -20,6 +22,16 @@ def append(file: TextIO, atoms: ase.Atoms) -> None:
     ase.io.write(text, atoms, format="extxyz")
     file.write(text.getvalue())
     file.flush()
+
+
+def write(path: str | Path, structures: Iterable[ase.Atoms]) -> None:
+    """An extxyz file (.gz: compressed), frame by frame, whole or not at all."""
+    import ase.io
+
+    opened = gzip.open if str(path).endswith(".gz") else open
+    with replacing(path) as temporary, opened(temporary, "wt") as file:
+        for atoms in structures:
+            ase.io.write(file, atoms, format="extxyz")
 
 
 def plain_info(info: dict[str, Any]) -> dict[str, Any]:

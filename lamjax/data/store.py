@@ -32,7 +32,7 @@ _REMEDY = "Write it anew with `lamjax data convert SOURCES... TARGET.h5`."
 
 
 class Column(NamedTuple):
-    """One array of the file."""
+    """One array of a store: its name, shape and type."""
 
     name: str
     shape: tuple[int, ...]  # of one atom or one frame

@@ -31,7 +31,7 @@ class PairShape(NamedTuple):
 
 
 class StructureBatch(NamedTuple):
-    """What the structure loss takes: starts, and where they should end. Rows without atoms fill the last batch."""
+    """A batch of the structure loss: starts and targets. Rows without atoms fill the last batch."""
 
     start: System  # (n_batch, ...)
     neighbors: Neighbors  # of the start
@@ -51,7 +51,7 @@ class PairPlan(NamedTuple):
 
 
 class PackedPairs(NamedTuple):
-    """All pairs as arrays on the host, by shape."""
+    """Pairs as arrays on the host, by shape."""
 
     shapes: tuple[PairShape, ...]
     members: tuple[tuple[int, ...], ...]  # of each shape: which of the pairs that were packed

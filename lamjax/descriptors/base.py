@@ -40,7 +40,7 @@ class Descriptor(NamedTuple):
 
 
 def type_inputs(elements: tuple[str, ...], use_econf_tebd: bool) -> np.ndarray:
-    """What the type embedding knows of the elements (n_types, n_inputs): one-hot, or their electronic configuration."""
+    """Inputs of the type embedding (n_types, n_inputs): one-hot vectors, or electronic configurations."""
     return spin_orbitals(elements) if use_econf_tebd else np.eye(len(elements))
 
 

@@ -20,7 +20,7 @@ class Switch(NamedTuple):
 
 
 class Environment(NamedTuple):
-    """One block's view of the neighbours."""
+    """The neighbours of one block of a descriptor, and its environment matrix."""
 
     matrix: Float[Array, "n_atoms capacity 4"]  # normalised R_ij, 0 on padding
     switch: Float[Array, "n_atoms capacity"]  # w(r_ij), 0 on padding

@@ -92,7 +92,7 @@ class NequIPConfig:
 
     @property
     def use_econf_tebd(self) -> bool:
-        """Elements are told apart by number, not by their electrons."""
+        """False: elements are embedded by number, not by electronic configuration."""
         return False
 
     @property
@@ -138,7 +138,7 @@ class Layer(NamedTuple):
 
 
 class Edges(NamedTuple):
-    """What the layers know of the neighbours."""
+    """The edges of the graph: neighbours with radial and angular functions of their vectors."""
 
     indices: Int[Array, "n_atoms capacity"]
     basis: Float[Array, "n_atoms capacity n_basis"]  # times the cutoff function; 0 for empty slots

@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import ase
+import jax
 import numpy as np
 from ase.calculators import calculator as calculators
 
 from lamjax import imports
+from lamjax.calculator import Calculator
 from lamjax.data import records
 from lamjax.distillation.answers import Failed, bare, labelled
 from lamjax.imports import FAILURES
+from lamjax.potential import Potential
 
 ROUNDING: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-4}  # eV, eV/Å, eV/Å³: what differs by more has not the same cause
 MISSING = (calculators.PropertyNotImplementedError, NotImplementedError)
@@ -83,12 +86,21 @@ def open_calculator(name: str, options: dict[str, Any], reuse: bool | None = Non
     `reuse` is by default that of an imported class, whose weights take long to load. A name in ASE's list gets a new
     instance for each frame: programs that write files may go on from those of the frame before.
     """
-    make = functools.partial(calculator_class(name), **options)
+    make = functools.partial(_for_ase, calculator_class(name), **options)
     made = _made(make, name, options)
     reuse = imports.is_named(name) if reuse is None else reuse
     labeller = CalculatorLabeller(make, name, reuse, _level(name, options))
     labeller._kept = made if reuse else None
     return labeller
+
+
+def _for_ase(factory: Callable[..., Any], /, **options: Any) -> Any:
+    """What the factory makes, a potential of lamjax, alone or with its parameters, as a calculator."""
+    made = factory(**options)
+    if isinstance(made, Potential):
+        made = (made, made.init(jax.random.key(0)))
+    is_model = isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], Potential)
+    return Calculator(made) if is_model else made
 
 
 def _level(name: str, options: dict[str, Any]) -> str:

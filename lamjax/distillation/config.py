@@ -45,7 +45,7 @@ class CalculatorConfig:
 
 @configuration
 class FilesConfig:
-    """Somebody else labels: what is wanted is written to a file, and the answer is looked for in another."""
+    """Labels come from outside: structures are written to a file, their labels are read from another."""
 
     type: Literal["files"] = "files"
 
@@ -184,7 +184,7 @@ class DistillConfig(LabelKeys):
 
     @property
     def files(self) -> list[str]:
-        """All that a distillation reads: models and data."""
+        """Every file that a distillation reads: models and data."""
         models = (self.student.base, getattr(self.labeller, "model", None))
         return [*self.start, *self.initial, *(path for path in models if path is not None)]
 

@@ -22,7 +22,7 @@ GROUP = 1024  # structures that are relaxed side by side
 
 
 class Walk(NamedTuple):
-    """What came of one simulation, or of one start's perturbations or relaxations."""
+    """The structures of one simulation, or of the perturbations or relaxations of one start."""
 
     frames: list[ase.Atoms]  # info: origin, and where it comes from
     failure: str | None = None  # why it ended early
@@ -37,7 +37,7 @@ class PlannedSimulation(NamedTuple):
 
 
 class Engine(NamedTuple):
-    """What moves atoms: relaxations of some starts, numbered from `first`, and one simulation."""
+    """Functions that move atoms: relaxations of some starts, numbered from `first`, and one simulation."""
 
     relax: Callable[..., Iterator[Walk]]  # (config, starts, seed, first)
     simulate: Callable[..., Walk]  # (config, simulation, seed)
@@ -47,7 +47,7 @@ class Engine(NamedTuple):
 def explore(
     config: ExploreConfig, potential: Potential, params: PyTree, starts: Sequence[Frame], seed: int
 ) -> Iterator[Walk]:
-    """All that a student does in a round. A simulation that explodes keeps its frames until then, and says why."""
+    """The exploration of one round. A simulation that explodes keeps its frames until then, and the reason."""
     for part in parts(config, potential_engine(potential, params), starts, seed):
         yield from part()
 
@@ -78,7 +78,7 @@ def potential_engine(potential: Potential, params: PyTree) -> Engine:
 
 
 def plain_start(frame: Frame) -> Frame:
-    """The frame without what is said of it, other than which atoms are fixed: how it was made once is not how now."""
+    """The frame with an info of fixed atoms alone: how it was made before does not describe what is made of it."""
     return frame._replace(info={key: value for key, value in frame.info.items() if key == "fixed"})
 
 
@@ -89,7 +89,7 @@ def beginnings(starts: Sequence[Frame]) -> list[ase.Atoms]:
 
 
 def n_walks(config: ExploreConfig, n_starts: int) -> int:
-    """How many walks `explore` yields."""
+    """The number of walks that `explore` yields."""
     n = n_starts * len(config.temperatures) * max(1, len(config.pressures))
     n = n if config.simulations is None else min(n, config.simulations)
     return n_starts * (2 if config.relaxations else 1) + n
@@ -130,8 +130,10 @@ def simulate(
         for simulation, seen in dynamics.simulate(ensemble, params, first, config.steps, config.every):
             room[n_atoms] = simulation.shapes
             for k, number in enumerate(seen.step.tolist()):
-                here = one.start.system._replace(positions=seen.positions[k], cell=seen.cell[k])
-                frames.append(explored_atoms(here, one.start, "simulation", step=number, **conditions(one), seed=seed))
+                structure = one.start.system._replace(positions=seen.positions[k], cell=seen.cell[k])
+                frames.append(
+                    explored_atoms(structure, one.start, "simulation", step=number, **conditions(one), seed=seed)
+                )
     except (dynamics.DynamicsError, ValueError) as error:  # ordinary for a student that knows little
         return Walk(frames, f"{described(one)}: {error}")
     return Walk(frames)

@@ -52,7 +52,7 @@ def explore_set(
     settings = _settings(config, starts, seed, elements, name)
     facts = _begin(out, settings, resume)
     origins = Counter(facts["origins"])
-    with open(_partial(out), "a") as file:
+    with open(files.partial(out), "a") as file:
         for number in range(facts["parts"], len(work)):
             failures, unusable = [], 0
             for walk in work[number]():
@@ -62,11 +62,11 @@ def explore_set(
                 for atoms in usable:
                     records.append(file, atoms)
                 origins.update(atoms.info["origin"] for atoms in usable)
-            facts |= {"parts": number + 1, "bytes": size(_partial(out)), "origins": dict(origins)}
-            files.write_facts(_facts(out), facts)
+            facts |= {"parts": number + 1, "bytes": size(files.partial(out)), "origins": dict(origins)}
+            files.write_facts(files.partial_facts(out), facts)
             yield Explored(number + 1, len(work), origins, failures, unusable)
-    _partial(out).replace(out)
-    _facts(out).unlink()
+    files.partial(out).replace(out)
+    files.partial_facts(out).unlink()
 
 
 def is_usable(atoms: ase.Atoms) -> bool:
@@ -106,13 +106,13 @@ def _settings(config: Any, starts: Sequence[Frame], seed: int, elements: Sequenc
 
 def _begin(out: Path, settings: dict[str, Any], resume: bool) -> dict[str, Any]:
     """What is done already; ValueError where the exploration may not begin or go on."""
-    partial, facts = _partial(out), files.read_facts(_facts(out))
+    partial, facts = files.partial(out), files.read_facts(files.partial_facts(out))
     if out.exists():
         raise ValueError(f"{out} exists: it would be lost. Choose another output, or remove it.")
     if facts and not resume:
         raise ValueError(
             f"{partial} holds an exploration that was not finished. Go on with --resume, choose another output, or "
-            f"remove {partial} and {_facts(out)}."
+            f"remove {partial} and {files.partial_facts(out)}."
         )
     if changed := [key for key, value in settings.items() if facts and facts["settings"].get(key) != value]:
         raise ValueError(
@@ -124,13 +124,5 @@ def _begin(out: Path, settings: dict[str, Any], resume: bool) -> dict[str, Any]:
         partial.unlink(missing_ok=True)
     else:
         cut(partial, facts["bytes"])
-    files.write_facts(_facts(out), facts)
+    files.write_facts(files.partial_facts(out), facts)
     return facts
-
-
-def _partial(out: Path) -> Path:
-    return out.with_name(f"{out.name}.partial")
-
-
-def _facts(out: Path) -> Path:
-    return out.with_name(f"{out.name}.partial.json")

@@ -42,6 +42,16 @@ def read_facts(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
+def partial(out: Path) -> Path:
+    """The file OUT.partial, which holds the finished part of an output."""
+    return out.with_name(f"{out.name}.partial")
+
+
+def partial_facts(out: Path) -> Path:
+    """The file OUT.partial.json: settings that must be the same when the output is continued."""
+    return out.with_name(f"{out.name}.partial.json")
+
+
 def student(folder: Path, member: int) -> Path:
     """The file of a member of the committee."""
     return folder / f"student-{member}.lamjax"

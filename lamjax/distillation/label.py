@@ -99,13 +99,13 @@ class PotentialLabeller:
 
 
 class FileLabeller:
-    """Somebody else: frames are written to a file, and their labels are expected in another beside it."""
+    """A labeller outside of the program: frames are written to a file, their labels read from another beside it."""
 
     def __init__(self, options: ReadOptions | None = None) -> None:
         self.options = options or ReadOptions()  # of the other file
 
     def label(self, frames: Sequence[ase.Atoms], folder: Path) -> Iterator[ase.Atoms | Failed]:
-        """The answers of the file, which may be fewer; Waiting if there is none yet.
+        """The labels in the file of answers, which may be of fewer frames; Waiting if there is no such file yet.
 
         Raises ValueError for answers to other structures: elements, cell or positions differ.
         """

@@ -18,7 +18,7 @@ FAILED = "failed"  # info of a frame that has no label: why
 def append_answers(
     file: TextIO, labeller: Labeller, frames: Sequence[ase.Atoms], folder: Path
 ) -> Iterator[ase.Atoms | Failed]:
-    """Ask for the labels of the frames, and append every answer, with who gave it or why there is none."""
+    """Label the frames one by one and append each to a file, with the labeller's name or the reason of a failure."""
     level = getattr(labeller, "level", None)
     for atoms, answer in zip(frames, labeller.label(frames, folder), strict=True):
         record = atoms.copy() if isinstance(answer, Failed) else answer
@@ -31,7 +31,7 @@ def append_answers(
 
 
 def keep_whole(partial: Path, writer: str, together: int = 1) -> int:
-    """How many answers are in a file; what was not written to its end, or to a multiple of `together`, is cut off."""
+    """The number of answers in a file, which is first cut to whole records and to a multiple of `together`."""
     if not partial.exists():
         return 0
     n = kept = end = 0
@@ -44,5 +44,5 @@ def keep_whole(partial: Path, writer: str, together: int = 1) -> int:
 
 
 def together(labeller: Labeller) -> int:
-    """Frames whose answers depend on one another in the last digits; a part of them is asked for anew as a whole."""
+    """The number of frames that are evaluated together, and whose labels depend on it in the last digits."""
     return getattr(labeller, "together", 1)

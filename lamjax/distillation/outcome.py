@@ -30,7 +30,7 @@ LEAST = 200  # atoms of the structure on which it is timed, if a periodic start 
 
 
 class Model(NamedTuple):
-    """One line of the final table; None for what is not known."""
+    """Errors, speed and size of a model, a line of the final table; None where unknown."""
 
     name: str
     errors: Errors | None  # on all fresh frames; None for the labeller itself
@@ -159,11 +159,13 @@ def _doubled(system: System, axis: int) -> System:
 def _microseconds(potential: Potential, params: Params, system: System) -> float:
     """Time per atom of energy, forces and virial: the best of several calls, without compilation."""
     run = jax.jit(functools.partial(predict, potential), compiler_options=compiler_options())
-    here = jax.device_put((params, pytree.cast(system, jax.tree.leaves(params)[0].dtype), allocate(potential, system)))
-    jax.block_until_ready(run(*here))
+    arguments = jax.device_put(
+        (params, pytree.cast(system, jax.tree.leaves(params)[0].dtype), allocate(potential, system))
+    )
+    jax.block_until_ready(run(*arguments))
     times, end = [], time.monotonic() + SECONDS
     while len(times) < 3 or time.monotonic() < end:
         began = time.perf_counter()
-        jax.block_until_ready(run(*here))
+        jax.block_until_ready(run(*arguments))
         times.append(time.perf_counter() - began)
     return 1e6 * min(times) / system.n_atoms

@@ -43,7 +43,7 @@ class Distillation(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """A part of a round that goes on: `done` of `total` steps or frames."""
+    """Progress within a stage of a round: `done` of `total` steps or frames."""
 
     round: int
     name: str
@@ -236,11 +236,7 @@ def _members(run: Distillation, number: int) -> Params:
 
 def _is_enough(config: DistillConfig, facts: dict[str, Any]) -> bool:
     """Whether deviation and errors are below the thresholds; never in a round without students or fresh frames."""
-    measures = {
-        "deviation": facts.get("deviation", {}).get("95 %"),
-        "force": facts["force"],
-        "energy": facts["energy"],
-    }
+    measures = {"deviation": facts.get("deviation", {}).get("95 %"), "force": facts["force"], "energy": facts["energy"]}
     return all(value is not None and value <= getattr(config.enough, name) for name, value in measures.items())
 
 

@@ -18,7 +18,6 @@ from lamjax.distillation import files
 from lamjax.distillation.answers import Failed
 from lamjax.distillation.label import Labeller, PotentialLabeller
 from lamjax.distillation.labelling import FAILED, append_answers, keep_whole, together
-from lamjax.files import replacing
 from lamjax.system import to_ase
 
 WRITER = "lamjax label"
@@ -27,7 +26,7 @@ KILLED = "left out: the process was killed while this structure was labelled"
 
 
 class Step(NamedTuple):
-    """One more frame is labelled, or not."""
+    """One more frame has been dealt with: labelled, or failed for a `reason`."""
 
     done: int
     total: int
@@ -75,7 +74,7 @@ def label_set(
     piece = max(PIECE // together(labeller), 1) * together(labeller)
     if isinstance(labeller, PotentialLabeller):
         labeller.shapes.cover(frames)
-    with open(_partial(out), "a") as file:
+    with open(files.partial(out), "a") as file:
         if skip and done < len(frames):
             _leave_out(file, labeller, frames[done])
             done += 1
@@ -105,11 +104,12 @@ def _begin(labeller: Labeller, frames: Sequence[Frame], out: Path, resume: bool)
     """How many frames have their answers already; ValueError where the run may not begin or go on."""
     if not len(frames):
         raise ValueError("There are no structures to label.")
-    partial, facts, settings = _partial(out), files.read_facts(_facts(out)), _settings(labeller, frames)
+    partial, settings = files.partial(out), _settings(labeller, frames)
+    facts = files.read_facts(files.partial_facts(out))
     if facts and not resume:
         raise ValueError(
             f"{partial} holds the labels of a run that was not finished. Go on with --resume, choose another output, "
-            f"or remove {partial} and {_facts(out)}."
+            f"or remove {partial} and {files.partial_facts(out)}."
         )
     if changed := [f"{k}: {facts.get(k)} -> {v}" for k, v in settings.items() if facts and facts.get(k) != v]:
         raise ValueError(
@@ -121,7 +121,7 @@ def _begin(labeller: Labeller, frames: Sequence[Frame], out: Path, resume: bool)
         raise ValueError(f"{out} exists: it would be lost. Choose another output, or remove it.")
     if not facts:
         partial.unlink(missing_ok=True)  # of a run that was killed before it was known of what
-        files.write_facts(_facts(out), settings)
+        files.write_facts(files.partial_facts(out), settings)
     return done
 
 
@@ -154,24 +154,24 @@ def _settings(labeller: Labeller, frames: Sequence[Frame]) -> dict[str, Any]:
 
 def _finish(frames: Sequence[Frame], out: Path, dtype: DTypeLike | None) -> Written:
     """The labelled frames in the output and the others beside it; then the partial file goes."""
-    partial, failed = _partial(out), out.with_name(f"{out.name}.failed.extxyz")
+    partial, failed = files.partial(out), out.with_name(f"{out.name}.failed.extxyz")
     answers = list(_failures(partial))
     failures = Counter(reason for reason in answers if reason is not None)
     if len(failures) and not any(reason is None for reason in answers):
         raise ValueError(
-            f"No frame could be labelled: {failures.most_common(1)[0][0]} The reasons are in {partial}; remove it and "
-            f"{_facts(out)} to begin anew."
+            f"No frame could be labelled: {failures.most_common(1)[0][0].rstrip('.')}. The reasons are in {partial}; "
+            f"remove it and {files.partial_facts(out)} to begin anew."
         )
     if failures:
         files_of = (atoms for atoms, reason in zip(_records(partial), answers, strict=True) if reason is not None)
-        _write_text(failed, files_of)
+        records.write(failed, files_of)
     counted = Counter(_facts_of(partial))
     if out.suffix in SUFFIXES:
         write_store(out, _labelled(frames, partial), dtype)
     else:
-        _write_text(out, (atoms for atoms in _records(partial) if FAILED not in atoms.info))
+        records.write(out, (atoms for atoms in _records(partial) if FAILED not in atoms.info))
     partial.unlink()
-    _facts(out).unlink()
+    files.partial_facts(out).unlink()
     return Written(counted["labelled"], counted["stress"], counted["periodic"], failures, failed if failures else None)
 
 
@@ -200,20 +200,3 @@ def _labelled(frames: Sequence[Frame], partial: Path) -> Iterator[Frame]:
     for k, atoms in enumerate(_records(partial)):
         if FAILED not in atoms.info:
             yield from_atoms(atoms, source=data.source(frames, k))
-
-
-def _write_text(path: Path, frames: Iterator[ase.Atoms]) -> None:
-    """extxyz, frame by frame, whole or not at all."""
-    import ase.io
-
-    with replacing(path) as temporary, open(temporary, "w") as file:
-        for atoms in frames:
-            ase.io.write(file, atoms, format="extxyz")
-
-
-def _partial(out: Path) -> Path:
-    return out.with_name(f"{out.name}.partial")
-
-
-def _facts(out: Path) -> Path:
-    return out.with_name(f"{out.name}.partial.json")

@@ -6,11 +6,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from lamjax import checkpoints
+from lamjax import checkpoints, pytree
 from lamjax.audit import theory_levels as levels
 from lamjax.data import Frame, ReadOptions, digests, files_of, read
 from lamjax.distillation.config import DistillConfig
@@ -90,8 +89,8 @@ def _fingerprint(
 def _name(params: PyTree) -> str:
     """A digest of parameters: different where any number differs."""
     numbers = hashlib.blake2b(digest_size=12)
-    for leaf in map(np.asarray, jax.tree.leaves(params)):
-        numbers.update(f"{leaf.dtype}{leaf.shape}".encode() + np.ascontiguousarray(leaf).tobytes())
+    for content in pytree.contents(params):
+        numbers.update(content)
     return numbers.hexdigest()
 
 

@@ -131,7 +131,7 @@ def measured(
 
 
 def n_members(stacked: Params) -> int:
-    """How many members there are."""
+    """The number of members."""
     return len(jax.tree.leaves(stacked)[0])
 
 

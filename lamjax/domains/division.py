@@ -26,12 +26,12 @@ class Domains(NamedTuple):
 
     @property
     def number(self) -> int:
-        """How many there are."""
+        """The number of domains."""
         return math.prod(self.counts)
 
     @property
     def divided(self) -> np.ndarray:
-        """True (3,) for the directions along which there is more than one."""
+        """True (3,) for the lattice vectors along which there is more than one domain."""
         return np.array(self.counts) > 1
 
 
@@ -93,11 +93,11 @@ def membership(
     Every atom belongs to one domain. The halo holds all images that are as near to a domain as the halo is deep.
     """
     number = np.array(domains.counts)
-    here = jnp.stack(jnp.unravel_index(k, domains.counts))
+    position = jnp.stack(jnp.unravel_index(k, domains.counts))
     real = system.numbers > 0
     home = jnp.clip(jnp.floor(places.share * number), 0, number - 1).astype(jnp.int32)
-    own = real & jnp.all(home == here, axis=1)
-    begin, end = here / number - places.depth, (here + 1) / number + places.depth
+    own = real & jnp.all(home == position, axis=1)
+    begin, end = position / number - places.depth, (position + 1) / number + places.depth
 
     def within(offset: Array) -> Array:
         at = places.share + offset

@@ -124,7 +124,7 @@ def check(neighbors: DividedNeighbors) -> None:
             raise ValueError(
                 f"Domain ({place}) holds {own} atoms and {halo} in its halo, its arrays {shapes.n_atoms - 1}. {again}"
             )
-    for shell, most, room in zip(neighbors.shells, lists.found, shapes.capacities, strict=True):
+    for shell, most, room in zip(neighbors.shells, lists.largest_counts, shapes.capacities, strict=True):
         if (most if shell.sel is None else min(most, shell.sel)) > room:
             raise ValueError(f"An atom has {most} neighbours within {shell.cutoff:g} Å, the arrays {room}. {again}")
     if not lists.usable:

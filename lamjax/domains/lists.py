@@ -24,7 +24,7 @@ ALL = PartitionSpec()  # the same array for all
 
 
 class DomainShapes(NamedTuple):
-    """How wide the arrays of a domain are. Hashable, static."""
+    """Widths of the arrays of a domain. Hashable, static."""
 
     capacities: tuple[int, ...]  # slots for each shell
     width: int  # of the lists with a skin
@@ -58,9 +58,9 @@ class DomainLists(NamedTuple):
         return self.whole.radius
 
     @property
-    def found(self) -> Array:
+    def largest_counts(self) -> Array:
         """The largest number of neighbours of an atom within each shell."""
-        return self.whole.found
+        return self.whole.largest_counts
 
     @property
     def usable(self) -> Bool[Array, ""]:
@@ -69,7 +69,7 @@ class DomainLists(NamedTuple):
 
 
 def field(potential: Potential) -> float:
-    """How deep a halo must be (Å); ValueError where the potential does not say."""
+    """The depth (Å) that a halo needs, the potential's receptive field; ValueError where that is unknown."""
     if potential.receptive_field is None:
         raise ValueError(
             "This potential does not say how far the energy of an atom depends on others, which is how deep the halo "
@@ -171,7 +171,7 @@ def search(
         radius=jnp.min(new.radius),
         positions=system.positions,
         cell=system.cell,
-        found=jnp.max(new.found, axis=0),
+        largest_counts=jnp.max(new.largest_counts, axis=0),
         usable=jnp.all(new.usable),
     )
     return DomainLists(new, atoms, images, number, whole), jnp.max(fullest, axis=0)

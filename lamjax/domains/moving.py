@@ -23,7 +23,7 @@ AnyShapes = grid.Shapes | DomainShapes  # static
 class Seen(NamedTuple):
     """Largest numbers of neighbours and flags of the lists of an evaluation."""
 
-    found: Int[Array, " n_shells"]  # the largest number of an atom within each shell
+    largest_counts: Int[Array, " n_shells"]  # the largest number of an atom within each shell
     overflow: Bool[Array, ""]  # some are missing
     truncated: Bool[Array, ""]  # the model itself drops some
 
@@ -132,8 +132,10 @@ def _over_domains(
     specs = (ALL, ALL, EACH, EACH, EACH, EACH)
     run = jax.shard_map(of_domain, mesh=domains.mesh, in_specs=specs, out_specs=EACH, check_vma=False)
     energies, seen = run(params, system, lists.verlet, lists.atoms, lists.images, lists.number)
-    return jnp.sum(energies, axis=0), Seen(jnp.max(seen.found, axis=0), jnp.any(seen.overflow), jnp.any(seen.truncated))
+    return jnp.sum(energies, axis=0), Seen(
+        jnp.max(seen.largest_counts, axis=0), jnp.any(seen.overflow), jnp.any(seen.truncated)
+    )
 
 
 def _seen(neighbors: Neighbors) -> Seen:
-    return Seen(neighbors.found, neighbors.overflow, neighbors.truncated)
+    return Seen(neighbors.largest_counts, neighbors.overflow, neighbors.truncated)

@@ -59,7 +59,7 @@ Config = NVEConfig | NVTConfig | NPTConfig
 
 
 class Ensemble(NamedTuple):
-    """A potential and what is kept constant. Hashable: what is compiled for it is found again."""
+    """A potential and the settings of an ensemble. Hashable, so that compiled programs are reused."""
 
     potential: Potential
     config: Config
@@ -67,7 +67,7 @@ class Ensemble(NamedTuple):
 
     @property
     def evaluator(self) -> Evaluator:
-        """How energies and forces are computed."""
+        """The functions that compute energies and forces, on one device or over domains."""
         return evaluator(self.potential, self.domains)
 
 

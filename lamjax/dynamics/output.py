@@ -27,7 +27,7 @@ class Paths(NamedTuple):
 
     @property
     def written(self) -> list[Path]:
-        """Those of these files that exist already."""
+        """The files of the output that exist."""
         return [path for path in self[:3] if path.exists()]
 
 
@@ -68,7 +68,7 @@ class Output:
         return files.size(self.paths.table) > 0
 
     def write(self, simulation: Simulation, seen: Record) -> None:
-        """What was seen up to where the simulation is; Ctrl-C waits until it is written."""
+        """Append a record and save the restart; Ctrl-C waits until both are written."""
         with files.uninterrupted():
             self._write(simulation, seen)
 
@@ -80,7 +80,7 @@ class Output:
         self._save(simulation)
 
     def resume(self, ensemble: Ensemble, params: PyTree) -> Simulation:
-        """Where the simulation stopped; what was written after it is cut off.
+        """The simulation of the restart file; records that were written after it are cut off.
 
         Raises ValueError for files of another simulation, or ones that were changed since.
         """

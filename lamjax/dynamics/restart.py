@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from lamjax import pytree
 from lamjax.domains.lists import DomainShapes
 from lamjax.domains.moving import AnyShapes
 from lamjax.dynamics.ensembles import Ensemble
@@ -26,7 +27,7 @@ Identity = dict[str, Any]  # JSON-able
 
 
 def identity(ensemble: Ensemble, params: PyTree) -> Identity:
-    """What makes a simulation this one: the ensemble with its settings, the model and its parameters."""
+    """Ensemble, settings, model and a digest of its parameters, which must agree when a simulation is continued."""
     potential, config, domains = ensemble
     model = digest(potential, params)
     facts = {"ensemble": config.type, **dataclasses.asdict(config), "head": potential.head, "model": model}
@@ -34,10 +35,10 @@ def identity(ensemble: Ensemble, params: PyTree) -> Identity:
 
 
 def digest(potential: Potential, params: PyTree) -> str:
-    """A name for a model and its numbers."""
+    """A digest of a model: its config, elements and parameters."""
     model = hashlib.sha256(repr((potential.config, potential.elements)).encode())
-    for leaf in map(np.asarray, jax.tree.leaves(params)):
-        model.update(f"{leaf.dtype}{leaf.shape}".encode() + np.ascontiguousarray(leaf).tobytes())
+    for content in pytree.contents(params):
+        model.update(content)
     return model.hexdigest()
 
 
@@ -70,7 +71,8 @@ def restore(
     _check(path, header["of"], identity(ensemble, params) if of is None else of)
     fixed = np.zeros((system.n_atoms, 3), bool) if fixed is None else np.asarray(fixed, bool)
     shapes = _shapes(header["shapes"])
-    wanted = like(ensemble, params, system, fixed, shapes, header["step"], header["n_grown"])
+    empty = Simulation(None, system, fixed, None, shapes, header["step"], header["n_grown"])
+    wanted = like(ensemble, params, empty)
     structure, leaves_read = jax.tree.structure(_arrays(wanted)), list(arrays)
     if len(leaves_read) != structure.num_leaves:
         raise ValueError(f"{path} is of a structure with other parameters, or of another version of jax-md.")

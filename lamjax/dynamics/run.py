@@ -161,15 +161,14 @@ def _given(system: System, fixed: np.ndarray, momenta: Array | None) -> np.ndarr
     return momenta - mass * velocity
 
 
-def like(
-    ensemble: Ensemble, params: PyTree, system: System, fixed: Array, shapes: AnyShapes, step: int, n_grown: int
-) -> Simulation:
-    """A simulation without its numbers (jax.ShapeDtypeStruct), in such arrays."""
+def like(ensemble: Ensemble, params: PyTree, simulation: Simulation) -> Simulation:
+    """The simulation with the shapes of its state and lists (jax.ShapeDtypeStruct) in their places."""
+    system, shapes = simulation.system, simulation.shapes
     lists = ensemble.evaluator.blank(system, shapes)
     start, bath = _programs(ensemble, shapes, SKIN).start, ensembles.bath(ensemble.config)
-    around = Surroundings(bath, params, system, lists, fixed)
+    around = Surroundings(bath, params, system, lists, simulation.fixed)
     state, lists, _ = jax.eval_shape(start, around, system.positions, jax.random.key(0))
-    return Simulation(state, system, fixed, lists, shapes, step, n_grown)
+    return simulation._replace(state=state, lists=lists)
 
 
 def simulate(
@@ -263,12 +262,12 @@ def _grown(ensemble: Ensemble, simulation: Simulation, diagnostics: StepDiagnost
     fits = all(n <= c for n, c in zip(wanted, shapes.capacities, strict=True))
     has_room = np.all(np.asarray(diagnostics.fullest) <= ensemble.evaluator.rooms(shapes))
     sees = float(diagnostics.radius) >= shells[0].cutoff and has_room
-    here = jax.tree.map(np.asarray, diagnostics.system)
-    if (fits and sees) or not np.isfinite(here.positions).all() or not np.isfinite(here.cell).all():
+    current = jax.tree.map(np.asarray, diagnostics.system)
+    if (fits and sees) or not np.isfinite(current.positions).all() or not np.isfinite(current.cell).all():
         return shapes
     # what lies on the cutoff is counted by the host or is not, as rounding goes
     room = tuple(max(n, c) for n, c in zip(wanted, shapes.capacities, strict=True))
-    return _shapes(ensemble, here, skin, shapes._replace(capacities=room))
+    return _shapes(ensemble, current, skin, shapes._replace(capacities=room))
 
 
 def _why(simulation: Simulation, diagnostics: StepDiagnostics, ensemble: Ensemble) -> str:
@@ -305,14 +304,14 @@ def _compiled(ensemble: Ensemble, shapes: AnyShapes, skin: float) -> MDPrograms:
         state = moves.start(key, around._replace(lists=lists), momenta)
         finite = jnp.all(jnp.isfinite(state.force))
         still = jnp.zeros(system.n_atoms)
-        return state, lists, StepDiagnostics(system, lists.found, fullest, lists.radius, still, finite)
+        return state, lists, StepDiagnostics(system, lists.largest_counts, fullest, lists.radius, still, finite)
 
     def look(state: Any, around: Surroundings) -> StepDiagnostics:
         after, lists, ok = stepper.step(state, around)
-        here = moves.place(after, around.system)
-        lists, fullest = search(lists, here)
+        current = moves.place(after, around.system)
+        lists, fullest = search(lists, current)
         way = stepper.moved(state, after, around.system)
-        return StepDiagnostics(here, lists.found, fullest, lists.radius, way, ok)
+        return StepDiagnostics(current, lists.largest_counts, fullest, lists.radius, way, ok)
 
     chunk = _chunk(stepper, _observer(ensemble, shapes, moves))
     options = numerics.compiler_options()
@@ -323,20 +322,20 @@ def _stepper(ensemble: Ensemble, shapes: AnyShapes, skin: float) -> Stepper:
     """Steps that renew the neighbour list where it is stale."""
     evaluate, moves = ensemble.evaluator, integrator(ensemble, shapes)
 
-    def search(lists: Any, here: System) -> tuple[Any, Array]:
-        return evaluate.search(lists, here, skin, shapes)
+    def search(lists: Any, current: System) -> tuple[Any, Array]:
+        return evaluate.search(lists, current, skin, shapes)
 
     def step(state: Any, around: Surroundings) -> tuple[Any, Any, Array]:
         """A step and its lists; whether it can be trusted."""
         after = moves.step(state, around)
-        here = moves.place(after, around.system)
+        current = moves.place(after, around.system)
 
         def again(_: Any) -> tuple[Any, Any]:
             # where atoms are does not depend on the forces there, which are all that the old list got wrong
-            new = search(around.lists, here)[0]
+            new = search(around.lists, current)[0]
             return moves.step(state, around._replace(lists=new)), new
 
-        stale = evaluate.is_stale(around.lists, here)
+        stale = evaluate.is_stale(around.lists, current)
         after, lists = jax.lax.cond(stale, again, lambda _: (after, around.lists), None)
         way = moved(state, after, around.system)
         # what depends on NaN is NaN: an overflow shows in the forces
@@ -345,10 +344,10 @@ def _stepper(ensemble: Ensemble, shapes: AnyShapes, skin: float) -> Stepper:
 
     def moved(state: Any, after: Any, system: System) -> Array:
         """Å of every atom, without what a cell does that becomes larger or smaller as a whole."""
-        before, here = moves.place(state, system), moves.place(after, system)
-        scale = (volume(here) / jnp.where(volume(before) > 0, volume(before), 1)) ** (1 / 3)
+        before, current = moves.place(state, system), moves.place(after, system)
+        scale = (volume(current) / jnp.where(volume(before) > 0, volume(before), 1)) ** (1 / 3)
         scale = jnp.where(jnp.all(system.pbc), scale, 1)
-        return jnp.linalg.norm(here.positions - scale * before.positions, axis=-1)
+        return jnp.linalg.norm(current.positions - scale * before.positions, axis=-1)
 
     return Stepper(moves, search, step, moved)
 
@@ -391,26 +390,27 @@ def _observer(ensemble: Ensemble, shapes: AnyShapes, moves: ensembles.Integrator
     evaluate = ensemble.evaluator
 
     def observe(state: Any, around: Surroundings, step: Any) -> Record:
-        here = moves.place(state, around.system)
-        predicted, neighbors = evaluate.predict(around.params, here, around.lists, shapes)
-        space: Any = volume(here)
+        current = moves.place(state, around.system)
+        predicted, neighbors = evaluate.predict(around.params, current, around.lists, shapes)
+        space: Any = volume(current)
         velocity = state.momentum / state.mass
         virial = predicted.virial + velocity.T @ state.momentum  # of the potential and of the motion
-        stress: Any = jnp.where(jnp.all(here.pbc), units.to_voigt(units.virial_to_stress(virial, space)), jnp.nan)
+        stress: Any = jnp.where(jnp.all(current.pbc), units.to_voigt(units.virial_to_stress(virial, space)), jnp.nan)
         kinetic = ensembles.kinetic_energy(state)
         n_fixed = jnp.sum(around.fixed, axis=0)
         freedom = ensembles.degrees_of_freedom(ensemble.config, around.system.n_atoms, n_fixed)
+        of_cell: Any = jnp.where(jnp.all(current.pbc), space, jnp.nan)
         return Record(
             step=step,
             potential_energy=predicted.energy,
             kinetic_energy=kinetic,
             temperature=2 * kinetic / (jnp.maximum(1, freedom) * units.KB),
             stress=stress,
-            volume=jnp.where(jnp.all(here.pbc), space, jnp.nan),
+            volume=of_cell,
             conserved=moves.conserved(state, predicted.energy, around),
-            positions=here.positions,
+            positions=current.positions,
             momenta=state.momentum,
-            cell=here.cell,
+            cell=current.cell,
             forces=predicted.forces,
             truncated=neighbors.truncated,
         )

@@ -11,6 +11,7 @@ from lamjax.evaluation.errors import FORCES, SHIFTED, error_table, predictions, 
 from lamjax.potential import Params, Potential, Prediction
 
 MOST = 2000  # frames that are looked at for a head
+COLUMNS = ("head", "frames", "E before", "E after", "F before", "F after")
 BATCH = "auto:256"
 
 
@@ -28,6 +29,11 @@ class Forgetting(NamedTuple):
     energy_after: float | None
     forces_before: float | None
     forces_after: float | None
+
+    @property
+    def cells(self) -> list[str | int | float]:
+        """The line of the table; the name of a head without frames is marked."""
+        return [self.head + ("" if self.labelled else " *"), self.n, *("-" if x is None else x for x in self[3:])]
 
 
 def forgetting(

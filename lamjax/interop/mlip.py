@@ -24,7 +24,7 @@ class _Fixed:
 
     type: ClassVar[str] = "force field of mlip"
 
-    def __init__(self, force_field: Any):
+    def __init__(self, force_field: Any) -> None:
         self.force_field = force_field
 
 

@@ -6,6 +6,7 @@ Koker et al., arXiv 2508.16067. Nothing of a file is executed.
 import io
 import json
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -33,7 +34,16 @@ _MODEL = (
     "scale",
     "shift",
 )
+# what says how a model was trained, which changes no energy
+_TRAINING = frozenset(
+    "state_path resume_from train_path valid_path cache_dir valid_frac avg_n_edges avg_n_nodes max_n_edges max_n_nodes "
+    "seed mlp_init_scale optimizer learning_rate warmup_epochs warmup_factor grad_clip_norm weight_decay batch_size "
+    "n_epochs energy_weight force_weight stress_weight loss_type log_every val_every ema_decay atom_energies".split()
+)
 _FIXED = {"index_weights": False, "layer_norm": True}
+_REAL = ("cutoff", "radial_polynomial_p", "avg_n_neighbors", "scale", "shift")
+# whole numbers, and the most of each: a damaged header must not ask for more than any machine can build
+_WHOLE = {"lmax": 11, "n_layers": 64, "radial_basis_size": 4096, "radial_mlp_size": 65536, "radial_mlp_layers": 64}
 
 
 def is_nequix(path: str | Path) -> bool:
@@ -85,7 +95,33 @@ def _header(path: Any, line: bytes) -> dict[str, Any]:
     for key, value in _FIXED.items():
         if header[key] != value:
             raise CheckpointError(f"{path}: {key} is {header[key]}, lamjax reads models with {key} {value} only.")
+    _check_kinds(path, header)
+    if unknown := sorted(header.keys() - {*_MODEL, *_FIXED} - _TRAINING):
+        warnings.warn(
+            f"{path}: the header has keys that lamjax does not know: {', '.join(unknown)}. If they change the model, "
+            "its energies here are not Nequix's: compare some.",
+            stacklevel=2,
+        )
     return header
+
+
+def _check_kinds(path: Any, header: dict[str, Any]) -> None:
+    """CheckpointError for a value that is not of the kind that its key asks for, or larger than can be meant."""
+    for key in (*_REAL, *_WHOLE):
+        value, most = header[key], _WHOLE.get(key, np.inf)
+        if not _is_number(value) or key in _WHOLE and value != int(value):
+            raise CheckpointError(f"{path}: {key} is {value!r}, expected a {'whole ' * (key in _WHOLE)}number.")
+        if value > most:
+            raise CheckpointError(f"{path}: {key} is {value}, more than {most}. Is the file damaged?")
+    numbers, irreps = header["atomic_numbers"], header["hidden_irreps"]
+    if not isinstance(numbers, list) or not all(_is_number(z) and z == int(z) for z in numbers):
+        raise CheckpointError(f"{path}: atomic_numbers is {numbers!r}, expected a list of whole numbers, as in [1, 8].")
+    if not isinstance(irreps, str):
+        raise CheckpointError(f"{path}: hidden_irreps is {irreps!r}, expected a text, as in '128x0e + 64x1o'.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
 
 
 def _config(path: Any, header: dict[str, Any]) -> PotentialConfig:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 from pydantic import Field
 
 from lamjax import neighbors as neighbor_lists
@@ -20,7 +20,7 @@ from lamjax.factories import factory
 from lamjax.lattice import image_offsets, padded_images
 from lamjax.neighbors import Neighbors
 from lamjax.neighbors.verlet import SKIN
-from lamjax.potential import check_potential
+from lamjax.potential import Potential, check_potential
 from lamjax.properties import PropertyConfig, Supercell
 from lamjax.relaxation import CellConfig, Implicit, RelaxConfig, relax
 from lamjax.system import System, masses, real, volume
@@ -66,7 +66,7 @@ class TargetConfig:
     ] = 1.0
     unit: Annotated[str | None, Field(description="of the targets; None: the first one of the quantity")] = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.name not in UNITS:
             raise ValueError(f"Unknown property {self.name!r}; known: {', '.join(UNITS)}.")
         if self.unit is not None and self.unit not in UNITS[self.name]:
@@ -133,7 +133,7 @@ class PropertyValues(NamedTuple):
 
 
 def property_batch(
-    potential, systems: Sequence[System], targets: Sequence[Mapping[str, Any]], config: PropertyLossConfig
+    potential: Potential, systems: Sequence[System], targets: Sequence[Mapping[str, Any]], config: PropertyLossConfig
 ) -> PropertyBatch:
     """The batch of some crystals of one number of atoms, with a dict {property: value} for each. On the host.
 
@@ -165,7 +165,7 @@ def property_batch(
     return jax.tree.map(jnp.asarray, PropertyBatch(start, lists, values, weights, cells))
 
 
-def _lists(potential, systems: Sequence[System], widths: tuple[int, ...]) -> Neighbors:
+def _lists(potential: Potential, systems: Sequence[System], widths: tuple[int, ...]) -> Neighbors:
     """Neighbours of structures of one number of atoms, stacked, with the images that cells a tenth shorter need."""
     images = [image_offsets(SHRINK * s.cell, s.pbc, potential.cutoff + SKIN) for s in systems]
     most = max(map(len, images))
@@ -177,7 +177,9 @@ def _lists(potential, systems: Sequence[System], widths: tuple[int, ...]) -> Nei
     return pytree.stack([lists(*one) for one in zip(systems, images, strict=True)])
 
 
-def _supercells(potential, systems: Sequence[System], widths: tuple[int, ...], config: PhononTargetConfig) -> Supercell:
+def _supercells(
+    potential: Potential, systems: Sequence[System], widths: tuple[int, ...], config: PhononTargetConfig
+) -> Supercell:
     """Their supercells, stacked; an atom of them has the neighbours of its copy in the cell."""
     plain = [jax.tree.map(np.asarray, s) for s in systems]
     cells = [properties.supercell(potential, s, config.repeats, capacities=widths) for s in plain]
@@ -192,7 +194,7 @@ def _supercells(potential, systems: Sequence[System], widths: tuple[int, ...], c
     return pytree.stack([widened(c) for c in cells])._replace(neighbors=lists)
 
 
-def target_value(target: TargetConfig, value, system: System, name: str) -> np.ndarray | None:
+def target_value(target: TargetConfig, value: Any, system: System, name: str) -> np.ndarray | None:
     """A target of a structure in the first unit of its quantity; None if there is none. ValueError for what is wrong.
 
     `name` is what messages call the structure.
@@ -243,7 +245,7 @@ def _of_structure(name: str, system: System, n_atoms: int):
 
 
 @factory
-def property_loss(potential, config: PropertyLossConfig) -> Callable:
+def property_loss(potential: Potential, config: PropertyLossConfig) -> Callable:
     """The loss `(params, batch, lr_ratio) -> (scalar, metrics)` of properties of structures that are relaxed first.
 
     The batch is a `PropertyBatch`. Each structure is relaxed with the parameters as they are; the gradient is that of
@@ -257,30 +259,30 @@ def property_loss(potential, config: PropertyLossConfig) -> Callable:
     expect(config, PropertyLossConfig, "property_loss takes a PropertyLossConfig second", "It names the targets.")
     size = {"squared": jnp.square, "absolute": lambda x: jnp.sqrt(1 + x * x) - 1}[config.error]
 
-    def loss(params, batch: PropertyBatch, lr_ratio=1.0):
+    def loss(params: PyTree, batch: PropertyBatch, lr_ratio: float | Array = 1.0) -> tuple[Array, dict]:
         _check(batch, PropertyBatch, "property_loss", "losses.property_batch makes one of structures and targets.")
-        crystals, kept, n_steps = _relaxed(potential, params, batch, config)
+        crystals, counted, n_steps = _relaxed(potential, params, batch, config)
 
         def judged(params):
             values, stable, settled = jax.vmap(lambda x: _properties(potential, config, params, *x))(crystals)
-            return *_compared(values, batch, kept & settled, config, size), stable, kept & settled
+            return *_compared(values, batch, counted & settled, config, size), stable, counted & settled
 
         shapes = jax.eval_shape(judged, params)
         nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        total, metrics, stable, kept = jax.lax.cond(jnp.any(kept), judged, lambda params: nothing, params)
+        total, metrics, stable, counted = jax.lax.cond(jnp.any(counted), judged, lambda params: nothing, params)
         present = jnp.any(real(batch.start), axis=-1)
         return total, metrics | {
-            "n_structures": jnp.sum(kept),
-            "n_dropped": jnp.sum(present & ~kept),
-            "n_unstable": jnp.sum(kept & ~stable),
-            "n_steps": jnp.sum(jnp.where(kept, n_steps, 0)) / jnp.maximum(jnp.sum(kept), 1),
+            "n_structures": jnp.sum(counted),
+            "n_dropped": jnp.sum(present & ~counted),
+            "n_unstable": jnp.sum(counted & ~stable),
+            "n_steps": jnp.sum(jnp.where(counted, n_steps, 0)) / jnp.maximum(jnp.sum(counted), 1),
         }
 
     return loss
 
 
 @factory
-def property_values(potential, config: PropertyLossConfig) -> Callable:
+def property_values(potential: Potential, config: PropertyLossConfig) -> Callable:
     """The function (params, PropertyBatch) -> PropertyValues of structures that are relaxed first.
 
     What `property_loss` compares with the targets, of each structure, and whether it is to be trusted.
@@ -288,13 +290,13 @@ def property_values(potential, config: PropertyLossConfig) -> Callable:
     check_potential(potential, "property_values")
     expect(config, PropertyLossConfig, "property_values takes a PropertyLossConfig second", "It names the properties.")
 
-    def values_of(params, batch: PropertyBatch) -> PropertyValues:
+    def values_of(params: PyTree, batch: PropertyBatch) -> PropertyValues:
         _check(batch, PropertyBatch, "property_values", "losses.property_batch makes one of structures and targets.")
-        crystals, kept, n_steps = _relaxed(potential, params, batch, config)
+        crystals, counted, n_steps = _relaxed(potential, params, batch, config)
         values, stable, settled = jax.vmap(lambda x: _properties(potential, config, params, *x))(crystals)
-        kept = kept & settled
-        values = {name: pytree.where(kept, x, jnp.full_like(x, jnp.nan)) for name, x in values.items()}
-        return PropertyValues(values, kept, stable & kept, n_steps)
+        counted = counted & settled
+        values = {name: pytree.where(counted, x, jnp.full_like(x, jnp.nan)) for name, x in values.items()}
+        return PropertyValues(values, counted, stable & counted, n_steps)
 
     return values_of
 
@@ -308,15 +310,15 @@ def _relaxed(potential, params, batch: PropertyBatch, config: PropertyLossConfig
     how = dataclasses.replace(config.relax, adjoint=Implicit())  # which keeps nothing of the way
     end = still(relax(potential, still(params), batch.start, batch.neighbors, how))
     lists = jax.vmap(lambda n, s: neighbor_lists.update(n, s, shells))(batch.neighbors, end.system)
-    kept, cells = end.converged & ~lists.overflow & jnp.any(real(batch.start), axis=-1), batch.cells
+    counted, cells = end.converged & ~lists.overflow & jnp.any(real(batch.start), axis=-1), batch.cells
     stretch = volume(end.system) / volume(batch.start)
-    kept = kept & (stretch < AWAY) & (stretch > 1 / AWAY)  # the others have broken up or collapsed
+    counted = counted & (stretch < AWAY) & (stretch > 1 / AWAY)  # the others have broken up or collapsed
     if cells is not None:
         large = jax.vmap(properties.repeated)(end.system, cells)
         near = jax.vmap(lambda n, s: neighbor_lists.update(n, s, shells))(cells.neighbors, large)
-        cells, kept = cells._replace(neighbors=near), kept & ~near.overflow
+        cells, counted = cells._replace(neighbors=near), counted & ~near.overflow
     crystals = end.system, lists, cells
-    return still((pytree.where(kept, crystals, pytree.take(crystals, jnp.argmax(kept))), kept, end.n_steps))
+    return still((pytree.where(counted, crystals, pytree.take(crystals, jnp.argmax(counted))), counted, end.n_steps))
 
 
 def _properties(potential, config: PropertyLossConfig, params, system: System, lists: Neighbors, cells):
@@ -342,18 +344,18 @@ def _properties(potential, config: PropertyLossConfig, params, system: System, l
     return {name: values[name] for name in sorted(names)}, stable, crystal.converged
 
 
-def _compared(values: dict, batch: PropertyBatch, kept, config: PropertyLossConfig, size: Callable):
+def _compared(values: dict, batch: PropertyBatch, counted, config: PropertyLossConfig, size: Callable):
     """The mean over the kept structures, and the mean absolute error of each property in its first unit."""
     total, metrics = 0.0, {}
     for target in config.targets:
-        weight = jnp.where(kept, batch.weights[target.name], 0)
+        weight = jnp.where(counted, batch.weights[target.name], 0)
         known = (weight > 0).reshape(-1, *[1] * len(SHAPES.get(target.name, ())))
         error = jnp.where(known, values[target.name] - batch.targets[target.name], 0)
         axes = tuple(range(1, error.ndim))
         total = total + target.weight * jnp.sum(weight * jnp.mean(size(error / target.scale), axis=axes))
         number = jnp.maximum(jnp.sum(weight > 0), 1)
         metrics[f"{target.name}_mae"] = jnp.sum(jnp.mean(jnp.abs(jax.lax.stop_gradient(error)), axis=axes)) / number
-    return total / jnp.maximum(jnp.sum(kept), 1), metrics
+    return total / jnp.maximum(jnp.sum(counted), 1), metrics
 
 
 # ---- force constants
@@ -385,7 +387,7 @@ def sampled_columns(
 
 
 @factory
-def force_constant_loss(potential) -> Callable:
+def force_constant_loss(potential: Potential) -> Callable:
     """The loss `(params, batch, lr_ratio) -> (scalar, metrics)`: mean square of (H v - Φ v) per atom, in (eV/Å²)².
 
     The batch is a `ForceConstantBatch`: products of the reference's force constants with some directions, at the
@@ -399,7 +401,7 @@ def force_constant_loss(potential) -> Callable:
         error = jnp.where(real(system)[:, None], computed - products, 0)
         return jnp.mean(jnp.sum(error**2, axis=(1, 2))) / jnp.maximum(jnp.sum(real(system)), 1)
 
-    def loss(params, batch: ForceConstantBatch, lr_ratio=1.0):
+    def loss(params: PyTree, batch: ForceConstantBatch, lr_ratio: float | Array = 1.0) -> tuple[Array, dict]:
         _check(batch, ForceConstantBatch, "force_constant_loss", "losses.sampled_columns gives its columns.")
         present = jnp.any(real(batch.system), axis=-1)
         each = jax.vmap(lambda *x: one(params, *x))(*batch)
@@ -410,6 +412,6 @@ def force_constant_loss(potential) -> Callable:
     return loss
 
 
-def _check(batch, kind: type, name: str, remedy: str) -> None:
+def _check(batch: Any, kind: type, name: str, remedy: str) -> None:
     if not isinstance(batch, kind):
         raise ArgumentError(f"{name} takes a {kind.__name__}, got {describe(batch)}. {remedy}")

@@ -6,15 +6,17 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, PyTree
 from pydantic import Field
 
 from lamjax import neighbors as neighbor_lists
 from lamjax.arguments import ArgumentError, describe, expect
 from lamjax.config import configuration
+from lamjax.data import StructureBatch
 from lamjax.factories import factory
 from lamjax.losses.geometry import StructureError, structure_error
-from lamjax.potential import check_potential
+from lamjax.potential import Potential, check_potential
 from lamjax.relaxation import Relaxation, RelaxConfig, Unrolled, implicit, minimiser, relax
 from lamjax.relaxation.adjoints import is_of_the_end
 from lamjax.relaxation.implicit import Point
@@ -25,7 +27,7 @@ from lamjax.system import System, real
 
 @configuration
 class DistanceConfig:
-    """How far a structure is from its target, as one number.
+    """The distance of a structure from its target, as one number.
 
     `kind`: "dq" the mass-weighted distance (amu^1/2 Å), "rmsd" (Å), "squared" dq²; "bounded" dq/(scale + dq), which
     keeps the huge gradients next to a switch of basins from deciding a batch.
@@ -34,14 +36,13 @@ class DistanceConfig:
     kind: Literal["dq", "rmsd", "squared", "bounded"] = "dq"
     scale: Annotated[float, Field(gt=0, description='amu^1/2 Å, where "bounded" is one half')] = 1.0
     cell: Annotated[
-        float,
-        Field(ge=0, description="weight of the strain between the cells, added to the distance of the atoms"),
+        float, Field(ge=0, description="weight of the strain between the cells, added to the distance of the atoms")
     ] = 0.0
 
 
 @configuration
 class StructureLossConfig:
-    """What the structure loss relaxes, and what it makes of the end."""
+    """Settings of the structure loss: the relaxation, and the distance of its end from the target."""
 
     relax: RelaxConfig = field(default_factory=lambda: RelaxConfig(adjoint=Unrolled(50)))
     distance: DistanceConfig = DistanceConfig()
@@ -49,8 +50,7 @@ class StructureLossConfig:
         float, Field(description="weight of the distance at the end of the window of the adjoint Hybrid")
     ] = 1.0
     energy: Annotated[
-        float,
-        Field(description="weight (atoms/eV) of |E - label| per atom at the end, where the target has an energy"),
+        float, Field(description="weight (atoms/eV) of |E - label| per atom at the end, where the target has an energy")
     ] = 0.0
     max_motion: Annotated[
         float,
@@ -66,13 +66,13 @@ class Learned(NamedTuple):
     minimiser: dict[str, Array]
 
 
-def with_minimiser(params, config: RelaxConfig, dtype=None) -> Learned:
+def with_minimiser(params: PyTree, config: RelaxConfig, dtype: DTypeLike | None = None) -> Learned:
     """The parameters, and beside them the learnable numbers of the config's minimiser: step sizes, mixing, bias."""
     return Learned(params, minimiser(config.minimiser).numbers(jnp.zeros((), dtype or float).dtype))
 
 
 @factory
-def structure_loss(potential, config: StructureLossConfig | None = None) -> Callable:
+def structure_loss(potential: Potential, config: StructureLossConfig | None = None) -> Callable:
     """The loss `(params, batch, lr_ratio) -> (scalar, metrics)` of relaxing `batch.start` towards `batch.target`.
 
     The batch is a `data.StructureBatch`; params are the potential's, or `Learned`. The scalar is the mean over its
@@ -88,7 +88,9 @@ def structure_loss(potential, config: StructureLossConfig | None = None) -> Call
     expect(config, StructureLossConfig, "structure_loss takes a StructureLossConfig second", remedy)
     by_adjoint = _at_minimum if is_of_the_end(config.relax.adjoint) else _on_the_way
 
-    def loss(params, batch, lr_ratio=1.0):  # the ratio is for losses whose weights follow the learning rate
+    def loss(
+        params: PyTree, batch: StructureBatch, lr_ratio: float | Array = 1.0
+    ) -> tuple[Array, dict]:  # the ratio is for losses whose weights follow the learning rate
         check_pairs(batch)
         learned = params if isinstance(params, Learned) else Learned(params, {})
         return by_adjoint(potential, learned, batch, config)
@@ -96,7 +98,7 @@ def structure_loss(potential, config: StructureLossConfig | None = None) -> Call
     return loss
 
 
-def check_pairs(batch) -> None:
+def check_pairs(batch: Any) -> None:
     """ArgumentError unless the batch holds starts and targets."""
     if not hasattr(batch, "start") or not hasattr(batch, "target"):
         raise ArgumentError(
@@ -121,120 +123,130 @@ def shaped(distance: Float[Array, "*batch"], config: DistanceConfig) -> Float[Ar
     return distance
 
 
-def _on_the_way(potential, learned: Learned, batch, config: StructureLossConfig):
+def _on_the_way(
+    potential: Potential, learned: Learned, batch: StructureBatch, config: StructureLossConfig
+) -> tuple[Array, dict]:
     """Value and metrics where the steps of the relaxation are differentiated."""
     relaxed = _relaxed(potential, learned, batch, config.relax)
-    kept = _kept(relaxed, batch, config)
-    each, error = _value(relaxed.system, relaxed.energy, batch, kept, config)
-    return _with_window(mean(each, kept), _metrics(error, relaxed, kept, batch), relaxed.window, (batch, kept, config))
+    counted = _kept(relaxed, batch, config)
+    each, error = _value(relaxed.system, relaxed.energy, batch, counted, config)
+    return _with_window(
+        mean(each, counted), _metrics(error, relaxed, counted, batch), relaxed.window, (batch, counted, config)
+    )
 
 
-def _at_minimum(potential, learned: Learned, batch, config: StructureLossConfig):
+def _at_minimum(
+    potential: Potential, learned: Learned, batch: StructureBatch, config: StructureLossConfig
+) -> tuple[Array, dict]:
     """Value and metrics where the minimum is differentiated: the linear solve is done here, and reported."""
     adjoint = config.relax.adjoint
     relaxed = _relaxed(potential, learned, batch, config.relax)
     end = jax.lax.stop_gradient(relaxed._replace(window=None))
-    kept = _kept(end, batch, config)
+    counted = _kept(end, batch, config)
     gate = getattr(adjoint, "gate", None)
-    settled = kept & (end.fmax <= (config.relax.fmax if gate is None else gate)) & ~end.overflow
+    settled = counted & (end.fmax <= (config.relax.fmax if gate is None else gate)) & ~end.overflow
     surface, z = over(potential, batch.start, batch.fixed, config.relax.cell), end.coordinates
     lists = jax.vmap(lambda n, s: neighbor_lists.update(n, s, potential.shells))(batch.neighbors, end.system)
     energy = surface.energy(learned.potential, z, lists) if config.energy else jnp.zeros_like(end.energy)
 
     def value(z):
         moved = energy + jnp.sum(surface.energy_slope(end.coordinates) * (z - end.coordinates), (1, 2))
-        return _value(surface.place(z), moved, batch, kept, config)
+        return _value(surface.place(z), moved, batch, counted, config)
 
     (each, error), back = jax.vjp(value, z)
-    (on_z,) = back((settled.astype(each.dtype) / _number(kept, each.dtype), jax.tree.map(jnp.zeros_like, error)))
+    (on_z,) = back((settled.astype(each.dtype) / _number(counted, each.dtype), jax.tree.map(jnp.zeros_like, error)))
     weights = Weights(learned.potential, {}, surface.reference.cell)
     zero, solve = implicit.tie(surface, weights, Point(z, end.energy, lists), on_z, adjoint)
-    metrics = _metrics(error, end, kept, batch) | {
-        "n_gated": jnp.sum(kept & ~settled),
+    metrics = _metrics(error, end, counted, batch) | {
+        "n_gated": jnp.sum(counted & ~settled),
         "n_negative": jnp.sum(settled & solve.negative),
         "iterations": mean(solve.iterations.astype(each.dtype), settled),
         "residual": jnp.max(jnp.where(settled, solve.residual, 0)),
     }
-    return _with_window(mean(each, kept) + zero.astype(each.dtype), metrics, relaxed.window, (batch, kept, config))
-
-
-def _with_window(total, metrics: dict, window: System | None, judged: tuple):
-    """Value and metrics with those of the structures at the end of a window, where the adjoint has one."""
-    if window is None:
-        return total, metrics
-    batch, kept, config = judged
-    each, error = _value(window, None, batch, kept, config)
-    return total + config.window * mean(each, kept), metrics | {"dq_window": mean(error.dq, kept)}
-
-
-def _relaxed(potential, learned: Learned, batch, config: RelaxConfig) -> Relaxation:
-    return relax(
-        potential,
-        learned.potential,
-        batch.start,
-        batch.neighbors,
-        config,
-        fixed=batch.fixed,
-        numbers=learned.minimiser,
+    return _with_window(
+        mean(each, counted) + zero.astype(each.dtype), metrics, relaxed.window, (batch, counted, config)
     )
 
 
-def _kept(relaxed: Relaxation, batch, config: StructureLossConfig) -> Bool[Array, " n_batch"]:
+def _with_window(total: Float[Array, ""], metrics: dict, window: System | None, judged: tuple) -> tuple[Array, dict]:
+    """Value and metrics with those of the structures at the end of a window, where the adjoint has one."""
+    if window is None:
+        return total, metrics
+    batch, counted, config = judged
+    each, error = _value(window, None, batch, counted, config)
+    return total + config.window * mean(each, counted), metrics | {"dq_window": mean(error.dq, counted)}
+
+
+def _relaxed(potential: Potential, learned: Learned, batch: StructureBatch, config: RelaxConfig) -> Relaxation:
+    return relax(
+        potential, learned.potential, batch.start, batch.neighbors, config, fixed=batch.fixed, numbers=learned.minimiser
+    )
+
+
+def _kept(relaxed: Relaxation, batch: StructureBatch, config: StructureLossConfig) -> Bool[Array, " n_batch"]:
     """Mask of the structures that count: with atoms, finite, and moved by less than `max_motion`."""
     moved = jax.lax.stop_gradient(relaxed.system.positions) - batch.start.positions
     farthest = jnp.sqrt(jnp.max(jnp.sum(moved * moved, axis=-1), axis=-1, initial=0))
     return jnp.any(real(batch.start), axis=-1) & relaxed.finite & (farthest <= config.max_motion)
 
 
-def _value(system: System, energy, batch, kept, config: StructureLossConfig):
+def _value(
+    system: System,
+    energy: Float[Array, " n_batch"],
+    batch: StructureBatch,
+    counted: Bool[Array, " n_batch"],
+    config: StructureLossConfig,
+) -> tuple[Array, StructureError]:
     """The loss of each structure, and its errors; those that are not kept are judged at their target.
 
     An energy of None does not count.
     """
     target = jax.tree.map(jnp.asarray, batch.target)
     system = system._replace(
-        positions=jnp.where(kept[:, None, None], system.positions, target.positions),
-        cell=jnp.where(kept[:, None, None], system.cell, target.cell),
+        positions=jnp.where(counted[:, None, None], system.positions, target.positions),
+        cell=jnp.where(counted[:, None, None], system.cell, target.cell),
     )
     error = structure_error(system, target, batch.fixed)
     each = distance(error, config.distance)
     if config.energy and energy is not None:
         n_atoms = jnp.maximum(jnp.sum(real(target), axis=-1), 1)
-        off = jnp.abs(jnp.where(kept, energy - batch.labels.energy, 0)) / n_atoms
+        off = jnp.abs(jnp.where(counted, energy - batch.labels.energy, 0)) / n_atoms
         each = each + config.energy * jnp.where(batch.labels.weights[:, 0] > 0, off, 0).astype(each.dtype)
     return each, error
 
 
-def _number(kept, dtype) -> Float[Array, ""]:
-    return jnp.maximum(jnp.sum(kept), 1).astype(dtype)
+def _number(counted: Bool[Array, " n_batch"], dtype: DTypeLike) -> Float[Array, ""]:
+    return jnp.maximum(jnp.sum(counted), 1).astype(dtype)
 
 
-def mean(x: Float[Array, " n_batch"], kept: Bool[Array, " n_batch"]) -> Float[Array, ""]:
-    """Over the kept ones; 0 if there are none."""
-    return jnp.sum(jnp.where(kept, x, 0)) / _number(kept, x.dtype)
+def mean(x: Float[Array, " n_batch"], counted: Bool[Array, " n_batch"]) -> Float[Array, ""]:
+    """The mean over the structures that count; 0 if none does."""
+    return jnp.sum(jnp.where(counted, x, 0)) / _number(counted, x.dtype)
 
 
-def _metrics(error: StructureError, relaxed: Relaxation, kept, batch) -> dict:
+def _metrics(
+    error: StructureError, relaxed: Relaxation, counted: Bool[Array, " n_batch"], batch: StructureBatch
+) -> dict:
     present = jnp.any(real(batch.start), axis=-1)
     error, relaxed = jax.lax.stop_gradient((error, relaxed))
     return {
-        "dq_mean": mean(error.dq, kept),
-        "dq_median": _median(error.dq, kept),
-        "rmsd": mean(error.rmsd, kept),
-        "largest_displacement": jnp.max(jnp.where(kept, error.largest, 0)),
-        "strain": mean(error.strain, kept),
-        "fmax": mean(relaxed.fmax, kept),
-        "n_steps": mean(relaxed.n_steps.astype(relaxed.fmax.dtype), kept),
-        "converged": mean(relaxed.converged.astype(relaxed.fmax.dtype), kept),
-        "n_structures": jnp.sum(kept),
-        "n_dropped": jnp.sum(present & ~kept),
+        "dq_mean": mean(error.dq, counted),
+        "dq_median": _median(error.dq, counted),
+        "rmsd": mean(error.rmsd, counted),
+        "largest_displacement": jnp.max(jnp.where(counted, error.largest, 0)),
+        "strain": mean(error.strain, counted),
+        "fmax": mean(relaxed.fmax, counted),
+        "n_steps": mean(relaxed.n_steps.astype(relaxed.fmax.dtype), counted),
+        "converged": mean(relaxed.converged.astype(relaxed.fmax.dtype), counted),
+        "n_structures": jnp.sum(counted),
+        "n_dropped": jnp.sum(present & ~counted),
         "n_overflow": jnp.sum(present & relaxed.overflow),
     }
 
 
-def _median(x, kept):
+def _median(x: Float[Array, " n"], counted: Bool[Array, " n"]) -> Float[Array, ""]:
     """Median over the kept ones; 0 if there are none."""
-    ordered = jnp.sort(jnp.where(kept, jnp.ravel(x), jnp.inf))
-    n = jnp.sum(kept)
+    ordered = jnp.sort(jnp.where(counted, jnp.ravel(x), jnp.inf))
+    n = jnp.sum(counted)
     low, high = jnp.maximum(n - 1, 0) // 2, jnp.minimum(n // 2, len(ordered) - 1)
     return jnp.where(n > 0, (ordered[low] + ordered[high]) / 2, 0)

@@ -5,15 +5,17 @@ from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 from pydantic import Field
 
 from lamjax.arguments import expect
 from lamjax.config import configuration
+from lamjax.data import StructureBatch
 from lamjax.factories import factory
 from lamjax.losses.structure import DistanceConfig, check_pairs, mean, shaped
-from lamjax.potential import check_potential
+from lamjax.potential import Potential, check_potential
 from lamjax.relaxation import CellConfig, Implicit, coordinates, implicit
+from lamjax.relaxation.coordinates import BatchRows
 from lamjax.relaxation.surface import Surface, over
 from lamjax.system import masses, real
 
@@ -46,7 +48,7 @@ class NewtonTargetConfig:
 
 
 @factory
-def target_force_loss(potential, config: ForceTargetConfig = ForceTargetConfig()) -> Callable:
+def target_force_loss(potential: Potential, config: ForceTargetConfig = ForceTargetConfig()) -> Callable:
     """The loss `(params, batch, lr_ratio) -> (scalar, metrics)`, the mean of |F|² per atom at `batch.target`.
 
     In eV²/Å². A potential can make it small by becoming flat: mix in labels elsewhere (`weighted_sum`).
@@ -54,7 +56,7 @@ def target_force_loss(potential, config: ForceTargetConfig = ForceTargetConfig()
     check_potential(potential, "target_force_loss")
     expect(config, ForceTargetConfig, "target_force_loss takes a ForceTargetConfig", "Leave it out for the defaults.")
 
-    def loss(params, batch, lr_ratio=1.0):
+    def loss(params: PyTree, batch: StructureBatch, lr_ratio: float | Array = 1.0) -> tuple[Array, dict]:
         surface, z, lists, present = _at_target(potential, batch, config.cell)
         force = surface.evaluate(params, z, lists).force
         n_atoms = jnp.maximum(jnp.sum(real(batch.target), axis=-1), 1)
@@ -69,7 +71,7 @@ def target_force_loss(potential, config: ForceTargetConfig = ForceTargetConfig()
 
 
 @factory
-def newton_loss(potential, config: NewtonTargetConfig = NewtonTargetConfig()) -> Callable:
+def newton_loss(potential: Potential, config: NewtonTargetConfig = NewtonTargetConfig()) -> Callable:
     """The loss `(params, batch, lr_ratio) -> (scalar, metrics)` of the distance |(H + δ)⁻¹ F|_M at `batch.target`.
 
     The first-order distance (amu^1/2 Å) from the target to the minimum of the potential. Unlike |F|², it does not
@@ -79,7 +81,7 @@ def newton_loss(potential, config: NewtonTargetConfig = NewtonTargetConfig()) ->
     check_potential(potential, "newton_loss")
     expect(config, NewtonTargetConfig, "newton_loss takes a NewtonTargetConfig", "Leave it out for the defaults.")
 
-    def loss(params, batch, lr_ratio=1.0):
+    def loss(params: PyTree, batch: StructureBatch, lr_ratio: float | Array = 1.0) -> tuple[Array, dict]:
         surface, z, lists, present = _at_target(potential, batch, config.cell)
         mass = _row_masses(surface, config.distance.cell)
         still = jax.lax.stop_gradient(params)
@@ -105,7 +107,7 @@ def newton_loss(potential, config: NewtonTargetConfig = NewtonTargetConfig()) ->
     return loss
 
 
-def _tie(params, surface: Surface, at: tuple, step, back) -> Float[Array, ""]:
+def _tie(params: PyTree, surface: Surface, at: tuple, step: BatchRows, back: BatchRows) -> Float[Array, ""]:
     """0, with the derivative μᵀ (∂F/∂θ - ∂H/∂θ s) of a loss of s, (H + δ) s = F and (H + δ) μ = ∂L/∂s.
 
     s is the `step`, μ is `back`, both `at` coordinates and their neighbours.

@@ -21,7 +21,7 @@ FULLER = 1.3  # than now a bin may become, at least
 
 
 class Grid(NamedTuple):
-    """How space is divided. Hashable, static; the bins follow the cell, so that one grid serves a cell that changes."""
+    """A division of space into bins. Hashable, static; bins follow the cell: one grid serves a changing cell."""
 
     bins: tuple[int, int, int]  # along each lattice vector; where nothing is periodic, along that normal
     reach: tuple[int, int, int]  # bins on either side that an atom looks at
@@ -34,7 +34,7 @@ class Grid(NamedTuple):
 
 
 class Shapes(NamedTuple):
-    """How wide the arrays of a moving structure are. Hashable, static."""
+    """Widths of the arrays of a moving structure. Hashable, static."""
 
     capacities: tuple[int, ...]  # slots for each shell
     width: int  # of the lists with a skin
@@ -122,7 +122,7 @@ def search(
         radius=jnp.minimum(radius, jnp.min(dropped, initial=jnp.inf).astype(radius.dtype)),
         positions=system.positions,
         cell=system.cell,
-        found=jnp.max(number, axis=0, initial=0),
+        largest_counts=jnp.max(number, axis=0, initial=0),
         usable=finite & (within >= shells[0].cutoff) & (fullest <= grid.capacity),
     ), fullest
 

@@ -152,7 +152,7 @@ def _pack(
         mask=masks[0],
         inner=tuple(masks[1:]),
         offsets=padded_images(offsets, n_offsets),
-        found=np.asarray(n_neighbors, np.int32),
+        largest_counts=np.asarray(n_neighbors, np.int32),
         overflow=np.asarray(any(k > c for k, c in zip(kept, capacities, strict=True))),
         truncated=np.asarray(any(k < f for k, f in zip(kept, n_neighbors, strict=True))),
         made_for=MadeFor(tuple(shells)),

@@ -61,7 +61,7 @@ def within_shells(squared: Float[Array, "n_atoms n"], shells: tuple[Shell, ...])
 
 
 def counted(squared: Float[Array, "n_atoms n"], shells: tuple[Shell, ...]) -> Int[Array, "n_atoms n_shells"]:
-    """How many neighbours each atom has within each shell."""
+    """The number of neighbours of each atom within each shell."""
     return jnp.stack([jnp.sum(squared <= s.cutoff**2, axis=1) for s in shells], axis=1).astype(jnp.int32)
 
 
@@ -106,7 +106,7 @@ def assemble(
         mask=masks[0],
         inner=tuple(masks[1:]),
         offsets=offsets,
-        found=n_neighbors,
+        largest_counts=n_neighbors,
         overflow=missing | ~complete,
         truncated=truncated,
         made_for=MadeFor(tuple(shells)),
@@ -129,7 +129,7 @@ def update(neighbors: Neighbors, system: System, shells: tuple[Shell, ...]) -> N
     return new._replace(
         overflow=new.overflow | neighbors.overflow,
         truncated=new.truncated | neighbors.truncated,
-        found=jnp.maximum(new.found, neighbors.found),
+        largest_counts=jnp.maximum(new.largest_counts, neighbors.largest_counts),
         made_for=None if neighbors.made_for is None else new.made_for,  # carried through a loop, it keeps its type
     )
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lamjax import system as systems
+from lamjax.arguments import renamed
 from lamjax.system import System
 
 
@@ -49,11 +50,13 @@ class Neighbors(NamedTuple):
     mask: Bool[Array, "*batch n_atoms capacity"]  # within the widest shell
     inner: tuple[Bool[Array, "*batch n_atoms _"], ...]  # within each further shell
     offsets: Int[Array, "*batch n_offsets 3"]  # the cell images that a rebuild searches
-    found: Int[Array, "*batch n_shells"]  # largest number of neighbours of an atom within each shell
+    largest_counts: Int[Array, "*batch n_shells"]  # largest number of neighbours of an atom within each shell
     overflow: Bool[Array, "*batch"]  # neighbours are missing: the list is too narrow or too few images were searched
     truncated: Bool[Array, "*batch"]  # the model itself drops neighbours beyond its `sel` (as DeePMD-kit does)
     made_for: MadeFor | None = None  # None: put together by hand, for what is not known
     known: Known | None = None  # not None: while lamjax evaluates a potential
+
+    found = renamed("found", "largest_counts")
 
     @property
     def masks(self) -> tuple:

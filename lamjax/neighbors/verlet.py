@@ -33,7 +33,7 @@ class Verlet(NamedTuple):
     radius: Float[Array, "*batch"]  # Å; -inf before the first search
     positions: Float[Array, "*batch n_atoms 3"]  # Å, where it was made
     cell: Float[Array, "*batch 3 3"]
-    found: Int[Array, "*batch n_shells"]  # then, without a limit of slots
+    largest_counts: Int[Array, "*batch n_shells"]  # then, without a limit of slots
     usable: Bool[Array, "*batch"]  # positions were finite and the images enough for the cutoff itself
 
 
@@ -55,13 +55,13 @@ def blank(system: System, width: int, offsets: Array, shells: tuple[Shell, ...])
         radius=jnp.full((), -jnp.inf, dtype),
         positions=jnp.zeros((n, 3), dtype),
         cell=jnp.zeros((3, 3), dtype),
-        found=jnp.zeros(len(shells), jnp.int32),
+        largest_counts=jnp.zeros(len(shells), jnp.int32),
         usable=jnp.ones((), bool),
     )
 
 
 def slots(capacity: int, cutoff: float, skin: float) -> int:
-    """How wide a list is whose atoms have `capacity` neighbours within the cutoff."""
+    """The width of a list with a skin for atoms that have `capacity` neighbours within the cutoff."""
     return math.ceil(capacity * (1 + skin / cutoff) ** 3) + (4 if skin else 0)
 
 
@@ -91,7 +91,7 @@ def from_pairs(
         radius=np.asarray(min(radius, r[~inside].min(initial=np.inf)), dtype),
         positions=system.positions,
         cell=system.cell,
-        found=np.asarray(n_neighbors, np.int32),
+        largest_counts=np.asarray(n_neighbors, np.int32),
         usable=np.ones((), bool),
     )
 
@@ -111,7 +111,7 @@ def is_stale(verlet: Verlet, system: System, shells: tuple[Shell, ...]) -> Bool[
 
 
 def search(verlet: Verlet, system: System, shells: tuple[Shell, ...], skin: float) -> Verlet:
-    """The list made anew in the same shapes, over all images."""
+    """A new list in the same shapes, searched over all images."""
     system = jax.lax.stop_gradient(system)
     cutoff, width, offsets = shells[0].cutoff, verlet.indices.shape[-1], verlet.offsets
     shift, finite = wrap_shift(system.positions, system.cell, system.pbc)
@@ -127,7 +127,7 @@ def search(verlet: Verlet, system: System, shells: tuple[Shell, ...], skin: floa
         radius=jnp.minimum(radius, jnp.min(dropped, initial=jnp.inf).astype(radius.dtype)),
         positions=system.positions,
         cell=system.cell,
-        found=within_shells(squared, shells),
+        largest_counts=within_shells(squared, shells),
         usable=finite & (within >= cutoff),
     )
 
@@ -169,5 +169,5 @@ def narrow(verlet: Verlet, system: System, shells: tuple[Shell, ...], capacities
     squared = jnp.where(verlet.mask, jnp.sum(d * d, axis=-1), jnp.inf)
     candidates = nearest_candidates(squared, verlet.indices, verlet.images, capacities[0])
     # a list that was cut within the cutoff has just been made, and its numbers are those of now
-    n_neighbors = jnp.where(verlet.radius >= shells[0].cutoff, within_shells(squared, shells), verlet.found)
+    n_neighbors = jnp.where(verlet.radius >= shells[0].cutoff, within_shells(squared, shells), verlet.largest_counts)
     return assemble(candidates, verlet.offsets, shells, capacities, n_neighbors, verlet.usable)

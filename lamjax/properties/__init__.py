@@ -27,6 +27,7 @@ from lamjax.properties.minimum import at_minimum as at_minimum
 from lamjax.properties.minimum import check_crystal as check_crystal
 from lamjax.properties.paths import Path as Path
 from lamjax.properties.paths import path as path
+from lamjax.properties.phonopy_files import check_phonopy as check_phonopy
 from lamjax.properties.phonopy_files import read_force_constants as read_force_constants
 from lamjax.properties.phonopy_files import to_phonopy as to_phonopy
 from lamjax.properties.phonopy_files import write_phonopy as write_phonopy

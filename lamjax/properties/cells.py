@@ -31,23 +31,19 @@ class Lattice(NamedTuple):
 
 
 def lattice(
-    potential: Potential,
-    params: Any,
-    system: System,
-    neighbors: Neighbors,
-    config: PropertyConfig = RELAXED,
+    potential: Potential, params: Any, system: System, neighbors: Neighbors, config: PropertyConfig = RELAXED
 ) -> Lattice:
     """Cell, lengths, angles, volume and density of a relaxed crystal, with their derivatives by the parameters."""
     minimum.check_crystal(system, "A lattice constant")
     return lattice_at(minimum.at_minimum(potential, params, system, neighbors, config))
 
 
-def lattice_at(here: Minimum) -> Lattice:
+def lattice_at(relaxed: Minimum) -> Lattice:
     """As `lattice`, of what `at_minimum` gives: for several properties of one crystal."""
-    cell, size = here.system.cell, volume(here.system)
+    cell, size = relaxed.system.cell, volume(relaxed.system)
     lengths = jnp.linalg.norm(cell, axis=1)
     unit = cell / lengths[:, None]
     cosines = jnp.array([unit[1] @ unit[2], unit[0] @ unit[2], unit[0] @ unit[1]])
-    density = DENSITY * jnp.sum(jax.lax.stop_gradient(masses(here.system))) / size
+    density = DENSITY * jnp.sum(jax.lax.stop_gradient(masses(relaxed.system))) / size
     angles = jnp.arccos(cosines) * (180 / np.pi)
-    return Lattice(cell, lengths, angles, size, density, here.energy, here.fmax, here.converged)
+    return Lattice(cell, lengths, angles, size, density, relaxed.energy, relaxed.fmax, relaxed.converged)

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
 
 from lamjax import units
 from lamjax.neighbors import Neighbors
@@ -59,14 +59,14 @@ def elastic_tensor(
     minimum.check_crystal(
         system, "An elastic tensor", "For a slab take sheet_stiffness (N/m); a molecule has no elastic constants."
     )
-    here = minimum.at_minimum(potential, params, system, neighbors, config)
-    return elastic_at(potential, params, here, coordinates.pressure(config.cell), relax_ions)
+    relaxed = minimum.at_minimum(potential, params, system, neighbors, config)
+    return elastic_at(potential, params, relaxed, coordinates.pressure(config.cell), relax_ions)
 
 
 def elastic_at(
     potential: Potential,
     params: Any,
-    here: Minimum,
+    relaxed: Minimum,
     pressure: float = 0.0,
     relax_ions: bool = True,
     hessian: Float[Array, "n n"] | None = None,
@@ -76,11 +76,11 @@ def elastic_at(
     `hessian` is that of `minimum.hessian` at this pressure, if it is known.
     """
     cell = CellConfig(pressure)
-    bends, least = curvatures(potential, params, here, cell, relax_ions, hessian)
-    tensor = bends / minimum.real_volume(here.system) / units.GPA
-    stress = units.virial_to_stress(here.virial, minimum.real_volume(here.system)) / units.GPA
+    bends, least = curvatures(potential, params, relaxed, cell, relax_ions, hessian)
+    tensor = bends / minimum.real_volume(relaxed.system) / units.GPA
+    stress = units.virial_to_stress(relaxed.virial, minimum.real_volume(relaxed.system)) / units.GPA
     rest = units.to_voigt(stress + cell.pressure / units.GPA * jnp.eye(3, dtype=stress.dtype))
-    return _moduli(tensor, least, here, jax.lax.stop_gradient(rest))
+    return _moduli(tensor, least, relaxed, jax.lax.stop_gradient(rest))
 
 
 class SheetStiffness(NamedTuple):
@@ -106,26 +106,38 @@ def sheet_stiffness(
 
     The slab is periodic along two lattice vectors in the plane of x and y. As `elastic_tensor` otherwise.
     """
-    here = minimum.at_minimum(potential, params, system, neighbors, config)
+    relaxed = minimum.at_minimum(potential, params, system, neighbors, config)
     cell = CellConfig()
-    bends, least = curvatures(potential, params, here, cell, relax_ions)
-    a, b = here.system.cell[0], here.system.cell[1]
+    bends, least = curvatures(potential, params, relaxed, cell, relax_ions)
+    a, b = relaxed.system.cell[0], relaxed.system.cell[1]
     area = jnp.linalg.norm(jnp.cross(a, b))
     tensor = bends[jnp.ix_(jnp.array(SHEET), jnp.array(SHEET))] / area / units.GPA / 10  # 1 GPa Å is 0.1 N/m
     stable = (jnp.linalg.eigvalsh(jax.lax.stop_gradient(tensor))[0] > 0) & (least > -SOFT)
-    return SheetStiffness(tensor, stable, least, here.fmax, here.converged)
+    return SheetStiffness(tensor, stable, least, relaxed.fmax, relaxed.converged)
 
 
 def curvatures(
-    potential, params, here: Minimum, cell: CellConfig, relax_ions: bool, hessian: Float[Array, "n n"] | None = None
+    potential: Potential,
+    params: PyTree,
+    relaxed: Minimum,
+    cell: CellConfig,
+    relax_ions: bool,
+    hessian: Float[Array, "n n"] | None = None,
 ) -> tuple[Float[Array, "6 6"], Float[Array, ""]]:
     """d²(E + PV)/dε_a dε_b (eV) along relaxing paths, and the least curvature of the atoms inside the cell (eV/Å²)."""
-    matrix = minimum.hessian(potential, params, here, cell) if hessian is None else hessian
-    paths, least = _paths(here, jax.lax.stop_gradient(matrix), relax_ions)
-    return _along(potential, params, here, cell, paths, paths @ matrix @ paths.T), least
+    matrix = minimum.hessian(potential, params, relaxed, cell) if hessian is None else hessian
+    paths, least = _paths(relaxed, jax.lax.stop_gradient(matrix), relax_ions)
+    return _along(potential, params, relaxed, cell, paths, paths @ matrix @ paths.T), least
 
 
-def _along(potential, params, here: Minimum, cell: CellConfig, paths: Float[Array, "6 n"], values):
+def _along(
+    potential: Potential,
+    params: PyTree,
+    relaxed: Minimum,
+    cell: CellConfig,
+    paths: Float[Array, "6 n"],
+    values: Float[Array, "6 6"],
+) -> Float[Array, "6 6"]:
     """`values`, which are w_aᵀ H w_b along fixed `paths`, with their derivatives by the parameters and by z.
 
     Of cotangents c they are those of Σ_ab c_ab w_aᵀ H w_b = Σ_k s_k v_kᵀ H v_k, s and v from the eigenvectors of c: six
@@ -133,30 +145,30 @@ def _along(potential, params, here: Minimum, cell: CellConfig, paths: Float[Arra
     """
 
     @jax.custom_vjp
-    def identity(params, z, here, paths, values):
+    def identity(params, z, relaxed, paths, values):
         return values
 
-    def forward(params, z, here, paths, values):
-        return values, (params, z, here, paths)
+    def forward(params, z, relaxed, paths, values):
+        return values, (params, z, relaxed, paths)
 
     def backward(kept, cotangents):
-        params, z, here, paths = implicit.undifferentiated(kept)
+        params, z, relaxed, paths = implicit.undifferentiated(kept)
         sizes, mix = jnp.linalg.eigh((cotangents + cotangents.T) / 2)
         lines = (mix.T @ paths).reshape(-1, *z.shape)
 
         def total(params, z):
-            return jnp.sum(sizes * jax.vmap(lambda v: minimum.bend(potential, params, here, z, cell, v))(lines))
+            return jnp.sum(sizes * jax.vmap(lambda v: minimum.bend(potential, params, relaxed, z, cell, v))(lines))
 
         return *jax.grad(total, argnums=(0, 1))(params, z), None, None, None
 
     identity.defvjp(forward, backward)
     still = jax.lax.stop_gradient
-    return identity(params, here.z, still(here), still(paths), still((values + values.T) / 2))
+    return identity(params, relaxed.z, still(relaxed), still(paths), still((values + values.T) / 2))
 
 
-def _paths(here: Minimum, matrix: Float[Array, "n n"], relax_ions: bool):
+def _paths(relaxed: Minimum, matrix: Float[Array, "n n"], relax_ions: bool):
     """The six directions of z, a unit of strain each and the atoms' response to it, flat; and the least curvature."""
-    still = jax.lax.stop_gradient(here)
+    still = jax.lax.stop_gradient(relaxed)
     strains = units.from_voigt(jnp.diag(jnp.array([1, 1, 1, 0.5, 0.5, 0.5], still.z.dtype)))
     scaled = minimum.strain_scale(still) * strains
     straight = jnp.zeros((6, *still.z.shape), still.z.dtype).at[:, -3:].set(scaled).reshape(6, -1)
@@ -165,7 +177,7 @@ def _paths(here: Minimum, matrix: Float[Array, "n n"], relax_ions: bool):
     return straight + (answer if relax_ions else 0), solved.least
 
 
-def _moduli(tensor, least, here: Minimum, stress) -> ElasticTensor:
+def _moduli(tensor, least, relaxed: Minimum, stress) -> ElasticTensor:
     """Averages of the constants, and flags."""
     diagonal, off, shear = jnp.trace(tensor[:3, :3]), tensor[0, 1] + tensor[0, 2] + tensor[1, 2], tensor[3:, 3:]
     k_voigt = (diagonal + 2 * off) / 9
@@ -192,7 +204,7 @@ def _moduli(tensor, least, here: Minimum, stress) -> ElasticTensor:
         least_stiffness=stiffness,
         stable=(stiffness > 0) & (least > -SOFT),
         least_curvature=least,
-        fmax=here.fmax,
+        fmax=relaxed.fmax,
         stress=stress,
-        converged=here.converged,
+        converged=relaxed.converged,
     )

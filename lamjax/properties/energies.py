@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ase import units as ase_units
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from lamjax.neighbors import Neighbors, host_neighbors
 from lamjax.potential import Potential
 from lamjax.properties import minimum
-from lamjax.properties.minimum import RELAXED, PropertyConfig
+from lamjax.properties.minimum import RELAXED, Minimum, PropertyConfig
 from lamjax.system import System, as_system, check_single, real
 
 JOULE_PER_M2 = ase_units._e * 1e20  # J/m² of one eV/Å²: 16.0218
@@ -50,10 +51,10 @@ def formation_energy(
     derivatives then count. With energies of single atoms (`atom_energy`) minus the result is the cohesive energy. Under
     a pressure it is still E that is meant. Raises ValueError for an element without a reference.
     """
-    here = minimum.at_minimum(potential, params, system, neighbors, config)
-    table = _table(references, system, here.energy.dtype)
-    bare = jnp.sum(jnp.where(real(here.system), table[here.system.numbers], 0))
-    return Formation((here.energy - bare) / jnp.sum(real(here.system)), here.fmax, here.converged)
+    relaxed = minimum.at_minimum(potential, params, system, neighbors, config)
+    table = _table(references, system, relaxed.energy.dtype)
+    bare = jnp.sum(jnp.where(real(relaxed.system), table[relaxed.system.numbers], 0))
+    return Formation((relaxed.energy - bare) / jnp.sum(real(relaxed.system)), relaxed.fmax, relaxed.converged)
 
 
 def cohesive_energy(
@@ -81,8 +82,8 @@ def energy_per_atom(
     potential: Potential, params: Any, system: System, neighbors: Neighbors, config: PropertyConfig = RELAXED
 ) -> Float[Array, ""]:
     """E/N of a relaxed structure (eV), with its derivative by the parameters: a reference of `formation_energy`."""
-    here = minimum.at_minimum(potential, params, system, neighbors, config)
-    return here.energy / jnp.sum(real(here.system))
+    relaxed = minimum.at_minimum(potential, params, system, neighbors, config)
+    return relaxed.energy / jnp.sum(real(relaxed.system))
 
 
 def atom_energy(potential: Potential, params: Any, symbol: str) -> Float[Array, ""]:
@@ -112,18 +113,20 @@ def vacancy_formation(
     atoms go into the bulk: μ = E(bulk)/N, which gives E(defective) - (N - 1)/N E(perfect) of one vacancy. The supercell
     follows the crystal's lattice constants where these depend on the parameters. Raises ValueError if it is none.
     """
-    crystal, here, matrix = _both(potential, params, bulk, defective, config, "The cell with the vacancy", range(3))
+    crystal, relaxed, matrix = _both(
+        (potential, params), (bulk, defective), config, "The cell with the vacancy", range(3)
+    )
     xp = _module(bulk[0], defective[0])
     n_cells = xp.abs(xp.round(xp.linalg.det(matrix)))
-    gone = n_cells * _counts(bulk[0], xp) - _counts(defective[0], xp)
+    n_removed = n_cells * _counts(bulk[0], xp) - _counts(defective[0], xp)
     if xp is np:
-        _check_removed(bulk[0], gone, removed)
+        _check_removed(bulk[0], n_removed, removed)
     if removed is None:
-        chemical = crystal.energy / jnp.sum(real(crystal.system)) * jnp.ones(len(gone))
+        chemical = crystal.energy / jnp.sum(real(crystal.system)) * jnp.ones(len(n_removed))
     else:
-        chemical = _table(removed, None, here.energy.dtype)
-    energy = here.energy - n_cells * crystal.energy + jnp.vdot(gone, chemical)
-    return Defect(energy, jnp.maximum(crystal.fmax, here.fmax), crystal.converged & here.converged)
+        chemical = _table(removed, None, relaxed.energy.dtype)
+    energy = relaxed.energy - n_cells * crystal.energy + jnp.vdot(n_removed, chemical)
+    return Defect(energy, jnp.maximum(crystal.fmax, relaxed.fmax), crystal.converged & relaxed.converged)
 
 
 def surface_energy(
@@ -143,15 +146,18 @@ def surface_energy(
     """
     if _module(bulk[0], slab[0]) is np:
         _check_slab(bulk[0], slab[0], plane)
-    crystal, here, _ = _both(potential, params, bulk, slab, config, "The slab", plane)
+    crystal, relaxed, _ = _both((potential, params), (bulk, slab), config, "The slab", plane)
     n_cells = jnp.sum(real(slab[0])) / jnp.sum(real(bulk[0]))
-    area = jnp.linalg.norm(jnp.cross(here.system.cell[plane[0]], here.system.cell[plane[1]]))
-    energy = (here.energy - n_cells * crystal.energy) / (2 * area)
-    return Defect(energy, jnp.maximum(crystal.fmax, here.fmax), crystal.converged & here.converged)
+    area = jnp.linalg.norm(jnp.cross(relaxed.system.cell[plane[0]], relaxed.system.cell[plane[1]]))
+    energy = (relaxed.energy - n_cells * crystal.energy) / (2 * area)
+    return Defect(energy, jnp.maximum(crystal.fmax, relaxed.fmax), crystal.converged & relaxed.converged)
 
 
-def _both(potential, params, bulk, other, config: PropertyConfig, what: str, axes: Sequence[int]):
+def _both(
+    model: tuple[Potential, Any], both: Sequence[tuple[System, Neighbors]], config: PropertyConfig, what: str, axes: Any
+) -> tuple[Minimum, Minimum, Array]:
     """Both structures at their minima, the second one in a cell that follows that of the first; and how it is made."""
+    bulk, other = both
     for system in (bulk[0], other[0]):
         check_single(system, "An energy of a defect")
     minimum.check_crystal(bulk[0], "The bulk", "Give the relaxed cell of the crystal as bulk.")
@@ -164,17 +170,17 @@ def _both(potential, params, bulk, other, config: PropertyConfig, what: str, axe
             f"{what} does not fit the bulk: its lattice vectors are {np.round(exact, 4).tolist()} of the bulk's, "
             "expected whole numbers. Make it from the relaxed cell of the bulk, and relax it at a fixed cell."
         )
-    crystal = minimum.at_minimum(potential, params, *bulk, config)
-    here = minimum.at_minimum(potential, params, *other, PropertyConfig(None, config.fmax, config.response))
-    lattice, system = crystal.system.cell, jax.lax.stop_gradient(here.system)
+    crystal = minimum.at_minimum(*model, *bulk, config)
+    relaxed = minimum.at_minimum(*model, *other, PropertyConfig(None, config.fmax, config.response))
+    lattice, system = crystal.system.cell, jax.lax.stop_gradient(relaxed.system)
     change = matrix @ (lattice - jax.lax.stop_gradient(lattice))
     system = system._replace(cell=system.cell.at[rows].add(change))
-    energy = potential.energy(params, system, here.neighbors)  # stationary in the positions
-    return crystal, here._replace(system=system, energy=energy), matrix
+    energy = model[0].energy(model[1], system, relaxed.neighbors)  # stationary in the positions
+    return crystal, relaxed._replace(system=system, energy=energy), matrix
 
 
-def _check_removed(bulk: System, gone: np.ndarray, removed: Mapping[str, Any] | None) -> None:
-    names = {ase.data.chemical_symbols[z]: int(gone[z]) for z in np.flatnonzero(gone)}
+def _check_removed(bulk: System, n_removed: np.ndarray, removed: Mapping[str, Any] | None) -> None:
+    names = {ase.data.chemical_symbols[z]: int(n_removed[z]) for z in np.flatnonzero(n_removed)}
     if not names or min(names.values()) < 0:
         raise ValueError(
             f"The defective cell lacks {names or 'no'} atoms of the bulk's; expected one or more, and none too many."
@@ -207,13 +213,13 @@ def _module(*systems: System):
     return jnp if traced else np
 
 
-def _counts(system: System, xp) -> Float[Array, "119"]:
+def _counts(system: System, xp: Any) -> Float[Array, "119"]:
     """Atoms of each atomic number; 0 of padding."""
     numbers, kinds = xp.asarray(system.numbers), xp.arange(len(ase.data.chemical_symbols))
     return xp.sum((numbers[:, None] == kinds) & (kinds > 0), axis=0).astype(float)
 
 
-def _table(references: Mapping[str, Any], system: System | None, dtype) -> Float[Array, "119"]:
+def _table(references: Mapping[str, Any], system: System | None, dtype: DTypeLike) -> Float[Array, "119"]:
     if unknown := [s for s in references if s not in ase.data.atomic_numbers]:
         raise ValueError(f"references has {unknown[0]!r}, which is no chemical symbol.")
     if system is not None and _module(system) is np:

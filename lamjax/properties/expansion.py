@@ -41,28 +41,25 @@ def gruneisen(
     the mean is meant.
     """
     minimum.check_crystal(system, "A Grüneisen parameter")
-    here = minimum.at_minimum(potential, params, system, neighbors, config)
-    way, _ = volume_path(potential, params, here, True)
+    relaxed = minimum.at_minimum(potential, params, system, neighbors, config)
+    way, _ = volume_path(potential, params, relaxed, True)
 
     def at(t):
-        placed = minimum.place(here, here.z + t * way)
+        placed = minimum.place(relaxed, relaxed.z + t * way)
         constants, _ = vibrations.constants_of(potential, params, placed, cells)
         return vibrations.squared_frequencies(constants, system, cells, qpoints)
 
-    t = jnp.zeros((), here.z.dtype)
+    t = jnp.zeros((), relaxed.z.dtype)
     squares, change = jax.jvp(at, (t,), (jnp.ones_like(t),))
     values = vibrations.in_thz(squares)
     moving = jnp.abs(values) > vibrations.SILENT
     parameters = jnp.where(moving, -change / (2 * jnp.where(moving, squares, 1)), 0)
     stable = jax.lax.stop_gradient(jnp.min(values)) > -vibrations.IMAGINARY
-    return Gruneisen(jnp.asarray(qpoints), values, parameters, stable, here.converged)
+    return Gruneisen(jnp.asarray(qpoints), values, parameters, stable, relaxed.converged)
 
 
 def thermal_expansion(
-    harmonic: Gruneisen,
-    volume: Float[Array, ""],
-    bulk_modulus: Float[Array, ""],
-    temperatures: Float[Array, " n_t"],
+    harmonic: Gruneisen, volume: Float[Array, ""], bulk_modulus: Float[Array, ""], temperatures: Float[Array, " n_t"]
 ) -> Float[Array, " n_t"]:
     """α = d ln V/dT = Σ γ c/(V B) (1/K) of one cell: `volume` in Å³, `bulk_modulus` in GPa, c the heat of each mode.
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
 from pydantic import Field
 
 from lamjax import pytree
@@ -18,6 +18,7 @@ from lamjax.config import configuration
 from lamjax.neighbors import Neighbors
 from lamjax.potential import Potential, check_potential
 from lamjax.relaxation import CellConfig, Implicit, coordinates, implicit
+from lamjax.relaxation.coordinates import Rows
 from lamjax.relaxation.implicit import Point
 from lamjax.relaxation.steps import Weights
 from lamjax.relaxation.surface import Surface, over
@@ -56,7 +57,7 @@ class Minimum(NamedTuple):
 
     system: System
     surface: Surface  # of a batch of this one structure, which is its own reference
-    z: Float[Array, "rows 3"]  # Å, coordinates of atoms and strain
+    z: Rows  # Å, coordinates of atoms and strain
     neighbors: Neighbors
     energy: Float[Array, ""]  # eV
     fmax: Float[Array, ""]  # eV/Å, the largest force on an atom, or on the cell if that was relaxed
@@ -97,62 +98,68 @@ def at_minimum(
     return Minimum(placed, surface, z[0], neighbors, energy[0], fmax[0], evaluation.virial[0], converged[0])
 
 
-def slope(potential, params, here: Minimum, z, cell: CellConfig | None, along) -> Float[Array, ""]:
+def slope(
+    potential: Potential, params: PyTree, relaxed: Minimum, z: Rows, cell: CellConfig | None, along: Rows
+) -> Float[Array, ""]:
     """v·∇(E + PV) at z along v (eV), differentiable with respect to params and z."""
-    return jax.jvp(lambda z: enthalpy(potential, params, here, z, cell), (z,), (along,))[1]
+    return jax.jvp(lambda z: enthalpy(potential, params, relaxed, z, cell), (z,), (along,))[1]
 
 
-def bend(potential, params, here: Minimum, z, cell: CellConfig | None, along) -> Float[Array, ""]:
+def bend(
+    potential: Potential, params: PyTree, relaxed: Minimum, z: Rows, cell: CellConfig | None, along: Rows
+) -> Float[Array, ""]:
     """vᵀ H v of E + PV at z along v (eV), differentiable with respect to params and z."""
 
     def slope_at(t):
-        return slope(potential, params, here, z + t * along, cell, along)
+        return slope(potential, params, relaxed, z + t * along, cell, along)
 
     return jax.jvp(slope_at, (jnp.zeros((), z.dtype),), (jnp.ones((), z.dtype),))[1]
 
 
-def enthalpy(potential, params, here: Minimum, z, cell: CellConfig | None) -> Float[Array, ""]:
+def enthalpy(
+    potential: Potential, params: PyTree, relaxed: Minimum, z: Rows, cell: CellConfig | None
+) -> Float[Array, ""]:
     """E + PV (eV) near the minimum."""
-    pressure, energy_of_place = coordinates.pressure(cell), energy(potential, params, here, z)
-    return energy_of_place + (pressure * volume(place(here, z)) if pressure else 0.0)
+    pressure, energy_of_place = coordinates.pressure(cell), energy(potential, params, relaxed, z)
+    return energy_of_place + (pressure * volume(place(relaxed, z)) if pressure else 0.0)
 
 
-def energy(potential, params, here: Minimum, z) -> Float[Array, ""]:
+def energy(potential: Potential, params: PyTree, relaxed: Minimum, z: Rows) -> Float[Array, ""]:
     """E (eV) near the minimum, differentiable up to four times."""
-    return potential.energy(params, place(here, z), here.neighbors)
+    return potential.energy(params, place(relaxed, z), relaxed.neighbors)
 
 
-def place(here: Minimum, z) -> System:
+def place(relaxed: Minimum, z: Rows) -> System:
     """The structure at z, as `relaxation.coordinates` has it, to the fourth order in the strain.
 
     The structure is its own reference, so that derivatives up to the fourth are exact, for a fifth of the program.
     """
-    u, unit = z[-3:] / strain_scale(here), jnp.eye(3, dtype=z.dtype)
+    u, unit = z[-3:] / strain_scale(relaxed), jnp.eye(3, dtype=z.dtype)
     deformation = unit
     for k in (4, 3, 2, 1):
         deformation = unit + u @ deformation / k
-    reference = pytree.take(here.surface.reference, 0)
+    reference = pytree.take(relaxed.surface.reference, 0)
     return reference._replace(positions=z[:-3] @ deformation, cell=reference.cell @ deformation)
 
 
-def hessian(potential, params, here: Minimum, cell: CellConfig | None) -> Float[Array, "n n"]:
+def hessian(potential: Potential, params: PyTree, relaxed: Minimum, cell: CellConfig | None) -> Float[Array, "n n"]:
     """∂²(E + PV)/∂z² (eV/Å²), n three times the number of rows of z: forward-over-reverse products in blocks.
 
     Without derivatives: properties are formed from it so that it needs none.
     """
-    params, z = jax.lax.stop_gradient((params, here.z))
+    params, z = jax.lax.stop_gradient((params, relaxed.z))
 
     def row(v):
-        return jax.grad(lambda z: slope(potential, params, here, z, cell, v.reshape(z.shape)))(z).ravel()
+        return jax.grad(lambda z: slope(potential, params, relaxed, z, cell, v.reshape(z.shape)))(z).ravel()
 
     matrix = jax.lax.map(row, jnp.eye(z.size, dtype=z.dtype), batch_size=min(BLOCK, z.size))
     return (matrix + matrix.T) / 2
 
 
-def within(here: Minimum, cell: CellConfig | None) -> Float[Array, "n n"]:
+def within(relaxed: Minimum, cell: CellConfig | None) -> Float[Array, "n n"]:
     """The projector on the changes of z that are free and move the structure in itself, as a matrix."""
-    z = jax.lax.stop_gradient(here.z)
-    surface = over(here.surface.potential, here.surface.reference, ~here.surface.free[:, :-3], cell)
+    z = jax.lax.stop_gradient(relaxed.z)
+    surface = over(relaxed.surface.potential, relaxed.surface.reference, ~relaxed.surface.free[:, :-3], cell)
     rigid = implicit.rigid_motions(surface, z[None])
 
     def project(v):
@@ -162,9 +169,9 @@ def within(here: Minimum, cell: CellConfig | None) -> Float[Array, "n n"]:
     return jax.vmap(project)(jnp.eye(z.size, dtype=z.dtype))
 
 
-def strain_scale(here: Minimum) -> Float[Array, ""]:
+def strain_scale(relaxed: Minimum) -> Float[Array, ""]:
     """s in z = s u: Å of z in a unit of the logarithmic strain u."""
-    return jax.vmap(coordinates.scale)(here.surface.reference)[0]
+    return jax.vmap(coordinates.scale)(relaxed.surface.reference)[0]
 
 
 class Inverse(NamedTuple):
@@ -205,5 +212,5 @@ def real_volume(system: System) -> Float[Array, ""]:
     return jnp.where(size > 0, size, 1)
 
 
-def _batch(tree):
+def _batch(tree: Any) -> Any:
     return jax.tree.map(lambda x: x[None], tree)

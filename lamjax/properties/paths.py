@@ -13,7 +13,7 @@ MISSING = 'The path of seekpath needs that package: pip install "lamjax[properti
 
 
 class Path(NamedTuple):
-    """Wave vectors in a row, and where on the way the special points lie."""
+    """Wave vectors along a path through the Brillouin zone, and the positions of its special points."""
 
     qpoints: Float[np.ndarray, "n_q 3"]  # in reciprocal lattice vectors of the cell
     distances: Float[np.ndarray, " n_q"]  # 1/Å, along the way (without 2π)

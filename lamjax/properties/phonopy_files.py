@@ -1,5 +1,6 @@
 """Force constants for phonopy, in its own formats and written by itself. On the host."""
 
+import importlib.util
 from pathlib import Path
 
 import ase.data
@@ -11,6 +12,12 @@ from lamjax.system import MASSES, System, check_single
 
 MISSING = 'Files for phonopy are written by phonopy: pip install "lamjax[properties]", then again.'
 APART = 1e-3  # Å: how far an atom of phonopy's supercell may be from one of ours
+
+
+def check_phonopy() -> None:
+    """ImportError, with what to install, where phonopy is not there: before any work."""
+    if importlib.util.find_spec("phonopy") is None:
+        raise ImportError(MISSING)
 
 
 def to_phonopy(system: System, cells: Supercell, constants: Float[np.ndarray, "n_atoms n_super 3 3"]):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from ase.geometry import minkowski_reduce
 from jaxtyping import Array, Float, Int
 
 from lamjax import neighbors as neighbor_lists
@@ -14,6 +15,7 @@ from lamjax.properties.minimum import check_crystal
 from lamjax.system import System, as_system, check_single, real
 
 LENGTH = 10.0  # Å, between opposite faces of a supercell, at least, where nothing else is asked for
+MOST_ATOMS = 20_000  # of a supercell: its force constants fill gigabytes
 NEAREST = 1e-4  # Å: images of an atom whose distances differ by less are equally near
 
 
@@ -48,7 +50,7 @@ def supercell(
     check_elements(potential, system)
     if not np.all(np.asarray(real(system))):
         raise ValueError("A supercell is made of a structure without padding: take the first atoms, with number > 0.")
-    cells = tiled(system, _repeats(system, repeats, length))
+    cells = tiled(system, _checked_size(system, _repeats(system, repeats, length)))
     placed = System(
         positions=np.asarray(system.positions, np.float64)[cells.atom]
         + cells.cells @ np.asarray(system.cell, np.float64),
@@ -103,15 +105,28 @@ def _repeats(system: System, repeats, length: float) -> Int[np.ndarray, "3"]:
     return numbers.astype(int)
 
 
+def _checked_size(system: System, repeats: Int[np.ndarray, "3"]) -> Int[np.ndarray, "3"]:
+    """The repeats; ValueError for a supercell of more atoms than force constants can be computed of."""
+    n_atoms = system.n_atoms * int(np.prod(repeats, dtype=object))
+    if n_atoms > MOST_ATOMS:
+        raise ValueError(
+            f"A supercell of {'x'.join(map(str, repeats))} cells has {n_atoms} atoms, more than {MOST_ATOMS}. Ask for "
+            "a smaller distance between its faces, or for fewer repeats."
+        )
+    return repeats
+
+
 def _nearest(positions, lattice, cells: Supercell) -> tuple[np.ndarray, np.ndarray]:
     """For every atom of the cell and every one of the supercell: the nearest copies of the pair, and their weights.
 
-    As phonopy does it: a force constant is shared by copies on the boundary of the Wigner-Seitz cell.
+    As phonopy does it: a force constant is shared by copies on the boundary of the Wigner-Seitz cell. Copies are those
+    of the reduced lattice: of a skewed one the nearest may lie many lattice vectors away.
     """
     n_cells = int(np.prod(cells.repeats))
     rows = np.arange(0, len(positions), n_cells)
-    reach = np.array(np.meshgrid(*[np.arange(-2, 3)] * 3, indexing="ij")).reshape(3, -1).T
-    base = np.round((positions[None] - positions[rows, None]) @ np.linalg.inv(lattice))  # brings most pairs together
+    reduced, change = minkowski_reduce(lattice)
+    reach = np.array(np.meshgrid(*[np.arange(-2, 3)] * 3, indexing="ij")).reshape(3, -1).T @ change
+    base = np.round((positions[None] - positions[rows, None]) @ np.linalg.inv(reduced)) @ change  # near the nearest
     images, weights, most = [], [], 1
     for k, row in enumerate(rows):
         jumps = reach[None] - base[k][:, None].astype(int)

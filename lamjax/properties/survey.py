@@ -2,7 +2,7 @@
 host: what is differentiated is in the other modules."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -17,7 +17,7 @@ from lamjax.potential import Potential
 from lamjax.properties import vibrations
 from lamjax.properties.cells import DENSITY
 from lamjax.properties.elastic import elastic_at, sheet_stiffness
-from lamjax.properties.minimum import PropertyConfig, at_minimum, check_crystal, hessian
+from lamjax.properties.minimum import RELAXED, PropertyConfig, at_minimum, check_crystal, hessian
 from lamjax.properties.paths import Path, path
 from lamjax.properties.supercells import LENGTH, Supercell, commensurate, repeated, supercell
 from lamjax.properties.symmetry import n_operations
@@ -33,7 +33,7 @@ CHANGE = 0.5  # of the volume: a crystal that changes more has broken up or coll
 
 @configuration
 class PhononSurvey:
-    """Which supercell, and which wave vectors and temperatures."""
+    """Settings of phonons: the supercell, wave vectors and temperatures."""
 
     length: Annotated[float, Field(gt=0, description="Å between opposite faces of the supercell, at least")] = LENGTH
     density: Annotated[
@@ -64,7 +64,7 @@ def padded(potential: Potential, system: System) -> tuple[System, Neighbors]:
 
 
 def state(start: System, relaxed: Any, potential: Potential, cell: bool) -> dict[str, Any]:
-    """What a relaxation has made of a crystal, and what went wrong: flags and numbers of one line."""
+    """Lattice constants, energy and flags of a relaxed crystal: the numbers of one line of the table."""
     end = relaxed.system
     before, after = _volume(start), _volume(end)
     numbers = np.asarray(end.numbers)
@@ -83,6 +83,8 @@ def state(start: System, relaxed: Any, potential: Potential, cell: bool) -> dict
         facts |= dict(zip(("a", "b", "c"), map(float, lengths), strict=True))
         facts["density"] = float(DENSITY * MASSES[numbers].sum() / after)
         facts["broken_up"] = alone or (cell and abs(after / before - 1) > CHANGE)
+    if remark := _vacuum(end, potential.cutoff):
+        facts["remark"] = remark
     operations = n_operations(start), n_operations(end)
     facts |= dict(zip(("operations_before", "operations"), operations, strict=True))
     facts["symmetry_changed"] = operations[0] != operations[1]
@@ -185,22 +187,41 @@ def force_constants(potential: Potential, params: Any, system: System, cells: Su
 
 
 @functools.lru_cache(maxsize=32)
-def _program(potential: Potential, config: PropertyConfig | None, what: str):
+def _program(potential: Potential, config: PropertyConfig | None, what: str) -> Callable:
     """A compiled function of (params, structure, list); the same arguments give the same one."""
     match what:
         case "elastic":
 
-            def function(params, system, lists):
-                here = at_minimum(potential, params, system, lists, config)
-                matrix = hessian(potential, params, here, None)
-                tensor = elastic_at(potential, params, here, hessian=matrix)
-                return tensor, bulk_modulus_at(potential, params, here, hessian=matrix)
+            def function(params: Any, system: System, lists: Neighbors) -> tuple:
+                equilibrium = at_minimum(potential, params, system, lists, config or RELAXED)
+                matrix = hessian(potential, params, equilibrium, None)
+                tensor = elastic_at(potential, params, equilibrium, hessian=matrix)
+                return tensor, bulk_modulus_at(potential, params, equilibrium, hessian=matrix)
 
         case "sheet":
             function = lambda p, s, n: sheet_stiffness(potential, p, s, n, config)  # noqa: E731
         case "products":
             function = functools.partial(vibrations.hessian_products, potential)
     return jax.jit(function, compiler_options=numerics.compiler_options())
+
+
+def _vacuum(system: System, cutoff: float) -> str | None:
+    """What is said of a periodic structure that leaves more than the cutoff (Å) empty along a lattice vector."""
+    if not np.all(np.asarray(system.pbc)):
+        return None
+    cell = np.asarray(system.cell, np.float64)
+    places = np.sort((np.asarray(system.positions, np.float64) @ np.linalg.inv(cell)) % 1.0, axis=0)
+    shares = np.max(np.diff(np.concatenate([places, places[:1] + 1]), axis=0), axis=0)
+    empty = shares * lattice.face_distances(cell, np.ones(3, bool))
+    wide = np.flatnonzero(empty > cutoff)
+    if not len(wide):
+        return None
+    gaps = " and ".join(f"{empty[k]:.1f} Å along {'abc'[k]}" for k in wide)
+    kind = {1: "a slab, whose stiffness in N/m is computed with pbc set to F there", 2: "a wire", 3: "a molecule"}
+    return (
+        f"{gaps} are empty, more than the cutoff of {cutoff:g} Å: {kind[len(wide)]}. Moduli here are those of the cell "
+        "with its empty space"
+    )
 
 
 def _rung(n: int, least: int = 1) -> int:

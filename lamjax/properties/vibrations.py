@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ase import units as ase_units
-from jaxtyping import Array, Bool, Complex, Float
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Complex, Float, PyTree
 
 from lamjax import numerics, units
 from lamjax.neighbors import Neighbors
@@ -45,7 +46,7 @@ class Phonons(NamedTuple):
 
 
 class Thermodynamics(NamedTuple):
-    """Of the harmonic crystal, for one cell, at each temperature."""
+    """Thermodynamic functions of the harmonic crystal, for one cell, at each temperature."""
 
     temperatures: Float[Array, " n_t"]  # K
     zero_point: Float[Array, ""]  # eV
@@ -73,14 +74,14 @@ def force_constants(
     )
 
 
-def force_constants_at(potential: Potential, params: Any, here: Minimum, cells: Supercell) -> ForceConstants:
+def force_constants_at(potential: Potential, params: Any, relaxed: Minimum, cells: Supercell) -> ForceConstants:
     """As `force_constants`, of what `at_minimum` gives: for several properties of one crystal."""
-    constants, residual = constants_of(potential, params, here.system, cells)
-    return ForceConstants(constants, jax.lax.stop_gradient(residual), here.fmax, here.converged)
+    constants, residual = constants_of(potential, params, relaxed.system, cells)
+    return ForceConstants(constants, jax.lax.stop_gradient(residual), relaxed.fmax, relaxed.converged)
 
 
 def constants_of(
-    potential, params, system: System, cells: Supercell
+    potential: Potential, params: PyTree, system: System, cells: Supercell
 ) -> tuple[Float[Array, "n_atoms n_super 3 3"], Float[Array, ""]]:
     """Force constants (eV/Å²) of the supercell of a structure as it is, and the largest |Σ_j Φ_ij| that was left."""
     rows = columns(potential, params, system, cells, unit_displacements(cells, system.positions.dtype))
@@ -96,7 +97,7 @@ def with_sum_rule(
 
 
 def columns(
-    potential, params, system: System, cells: Supercell, along: Float[Array, "n n_super 3"]
+    potential: Potential, params: PyTree, system: System, cells: Supercell, along: Float[Array, "n n_super 3"]
 ) -> Float[Array, "n n_super 3"]:
     """H v for displacements v of the atoms of the supercell (eV/Å² times the unit of v), differentiable."""
     return hessian_products(potential, params, repeated(system, cells), cells.neighbors, along)
@@ -118,8 +119,8 @@ def hessian_products(
     return jax.lax.map(product, along.astype(system.positions.dtype), batch_size=min(BLOCK, len(along)))
 
 
-def unit_displacements(cells: Supercell, dtype) -> Float[Array, "n n_super 3"]:
-    """One for each component of each atom of the cell."""
+def unit_displacements(cells: Supercell, dtype: DTypeLike) -> Float[Array, "n n_super 3"]:
+    """Unit displacements, one for each Cartesian component of each atom of the cell."""
     n_super = len(cells.atom)
     rows = 3 * home(cells)[:, None] + np.arange(3)
     return jax.nn.one_hot(rows.ravel(), 3 * n_super, dtype=dtype).reshape(-1, n_super, 3)
@@ -168,7 +169,7 @@ def squared_frequencies(
 
 @jax.custom_jvp
 def eigenvalues(matrix: Complex[Array, "n n"]) -> Float[Array, " n"]:
-    """Of a Hermitian matrix, ascending; symmetric functions of equal ones have the right derivative."""
+    """Eigenvalues of a Hermitian matrix, ascending; symmetric functions of equal ones are differentiated correctly."""
     return jnp.linalg.eigvalsh(matrix)
 
 
@@ -200,16 +201,16 @@ def phonons(
 
     As `force_constants`; without the splitting of longitudinal and transverse modes by charges.
     """
-    here = minimum.at_minimum(potential, params, system, neighbors, config)
-    return phonons_at(potential, params, here, cells, qpoints)
+    relaxed = minimum.at_minimum(potential, params, system, neighbors, config)
+    return phonons_at(potential, params, relaxed, cells, qpoints)
 
 
 def phonons_at(
-    potential: Potential, params: Any, here: Minimum, cells: Supercell, qpoints: Float[Array, "n_q 3"]
+    potential: Potential, params: Any, relaxed: Minimum, cells: Supercell, qpoints: Float[Array, "n_q 3"]
 ) -> Phonons:
     """As `phonons`, of what `at_minimum` gives: for several properties of one crystal."""
-    harmonic = force_constants_at(potential, params, here, cells)
-    values = frequencies(harmonic.constants, here.system, cells, qpoints)
+    harmonic = force_constants_at(potential, params, relaxed, cells)
+    values = frequencies(harmonic.constants, relaxed.system, cells, qpoints)
     least = jnp.min(values)
     stable = jax.lax.stop_gradient(least) > -IMAGINARY
     return Phonons(jnp.asarray(qpoints), values, harmonic, least, stable, harmonic.converged)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
 from pydantic import Field
 
 from lamjax import neighbors as neighbor_lists
@@ -17,6 +17,7 @@ from lamjax.potential import Potential
 from lamjax.properties import minimum
 from lamjax.properties.minimum import RELAXED, RESPONSE, SOFT, Minimum, PropertyConfig
 from lamjax.relaxation import CellConfig, RelaxConfig, relax
+from lamjax.relaxation.coordinates import Rows
 from lamjax.system import System, volume
 
 
@@ -94,7 +95,7 @@ def bulk_modulus(
 def bulk_modulus_at(
     potential: Potential,
     params: Any,
-    here: Minimum,
+    equilibrium: Minimum,
     shape: bool = True,
     hessian: Float[Array, "n n"] | None = None,
 ) -> BulkModulus:
@@ -102,20 +103,20 @@ def bulk_modulus_at(
 
     `hessian` is that of `minimum.hessian` without a pressure, if it is known.
     """
-    way, least = volume_path(potential, params, here, shape, hessian)
+    way, least = volume_path(potential, params, equilibrium, shape, hessian)
 
     def along(t):
-        return minimum.energy(potential, params, here, here.z + t.astype(way.dtype) * way)
+        return minimum.energy(potential, params, equilibrium, equilibrium.z + t.astype(way.dtype) * way)
 
     def derivative_of(function):  # forwards: with one variable the smaller program
         return lambda t: jax.jvp(function, (t,), (jnp.ones_like(t),))
 
     slope = lambda t: derivative_of(along)(t)[1]  # noqa: E731
     bend = lambda t: derivative_of(slope)(t)[1]  # noqa: E731
-    t = jnp.zeros((), here.energy.dtype)
+    t = jnp.zeros((), equilibrium.energy.dtype)
     e1, _ = derivative_of(slope)(t)
     e2, e3 = derivative_of(bend)(t)
-    size = minimum.real_volume(here.system)
+    size = minimum.real_volume(equilibrium.system)
     modulus = (e2 - e1) / size
     derivative = -(e3 - 2 * e2 + e1) / (size * modulus)
     return BulkModulus(
@@ -124,27 +125,31 @@ def bulk_modulus_at(
         bulk_modulus=modulus / units.GPA,
         derivative=derivative,
         stable=(jax.lax.stop_gradient(modulus) > 0) & (least > -SOFT),
-        fmax=here.fmax,
-        converged=here.converged,
+        fmax=equilibrium.fmax,
+        converged=equilibrium.converged,
     )
 
 
 def volume_path(
-    potential, params, here: Minimum, shape: bool, hessian: Float[Array, "n n"] | None = None
-) -> tuple[Float[Array, "rows 3"], Float[Array, ""]]:
+    potential: Potential, params: PyTree, equilibrium: Minimum, shape: bool, hessian: Float[Array, "n n"] | None = None
+) -> tuple[Rows, Float[Array, ""]]:
     """dz/d ln V with everything else relaxing, differentiable; and the least curvature of what relaxes (eV/Å²).
 
     A volume-preserving change y answers the isotropic strain d by H_yy y = -H_yd d.
     """
     free = CellConfig(keep="volume") if shape else None
-    projector = jax.lax.stop_gradient(minimum.within(here, free))
-    matrix = minimum.hessian(potential, params, here, None) if hessian is None else jax.lax.stop_gradient(hessian)
+    projector = jax.lax.stop_gradient(minimum.within(equilibrium, free))
+    matrix = (
+        minimum.hessian(potential, params, equilibrium, None) if hessian is None else jax.lax.stop_gradient(hessian)
+    )
     solved = minimum.inverse(matrix, projector, SOFT)
-    scale = minimum.strain_scale(here)
-    straight = jnp.zeros_like(here.z).at[-3:].set(scale / 3 * jnp.eye(3, dtype=here.z.dtype))
+    scale = minimum.strain_scale(equilibrium)
+    straight = jnp.zeros_like(equilibrium.z).at[-3:].set(scale / 3 * jnp.eye(3, dtype=equilibrium.z.dtype))
 
     def product(v):
-        change = jax.grad(lambda z: minimum.slope(potential, params, here, z, None, v.reshape(z.shape)))(here.z)
+        change = jax.grad(lambda z: minimum.slope(potential, params, equilibrium, z, None, v.reshape(z.shape)))(
+            equilibrium.z
+        )
         return projector @ change.ravel()
 
     def solve(_, rhs):
@@ -152,7 +157,7 @@ def volume_path(
 
     rhs = -product(straight.ravel())
     answer = jax.lax.custom_linear_solve(lambda v: product(projector @ v), rhs, solve, symmetric=True)
-    return straight + (projector @ answer).reshape(here.z.shape), jax.lax.stop_gradient(solved.least)
+    return straight + (projector @ answer).reshape(equilibrium.z.shape), jax.lax.stop_gradient(solved.least)
 
 
 def equation_of_state(
@@ -170,11 +175,13 @@ def equation_of_state(
     of `compressed`; `overflow` tells if they are not.
     """
     minimum.check_crystal(system, "An equation of state")
-    here = minimum.at_minimum(potential, params, system, neighbors, at)
-    stretch = 1 + jnp.asarray(config.strains, here.z.dtype)
-    start = jax.vmap(lambda s: here.system._replace(positions=s * here.system.positions, cell=s * here.system.cell))(
-        stretch
-    )
+    equilibrium = minimum.at_minimum(potential, params, system, neighbors, at)
+    stretch = 1 + jnp.asarray(config.strains, equilibrium.z.dtype)
+    start = jax.vmap(
+        lambda s: equilibrium.system._replace(
+            positions=s * equilibrium.system.positions, cell=s * equilibrium.system.cell
+        )
+    )(stretch)
     lists = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(stretch), *jnp.shape(x))), neighbors)
     cell = CellConfig(keep="volume") if config.shape else None
     how = RelaxConfig(

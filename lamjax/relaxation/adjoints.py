@@ -5,17 +5,18 @@ An adjoint of your own is a frozen dataclass with the methods of `AdjointMethods
 
 from typing import Annotated, Any, Literal, Protocol
 
-from jaxtyping import Array, Float
+from jaxtyping import Array
 from pydantic import Field
 
 from lamjax.arguments import describe
 from lamjax.config import configuration, or_own
+from lamjax.relaxation.coordinates import BatchRows
 from lamjax.relaxation.descent import Descent
 from lamjax.relaxation.implicit import Hessian, Implicit, Solve
 
 
 class AdjointMethods(Protocol):
-    """What relaxations and losses ask of an adjoint.
+    """The interface of an adjoint to relaxations and losses.
 
     Without a `respond` the end has the derivatives of the steps to it, as far as `run` has unrolled them. With it, the
     end has those of a minimum, whatever `run` has done, and a structure gets none if its largest force is above `gate`
@@ -27,9 +28,11 @@ class AdjointMethods(Protocol):
 
     def run(self, descent: Descent) -> Descent:
         """The descent at its end: `descent.unroll(n)` takes steps with derivatives, `descent.converge(n)` without."""
+        ...
 
-    def respond(self, hessian: Hessian, cotangent: Float[Array, "n_batch rows 3"]) -> tuple[Array, Solve]:
+    def respond(self, hessian: Hessian, cotangent: BatchRows) -> tuple[Array, Solve]:
         """λ of dL/dθ = -λᵀ ∂g/∂θ, g = ∂(E + PV)/∂z, for ∂L/∂z = `cotangent`; and how the solve for it went."""
+        ...
 
 
 @configuration
@@ -97,7 +100,7 @@ class Hybrid:
         descent = descent.unroll(self.window).with_window()
         return self.implicit.run(descent._replace(max_steps=max(0, descent.max_steps - self.window)))
 
-    def respond(self, hessian: Hessian, cotangent: Float[Array, "n_batch rows 3"]) -> tuple[Array, Solve]:
+    def respond(self, hessian: Hessian, cotangent: BatchRows) -> tuple[Array, Solve]:
         """As the implicit adjoint."""
         return self.implicit.respond(hessian, cotangent)
 

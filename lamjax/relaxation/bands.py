@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 from pydantic import Field
 
 from lamjax import pytree
@@ -21,6 +21,7 @@ from lamjax.lattice import complete_cell, shortest
 from lamjax.neighbors import Neighbors, check_shells
 from lamjax.neighbors.verlet import SKIN
 from lamjax.numerics import safe_norm
+from lamjax.potential import Potential
 from lamjax.relaxation.layouts import Padded
 from lamjax.relaxation.minimisers import FireConfig, MinimiserConfig, minimiser
 from lamjax.relaxation.surface import over
@@ -73,8 +74,8 @@ class _State(NamedTuple):
 
 
 def neb(
-    potential,
-    params,
+    potential: Potential,
+    params: PyTree,
     images: System,
     neighbors: Neighbors,
     config: NebConfig = NebConfig(),
@@ -108,7 +109,7 @@ def neb(
     return _result(images, end, config)
 
 
-def _relaxed(evaluate: Callable, positions, lists, config: NebConfig) -> _State:
+def _relaxed(evaluate: Callable, positions: Float[Array, "n n_atoms 3"], lists: Any, config: NebConfig) -> _State:
     """The band walked downhill by FIRE with one time step for all images."""
     n, n_atoms, _ = positions.shape
     method = minimiser(config.minimiser)
@@ -116,7 +117,7 @@ def _relaxed(evaluate: Callable, positions, lists, config: NebConfig) -> _State:
     flat = lambda x: x.reshape(n * n_atoms, 3)  # noqa: E731
     blank = jnp.zeros(n * n_atoms, jnp.int32)
 
-    def continues(state: _State):
+    def continues(state: _State) -> Bool[Array, ""]:
         settled = (state.fmax <= config.fmax) & (state.climbing | (not config.climb))
         return ~settled & (state.n_steps <= config.max_steps) & jnp.isfinite(jnp.sum(state.energies))
 
@@ -174,7 +175,9 @@ def band_forces(
     return jnp.zeros_like(forces).at[1:-1].set(jnp.where(climbs, inner - 2 * along * tangent, nudged))
 
 
-def _tangents(ahead, behind, energies) -> Float[Array, "n n_atoms 3"]:
+def _tangents(
+    ahead: Float[Array, "n n_atoms 3"], behind: Float[Array, "n n_atoms 3"], energies: Float[Array, " n"]
+) -> Float[Array, "n n_atoms 3"]:
     """Unit vectors along the path at the inner images, towards the neighbour of higher energy."""
     low, middle, high = energies[:-2], energies[1:-1], energies[2:]
     up, down = (high > middle) & (middle > low), (high < middle) & (middle < low)
@@ -234,7 +237,7 @@ def interpolate(
     return images._replace(positions=np.asarray(positions, start.positions.dtype))
 
 
-def _idpp(positions, system: System, steps: int) -> Float[Array, "n n_atoms 3"]:
+def _idpp(positions: Float[Array, "n n_atoms 3"], system: System, steps: int) -> Float[Array, "n n_atoms 3"]:
     """The band on the sum of squared differences from interpolated distances, weighted by their fourth power."""
     n, n_atoms, _ = positions.shape
     cell, pbc = complete_cell(system.cell, system.pbc), np.asarray(system.pbc)
@@ -281,5 +284,5 @@ def _check_ends(start: System, end: System, n_images: int) -> None:
         raise ValueError("Start and end of a path have different cells; relax both in one cell.")
 
 
-def _norm(x) -> Float[Array, "n 1 1"]:
+def _norm(x: Float[Array, "n n_atoms 3"]) -> Float[Array, "n 1 1"]:
     return safe_norm(x.reshape(len(x), -1))[:, None, None]

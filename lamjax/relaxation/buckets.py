@@ -5,17 +5,17 @@ On the host, with numpy.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from lamjax import shapes
-from lamjax.lattice import image_offsets, n_images
+from lamjax.lattice import face_distances, image_offsets, n_images
 from lamjax.neighbors import plan_capacities
 from lamjax.neighbors.host import check_distances, pairs
 from lamjax.neighbors.types import round_up
-from lamjax.potential import check_elements
+from lamjax.potential import Potential, check_elements
 from lamjax.relaxation.relax import RelaxConfig
 from lamjax.system import System, check_atoms, check_single, to_ase
 
@@ -40,7 +40,7 @@ class Shape(NamedTuple):
         return all(a >= b for a, b in zip(row(self), row(other), strict=True))
 
 
-def check(potential, system: System, config: RelaxConfig) -> None:
+def check(potential: Potential, system: System, config: RelaxConfig) -> None:
     """Raise ValueError, saying why, for a structure that cannot be relaxed by this potential."""
     check_single(system, "A relaxation")
     check_atoms(to_ase(system))
@@ -48,12 +48,16 @@ def check(potential, system: System, config: RelaxConfig) -> None:
     reach = _reach(potential, config)
     if (n := np.prod(2.0 * n_images(system.cell, system.pbc, reach) + 1)) > MOST_IMAGES:
         raise ValueError(
-            f"Within {reach:g} Å an atom sees {n:.0f} images of the cell, more than {MOST_IMAGES}. Is the cell in Å?"
+            f"Within {reach:g} Å an atom sees {n:.0f} images of the cell, more than {MOST_IMAGES}: its faces are "
+            f"{', '.join(f'{d:.2g}' for d in face_distances(system.cell, system.pbc))} Å apart. Is the cell in Å? If "
+            "it is only skewed, describe the crystal by the cell of atoms.cell.minkowski_reduce()."
         )
 
 
-def shape(potential, system: System, config: RelaxConfig, numbers: Sequence[int] = (), room: float = HEADROOM) -> Shape:
-    """What a structure needs, with room for neighbours that come closer, and for the `numbers` of earlier attempts.
+def shape(
+    potential: Potential, system: System, config: RelaxConfig, numbers: Sequence[int] = (), room: float = HEADROOM
+) -> Shape:
+    """The shape of arrays for a structure, with room for more neighbours and for the `numbers` of earlier attempts.
 
     Raises ValueError for two atoms on one place, and for too many neighbours.
     """
@@ -72,8 +76,8 @@ def shape(potential, system: System, config: RelaxConfig, numbers: Sequence[int]
     return Shape(n, plan_capacities(roomy, shells), n * len(offsets(potential, system, config)))
 
 
-def offsets(potential, system: System, config: RelaxConfig) -> np.ndarray:
-    """The images (n_offsets, 3) that a search on the way has to look at."""
+def offsets(potential: Potential, system: System, config: RelaxConfig) -> np.ndarray:
+    """The cell images (n_offsets, 3) that a neighbour search during the relaxation has to visit."""
     return image_offsets(system.cell, system.pbc, _reach(potential, config))
 
 
@@ -86,7 +90,7 @@ def work(boxes: np.ndarray, n_atoms: np.ndarray | int = 1) -> np.ndarray:
     return n_atoms * (shapes.per_atom(boxes[..., 1:-1]) + boxes[..., -1] / SEARCH)
 
 
-def program(params) -> float:
+def program(params: Any) -> float:
     """The work of evaluations that take as long as compiling one program."""
     return PROGRAM if sum(np.size(leaf) for leaf in jax.tree.leaves(params)) > FEW else FORMULA
 
@@ -118,6 +122,6 @@ def _shape(widths: np.ndarray) -> Shape:
     return Shape(n_atoms, tuple(min(c, capacities[0]) for c in capacities), n_candidates)
 
 
-def _reach(potential, config: RelaxConfig) -> float:
+def _reach(potential: Potential, config: RelaxConfig) -> float:
     """How far a list with its skin sees (Å), with room for a cell that shrinks."""
     return (potential.cutoff + config.skin) * (1 if config.cell is None else SHRINKING)

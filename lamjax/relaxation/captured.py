@@ -6,10 +6,13 @@ of that program that a potential refers to, other than by its parameters, would 
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jaxtyping import Array, PyTree
 
 from lamjax.factories import Made
 from lamjax.neighbors.verlet import Verlet
@@ -18,7 +21,7 @@ from lamjax.relaxation.layouts import Padded
 from lamjax.relaxation.surface import Surface, in_a_row
 
 
-def explicit(surface: Surface, params, layout: Padded, lists: Verlet):
+def explicit(surface: Surface, params: PyTree, layout: Padded, lists: Verlet) -> tuple[Surface, Any]:
     """Surface and parameters as they are, or, if the potential refers to traced values, with these as parameters.
 
     It can then be evaluated in these shapes alone.
@@ -47,7 +50,7 @@ def explicit(surface: Surface, params, layout: Padded, lists: Verlet):
     return dataclasses.replace(surface, potential=potential), (params, [_floating(x) for x in program.consts])
 
 
-def _floating(x):
+def _floating(x: Array) -> Array:
     """Numbers of any kind as floating ones, of which a derivative (of zero) may be asked."""
     x = jnp.asarray(x)
     if jnp.issubdtype(x.dtype, jnp.floating):
@@ -57,7 +60,7 @@ def _floating(x):
     return jax.lax.bitcast_convert_type(x, {4: jnp.float32, 8: jnp.float64}[x.dtype.itemsize])
 
 
-def _as(x, kind):
+def _as(x: Array, kind: np.dtype) -> Array:
     """The inverse of `_floating`."""
     if x.dtype == kind:
         return x

@@ -17,10 +17,13 @@ from lamjax.config import configuration
 from lamjax.lattice import projector
 from lamjax.system import System, real, volume
 
+Rows = Float[Array, "rows 3"]  # one for each atom, and three for the strain of the cell
+BatchRows = Float[Array, "n_batch rows 3"]
+
 
 @configuration
 class CellConfig:
-    """How a cell relaxes: along every component of the strain, or some; against a pressure.
+    """Settings of a variable cell: the strain components that may change, and an external pressure.
 
     A structure that is not periodic in all directions is strained within its periodic ones only.
     """
@@ -41,18 +44,25 @@ class CellConfig:
             raise ValueError(f'keep="{self.keep}" is about the whole strain, got components={self.components}.')
 
 
-def start(system: System) -> Float[Array, "rows 3"]:
+def start(system: System) -> Rows:
     """The coordinates of a structure that is its own reference: its positions and no strain."""
     return jnp.concatenate([system.positions, jnp.zeros((3, 3), system.positions.dtype)])
 
 
-def place(z: Float[Array, "rows 3"], reference: System) -> System:
+def place(z: Rows, reference: System) -> System:
     """The structure at z; `reference` gives everything that does not move, and the cell before the strain."""
     deformation = _deformation(z, reference)
     return reference._replace(positions=z[:-3] @ deformation, cell=reference.cell @ deformation)
 
 
-def forces(z, reference: System, free, cell: CellConfig | None, atomic_forces, virial) -> Float[Array, "rows 3"]:
+def forces(
+    z: Rows,
+    reference: System,
+    free: Bool[Array, "rows 3"],
+    cell: CellConfig | None,
+    atomic_forces: Float[Array, "n_atoms 3"],
+    virial: Float[Array, "3 3"],
+) -> Rows:
     """-∂(E + PV)/∂z (eV/Å) from forces and virial at `place(z, reference)`; 0 on what is not free."""
     if cell is None:
         return jnp.where(free, jnp.concatenate([atomic_forces, jnp.zeros((3, 3), atomic_forces.dtype)]), 0)
@@ -64,13 +74,13 @@ def forces(z, reference: System, free, cell: CellConfig | None, atomic_forces, v
     return project(on_atoms + on_strain, reference, free, cell)
 
 
-def atomic_forces(z, force: Float[Array, "rows 3"], reference: System) -> Float[Array, "n_atoms 3"]:
+def atomic_forces(z: Rows, force: Rows, reference: System) -> Float[Array, "n_atoms 3"]:
     """-∂E/∂x (eV/Å) of the force on z; 0 where an atom is fixed."""
     return force[:-3] @ jnp.linalg.inv(_deformation(z, reference)).T
 
 
 def free(system: System, fixed: Bool[Array, "n_atoms 3"] | None, cell: CellConfig | None) -> Bool[Array, "rows 3"]:
-    """Which coordinates may change."""
+    """The mask of generalised coordinates that may change."""
     atoms = jnp.broadcast_to(real(system)[:, None], system.positions.shape)
     atoms = atoms if fixed is None else atoms & ~fixed
     if cell is None:
@@ -79,7 +89,7 @@ def free(system: System, fixed: Bool[Array, "n_atoms 3"] | None, cell: CellConfi
     return jnp.concatenate([atoms, strain])
 
 
-def project(v: Float[Array, "rows 3"], reference: System, free, cell: CellConfig | None) -> Float[Array, "rows 3"]:
+def project(v: Rows, reference: System, free: Bool[Array, "rows 3"], cell: CellConfig | None) -> Rows:
     """A change (or a slope) restricted to what may change: what is free, and a symmetric strain of periodic directions.
 
     A symmetric operator.
@@ -99,7 +109,7 @@ def pressure(cell: CellConfig | None) -> float:
     return 0.0 if cell is None else cell.pressure
 
 
-def largest(force: Float[Array, "rows 3"], reference: System) -> Float[Array, ""]:
+def largest(force: Rows, reference: System) -> Float[Array, ""]:
     """The largest row (eV/Å), with rows of the strain as ASE scales them, -dE/du per atom; no gradient."""
     force = jax.lax.stop_gradient(force)
     as_ase = jnp.concatenate([force[:-3], force[-3:] / scale(reference)])
@@ -111,5 +121,5 @@ def scale(reference: System) -> Float[Array, ""]:
     return jnp.sqrt(jnp.maximum(jnp.sum(real(reference)), 1).astype(reference.positions.dtype))
 
 
-def _deformation(z, reference: System) -> Float[Array, "3 3"]:
+def _deformation(z: Rows, reference: System) -> Float[Array, "3 3"]:
     return numerics.expm(z[-3:] / scale(reference))

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array, Bool, Float
 
+from lamjax.relaxation.coordinates import BatchRows
 from lamjax.relaxation.steps import Progress, Steps, Weights
 from lamjax.relaxation.surface import Surface
 from lamjax.relaxation.walk import Memory, StepStart, advance, run_steps
@@ -12,7 +13,7 @@ from lamjax.system import System
 
 
 class Descent(NamedTuple):
-    """A batch of structures on its way down a surface, by steps that may be taken; functions give a new one."""
+    """The state of a batch that relaxes on a surface; every function returns a new one."""
 
     steps: Steps
     surface: Surface  # its reference has no derivative
@@ -45,12 +46,12 @@ class Descent(NamedTuple):
         return self._replace(window=self.surface.with_cells(self.weights.cells).place(self.state.z))
 
     def is_settled(self, gate: float | None) -> Bool[Array, " n_batch"]:
-        """Which structures are at a minimum: no force above `gate` (eV/Å; None: fmax of RelaxConfig)."""
+        """The mask of structures at a minimum: no force above `gate` (eV/Å; None: fmax of RelaxConfig)."""
         state = self.state
         limit = self.steps.threshold(state.fmax.dtype) if gate is None else gate
         return state.finite & ~state.overflow & (state.fmax <= limit)
 
-    def at(self, z: Float[Array, "n_batch rows 3"], energy: Float[Array, " n_batch"], force=None) -> "Descent":
+    def at(self, z: BatchRows, energy: Float[Array, " n_batch"], force: BatchRows | None = None) -> "Descent":
         """The structures at other coordinates, at rest; the force is the old one by default."""
         init, numbers = self.steps.minimiser.init, jax.lax.stop_gradient(self.weights.numbers)
         force = self.state.evaluation.force if force is None else force

@@ -7,11 +7,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, PyTree
 
 from lamjax import numerics
 from lamjax import system as systems
 from lamjax.potential import predict
 from lamjax.relaxation import lists as listing
+from lamjax.relaxation.coordinates import BatchRows
 from lamjax.relaxation.layouts import Evaluated
 from lamjax.relaxation.lists import Lists, Places
 from lamjax.relaxation.surface import Surface
@@ -25,11 +27,13 @@ class Flat(NamedTuple):
     skin: float  # Å
     n_flat: int
 
-    def refresh(self, surface: Surface, lists: Lists, z) -> Lists:
+    def refresh(self, surface: Surface, lists: Lists, z: BatchRows) -> Lists:
         """The lists, those of structures that have moved too far searched anew."""
         return listing.refresh(lists, surface.place(z), surface.potential.shells, self.skin)
 
-    def evaluate(self, surface: Surface, params, z, lists: Lists, active) -> Evaluated:
+    def evaluate(
+        self, surface: Surface, params: PyTree, z: BatchRows, lists: Lists, active: Bool[Array, " n_batch"]
+    ) -> Evaluated:
         """Energy, forces and flags of the structures that are active, one list of atoms after another."""
         batch, shells = surface.place(z), surface.potential.shells
         sizes = jnp.where(active, jnp.sum(systems.real(batch), axis=1), 0)

@@ -2,16 +2,17 @@
 
 import functools
 from collections.abc import Callable
-from typing import Annotated, ClassVar, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, NoReturn, Protocol
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 from pydantic import Field
 
 from lamjax import pytree
 from lamjax.config import configuration
 from lamjax.neighbors import Neighbors
+from lamjax.relaxation.coordinates import BatchRows
 from lamjax.relaxation.descent import Descent
 from lamjax.relaxation.steps import Weights
 from lamjax.relaxation.surface import Evaluation, Surface
@@ -50,7 +51,7 @@ class Implicit:
         descent = descent.converge(descent.max_steps)
         return polish(descent, self) if self.polish else descent
 
-    def respond(self, hessian: "Hessian", cotangent: Float[Array, "n_batch rows 3"]) -> tuple[Array, "Solve"]:
+    def respond(self, hessian: "Hessian", cotangent: BatchRows) -> tuple[Array, "Solve"]:
         """λ of H λ = `cotangent`, by conjugate residuals."""
         return solve(hessian, cotangent, self)
 
@@ -64,16 +65,17 @@ class Solve(NamedTuple):
 
 
 class Responds(Protocol):
-    """What knows the response of a minimum; an adjoint of the end of a relaxation does."""
+    """The interface of an adjoint that computes the linear response of a minimum."""
 
-    def respond(self, hessian: "Hessian", cotangent: Float[Array, "n_batch rows 3"]) -> tuple[Array, Solve]:
+    def respond(self, hessian: "Hessian", cotangent: BatchRows) -> tuple[Array, Solve]:
         """λ of dL/dθ = -λᵀ ∂g/∂θ for ∂L/∂z = `cotangent`, g = ∂(E + PV)/∂z; and how the solve for it went."""
+        ...
 
 
 class Point(NamedTuple):
     """Coordinates of a batch, the energy and the neighbours there."""
 
-    z: Float[Array, "n_batch rows 3"]
+    z: BatchRows
     energy: Float[Array, " n_batch"]  # eV
     neighbors: Neighbors
 
@@ -85,41 +87,45 @@ class Hessian(NamedTuple):
     product: Callable  # v -> H v of a projected v, projected (eV/Å² times the unit of v)
 
 
-def hessian(surface: Surface, params, z: Float[Array, "n_batch rows 3"], neighbors: Neighbors) -> Hessian:
+def hessian(surface: Surface, params: PyTree, z: BatchRows, neighbors: Neighbors) -> Hessian:
     """The Hessian at z."""
     rigid = rigid_motions(surface, z)
 
-    def project(v):
+    def project(v: BatchRows) -> BatchRows:
         return rigid(surface.project(v))
 
     return Hessian(project, lambda v: project(surface.hessian_product(params, z, neighbors, v)))
 
 
 def solve(
-    hessian: Hessian, rhs: Float[Array, "n_batch rows 3"], rule: Implicit, damping=None, method: Callable | None = None
-) -> tuple[Float[Array, "n_batch rows 3"], Solve]:
+    hessian: Hessian,
+    rhs: BatchRows,
+    rule: Implicit,
+    damping: Float[Array, " n_batch"] | None = None,
+    method: Callable | None = None,
+) -> tuple[BatchRows, Solve]:
     """x of (H + damping) x = b, b the projected `rhs`, of all structures side by side.
 
     By `conjugate_residuals`, or another `method`. `damping` (n_batch, eV/Å²) replaces that of the rule.
     """
     damping = jnp.full(len(rhs), rule.damping, rhs.dtype) if damping is None else damping
 
-    def apply(v):
+    def apply(v: BatchRows) -> BatchRows:
         return hessian.product(v) + _times(damping, v)
 
     return (method or conjugate_residuals)(apply, hessian.project(rhs), rule)
 
 
 def enough_damping(
-    hessian: Hessian, rhs: Float[Array, "n_batch rows 3"], rule: Implicit, tries: int = 4
-) -> tuple[Float[Array, "n_batch rows 3"], Solve, Float[Array, " n_batch"]]:
+    hessian: Hessian, rhs: BatchRows, rule: Implicit, tries: int = 4
+) -> tuple[BatchRows, Solve, Float[Array, " n_batch"]]:
     """As `solve`, with ten times the damping wherever the curvature was not positive, and again; and the damping."""
 
-    def continues(carry):
+    def continues(carry: tuple) -> Bool[Array, ""]:
         _, report, _, k = carry
         return jnp.any(report.negative) & (k <= tries)
 
-    def again(carry):
+    def again(carry: tuple) -> tuple:
         _, report, damping, k = carry
         damping = jnp.where(report.negative & (k > 0), 10 * jnp.maximum(damping, 0.1), damping)
         return *solve(hessian, rhs, rule, damping), damping, k + 1
@@ -131,7 +137,7 @@ def enough_damping(
     return x, report, damping
 
 
-def conjugate_residuals(apply: Callable, b, rule: Implicit) -> tuple[Float[Array, "n_batch rows 3"], Solve]:
+def conjugate_residuals(apply: Callable, b: BatchRows, rule: Implicit) -> tuple[BatchRows, Solve]:
     """x of least |apply(x) - b| for each row, to |residual| <= tol |b|; stops where the curvature is not positive.
 
     What of b no x can answer (a push on a fragment that nothing holds) stays in the residual r and is taken out of x;
@@ -140,11 +146,11 @@ def conjugate_residuals(apply: Callable, b, rule: Implicit) -> tuple[Float[Array
     """
     target = _target(rule, b)
 
-    def continues(carry):
+    def continues(carry: tuple) -> Bool[Array, ""]:
         *_, alive, _, k = carry
         return jnp.any(alive) & (jnp.max(k) < rule.max_iterations)
 
-    def step(carry):
+    def step(carry: tuple) -> tuple:
         x, r, p, product, along, square, alive, negative, k = carry
         change = apply(r)
         new, bend = _dot(r, change), _dot(change, change)
@@ -168,7 +174,7 @@ def conjugate_residuals(apply: Callable, b, rule: Implicit) -> tuple[Float[Array
     return x, Solve(k, residual, negative)
 
 
-def minimal_residuals(apply: Callable, b, rule: Implicit) -> tuple[Float[Array, "n_batch rows 3"], Solve]:
+def minimal_residuals(apply: Callable, b: BatchRows, rule: Implicit) -> tuple[BatchRows, Solve]:
     """x of least |apply(x) - b| for each row, apply symmetric, of either sign: to |residual| <= tol |b|.
 
     Directions p whose images s = apply(p) are orthonormal, from s by the three-term recurrence of MINRES (Paige,
@@ -176,17 +182,17 @@ def minimal_residuals(apply: Callable, b, rule: Implicit) -> tuple[Float[Array, 
     """
     target = _target(rule, b)
 
-    def scaled(p, s):
+    def scaled(p: BatchRows, s: BatchRows) -> tuple[Array, Array, Array]:
         size = jnp.sqrt(_dot(s, s))
         flat = size <= rule.curvature * jnp.sqrt(_dot(p, p))
         factor = jnp.where(flat, 0, 1 / jnp.where(flat, 1, size))
         return _times(factor, p), _times(factor, s), flat
 
-    def continues(carry):
+    def continues(carry: tuple) -> Bool[Array, ""]:
         *_, alive, k = carry
         return jnp.any(alive) & (jnp.max(k) < rule.max_iterations)
 
-    def step(carry):
+    def step(carry: tuple) -> tuple:
         x, r, p1, s1, p2, s2, alive, k = carry
         length = jnp.where(alive, _dot(r, s1), 0)
         x, r = x + _times(length, p1), r - _times(length, s1)
@@ -205,12 +211,12 @@ def minimal_residuals(apply: Callable, b, rule: Implicit) -> tuple[Float[Array, 
     return x, Solve(k, jnp.sqrt(square / jnp.where(target > 0, _dot(b, b), 1)), square > target)
 
 
-def _target(rule: Implicit, b) -> Float[Array, " n_batch"]:
+def _target(rule: Implicit, b: BatchRows) -> Float[Array, " n_batch"]:
     """The square of the residual at which a solve ends: no smaller than this precision can reach."""
     return max(rule.tol, 30 * float(jnp.finfo(b.dtype).eps)) ** 2 * _dot(b, b)
 
 
-def rigid_motions(surface: Surface, z) -> Callable:
+def rigid_motions(surface: Surface, z: BatchRows) -> Callable:
     """v -> v without the motions of a whole structure: translations, and rotations where the cell does not forbid them.
 
     A fixed atom pins its structure: nothing is taken away.
@@ -219,14 +225,14 @@ def rigid_motions(surface: Surface, z) -> Callable:
     overlap = jnp.einsum("bmax,bnax->bmn", modes, modes)
     inverse = jnp.linalg.pinv(overlap, rtol=1e-6, hermitian=True)
 
-    def without(v):
+    def without(v: BatchRows) -> BatchRows:
         weights = jnp.einsum("bmn,bnax,bax->bm", inverse, modes, v[:, :-3])
         return v.at[:, :-3].add(-jnp.einsum("bm,bmax->bax", weights, modes))
 
     return without
 
 
-def _modes(system: System, free) -> Float[Array, "6 n_atoms 3"]:
+def _modes(system: System, free: Bool[Array, "rows 3"]) -> Float[Array, "6 n_atoms 3"]:
     """Three translations and three rotations about the centre, with zeros for those that change the energy."""
     is_real = real(system)[:, None]
     pinned = jnp.any(is_real & ~free[:-3])
@@ -242,13 +248,13 @@ def _modes(system: System, free) -> Float[Array, "6 n_atoms 3"]:
 
 
 @jax.custom_jvp
-def undifferentiated(tree):
+def undifferentiated(tree: Any) -> Any:
     """The tree as it is; TypeError where a derivative of it is asked for."""
     return tree
 
 
 @undifferentiated.defjvp
-def _refused(primals, tangents):
+def _refused(primals: tuple, tangents: tuple) -> NoReturn:
     raise TypeError(
         "The implicit adjoint gives first derivatives of a minimum alone: a second one would need those of its linear "
         "solve. Differentiate an Unrolled relaxation twice, by jax.jacfwd over jax.grad, or take finite differences of "
@@ -256,20 +262,22 @@ def _refused(primals, tangents):
     )
 
 
-def at_minimum(surface: Surface, weights: Weights, point: Point, ok, adjoint: Responds) -> tuple[Array, Array]:
+def at_minimum(
+    surface: Surface, weights: Weights, point: Point, ok: Bool[Array, " n_batch"], adjoint: Responds
+) -> tuple[Array, Array]:
     """z and energy as they are, with the derivatives of a minimum (or a saddle); none for those that are not `ok`.
 
     The derivatives are by the params and the reference's cells of `weights`.
     """
 
     @jax.custom_vjp
-    def identity(weights, surface, point, ok):
+    def identity(weights: Weights, surface: Surface, point: Point, ok: Array) -> tuple[Array, Array]:
         return point.z, point.energy
 
-    def forward(weights, surface, point, ok):
+    def forward(weights: Weights, surface: Surface, point: Point, ok: Array) -> tuple:
         return (point.z, point.energy), (weights, surface, point, ok)
 
-    def backward(residuals, cotangents):
+    def backward(residuals: tuple, cotangents: tuple) -> tuple:
         weights, surface, (z, _, neighbors), ok = residuals
         weights = undifferentiated(weights)
         on_z, on_energy = cotangents
@@ -284,7 +292,7 @@ def at_minimum(surface: Surface, weights: Weights, point: Point, ok, adjoint: Re
 
 
 def tie(
-    surface: Surface, weights: Weights, point: Point, on_z: Float[Array, "n_batch rows 3"], adjoint: Responds
+    surface: Surface, weights: Weights, point: Point, on_z: BatchRows, adjoint: Responds
 ) -> tuple[Float[Array, ""], Solve]:
     """A number that is 0, with the derivative of a loss L(z) of the minimum, ∂L/∂z = `on_z`: what a loss adds.
 
@@ -297,13 +305,15 @@ def tie(
     solution, report = still(adjoint.respond(at, on_z))
 
     @jax.custom_vjp
-    def zero(weights, surface, z, neighbors, solution):
+    def zero(
+        weights: Weights, surface: Surface, z: BatchRows, neighbors: Neighbors, solution: BatchRows
+    ) -> Float[Array, ""]:
         return jnp.zeros((), z.dtype)
 
-    def forward(*residuals):
+    def forward(*residuals: Any) -> tuple:
         return jnp.zeros((), residuals[2].dtype), residuals
 
-    def backward(residuals, cotangent):
+    def backward(residuals: tuple, cotangent: Array) -> tuple:
         weights, surface, z, neighbors, solution = residuals
         weights = undifferentiated(weights)
         on = Evaluation(jnp.zeros(len(z), z.dtype), cotangent * solution, jnp.zeros_like(surface.reference.cell))
@@ -313,11 +323,11 @@ def tie(
     return zero(weights, surface, z, neighbors, solution), report
 
 
-def response(surface: Surface, weights: Weights, z, neighbors: Neighbors, cotangent: Evaluation) -> Weights:
+def response(surface: Surface, weights: Weights, z: BatchRows, neighbors: Neighbors, cotangent: Evaluation) -> Weights:
     """The implicit gradient e ∂E/∂θ - λᵀ ∂g/∂θ, with e the energy and λ the force of the `cotangent`."""
     zeros = jax.tree.map(jnp.zeros_like, weights)
 
-    def of_weights(_):
+    def of_weights(_: None) -> Weights:
         change = surface.with_cells(weights.cells).pullback(weights.params, z, neighbors, cotangent)
         return zeros._replace(params=change.params, cells=change.cells)
 
@@ -331,7 +341,7 @@ def polish(descent: Descent, rule: Implicit) -> Descent:
     surface, layout = descent.surface, descent.steps.layout
     params = jax.lax.stop_gradient(descent.weights.params)
 
-    def step(_, carry):
+    def step(_: Int[Array, ""], carry: tuple) -> tuple:
         state, lists = carry
         at = descent._replace(state=state)
         near = state.finite & (state.fmax <= at.steps.threshold(state.fmax.dtype))
@@ -353,7 +363,7 @@ def polish(descent: Descent, rule: Implicit) -> Descent:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def derivative_alone(function: Callable, at, constants) -> Float[Array, ""]:
+def derivative_alone(function: Callable, at: Any, constants: tuple) -> Float[Array, ""]:
     """0, with the first derivative of function(at, constants) by `at`; a second one is a TypeError.
 
     `constants` solve equations in which `at` stands, which the second derivative would have to know. The function
@@ -363,16 +373,16 @@ def derivative_alone(function: Callable, at, constants) -> Float[Array, ""]:
 
 
 @derivative_alone.defjvp
-def _first_derivative(function, primals, tangents):
+def _first_derivative(function: Callable, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     at, constants = primals
     at = undifferentiated(at)
     change = jax.jvp(lambda at: function(at, constants), (at,), (tangents[0],))[1]
     return jnp.zeros((), constants[0].dtype), change
 
 
-def _dot(a, b) -> Float[Array, " n_batch"]:
+def _dot(a: BatchRows, b: BatchRows) -> Float[Array, " n_batch"]:
     return jnp.sum(a * b, axis=(1, 2))
 
 
-def _times(s, v):
+def _times(s: Float[Array, " n_batch"], v: BatchRows) -> BatchRows:
     return s[:, None, None] * v

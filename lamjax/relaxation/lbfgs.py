@@ -4,21 +4,23 @@ from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 from pydantic import Field
 
 from lamjax import numerics
 from lamjax.config import configuration
+from lamjax.relaxation.coordinates import Rows
 from lamjax.relaxation.step_length import FARTHEST, limited
 
 LEAST_COSINE = 1e-3  # between force and step; below it the step is one along the force
 
 
 class LBFGSState(NamedTuple):
-    """Of one structure; pairs are sorted, the newest first, and 0 where there are none yet."""
+    """The state of L-BFGS for one structure; pairs are sorted, the newest first, and 0 where there are none yet."""
 
-    position: Float[Array, "rows 3"]  # Å
-    force: Float[Array, "rows 3"]  # eV/Å
+    position: Rows  # Å
+    force: Rows  # eV/Å
     steps: Float[Array, "memory rows 3"]  # s, Å
     changes: Float[Array, "memory rows 3"]  # y, of the slope over these steps, eV/Å
     radius: Float[Array, ""]  # Å, the farthest that an atom may move in the next step
@@ -42,16 +44,16 @@ class LBFGSConfig:
     max_step: Annotated[float, FARTHEST] = 0.2
     type: Literal["lbfgs"] = "lbfgs"
 
-    def numbers(self, dtype) -> dict[str, Array]:
+    def numbers(self, dtype: DTypeLike) -> dict[str, Array]:
         """The curvature that the first step is made for."""
         return {"curvature": jnp.asarray(self.curvature, dtype)}
 
-    def init(self, numbers: dict[str, Array], z: Float[Array, "rows 3"], force: Float[Array, "rows 3"]) -> LBFGSState:
+    def init(self, numbers: dict[str, Array], z: Rows, force: Rows) -> LBFGSState:
         """Without pairs."""
         none = jnp.zeros((self.memory, *z.shape), z.dtype)
         return LBFGSState(z, force, none, none, jnp.asarray(self.max_step, z.dtype))
 
-    def propose(self, numbers: dict[str, Array], state: LBFGSState, kinds: Int[Array, " n_atoms"]):
+    def propose(self, numbers: dict[str, Array], state: LBFGSState, kinds: Int[Array, " n_atoms"]) -> Rows:
         """The end of the step, which is one along the force if the pairs' is not downhill."""
         force = state.force
         scale = _scale(state, 1 / numbers["curvature"].astype(force.dtype))
@@ -60,7 +62,7 @@ class LBFGSConfig:
         downhill = jnp.sum(force * step) > LEAST_COSINE * numerics.safe_sqrt(lengths)
         return state.position + limited(jnp.where(downhill, step, scale * force), state.radius)
 
-    def step(self, numbers: dict[str, Array], state: LBFGSState, z: Float[Array, "rows 3"], force) -> LBFGSState:
+    def step(self, numbers: dict[str, Array], state: LBFGSState, z: Rows, force: Rows) -> LBFGSState:
         """The new place, the pair of the step to it, and how far the next one may go."""
         s, y = z - state.position, state.force - force
         counts = jnp.sum(s * y) > self.softest * jnp.sum(s * s)
@@ -72,7 +74,7 @@ class LBFGSConfig:
             radius=self._radius(state, s, force),
         )
 
-    def _radius(self, state: LBFGSState, s, force) -> Float[Array, ""]:
+    def _radius(self, state: LBFGSState, s: Rows, force: Rows) -> Float[Array, ""]:
         """Half the length of a step that led uphill, more than before after a good one (Å)."""
         before, after = jnp.sum(state.force * s), jnp.sum(force * s)
         longest = jnp.max(numerics.safe_norm(s))
@@ -80,7 +82,7 @@ class LBFGSConfig:
         return jnp.where(after < -before, jnp.maximum(longest / 2, 1e-3 * self.max_step), grown).astype(s.dtype)
 
 
-def inverse_hessian_product(state: LBFGSState, scale: Float[Array, ""], v: Float[Array, "rows 3"]):
+def inverse_hessian_product(state: LBFGSState, scale: Float[Array, ""], v: Rows) -> Rows:
     """H⁻¹ v of the pairs, over `scale` times the identity, by the recursion of two loops.
 
     Nocedal, Math. Comput. 35, 773 (1980); Nocedal, Wright, algorithm 7.4.
@@ -89,12 +91,12 @@ def inverse_hessian_product(state: LBFGSState, scale: Float[Array, ""], v: Float
     used, curvature = _used(state)
     weight = jnp.where(used, 1 / curvature, 0)
 
-    def newest_first(v, pair):
+    def newest_first(v: Array, pair: tuple) -> tuple[Array, Array]:
         s, y, weight = pair
         share = weight * jnp.sum(s * v)
         return v - share * y, share
 
-    def oldest_first(v, pair):
+    def oldest_first(v: Array, pair: tuple) -> tuple[Array, None]:
         s, y, weight, share = pair
         return v + s * (share - weight * jnp.sum(y * v)), None
 
@@ -115,6 +117,6 @@ def _used(state: LBFGSState) -> tuple[Bool[Array, " memory"], Float[Array, " mem
     return product > 0, jnp.where(product > 0, product, 1)
 
 
-def _with(pairs: Float[Array, "memory rows 3"], new: Float[Array, "rows 3"], counts) -> Float[Array, "memory rows 3"]:
+def _with(pairs: Float[Array, "memory rows 3"], new: Rows, counts: Bool[Array, ""]) -> Float[Array, "memory rows 3"]:
     """A further one in front of the pairs, the oldest dropped, if it counts."""
     return jnp.where(counts, jnp.concatenate([new[None], pairs[:-1]]), pairs)

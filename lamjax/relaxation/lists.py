@@ -43,7 +43,9 @@ def refresh(lists: Lists, batch: System, shells: tuple[Shell, ...], skin: float)
     return jax.lax.cond(jnp.any(stale), new, lambda lists: lists, lists)
 
 
-def _search(lists: Lists, batch: System, stale, shells: tuple[Shell, ...], skin: float) -> Lists:
+def _search(
+    lists: Lists, batch: System, stale: Bool[Array, " n_batch"], shells: tuple[Shell, ...], skin: float
+) -> Lists:
     shift, finite = jax.vmap(wrap_shift)(batch.positions, batch.cell, batch.pbc)
     within = jax.vmap(reach)(batch.cell, batch.pbc, lists.images)
     radius = jnp.minimum(jnp.asarray(shells[0].cutoff + skin, within.dtype), within)
@@ -69,7 +71,7 @@ def _search(lists: Lists, batch: System, stale, shells: tuple[Shell, ...], skin:
         radius=jnp.minimum(radius, jnp.min(dropped, axis=1)),
         positions=batch.positions,
         cell=batch.cell,
-        found=jnp.max(number, axis=1),
+        largest_counts=jnp.max(number, axis=1),
         usable=finite & (within >= shells[0].cutoff),
     )
     return lists._replace(verlet=pytree.where(stale, new, old)._replace(indices=indices, images=images, mask=mask))
@@ -147,10 +149,12 @@ def narrow(
     return made, n_neighbors
 
 
-def flags(lists: Verlet, n_neighbors, shells: tuple[Shell, ...], capacities: tuple[int, ...]):
+def flags(
+    lists: Verlet, n_neighbors: Int[Array, "n_batch n_shells"], shells: tuple[Shell, ...], capacities: tuple[int, ...]
+) -> tuple[Array, Array, Array]:
     """Overflow, truncated and the numbers of neighbours of every structure."""
     # a list that was cut within the cutoff has just been made, and its numbers are those of now
-    n_neighbors = jnp.where((lists.radius >= shells[0].cutoff)[:, None], n_neighbors, lists.found)
+    n_neighbors = jnp.where((lists.radius >= shells[0].cutoff)[:, None], n_neighbors, lists.largest_counts)
     missing, truncated = verdict(n_neighbors, shells, capacities)
     return missing | ~lists.usable, truncated, n_neighbors
 

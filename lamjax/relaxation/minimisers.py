@@ -3,17 +3,20 @@
 A minimiser of your own is a frozen dataclass with the four methods of `Minimiser`, put into RelaxConfig(minimiser=...).
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, Int
 from pydantic import Field
 
 from lamjax.arguments import describe
 from lamjax.config import configuration, or_own
 from lamjax.imports import jax_md
+from lamjax.relaxation.coordinates import Rows
 from lamjax.relaxation.lbfgs import LBFGSConfig
 from lamjax.relaxation.step_length import FARTHEST, limited
 
@@ -23,17 +26,21 @@ N_NUMBERS = 119  # atomic numbers and 0
 class Minimiser(Protocol):
     """Pure functions of one structure; `state` is a pytree of arrays with `position` and `force` among its fields."""
 
-    def numbers(self, dtype) -> dict[str, Array]:
-        """What can be learned, by name."""
+    def numbers(self, dtype: DTypeLike) -> dict[str, Array]:
+        """Numbers of the minimiser that can be learned, by name."""
+        ...
 
-    def init(self, numbers: dict[str, Array], z: Float[Array, "rows 3"], force: Float[Array, "rows 3"]) -> Any:
+    def init(self, numbers: dict[str, Array], z: Rows, force: Rows) -> Any:
         """The state at rest at coordinates z (Å) with this force (eV/Å)."""
+        ...
 
-    def propose(self, numbers: dict[str, Array], state: Any, kinds: Int[Array, " n_atoms"]) -> Float[Array, "rows 3"]:
+    def propose(self, numbers: dict[str, Array], state: Any, kinds: Int[Array, " n_atoms"]) -> Rows:
         """The coordinates at which the force is wanted next; `kinds` are atomic numbers."""
+        ...
 
-    def step(self, numbers: dict[str, Array], state: Any, z: Float[Array, "rows 3"], force) -> Any:
+    def step(self, numbers: dict[str, Array], state: Any, z: Rows, force: Rows) -> Any:
         """The state at the coordinates z that were proposed, of the force there; where nothing may move z stayed."""
+        ...
 
 
 def minimiser(config: Minimiser) -> Minimiser:
@@ -70,11 +77,11 @@ class FireConfig:
         if self.dt_start > self.dt_max:
             raise ValueError(f"FIRE needs dt_start <= dt_max, got {self.dt_start} and {self.dt_max}.")
 
-    def numbers(self, dtype) -> dict[str, Array]:
+    def numbers(self, dtype: DTypeLike) -> dict[str, Array]:
         """First time step and first mixing of velocity and force."""
         return {name: jnp.asarray(getattr(self, name), dtype) for name in ("dt_start", "alpha_start")}
 
-    def init(self, numbers: dict[str, Array], z: Float[Array, "rows 3"], force: Float[Array, "rows 3"]) -> Any:
+    def init(self, numbers: dict[str, Array], z: Rows, force: Rows) -> Any:
         """At rest."""
         return jax_md().minimize.FireDescentState(
             position=z,
@@ -86,11 +93,11 @@ class FireConfig:
             n_pos=jnp.zeros((), jnp.int32),
         )
 
-    def propose(self, numbers: dict[str, Array], state: Any, kinds: Int[Array, " n_atoms"]) -> Float[Array, "rows 3"]:
+    def propose(self, numbers: dict[str, Array], state: Any, kinds: Int[Array, " n_atoms"]) -> Rows:
         """The end of a velocity-Verlet step, whose positions do not depend on the force at them."""
         return _fire_descent(self)(state, force=jnp.zeros_like(state.force)).position
 
-    def step(self, numbers: dict[str, Array], state: Any, z: Float[Array, "rows 3"], force) -> Any:
+    def step(self, numbers: dict[str, Array], state: Any, z: Rows, force: Rows) -> Any:
         """The step to z, with the force there."""
         new = _fire_descent(self)(state, force=force, place=z)
         new = jax.tree.map(lambda a, b: a.astype(b.dtype), new, state)  # jax-md's constants may widen dt and alpha
@@ -107,41 +114,38 @@ class GradientFlowConfig:
 
     eta: Annotated[
         float,
-        Field(
-            gt=0,
-            description="Å²/eV; stable below 2 over the largest curvature, some 50 eV/Å² in covalent crystals",
-        ),
+        Field(gt=0, description="Å²/eV; stable below 2 over the largest curvature, some 50 eV/Å² in covalent crystals"),
     ] = 0.02
     additive: Annotated[bool, Field(description="whether b is learned too")] = False
     max_step: Annotated[float | None, FARTHEST] = 0.2
     type: Literal["gradient_flow"] = "gradient_flow"
 
-    def numbers(self, dtype) -> dict[str, Array]:
+    def numbers(self, dtype: DTypeLike) -> dict[str, Array]:
         """η, and b of every element."""
         bias = {"additive": jnp.zeros((N_NUMBERS, 3), dtype)} if self.additive else {}
         return {"eta": jnp.asarray(self.eta, dtype)} | bias
 
-    def init(self, numbers: dict[str, Array], z: Float[Array, "rows 3"], force: Float[Array, "rows 3"]) -> "FlowState":
+    def init(self, numbers: dict[str, Array], z: Rows, force: Rows) -> "FlowState":
         """Nothing else is remembered."""
         return FlowState(z, force)
 
-    def propose(self, numbers: dict[str, Array], state: "FlowState", kinds) -> Float[Array, "rows 3"]:
+    def propose(self, numbers: dict[str, Array], state: "FlowState", kinds: Int[Array, " n_atoms"]) -> Rows:
         """x + η F + b."""
         change = numbers["eta"].astype(state.force.dtype) * state.force
         if self.additive:
             change = change.at[:-3].add(numbers["additive"].astype(change.dtype)[kinds])
         return state.position + limited(change, self.max_step)
 
-    def step(self, numbers: dict[str, Array], state: "FlowState", z: Float[Array, "rows 3"], force) -> "FlowState":
+    def step(self, numbers: dict[str, Array], state: "FlowState", z: Rows, force: Rows) -> "FlowState":
         """The new place."""
         return FlowState(z, force)
 
 
 class FlowState(NamedTuple):
-    """Of the gradient flow, which remembers nothing."""
+    """The state of the gradient flow: coordinates and force."""
 
-    position: Float[Array, "rows 3"]  # Å
-    force: Float[Array, "rows 3"]  # eV/Å
+    position: Rows  # Å
+    force: Rows  # eV/Å
 
 
 # or whatever else has these functions
@@ -149,7 +153,7 @@ MinimiserConfig = Annotated[FireConfig | LBFGSConfig | GradientFlowConfig, or_ow
 
 
 @lru_cache(maxsize=64)
-def _fire_descent(config: FireConfig):
+def _fire_descent(config: FireConfig) -> Callable:
     """jax-md's step (state, force, place=None) -> state, to `place`, or as far as FIRE goes.
 
     Its step is a program of its own (jax.jit) that gives back its state alone. A relaxation wants energy, virial and

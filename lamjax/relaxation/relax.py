@@ -6,13 +6,15 @@ from typing import Annotated, NamedTuple
 import ase
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 from pydantic import Field
 
 from lamjax import pytree, summaries
+from lamjax.arguments import renamed
 from lamjax.config import configuration
 from lamjax.neighbors import Neighbors, check_shells
 from lamjax.neighbors.verlet import SKIN
+from lamjax.potential import Potential
 from lamjax.relaxation import captured, implicit
 from lamjax.relaxation.adjoints import Adjoint, AdjointMethods, UntilConverged, check_adjoint, is_of_the_end
 from lamjax.relaxation.coordinates import CellConfig
@@ -55,7 +57,7 @@ class RelaxConfig:
 
 
 class Relaxation(NamedTuple):
-    """Where a relaxation ended; with a leading axis for a batch."""
+    """The end of a relaxation, and how it went; with a leading axis for a batch."""
 
     system: System
     energy: Float[Array, "*batch"]  # eV, without PV
@@ -67,17 +69,19 @@ class Relaxation(NamedTuple):
     finite: Bool[Array, "*batch"]  # False: energy or forces became infinite or NaN; this is the last state before
     overflow: Bool[Array, "*batch"]  # neighbours were missing on the way: grow the list and relax again
     truncated: Bool[Array, "*batch"]  # the model's own `sel` dropped neighbours on the way
-    found: Int[Array, "*batch n_shells"]  # the most neighbours that an atom had on the way, within each shell
+    largest_counts: Int[Array, "*batch n_shells"]  # the most neighbours that an atom had on the way, within each shell
     coordinates: Float[Array, "*batch rows 3"]  # Å, where it ended, as `relaxation.coordinates` counts
     window: System | None = None  # of the adjoint Hybrid: where its window ended
+
+    found = renamed("found", "largest_counts")
 
     def __repr__(self) -> str:
         return summaries.of_relaxation(self)
 
 
 def relax(
-    potential,
-    params,
+    potential: Potential,
+    params: PyTree,
     system: System | ase.Atoms,
     neighbors: Neighbors,
     config: RelaxConfig | None = None,
@@ -107,7 +111,9 @@ def relax(
     return pytree.take(_relax(over(potential, start, fixed, config.cell), params, neighbors, config, numbers), 0)
 
 
-def _relax(surface: Surface, params, neighbors: Neighbors, config: RelaxConfig, numbers) -> Relaxation:
+def _relax(
+    surface: Surface, params: PyTree, neighbors: Neighbors, config: RelaxConfig, numbers: dict[str, Array] | None
+) -> Relaxation:
     """The references of a surface relaxed."""
     check_shells(neighbors, surface.potential.shells, anew=True)
     check_adjoint(config.adjoint)
@@ -135,7 +141,7 @@ def _at_minimum(end: Descent, adjoint: AdjointMethods) -> Descent:
 
 
 def result(surface: Surface, state: Progress, steps: Steps) -> Relaxation:
-    """What a batch has come to."""
+    """The relaxations of a batch, from the state of its last step."""
     return Relaxation(
         system=surface.place(state.z),
         energy=state.energy,
@@ -147,6 +153,6 @@ def result(surface: Surface, state: Progress, steps: Steps) -> Relaxation:
         finite=state.finite,
         overflow=state.overflow,
         truncated=state.truncated,
-        found=state.found,
+        largest_counts=state.largest_counts,
         coordinates=state.z,
     )

@@ -1,18 +1,21 @@
 """First-order saddles: found by following the softest mode uphill, and differentiated where they are."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 from pydantic import Field
 
 from lamjax import pytree
 from lamjax.config import configuration
 from lamjax.neighbors import Neighbors, check_shells
 from lamjax.neighbors.verlet import SKIN
+from lamjax.potential import Potential
 from lamjax.relaxation import implicit
+from lamjax.relaxation.coordinates import BatchRows
 from lamjax.relaxation.implicit import Hessian, Implicit, Point, Solve
 from lamjax.relaxation.layouts import Padded
 from lamjax.relaxation.minimisers import FireConfig, MinimiserConfig, minimiser
@@ -26,7 +29,7 @@ MODES = 40  # directions among which the lowest curvatures of a saddle are sough
 
 @configuration
 class DimerConfig:
-    """How a saddle is climbed to."""
+    """Settings of the dimer method."""
 
     fmax: Annotated[float, Field(gt=0, description="eV/Å")] = 0.02
     max_steps: Annotated[int, Field(ge=0)] = 500
@@ -36,7 +39,7 @@ class DimerConfig:
 
 
 class Climb(NamedTuple):
-    """Where the climb ended."""
+    """The end of a dimer search, and how it went."""
 
     system: System
     energy: Float[Array, ""]  # eV
@@ -65,14 +68,14 @@ class Indefinite:
 
     rule: Implicit
 
-    def respond(self, hessian: Hessian, cotangent: Float[Array, "n_batch rows 3"]) -> tuple[Array, Solve]:
+    def respond(self, hessian: Hessian, cotangent: BatchRows) -> tuple[Array, Solve]:
         """λ of H λ = `cotangent`."""
         return implicit.solve(hessian, cotangent, self.rule, method=implicit.minimal_residuals)
 
 
 def dimer(
-    potential,
-    params,
+    potential: Potential,
+    params: PyTree,
     system: System,
     neighbors: Neighbors,
     config: DimerConfig = DimerConfig(),
@@ -91,11 +94,11 @@ def dimer(
     method = minimiser(config.minimiser)
     numbers, kinds = method.numbers(z.dtype), surface.reference.numbers[0]
 
-    def continues(carry):
+    def continues(carry: tuple) -> Bool[Array, ""]:
         _, _, _, fmax, _, curvature, k, _ = carry
         return ((fmax > config.fmax) | (curvature >= 0)) & (k <= config.max_steps) & ~jnp.isnan(fmax)
 
-    def step(carry):
+    def step(carry: tuple) -> tuple:
         walker, lists, _, _, mode, _, k, overflow = carry
         first = k == 0
         proposed = jnp.where(first, z, method.propose(numbers, walker, kinds)[None])
@@ -126,8 +129,8 @@ def dimer(
 
 
 def at_saddle(
-    potential,
-    params,
+    potential: Potential,
+    params: PyTree,
     system: System,
     neighbors: Neighbors,
     *,
@@ -156,13 +159,15 @@ def at_saddle(
     return Saddle(placed, energy[0], force, values, is_saddle, converged)
 
 
-def lowest(product, start: Float[Array, "1 rows 3"], n: int) -> tuple[Float[Array, "2"], Float[Array, "2 1 rows 3"]]:
+def lowest(
+    product: Callable, start: Float[Array, "1 rows 3"], n: int
+) -> tuple[Float[Array, "2"], Float[Array, "2 1 rows 3"]]:
     """The two lowest eigenvalues of a symmetric operator and their vectors, among `n` Krylov directions from `start`.
 
     Lanczos, each direction orthogonal to all before it. Directions beyond the space count as infinitely stiff.
     """
 
-    def step(k, carry):
+    def step(k: Int[Array, ""], carry: tuple) -> tuple:
         basis, images = carry
         image = product(basis[k])
         new = image
@@ -183,12 +188,14 @@ def lowest(product, start: Float[Array, "1 rows 3"], n: int) -> tuple[Float[Arra
     return values[:2], modes
 
 
-def _product(surface: Surface, params, z, neighbors):
+def _product(surface: Surface, params: PyTree, z: BatchRows, neighbors: Neighbors) -> Callable:
     hessian = implicit.hessian(surface, params, z, neighbors)
     return lambda v: hessian.product(hessian.project(v))
 
 
-def _one(potential, system: System, neighbors: Neighbors, fixed) -> tuple[Surface, Neighbors]:
+def _one(
+    potential: Potential, system: System, neighbors: Neighbors, fixed: Bool[Array, "n_atoms 3"] | None
+) -> tuple[Surface, Neighbors]:
     """The surface of one structure at a fixed cell, and its neighbours, as a batch of one."""
     system, neighbors = jax.tree.map(jnp.asarray, (as_system(system), neighbors))
     check_single(system, "A search for a saddle")

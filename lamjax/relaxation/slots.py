@@ -2,16 +2,18 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from lamjax import numerics, pytree
 from lamjax.neighbors import verlet
 from lamjax.neighbors.host import pairs
+from lamjax.potential import Potential
 from lamjax.relaxation import buckets
 from lamjax.relaxation import lists as listing
 from lamjax.relaxation.buckets import Shape
@@ -43,7 +45,7 @@ class Traveller(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """What a structure brings with it into a slot; numpy arrays, padded."""
+    """The arrays of a structure that enters a slot; numpy, padded."""
 
     reference: System
     fixed: Bool[np.ndarray, "n_atoms 3"]
@@ -55,7 +57,7 @@ class Entry(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What the host gets after some steps."""
+    """The results of some steps, for the host."""
 
     relaxation: Relaxation
     running: Bool[Array, " n_slots"]
@@ -70,7 +72,7 @@ class Programs(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)
-def programs(potential, config: RelaxConfig, capacities: tuple[int, ...], n_flat: int) -> Programs:
+def programs(potential: Potential, config: RelaxConfig, capacities: tuple[int, ...], n_flat: int) -> Programs:
     """The functions of a shape; the potential sees lists of `n_flat` atoms.
 
     The same arguments give the same functions, so that jit does not compile twice.
@@ -78,7 +80,7 @@ def programs(potential, config: RelaxConfig, capacities: tuple[int, ...], n_flat
     method = minimiser(config.minimiser)
     steps = Steps(method, Flat(capacities, config.skin, n_flat), config.fmax)
 
-    def running(slots: Slots, state: Progress):
+    def running(slots: Slots, state: Progress) -> Bool[Array, " n_slots"]:
         return steps.active(state) & ~state.overflow & (state.n_steps < slots.limit)
 
     def enter(slots: Slots, rows, entries: Entry) -> Slots:
@@ -100,7 +102,7 @@ def programs(potential, config: RelaxConfig, capacities: tuple[int, ...], n_flat
         new = steps.accept(weights, surface, state, active, (z, evaluated))
         old = state._replace(
             overflow=state.overflow | missed,
-            found=jnp.maximum(state.found, jnp.where(missed[:, None], evaluated.found, 0)),
+            largest_counts=jnp.maximum(state.largest_counts, jnp.where(missed[:, None], evaluated.largest_counts, 0)),
         )
         return slots._replace(lists=lists, state=pytree.where(active & ~missed, new, old))
 
@@ -119,7 +121,7 @@ def programs(potential, config: RelaxConfig, capacities: tuple[int, ...], n_flat
     return Programs(jit(beginning), jit(enter, donate_argnums=0), jit(take_steps, donate_argnums=1))
 
 
-def empty_entry(potential, config: RelaxConfig, shape: Shape, like: System) -> Entry:
+def empty_entry(potential: Potential, config: RelaxConfig, shape: Shape, like: System) -> Entry:
     """An entry without atoms, for structures that have what `like` has; it never takes a step."""
     n = shape.n_atoms
     system = jax.tree.map(np.zeros_like, like)._replace(
@@ -134,7 +136,7 @@ def empty_entry(potential, config: RelaxConfig, shape: Shape, like: System) -> E
     return Entry(system, np.zeros((n, 3), bool), lists, z, state, np.asarray(True), np.asarray(-1, np.int32))
 
 
-def entry(potential, config: RelaxConfig, shape: Shape, traveller: Traveller) -> Entry:
+def entry(potential: Potential, config: RelaxConfig, shape: Shape, traveller: Traveller) -> Entry:
     """A structure with the list of its neighbours, found on the host."""
     n, system, state = shape.n_atoms, traveller.system, traveller.state
     reach = potential.cutoff + config.skin
@@ -177,7 +179,7 @@ def relaxation_of(report: Report, row: int, n_atoms: int) -> Relaxation:
 
 
 def state_of(slots: Slots, row: int, n_atoms: int, config: RelaxConfig) -> Progress:
-    """How far one structure is, on the host and without padding; it may be given to wider arrays."""
+    """The state of one structure on the host, without padding, from which wider arrays can go on."""
     one = jax.tree.map(lambda x: np.asarray(x[row]), slots.state)
     one = _rows(config.minimiser, one, lambda z: np.concatenate([z[:n_atoms], z[-3:]]))
     return one._replace(overflow=np.zeros((), bool))
@@ -193,17 +195,17 @@ def _rows(config: MinimiserConfig, state: Progress, change: Callable) -> Progres
 
 
 @functools.lru_cache(maxsize=64)
-def _row_axes(config: MinimiserConfig):
+def _row_axes(config: MinimiserConfig) -> Any:
     """Which axis of the arrays of a minimiser's state has the coordinates, by their shapes for two sizes; -1: none."""
 
-    def axis(a, b) -> int:
+    def axis(a: Any, b: Any) -> int:
         return next((k for k, both in enumerate(zip(a.shape, b.shape, strict=True)) if both == (1 + 3, 2 + 3)), -1)
 
     return jax.tree.map(axis, *(_blank(config, 1, n, np.float32).walker for n in (1, 2)))
 
 
 @functools.lru_cache(maxsize=256)
-def _blank(config: MinimiserConfig, n_shells: int, n_atoms: int, dtype) -> Progress:
+def _blank(config: MinimiserConfig, n_shells: int, n_atoms: int, dtype: DTypeLike) -> Progress:
     """A state of zeros for one structure, numpy."""
     method, dtype = minimiser(config), jax.dtypes.canonicalize_dtype(dtype)
     z = jax.ShapeDtypeStruct((1, n_atoms + 3, 3), dtype)

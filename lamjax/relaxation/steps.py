@@ -4,16 +4,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from lamjax import numerics, pytree
+from lamjax.relaxation.coordinates import BatchRows
 from lamjax.relaxation.layouts import Evaluated, Layout
 from lamjax.relaxation.minimisers import Minimiser
 from lamjax.relaxation.surface import Evaluation, Surface
 
 
 class Progress(NamedTuple):
-    """What one step hands to the next, for a batch."""
+    """The state of a batch between two steps."""
 
     walker: Any  # the minimiser's state
     energy: Float[Array, " n_batch"]
@@ -23,16 +25,16 @@ class Progress(NamedTuple):
     finite: Bool[Array, " n_batch"]
     overflow: Bool[Array, " n_batch"]
     truncated: Bool[Array, " n_batch"]
-    found: Int[Array, "n_batch n_shells"]
+    largest_counts: Int[Array, "n_batch n_shells"]  # of the neighbours of an atom, within each shell
 
     @property
-    def z(self) -> Float[Array, "n_batch rows 3"]:
+    def z(self) -> BatchRows:
         """Å"""
         return self.walker.position
 
     @property
     def evaluation(self) -> Evaluation:
-        """That of the last step: nothing of it has to be computed again."""
+        """The evaluation of the last step, of which nothing has to be computed again."""
         return Evaluation(self.energy, self.walker.force, self.virial)
 
 
@@ -45,13 +47,13 @@ class Weights(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """How a batch steps, as pure functions."""
+    """One step of a batch, as pure functions."""
 
     minimiser: Minimiser
     layout: Layout
     fmax: float  # eV/Å
 
-    def start(self, numbers: dict[str, Array], z: Float[Array, "n_batch rows 3"], n_shells: int) -> Progress:
+    def start(self, numbers: dict[str, Array], z: BatchRows, n_shells: int) -> Progress:
         """At the start with nothing evaluated; the first step does that, so that the potential is compiled once."""
         n = len(z)
         return Progress(
@@ -63,15 +65,15 @@ class Steps(NamedTuple):
             finite=jnp.ones(n, bool),
             overflow=jnp.zeros(n, bool),
             truncated=jnp.zeros(n, bool),
-            found=jnp.zeros((n, n_shells), jnp.int32),
+            largest_counts=jnp.zeros((n, n_shells), jnp.int32),
         )
 
-    def threshold(self, dtype) -> float:
+    def threshold(self, dtype: DTypeLike) -> float:
         """fmax (eV/Å), but at least where the square of a force still is a number."""
         return max(self.fmax, 1e3 * float(jnp.finfo(dtype).tiny) ** 0.5)
 
     def active(self, state: Progress) -> Bool[Array, " n_batch"]:
-        """Which structures have not converged."""
+        """The mask of structures that have not converged."""
         return state.finite & (state.fmax > self.threshold(state.fmax.dtype))
 
     def step(self, weights: Weights, surface: Surface, state: Progress, lists: Any) -> tuple[Progress, Any]:
@@ -82,14 +84,21 @@ class Steps(NamedTuple):
         evaluated = self.layout.evaluate(surface, weights.params, z, lists, active)
         return self.accept(weights, surface, state, active, (z, evaluated)), lists
 
-    def propose(self, weights: Weights, surface: Surface, state: Progress, active) -> Float[Array, "n_batch rows 3"]:
+    def propose(
+        self, weights: Weights, surface: Surface, state: Progress, active: Bool[Array, " n_batch"]
+    ) -> BatchRows:
         """Where the next forces are wanted: at its own coordinates for a structure that stands still, or begins."""
         walker, moves = _safe(state, active)
         z = jax.vmap(self.minimiser.propose, (None, 0, 0))(weights.numbers, walker, surface.reference.numbers)
         return jnp.where(moves[:, None, None] & surface.free, z, state.z)
 
     def accept(
-        self, weights: Weights, surface: Surface, state: Progress, active, proposed: tuple[Array, Evaluated]
+        self,
+        weights: Weights,
+        surface: Surface,
+        state: Progress,
+        active: Bool[Array, " n_batch"],
+        proposed: tuple[Array, Evaluated],
     ) -> Progress:
         """The state at proposed coordinates with the evaluation there; as it was where that gave no number."""
         z, evaluated = proposed
@@ -110,11 +119,11 @@ class Steps(NamedTuple):
             finite=state.finite & (good | ~active),
             overflow=state.overflow | (evaluated.overflow & active),
             truncated=state.truncated | (evaluated.truncated & active),
-            found=jnp.maximum(state.found, jnp.where(active[:, None], evaluated.found, 0)),
+            largest_counts=jnp.maximum(state.largest_counts, jnp.where(active[:, None], evaluated.largest_counts, 0)),
         )
 
 
-def _safe(state: Progress, active) -> tuple[Any, Bool[Array, " n_batch"]]:
+def _safe(state: Progress, active: Bool[Array, " n_batch"]) -> tuple[Any, Bool[Array, " n_batch"]]:
     """Minimiser's states to step from, and which of them are those of structures that move.
 
     Of the others they are ones: no norm in a step is then zero, where it has no derivative; these steps are not taken.

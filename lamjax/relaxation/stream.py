@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 import ase
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from lamjax.neighbors.types import round_up
+from lamjax.potential import Potential
 from lamjax.relaxation import buckets
 from lamjax.relaxation.adjoints import UntilConverged
 from lamjax.relaxation.buckets import HEADROOM, Shape
@@ -43,7 +45,7 @@ LEAVING = 1 / 8  # of the structures in flight: so many are done before the host
 
 
 class Outcome(NamedTuple):
-    """What has become of one structure; numpy, without padding."""
+    """The result of relaxing one structure; numpy, without padding."""
 
     number: int  # in the sequence that was given
     relaxation: Relaxation | None  # None: it could not begin
@@ -61,7 +63,7 @@ class Job(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What all buckets share."""
+    """Potential, parameters and settings that all buckets share."""
 
     potential: Any
     params: Any
@@ -103,8 +105,8 @@ class ActiveBatch:
 
 
 def stream(
-    potential,
-    params,
+    potential: Potential,
+    params: PyTree,
     systems: Iterable[System | ase.Atoms] | System | ase.Atoms,
     config: RelaxConfig | None = None,
     *,
@@ -277,7 +279,7 @@ def _leave(work: Work, batch: ActiveBatch, report: Report, row: int) -> Outcome 
         return Outcome(job.number, relaxation, f"Neighbours were missing even after {TRIES} wider lists.", job.tries)
     try:
         room = HEADROOM ** (job.tries + 1)
-        shape = buckets.shape(work.potential, relaxation.system, work.config, relaxation.found.tolist(), room)
+        shape = buckets.shape(work.potential, relaxation.system, work.config, relaxation.largest_counts.tolist(), room)
     except ValueError as error:
         return Outcome(job.number, relaxation, str(error), job.tries)
     traveller = job.traveller._replace(system=relaxation.system, state=state_of(batch.slots, row, n_atoms, work.config))

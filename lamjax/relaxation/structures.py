@@ -4,15 +4,17 @@ import warnings
 from collections.abc import Iterable, Sequence
 
 import ase
+from jaxtyping import PyTree
 
+from lamjax.potential import Potential
 from lamjax.relaxation.relax import Relaxation, RelaxConfig
 from lamjax.relaxation.stream import sequences, stream
 from lamjax.system import System, check_single, to_ase
 
 
 def relax_structures(
-    potential,
-    params,
+    potential: Potential,
+    params: PyTree,
     systems: Iterable[System | ase.Atoms] | System | ase.Atoms,
     config: RelaxConfig | None = None,
     *,
@@ -42,7 +44,7 @@ def relax_structures(
 
 
 def row(relaxed: Relaxation) -> dict[str, str | int | float | bool | None]:
-    """What became of one structure as plain Python values: a row of a table, of pandas or csv, or JSON.
+    """The result of one structure as plain Python values: a row of a table, of pandas or csv, or JSON.
 
     Formula, n_atoms, energy (eV), energy_per_atom, volume (Å³, None where not periodic in all directions), fmax (eV/Å),
     n_steps, converged, finite, overflow, truncated. Raises ValueError for a batch.

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
 
 from lamjax import numerics
 from lamjax.neighbors import Neighbors
 from lamjax.potential import Potential, predict
 from lamjax.relaxation import coordinates
-from lamjax.relaxation.coordinates import CellConfig
+from lamjax.relaxation.coordinates import BatchRows, CellConfig
 from lamjax.system import System, volume
 
 FORCE_LIMIT = 1e12  # eV/Å; beyond it squares overflow in float32 and the evaluation counts as not finite
@@ -26,7 +26,7 @@ class Evaluation(NamedTuple):
     """Energy and forces at coordinates z."""
 
     energy: Float[Array, " n_batch"]  # eV
-    force: Float[Array, "n_batch rows 3"]  # -∂(E + PV)/∂z, eV/Å
+    force: BatchRows  # -∂(E + PV)/∂z, eV/Å
     virial: Float[Array, "n_batch 3 3"]  # eV
 
     def is_usable(self) -> Bool[Array, " n_batch"]:
@@ -38,7 +38,7 @@ class Cotangents(NamedTuple):
     """Derivatives of a number by what an evaluation depends on."""
 
     params: Any
-    z: Float[Array, "n_batch rows 3"]
+    z: BatchRows
     cells: Float[Array, "n_batch 3 3"]  # of the reference
 
 
@@ -55,7 +55,7 @@ class Surface:
     potential: Potential = field(metadata={"static": True})
     cell: CellConfig | None = field(metadata={"static": True})
 
-    def evaluate(self, params, z: Float[Array, "n_batch rows 3"], neighbors: Neighbors) -> Evaluation:
+    def evaluate(self, params: PyTree, z: BatchRows, neighbors: Neighbors) -> Evaluation:
         """Energy and forces at z."""
         prediction = predict(self.potential, params, *in_a_row(self.place(z), neighbors))
         n = len(z)
@@ -63,31 +63,42 @@ class Surface:
             z, prediction.energy.reshape(n), prediction.forces.reshape(n, -1, 3), prediction.virial.reshape(n, 3, 3)
         )
 
-    def evaluation(self, z, energy, atomic_forces, virial) -> Evaluation:
+    def evaluation(
+        self,
+        z: BatchRows,
+        energy: Float[Array, " n_batch"],
+        atomic_forces: Float[Array, "n_batch n_atoms 3"],
+        virial: Float[Array, "n_batch 3 3"],
+    ) -> Evaluation:
         """The forces on z of a prediction at `place(z)`."""
         force = jax.vmap(lambda z, reference, free, f, v: coordinates.forces(z, reference, free, self.cell, f, v))(
             z, self.reference, self.free, atomic_forces, virial
         )
         return Evaluation(energy, force.astype(z.dtype), virial.astype(z.dtype))
 
-    def energy(self, params, z, neighbors: Neighbors) -> Float[Array, " n_batch"]:
+    def energy(self, params: PyTree, z: BatchRows, neighbors: Neighbors) -> Float[Array, " n_batch"]:
         """E (eV) at z, differentiable."""
         system = self.place(z)
         return self.potential.energy(params, *in_a_row(system, neighbors)).reshape(len(z))
 
-    def slope(self, params, z, neighbors: Neighbors, along) -> Float[Array, " n_batch"]:
+    def slope(self, params: PyTree, z: BatchRows, neighbors: Neighbors, along: BatchRows) -> Float[Array, " n_batch"]:
         """v·∇(E + PV) of every structure (eV), v `along`; differentiable with respect to params and z."""
         _, change = jax.jvp(lambda z: self._objective(params, z, neighbors)[0], (z,), (along,))
         return change
 
-    def hessian_product(self, params, z, neighbors: Neighbors, v) -> Float[Array, "n_batch rows 3"]:
+    def hessian_product(self, params: PyTree, z: BatchRows, neighbors: Neighbors, v: BatchRows) -> BatchRows:
         """H v, H = P ∂²(E + PV)/∂z² P, P the projection on what may change (eV/Å² times the unit of v)."""
         along = self.project(v)
         change = jax.grad(lambda z: jnp.sum(self.slope(params, z, neighbors, along)))(z)
         return self.project(change)
 
     def pullback(
-        self, params, z, neighbors: Neighbors, cotangent: Evaluation, wanted: tuple[str, ...] = ("params", "cells")
+        self,
+        params: PyTree,
+        z: BatchRows,
+        neighbors: Neighbors,
+        cotangent: Evaluation,
+        wanted: tuple[str, ...] = ("params", "cells"),
     ) -> Cotangents:
         """What cotangents of energy and force (of `evaluate`) are for params (summed), z and the reference's cells.
 
@@ -102,7 +113,7 @@ class Surface:
         constants = {"params": params, "cells": self.reference.cell}
         variables = {name: constants[name] for name in wanted}
 
-        def total(variables: dict, weight):
+        def total(variables: dict, weight: Float[Array, " n_batch"]) -> Float[Array, ""]:
             at = constants | variables
             work, energy = surface.with_cells(at["cells"])._objective(at["params"], variables["z"], neighbors)
             return jnp.sum(work) + jnp.sum(weight * energy)
@@ -117,32 +128,32 @@ class Surface:
         masked = lambda x: jnp.where(used[:, None, None], x, 0)  # noqa: E731
         return Cotangents(change["params"], masked(change["z"]), masked(change["cells"]))
 
-    def energy_slope(self, z) -> Float[Array, "n_batch rows 3"]:
+    def energy_slope(self, z: BatchRows) -> BatchRows:
         """∂E/∂z at a minimum of E + PV: the slope that the pressure holds up (eV/Å)."""
         pressure = coordinates.pressure(self.cell)
         if not pressure:
             return jnp.zeros_like(z)
         return -pressure * jax.grad(lambda z: jnp.sum(volume(self.place(z))))(z)
 
-    def project(self, v: Float[Array, "n_batch rows 3"]) -> Float[Array, "n_batch rows 3"]:
+    def project(self, v: BatchRows) -> BatchRows:
         """Changes restricted to what may change."""
         return jax.vmap(lambda v, reference, free: coordinates.project(v, reference, free, self.cell))(
             v, self.reference, self.free
         )
 
-    def start(self) -> Float[Array, "n_batch rows 3"]:
+    def start(self) -> BatchRows:
         """The coordinates of the references themselves."""
         return jax.vmap(coordinates.start)(self.reference)
 
-    def place(self, z: Float[Array, "n_batch rows 3"]) -> System:
+    def place(self, z: BatchRows) -> System:
         """The structures at z."""
         return jax.vmap(coordinates.place)(z, self.reference)
 
-    def atomic_forces(self, z, force: Float[Array, "n_batch rows 3"]) -> Float[Array, "n_batch n_atoms 3"]:
+    def atomic_forces(self, z: BatchRows, force: BatchRows) -> Float[Array, "n_batch n_atoms 3"]:
         """Forces on atoms of forces on z (eV/Å)."""
         return jax.vmap(coordinates.atomic_forces)(z, force, self.reference)
 
-    def largest(self, force: Float[Array, "n_batch rows 3"]) -> Float[Array, " n_batch"]:
+    def largest(self, force: BatchRows) -> Float[Array, " n_batch"]:
         """The largest force of every structure, on an atom or, scaled as ASE does, on the cell (eV/Å)."""
         return jax.vmap(coordinates.largest)(force, self.reference)
 
@@ -150,13 +161,15 @@ class Surface:
         """The surface over these cells (before the strain)."""
         return dataclasses.replace(self, reference=self.reference._replace(cell=cells))
 
-    def _objective(self, params, z, neighbors: Neighbors):
+    def _objective(
+        self, params: PyTree, z: BatchRows, neighbors: Neighbors
+    ) -> tuple[Float[Array, " n_batch"], Float[Array, " n_batch"]]:
         """E + PV and E of every structure (eV)."""
         energy = self.energy(params, z, neighbors)
         pressure = coordinates.pressure(self.cell)
         return energy + (pressure * volume(self.place(z)) if pressure else 0.0), energy
 
-    def _without(self, unused, neighbors: Neighbors) -> tuple["Surface", Neighbors]:
+    def _without(self, unused: Bool[Array, " n_batch"], neighbors: Neighbors) -> tuple["Surface", Neighbors]:
         """Unused structures become padding without neighbours: no NaN reaches the others' parameters."""
         mask = lambda pairs: pairs & ~unused[:, None, None]  # noqa: E731
         numbers = jnp.where(unused[:, None], 0, self.reference.numbers)
@@ -186,9 +199,7 @@ def _hashable(potential: Potential) -> Potential:
     return potential
 
 
-def known(
-    evaluation: Evaluation, surface: Surface, params, z: Float[Array, "n_batch rows 3"], neighbors: Neighbors
-) -> Evaluation:
+def known(evaluation: Evaluation, surface: Surface, params: PyTree, z: BatchRows, neighbors: Neighbors) -> Evaluation:
     """An evaluation at z that has been made before, with its derivatives by params, z and the reference's cells.
 
     Nothing is evaluated but the derivative (`Surface.pullback`). A cotangent that is not finite counts as 0, and that
@@ -197,14 +208,14 @@ def known(
     return _known((params, surface.reference.cell, z), evaluation, surface, neighbors)
 
 
-def _known_forward(variables, evaluation, surface, neighbors):
+def _known_forward(variables: Any, evaluation: Any, surface: Any, neighbors: Any) -> tuple[Evaluation, tuple]:
     params, cells, _ = variables
     wanted = {name: () for name, part in (("params", params), ("cells", cells)) if is_perturbed(part)}
     variables, evaluation, surface, neighbors = values((variables, evaluation, surface, neighbors))
     return evaluation, (wanted, variables, surface, neighbors)
 
 
-def _known_backward(residuals, cotangent: Evaluation):
+def _known_backward(residuals: tuple, cotangent: Evaluation) -> tuple:
     wanted, (params, cells, z), surface, neighbors = residuals
     on = instantiated(cotangent)
     usable = jnp.all(jnp.isfinite(on.force), axis=(1, 2)) & jnp.isfinite(on.energy)
@@ -214,14 +225,14 @@ def _known_backward(residuals, cotangent: Evaluation):
 
 
 @jax.custom_vjp
-def _known(variables, evaluation, surface, neighbors) -> Evaluation:
+def _known(variables: tuple, evaluation: Evaluation, surface: Surface, neighbors: Neighbors) -> Evaluation:
     return evaluation
 
 
 _known.defvjp(_known_forward, _known_backward, symbolic_zeros=True)
 
 
-def is_perturbed(tree) -> bool:
+def is_perturbed(tree: Any) -> bool:
     """True if a derivative is wanted by an argument that a custom_vjp with symbolic zeros gives its forward function.
 
     Known when the program is made.
@@ -229,16 +240,16 @@ def is_perturbed(tree) -> bool:
     return any(leaf.perturbed for leaf in jax.tree.leaves(tree, is_leaf=_is_primal))
 
 
-def values(tree):
+def values(tree: Any) -> Any:
     """Plain arrays of such arguments."""
     return jax.tree.map(lambda leaf: leaf.value, tree, is_leaf=_is_primal)
 
 
-def instantiated(cotangent):
+def instantiated(cotangent: Any) -> Any:
     """Zeros in the place of symbolic ones."""
     is_symbolic = lambda x: isinstance(x, jax.custom_derivatives.SymbolicZero)  # noqa: E731
 
-    def zeros(x):
+    def zeros(x: Any) -> Any:
         if not is_symbolic(x):
             return x
         if x.dtype == jax.dtypes.float0:
@@ -248,7 +259,7 @@ def instantiated(cotangent):
     return jax.tree.map(zeros, cotangent, is_leaf=is_symbolic)
 
 
-def _is_primal(x) -> bool:
+def _is_primal(x: Any) -> bool:
     return isinstance(x, jax.custom_derivatives.CustomVJPPrimal)
 
 

@@ -58,5 +58,5 @@ def histograms(path: Target, panels: Mapping[str, ArrayLike], title: str) -> Non
     """One histogram of each quantity."""
     with style.figure(path, (5.2, 4), (1, len(panels)), title) as axes:
         for ax, (quantity, values) in zip(axes, panels.items(), strict=True):
-            ax.hist(values, bins=min(40, max(8, len(values) // 5)), color=AFTER)
+            style.histogram(ax, [np.asarray(values)], [AFTER])
             ax.set(xlabel=quantity, ylabel="crystals")

@@ -34,7 +34,7 @@ class View(NamedTuple):
 
 
 class Element(NamedTuple):
-    """How an atom looks."""
+    """Colour and radius of an element's atoms."""
 
     color: tuple[int, int, int]  # red, green, blue, up to 255
     radius: float  # covalent, Å
@@ -90,7 +90,7 @@ def facts(rows: Iterable[tuple[str, Any]]) -> str:
 
 
 def details(summary: str, body: str) -> str:
-    """What is shown when the reader asks for it."""
+    """A part of the page that opens when the reader asks for it."""
     return f"<details><summary>{text(summary)}</summary>\n{body}\n</details>" if body else ""
 
 

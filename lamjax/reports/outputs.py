@@ -23,8 +23,8 @@ def claim(paths: Iterable[Name], inputs: Iterable[Name] = (), option: str = "out
     """
     paths, known = list(map(Path, _with_vectors(paths))), _Files(inputs)
     for path in paths:
-        if (given := known.find(path)) is not None:
-            raise ValueError(_over(path, given, option))
+        if (source := known.find(path)) is not None:
+            raise ValueError(_over(path, source, option))
         if path.is_dir():
             raise ValueError(f"{path} is a folder. Name a file for {option}, for example {path / 'NAME'}.")
     for path in paths:
@@ -45,13 +45,13 @@ def claim_folder(folder: Name, names: Sequence[str], inputs: Iterable[Name] = ()
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file. Name a folder for {option}.")
     whole, known = os.path.realpath(folder), _Files(inputs)
-    for given in inputs:
-        inside = os.path.relpath(os.path.realpath(given), whole).replace(os.sep, "/")
+    for source in inputs:
+        inside = os.path.relpath(os.path.realpath(source), whole).replace(os.sep, "/")
         if any(fnmatch(inside, pattern) for pattern in patterns):
-            raise ValueError(_over(folder / inside, given, option))
+            raise ValueError(_over(folder / inside, source, option))
     for path in _written(folder, patterns):
-        if (given := known.find(path)) is not None:
-            raise ValueError(_over(path, given, option))
+        if (source := known.find(path)) is not None:
+            raise ValueError(_over(path, source, option))
     _make(folder, option)
 
 
@@ -110,8 +110,8 @@ def _make(folder: Path, option: str) -> None:
         ) from error
 
 
-def _over(path: Path, given: Name, option: str) -> str:
-    named = "" if str(path) == str(given) else f" (given as {given})"
+def _over(path: Path, source: Name, option: str) -> str:
+    named = "" if str(path) == str(source) else f" (given as {source})"
     return f"{path} would be written, but it is one of the inputs{named} and would be lost. Choose another {option}."
 
 

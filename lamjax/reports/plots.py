@@ -78,11 +78,7 @@ def distribution(path: Target, structures: Comparison, title: str) -> None:
 
 
 def relaxations(
-    path: Target,
-    steps: ArrayLike,
-    converged: Sequence[bool],
-    panels: Mapping[str, ArrayLike],
-    title: str,
+    path: Target, steps: ArrayLike, converged: Sequence[bool], panels: Mapping[str, ArrayLike], title: str
 ) -> None:
     """How many relaxations are done after so many steps, and a histogram of each quantity of `panels`.
 
@@ -98,8 +94,7 @@ def relaxations(
         axes[0].set_xlim(left=0)
         for ax, (quantity, values) in zip(axes[1:], panels.items(), strict=True):
             values = np.asarray(values)
-            shown = [values[done], values[~done]]
-            ax.hist(shown, bins=min(40, max(8, len(values) // 5)), stacked=True, color=[AFTER, BEFORE])
+            style.histogram(ax, [values[done], values[~done]], [AFTER, BEFORE])
             ax.set(xlabel=quantity, ylabel="structures")
         for ax in axes:
             ax.locator_params(axis="y", integer=True)
@@ -134,13 +129,7 @@ def learning_curve(
                 style.name_lines(ax)
 
 
-def series(
-    path: Target,
-    x: ArrayLike,
-    label: str,
-    panels: Mapping[str, Mapping[str, ArrayLike]],
-    title: str,
-) -> None:
+def series(path: Target, x: ArrayLike, label: str, panels: Mapping[str, Mapping[str, ArrayLike]], title: str) -> None:
     """Quantities over time, {quantity: {line: values}}, the first four; a lone line gets its running mean, too."""
     chosen = dict(list(panels.items())[: style.MOST_PANELS])
     x, n = np.asarray(x), len(chosen)

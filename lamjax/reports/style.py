@@ -1,7 +1,7 @@
 """How every plot looks: colours that colour-blind readers can tell apart, a title, a caption, and how it is written."""
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
@@ -77,6 +77,21 @@ def save(made: Any, path: str | Path | StringIO) -> None:
 def vector(path: str | Path) -> Path:
     """The SVG file that lies beside a PNG file."""
     return Path(path).with_suffix(".svg")
+
+
+def histogram(axes: Any, groups: Sequence[np.ndarray], colors: Sequence[str]) -> None:
+    """How the finite values of groups are distributed, the bars of one group on those of the other.
+
+    Values that are equal but for rounding, which no bins can tell apart, lie in the middle of an interval around them.
+    """
+    finite = [np.asarray(values, float)[np.isfinite(values)] for values in groups]
+    together = np.concatenate(finite)
+    low, high = (together.min(), together.max()) if len(together) else (0.0, 0.0)
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
+        half = max(0.5, 1e-3 * abs(high))
+        low, high = low - half, high + half
+    bins = min(40, max(8, len(together) // 5))
+    axes.hist(finite, bins=bins, range=(low, high), stacked=True, color=list(colors))
 
 
 def name_lines(axes: Any, size: float = 9) -> None:

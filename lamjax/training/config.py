@@ -110,7 +110,7 @@ class TrainConfig(CommandConfig):
 
     @property
     def files(self) -> list[str]:
-        """All that a run reads: model and data."""
+        """Every file that a run reads: model and data."""
         tasks = [path for task in self.tasks.values() for path in (*task.train, *task.validation)]
         return [*([self.base] if self.base else []), *self.train, *self.validation, *tasks]
 
@@ -177,12 +177,5 @@ TEMPLATE = template(
     TrainConfig(train=("data/train.extxyz",), base="model.lamjax"),
     "lamjax train: only `train` and one of `model` and `base` are needed, the rest are defaults.\n"
     "Paths are relative to the folder where the command runs.",
-    {
-        "tasks": _TASKS,
-        "model": _MODEL,
-        "base": _BASE,
-        "head": "",
-        "add_heads": "",
-        "bias": "",
-    },
+    {"tasks": _TASKS, "model": _MODEL, "base": _BASE, "head": "", "add_heads": "", "bias": ""},
 )

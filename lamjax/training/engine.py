@@ -42,7 +42,7 @@ class Best(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What a run writes beside its states."""
+    """The outputs of a run beside its states: tables, models, pictures and facts."""
 
     tables: Tables = no_tables()
     save: Callable[[Path, Any, int, float | None], None] | None = None  # a model: path, parameters, step, score
@@ -68,8 +68,19 @@ class Run(NamedTuple):
 
     @property
     def config(self) -> Any:
-        """Of which the run was made."""
+        """The config of the run."""
         return self.outputs.config
+
+
+class Sharing(NamedTuple):
+    """Parameters that heads share in a run, and the devices that share its batches."""
+
+    by_head: bool = False  # a head moves only in steps whose gradient reaches it
+    layers: int = 0  # first ones, which are the same in all heads
+    layout: sharding.DeviceLayout | None = None  # where states and batches lie, if not all on one device
+
+
+ALONE = Sharing()  # one head on one device
 
 
 class Compiled(NamedTuple):
@@ -82,7 +93,7 @@ class Compiled(NamedTuple):
 
 
 class Epoch(NamedTuple):
-    """All structures have been seen once more."""
+    """An epoch has ended: every structure was trained on once more."""
 
     number: int  # from 1
     step: int
@@ -146,15 +157,7 @@ def prepare(
 
 
 def ready(
-    settings: RunConfig,
-    objective: Objective,
-    params: Any,
-    written: Outputs,
-    resumed: bool,
-    *,
-    by_head: bool = False,
-    share_layers: int = 0,
-    layout: sharding.DeviceLayout | None = None,
+    settings: RunConfig, objective: Objective, params: Any, written: Outputs, resumed: bool, sharing: Sharing = ALONE
 ) -> Run:
     """A run with first parameters, or with the last state of its output folder; nothing is written yet.
 
@@ -163,9 +166,10 @@ def ready(
     if resumed:
         folder.check_data(Path(settings.output), objective.fingerprint)
     rate = schedule(settings.schedule, settings.steps)
-    update = optimizer(settings.optimizer, rate, by_head=by_head, accumulate=settings.accumulate)
-    step = make(objective.loss, settings, update, share_layers, layout)
-    run = restored(settings, objective, params, update, step, resumed)._replace(outputs=written, layout=layout)
+    update = optimizer(settings.optimizer, rate, by_head=sharing.by_head, accumulate=settings.accumulate)
+    step = make(objective.loss, settings, update, sharing)
+    run = restored(settings, objective, params, update, step, resumed)
+    run = run._replace(outputs=written, layout=sharing.layout)
     if resumed:
         folder.check_length(run.config, settings.schedule, settings.steps, run.done)
     return run
@@ -181,13 +185,7 @@ def restored(
     return Run(settings, objective, state, update, step, int(state.step) // settings.accumulate)
 
 
-def make(
-    loss: Loss,
-    settings: RunConfig,
-    update: optax.GradientTransformation,
-    share_layers: int = 0,
-    layout: sharding.DeviceLayout | None = None,
-) -> TrainStep:
+def make(loss: Loss, settings: RunConfig, update: optax.GradientTransformation, sharing: Sharing = ALONE) -> TrainStep:
     """The jitted step of a run."""
     rate = schedule(settings.schedule, settings.steps)
     names = ("freeze", "rates", "ema_decay", "accumulate", "matmul_precision")
@@ -195,8 +193,8 @@ def make(
         loss,
         update,
         lr_ratio=lambda n: rate(n) / settings.schedule.start_lr,
-        share_layers=share_layers,
-        sharding=None if layout is None else layout.state,
+        share_layers=sharing.layers,
+        sharding=None if sharing.layout is None else sharing.layout.state,
         **{name: getattr(settings, name) for name in names},
     )
 
@@ -256,7 +254,7 @@ class _Course:
         return self.settings.patience is not None and self.best.since >= self.settings.patience
 
     def events(self) -> Generator[Event, None, Any]:
-        """All that is left to do."""
+        """The events up to the end of the run."""
         try:
             yield from self._train()
         except NonFiniteError:

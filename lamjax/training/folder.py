@@ -108,7 +108,7 @@ def check_length(config: Any, schedule_config: ScheduleConfig, n_steps: int, don
         return
     changed = f"{output} was begun with another config: {key}: {old} -> {now}"
     if n_steps < done:
-        raise ValueError(f"{changed}, but {done} steps are done already.")
+        raise ValueError(f"{changed}, but {done} steps are done already. Give a larger number.")
     steps = np.arange(done)
     was, would_be = (np.asarray(schedule(schedule_config, n)(steps)) for n in (old * n_steps // now, n_steps))
     if other := np.flatnonzero(was != would_be).tolist():

@@ -18,7 +18,7 @@ from lamjax.reports import outputs
 from lamjax.training import curve, engine, folder, loggers, sharding
 from lamjax.training.config import TrainConfig
 from lamjax.training.curve import CURVE
-from lamjax.training.engine import Outputs, Run
+from lamjax.training.engine import Outputs, Run, Sharing
 from lamjax.training.loops import add, evaluate
 from lamjax.training.objectives import Measured, Objective, Pending
 from lamjax.training.outcome import write_plots
@@ -31,7 +31,7 @@ WRITTEN = (*folder.WRITTEN, CURVE, "parity*.png", "curve*.png")
 
 
 class LabelSets(NamedTuple):
-    """What a run on labels is made of."""
+    """Tasks and groups of a run on labels."""
 
     tasks: tuple[Task, ...]  # one of name "" unless the config has `tasks`
     groups: tuple[Group, ...]  # tasks that share programs
@@ -91,9 +91,7 @@ def prepare(config: TrainConfig, resume: bool = False) -> Run:
         params,
         written,
         bool(saved),
-        by_head=bool(config.tasks),
-        share_layers=n_shared,
-        layout=layout,
+        Sharing(bool(config.tasks), n_shared, layout),
     )
     return run._replace(potential=potential, data=sets)
 
@@ -171,7 +169,7 @@ def _shapes(sets: LabelSets, group: Group, packed_of: Any) -> set[tuple]:
 
 
 def shared_layers(config: TrainConfig, potential: Potential) -> int:
-    """How many first layers all heads share; ValueError where heads differ or have fewer."""
+    """The number of first layers that all heads share; ValueError where heads differ or have fewer."""
     if not config.share_layers:
         return 0
     checkpoints.check_config(potential.config, config.base or "The model", "share_layers")

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from lamjax.config.files import flat
 from lamjax.files import write_atomically
 from lamjax.training.records import RunRecord
 
@@ -71,7 +72,7 @@ def writing(
     check(names)
     opened: dict[str, Logger] = {}
 
-    def attempt(name: str, act: Callable, *arguments) -> None:
+    def attempt(name: str, act: Callable, *arguments: Any) -> None:
         try:
             act(*arguments)
         except Exception as error:  # networks and servers fail in any way; the tables of the run have every number
@@ -109,7 +110,9 @@ def _is_number(x: Any) -> bool:
     return isinstance(x, int | float | np.number) and not isinstance(x, bool)
 
 
-def _open(opened: dict[str, Logger], names: Sequence[str], folder: Path, settings, done: int) -> None:
+def _open(
+    opened: dict[str, Logger], names: Sequence[str], folder: Path, settings: Mapping[str, Any], done: int
+) -> None:
     """Each logger, into `opened`; of a run that continues under the name that it had."""
     path = folder / IDS
     ids = json.loads(path.read_text()) if done and path.is_file() else {}
@@ -165,7 +168,7 @@ def _mlflow(run: Begun) -> tuple[Logger, str]:
         known = client.get_experiment_by_name(kind)
         experiment = client.create_experiment(kind) if known is None else known.experiment_id
         name = client.create_run(experiment, run_name=str(run.folder)).info.run_id
-        params = [Param(_mlflow_name(key), str(x)[:500]) for key, x in _flat(run.settings)]
+        params = [Param(_mlflow_name(key), str(x)[:500]) for key, x in flat(run.settings).items()]
         for k in range(0, len(params), 100):  # its limit
             client.log_batch(name, params=params[k : k + 100])
     client.update_run(name, status="RUNNING")
@@ -180,14 +183,6 @@ def _mlflow(run: Begun) -> tuple[Logger, str]:
 def _mlflow_name(name: str) -> str:
     """The name with no character that MLflow refuses."""
     return re.sub(r"[^\w\-. :/]", "_", name)
-
-
-def _flat(content: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for key, x in content.items():
-        if isinstance(x, Mapping) and x:
-            yield from _flat(x, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", x
 
 
 OPENERS = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}

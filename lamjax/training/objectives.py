@@ -13,7 +13,7 @@ from lamjax.training.loops import names_of, summary
 
 
 class Drawn(NamedTuple):
-    """What the host knows of a batch."""
+    """Facts of a batch on the host: its shape, program, numbers of structures and atoms."""
 
     shape: str = ""  # of its arrays, in words
     program: Hashable = ()  # equal for batches that run the same compiled program

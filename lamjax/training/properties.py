@@ -1,24 +1,20 @@
 """Runs on properties of relaxed crystals: data and model, and the objective made of them."""
 
 import functools
-import json
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from lamjax import checkpoints, data, losses
+from lamjax import data, losses
 from lamjax.evaluation.structures import LabelledSets
 from lamjax.losses import Loss
 from lamjax.potential import Potential
-from lamjax.reports import outputs, plots
-from lamjax.training import engine, folder, loggers
+from lamjax.training import folder, tuning
 from lamjax.training.engine import Best, Outputs, Run
 from lamjax.training.loops import names_of
-from lamjax.training.loops import summary as summary_of
-from lamjax.training.objectives import Drawn, Measured, Objective, Pending, drawn
+from lamjax.training.objectives import Drawn, Measured, Objective, drawn
 from lamjax.training.properties_config import PropertyTuneConfig as PropertyTuneConfig
 from lamjax.training.properties_config import read_config as read_config
 from lamjax.training.properties_data import SUFFIXES as SUFFIXES
@@ -43,9 +39,9 @@ from lamjax.training.properties_judge import (
     summary,
     write_properties,
 )
-from lamjax.training.records import HISTORY, VALIDATION, two_tables, until
+from lamjax.training.records import HISTORY, VALIDATION
 from lamjax.training.structures_data import MOST, REPLAYED
-from lamjax.training.tuning import base_model, frozen_parts, packed_replay, replayed_head
+from lamjax.training.tuning import Beginning
 
 PROPERTIES, PLOT = "properties.csv", "properties.png"
 WRITTEN = (*folder.WRITTEN, HISTORY, VALIDATION, PROPERTIES, PLOT)
@@ -57,7 +53,7 @@ SCORE = "score"  # column of validation.csv
 
 
 class PropertySets(NamedTuple):
-    """What a run on properties is made of."""
+    """The data of a run on properties, read and packed."""
 
     sets: CrystalSets
     train: list[PackedCrystals]  # crystals with targets
@@ -68,52 +64,30 @@ class PropertySets(NamedTuple):
     labels: LabelledSets
 
 
-class JudgedProperties(NamedTuple):
-    """The held-out crystals were relaxed and compared; `step` 0 is before training."""
-
-    step: int
-    errors: dict[str, float]
-    best: bool  # no other one had a smaller score
-
-
 def prepare(config: PropertyTuneConfig, resume: bool = False) -> Run:
     """Read crystals and model, choose shapes, or take up the last state of the output folder.
 
     What is wrong with single structures is warned of. Raises ValueError as `labels.prepare` does.
     """
-    loggers.check(config.logger)
-    outputs.claim_folder(config.output, WRITTEN, data.files_of(config.files))
-    output, saved = Path(config.output), folder.begun(config, resume)
-    potential, params = base_model(config)
-    replayed = replayed_head(config, potential)
-    sets = read_sets(config, potential, replayed)
-    replay, params = packed_replay(config, replayed, params, sets.replay, refit=not saved)
-    folder.check_names(config, params)
-    packed = _packed(config, potential, replayed, sets, replay)
-    goal = property_objective(config, potential, run_loss(config, potential, replayed, packed), packed)
-    if saved and packed.validation and until(output / VALIDATION, saved[-1]):
+    start = tuning.begin(config, WRITTEN, read_sets, resume)
+    output, sets = Path(config.output), start.sets
+    folder.check_names(config, start.params)
+    packed = _packed(config, start)
+    loss = run_loss(config, start.potential, start.replayed, packed)
+    goal = property_objective(config, start.potential, loss, packed)
+    if packed.validation and tuning.has_validated(start):
         goal = goal._replace(first={"judgement": read_properties(output / PROPERTIES, "before")})
-    columns_of_labels = [f"replay_rmse_{kind}" for kind in "efvs"] if replay else []
     written = Outputs(
-        two_tables(output, goal.per_epoch, columns_of_labels, packed.labels.columns),
-        functools.partial(_save_model, config, potential),
-        functools.partial(_keep, output, sets),
-        functools.partial(_finish, output, sets),
-        config,
+        save=functools.partial(_save_model, config, start.potential),
+        keep=functools.partial(_keep, output, sets),
+        finish=functools.partial(_finish, output, sets),
     )
-    settings = engine.shared_settings(
-        config,
-        steps=config.epochs * goal.per_epoch,
-        freeze=frozen_parts(config, potential, replayed),
-        print_every=1,
-        validate_every=config.validate_every * goal.per_epoch,
-        validate_first=True,
-    )
-    return engine.ready(settings, goal, params, written, bool(saved))._replace(potential=potential, data=packed)
+    return tuning.ready(start, goal, written, packed.labels)._replace(data=packed)
 
 
-def _packed(config: PropertyTuneConfig, potential, replayed, sets: CrystalSets, replay) -> PropertySets:
+def _packed(config: PropertyTuneConfig, start: Beginning) -> PropertySets:
     """Arrays of all that is read. ValueError where nothing could be judged."""
+    sets, potential = start.sets, start.potential
     train, validation = [], []
     if sets.loss is not None:
         train, validation = pack(config, potential, sets.loss, [sets.train, sets.validation])
@@ -124,8 +98,8 @@ def _packed(config: PropertyTuneConfig, potential, replayed, sets: CrystalSets, 
             "Give `validation` files that have it, or another share to hold out."
         )
     frames = {REPLAYED: data.sample(sets.replay, MOST)} if len(sets.replay) else {}
-    labels = LabelledSets(frames, {REPLAYED: replayed}, config.precision)
-    return PropertySets(sets, train, validation, constants, held, replay, labels)
+    labels = LabelledSets(frames, {REPLAYED: start.replayed}, config.precision)
+    return PropertySets(sets, train, validation, constants, held, start.replay, labels)
 
 
 def run_loss(config: PropertyTuneConfig, potential: Potential, replayed: Potential, packed: PropertySets) -> Loss:
@@ -178,7 +152,7 @@ def property_objective(config: PropertyTuneConfig, potential: Potential, loss: L
         loss,
         batches_from,
         names,
-        _summarise,
+        lambda pending, params: tuning.summarise(pending, "properties"),
         measure,
         lambda measured: measured[SCORE],
         per_epoch=per_epoch,
@@ -200,46 +174,27 @@ def _mixed(config: PropertyTuneConfig, packed: PropertySets, start: int) -> Iter
     return (dict(zip(streams, one, strict=True)) for one in zip(*streams.values(), strict=False))
 
 
-def validations(output: Path) -> list[JudgedProperties]:
+def validations(output: Path) -> list[tuning.Judged]:
     """The rows of validation.csv; the first one with the smallest score is marked as the best."""
-    rows = until(output / VALIDATION, sys.maxsize)
-    scores = [row[SCORE] for row in rows]
-    best = scores.index(min(scores))
-    numbers = [{key: x for key, x in row.items() if key not in ("step", "epoch")} for row in rows]
-    return [
-        JudgedProperties(int(row["step"]), one, k == best)
-        for k, (row, one) in enumerate(zip(rows, numbers, strict=True))
-    ]
-
-
-def _summarise(pending: Pending, params: Any) -> dict[str, float]:
-    """The metrics under short names; sums over labels become errors."""
-    row: dict[str, float] = {}
-    for key, x in summary_of([metrics for _, metrics in pending]).items():
-        part, _, short = key.rpartition("/")
-        if part == "properties" or short == "force_constant_rmse":
-            row[short] = x
-        elif part == "replay" and short.startswith("rmse"):
-            row[f"replay_{short}"] = x
-    return row
+    return tuning.validations(output, SCORE)
 
 
 def _check_counted(config: PropertyTuneConfig, has_targets: bool, rows: Sequence[Mapping[str, float]]) -> None:
     """ValueError if no crystal of an epoch counted."""
-    if has_targets and sum(row["n_structures"] for row in rows) == 0:
-        counts = {key: int(sum(row.get(key, 0) for row in rows)) for key in COUNTS}
-        raise ValueError(
-            f"Not one crystal of the last epoch counted: {json.dumps(counts)}. Raise relax.max_steps "
-            f"({config.relax.max_steps}) or relax.fmax ({config.relax.fmax} eV/Å), lower the learning rate, or look at "
-            f"the crystals with `lamjax properties`. {Path(config.output) / folder.BEST} is the best so far."
+    if has_targets:
+        advice = (
+            f"Raise relax.max_steps ({config.relax.max_steps}) or relax.fmax ({config.relax.fmax} eV/Å), lower the "
+            "learning rate, or look at the crystals with `lamjax properties`."
         )
+        best = Path(config.output) / folder.BEST
+        tuning.check_counted(rows, COUNTS, "crystal", f"{advice} {best} is the best so far.")
 
 
 def _save_model(
     config: PropertyTuneConfig, potential: Potential, path: Path, params: Any, step: int, score: float | None
 ) -> None:
-    card = {"base": config.base, "crystals": list(config.crystals), "steps": step, "seed": config.seed}
-    checkpoints.save(path, potential, params, card | {"precision": config.precision, SCORE: score})
+    facts = {"crystals": list(config.crystals), SCORE: score}
+    tuning.save_model(config, potential, facts, path, params, step)
 
 
 def _keep(output: Path, sets: CrystalSets, first: Measured | None, best: Measured) -> None:
@@ -253,12 +208,7 @@ def _finish(output: Path, sets: CrystalSets, params: Any, best: Best) -> Iterato
     """The plot of the errors of the held-out crystals before, and with the best model."""
     if not (output / PROPERTIES).is_file():
         return
-    before, after = (read_properties(output / PROPERTIES, when)[ERROR] for when in ("before", "after"))
-    shown = np.isfinite(before) & np.isfinite(after)
-    if shown.any():
-        names = [crystal_name(c) for c, show in zip(sets.validation, shown, strict=True) if show]
-        title = f"{len(names)} held-out crystals, relaxed; after: best model, step {best.step}"
-        plots.distribution(
-            output / PLOT, plots.Comparison(names, before[shown], after[shown], "mean error / scale"), title
-        )
+    ends = [read_properties(output / PROPERTIES, when)[ERROR] for when in ("before", "after")]
+    title = f"{{}} held-out crystals, relaxed; after: best model, step {best.step}"
+    if tuning.plot_errors(output / PLOT, [crystal_name(c) for c in sets.validation], ends, "mean error / scale", title):
         yield output / PLOT

@@ -52,8 +52,7 @@ class PropertyTuneConfig(TuneConfig):
         ),
     ] = ForceConstantConfig()
     relax: Annotated[
-        RelaxConfig,
-        Field(description="how crystals are relaxed before their properties are computed; with the cell"),
+        RelaxConfig, Field(description="how crystals are relaxed before their properties are computed; with the cell")
     ] = field(default_factory=lambda: RelaxConfig(**RELAX, cell=CellConfig()))
     error: Annotated[
         Literal["squared", "absolute"],
@@ -86,7 +85,7 @@ class PropertyTuneConfig(TuneConfig):
 
     @property
     def files(self) -> list[str]:
-        """All that a run reads: model and data."""
+        """Every file that a run reads: model and data."""
         return [self.base, *self.crystals, *self.validation, *(self.replay.files if self.replay else ())]
 
 

@@ -24,6 +24,7 @@ from lamjax.training.config import read_options
 from lamjax.training.properties_config import PropertyTuneConfig, loss_of, units
 from lamjax.training.structures_data import hold_out
 from lamjax.training.tasks import labelled
+from lamjax.training.tuning import check_apart
 
 SUFFIXES = {"GPa": "GPa", "kbar": "kbar", "eV/Å³": "eV_A3", "Å³": "A3", "Å": "A", "g/cm³": "g_cm3", "kg/m³": "kg_m3"}
 SUFFIXES |= {"J/(mol K)": "J_molK", "eV/K": "eV_K"}  # of keys, by unit
@@ -53,7 +54,7 @@ class Constants(NamedTuple):
 
 
 class CrystalSets(NamedTuple):
-    """What a run reads."""
+    """Crystals to train on and to hold out, the loss on them, and replayed frames."""
 
     train: list[TargetCrystal]
     validation: list[TargetCrystal]
@@ -83,7 +84,7 @@ def read_sets(config: PropertyTuneConfig, potential: Potential, replayed: Potent
     crystals = read_crystals(config, config.crystals, potential)
     if config.validation:
         train, validation = crystals, read_crystals(config, config.validation, potential)
-        _check_apart(train, validation)
+        check_apart(train, validation, "crystals", _name)
     else:
         train, validation = hold_out(crystals, config.hold_out, config.group_by, config.seed)
     replay = labelled(config.replay.files, replayed, read_options(config)) if config.replay else []
@@ -220,19 +221,10 @@ def _scale(target: TargetConfig, middle: float) -> float:
     return target.scale * known[target.unit or next(iter(known))]
 
 
-def _check_apart(train: Sequence[TargetCrystal], validation: Sequence[TargetCrystal]) -> None:
-    """ValueError for a crystal that is in both sets."""
-
-    def print_of(crystal: TargetCrystal) -> tuple[bytes, bytes]:
-        system = jax.tree.map(np.asarray, crystal.system)
-        return system.numbers.tobytes(), np.round(system.positions, 6).tobytes() + np.round(system.cell, 6).tobytes()
-
-    seen = {print_of(crystal): crystal.source for crystal in train}
-    if both := [(c.source, seen[print_of(c)]) for c in validation if print_of(c) in seen]:
-        raise ValueError(
-            f"{len(both)} crystals are trained on and held out, the first {both[0][0]}, which is {both[0][1]}. Remove "
-            "them from one of the sets."
-        )
+def _name(crystal: TargetCrystal) -> tuple[bytes, bytes]:
+    """Elements, positions and cell of a crystal, to 1e-6 Å."""
+    system = jax.tree.map(np.asarray, crystal.system)
+    return system.numbers.tobytes(), np.round(system.positions, 6).tobytes() + np.round(system.cell, 6).tobytes()
 
 
 def pack(
@@ -257,7 +249,7 @@ def pack(
 
 
 def _shapes(
-    config, potential: Potential, loss: PropertyLossConfig, crystals: Sequence[TargetCrystal]
+    config: PropertyTuneConfig, potential: Potential, loss: PropertyLossConfig, crystals: Sequence[TargetCrystal]
 ) -> list[list[int]]:
     """Which crystals share arrays: few shapes with little padding; one number of atoms each with heat capacities."""
     sizes = np.array([crystal.system.n_atoms for crystal in crystals])
@@ -294,7 +286,7 @@ def crystal_batches(
 
 
 def n_batches(packed: Sequence[PackedCrystals], size: int) -> int:
-    """Of an epoch."""
+    """The number of batches of an epoch."""
     return sum(-(-len(part.members) // size) for part in packed)
 
 
@@ -341,7 +333,7 @@ def column_batches(known: Columns, n: int, size: int, seed: int, start: int = 0)
 
 
 def fingerprint(sets: CrystalSets) -> dict[str, dict[str, Any]]:
-    """Numbers by which other data are told when a run continues."""
+    """Digests of the data, by which changed data are recognised when a run continues."""
 
     def of_crystals(crystals: Sequence[TargetCrystal]) -> dict[str, Any]:
         total = sum(float(np.sum(x)) for crystal in crystals for x in crystal.targets.values())

@@ -25,7 +25,7 @@ Judgement = dict[str, np.ndarray]  # columns of properties.csv, one entry a crys
 
 
 @functools.lru_cache(maxsize=8)
-def _program(potential: Potential, loss: PropertyLossConfig):
+def _program(potential: Potential, loss: PropertyLossConfig) -> Callable:
     return jax.jit(property_values(potential, loss))
 
 
@@ -70,7 +70,7 @@ def _is_number(name: str) -> bool:
     return not SHAPES.get(name)
 
 
-def _write(judgement: Judgement, number: int, crystal: TargetCrystal, loss: PropertyLossConfig, values) -> None:
+def _write(judgement: Judgement, number: int, crystal: TargetCrystal, loss: PropertyLossConfig, values: Any) -> None:
     """The row of one crystal."""
     errors = []
     for target in loss.targets:
@@ -116,7 +116,7 @@ def _mean(values: np.ndarray) -> float:
 
 
 @functools.lru_cache(maxsize=8)
-def _constants_program(potential: Potential):
+def _constants_program(potential: Potential) -> Callable:
     return jax.jit(force_constant_loss(potential))
 
 
@@ -144,7 +144,7 @@ def write_properties(path: Path, crystals: Sequence[TargetCrystal], before: Judg
 
 
 def crystal_name(crystal: TargetCrystal) -> str:
-    """What a table calls a crystal: its id or formula and where it was read."""
+    """The name of a crystal in tables: its id or formula, else file and frame."""
     known = (crystal.info[key] for key in ("config_id", "material_id", "id", "name", "formula") if key in crystal.info)
     return str(next(known, crystal.source))
 

@@ -18,7 +18,7 @@ HISTORY, VALIDATION = "history.csv", "validation.csv"
 
 
 class RunRecord(NamedTuple):
-    """Where a run stands. Errors as from `losses.errors`; those of training are means since the last record.
+    """Progress and errors of a run. Errors as from `losses.errors`; those of training are means since the last record.
 
     In a run with several tasks the names of errors are "rmse_e:task".
     """
@@ -38,7 +38,7 @@ class RunRecord(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """How the records of a run are kept."""
+    """Functions that write and read the records of a run."""
 
     writing: Callable[
         [int], AbstractContextManager[Callable[[RunRecord], None]]
@@ -48,7 +48,7 @@ class Tables(NamedTuple):
 
 
 def no_tables() -> Tables:
-    """Nothing is kept."""
+    """Tables that keep nothing."""
     return Tables(lambda done: contextlib.nullcontext(lambda record: None), lambda done: [], lambda done, per_epoch: [])
 
 
@@ -148,7 +148,7 @@ class Speed:
         return time.monotonic() - self.step
 
     def count(self, structures: int, atoms: int) -> None:
-        """One more batch."""
+        """Count one more batch."""
         n = jax.process_count()  # all of them are assumed to be alike
         self.structures, self.atoms = self.structures + n * structures, self.atoms + n * atoms
         self.batches += 1

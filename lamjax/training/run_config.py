@@ -13,8 +13,7 @@ from lamjax.training.state import OptimizerConfig
 
 KEYS = ("energy_key", "forces_key", "stress_key", "virial_key")  # of ReadOptions
 Decay = Annotated[
-    float | None,
-    Field(gt=0, lt=1, description="for example 0.99: validate and save a running mean of the parameters"),
+    float | None, Field(gt=0, lt=1, description="for example 0.99: validate and save a running mean of the parameters")
 ]
 MatmulPrecision = Annotated[
     Literal["float32", "tensorfloat32", "bfloat16"] | None,
@@ -24,7 +23,7 @@ MatmulPrecision = Annotated[
 
 @configuration
 class LabelKeys:
-    """Where labels are in files that do not say it by the usual names, and what numbered types mean."""
+    """Keys of labels in files that do not use the usual names, and the elements of numbered types."""
 
     _: KW_ONLY
     energy_key: Annotated[
@@ -51,7 +50,7 @@ class PrecisionConfig:
 
 @configuration
 class LearningConfig:
-    """What is learned how fast, and when it is measured and saved."""
+    """Frozen parts and rates of learning, and the intervals of validation and saving."""
 
     _: KW_ONLY
     freeze: Annotated[
@@ -108,7 +107,7 @@ class CommandConfig(LabelKeys, PrecisionConfig, LearningConfig):
 
 
 def read_options(*configs: Any) -> ReadOptions:
-    """How files are read: each key from the first config that has it."""
+    """The options for reading files, each key from the first config that has it."""
 
     def first(name: str) -> Any:
         return next((value for config in configs if (value := getattr(config, name))), None)

@@ -12,7 +12,7 @@ from lamjax.losses import TaskBatches
 
 
 class DeviceLayout(NamedTuple):
-    """All devices of all processes, and what lies where."""
+    """The devices of all processes, and the sharding of states and batches over them."""
 
     state: NamedSharding  # a copy on every device
     task: NamedSharding  # of the numbers of the tasks, (slots,)

@@ -28,7 +28,7 @@ def draws(seed: int, joint: np.ndarray, group: np.ndarray, slots: int = 1, start
 
 
 def counts(seed: int, joint: np.ndarray, group: np.ndarray, slots: int, end: int) -> np.ndarray:
-    """How often each task and bucket (n_tasks, n_buckets) was drawn before step `end`."""
+    """The number of draws (n_tasks, n_buckets) of each task and bucket before step `end`."""
     draws = np.zeros(joint.shape, int)
     for block in range(-(-end // BLOCK)):
         buckets, tasks = _block(seed, block, joint, group, slots)

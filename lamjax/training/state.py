@@ -145,5 +145,5 @@ def init(params: Any, optimizer: optax.GradientTransformation, ema: bool = False
 
 
 def result(state: TrainState) -> Any:
-    """The parameters that a run is about: the running mean where there is one."""
+    """The parameters to validate and to save: the running mean where there is one."""
     return state.params if state.ema is None else state.ema

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,12 +10,10 @@ import jax
 import numpy as np
 
 from lamjax import checkpoints, losses
-from lamjax.data import Packed, PackedPairs, batches, files_of, n_batches, pack_pairs
+from lamjax.data import Packed, PackedPairs, batches, n_batches, pack_pairs
 from lamjax.data.pairs import pair_name
 from lamjax.evaluation.structures import (
-    Judgement,
     LabelledSets,
-    StructureSummary,
     judge,
     read_structures,
     summary,
@@ -26,13 +23,11 @@ from lamjax.evaluation.structures import (
 )
 from lamjax.losses import Learned, Loss
 from lamjax.potential import Potential
-from lamjax.reports import outputs, plots
-from lamjax.training import engine, folder, loggers
+from lamjax.training import folder, tuning
 from lamjax.training.engine import Best, Outputs, Run
 from lamjax.training.loops import names_of
-from lamjax.training.loops import summary as summary_of
 from lamjax.training.objectives import Drawn, Measured, Objective, Pending, drawn
-from lamjax.training.records import HISTORY, VALIDATION, two_tables, until
+from lamjax.training.records import HISTORY, VALIDATION, until
 from lamjax.training.structures_config import StructureTuneConfig as StructureTuneConfig
 from lamjax.training.structures_config import judge_of, objective_of
 from lamjax.training.structures_config import read_config as read_config
@@ -46,7 +41,6 @@ from lamjax.training.structures_data import (
     read_sets,
     wider,
 )
-from lamjax.training.tuning import base_model, frozen_parts, packed_replay, replayed_head
 
 STRUCTURES, ENDS, PLOT, MINIMISER = "structures.csv", "structures.extxyz", "structures.png", "minimiser.json"
 WRITTEN = (*folder.WRITTEN, HISTORY, VALIDATION, STRUCTURES, ENDS, PLOT, MINIMISER)
@@ -58,10 +52,11 @@ COUNTS = {
     "n_negative": "had a negative curvature where the gradient is solved for",
     "n_damped": "needed a larger damping",
 }  # of structures, summed over an epoch
+SCORE = "dq_median"  # column of validation.csv
 
 
 class StructureSets(NamedTuple):
-    """What a run on structures is made of."""
+    """The data of a run on structures, read and packed."""
 
     sets: PairSets
     packed: PackedPairs  # of the pairs to train on
@@ -69,57 +64,32 @@ class StructureSets(NamedTuple):
     labels: LabelledSets
 
 
-class Judged(NamedTuple):
-    """The held-out structures were relaxed; `step` 0 is before training."""
-
-    step: int
-    summary: StructureSummary
-    errors: dict[str, float]  # on labelled frames, see `LabelledSets.errors`
-    best: bool  # no other one had a smaller median structure error
-
-
 def prepare(config: StructureTuneConfig, resume: bool = False) -> Run:
     """Read pairs and model, choose shapes, or take up the last state of the output folder.
 
     What is wrong with single pairs is warned of. Raises ValueError as `labels.prepare` does.
     """
-    loggers.check(config.logger)
-    outputs.claim_folder(config.output, WRITTEN, files_of(config.files))
-    output, saved = Path(config.output), folder.begun(config, resume)
-    potential, params = base_model(config)
-    replayed = replayed_head(config, potential)
-    sets = read_sets(config, potential, replayed)
-    replay, params = packed_replay(config, replayed, params, sets.replay, refit=not saved)
-    if config.learn_minimiser:
-        params = losses.with_minimiser(params, config.objective.relax, config.precision)
-    folder.check_names(config, params)
-    widened = _times_widened(output, saved[-1]) if saved else 0
+    start = tuning.begin(config, WRITTEN, read_sets, resume)
+    output, potential, sets, replay = Path(config.output), start.potential, start.sets, start.replay
+    if config.learn_minimiser and isinstance(config.objective, losses.StructureLossConfig):
+        start = start._replace(params=losses.with_minimiser(start.params, config.objective.relax, config.precision))
+    folder.check_names(config, start.params)
+    widened = _times_widened(output, start.saved[-1]) if start.saved else 0
     packed = pack_pairs(sets.train, potential.shells, config.max_programs)
     for _ in range(widened):
         packed = wider(packed, potential.shells)
-    labels = LabelledSets(sets.frames, {HELD_OUT: potential, REPLAYED: replayed}, config.precision)
-    data, per_epoch = StructureSets(sets, packed, replay, labels), n_batches(packed, config.batch_size)
-    goal = structure_objective(config, potential, run_loss(config, potential, replayed), data, widened)
-    if saved and until(output / VALIDATION, saved[-1]):
+    labels = LabelledSets(sets.frames, {HELD_OUT: potential, REPLAYED: start.replayed}, config.precision)
+    data = StructureSets(sets, packed, replay, labels)
+    goal = structure_objective(config, potential, run_loss(config, potential, start.replayed), data, widened)
+    if tuning.has_validated(start):
         before = with_ends(read_structures(output / STRUCTURES, "before"), output / ENDS, "before")
         goal = goal._replace(first={"judgement": before})
     written = Outputs(
-        two_tables(output, per_epoch, [f"replay_rmse_{kind}" for kind in "efvs"] if replay else [], labels.columns),
-        functools.partial(_save_model, config, potential),
-        functools.partial(_keep, output, sets),
-        functools.partial(_finish, output, sets),
-        config,
+        save=functools.partial(_save_model, config, start.potential),
+        keep=functools.partial(_keep, output, sets),
+        finish=functools.partial(_finish, output, sets),
     )
-    settings = engine.shared_settings(
-        config,
-        steps=config.epochs * per_epoch,
-        freeze=frozen_parts(config, potential, replayed),
-        print_every=1,
-        validate_every=config.validate_every * per_epoch,
-        validate_first=True,
-    )
-    run = engine.ready(settings, goal, params, written, bool(saved))
-    return run._replace(potential=potential, data=data)
+    return tuning.ready(start, goal, written, labels)._replace(data=data)
 
 
 def structure_objective(
@@ -156,7 +126,9 @@ def structure_objective(
         return {**numbers._asdict(), **data.labels.errors(bare), "judgement": judgement}
 
     def widen(rows: Sequence[Mapping[str, float]]) -> tuple[Objective, tuple[str, ...]] | None:
-        _check_counted(config, rows)
+        best = Path(config.output) / folder.BEST
+        advice = "Lower the learning rate, use a smaller max_step of the minimiser, or look at the starts."
+        tuning.check_counted(rows, COUNTS, "structure", f"{advice} {best} is the best so far.")
         if widened >= MOST_WIDENED or not sum(row.get("n_overflow", 0) for row in rows):
             return None
         more = data._replace(packed=wider(packed, potential.shells))
@@ -169,33 +141,24 @@ def structure_objective(
         names,
         _summarise,
         measure,
-        lambda measured: measured["dq_median"],
+        lambda measured: measured[SCORE],
         per_epoch=n_batches(packed, config.batch_size),
         widen=widen,
         fingerprint=fingerprint(sets),
     )
 
 
-def validations(output: Path) -> list[Judged]:
+def validations(output: Path) -> list[tuning.Judged]:
     """The rows of validation.csv; the first one with the smallest median structure error is marked as the best."""
-    rows = until(output / VALIDATION, sys.maxsize)
-    scores = [row["dq_median"] for row in rows]
-    rows_read = []
-    for k, row in enumerate(rows):
-        errors = {key: x for key, x in row.items() if key not in ("step", "epoch", *StructureSummary._fields)}
-        numbers = StructureSummary(*(row[key] for key in StructureSummary._fields))
-        rows_read.append(Judged(int(row["step"]), numbers, errors, k == scores.index(min(scores))))
-    return rows_read
+    return tuning.validations(output, SCORE)
 
 
 def run_loss(config: StructureTuneConfig, potential: Potential, replayed: Potential) -> Loss:
     """The loss of a batch {"structures": StructureBatch}, with "replay" if the config has it."""
     objective = objective_of(config)
-    make = {
-        "structure": losses.structure_loss,
-        "force": losses.target_force_loss,
-        "newton": losses.newton_loss,
-    }[objective.type]
+    make = {"structure": losses.structure_loss, "force": losses.target_force_loss, "newton": losses.newton_loss}[
+        objective.type
+    ]
     parts = {"structures": (1.0, make(potential, objective))}
     if config.replay:
         on_labels = losses.label_loss(replayed, config.replay.loss)
@@ -210,29 +173,11 @@ def model(params: Any) -> Any:
 
 def _summarise(pending: Pending, params: Any) -> dict[str, float]:
     """The metrics under short names; sums over labels become errors; and the numbers that a minimiser has learned."""
-    row: dict[str, float] = {}
-    for key, x in summary_of([metrics for _, metrics in pending]).items():
-        part, _, short = key.rpartition("/")
-        if part != "replay":
-            row[short] = x
-        elif short.startswith("rmse"):
-            row[f"replay_{short}"] = x
     learned = jax.device_get(params.minimiser) if isinstance(params, Learned) else {}
-    return row | {
+    return tuning.summarise(pending, "structures") | {
         f"minimiser/{key}" + ("" if np.ndim(x) == 0 else " (norm)"): float(np.linalg.norm(x) if np.ndim(x) else x)
         for key, x in learned.items()
     }
-
-
-def _check_counted(config: StructureTuneConfig, rows: Sequence[Mapping[str, float]]) -> None:
-    """ValueError if no structure of an epoch counted."""
-    if sum(row["n_structures"] for row in rows) == 0:
-        counts = {key: int(sum(row.get(key, 0) for row in rows)) for key in COUNTS}
-        raise ValueError(
-            f"Not one structure of the last epoch counted: {json.dumps(counts)}. Lower the learning rate, use a "
-            f"smaller max_step of the minimiser, or look at the starts. {Path(config.output) / folder.BEST} is the "
-            "best so far."
-        )
 
 
 def _times_widened(output: Path, done: int) -> int:
@@ -247,9 +192,8 @@ def _times_widened(output: Path, done: int) -> int:
 def _save_model(
     config: StructureTuneConfig, potential: Potential, path: Path, params: Any, step: int, score: float | None
 ) -> None:
-    card = {"base": config.base, "pairs": list(config.pairs), "objective": config.objective.type, "steps": step}
-    card |= {"seed": config.seed, "precision": config.precision, "dq_median": score}
-    checkpoints.save(path, potential, model(params), card)
+    facts = {"pairs": list(config.pairs), "objective": config.objective.type, SCORE: score}
+    tuning.save_model(config, potential, facts, path, model(params), step)
 
 
 def _keep(output: Path, sets: PairSets, first: Measured | None, best: Measured) -> None:
@@ -265,17 +209,8 @@ def _finish(output: Path, sets: PairSets, params: Any, best: Best) -> Iterator[P
         numbers = jax.tree.map(lambda x: np.asarray(x, np.float64).tolist(), params.minimiser)
         checkpoints.write_atomically(output / MINIMISER, json.dumps(numbers, indent=1).encode())
         yield output / MINIMISER
-    before, after = (read_structures(output / STRUCTURES, when) for when in ("before", "after"))
-    _plot(output / PLOT, [pair_name(pair) for pair in sets.validation], before, after, best.step)
+    ends = [read_structures(output / STRUCTURES, when).dq for when in ("before", "after")]
+    names, quantity = [pair_name(pair) for pair in sets.validation], "structure error Dq (amu$^{1/2}$ Å)"
+    title = f"{{}} held-out structures relaxed to convergence; after: best model, step {best.step}"
+    tuning.plot_errors(output / PLOT, names, ends, quantity, title)
     yield output / PLOT
-
-
-def _plot(path: Path, names: Sequence[str], before: Judgement, after: Judgement, step: int) -> None:
-    shown = np.isfinite(before.dq) & np.isfinite(after.dq)
-    if shown.any():
-        kept = [one for one, show in zip(names, shown, strict=True) if show]
-        plots.distribution(
-            path,
-            plots.Comparison(kept, before.dq[shown], after.dq[shown], "structure error Dq (amu$^{1/2}$ Å)"),
-            f"{len(kept)} held-out structures relaxed to convergence; after: best model, step {step}",
-        )

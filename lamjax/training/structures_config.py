@@ -60,9 +60,7 @@ class StructureTuneConfig(TuneConfig):
     noise: Annotated[
         float,
         Field(
-            ge=0,
-            lt=1,
-            description="Å; starts are moved at random by this (standard deviation), in every epoch anew",
+            ge=0, lt=1, description="Å; starts are moved at random by this (standard deviation), in every epoch anew"
         ),
     ] = 0.0
     learn_minimiser: Annotated[
@@ -88,7 +86,7 @@ class StructureTuneConfig(TuneConfig):
 
     @property
     def files(self) -> list[str]:
-        """All that a run reads: model and data."""
+        """Every file that a run reads: model and data."""
         return [self.base, *self.pairs, *self.validation, *(self.replay.files if self.replay else ())]
 
     def _check_cells(self) -> None:
@@ -98,13 +96,19 @@ class StructureTuneConfig(TuneConfig):
 
     def _check_noise(self) -> None:
         if self.noise and not isinstance(self.objective, StructureLossConfig):
-            raise ValueError(f"noise moves starts; the objective {self.objective.type!r} begins at the target.")
+            raise ValueError(
+                f"noise moves starts; the objective {self.objective.type!r} begins at the target. Leave `noise` "
+                "out, or take the objective structure."
+            )
 
     def _check_minimiser(self) -> None:
         if not self.learn_minimiser:
             return
         if not isinstance(self.objective, StructureLossConfig):
-            raise ValueError(f"learn_minimiser: the objective {self.objective.type!r} relaxes nothing.")
+            raise ValueError(
+                f"learn_minimiser: the objective {self.objective.type!r} relaxes nothing. Leave it out, or take the "
+                "objective structure."
+            )
         if not is_through_steps(self.objective.relax.adjoint):
             raise ValueError(
                 "learn_minimiser: with the adjoint `implicit` no gradient reaches the minimiser, since a minimum does "
@@ -123,7 +127,7 @@ def objective_of(config: StructureTuneConfig) -> StructureLossConfig | ForceTarg
 
 
 def judge_of(config: StructureTuneConfig) -> RelaxConfig:
-    """How validation relaxes: with the cell setting of the objective unless `judge` has its own."""
+    """The relaxation of validation: with the cell setting of the objective unless `judge` has its own."""
     objective = objective_of(config)
     return replace(config.judge, cell=config.judge.cell or getattr(objective, "relax", objective).cell)
 

@@ -35,6 +35,7 @@ from lamjax.system import System
 from lamjax.training.config import read_options
 from lamjax.training.structures_config import StructureTuneConfig
 from lamjax.training.tasks import labelled
+from lamjax.training.tuning import check_apart
 
 MOST = 2000  # labelled frames on which force errors are measured
 WIDER = 1.5  # neighbour slots after an epoch in which they were too few, relative to before
@@ -45,7 +46,7 @@ Kind = TypeVar("Kind")
 
 
 class PairSets(NamedTuple):
-    """What a run reads."""
+    """Pairs to train on and to hold out, labelled frames, and replayed frames."""
 
     train: list[Pair]
     validation: list[Pair]
@@ -71,7 +72,7 @@ def read_sets(config: StructureTuneConfig, potential: Potential, replayed: Poten
     pairs = pairs_of(config.pairs)
     if config.validation:
         train, validation = pairs, pairs_of(config.validation)
-        _check_apart(train, validation)
+        check_apart(train, validation, "pairs", _name)
     else:
         train, validation = hold_out(pairs, config.hold_out, config.group_by, config.seed)
     if isinstance(config.objective, StructureLossConfig):
@@ -157,18 +158,9 @@ def _known(pairs: list[Pair], elements: Sequence[str] | None) -> list[Pair]:
     return [pair for k, pair in enumerate(pairs) if not strange[k]]
 
 
-def _check_apart(train: Sequence[Pair], validation: Sequence[Pair]) -> None:
-    """ValueError for a pair that is in both sets."""
-
-    def print_of(pair: Pair) -> tuple[bytes, bytes]:
-        return np.asarray(pair.start.numbers).tobytes(), np.round(pair.start.positions, 6).tobytes()
-
-    seen = {print_of(pair): pair.source for pair in train}
-    if both := [(pair.source, seen[print_of(pair)]) for pair in validation if print_of(pair) in seen]:
-        raise ValueError(
-            f"{len(both)} pairs are trained on and held out, the first {both[0][0]}, which is {both[0][1]}. Remove "
-            "them from one of the sets."
-        )
+def _name(pair: Pair) -> tuple[bytes, bytes]:
+    """The start of a pair, to 1e-6 Å."""
+    return np.asarray(pair.start.numbers).tobytes(), np.round(pair.start.positions, 6).tobytes()
 
 
 def _labelled_steps(files: Sequence[str], pairs: Sequence[Pair], options: ReadOptions) -> Sequence[Frame]:
@@ -226,7 +218,7 @@ def _noisy(packed: PackedPairs, config: StructureTuneConfig, epoch: int, skipped
 
 
 def fingerprint(sets: PairSets) -> dict[str, dict[str, Any]]:
-    """Numbers by which other data are told when a run continues."""
+    """Digests of the data, by which changed data are recognised when a run continues."""
 
     def of_pairs(pairs: Sequence[Pair]) -> dict[str, Any]:
         distances = [float(np.abs(pair.target.positions).sum()) for pair in pairs]

@@ -35,7 +35,7 @@ MOST_COMPARED = 100_000  # frames of the training whose places are compared with
 
 
 class Task(NamedTuple):
-    """One data set, and what learns from it."""
+    """One data set, with the head and the loss that learn from it."""
 
     name: str  # "" for the only one of a run
     potential: Potential  # with the head of the task
@@ -197,7 +197,7 @@ def check_apart(sets: Iterable[tuple[Sequence[Frame], Sequence[Frame]]]) -> None
 
 
 def common(train: Sequence[Frame], held_out: Sequence[Frame]) -> tuple[int, str] | None:
-    """How many frames of the second set are in the first, and the names of one in both; None if there are none.
+    """The number of frames of the second set in the first, and the names of one in both; None if there are none.
 
     Positions are compared only where number of atoms and energy are equal, so that large sets are not read through.
     """

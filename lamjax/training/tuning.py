@@ -1,14 +1,143 @@
-"""What begins every fine-tuning of a stored model: its head, the heads that stay, and labels that are replayed."""
+"""What fine-tuning on structures and on properties have in common: how they begin, and what their tables hold."""
 
-from collections.abc import Sequence
+import json
+import sys
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lamjax import checkpoints
-from lamjax.data import Frame, Packed, pack, plan, set_bias
+from lamjax.data import Frame, Packed, files_of, pack, plan, set_bias
 from lamjax.evaluation.errors import predictions
+from lamjax.evaluation.structures import LabelledSets
 from lamjax.potential import Params, Potential, select
+from lamjax.reports import outputs, plots
+from lamjax.training import engine, folder, loggers
+from lamjax.training.engine import Outputs, Run
+from lamjax.training.loops import summary
+from lamjax.training.objectives import Objective, Pending
+from lamjax.training.records import VALIDATION, two_tables, until
 from lamjax.training.tuning_config import TuneConfig
+
+
+class Beginning(NamedTuple):
+    """The stored model, the data, and the steps of the states that are in the output folder."""
+
+    config: Any
+    potential: Potential
+    params: Params
+    replayed: Potential  # with the head whose labels are replayed
+    sets: Any  # what was read
+    replay: Packed | None
+    saved: list[int]
+
+
+class Judged(NamedTuple):
+    """A line of validation.csv: what was held out was relaxed and compared; `step` 0 is before training."""
+
+    step: int
+    errors: dict[str, float]
+    best: bool  # no other one had a smaller score
+
+
+def begin(config: Any, written: Sequence[str], read_sets: Callable, resume: bool) -> Beginning:
+    """Model and data of a run that may begin or go on; `read_sets(config, potential, replayed)` reads the data.
+
+    Raises ValueError as `labels.prepare` does.
+    """
+    loggers.check(config.logger)
+    outputs.claim_folder(config.output, written, files_of(config.files))
+    saved = folder.begun(config, resume)
+    potential, params = base_model(config)
+    replayed = replayed_head(config, potential)
+    sets = read_sets(config, potential, replayed)
+    replay, params = packed_replay(config, replayed, params, sets.replay, refit=not saved)
+    return Beginning(config, potential, params, replayed, sets, replay, saved)
+
+
+def ready(start: Beginning, goal: Objective, written: Outputs, labels: LabelledSets) -> Run:
+    """The run of an objective with epochs, which is validated before the first step and after epochs."""
+    config, per_epoch = start.config, goal.per_epoch or 1
+    columns = [f"replay_rmse_{kind}" for kind in "efvs"] if start.replay else []
+    tables = two_tables(Path(config.output), per_epoch, columns, labels.columns)
+    settings = engine.shared_settings(
+        config,
+        steps=config.epochs * per_epoch,
+        freeze=frozen_parts(config, start.potential, start.replayed),
+        print_every=1,
+        validate_every=config.validate_every * per_epoch,
+        validate_first=True,
+    )
+    written = written._replace(tables=tables, config=config)
+    return engine.ready(settings, goal, start.params, written, bool(start.saved))._replace(potential=start.potential)
+
+
+def has_validated(start: Beginning) -> bool:
+    """True if the tables of a run that is continued hold a validation."""
+    return bool(start.saved and until(Path(start.config.output) / VALIDATION, start.saved[-1]))
+
+
+def validations(output: Path, score: str) -> list[Judged]:
+    """The rows of validation.csv; the first one with the smallest `score` is marked as the best."""
+    rows = until(output / VALIDATION, sys.maxsize)
+    scores = [row[score] for row in rows]
+    best = scores.index(min(scores)) if scores else None
+    errors = [{key: x for key, x in row.items() if key not in ("step", "epoch")} for row in rows]
+    return [Judged(int(row["step"]), errors[k], k == best) for k, row in enumerate(rows)]
+
+
+def summarise(pending: Pending, counted: str) -> dict[str, float]:
+    """The metrics under short names; sums over labels become errors. Numbers n_... are those of the part `counted`."""
+    row: dict[str, float] = {}
+    for key, x in summary([metrics for _, metrics in pending]).items():
+        part, _, short = key.rpartition("/")
+        if part != "replay" and (part == counted or not short.startswith("n_")):
+            row[short] = x
+        elif part == "replay" and short.startswith("rmse"):
+            row[f"replay_{short}"] = x
+    return row
+
+
+def check_counted(rows: Sequence[Mapping[str, float]], counts: Mapping[str, str], what: str, advice: str) -> None:
+    """ValueError with the numbers of `counts` if no structure of an epoch counted; `what` is what a structure is."""
+    if sum(row["n_structures"] for row in rows) == 0:
+        numbers = {key: int(sum(row.get(key, 0) for row in rows)) for key in counts}
+        raise ValueError(f"Not one {what} of the last epoch counted: {json.dumps(numbers)}. {advice}")
+
+
+def check_apart(train: Sequence[Any], validation: Sequence[Any], what: str, name_of: Callable[[Any], Hashable]) -> None:
+    """ValueError for a pair or crystal that is in both sets: one whose `name_of` is the same."""
+    seen = {name_of(one): one.source for one in train}
+    if both := [(one.source, seen[name_of(one)]) for one in validation if name_of(one) in seen]:
+        raise ValueError(
+            f"{len(both)} {what} are trained on and held out, the first {both[0][0]}, which is {both[0][1]}. Remove "
+            "them from one of the sets."
+        )
+
+
+def plot_errors(path: Path, names: Sequence[str], ends: Sequence[np.ndarray], quantity: str, title: str) -> bool:
+    """Plot errors of what was held out at both `ends` of training, where both are finite; whether there was any.
+
+    The number of these takes the place of {} in the title.
+    """
+    before, after = ends
+    shown = np.isfinite(before) & np.isfinite(after)
+    if shown.any():
+        known = [name for name, show in zip(names, shown, strict=True) if show]
+        plots.distribution(
+            path, plots.Comparison(known, before[shown], after[shown], quantity), title.format(len(known))
+        )
+    return bool(shown.any())
+
+
+def save_model(
+    config: Any, potential: Potential, facts: Mapping[str, Any], path: Path, params: Params, step: int
+) -> None:
+    """A model with what it was made of: base, `facts`, steps, seed and precision."""
+    card = {"base": config.base, **facts, "steps": step, "seed": config.seed, "precision": config.precision}
+    checkpoints.save(path, potential, params, card)
 
 
 def base_model(config: TuneConfig) -> tuple[Potential, Params]:

@@ -143,6 +143,29 @@ def test_what_the_user_can_mend_is_a_message(monkeypatch, capsys, error):
         cli.main()
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device. Make room"),
+        (OSError(27, "File too large", "run/a.csv"), "File too large (run/a.csv). Make room"),
+        (MemoryError(), "There is not enough memory: MemoryError."),
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GB"),
+            "There is not enough memory: RESOURCE_EXHAUSTED: 9 GB",
+        ),
+        (
+            ImportError('pip install "lamjax[properties]"'),
+            'A package is missing or cannot be loaded: pip install "lamjax',
+        ),
+        (jax.errors.JaxRuntimeError("INTERNAL: a fault"), None),
+        (TypeError("a fault"), None),
+    ],
+)
+def test_a_full_disk_too_little_memory_and_a_missing_package_are_told(error, message):
+    told = failure.message_of(error)
+    assert told is None if message is None else message in told
+
+
 def loaded_by(*arguments: str, heavy: tuple[str, ...]) -> tuple[str, list[str]]:
     """What a command prints, and which of the `heavy` modules it has imported by its end."""
     script = (

@@ -80,7 +80,7 @@ def test_allocate_is_wide_enough(case, atoms):
     system = jax.tree.map(jax.numpy.asarray, lamjax.from_ase(atoms))
     lists = lamjax.allocate(case.potential, system)
     assert not lists.overflow and not lists.truncated
-    assert all(f <= width <= f + 4 for f, width in zip(lists.found, lists.capacities, strict=True))
+    assert all(f <= width <= f + 4 for f, width in zip(lists.largest_counts, lists.capacities, strict=True))
 
 
 def test_equal_configs_are_one_potential(case):

@@ -135,7 +135,7 @@ def test_parts_of_an_energy_that_is_not_there_are_named(tmp_path):
     assert frame.labels.energy == -2.0
 
 
-@pytest.mark.parametrize("key", ["mace_energy", "pbe_energy", "TotEnergy", "energy_hartree", "E", "final_energy"])
+@pytest.mark.parametrize("key", ["mace_energy", "pbe_energy", "TotEnergy", "energy_dftb", "E", "final_energy"])
 def test_what_looks_like_a_label_and_is_not_taken_is_named(tmp_path, key):
     path = write(tmp_path / "one.xyz", f"{key}=-3")
     with pytest.warns(UserWarning, match=rf"one.xyz frame 0: {key} looks like a label.*--energy-key {key}"):
@@ -220,6 +220,49 @@ def test_stated_units_of_stress(tmp_path, key, unit, factor):
 def test_units_that_are_not_known_are_refused(tmp_path, header):
     with pytest.raises(ValueError, match="frame 0: .*(unit|Å).*(Convert|convert)"):
         data.read(write(tmp_path / "one.xyz", f"energy=-3 {header}"))
+
+
+KEYS = {
+    "stress_GPa": ("stress", "virial", STRESS / ase.units.GPa, VIRIAL),
+    "stress-kbar": ("stress", "virial", STRESS / ase.units.GPa * 10, VIRIAL),
+    "dft_stress_eV_A3": ("stress", "virial", STRESS, VIRIAL),
+    "virial_Ha": ("virial", "virial", VIRIAL / HARTREE, VIRIAL),
+    "energy_per_atom": ("energy", "energy", -0.75, -3.0),
+    "energyPerAtom": ("energy", "energy", -0.75, -3.0),
+    "energy_eV_per_atom": ("energy", "energy", -0.75, -3.0),
+    "formation_energy_meV": ("energy", "energy", -3000.0, -3.0),
+    "energy_pbe": ("energy", "energy", -3.0, -3.0),
+}
+
+
+@pytest.mark.parametrize("key", list(KEYS))
+def test_a_chosen_key_that_states_its_unit_is_converted(tmp_path, key):
+    """The warning of what is not taken advises to choose it: its numbers must then be what its name says."""
+    quantity, name, given, expected = KEYS[key]
+    file = write(tmp_path / "one.xyz", f'{key}="{nine(given)}" force-unit=eV/A')
+    (frame,) = data.read(file, options=ReadOptions(**{f"{quantity}_key": key}))
+    np.testing.assert_allclose(getattr(frame.labels, name), expected, rtol=1e-6)
+
+
+def test_an_energy_in_another_unit_by_its_key_needs_a_unit_of_the_forces(tmp_path):
+    with pytest.raises(ValueError, match="no unit of the forces is"):
+        data.read(write(tmp_path / "one.xyz", "energy_hartree=-3"), options=ReadOptions(energy_key="energy_hartree"))
+
+
+def test_forces_or_virials_per_atom_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="virial_per_atom is called a value per atom"):
+        file = write(tmp_path / "one.xyz", f'virial_per_atom="{nine(VIRIAL)}"')
+        data.read(file, options=ReadOptions(virial_key="virial_per_atom"))
+
+
+@pytest.mark.parametrize("key", ["stress", "virial", "REF_stress"])
+def test_a_tensor_that_is_not_symmetric_is_refused_beyond_rounding(tmp_path, key):
+    noise = np.array([[0, 1e-5, 0], [0, 0, -1e-5], [1e-5, 0, 0]])
+    (frame,) = data.read(write(tmp_path / "one.xyz", f'{key}="{nine(STRESS + noise)}"'))
+    expected = STRESS if key == "virial" else -volume() * STRESS
+    np.testing.assert_allclose(frame.labels.virial, expected, atol=1e-3)
+    with pytest.raises(ValueError, match=f"frame 0: .*{key} is not symmetric"):
+        data.read(write(tmp_path / "two.xyz", f'{key}="0.01 0.02 0 0 0.01 0 0 0 0.01"'))
 
 
 def test_the_unit_of_a_pressure_is_that_of_a_stress_of_which_nothing_is_said(tmp_path):

@@ -129,7 +129,7 @@ def test_images_suffice_for_cells_that_shrink_on_the_way():
         found = search(shrunk, batch.neighbors.offsets)
         assert not found.overflow.any()
         for k in range(3):
-            np.testing.assert_array_equal(found.found[k], neighbors.count(pytree.take(shrunk, k), SHELLS))
+            np.testing.assert_array_equal(found.largest_counts[k], neighbors.count(pytree.take(shrunk, k), SHELLS))
             offsets = batch.neighbors.offsets[k]
             assert not offsets[0].any()
 

@@ -8,8 +8,10 @@ import pytest
 from ase.calculators.emt import EMT
 from invoke import invoke
 
+import lamjax
+from lamjax import classical
 from lamjax.distillation import CalculatorConfig, DistillConfig, Failed, open_labeller
-from lamjax.distillation.calculators import calculator_class
+from lamjax.distillation.calculators import calculator_class, open_calculator
 from lamjax.training.config import to_json, validate
 
 FAKE = "fake_calculators"
@@ -139,3 +141,20 @@ def test_distill_takes_a_calculator_in_the_command(tmp_path, monkeypatch, words,
     ase.io.write("start.extxyz", frames(1))
     code, _, error = invoke("distill", *words, "--student", "student.yaml", "--start", "start.extxyz")
     assert code and isinstance(error, ValueError) and said in str(error)
+
+
+@pytest.mark.parametrize("name", ["morse", "morse_with_parameters"])
+def test_a_function_that_makes_a_potential_labels(monkeypatch, tmp_path, name):
+    (tmp_path / "own_pairs.py").write_text(
+        "from lamjax import classical\n"
+        "def morse(depth=0.3): return classical.morse(depth=depth)\n"
+        "def morse_with_parameters(depth=0.3): return morse(depth), morse(depth).init()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    atoms = ase.build.bulk("Cu", a=3.5)
+    labeller = open_calculator(f"own_pairs:{name}", {"depth": 0.4})
+    (answer,) = labeller.label([atoms])
+    morse = classical.morse(depth=0.4)
+    atoms.calc = lamjax.Calculator((morse, morse.init()))
+    assert answer.get_potential_energy() == pytest.approx(atoms.get_potential_energy(), abs=1e-9)
+    np.testing.assert_allclose(answer.get_stress(), atoms.get_stress(), atol=1e-9)

@@ -242,3 +242,30 @@ def test_other_files_are_no_inputs(tmp_path):
     assert not is_input(tmp_path / "other.json")
     (tmp_path / "broken.json").write_text('{"model": ')
     assert not is_input(tmp_path / "broken.json")
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (("model",), 7, "model: expected keys and values, got 7"),
+        (("training",), None, "training: expected keys and values, got None"),
+        (("model", "type_map"), 7, "model.type_map: expected a list of elements, got 7"),
+        (("model", "type_map"), [8, 1], r"model.type_map: expected a list of elements, got \[8, 1\]"),
+        (("model", "descriptor", "repinit"), [1], r"model.descriptor.repinit: expected keys and values, got \[1\]"),
+        (("model", "fitting_net", "precision"), [], r"model.fitting_net.precision: expected a word, got \[\]"),
+        (("learning_rate", "type"), {}, "learning_rate.type: expected a word, got {}"),
+        (
+            ("training", "training_data", "systems"),
+            [1],
+            r"training_data.systems: expected a list of folders, got \[1\]",
+        ),
+    ],
+)
+def test_a_value_of_another_kind_is_named_with_its_key(keys, value, message):
+    changed = content("single_water")
+    section = changed
+    for key in keys[:-1]:
+        section = section[key]
+    section[keys[-1]] = value
+    with pytest.raises(ValueError, match=message):
+        convert(changed)

@@ -142,6 +142,17 @@ def test_fewer_elements_give_the_same_energies(model):
         ({"atomic_numbers": [1, 8, 8]}, "distinct"),
         ({"cutoff": -1.0}, "rcut"),
         ({"lmax": 1}, "lmax is 1"),
+        ({"lmax": None}, "lmax is None, expected a whole number"),
+        ({"lmax": 10**9}, "lmax is 1000000000, more than 11"),
+        ({"n_layers": 10**9}, "n_layers is 1000000000, more than 64"),
+        ({"n_layers": 3.5}, "n_layers is 3.5, expected a whole number"),
+        ({"radial_mlp_size": [6]}, r"radial_mlp_size is \[6\], expected a whole number"),
+        ({"cutoff": {}}, "cutoff is {}, expected a number"),
+        ({"scale": float("nan")}, "scale is nan, expected a number"),
+        ({"shift": "0.2"}, "shift is '0.2', expected a number"),
+        ({"hidden_irreps": None}, "hidden_irreps is None, expected a text"),
+        ({"atomic_numbers": None}, "atomic_numbers is None, expected a list"),
+        ({"atomic_numbers": ["H", "O", "Cu"]}, "expected a list of whole numbers"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(tmp_path, weights, changes, message):
@@ -155,6 +166,12 @@ def test_a_header_without_a_key_is_refused(tmp_path, weights):
     del head["avg_n_neighbors"]
     (tmp_path / "m.nqx").write_bytes(reference.file(head, weights))
     with pytest.raises(CheckpointError, match="avg_n_neighbors"):
+        lamjax.load(tmp_path / "m.nqx")
+
+
+def test_keys_of_a_header_that_are_not_known_are_named(tmp_path, weights):
+    (tmp_path / "m.nqx").write_bytes(reference.file(reference.header(zbl=True, optimizer="muon"), weights))
+    with pytest.warns(UserWarning, match=r"m\.nqx: the header has keys that lamjax does not know: zbl\."):
         lamjax.load(tmp_path / "m.nqx")
 
 

@@ -51,7 +51,7 @@ def test_the_public_allocate_passes_the_capacity_on():
 @pytest.mark.parametrize("capacities", [(12, 12), (20, 8)])
 def test_search_flags_a_capacity_that_is_too_small(capacities):
     lists = search(structures.copper(), (*SHELLS, Shell(3.0)), capacities)
-    assert lists.overflow and list(lists.found) == [18, 12]
+    assert lists.overflow and list(lists.largest_counts) == [18, 12]
     assert not search(structures.copper(), (*SHELLS, Shell(3.0)), (18, 12)).overflow
 
 
@@ -82,7 +82,7 @@ def test_update_keeps_what_went_wrong_before():
     fresh = all_images(wide, SHELLS, (12,), jnp.asarray(offsets))
     assert not fresh.overflow
     after = update(narrow, wide, SHELLS)
-    assert after.overflow and after.found[0] == 18 and not np.asarray(after.mask).any()
+    assert after.overflow and after.largest_counts[0] == 18 and not np.asarray(after.mask).any()
     cut = search(atoms, (Shell(CUTOFF, 12),), (12,))
     assert update(cut, wide, (Shell(CUTOFF, 12),)).truncated
 

@@ -162,6 +162,23 @@ def test_bad_requests_are_refused():
     with pytest.raises(ValueError, match="a molecule"):
         properties.supercell(potential, molecule)
     assert properties.supercell(potential, system, length=3.0).repeats.tolist() == [3, 3, 3]
+    with pytest.raises(ValueError, match="more than 20000"):
+        properties.supercell(potential, system, length=500.0)
+
+
+def test_frequencies_do_not_depend_on_how_skewed_the_cell_is_that_describes_the_crystal():
+    """Of a skewed cell the nearest copy of an atom lies many lattice vectors away."""
+    potential = crystals.potential_of("lennard_jones")
+    system, _ = crystals.room(potential, crystals.fcc())
+    change = np.array([[1, 0, 0], [3, 1, 0], [4, -3, 1]])
+    skewed = system._replace(cell=change @ system.cell)
+    q = np.array([[0.11, 0.23, -0.17], [0.3, 0.1, 0.05]])
+    values = []
+    for crystal, wave in ((system, q), (skewed, q @ change.T)):
+        cells = properties.supercell(potential, crystal, (3, 3, 3))
+        constants, _ = survey.force_constants(potential, potential.init(), crystal, cells)
+        values.append(vibrations.frequencies(constants, crystal, cells, wave))
+    np.testing.assert_allclose(values[1], values[0], rtol=0, atol=1e-6)
 
 
 def test_the_path_goes_through_the_named_points():

@@ -188,7 +188,7 @@ def test_overflow_is_reported_and_the_host_grows_the_list():
     lists = lamjax.allocate(potential, system)
     narrow = jax.jit(lambda s, n: relax(potential, params, s, n))(system, lists)
     assert narrow.overflow and not narrow.converged
-    assert narrow.found[0] > lists.capacities[0]
+    assert narrow.largest_counts[0] > lists.capacities[0]
     (grown,) = relax_structures(potential, params, [system], RelaxConfig(fmax=1e-3), slots=1)
     assert grown.converged and not grown.overflow
     wide = lamjax.allocate(potential, system, capacity=12)

@@ -141,7 +141,7 @@ def test_what_outgrows_its_arrays_goes_on_from_where_it_is(method):
     (expected,) = alone(potential, params, [sheet], config, [None])
     assert all(r.converged and not r.overflow for r in found.values())
     assert found[0].energy == pytest.approx(float(expected.energy), abs=1e-9)
-    assert found[0].found[0] > buckets.shape(potential, sheet, config).capacities[0]
+    assert found[0].largest_counts[0] > buckets.shape(potential, sheet, config).capacities[0]
     assert found[0].n_steps == expected.n_steps
     short = dataclasses.replace(config, max_steps=int(found[0].n_steps) - 5)
     (cut,) = stream(potential, params, [sheet], short)
@@ -261,3 +261,13 @@ def test_results_are_told_before_all_are_done():
     first = next(found)
     assert first.relaxation.converged and lamjax.to_ase(first.relaxation.system).get_chemical_formula()
     assert len(list(found)) == len(systems) - 1
+
+
+def test_a_skewed_cell_is_refused_with_the_remedy_that_mends_it():
+    atoms = ase.build.bulk("Cu", "fcc", a=3.5)
+    atoms.set_cell(np.array([[1, 0, 0], [9, 1, 0], [2, 15, 1]]) @ atoms.cell.array)
+    potential = lamjax.classical.lennard_jones(cutoff=6.0)
+    with pytest.raises(ValueError, match=r"faces are .* Å apart.*minkowski_reduce"):
+        buckets.check(potential, lamjax.from_ase(atoms), RelaxConfig())
+    atoms.set_cell(atoms.cell.minkowski_reduce()[0])
+    buckets.check(potential, lamjax.from_ase(atoms), RelaxConfig())

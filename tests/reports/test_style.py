@@ -49,6 +49,26 @@ def test_names_at_the_ends_of_lines_do_not_overlap_and_keep_their_order(tmp_path
         assert boxes[low].y1 < boxes[high].y1 and boxes[low].y0 + 8 < boxes[high].y0
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        [303.06804071393645, 303.0680407139365],
+        [1e20, 1e20 * (1 + 1e-15)],
+        [0.0, 0.0],
+        [0.0, 1e-300],
+        [1.0, np.nan, np.inf],
+        [np.nan],
+        [],
+        [-2.0, 1e-13, 5.0],
+    ],
+)
+def test_a_histogram_counts_the_finite_values_whatever_they_are(tmp_path, values):
+    with style.figure(tmp_path / "a.png", (3, 3)) as (ax,):
+        style.histogram(ax, [np.array(values), np.array(values)], [style.AFTER, style.BEFORE])
+        heights = sum(patch.get_height() for patch in ax.patches)
+    assert heights == 2 * np.isfinite(values).sum()
+
+
 def test_the_colours_differ_for_readers_without_red_or_green():
     """Distances in CIELAB-like lightness and blue-yellow, which such readers keep, of the colours that mean things."""
     pairs = [(style.BEFORE, style.AFTER), (style.BETTER, style.WORSE), (style.AFTER, style.BLUE)]

@@ -100,7 +100,7 @@ def test_what_it_cost_elsewhere_is_measured(tuned, folder):
     first, last = (judged_in(tuned[1])[k].validation for k in (0, -1))
     measured = {f"{what}_rmse_{kind}" for what in ("heldout", "replay") for kind in "ef"}
     assert {key for key in first if "_rmse_" in key} == measured
-    assert structures.validations(folder / "tuned")[0].errors.keys() == measured
+    assert {key for key in structures.validations(folder / "tuned")[0].errors if "_rmse_" in key} == measured
     assert last["replay_rmse_f"] > first["replay_rmse_f"]  # what was learned contradicts the labels
     assert last["heldout_rmse_f"] < first["heldout_rmse_f"]
     potential, params = checkpoints.load(folder / "base.lamjax", dtype=np.float64)
@@ -162,9 +162,9 @@ def test_validation_is_a_relaxation_and_its_error(tuned, folder):
     after = read_structures(folder / "tuned" / "structures.csv", "after")
     np.testing.assert_allclose(after.dq, by_hand, rtol=1e-6)
     assert list(after.n_steps) == [int(r.n_steps) for r in relaxed]
-    best = min(structures.validations(folder / "tuned"), key=lambda judged: judged.summary.dq_median)
-    assert best.best and best.summary.dq_median == np.median(after.dq)
-    assert best.summary.dq_mean == pytest.approx(np.mean(by_hand), rel=1e-6)
+    best = min(structures.validations(folder / "tuned"), key=lambda judged: judged.errors["dq_median"])
+    assert best.best and best.errors["dq_median"] == np.median(after.dq)
+    assert best.errors["dq_mean"] == pytest.approx(np.mean(by_hand), rel=1e-6)
 
 
 def write_alone(path: Path, n: int) -> None:

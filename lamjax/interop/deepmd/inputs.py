@@ -53,11 +53,24 @@ class Conversion(NamedTuple):
     dropped: tuple[tuple[str, str], ...]  # key of the input, why it was not carried over
 
 
+_SECTION, _SHARED = (dict, "keys and values"), ((dict, str), "keys and values, or the name of a shared part")
+_KINDS: dict[str, tuple[Any, str]] = {  # what the value of a key is
+    **dict.fromkeys(("model", "training", "learning_rate", "loss", "optimizer", "model_dict", "shared_dict"), _SECTION),
+    **dict.fromkeys(("data_dict", "loss_dict", "model_prob", "training_data", "validation_data"), _SECTION),
+    **dict.fromkeys(("repinit", "repformer", "repflow", "three_body"), _SECTION),
+    **dict.fromkeys(("descriptor", "fitting_net"), _SHARED),
+    "type_map": ((list, str), "a list of elements"),
+    "systems": ((list, str), "a list of folders"),
+    **dict.fromkeys(("type", "precision", "activation_function"), (str, "a word")),
+}
+
+
 def convert(content: dict[str, Any], locate: Callable[[str], str] = str) -> Conversion:
     """The config of a training input for one data set or several; `locate` maps the paths of its systems.
 
     Keys that begin with an underscore are comments. Raises ValueError that names the key for what lamjax does not do.
     """
+    _check_kinds({"model": None, "training": None, **content})
     top = Section(_modern(content), "", [])
     training = top.section("training", _ALIASES["training"])
     config = (_several if "model_dict" in top.peek("model") else _single)(top, training, locate)
@@ -334,6 +347,19 @@ def _run(training: Section) -> dict[str, Any]:
         "save_every": save,
         "keep": training.take("max_ckpt_keep", 5),
     }
+
+
+def _check_kinds(section: dict[str, Any], path: str = "") -> None:
+    """ValueError that names a key whose value is of another kind than DeePMD-kit's: a number for a section, say."""
+    for key, value in section.items():
+        where = f"{path}.{key}" if path else key
+        kinds, meant = _KINDS.get(key, (object, ""))
+        wrong = not isinstance(value, kinds) and (value is not None or where in ("model", "training"))
+        names = value if key in ("type_map", "systems") and isinstance(value, list) else []
+        if wrong or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{where}: expected {meant}, got {short(value)}.")
+        if isinstance(value, dict):
+            _check_kinds(value, where)
 
 
 def _modern(content: dict[str, Any]) -> dict[str, Any]:

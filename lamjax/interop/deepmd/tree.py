@@ -8,13 +8,7 @@ import numpy as np
 from lamjax.descriptors import DPA1Config, DPA3Config
 from lamjax.interop.deepmd import audit, options, write
 from lamjax.interop.deepmd.words import short
-from lamjax.potential import (
-    DEFAULT_HEAD,
-    CheckpointError,
-    Params,
-    PotentialConfig,
-    check_structure,
-)
+from lamjax.potential import DEFAULT_HEAD, CheckpointError, Params, PotentialConfig, check_structure
 
 # what a descriptor's entry holds beside its options
 _STRUCTURE = {

@@ -61,7 +61,7 @@ def from_energy_fn(
 class _Given:
     """A function of a key that gives these parameters; equal to another one with equal numbers."""
 
-    def __init__(self, params: Any):
+    def __init__(self, params: Any) -> None:
         leaves, self.structure = jax.tree.flatten(params)
         self.leaves = tuple(map(np.asarray, leaves))
 

@@ -103,7 +103,9 @@ def energy_neighbor_list(
     if (numbers <= 0).any():
         raise ValueError(f"Atom {int(np.argmin(numbers))} has atomic number {numbers.min()}; expected 1 to 118.")
     if box is not None and fractional_coordinates is None:
-        raise ValueError("Say fractional_coordinates=True or False: that of space.periodic_general (there, True).")
+        raise ValueError(
+            "Say fractional_coordinates=True or False, as for space.periodic_general, whose default is True."
+        )
     further = parameters(len(numbers), fparam, aparam, charge_spin)
     place = _placing(numbers, box, bool(fractional_coordinates), further)
     evaluate, skin = evaluator(potential, domains), float(dr_threshold)
@@ -250,5 +252,5 @@ def _room(shapes: Any, extra: int, shells: tuple[Shell, ...]) -> Any:
 
 def _full(lists: Any, seen: Seen, shapes: AnyShapes, shells: tuple[Shell, ...], skin: float) -> Bool[Array, ""]:
     """True if a neighbour is missing, or could soon be, or half of the skin has no room."""
-    missing, _ = verdict(seen.found + SPARE, shells, shapes.capacities)
+    missing, _ = verdict(seen.largest_counts + SPARE, shells, shapes.capacities)
     return seen.overflow | missing | ~(lists.radius >= shells[0].cutoff + skin / 2)
