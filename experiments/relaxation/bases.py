@@ -49,7 +49,7 @@ def read_base(text: str, quick: bool = False) -> Base:
     return base._replace(effort=methods.QUICK, quick=True) if quick else base
 
 
-# An evaluation of 32 atoms takes a quarter of a second on one core: runs are fewer and shorter than the small model's.
+# An evaluation of 32 atoms takes a tenth of a second on one core: runs are fewer and shorter than the small model's.
 STRONG = Effort({"fmax": 0.02, "max_steps": 200}, 60, {})
 _WAYS: dict[str, dict[str, Any]] = {
     "BPTT": {"relax": {"adjoint": {"steps": 10}}},
