@@ -282,11 +282,6 @@ def _virial(label: Label | None, kind: str, atoms: ase.Atoms) -> Label:
         tensor = value.reshape(3, 3)
     else:
         raise ValueError(f"{label.key} has shape {value.shape}; expected (3, 3), 9 numbers, or 6 (xx yy zz yz xz xy).")
-    if not units.is_symmetric(tensor):
-        raise ValueError(
-            f"{label.key} is not symmetric: {tensor.tolist()}. A {kind} is; are the numbers in another order, or those "
-            "of something else? Repair or remove the frame."
-        )
     return Label(tensor if kind == "virial" else units.stress_to_virial(tensor, atoms.cell.volume), label.key)
 
 

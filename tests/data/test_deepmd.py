@@ -126,8 +126,8 @@ def test_types_of_other_names_are_the_elements_that_are_given(copy, names, given
     [
         ("CT OW HW", (), r"type_map.*--elements C,O,H, in a config type_map: \[C, O, H\]"),
         ("D H O", (), "type 'D', which is no chemical symbol"),  # which a model may know apart
-        ("CT OW HW", ("C", "O"), "the types are CT, OW, HW, the elements given for them C, O. Name one for each"),
-        ("C OW HW", ("Si", "O", "H"), "the types are C, OW, HW, the elements given for them Si, O, H"),
+        ("CT OW HW", ("C", "O"), "the types are CT, OW, HW, the elements given for them are C, O. Name one for each"),
+        ("C OW HW", ("Si", "O", "H"), "the types are C, OW, HW, the elements given for them are Si, O, H"),
     ],
 )
 def test_types_of_other_names_are_refused_with_the_remedy(copy, names, given, said):

@@ -84,7 +84,7 @@ def test_neighbours_are_those_of_start_and_target():
     (batch,) = pair_batches(pack_pairs([pair], SHELLS), 1)
     for lists, system in ((batch.neighbors, pair.start), (batch.target_neighbors, pair.target)):
         expected = neighbors.host_neighbors(system, SHELLS, lists.capacities)
-        for name in ("indices", "images", "mask", "found"):
+        for name in ("indices", "images", "mask", "largest_counts"):
             np.testing.assert_array_equal(getattr(lists, name)[0], getattr(expected, name))
 
 
