@@ -191,7 +191,8 @@ def _atoms(arrays: dict[str, np.ndarray], cell: np.ndarray | None, pbc: np.ndarr
         if np.size(info.get(key, ())) == 9:
             info[key] = np.reshape(info[key], (3, 3), order="F")
     if np.size(results.get("stress", ())) == 9:
-        tensor = np.reshape(results["stress"], (3, 3), order="F")  # if not symmetric, all of it is kept, and data check names the frame
+        # if it is not symmetric, all of it is kept, and `lamjax data check` names the frame
+        tensor = np.reshape(results["stress"], (3, 3), order="F")
         results["stress"] = units.to_voigt((tensor + tensor.T) / 2) if units.is_symmetric(tensor) else tensor
     atoms.info = info
     if results:
