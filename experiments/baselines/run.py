@@ -31,8 +31,8 @@ from lamjax.training import labels as label_runs
 from lamjax.training.config import TrainConfig
 
 HERE = Path(__file__).parent
-STEPS = 300  # of every run
-SECONDS = 15.0  # processor time of the training steps of every run
+STEPS = 1500  # of every run
+SECONDS = 60.0  # processor time of the training steps of every run
 BATCH = "auto:48"  # atoms
 PROBE = 40  # frames of a downstream set to which an energy per element is fitted
 TIMED = 15  # steps
@@ -199,7 +199,7 @@ def cost(run: Run, work: Work) -> dict[str, Any]:
     for batch in batches:
         seconds, state = timed(functools.partial(lambda state, batch: training.step(state, batch)[0], state, batch))
         steps.append(seconds)
-    of = evaluated(training.potential, run.key, work)["test"]
+    of = evaluated(training.potential, run.key, work)["held out"]
     predict = functools.partial(predictions, training.potential, jax.device_get(state.params), of.packed, BATCH)
     inference = min(timed(predict)[0] for _ in range(3))
     n_atoms = sum(frame.system.n_atoms for frame in of.frames)
@@ -237,12 +237,15 @@ def measure(run: Run, work: Work) -> dict[str, Any]:
     potential, params = checkpoints.load(model, dtype=np.float32, trust=models.TRUSTED)
     of = evaluated(potential, run.key, work)
     shift = workflow.energy_shift(potential, params, of["probe"])
-    downstream = {name: workflow.errors(potential, params, of[name], shift) for name in SETS[run.key].downstream_tests}
+    downstream = {
+        name: workflow.errors(potential, params, of[f"zero-shot, {name}"], shift)
+        for name in SETS[run.key].downstream_tests
+    }
     return {
         **run._asdict(),
         "steps": steps,
         "seconds": round(seconds, 1),
-        "test": workflow.errors(potential, params, of["test"]),
+        "test": workflow.errors(potential, params, of["held out"]),
         "zero_shot": downstream,
     }
 
@@ -251,8 +254,8 @@ def measure(run: Run, work: Work) -> dict[str, Any]:
 def evaluated(potential: Potential, key: str, work: Work) -> dict[str, workflow.Measured]:
     """The frames that are measured, in shapes that they share; read once for all seeds of a model."""
     of, files = SETS[key], functools.partial(workflow.files, work.size, work.folder)
-    sets = {"test": files([of.test]), "probe": (probe(of, work),)}
-    sets |= {name: files([file]) for name, file in of.downstream_tests.items()}
+    sets = {"held out": files([of.test]), "probe": (probe(of, work),)}
+    sets |= {f"zero-shot, {name}": files([file]) for name, file in of.downstream_tests.items()}
     return workflow.measured(potential, sets)
 
 
