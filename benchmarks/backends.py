@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 from common import Frames, versions
@@ -38,9 +39,8 @@ def reset_peak() -> dict[str, bool]:
     return {"reset": True}
 
 
-def serve(backend, out) -> None:
-    """Answer commands from stdin until it ends."""
-    tasks = {"efv": backend.efv, "model": backend.model, "train": backend.train}
+def serve(tasks: Mapping[str, Callable[[], Iterable]], out, others: Mapping[str, Callable[..., dict]] = {}) -> None:
+    """Answer commands from stdin until it ends: calls of tasks and their first results, memory, and `others`."""
     first: dict[str, list] = {}
     for line in sys.stdin:
         command, *task = line.split()
@@ -50,14 +50,12 @@ def serve(backend, out) -> None:
                 first.setdefault(task[0], [np.asarray(x, np.float64).reshape(-1).tolist() for x in result])
             case "result":
                 answer = {"result": first[task[0]]}
-            case "work":
-                answer = backend.work(task[0])
-            case "limits":
-                answer = {"flops_per_s": backend.matmul(), "bytes_per_s": backend.bandwidth()}
             case "memory":
                 answer = memory()
             case "reset_peak":
                 answer = reset_peak()
+            case _:
+                answer = others[command](*task)
         print(json.dumps(answer), file=out, flush=True)
 
 
@@ -77,7 +75,12 @@ def main() -> None:
     limit(int(threads))
     backend = importlib.import_module(MODULES[name]).Backend(model, Frames.read(frames))
     print(json.dumps({"versions": versions(backend.packages)}), file=out, flush=True)
-    serve(backend, out)
+    tasks = {"efv": backend.efv, "model": backend.model, "train": backend.train}
+    others = {  # of the backend of lamjax
+        "work": lambda task: backend.work(task),
+        "limits": lambda: {"flops_per_s": backend.matmul(), "bytes_per_s": backend.bandwidth()},
+    }
+    serve(tasks, out, others)
 
 
 if __name__ == "__main__":

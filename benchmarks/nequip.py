@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import ase.build
+import backends
 import numpy as np
-from backends import limit, memory, reset_peak, timed
 from common import RESULTS, Worker, hardware, interleave, usable_cores, versions, warn_if_busy, write_results
 
 SIZES = {8: 1, 64: 2, 216: 3}  # atoms: repetitions of the cubic cell
@@ -59,7 +59,7 @@ def compare(options: argparse.Namespace) -> None:
         }
         results["versions"] = {code: worker.facts["versions"] for code, worker in workers.items()}
         timings = interleave(workers, str(n), options.repetitions)
-        check({code: worker.ask("result")["result"] for code, worker in workers.items()}, n)
+        check({code: worker.ask("result", str(n))["result"][0] for code, worker in workers.items()}, n)
         results["sizes"][str(n)] = {code: one._asdict() for code, one in timings.items()}
         for worker in workers.values():
             worker.close()
@@ -90,42 +90,30 @@ def calculator(code: str, weights: str) -> Any:
     return NequixCalculator(model_path=weights, backend="jax", use_kernel=False)
 
 
-def call(calculator: Any) -> Callable[[str], np.ndarray]:
+def call(calculator: Any) -> Callable[[int], tuple[np.ndarray]]:
     """A function of a number of atoms: energy per atom and forces of the crystal after a further step."""
     structures = {}
 
-    def evaluate(n: str) -> np.ndarray:
-        atoms, calls = structures.get(n) or (ase.build.bulk("Si", cubic=True).repeat(SIZES[int(n)]), 0)
+    def evaluate(n: int) -> tuple[np.ndarray]:
+        atoms, calls = structures.get(n) or (ase.build.bulk("Si", cubic=True).repeat(SIZES[n]), 0)
         atoms.rattle(0.01, seed=calls)
         structures[n] = atoms, calls + 1
         atoms.calc = calculator
         atoms.get_stress()
-        return np.append(atoms.get_forces(), atoms.get_potential_energy() / len(atoms))
+        return (np.append(atoms.get_forces(), atoms.get_potential_energy() / len(atoms)),)
 
     return evaluate
 
 
 def serve(code: str, weights: str) -> None:
-    """Answer `call N`, `result`, `memory` and `reset_peak` with one JSON line each."""
+    """Answer `call N`, `result N`, `memory` and `reset_peak` with one JSON line each."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints goes to the log
-    limit(0)
-    evaluate, first = call(calculator(code, weights)), []
-    answer: dict[str, Any] = {"versions": versions(("lamjax", "nequix", "jax", "jaxlib", "ase", "numpy"))}
-    print(json.dumps(answer), file=out, flush=True)
-    for line in sys.stdin:
-        command, *task = line.split()
-        match command:
-            case "call":
-                answer, result = timed(functools.partial(evaluate, *task))
-                first = first or result.tolist()
-            case "result":
-                answer = {"result": first}
-            case "memory":
-                answer = memory()
-            case "reset_peak":
-                answer = reset_peak()
-        print(json.dumps(answer), file=out, flush=True)
+    backends.limit(0)
+    evaluate = call(calculator(code, weights))
+    facts = {"versions": versions(("lamjax", "nequix", "jax", "jaxlib", "ase", "numpy"))}
+    print(json.dumps(facts), file=out, flush=True)
+    backends.serve({str(n): functools.partial(evaluate, n) for n in SIZES}, out)
 
 
 if __name__ == "__main__":

@@ -74,6 +74,20 @@ def face_distances(cell: Array, pbc: Array) -> Float[np.ndarray, "3"]:
     return heights(complete) if volume(complete) > 1e-10 else np.zeros(3)
 
 
+def empty_intervals(
+    fractional: Float[np.ndarray, "n_atoms 3"],
+) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
+    """The widest interval without atoms along each lattice vector: its length, and the coordinate where it ends.
+
+    Both are shares of the lattice vector, coordinates are taken modulo 1; times the distances of faces they are in Å.
+    """
+    places = np.sort(fractional % 1, axis=0)
+    gaps = np.diff(np.concatenate([places, places[:1] + 1]), axis=0)
+    widest = np.argmax(gaps, axis=0)
+    along = np.arange(3)
+    return gaps[widest, along], places[(widest + 1) % len(places), along]
+
+
 def projector(cell: Array, pbc: Array) -> Float[Array, "3 3"]:
     """Onto the span of the periodic lattice vectors: the identity for a crystal, 0 for a molecule."""
     xp = _module(cell, pbc)

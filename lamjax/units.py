@@ -28,12 +28,6 @@ def from_voigt(voigt: Array) -> Array:
     return voigt[..., order]
 
 
-def is_symmetric(tensor: np.ndarray) -> bool:
-    """Whether a stress or virial (3, 3) is symmetric to what codes print; true for NaN, which is another fault."""
-    tensor = np.asarray(tensor, float)
-    return not np.abs(tensor - tensor.T).max() > 0.05 * np.abs(tensor).max() + 1e-4
-
-
 def virial_to_stress(virial: Array, volume: Array) -> Array:
     """σ = -Ξ/V: (..., 3, 3) virial in eV and volume in Å³ to stress in eV/Å³, positive in tension."""
     return -virial / volume

@@ -111,3 +111,11 @@ def test_strain_between_cells(rng):
         found, volume = lattice.green_lagrange(jnp.asarray(strained @ turned), jnp.asarray(cell))
         np.testing.assert_allclose(found, expected, atol=1e-12)
         np.testing.assert_allclose(volume, np.linalg.det(np.eye(3) + change) - 1, atol=1e-12)
+
+
+def test_the_widest_empty_interval_is_found_across_the_border(rng):
+    """Three atoms between 0.2 and 0.6 along c, moved by lattice vectors: 0.6 of it is empty, up to 0.2."""
+    fractional = np.array([[0.1, 0.9, 0.2], [0.5, 0.4, 0.6], [0.9, 0.1, 0.35]]) + rng.integers(-3, 4, (3, 3))
+    lengths, ends = lattice.empty_intervals(fractional)
+    np.testing.assert_allclose(lengths, [0.4, 0.5, 0.6], atol=1e-12)
+    np.testing.assert_allclose(ends[1:], [0.9, 0.2], atol=1e-12)

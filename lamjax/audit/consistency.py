@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lamjax.frames import Frame
-from lamjax.lattice import face_distances, volume
+from lamjax.lattice import empty_intervals, face_distances, volume
 from lamjax.system import System
 
 NEAR = 0.4  # Å; frames whose atoms moved farther are not compared
@@ -146,16 +146,12 @@ def cluster(frame: Frame) -> Cluster | None:
     cell, forces = np.asarray(system.cell, np.float64), np.asarray(labels.forces, np.float64)
     forces = forces - forces.mean(axis=0)
     fractional = np.asarray(system.positions, np.float64) @ np.linalg.inv(cell)
-    widths, free = face_distances(cell, system.pbc), []
-    for axis, width in enumerate(widths):
-        s = np.sort(fractional[:, axis] % 1)
-        gaps = np.diff(np.concatenate([s, [s[0] + 1]]))
-        k = int(np.argmax(gaps))
-        if gaps[k] * width >= VACUUM:
-            free.append(axis)
-            fractional[:, axis] = (fractional[:, axis] - s[(k + 1) % len(s)] + 1e-9) % 1
-    if not free:
+    widths = face_distances(cell, system.pbc)
+    gaps, begins = empty_intervals(fractional)
+    free = np.flatnonzero(gaps * widths >= VACUUM)
+    if not len(free):
         return None
+    fractional[:, free] = (fractional[:, free] - begins[free] + 1e-9) % 1
     virial = np.asarray(labels.virial, np.float64)
     if len(free) == 3:
         exact = (fractional @ cell).T @ forces

@@ -191,9 +191,9 @@ def _atoms(arrays: dict[str, np.ndarray], cell: np.ndarray | None, pbc: np.ndarr
         if np.size(info.get(key, ())) == 9:
             info[key] = np.reshape(info[key], (3, 3), order="F")
     if np.size(results.get("stress", ())) == 9:
-        # if it is not symmetric, all of it is kept, and `lamjax data check` names the frame
+        # six numbers hold a symmetric one; of another all nine are kept, and `lamjax data check` names the frame
         tensor = np.reshape(results["stress"], (3, 3), order="F")
-        results["stress"] = units.to_voigt((tensor + tensor.T) / 2) if units.is_symmetric(tensor) else tensor
+        results["stress"] = units.to_voigt(tensor) if np.array_equal(tensor, tensor.T) else tensor
     atoms.info = info
     if results:
         atoms.calc = SinglePointCalculator(atoms, **results)

@@ -297,7 +297,7 @@ _LENGTH |= {name: _ase.Bohr for name in ("bohr", "a0", "bohrs", "au", "a.u.")} |
 _PRESSURE = {"gpa": _ase.GPa, "kbar": 0.1 * _ase.GPa, "kb": 0.1 * _ase.GPa, "bar": _ase.bar}
 _PRESSURE |= {"pa": _ase.Pascal, "mpa": 1e-3 * _ase.GPa, "atm": 101325 * _ase.Pascal}
 _SETS = {"metal", "ase", "ev", "ev,angstrom", "ev/angstrom", "ev,a", "ev/a"}  # `units=` of all at once: nothing to do
-_SHARE = re.compile(r"per[^a-z0-9]?atom")
+_SHARE = re.compile(r"(?i)per[^a-z0-9]?atom")
 _OF = {"energy": "energy", "energies": "energy", "e": "energy", "force": "forces", "forces": "forces", "f": "forces"}
 _OF |= {"virial": "virial", "virials": "virial", "stress": "stress"}
 _OF |= {name: "length" for name in ("length", "distance", "pos", "position", "positions", "coord", "coords", "lattice")}
@@ -333,14 +333,14 @@ def _factors(info: dict[str, Any]) -> tuple[dict[str, float], set[str]]:
 
 def _of_key(key: str, name: str) -> dict[str, float]:
     """The unit that the key of a label states, as in stress_GPa: {quantity: factor}, empty if it states none."""
-    words = [word for word in re.split(r"[^a-z0-9]+", _SHARE.sub("", key.lower())) if word]
-    stated = (_factor(name, "/".join(words[first:])) for first in range(1, len(words)) if words[first:] != ["j"])
+    words = [word for word in re.split(r"[^A-Za-z0-9]+", _SHARE.sub("", key)) if word]  # a MeV is no meV
+    stated = (_factor(name, "/".join(words[k:])) for k in range(1, len(words)) if words[k:] not in (["j"], ["J"]))
     return next((factor for factor in stated if factor), {})
 
 
 def _n_shares(key: str, name: str, n_atoms: int) -> int:
     """The number of atoms for the key of an energy per atom, else 1; ValueError for other quantities per atom."""
-    if _SHARE.search(key.lower()) is None:
+    if _SHARE.search(key) is None:
         return 1
     if name != "energy":
         raise ValueError(f"{key} is called a value per atom: write the {name} of the whole structure.")

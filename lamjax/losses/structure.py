@@ -77,7 +77,7 @@ def structure_loss(potential: Potential, config: StructureLossConfig | None = No
 
     The batch is a `data.StructureBatch`; params are the potential's, or `Learned`. The scalar is the mean over its
     structures; rows without atoms do not count, and structures whose relaxation became infinite, NaN or exploded are
-    left out of value and gradient and counted in the metrics (means and a median over the kept ones; the numbers n_*
+    left out of value and gradient and counted in the metrics (means and a median over those that count; the numbers n_*
     are sums). With an adjoint of the end (Implicit, Hybrid) a structure that did not come below `gate` has a value but
     no implicit gradient (n_gated), and one where the curvature was not positive a truncated one (n_negative).
     Dramko et al., arXiv 2512.01067.
@@ -128,7 +128,7 @@ def _on_the_way(
 ) -> tuple[Array, dict]:
     """Value and metrics where the steps of the relaxation are differentiated."""
     relaxed = _relaxed(potential, learned, batch, config.relax)
-    counted = _kept(relaxed, batch, config)
+    counted = _counted(relaxed, batch, config)
     each, error = _value(relaxed.system, relaxed.energy, batch, counted, config)
     return _with_window(
         mean(each, counted), _metrics(error, relaxed, counted, batch), relaxed.window, (batch, counted, config)
@@ -142,7 +142,7 @@ def _at_minimum(
     adjoint = config.relax.adjoint
     relaxed = _relaxed(potential, learned, batch, config.relax)
     end = jax.lax.stop_gradient(relaxed._replace(window=None))
-    counted = _kept(end, batch, config)
+    counted = _counted(end, batch, config)
     gate = getattr(adjoint, "gate", None)
     settled = counted & (end.fmax <= (config.relax.fmax if gate is None else gate)) & ~end.overflow
     surface, z = over(potential, batch.start, batch.fixed, config.relax.cell), end.coordinates
@@ -183,7 +183,7 @@ def _relaxed(potential: Potential, learned: Learned, batch: StructureBatch, conf
     )
 
 
-def _kept(relaxed: Relaxation, batch: StructureBatch, config: StructureLossConfig) -> Bool[Array, " n_batch"]:
+def _counted(relaxed: Relaxation, batch: StructureBatch, config: StructureLossConfig) -> Bool[Array, " n_batch"]:
     """Mask of the structures that count: with atoms, finite, and moved by less than `max_motion`."""
     moved = jax.lax.stop_gradient(relaxed.system.positions) - batch.start.positions
     farthest = jnp.sqrt(jnp.max(jnp.sum(moved * moved, axis=-1), axis=-1, initial=0))
@@ -197,7 +197,7 @@ def _value(
     counted: Bool[Array, " n_batch"],
     config: StructureLossConfig,
 ) -> tuple[Array, StructureError]:
-    """The loss of each structure, and its errors; those that are not kept are judged at their target.
+    """The loss of each structure, and its errors; those that do not count are judged at their target.
 
     An energy of None does not count.
     """
@@ -245,7 +245,7 @@ def _metrics(
 
 
 def _median(x: Float[Array, " n"], counted: Bool[Array, " n"]) -> Float[Array, ""]:
-    """Median over the kept ones; 0 if there are none."""
+    """The median over the structures that count; 0 if none does."""
     ordered = jnp.sort(jnp.where(counted, jnp.ravel(x), jnp.inf))
     n = jnp.sum(counted)
     low, high = jnp.maximum(n - 1, 0) // 2, jnp.minimum(n // 2, len(ordered) - 1)

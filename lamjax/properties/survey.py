@@ -210,8 +210,7 @@ def _vacuum(system: System, cutoff: float) -> str | None:
     if not np.all(np.asarray(system.pbc)):
         return None
     cell = np.asarray(system.cell, np.float64)
-    places = np.sort((np.asarray(system.positions, np.float64) @ np.linalg.inv(cell)) % 1.0, axis=0)
-    shares = np.max(np.diff(np.concatenate([places, places[:1] + 1]), axis=0), axis=0)
+    shares, _ = lattice.empty_intervals(np.asarray(system.positions, np.float64) @ np.linalg.inv(cell))
     empty = shares * lattice.face_distances(cell, np.ones(3, bool))
     wide = np.flatnonzero(empty > cutoff)
     if not len(wide):

@@ -212,5 +212,5 @@ def _finish(output: Path, sets: PairSets, params: Any, best: Best) -> Iterator[P
     ends = [read_structures(output / STRUCTURES, when).dq for when in ("before", "after")]
     names, quantity = [pair_name(pair) for pair in sets.validation], "structure error Dq (amu$^{1/2}$ Å)"
     title = f"{{}} held-out structures relaxed to convergence; after: best model, step {best.step}"
-    tuning.plot_errors(output / PLOT, names, ends, quantity, title)
-    yield output / PLOT
+    if tuning.plot_errors(output / PLOT, names, ends, quantity, title):
+        yield output / PLOT
