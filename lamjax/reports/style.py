@@ -86,11 +86,11 @@ def histogram(axes: Any, groups: Sequence[np.ndarray], colors: Sequence[str]) ->
     """
     finite = [np.asarray(values, float)[np.isfinite(values)] for values in groups]
     together = np.concatenate(finite)
+    bins = min(40, max(8, len(together) // 5))
     low, high = (together.min(), together.max()) if len(together) else (0.0, 0.0)
     if high - low <= 1e-9 * max(abs(low), abs(high)):
         half = max(0.5, 1e-3 * abs(high))
-        low, high = low - half, high + half
-    bins = min(40, max(8, len(together) // 5))
+        low, high, bins = low - half, high + half, 9  # an odd number: the bar stands on the value
     axes.hist(finite, bins=bins, range=(low, high), stacked=True, color=list(colors))
 
 

@@ -69,6 +69,14 @@ def test_a_histogram_counts_the_finite_values_whatever_they_are(tmp_path, values
     assert heights == 2 * np.isfinite(values).sum()
 
 
+def test_the_bar_of_equal_values_stands_on_them(tmp_path):
+    """Atoms that do not move have no negative way."""
+    with style.figure(tmp_path / "a.png", (3, 3)) as (ax,):
+        style.histogram(ax, [np.zeros(3)], [style.AFTER])
+        (bar,) = (patch for patch in ax.patches if patch.get_height())
+    assert bar.get_x() + bar.get_width() / 2 == pytest.approx(0, abs=1e-12)
+
+
 def test_the_colours_differ_for_readers_without_red_or_green():
     """Distances in CIELAB-like lightness and blue-yellow, which such readers keep, of the colours that mean things."""
     pairs = [(style.BEFORE, style.AFTER), (style.BETTER, style.WORSE), (style.AFTER, style.BLUE)]
