@@ -186,7 +186,7 @@ def _check_labels(frames: Sequence[Frame]) -> None:
         return
     carried = ", ".join(sorted(frames[0].info)) or "nothing else"
     raise ValueError(
-        f"No frame carries a label: nothing to compare the predictions with. The first one ({frames[0].source}) carries "
+        f"No frame carries a label: nothing to compare with. The first one ({frames[0].source}) carries "
         f"{carried}. Name the keys of its labels (--energy-key, --forces-key, --stress-key, --virial-key), or write "
         "predictions alone with --output."
     )
