@@ -184,7 +184,7 @@ def _check_labels(frames: Sequence[Frame]) -> None:
     """ValueError where there is no label at all, which says what the first frame carries instead."""
     if any(frame.labels.weights.any() for frame in frames):
         return
-    carried = ", ".join(sorted(frames[0].info)) or "nothing else"
+    carried = ", ".join(sorted(frames[0].info)) or "nothing"
     raise ValueError(
         f"No frame carries a label: nothing to compare with. The first one ({frames[0].source}) carries "
         f"{carried}. Name the keys of its labels (--energy-key, --forces-key, --stress-key, --virial-key), or write "
