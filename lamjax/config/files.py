@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
+from yaml.composer import ComposerError
 
 from lamjax.arguments import plain
 from lamjax.config import faults
@@ -132,7 +133,7 @@ class _Loader(yaml.SafeLoader):
             name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else key
             if name in seen:
                 problem = f"the key {key.value!r} is there twice: keep one of them"
-                raise yaml.composer.ComposerError("in a group of keys", node.start_mark, problem, key.start_mark)
+                raise ComposerError("in a group of keys", node.start_mark, problem, key.start_mark)
             seen.add(name)
         return node
 
