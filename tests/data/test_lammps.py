@@ -172,13 +172,20 @@ def test_damaged_data_files_are_refused_with_their_line(tmp_path, case):
 
 
 def test_units_and_styles_of_data_files(tmp_path):
-    """As write_data states them; deuterium is hydrogen, and keeps its mass for ASE."""
+    """As write_data states them; deuterium is hydrogen, and a warning says that its mass is not used."""
     text = DATA.format(MASSES.replace("15.999", "2.014"))
     header = "LAMMPS data file via write_data, version 1, timestep = 0, units = electron"
-    (frame,) = data.read(written(tmp_path, text.replace("LAMMPS data file", header), "a.data"))
+    with pytest.warns(
+        UserWarning, match="H has the mass 2.014 amu in the file, which is not used. Energies and forces"
+    ):
+        (frame,) = data.read(written(tmp_path, text.replace("LAMMPS data file", header), "a.data"))
     assert frame.system.numbers.tolist() == [14, 1]
     np.testing.assert_allclose(frame.system.positions[1], np.array([1, 2, 3]) * ase.units.Bohr, rtol=1e-6)
     np.testing.assert_allclose(np.diag(frame.system.cell), np.array([4, 5, 6]) * ase.units.Bohr, rtol=1e-6)
-    charged = text.replace("# atomic\n\n1 1 ", "# charge\n\n1 1 0.4 ").replace("\n2 2 1.0", "\n2 2 -0.4 1.0")
+    charged = (
+        text.replace("2.014", "15.999")
+        .replace("# atomic\n\n1 1 ", "# charge\n\n1 1 0.4 ")
+        .replace("\n2 2 1.0", "\n2 2 -0.4 1.0")
+    )
     (frame,) = data.read(written(tmp_path, charged, "a.data"))
     np.testing.assert_array_equal(frame.system.positions, [(0.5, 0.5, 0.5), (1, 2, 3)])
