@@ -92,6 +92,7 @@ def neb(
     one batch. `neighbors` is the list of one image, or one for each; they are searched anew on the way, in its shapes
     (`overflow`). The cell is fixed. Gradients: a barrier's is that of the energies, see `saddles.at_saddle`.
     """
+    expect(config, NebConfig, "neb takes a NebConfig", "Leave it out for the defaults.")
     _check(images)
     images, neighbors = jax.tree.map(jnp.asarray, (images, neighbors))
     check_shells(neighbors, potential.shells, anew=True)

@@ -206,3 +206,21 @@ def test_images_are_those_of_one_structure_and_fixed_atoms_stay():
             neb(POTENTIAL, PARAMS, wrong, lists)
     with pytest.raises(ValueError, match="Atom 2 is fixed, and 1 Å away along the band"):
         neb(POTENTIAL, PARAMS, images, lists, fixed=np.array([True, False, True]))
+
+
+def test_a_dimer_needs_a_direction():
+    start = ase.Atoms("Cu3", positions=[(0, 0, 0), (2.5, 0, 0), (1.25, 4, 0)], cell=[9, 9, 9], pbc=True)
+    lists, fixed = lamjax.allocate(POTENTIAL, start), np.array([False, True, True])
+    nothing, shift = np.zeros((3, 3)), np.ones((3, 3))
+    for mode, held, message in (
+        (nothing, None, "mode has the norm 0, of which 0 moves free atoms"),
+        (shift, None, "mode has the norm 3, of which .* moves free atoms against one another: no direction"),
+        (np.where(fixed[:, None], shift, 0), fixed, "mode has the norm 2.45, of which 0 moves free"),
+        (np.full((3, 3), np.nan), None, "mode has the norm nan"),
+        (np.ones(3), None, r"mode has shape \(3,\); expected \(3, 3\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dimer(POTENTIAL, PARAMS, start, lists, mode=mode, fixed=held)
+    for search, more in ((dimer, {"mode": shift}), (neb, {})):
+        with pytest.raises(TypeError, match=f"{search.__name__} takes a .*Config, got a RelaxConfig"):
+            search(POTENTIAL, PARAMS, start, lists, RelaxConfig(), **more)
