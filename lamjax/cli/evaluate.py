@@ -29,6 +29,7 @@ from lamjax.evaluation.errors import (
     zero_shot,
 )
 from lamjax.evaluation.parity import ParityRow, missing, parity_table, read_reference, write_predictions
+from lamjax.frames import LABELS
 from lamjax.potential import Prediction
 from lamjax.reports import console, outputs, table
 from lamjax.system import to_ase
@@ -110,9 +111,11 @@ def _evaluate(chosen: Settings) -> None:
         potential, params = checkpoints.load(model, chosen.head, np.dtype(precision))
         frames = read(chosen.files, elements=potential.elements, options=chosen.options)
         expected = None if reference is None else read_reference(reference, frames)
+        needs_one = reference is not None or chosen.out is not None or bool(committee)
+        if not needs_one:
+            _check_labels(frames)
         shapes = plan(frames, potential.shells, chosen.max_programs, len(frames), chosen.batch_size)
         packed = pack(frames, shapes, precision)
-        needs_one = reference is not None or chosen.out is not None or bool(committee)
         if potential.head is None and needs_one:
             raise ValueError(
                 f"--reference, --committee and --output need --head, one of {', '.join(potential.config.head_names)}."
@@ -121,12 +124,15 @@ def _evaluate(chosen: Settings) -> None:
             errors = zero_shot(potential, params, frames, packed, chosen.batch_size)
             unseen = unseen_elements(potential, params, frames)
             _report_heads(f"{model.name} ({precision}): {len(frames)} frames", errors, unseen)
+            _tell_missing(frames)
             return
         predicted = predictions(potential, params, packed, chosen.batch_size)
         members = load_members(potential, params, committee) if committee else None
         deviation = deviations(potential, members, packed, chosen.batch_size) if committee else None
     title = f"{model.name} ({precision}): {len(frames)} frames of {', '.join(path.name for path in chosen.files)}"
-    _report_errors(title, error_table(potential, frames, predicted), reference is None)
+    _report_errors(title, error_table(potential, frames, predicted))
+    if reference is None:
+        _tell_missing(frames)
     if deviation is not None:
         _report_deviation(frames, deviation, 1 + len(committee))
     if reference is not None and expected is not None:
@@ -143,9 +149,6 @@ def _report_heads(title: str, tables: dict[str, list[ErrorRow]], unseen: dict[st
     """One line a head: RMSE and MAE of every quantity that has labels, and elements that its data did not hold."""
     first = next(iter(tables.values()))
     kept = [row.quantity for row in first if row.quantity != "energy"]
-    if not kept:
-        console.print("No frame carries a label; nothing to compare with.")
-        return
     columns = ["head"] + [
         f"{_SHORT[row.quantity]} {kind} ({row.unit})"
         for row in first
@@ -177,11 +180,31 @@ def advice(heads: list[str], unseen: dict[str, list[str]]) -> str:
     return text
 
 
-def _report_errors(title: str, rows: list[ErrorRow], alone: bool) -> None:
+def _check_labels(frames: Sequence[Frame]) -> None:
+    """ValueError where there is no label at all, which says what the first frame carries instead."""
+    if any(frame.labels.weights.any() for frame in frames):
+        return
+    carried = ", ".join(sorted(frames[0].info)) or "nothing"
+    raise ValueError(
+        f"No frame carries a label: nothing to compare with. The first one ({frames[0].source}) carries "
+        f"{carried}. Name the keys of its labels (--energy-key, --forces-key, --stress-key, --virial-key), or write "
+        "predictions alone with --output."
+    )
+
+
+def _report_errors(title: str, rows: list[ErrorRow]) -> None:
     if rows:
         console.print(table(title, ["", "unit", "frames", "MAE", "RMSE", "largest"], rows))
-    elif alone:
-        console.print("No frame carries a label; nothing to compare with.")
+
+
+def _tell_missing(frames: Sequence[Frame]) -> None:
+    """A line for the quantities that were compared with no label."""
+    labelled = np.any([frame.labels.weights > 0 for frame in frames], axis=0)
+    lacking = [name for name, is_there in zip(LABELS, labelled, strict=True) if not is_there]
+    if len(lacking) == len(LABELS):
+        console.print("No frame carries a label: nothing was compared.")
+    elif lacking:
+        console.print(f"No frame carries a label of {', '.join(lacking)}: not compared.")
 
 
 def _report_parity(title: str, rows: list[ParityRow], lacking: list[str]) -> None:

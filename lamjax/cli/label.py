@@ -80,22 +80,14 @@ def claim(out: Path, inputs: Sequence[Path | str | None], endings: Sequence[str]
 
 def _run(steps: Any, total: int) -> distillation.Written:
     """Label all frames under a progress bar; returns the final event."""
-    n_failed, first, began = 0, None, time.monotonic()
+    n_failed = 0
     with bar("labelling", total, interval=SECONDS) as advance:
         for event in steps:
             if isinstance(event, distillation.Written):
                 return event
-            first = event.done - 1 if first is None else first
             n_failed += event.reason is not None
-            note = "" if console.is_terminal else _left(event.done - first, total - event.done, began)
-            advance(event.done, f"{note}{f'{n_failed} without a label' if n_failed else ''}")
+            advance(event.done, f"{n_failed} without a label" if n_failed else "")
     raise AssertionError("label_set ends with what it has written")
-
-
-def _left(done: int, rest: int, began: float) -> str:
-    """How long it will still take, at the pace so far."""
-    minutes, seconds = divmod(round((time.monotonic() - began) / done * rest), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d} left  "
 
 
 def _report(written: distillation.Written, wrong: Sequence[str], out: Path, seconds: float) -> None:

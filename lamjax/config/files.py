@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
+from yaml.composer import ComposerError
 
 from lamjax.arguments import plain
 from lamjax.config import faults
@@ -24,11 +25,14 @@ def read(path: str | Path, command: str = "lamjax train") -> dict[str, Any]:
         what = "a folder, not a config file" if path.is_dir() else "no such config file"
         raise FileNotFoundError(f"{path}: {what}. {hint} prints one to begin with.")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        text = path.read_text(encoding="utf-8")
+        is_json = text.lstrip().startswith("{")  # in which tabs are spaces, as they are not in YAML
+        content = yaml.load(text.replace("\t", " ") if is_json else text, _Loader)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a text file. A config is YAML, see {hint}.") from error
     except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not a YAML file: {error}") from error
+        remedy = "\nIndent with spaces, not with tabs." if r"'\t'" in str(error) else ""
+        raise ValueError(f"{path}: not a valid YAML file: {error}{remedy}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected keys and values, see {hint}.")
     return content
@@ -117,14 +121,34 @@ def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number (YAML 1.1 wants 1.0e-3) and No an element (there it is false)."""
+    """YAML with numbers and truth values as in its version 1.2, and no key twice.
+
+    In 1.1, PyYAML's, 1e-3 is a text, 010 is 8, 1:30 is 90, No (the element) is false and 2024-05-01 is a date.
+    """
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """A group of keys; ComposerError that names the line of a key that is there twice."""
+        node, seen = super().compose_mapping_node(anchor), set()
+        for key, _ in node.value:
+            name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else key
+            if name in seen:
+                problem = f"the key {key.value!r} is there twice: keep one of them"
+                raise ComposerError("in a group of keys", node.start_mark, problem, key.start_mark)
+            seen.add(name)
+        return node
 
 
+_SCALARS = {
+    "bool": (r"true|True|false|False", "tTfF"),
+    "int": (r"[-+]?(?:0|[1-9]\d*(?:_\d+)*)|0x[0-9a-fA-F]+", "-+0123456789"),
+    "float": (
+        r"[-+]?(?:\d[\d_]*\.\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?\d+[eE][-+]?\d+|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+}
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, expression) for tag, expression in resolvers if tag != "tag:yaml.org,2002:bool"]
+    first: [(tag, expression) for tag, expression in resolvers if tag.rpartition(":")[2] in ("null", "merge")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(?:true|True|false|False)$"), list("tTfF"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+for _kind, (_expression, _first) in _SCALARS.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"^(?:{_expression})$"), list(_first))

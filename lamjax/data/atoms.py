@@ -12,7 +12,7 @@ from lamjax.data import labels
 from lamjax.data.labels import ReadOptions
 from lamjax.frames import Frame
 from lamjax.neighbors.host import pairs
-from lamjax.system import Labels, System, fixed_components, host_system, other_constraints
+from lamjax.system import MASSES, Labels, System, fixed_components, host_system, other_constraints
 
 PARTIAL = 1e-3  # an occupancy nearer to 1 than this is 1
 CLOSEST = 1e-3  # Å; atoms nearer than this are two atoms on one place
@@ -76,6 +76,8 @@ def frame_of(atoms: ase.Atoms, dtype: DTypeLike | None, source: str, options: Re
         remarks.add("warning", *_not_taken(key, atoms, entries), source=source, about="labels")
     if labels.is_free(entries.energy.key) and labels.has_energy(atoms):
         remarks.add("note", *_FREE, source=source, about="labels")
+    for what in _other_masses(atoms):
+        remarks.add("warning", what, _MASSES, source=source)
     more = {k: v for k, v in atoms.arrays.items() if k not in ("positions", "numbers", "fixed")}
     info = {k: v for k, v in (atoms.info | more).items() if k not in entries.used and k != "fixed"}
     keys = tuple(label.key for label in values)
@@ -86,6 +88,17 @@ _FREE = (
     "the free energy is taken as the energy, not E(sigma -> 0): forces are its derivative",
     "Right for training; --energy-key energy takes the other one.",
 )
+
+
+_MASSES = "Energies and forces do not depend on masses; simulations and phonons are those of the usual ones."
+
+
+def _other_masses(atoms: ase.Atoms) -> list[str]:
+    """What is said of each element whose atoms have another mass than is usual: isotopes, or heavy hydrogen."""
+    masses = np.asarray(atoms.arrays.get("masses", MASSES[atoms.numbers]), float)
+    away = np.abs(masses - MASSES[atoms.numbers]) > 0.1 * MASSES[atoms.numbers]
+    first = {atoms.symbols[k]: masses[k] for k in np.flatnonzero(away)[::-1]}
+    return [f"{symbol} has the mass {mass:.4g} amu in the file, which is not used" for symbol, mass in first.items()]
 
 
 def add_labels(atoms: ase.Atoms, known: Labels) -> None:

@@ -16,6 +16,7 @@ from ase.calculators.calculator import all_properties
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from lamjax import units
+from lamjax.data.symbols import ISOTOPE_MASSES, ISOTOPES
 from lamjax.system import constraints
 
 _BOOLEANS = {"T": True, "F": False} | {w: True for w in ("true", "True", "TRUE")}
@@ -29,6 +30,7 @@ _PER_ATOM = {"energies", "forces", "stresses", "charges", "magmoms", "bec"}
 _PLAIN = "species:S:1:pos:R:3"
 _PLAIN_RUN, _QUOTED_RUN = re.compile(r"""[^\s="'{\[\\]+"""), re.compile(r"""[^"'{}\[\]\\]+""")
 _ENERGY_IN_TEXT = re.compile(r"(?i)(?<![\w-])energy\s*:?\s+[-+]?\d+\.\d+")  # as xtb and others write it
+_FORTRAN = re.compile(r"^([-+]?(?:\d+\.\d*|\.\d+))[dD](?=[-+]?\d+$)")  # 1.0D-3; without a point it may be a name
 _TENSORS = ("virial", "stress")  # nine numbers, column after column
 
 
@@ -96,6 +98,9 @@ def _frame(comment: str, rows: list[str], first: int, note: Callable[..., Any], 
     if "numbers" not in arrays:
         symbols = arrays.pop("symbols") if "symbols" in arrays else arrays["type"].astype(int).astype(str)
         arrays["numbers"] = [_number(str(symbol), elements, first + k) for k, symbol in enumerate(symbols)]
+        if isotopes := {k: ISOTOPE_MASSES[str(s)] for k, s in enumerate(symbols) if str(s) in ISOTOPES}:
+            usual = arrays.get("masses", ase.data.atomic_masses[arrays["numbers"]])
+            arrays["masses"] = np.array([isotopes.get(k, mass) for k, mass in enumerate(usual)])
     return _atoms(arrays, cell, pbc, info)
 
 
@@ -208,7 +213,7 @@ def _number(symbol: str, elements: Sequence[str], line: int) -> int:
     """The atomic number of a symbol in any case, or of a type 1, 2, ... by the elements of the types."""
     if symbol.isdigit() and 1 <= int(symbol) <= len(elements):
         symbol = elements[int(symbol) - 1]
-    number = ase.data.atomic_numbers.get(symbol.capitalize(), 0)
+    number = ase.data.atomic_numbers.get(ISOTOPES.get(symbol, symbol.capitalize()), 0)
     if not number:
         remedy = "Write elements, as in H, O, Si."
         if symbol.isdigit():  # LAMMPS's types, or atomic numbers
@@ -282,9 +287,9 @@ def _spaces(text: str, place: int) -> int:
 def _value(text: str) -> Any:
     """Numbers, truth values, JSON, or the text itself."""
     parts = re.findall(r"[^\s,]+", text)
-    for kind in (int, float):
+    for kind, words in ((int, parts), (float, [_FORTRAN.sub(r"\1e", part) for part in parts])):
         try:
-            values = np.array(parts, kind)
+            values = np.array(words, kind)
         except (ValueError, OverflowError):
             continue
         return values[0] if len(values) == 1 else values

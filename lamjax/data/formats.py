@@ -41,7 +41,7 @@ def structures(path: Path, options: ReadOptions, note: Callable[..., Any]) -> It
                 yield from vasp.vasprun(str(plain), note)
         case "cif":
             with text.open_text(path) as file:
-                yield from cif.frames(io.StringIO("\n".join(text.lines(file))))
+                yield from cif.frames(io.StringIO("\n".join(text.lines(file))), note)
         case "res":
             with text.open_text(path) as file:
                 shelx.check(text.lines(file))

@@ -289,6 +289,7 @@ def _virial(label: Label | None, kind: str, atoms: ase.Atoms) -> Label:
 
 _ENERGY = {"ev": 1.0, "electronvolt": 1.0, "mev": 1e-3, "kev": 1e3, "j": _ase.J, "joule": _ase.J}
 _ENERGY |= {name: _ase.Hartree for name in ("hartree", "ha", "eh", "hartrees", "e_h", "au", "a.u.")}
+_ENERGY |= {"uev": 1e-6, "mha": 1e-3 * _ase.Hartree, "mhartree": 1e-3 * _ase.Hartree, "mry": 1e-3 * _ase.Rydberg}
 _ENERGY |= {name: _ase.Rydberg for name in ("rydberg", "ry", "ryd", "rydbergs")}
 _ENERGY |= {name: _ase.kcal / _ase.mol for name in ("kcal/mol", "kcalmol", "kcal_mol")}
 _ENERGY |= {name: _ase.kJ / _ase.mol for name in ("kj/mol", "kjmol", "kj_mol")}
@@ -296,6 +297,13 @@ _LENGTH = {name: 1.0 for name in ("angstrom", "ang", "a", "å", "angstroms", "Å
 _LENGTH |= {name: _ase.Bohr for name in ("bohr", "a0", "bohrs", "au", "a.u.")} | {"nm": 10.0, "pm": 0.01}
 _PRESSURE = {"gpa": _ase.GPa, "kbar": 0.1 * _ase.GPa, "kb": 0.1 * _ase.GPa, "bar": _ase.bar}
 _PRESSURE |= {"pa": _ase.Pascal, "mpa": 1e-3 * _ase.GPa, "atm": 101325 * _ase.Pascal}
+_BEFORE_UNIT = re.compile(r"(?i)energy|forces?(?!s)|stress(?!es)|virials?(?!s)")
+# words of a key that name a unit, alone or with others; not eV, in which numbers are right, nor what may mean much else
+_NAMES_OF_UNITS = {*_ENERGY, *_PRESSURE, "bohr", "nm", "pm"} - {"ev", "electronvolt", "j", "au", "pa", "bar", "kb"}
+_NAMES_OF_UNITS |= {"gev", "kcal", "cal", "kj", "erg", "kelvin", "cm", "newton", "nn", "dyn", "dyne", "torr", "psi"}
+_UNITS = {"energy": "eV", "forces": "eV/Å", "virial": "eV", "stress": "eV/Å³"}
+_KNOWN = {name: "eV, meV, hartree, rydberg, kcal_mol, kJ_mol" for name in ("energy", "virial")}
+_KNOWN |= {"forces": "eV_A, hartree_bohr, kcal_mol_A", "stress": "eV_A3, GPa, kbar"}
 _SETS = {"metal", "ase", "ev", "ev,angstrom", "ev/angstrom", "ev,a", "ev/a"}  # `units=` of all at once: nothing to do
 _SHARE = re.compile(r"(?i)per[^a-z0-9]?atom")
 _OF = {"energy": "energy", "energies": "energy", "e": "energy", "force": "forces", "forces": "forces", "f": "forces"}
@@ -333,9 +341,17 @@ def _factors(info: dict[str, Any]) -> tuple[dict[str, float], set[str]]:
 
 def _of_key(key: str, name: str) -> dict[str, float]:
     """The unit that the key of a label states, as in stress_GPa: {quantity: factor}, empty if it states none."""
-    words = [word for word in re.split(r"[^A-Za-z0-9]+", _SHARE.sub("", key)) if word]  # a MeV is no meV
+    apart = _BEFORE_UNIT.sub(r"\g<0>_", _SHARE.sub("", key))  # energyHa is energy_Ha
+    words = [word for word in re.split(r"[^A-Za-z0-9]+", apart) if word and word.lower() != "per"]
     stated = (_factor(name, "/".join(words[k:])) for k in range(1, len(words)) if words[k:] not in (["j"], ["J"]))
-    return next((factor for factor in stated if factor), {})
+    if factor := next((factor for factor in stated if factor), {}):
+        return factor
+    if unknown := [word for word in words[1:] if "MeV" in word or word.lower() in _NAMES_OF_UNITS]:  # a MeV is no meV
+        raise ValueError(
+            f"{key}: by its name the {name} is in a unit with {unknown[0]!r}, which is not known here for {name}. "
+            f"Convert it to {_UNITS[name]} and name it without a unit. Known are {_KNOWN[name]}."
+        )
+    return {}
 
 
 def _n_shares(key: str, name: str, n_atoms: int) -> int:

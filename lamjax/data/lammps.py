@@ -10,10 +10,15 @@ import ase.data
 import numpy as np
 from ase.calculators.lammps import unitconvert
 
+from lamjax.data.symbols import ISOTOPE_MASSES
+
 MASS = 0.1  # amu; a mass that is farther from that of every element is none of them
 _NAMES = ("element", "typelabel", "mass")  # columns that tell the elements
+_ATOMS = re.compile(r"\s*Atoms\s*(?:#\s*(\w+).*)?$")
 _POSITIONS = ("", "s", "u", "su")  # endings of x: in the box, in units of it, unwrapped, both
 _UNITS = {name for name in unitconvert.UNITSETS if name not in ("ASE", "lj")}
+_TYPE_COLUMN = {"atomic": 1, "charge": 1, "full": 2, "molecular": 2, "bond": 2, "angle": 2}  # by the style of atoms
+_WIDTH = {"atomic": 5, "charge": 6, "full": 7, "molecular": 6, "bond": 6, "angle": 6}  # without three flags of images
 
 
 def frames(
@@ -37,12 +42,16 @@ def frames(
 
 
 def data_file(lines: Iterator[str], elements: Sequence[str] = ()) -> ase.Atoms:
-    """The structure of a LAMMPS data file in metal units; its types are `elements`, or told by their masses."""
+    """The structure of a LAMMPS data file; its types are `elements`, or told by their masses.
+
+    Units are those that its first line states, else LAMMPS's metal. ValueError that names the line of what is damaged.
+    """
     from ase.io.lammpsdata import read_lammps_data
 
     lines = list(lines)
-    n_types = next((int(m[1]) for line in lines if (m := re.match(r"\s*(\d+)\s+atom types\b", line))), 0)
-    masses = dict(_masses(lines))
+    units = _stated_units(lines[0])
+    n_types = _announced(lines, "atom types")
+    masses = {kind: (unitconvert.convert(m, "mass", units, "ASE"), k) for kind, (m, k) in _masses(lines)}
     if elements and n_types <= len(elements):
         symbols = list(elements[:n_types])
     elif not elements and n_types and all(k in masses for k in range(1, n_types + 1)):
@@ -53,8 +62,66 @@ def data_file(lines: Iterator[str], elements: Sequence[str] = ()) -> ase.Atoms:
             f"line 1: a LAMMPS data file of {n_types} types, and {given}. Give the elements of types 1, 2, ... "
             "(--elements Si,O; elements of ReadOptions)."
         )
+    style = _check_rows(lines, n_types)
     numbers = {k: ase.data.atomic_numbers[symbol] for k, symbol in enumerate(symbols, 1)}
-    return read_lammps_data(io.StringIO("\n".join(lines) + "\n"), Z_of_type=numbers)
+    return read_lammps_data(io.StringIO("\n".join(lines) + "\n"), Z_of_type=numbers, units=units, atom_style=style)
+
+
+def _stated_units(first: str) -> str:
+    """The units that the first line of a data file states, as write_data writes them; metal where it states none."""
+    stated = re.search(r"\bunits\s*=?\s*(\w+)", first)
+    if stated is None or stated[1] in _UNITS:
+        return stated[1] if stated else "metal"
+    if stated[1] == "lj":
+        known = ", ".join(sorted(_UNITS))
+        raise ValueError(f"line 1: units lj can't be converted to eV and Å. Known: {known}.")
+    return "metal"
+
+
+def _announced(lines: list[str], what: str) -> int:
+    """The number before `what` in the head of a data file, 0 where there is none."""
+    return next((int(m[1]) for line in lines if (m := re.match(rf"\s*(\d+)\s+{what}\s*(#.*)?$", line))), 0)
+
+
+def _check_rows(lines: list[str], n_types: int) -> str:
+    """The style of the section Atoms; ValueError where its rows are not those that the head announces."""
+    start, style, rows = _atom_rows(lines)
+    n = _announced(lines, "atoms")
+    if len(rows) != n:
+        damaged = "it is cut short or damaged"
+        raise ValueError(f"line {start}: {n} atoms are announced, {len(rows)} follow in the section Atoms: {damaged}.")
+    widths = {len(words) for _, words in rows}
+    style = style or {5: "atomic", 8: "atomic", 7: "full", 10: "full"}.get(min(widths, default=0), "")
+    if style not in _WIDTH or not widths <= {_WIDTH[style], _WIDTH[style] + 3}:
+        shown = f"of style {style} and " if style else ""
+        raise ValueError(
+            f"line {start}: the section Atoms is {shown}of {', '.join(map(str, sorted(widths)))} values a row, which "
+            f"do not say where positions are. Write the style behind its name, as in `Atoms # charge`; known are "
+            f"{', '.join(_WIDTH)}."
+        )
+    seen: set[str] = set()
+    for number, words in rows:
+        kind = words[_TYPE_COLUMN[style]]
+        if words[0] in seen:
+            raise ValueError(f"line {number}: two atoms have the id {words[0]}: damaged. Remove one of them.")
+        if kind.isdigit() and not 1 <= int(kind) <= n_types:
+            raise ValueError(f"line {number}: an atom is of type {kind}, and the file announces {n_types} atom types.")
+        seen.add(words[0])
+    return style
+
+
+def _atom_rows(lines: list[str]) -> tuple[int, str, list[tuple[int, list[str]]]]:
+    """(line of the section Atoms, its style or "", (line number, words) of its rows)."""
+    start, style = next(
+        ((k, m[1] or "") for k, line in enumerate(lines) if (m := _ATOMS.match(line))), (len(lines), "")
+    )
+    rows = []
+    for number, line in enumerate(lines[start + 1 :], start + 2):
+        words = line.partition("#")[0].split()
+        if words and not words[0].isdigit():
+            break
+        rows += [(number, words)] if words else []
+    return start + 1, style, rows
 
 
 def _masses(lines: list[str]) -> Iterator[tuple[int, tuple[float, int]]]:
@@ -171,6 +238,8 @@ def _symbols(columns: list[str], rows: list[list[str]], elements: Sequence[str],
 
 
 def _of_mass(mass: float, number: int) -> str:
+    if any(abs(isotope - mass) <= MASS for isotope in ISOTOPE_MASSES.values()):
+        return "H"
     z = int(np.nanargmin(np.abs(ase.data.atomic_masses[1:] - mass))) + 1
     if abs(ase.data.atomic_masses[z] - mass) > MASS:
         raise ValueError(f"line {number}: no element has the mass {mass:g} amu. Give those of the types (--elements).")

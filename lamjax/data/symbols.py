@@ -3,6 +3,7 @@
 import ase.data
 
 ISOTOPES = {"D": "H", "T": "H"}
+ISOTOPE_MASSES = {"D": 2.014, "T": 3.016}  # amu
 
 
 def is_symbol(name: str) -> bool:

@@ -44,6 +44,7 @@ SHAPES = {"lengths": (3,), "elastic_tensor": (6, 6)}
 LARGEST = {name: 3000.0 for name, unit in UNITS.items() if unit is MODULI}  # GPa; diamond has 1100
 ELASTIC = {name for name, unit in UNITS.items() if unit is MODULI}
 VIBRATIONAL = {name for name, unit in UNITS.items() if unit is HEAT}
+SKEW = 0.05  # of the largest constant; what calculations leave of asymmetry is less
 DULONG_PETIT = 3 * units.KB * JOULES  # J/(mol K) of an atom: no harmonic crystal holds more
 AWAY = 2.0  # a target volume that many times that of the structure belongs to another cell or has another unit,
 # and a crystal that becomes so much larger or smaller has fallen apart
@@ -213,6 +214,8 @@ def target_value(target: TargetConfig, value: Any, system: System, name: str) ->
     remedy = f"Say the unit of the targets (TargetConfig(unit=...)): {', '.join(known)}."
     if np.abs(value).max() > LARGEST.get(target.name, np.inf):
         raise ValueError(f"{problem}, which no crystal has. {remedy}")
+    if target.name in ELASTIC:
+        _check_stable(target.name, value, name)
     if target.name in VIBRATIONAL:
         most = DULONG_PETIT * (n_atoms if target.name == "heat_capacity" else 1)
         if not 0 <= value <= 1.01 * most:
@@ -227,6 +230,19 @@ def target_value(target: TargetConfig, value: Any, system: System, name: str) ->
             f"target of another cell (primitive, conventional, per atom), or in another unit? {remedy}"
         )
     return value
+
+
+def _check_stable(quantity: str, value: np.ndarray, name: str) -> None:
+    """ValueError for moduli that no crystal at a minimum has: not positive, or a tensor that is not symmetric."""
+    remedy = "Leave out the target; data bases write such values where there is none, and for unstable crystals."
+    if not value.ndim and value <= 0:
+        raise ValueError(f"{quantity} of structure {name} is {value:.4g} GPa, which is not above 0. {remedy}")
+    if value.ndim and (skew := np.abs(value - value.T)).max() > SKEW * np.abs(value).max():
+        i, j = np.unravel_index(np.argmax(skew), skew.shape)
+        raise ValueError(
+            f"{quantity} of structure {name} is not symmetric: C{i + 1}{j + 1} is {value[i, j]:.4g} GPa and "
+            f"C{j + 1}{i + 1} {value[j, i]:.4g}. Write all 36 numbers, row by row, in the order xx yy zz yz xz xy."
+        )
 
 
 def _of_structure(name: str, system: System, n_atoms: int):

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from pydantic import Field
 
 from lamjax import pytree
-from lamjax.arguments import ArgumentError
+from lamjax.arguments import ArgumentError, expect
 from lamjax.config import configuration
 from lamjax.lattice import complete_cell, shortest
 from lamjax.neighbors import Neighbors, check_shells
@@ -26,6 +26,9 @@ from lamjax.relaxation.layouts import Padded
 from lamjax.relaxation.minimisers import FireConfig, MinimiserConfig, minimiser
 from lamjax.relaxation.surface import over
 from lamjax.system import System, as_system, check_single, fixed_mask, real
+
+SAME = 1e-4  # Å; images whose cells, or fixed atoms whose places are nearer have the same
+MEET = 0.05  # Å; atoms nearer than this in a first guess are on one place
 
 
 @configuration
@@ -57,6 +60,7 @@ class Band(NamedTuple):
     highest: Int[Array, ""]  # image
     fmax: Float[Array, ""]  # eV/Å, of the band
     saddle_fmax: Float[Array, ""]  # eV/Å, of the potential at the highest image
+    ends_fmax: Float[Array, ""]  # eV/Å, of the potential at the ends; large where they are no minima: no barrier then
     n_steps: Int[Array, ""]
     converged: Bool[Array, ""]  # fmax <= config.fmax, climbing if it should, with complete neighbour lists
     overflow: Bool[Array, ""]  # neighbours were missing on the way
@@ -88,13 +92,17 @@ def neb(
     one batch. `neighbors` is the list of one image, or one for each; they are searched anew on the way, in its shapes
     (`overflow`). The cell is fixed. Gradients: a barrier's is that of the energies, see `saddles.at_saddle`.
     """
-    images, neighbors = jax.tree.map(jnp.asarray, (images, neighbors))
+    expect(config, NebConfig, "neb takes a NebConfig", "Leave it out for the defaults.")
     _check(images)
+    images, neighbors = jax.tree.map(jnp.asarray, (images, neighbors))
     check_shells(neighbors, potential.shells, anew=True)
     n = len(images.numbers)
     if neighbors.indices.ndim == 2:
         neighbors = jax.tree.map(lambda x: jnp.broadcast_to(x, (n, *x.shape)), neighbors)
-    held = None if fixed is None else jnp.broadcast_to(fixed_mask(fixed, images.numbers[0]), (n, images.n_atoms, 3))
+    if fixed is not None:
+        fixed = fixed_mask(fixed, images.numbers[0])
+        _check_still(images.positions, fixed)
+    held = None if fixed is None else jnp.broadcast_to(fixed, (n, images.n_atoms, 3))
     surface = jax.lax.stop_gradient(over(potential, images, held, None))
     params, layout = jax.lax.stop_gradient(params), Padded(neighbors.capacities, config.skin)
 
@@ -207,6 +215,7 @@ def _result(images: System, end: _State, config: NebConfig) -> Band:
         highest=highest,
         fmax=end.fmax,
         saddle_fmax=jnp.sqrt(jnp.max(jnp.sum(end.true[highest] ** 2, axis=-1))),
+        ends_fmax=jnp.sqrt(jnp.max(jnp.sum(end.true[jnp.array([0, -1])] ** 2, axis=-1))),
         n_steps=jnp.maximum(end.n_steps - 1, 0),
         converged=settled & ~end.overflow & jnp.all(jnp.isfinite(end.energies)),
         overflow=end.overflow,
@@ -219,7 +228,7 @@ def interpolate(
     """`n_images` structures from start to end (both included): straight lines, or distances that change evenly (IDPP).
 
     Each atom goes to the nearest image of where it ends; atoms are in the same order in both. On the host. Raises
-    ValueError for structures of different atoms or cells.
+    ValueError for structures of different atoms or cells, and for a path on which two atoms meet.
     """
     start, end = (jax.tree.map(np.asarray, as_system(s)) for s in (start, end))
     _check_ends(start, end, n_images)
@@ -233,6 +242,7 @@ def interpolate(
             pass
         case _:
             raise ArgumentError(f"method is {method!r}; known: idpp, linear.")
+    _check_apart(positions, start)
     images = pytree.stack([start] * n_images)
     return images._replace(positions=np.asarray(positions, start.positions.dtype))
 
@@ -265,18 +275,56 @@ def _idpp(positions: Float[Array, "n n_atoms 3"], system: System, steps: int) ->
 
 
 def _check(images: System) -> None:
-    if images.numbers.ndim != 2 or len(images.numbers) < 3:
+    """ValueError for what is no band: too few images, or images of different atoms or cells."""
+    remedy = "Make a band with relaxation.interpolate(start, end, n_images)."
+    expect(images, System, "neb takes images as one System with a leading axis", remedy)
+    if np.ndim(images.numbers) != 2 or len(images.numbers) < 3:
         raise ValueError(
-            f"A band has at least 3 images along a leading axis, got numbers of shape {np.shape(images.numbers)}. Make "
-            "them with relaxation.interpolate(start, end, n_images)."
+            "A band has at least 3 images along a leading axis, got numbers of shape "
+            f"{np.shape(images.numbers)}. {remedy}"
         )
+    for name, what in (("numbers", "atoms"), ("cell", "a cell"), ("pbc", "a periodicity")):
+        values = getattr(images, name)
+        if isinstance(values, jax.core.Tracer):
+            continue
+        away = np.abs(np.asarray(values, float) - np.asarray(values[0], float)).reshape(len(values), -1).max(axis=1)
+        if (others := np.flatnonzero(away > SAME)).size:
+            raise ValueError(f"Image {others[0]} of the band has {what} unlike those of image 0. {remedy}")
+
+
+def _check_still(positions: Float[Array, "n n_atoms 3"], fixed: Bool[Array, "n_atoms 3"]) -> None:
+    """ValueError for atoms that are fixed, and in other places at other images."""
+    if isinstance(positions, jax.core.Tracer) or isinstance(fixed, jax.core.Tracer):
+        return
+    moved = np.where(fixed, np.abs(np.asarray(positions) - np.asarray(positions[0])), 0).max(axis=(0, 2))
+    if (atoms := np.flatnonzero(moved > SAME)).size:
+        raise ValueError(
+            f"Atom {atoms[0]} is fixed, and {moved[atoms[0]]:.3g} Å away along the band. Relax both ends with the same "
+            "atoms fixed in the same places, or leave it free."
+        )
+
+
+def _check_apart(positions: Float[np.ndarray, "n n_atoms 3"], system: System) -> None:
+    """ValueError for an image with two atoms on one place, where no potential has a force."""
+    for k, x in enumerate(positions):
+        change = shortest(x[None] - x[:, None], system.cell, system.pbc)
+        r = np.where(
+            np.asarray(real(system))[:, None] & np.asarray(real(system)), np.linalg.norm(change, axis=-1), np.inf
+        )
+        np.fill_diagonal(r, np.inf)
+        if r.min(initial=np.inf) < MEET:
+            i, j = sorted(map(int, np.unravel_index(np.argmin(r), r.shape)))
+            raise ValueError(
+                f"Atoms {i} and {j} are {r.min():.2g} Å apart in image {k}: on their straight ways they meet. Displace "
+                "one of the ends a little, or join two paths by a structure in which they pass each other."
+            )
 
 
 def _check_ends(start: System, end: System, n_images: int) -> None:
     check_single(start, "interpolate")
     check_single(end, "interpolate")
-    if n_images < 3:
-        raise ValueError(f"A band has at least 3 images, both ends included; got n_images={n_images}.")
+    if not isinstance(n_images, int | np.integer) or n_images < 3:
+        raise ArgumentError(f"A band has at least 3 images, both ends included; got n_images={n_images!r}.")
     if start.numbers.shape != end.numbers.shape or np.any(start.numbers != end.numbers):
         differ = "numbers of atoms that differ" if start.n_atoms != end.n_atoms else "elements in another order"
         raise ValueError(f"Start and end of a path have {differ}: each atom must be at the same place in both lists.")

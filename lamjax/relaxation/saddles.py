@@ -6,10 +6,12 @@ from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 from pydantic import Field
 
 from lamjax import pytree
+from lamjax.arguments import expect
 from lamjax.config import configuration
 from lamjax.neighbors import Neighbors, check_shells
 from lamjax.neighbors.verlet import SKIN
@@ -89,6 +91,7 @@ def dimer(
     exact Hessian products where the dimer of Henkelman and Jónsson (J. Chem. Phys. 111, 7010, 1999) takes differences.
     The cell is fixed.
     """
+    expect(config, DimerConfig, "dimer takes a DimerConfig", "Leave it out for the defaults.")
     surface, neighbors = _one(potential, system, neighbors, fixed)
     params, z, layout = jax.lax.stop_gradient(params), surface.start(), Padded(neighbors.capacities, config.skin)
     method = minimiser(config.minimiser)
@@ -116,9 +119,7 @@ def dimer(
         return walker, lists, evaluation.energy[0], fmax, mode, curvature, k + 1, overflow | near.overflow[0]
 
     lists = layout.empty(surface, neighbors)
-    guess = jnp.zeros_like(z).at[0, :-3].set(mode)
-    guess = implicit.rigid_motions(surface, z)(surface.project(guess))
-    guess = guess / jnp.sqrt(jnp.sum(guess**2))
+    guess = _first_mode(surface, z, mode)
     zero = jnp.zeros((), z.dtype)
     start = (method.init(numbers, z[0], jnp.zeros_like(z[0])), lists, jnp.zeros((), float), zero + jnp.inf, guess)
     end = jax.lax.while_loop(continues, step, (*start, zero, jnp.zeros((), jnp.int32), jnp.zeros((), bool)))
@@ -126,6 +127,22 @@ def dimer(
     placed = pytree.take(surface.place(walker.position[None]), 0)
     done = (fmax <= config.fmax) & (curvature < 0) & ~overflow
     return Climb(placed, energy, fmax, mode[0, :-3], curvature, jnp.maximum(k - 1, 0), done, overflow)
+
+
+def _first_mode(surface: Surface, z: BatchRows, mode: Float[Array, "n_atoms 3"]) -> BatchRows:
+    """The guess of a mode, of norm 1, without rigid motions and fixed atoms; ValueError if nothing of it is left."""
+    expected = (z.shape[1] - 3, 3)
+    if np.shape(mode) != expected:
+        raise ValueError(f"mode has shape {np.shape(mode)}; expected {expected}, a displacement of each atom.")
+    given = jnp.zeros_like(z).at[0, :-3].set(jnp.asarray(mode, z.dtype))
+    guess = implicit.rigid_motions(surface, z)(surface.project(given))
+    size, whole = jnp.sqrt(jnp.sum(guess**2)), jnp.sqrt(jnp.sum(given**2))
+    if not isinstance(size, jax.core.Tracer) and not 1e-5 * whole < size < jnp.inf:
+        raise ValueError(
+            f"mode has the norm {float(whole):.3g}, of which {float(size):.3g} moves free atoms against one another: "
+            "no direction to climb along. Take the difference of two images of a band, or displacements at random."
+        )
+    return guess / size
 
 
 def at_saddle(

@@ -152,7 +152,11 @@ def given(info: Mapping[str, Any], name: str, unit: str | None) -> tuple[np.ndar
     own = keys[present[0]]
     if own is not None and unit is not None and own != unit:
         raise ValueError(f"{present[0]} is in {own} by its name, and in {unit} by `targets`. Remove one of them.")
-    value = np.asarray(info[present[0]], np.float64)
+    try:
+        value = np.asarray(info[present[0]], np.float64)
+    except (TypeError, ValueError):
+        shown = f"{present[0]}={info[present[0]]!r} is no number"
+        raise ValueError(f"{shown}. The unit belongs into the key: {name}_{SUFFIXES[own or unit or first]}.") from None
     return (value.reshape(6, 6) if value.shape == (36,) else value), own or unit
 
 

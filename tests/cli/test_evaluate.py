@@ -145,12 +145,23 @@ def test_labelled_structures_are_a_reference_too(folder, predicted):
 def test_extxyz_output_has_the_energies_of_the_atoms(folder, predicted):
     out = folder / "predicted.extxyz"
     code, output, _ = evaluate(folder, "--out", out)
-    assert code == 0 and "No frame carries a label" in output
+    assert code == 0 and "No frame carries a label: nothing was compared" in output
     with np.load(predicted[0]) as file:
         first, energies = file["n_atoms"][0], file["atomic_energies"]
     atoms = ase.io.read(out, ":")
     np.testing.assert_allclose(np.concatenate([a.get_potential_energies() for a in atoms]), energies, atol=1e-8)
     assert len(atoms[0]) == first
+
+
+def test_frames_without_any_label_are_refused_where_only_errors_are_wanted(folder):
+    """Before anything is computed, with what the frames carry and what to do."""
+    (folder / "unnamed.extxyz").write_text((folder / "frames.extxyz").read_text().replace("pbc=", "my_e=-1.5 pbc="))
+    code, _, error = evaluate(folder, frames="unnamed.extxyz")
+    assert code != 0 and isinstance(error, ValueError)
+    for said in ("No frame carries a label", "unnamed.extxyz frame 0", "carries my_e", "--energy-key", "--output"):
+        assert said in str(error)
+    code, output, _ = evaluate(folder, "--energy-key", "my_e", frames="unnamed.extxyz")
+    assert code == 0 and "No frame carries a label of forces, virial: not compared" in output
 
 
 def test_a_model_of_float32_numbers_is_said_to_be_one(folder, predicted):

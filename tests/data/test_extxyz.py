@@ -117,6 +117,20 @@ def test_a_matrix_in_brackets_numbers_of_fortran_and_atomic_numbers():
     assert atoms.get_chemical_formula() == "Cu"
 
 
+@pytest.mark.parametrize("number", ["-1.08D+01", "-1.08d1", "-.108D+2"])
+def test_numbers_of_fortran_in_the_header(number):
+    entries = extxyz.header(f'energy={number} stress="{number} 0.0D+00 1 2 3 4" name=2D3 of="1.0D x"')
+    assert entries["energy"] == -10.8 and entries["stress"].tolist() == [-10.8, 0, 1, 2, 3, 4]
+    assert entries["name"] == "2D3" and entries["of"] == "1.0D x"
+
+
+def test_isotopes_of_hydrogen_keep_their_masses():
+    text = "3\nProperties=species:S:1:pos:R:3\nD 0 0 0\nO 0 0 1\nT 0 0 2\n"
+    (atoms,) = extxyz.frames(iter(text.splitlines()))
+    assert atoms.numbers.tolist() == [1, 8, 1]
+    np.testing.assert_allclose(atoms.get_masses(), [2.014, 15.999, 3.016], atol=1e-3)
+
+
 WRONG = {
     "text between": (GPUMD + "and so on\n" + GPUMD, "line 5: expected the number of atoms of a frame, got 'and so on'"),
     "cut in rows": (GPUMD + GPUMD.rsplit("\n", 2)[0] + "\n", "line 5: 2 atoms are announced, 1 lines of atoms follow"),

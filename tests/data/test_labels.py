@@ -232,6 +232,11 @@ KEYS = {
     "energy_eV_per_atom": ("energy", "energy", -0.75, -3.0),
     "formation_energy_meV": ("energy", "energy", -3000.0, -3.0),
     "energy_pbe": ("energy", "energy", -3.0, -3.0),
+    "energyHa": ("energy", "energy", -3.0 / HARTREE, -3.0),
+    "totalEnergy-mRy": ("energy", "energy", -6000.0 / HARTREE, -3.0),
+    "energy_kcal_per_mol": ("energy", "energy", -3.0 / (ase.units.kcal / ase.units.mol), -3.0),
+    "stresses_of_it_kbar": ("stress", "virial", STRESS / ase.units.GPa * 10, VIRIAL),
+    "energy_eV_of_cell": ("energy", "energy", -3.0, -3.0),
 }
 
 
@@ -242,6 +247,19 @@ def test_a_chosen_key_that_states_its_unit_is_converted(tmp_path, key):
     file = write(tmp_path / "one.xyz", f'{key}="{nine(given)}" force-unit=eV/A')
     (frame,) = data.read(file, options=ReadOptions(**{f"{quantity}_key": key}))
     np.testing.assert_allclose(getattr(frame.labels, name), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "key", ["energy_MeV", "energyMeV", "energy_kcal", "energy_GPa", "energy_cm-1", "virial_Ha_bohr", "stress_hartree"]
+)
+def test_a_chosen_key_of_a_unit_that_is_not_known_is_refused(tmp_path, key):
+    """Its numbers are no eV."""
+    name = labels.kind_of(key.replace("energyM", "energy_M"))
+    file = write(tmp_path / "one.xyz", f'{key}="{nine(VIRIAL if name != "energy" else -3.0)}" force-unit=eV/A')
+    with pytest.raises(
+        ValueError, match=f"{key}: by its name the {name} is in a unit with .* Convert it to eV.*Known are"
+    ):
+        data.read(file, options=ReadOptions(**{f"{name}_key": key}))
 
 
 def test_an_energy_in_another_unit_by_its_key_needs_a_unit_of_the_forces(tmp_path):

@@ -150,3 +150,42 @@ def test_types_of_a_data_file(tmp_path):
             data.read(tmp_path / name, options=ReadOptions(elements=("Si",)))
     with pytest.raises(ValueError, match="line 13: no element has the mass 56 amu"):
         data.read(written(tmp_path, DATA.format(masses.replace("15.999", "56"))))
+
+
+MASSES = "\nMasses\n\n1 28.085\n2 15.999\n"
+DAMAGED = {
+    "one id twice": (("\n2 2 1.0", "\n1 2 1.0"), "line 18: two atoms have the id 1"),
+    "too few": (("\n2 2 1.0 2.0 3.0", ""), "line 15: 2 atoms are announced, 1 follow"),
+    "too many": (("2.0 3.0\n", "2.0 3.0\n3 1 2 2 2\n"), "line 15: 2 atoms are announced, 3 follow"),
+    "another type": (("\n2 2 1.0", "\n2 3 1.0"), "line 18: an atom is of type 3, and the file announces 2"),
+    "no style": ((" # atomic\n\n1 1 0.5 0.5", "\n\n1 1 0.1 0.5 0.5"), "line 15: .*Write the style.*`Atoms # charge`"),
+    "another style": (("# atomic", "# sphere"), "line 15: .*of style sphere and of 5 values a row.*Write the style"),
+    "lj": (("LAMMPS data file", "LAMMPS data file, units = lj"), "line 1: units lj can't be converted"),
+}
+
+
+@pytest.mark.parametrize("case", list(DAMAGED))
+def test_damaged_data_files_are_refused_with_their_line(tmp_path, case):
+    change, message = DAMAGED[case]
+    with pytest.raises(ValueError, match=message):
+        data.read(written(tmp_path, DATA.format(MASSES).replace(*change), "a.data"))
+
+
+def test_units_and_styles_of_data_files(tmp_path):
+    """As write_data states them; deuterium is hydrogen, and a warning says that its mass is not used."""
+    text = DATA.format(MASSES.replace("15.999", "2.014"))
+    header = "LAMMPS data file via write_data, version 1, timestep = 0, units = electron"
+    with pytest.warns(
+        UserWarning, match="H has the mass 2.014 amu in the file, which is not used. Energies and forces"
+    ):
+        (frame,) = data.read(written(tmp_path, text.replace("LAMMPS data file", header), "a.data"))
+    assert frame.system.numbers.tolist() == [14, 1]
+    np.testing.assert_allclose(frame.system.positions[1], np.array([1, 2, 3]) * ase.units.Bohr, rtol=1e-6)
+    np.testing.assert_allclose(np.diag(frame.system.cell), np.array([4, 5, 6]) * ase.units.Bohr, rtol=1e-6)
+    charged = (
+        text.replace("2.014", "15.999")
+        .replace("# atomic\n\n1 1 ", "# charge\n\n1 1 0.4 ")
+        .replace("\n2 2 1.0", "\n2 2 -0.4 1.0")
+    )
+    (frame,) = data.read(written(tmp_path, charged, "a.data"))
+    np.testing.assert_array_equal(frame.system.positions, [(0.5, 0.5, 0.5), (1, 2, 3)])

@@ -124,6 +124,9 @@ def test_force_constants_are_learned_from_columns():
     assert value == pytest.approx(2 * 0.02**2 * squares, rel=1e-6) and slope["epsilon"] > 0
 
 
+SKEW = np.diag([160.0, 160, 160, 80, 80, 80]) + 60.0 * (np.arange(36).reshape(6, 6) == 1)  # C12 without C21
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -133,6 +136,9 @@ def test_force_constants_are_learned_from_columns():
         (lambda: PropertyLossConfig((TargetConfig("volume"),), relax=RelaxConfig()), "the cell does not relax"),
         (lambda: target(1.01e11), "which no crystal has.*unit"),
         (lambda: target(np.nan), "a finite number"),
+        (lambda: target(-1.0), "is -1 GPa, which is not above 0. Leave out"),
+        (lambda: target(0.0), "not above 0"),
+        (lambda: target(SKEW, "elastic_tensor"), "not symmetric: C12 is 60 GPa and C21 0. Write all 36"),
         (lambda: target([1.0, 2.0]), "a finite number"),
         (lambda: losses.sampled_columns(np.zeros((4, 4)), np.arange(2), 1, np.random.default_rng()), "n_super, 3, 3"),
         (lambda: losses.property_loss(POTENTIAL, CONFIG)({}, {}), "takes a PropertyBatch"),
@@ -143,10 +149,15 @@ def test_bad_targets_are_refused(make, message):
         make()
 
 
-def target(value):
+def target(value, name="bulk_modulus"):
     system, _ = crystals.list_of("stillinger_weber")
-    config = PropertyLossConfig((TargetConfig("bulk_modulus"),))
-    return losses.property_batch(POTENTIAL, [system], [{"bulk_modulus": value}], config)
+    return losses.property_batch(POTENTIAL, [system], [{name: value}], PropertyLossConfig((TargetConfig(name),)))
+
+
+def test_rounding_of_a_tensor_is_no_asymmetry():
+    tensor = np.diag([160.0, 160, 160, 80, 80, 80])
+    tensor[0, 1], tensor[1, 0] = 60.0, 62.0
+    np.testing.assert_array_equal(target(tensor, "elastic_tensor").targets["elastic_tensor"][0], tensor)
 
 
 def test_units_are_converted():

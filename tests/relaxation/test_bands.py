@@ -58,6 +58,7 @@ def band():
 def test_the_barrier_is_that_of_ase():
     images, found = band()
     assert bool(found.converged) and not found.overflow and found.fmax <= CONFIG.fmax
+    assert found.ends_fmax <= 1e-5  # they are relaxed
     assert found.saddle_fmax <= CONFIG.fmax * 1.01  # the climbing image feels the potential alone
     theirs = [lamjax.to_ase(jax.tree.map(lambda x, k=k: x[k], images)) for k in range(5)]
     for atoms in theirs:
@@ -171,3 +172,55 @@ def test_a_band_has_inner_images():
         interpolate(start, start, 2)
     with pytest.raises(ValueError, match="along a leading axis"):
         neb(POTENTIAL, PARAMS, start, lamjax.allocate(POTENTIAL, start))
+
+
+def test_a_path_on_which_atoms_meet_is_refused():
+    """They change places on one line: neither straight lines nor distances say on which side they pass."""
+    start = ase.Atoms("Cu3", positions=[(0, 0, 0), (2.5, 0, 0), (1.25, 4, 0)])
+    end = start.copy()
+    end.positions[[0, 1]] = start.positions[[1, 0]]
+    for method in ("linear", "idpp"):
+        with pytest.raises(
+            ValueError, match="Atoms 0 and 1 are 0 Å apart in image 1: on their straight ways they meet"
+        ):
+            interpolate(start, end, 3, method, steps=2)
+    for n_images in (5.0, "5"):
+        with pytest.raises(ValueError, match="at least 3 images"):
+            interpolate(start, end, n_images)
+
+
+def test_images_are_those_of_one_structure_and_fixed_atoms_stay():
+    start = ase.Atoms("Cu3", positions=[(0, 0, 0), (2.5, 0, 0), (1.25, 4, 0)], cell=[9, 9, 9], pbc=True)
+    end = start.copy()
+    end.positions[2, 2] = 1
+    images = interpolate(start, end, 3, "linear")
+    lists = lamjax.allocate(POTENTIAL, start)
+    numbers, cell = np.array(images.numbers), np.array(images.cell)
+    numbers[1, 0], cell[2, 0, 0] = 28, 9.1
+    for wrong, message in (
+        (images._replace(numbers=numbers), "Image 1 of the band has atoms unlike"),
+        (images._replace(cell=cell), "Image 2 of the band has a cell unlike"),
+        ([start, end, start], "neb takes images as one System with a leading axis, got a list of Atoms"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            neb(POTENTIAL, PARAMS, wrong, lists)
+    with pytest.raises(ValueError, match="Atom 2 is fixed, and 1 Å away along the band"):
+        neb(POTENTIAL, PARAMS, images, lists, fixed=np.array([True, False, True]))
+
+
+def test_a_dimer_needs_a_direction():
+    start = ase.Atoms("Cu3", positions=[(0, 0, 0), (2.5, 0, 0), (1.25, 4, 0)], cell=[9, 9, 9], pbc=True)
+    lists, fixed = lamjax.allocate(POTENTIAL, start), np.array([False, True, True])
+    nothing, shift = np.zeros((3, 3)), np.ones((3, 3))
+    for mode, held, message in (
+        (nothing, None, "mode has the norm 0, of which 0 moves free atoms"),
+        (shift, None, "mode has the norm 3, of which .* moves free atoms against one another: no direction"),
+        (np.where(fixed[:, None], shift, 0), fixed, "mode has the norm 2.45, of which 0 moves free"),
+        (np.full((3, 3), np.nan), None, "mode has the norm nan"),
+        (np.ones(3), None, r"mode has shape \(3,\); expected \(3, 3\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dimer(POTENTIAL, PARAMS, start, lists, mode=mode, fixed=held)
+    for search, more in ((dimer, {"mode": shift}), (neb, {})):
+        with pytest.raises(TypeError, match=f"{search.__name__} takes a .*Config, got a RelaxConfig"):
+            search(POTENTIAL, PARAMS, start, lists, RelaxConfig(), **more)

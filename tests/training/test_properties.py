@@ -68,6 +68,8 @@ WRONG = {
     "heat": ({"heat_capacity_per_atom": 47.0}, "3 k for each"),
     "cold": ({"heat_capacity": -1.0}, "between 0 and 49.89"),
     "shape": ({"elastic_tensor": [1.0, 2.0]}, "shape .6, 6"),
+    "text": ({"bulk_modulus_GPa": "98 GPa"}, "bulk_modulus_GPa='98 GPa' is no number. The unit belongs into the key"),
+    "no value": ({"bulk_modulus": -1.0}, "-1 GPa, which is not above 0"),
     "nothing": ({"band_gap": 1.1}, "no target in its info, which has band_gap"),
     "no supercell": ({"force_constants": "FORCE_CONSTANTS"}, "three whole numbers"),
     "another supercell": ({"force_constants": "FORCE_CONSTANTS", "supercell": [3, 1, 1]}, "of 8 atoms.*6"),

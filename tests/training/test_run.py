@@ -410,7 +410,7 @@ def test_files_that_are_no_configs(folder, tmp_path):
     with pytest.raises(ValueError, match="expected keys and values"):
         parse(tmp_path / "list.yaml")
     (tmp_path / "broken.yaml").write_text("a: [1, 2\n")
-    with pytest.raises(ValueError, match="not a YAML file"):
+    with pytest.raises(ValueError, match="not a valid YAML file"):
         parse(tmp_path / "broken.yaml")
     with pytest.raises(ValueError, match="--set takes key=value"):
         parse(folder / "config.yaml", ["steps"])
