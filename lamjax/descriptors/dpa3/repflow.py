@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
@@ -52,10 +53,20 @@ class Centre(NamedTuple):
     angle_message: Float[Array, "n_atoms e_dim"] | None
 
 
+class Weights(NamedTuple):
+    """The rows of a layer's matrices that belong to edges and angles, taken apart outside the loop over blocks."""
+
+    message: Float[Array, "e_dim _"]  # of E_ij
+    edge: Float[Array, "e_dim e_dim"]  # of E_ij
+    angle: tuple[Float[Array, "a_dim _"], ...]  # of A_ijk, for new angles (if there are any) and for messages of angles
+    on_angles: Float[Array, "_ _"] | None  # of e'_ij and e'_ik, side by side for the same
+
+
 class LayerBlock(NamedTuple):
     """What the updates of one layer share, for a block of atoms."""
 
     params: PyTree
+    weights: Weights
     config: RepflowConfig
     act: Callable
     graph: Graph  # of the block
@@ -77,6 +88,17 @@ class Angles(NamedTuple):
 
     def value(self) -> Array | None:
         return self.left if self.right is None else self.left * self.right[0]
+
+
+class AngleMap(NamedTuple):
+    """One linear map of the angles of a block of atoms, [A_ijk, n'_i, e'_ik, e'_ij] W + b."""
+
+    w: Float[Array, "a_dim n_out"]  # the rows of A_ijk
+    j: Float[Array, "n_atoms narrow n_out"]  # the parts of e'_ij and of n'_i, with b
+    k: Float[Array, "n_atoms narrow n_out"]  # the part of e'_ik
+
+    def of(self, angles: Angles) -> Float[Array, "n_atoms narrow narrow n_out"]:
+        return angles.times(self.w) + self.j[:, :, None] + self.k[:, None]
 
 
 _NONE = Angles(None, None)  # where nothing depends on them
@@ -125,13 +147,22 @@ def graph(
 
 def apply(params: PyTree, c: RepflowConfig, act: Callable, graph: Graph, nodes: Array) -> Array:
     """N (n_atoms, n_dim) after all layers. What the energy does not depend on at the end is not computed."""
+    n_atoms = len(nodes)
+    graph, nodes = numerics.whole_blocks(_block_size(c, graph), (graph, nodes))
     edges = nn.linear(params["edge_embedding"], graph.radial[..., None])
     edges = edges if c.edge_init_use_dist else act(edges)
     angles = Angles(graph.cosines[..., None], params["angle_embedding"]["w"])
     last = c.nlayers - 1
     for k, p in enumerate(params["layers"]):
         nodes, edges, angles = _layer(p, c, act, graph, nodes, edges, angles, left=last - k)
-    return nodes
+    return nodes[:n_atoms]
+
+
+def _block_size(c: RepflowConfig, graph: Graph) -> int:
+    """How many atoms are treated together."""
+    width, narrow = graph.indices.shape[1], graph.has_angles.shape[1]
+    numbers = max(narrow * narrow * max(c.e_dim, c.a_dim), width * c.n_dim * c.n_multi_edge_message)
+    return max(1, BLOCK.get(jax.default_backend(), OTHERWISE) // numbers)
 
 
 def _layer(
@@ -143,18 +174,28 @@ def _layer(
     """
     n = c.n_dim
     given = Given(nodes, *(nodes @ p[name]["w"][n : 2 * n] for name in ("node_edge_linear", "edge_self_linear")))
+    weights = _weights(p, c, updates_angles=c.update_angle and (left > 1 or c.sequential_update))
     update = _sequential if c.sequential_update else _parallel
 
     def rows(graph: Any, centre: Any, edges: Array, features: Array) -> tuple:
-        layer = LayerBlock(p, c, act, graph, given, centre)
+        layer = LayerBlock(p, weights, c, act, graph, given, centre)
         around, edges, new = update(layer, edges, Angles(features, angles.right), left)
         return around, edges, new.left
 
-    width, narrow = graph.indices.shape[1], graph.has_angles.shape[1]
-    numbers = max(narrow * narrow * max(c.e_dim, c.a_dim), width * n * c.n_multi_edge_message)
-    size = max(1, BLOCK.get(jax.default_backend(), OTHERWISE) // numbers)
-    around, edges, new = numerics.in_blocks(rows, size, graph, _centre(p, c, nodes), edges, angles.left)
+    size, centre = _block_size(c, graph), _centre(p, c, nodes)
+    around, edges, new = numerics.in_blocks(rows, size, graph, centre, edges, angles.left)
     return _new_nodes(p, c, act, nodes, *around), edges, Angles(new, None if c.update_angle else angles.right)
+
+
+def _weights(p: PyTree, c: RepflowConfig, updates_angles: bool) -> Weights:
+    message, edge = (p[name]["w"][2 * c.n_dim :] for name in ("node_edge_linear", "edge_self_linear"))
+    if not c.update_angle:
+        return Weights(message, edge, (), None)
+    names = ("angle_self_linear", "edge_angle_linear1") if updates_angles else ("edge_angle_linear1",)
+    from_node, from_edge = c.compressed
+    ends = [c.a_dim, c.a_dim + from_node, c.a_dim + from_node + from_edge]
+    angle, _, of_k, of_j = zip(*(jnp.split(p[name]["w"], ends) for name in names), strict=True)
+    return Weights(message, edge, angle, jnp.concatenate([*of_j, *of_k], axis=1))
 
 
 def _centre(p: PyTree, c: RepflowConfig, nodes: Array) -> Centre:
@@ -227,8 +268,7 @@ def _sequential(layer: LayerBlock, edges: Array, angles: Angles, left: int) -> t
 
 def _self_update(layer: LayerBlock, edges: Array) -> Array:
     """What an edge hears of itself and its two atoms."""
-    weights = layer.params["edge_self_linear"]
-    return layer.act(_on_edges(weights, layer.graph, layer.given.edge, layer.centre.edge, edges))
+    return layer.act(_on_edges(layer.weights.edge, layer.graph, layer.given.edge, layer.centre.edge, edges))
 
 
 def _around(layer: LayerBlock, edges: Array) -> tuple[Array, Array]:
@@ -238,8 +278,7 @@ def _around(layer: LayerBlock, edges: Array) -> tuple[Array, Array]:
         _symmetrise(graph, features, layer.config.axis_neuron).reshape(len(edges), -1)
         for features in (edges, given.nodes[graph.indices])
     ]
-    weights = layer.params["node_edge_linear"]
-    message = layer.act(_on_edges(weights, graph, given.message, layer.centre.message, edges))
+    message = layer.act(_on_edges(layer.weights.message, graph, given.message, layer.centre.message, edges))
     return jnp.concatenate(symmetric, axis=-1), jnp.sum(graph.weight[..., None] * message, axis=1)
 
 
@@ -260,35 +299,37 @@ def _symmetrise(graph: Graph, features: Array, axis_neuron: int) -> Array:
     return jnp.einsum("nxa,nxc->nac", q[..., :axis_neuron], q) / 3
 
 
-def _on_edges(weights: PyTree, graph: Graph, given: Array, centre: Array, edges: Array) -> Array:
+def _on_edges(w: Array, graph: Graph, given: Array, centre: Array, edges: Array) -> Array:
     """[N_i, N_j, E_ij] W + b (n_atoms, width, n_out); `given` holds the parts of all N_j, `centre` those of N_i."""
-    of_edge = weights["w"][-edges.shape[-1] :]
-    return centre[:, None] + given[graph.indices] + nn.linear({"w": of_edge}, edges)
-
-
-def _on_angles(weights: PyTree, angles: Angles, centre: Array, edges: Array, a_dim: int) -> Array:
-    """[A_ijk, n'_i, e'_ik, e'_ij] W + b (n_atoms, j, k, n_out); `centre` is the part of n'_i."""
-    e, z = edges.shape[-1], len(weights["w"])
-    of_k, of_j = weights["w"][z - 2 * e : z - e], weights["w"][z - e :]
-    j, k = nn.linear({"w": of_j}, edges) + centre[:, None], nn.linear({"w": of_k}, edges)
-    return angles.times(weights["w"][:a_dim]) + j[:, :, None] + k[:, None]
+    return centre[:, None] + given[graph.indices] + nn.linear({"w": w}, edges)
 
 
 def _through_angles(layer: LayerBlock, edges: Array, angles: Angles, updated: bool) -> tuple[Array, Angles]:
     """B_ij = (1/sqrt(na)) Σ_k wa_ij wa_ik act(...) (n_atoms, narrow, e_dim), and the new angles if they are `updated`.
 
-    Each linear map has a product of its own: to take columns of a common one apart costs more, in the gradient, than
-    it saves.
+    Of angles each linear map has a product of its own: to take columns of a common one apart costs more, in the
+    gradient, than it saves.
     """
-    p, c, centre, weight = layer.params, layer.config, layer.centre, layer.graph.angle_weight
-    edges = _compressed(p, c, "e", edges[:, : weight.shape[1]])
+    p, c, weight = layer.params, layer.config, layer.graph.angle_weight
+    *to_angles, to_edges = _angle_maps(layer, _compressed(p, c, "e", edges[:, : weight.shape[1]]))
     new = _NONE
     if updated:
-        own = layer.act(_on_angles(p["angle_self_linear"], angles, centre.new_angle, edges, c.a_dim))
+        own = layer.act(to_angles[0].of(angles))
         new = Angles(combine(c.update_style, p.get("a_residual"), [angles.value(), own]), None)
-    heard = new if c.sequential_update else angles
-    messages = layer.act(_on_angles(p["edge_angle_linear1"], heard, centre.angle_message, edges, c.a_dim))
+    messages = layer.act(to_edges.of(new if c.sequential_update else angles))
     return jnp.sum(weight[:, None, :, None] * messages, axis=2) * weight[..., None], new
+
+
+def _angle_maps(layer: LayerBlock, edges: Array) -> list[AngleMap]:
+    """The linear maps of a layer's angles; all that edges e' give to them is one product."""
+    weights = layer.weights
+    sizes = [w.shape[1] for w in weights.angle]
+    shares = jnp.split(nn.linear({"w": weights.on_angles}, edges), np.cumsum(sizes * 2)[:-1], axis=-1)
+    centres = (layer.centre.new_angle, layer.centre.angle_message)[-len(sizes) :]
+    return [
+        AngleMap(w, j + centre[:, None], k)
+        for w, j, k, centre in zip(weights.angle, shares[: len(sizes)], shares[len(sizes) :], centres, strict=True)
+    ]
 
 
 def _compressed(p: PyTree, c: RepflowConfig, which: Literal["n", "e"], features: Array) -> Array:
