@@ -37,11 +37,11 @@ class Graph(NamedTuple):
 
 
 class Given(NamedTuple):
-    """What atoms give to those that they are neighbours of, (n_atoms, _): gathered by each edge."""
+    """What the neighbours of a block of atoms give to their edges; gathered at once, for its derivative is a loop."""
 
-    nodes: Float[Array, "n_atoms n_dim"]
-    message: Float[Array, "n_atoms _"]  # N_j W of node_edge_linear
-    edge: Float[Array, "n_atoms e_dim"]  # N_j W of edge_self_linear
+    nodes: Float[Array, "n_atoms width n_dim"]
+    message: Float[Array, "n_atoms width _"]  # N_j W of node_edge_linear
+    edge: Float[Array, "n_atoms width e_dim"]  # N_j W of edge_self_linear
 
 
 class Centre(NamedTuple):
@@ -70,7 +70,7 @@ class LayerBlock(NamedTuple):
     config: RepflowConfig
     act: Callable
     graph: Graph  # of the block
-    given: Given  # by all atoms
+    given: Given
     centre: Centre  # of the block
 
 
@@ -173,11 +173,13 @@ def _layer(
     Products of atoms are made for all of them at once: of a few, a matrix is read that is larger than they are.
     """
     n = c.n_dim
-    given = Given(nodes, *(nodes @ p[name]["w"][n : 2 * n] for name in ("node_edge_linear", "edge_self_linear")))
+    given = [nodes, *(nodes @ p[name]["w"][n : 2 * n] for name in ("node_edge_linear", "edge_self_linear"))]
+    table, ends = jnp.concatenate(given, axis=-1), np.cumsum([x.shape[-1] for x in given])
     weights = _weights(p, c, updates_angles=c.update_angle and (left > 1 or c.sequential_update))
     update = _sequential if c.sequential_update else _parallel
 
     def rows(graph: Any, centre: Any, edges: Array, features: Array) -> tuple:
+        given = Given(*jnp.split(table[graph.indices], ends[:-1], axis=-1))
         layer = LayerBlock(p, weights, c, act, graph, given, centre)
         around, edges, new = update(layer, edges, Angles(features, angles.right), left)
         return around, edges, new.left
@@ -268,7 +270,7 @@ def _sequential(layer: LayerBlock, edges: Array, angles: Angles, left: int) -> t
 
 def _self_update(layer: LayerBlock, edges: Array) -> Array:
     """What an edge hears of itself and its two atoms."""
-    return layer.act(_on_edges(layer.weights.edge, layer.graph, layer.given.edge, layer.centre.edge, edges))
+    return layer.act(_on_edges(layer.weights.edge, layer.given.edge, layer.centre.edge, edges))
 
 
 def _around(layer: LayerBlock, edges: Array) -> tuple[Array, Array]:
@@ -276,9 +278,9 @@ def _around(layer: LayerBlock, edges: Array) -> tuple[Array, Array]:
     graph, given = layer.graph, layer.given
     symmetric = [
         _symmetrise(graph, features, layer.config.axis_neuron).reshape(len(edges), -1)
-        for features in (edges, given.nodes[graph.indices])
+        for features in (edges, given.nodes)
     ]
-    message = layer.act(_on_edges(layer.weights.message, graph, given.message, layer.centre.message, edges))
+    message = layer.act(_on_edges(layer.weights.message, given.message, layer.centre.message, edges))
     return jnp.concatenate(symmetric, axis=-1), jnp.sum(graph.weight[..., None] * message, axis=1)
 
 
@@ -299,9 +301,9 @@ def _symmetrise(graph: Graph, features: Array, axis_neuron: int) -> Array:
     return jnp.einsum("nxa,nxc->nac", q[..., :axis_neuron], q) / 3
 
 
-def _on_edges(w: Array, graph: Graph, given: Array, centre: Array, edges: Array) -> Array:
-    """[N_i, N_j, E_ij] W + b (n_atoms, width, n_out); `given` holds the parts of all N_j, `centre` those of N_i."""
-    return centre[:, None] + given[graph.indices] + nn.linear({"w": w}, edges)
+def _on_edges(w: Array, given: Array, centre: Array, edges: Array) -> Array:
+    """[N_i, N_j, E_ij] W + b (n_atoms, width, n_out); `given` holds the parts of N_j, `centre` those of N_i."""
+    return centre[:, None] + given + nn.linear({"w": w}, edges)
 
 
 def _through_angles(layer: LayerBlock, edges: Array, angles: Angles, updated: bool) -> tuple[Array, Angles]:
