@@ -23,6 +23,6 @@ STUDENTS = {
     "smaller DPA-2 distilled": ORANGE,
 }
 PRETRAINED = {"multi": VERMILION, "materials": BLUE, "gfn2xtb": GREEN, "pbe": ORANGE}
-UNIVERSAL = {"not relaxed": DARK, "lamjax small": VERMILION, "CHGNet 0.3.0": GREY}
+UNIVERSAL = {"not relaxed": DARK, "lamjax small": VERMILION, "CHGNet 0.3.0": GREY, "Nequix MP-1": BLUE}
 PROPERTIES = {"small": BLUE, "fine-tuned": VERMILION}
 BASELINES = {"MACE": ORANGE, "NequIP": GREEN, "DPA-2": VERMILION, "DPA-3": BLUE}

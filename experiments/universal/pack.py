@@ -1,6 +1,7 @@
-"""Pack the blocks of the teacher's set into stores that `lamjax train` maps: teacher.h5 and teacher_held_out.h5.
+"""Pack the labels of both teachers into stores that `lamjax train` maps: teacher.h5, nequix.h5, and what is held out.
 
-    python -m experiments.universal.pack
+    python -m experiments.universal.pack            # CHGNet's blocks -> teacher.h5, teacher_held_out.h5
+    python -m experiments.universal.pack --nequix   # the chunks of `nequix_labels` -> nequix.h5, nequix_held_out.h5
 
 One sample in fifty is held out, with all its frames. Prints what the set holds.
 """
@@ -13,7 +14,7 @@ import numpy as np
 
 from experiments.universal import archive
 from lamjax import units
-from lamjax.data import Frame, write_store
+from lamjax.data import Frame, Store, write_store
 from lamjax.system import Labels, System
 
 HELD_OUT = 50  # one sample in so many
@@ -48,22 +49,32 @@ def _frame(block: dict[str, np.ndarray], k: int, atoms: slice, name: str) -> Fra
     return Frame(system, labels, f"{name} frame {k}", ("energy", "forces", "stress"), info)
 
 
-def main(blocks: Path, output: Path) -> None:
+def labelled_by_nequix(folder: Path) -> Iterator[tuple[int, Frame]]:
+    """The sample number and the frame of every frame of the chunks below a folder."""
+    for path in sorted(folder.glob("*/chunk_[0-9]*[0-9].h5")):
+        for frame in Store(path):
+            yield int(frame.info["sample"]), frame
+
+
+def main(every: list[tuple[int, Frame]], name: str, output: Path) -> None:
     """Write both stores."""
-    every = list(frames(blocks))
     output.mkdir(parents=True, exist_ok=True)
-    for name, held in (("teacher", False), ("teacher_held_out", True)):
+    for stem, held in ((name, False), (f"{name}_held_out", True)):
         chosen = [frame for sample, frame in every if (sample % HELD_OUT == 0) == held]
-        write_store(output / f"{name}.h5", chosen, np.float32)
+        write_store(output / f"{stem}.h5", chosen, np.float32)
         kinds = {kind: sum(frame.info["kind"] == kind for frame in chosen) for kind in KINDS}
         elements = {z for frame in chosen for z in frame.system.numbers.tolist()}
         n_atoms = sum(len(frame.system.numbers) for frame in chosen)
-        print(f"{name}.h5: {len(chosen):,} frames, {n_atoms:,} atoms, {len(elements)} elements, {kinds}")
+        print(f"{stem}.h5: {len(chosen):,} frames, {n_atoms:,} atoms, {len(elements)} elements, {kinds}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--blocks", type=Path, default=archive.BLOCKS)
+    parser.add_argument("--nequix", action="store_true", help="the second teacher's labels")
     parser.add_argument("--output", type=Path, default=archive.BLOCKS.parent)
     options = parser.parse_args()
-    main(options.blocks, options.output)
+    if options.nequix:
+        main(list(labelled_by_nequix(options.output / "nequix")), "nequix", options.output)
+    else:
+        main(list(frames(options.blocks)), "teacher", options.output)

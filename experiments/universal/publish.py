@@ -14,8 +14,9 @@ import numpy as np
 
 from experiments import workflow
 from experiments.universal import starts
-from experiments.universal.train import TEACHER, WORK, tasks
+from experiments.universal.train import DEFAULT, WORK, tasks
 from lamjax import checkpoints
+from lamjax.data import Store
 
 SMALL = checkpoints.SHIPPED / "small.lamjax"
 
@@ -31,20 +32,24 @@ def errors(potential, params, work: Path) -> dict[str, dict[str, float]]:
     return found
 
 
+LEVELS = {
+    "nequix": "PBE/PBE+U as Nequix MP-1 predicts it",
+    "chgnet": "PBE/PBE+U as CHGNet 0.3.0 predicts it, Materials Project's corrections included",
+}
 UNITS = {"energy": "meV/atom", "forces": "meV/Å"}
 
 
-def card(config: dict[str, Any], found: dict[str, dict[str, float]], frames: int) -> dict[str, Any]:
+def card(config: dict[str, Any], found: dict[str, dict[str, float]], frames: dict[str, int]) -> dict[str, Any]:
     """What is to be known of the model."""
     return {
         "what": "A small universal DPA-2 (89 elements), pre-trained with a head for each level of theory.",
-        checkpoints.CARD_HEAD: TEACHER,
-        "heads": {TEACHER: "PBE/PBE+U as CHGNet 0.3.0 predicts it, Materials Project's corrections included"}
-        | {name: one.level for name, one in workflow.PRETRAINING.items()},
-        "data": f"{TEACHER}: {frames:,} frames labelled by CHGNet 0.3.0 (experiments/universal); the other heads: DFT "
-        "frames of experiments/data, see the PROVENANCE.json files there",
-        "data licences": "CHGNet: modified BSD, trained on MPtrj (CC BY 4.0); MIT (MatterSim repository: MPtrj, "
-        "Alexandria, MatterSim; OCP: oxides; COMP6: S66x8), BSD-3-Clause (mlearn, maml)",
+        checkpoints.CARD_HEAD: DEFAULT,
+        "heads": LEVELS | {name: one.level for name, one in workflow.PRETRAINING.items()},
+        "data": f"nequix: {frames['nequix']:,} frames labelled by Nequix MP-1, chgnet: {frames['chgnet']:,} by CHGNet "
+        "0.3.0 (experiments/universal); the other heads: DFT frames of experiments/data, see the PROVENANCE.json files "
+        "there",
+        "data licences": "Nequix MP-1: CC BY 4.0; CHGNet: modified BSD; both trained on MPtrj (CC BY 4.0); MIT "
+        "(MatterSim repository: MPtrj, Alexandria, MatterSim; OCP: oxides; COMP6: S66x8), BSD-3-Clause (mlearn, maml)",
         "licence": "MIT",
         "mean absolute errors on held-out frames": found,
         "not good for": "final numbers: it is a student of a student of DFT, small and trained for hours. Magnetism, "
@@ -68,7 +73,7 @@ def log(folders: list[Path]) -> None:
                 if told:
                     rows.append({"run": folder.name, "step": row["step"], "lr": row["lr"], **told})
     with open(starts.HERE / "log.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()
         writer.writerows(rows)
 
@@ -79,11 +84,11 @@ def main(model: Path, work: Path, after: list[Path]) -> None:
     stored = checkpoints.read(model)
     potential, params = checkpoints.load(model, dtype=np.float32)
     config = json.loads((model.parent / "config.json").read_text())
-    archived = json.loads((starts.HERE / "PROVENANCE.json").read_text())
+    frames = {head: len(Store(task.train[0])) for head, task in tasks(work).items() if head in LEVELS}
     with jax.enable_x64(True):
         found = errors(potential, params, work)
     SMALL.parent.mkdir(exist_ok=True)
-    checkpoints.save(SMALL, potential, stored.params, card(config, found, archived["frames"]))
+    checkpoints.save(SMALL, potential, stored.params, card(config, found, frames))
     print(json.dumps(found, indent=1))
     print(f"{SMALL}: {SMALL.stat().st_size / 1e6:.1f} MB")
 

@@ -1,4 +1,4 @@
-"""Pre-train the universal small model: the teacher's head with most of the weight, real DFT tasks beside.
+"""Pre-train the universal small model: the teachers' heads with most of the weight, real DFT tasks beside.
 
     python -m experiments.universal.pack
     nice python -m experiments.universal.train --steps 50000      # goes on where it stopped
@@ -9,16 +9,20 @@ Writes states, learning curve and model.lamjax (all heads) below build/universal
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from experiments import workflow
 from experiments.universal.archive import BLOCKS
-from lamjax import PotentialConfig, losses, training
+from lamjax import PotentialConfig, checkpoints, losses, training
 from lamjax.heads import EnergyHeadConfig
 from lamjax.training.config import TaskConfig, TrainConfig
 
 WORK = BLOCKS.parent
-TEACHER = "chgnet"  # the head that learns the teacher's labels
-SHARE = 0.75  # of the steps that go to it; the others' probabilities are those of workflow.PRETRAINING
+TEACHERS = {  # head: its set, the share of the steps that go to it; the rest is shared as workflow.PRETRAINING says
+    "chgnet": {"chgnet": ("teacher", 0.75)},
+    "nequix": {"nequix": ("nequix", 0.6), "chgnet": ("teacher", 0.2)},
+}
+DEFAULT = "nequix"  # the head of the shipped model that is meant where none is named
 DESCRIPTOR = replace(
     workflow.DESCRIPTOR,
     repinit=replace(workflow.DESCRIPTOR.repinit, tebd_dim=16),
@@ -50,28 +54,44 @@ LOSSES = {
 }
 
 
-def tasks(work: Path) -> dict[str, TaskConfig]:
-    """The teacher's set and the DFT sets of the other experiments, each with its head."""
+def tasks(work: Path, teachers: str = DEFAULT) -> dict[str, TaskConfig]:
+    """The teachers' sets and the DFT sets of the other experiments, each with its head."""
+    found = {
+        head: TaskConfig((str(work / f"{name}.h5"),), (str(work / f"{name}_held_out.h5"),), probability=share)
+        for head, (name, share) in TEACHERS[teachers].items()
+    }
     real = workflow.tasks(workflow.FULL, work, tuple(workflow.PRETRAINING))
-    weight = (1 - SHARE) / sum(task.probability for task in real.values())
+    left = 1 - sum(task.probability for task in found.values())
+    weight = left / sum(task.probability for task in real.values())
     validation = {
         name: workflow.files(workflow.FULL, work, one.validation) for name, one in workflow.PRETRAINING.items()
     }
-    teacher = TaskConfig((str(work / "teacher.h5"),), (str(work / "teacher_held_out.h5"),), probability=SHARE)
-    return {TEACHER: teacher} | {
+    return found | {
         name: replace(task, probability=weight * task.probability, validation=validation[name])
         for name, task in real.items()
     }
 
 
-def config(work: Path, steps: int, seed: int, rate: float, base: str | None, loss: str) -> TrainConfig:
+def start(base: str | None, found: dict[str, TaskConfig]) -> dict[str, Any]:
+    """What a run begins from: fresh parameters, or those of `base`, whose heads keep their energies per element.
+
+    A head that the base lacks begins as a copy of its first one, with energies per element of its own labels.
+    """
+    if base is None:
+        heads = tuple((name, EnergyHeadConfig(neuron=NEURON)) for name in found)
+        return {"tasks": found, "model": PotentialConfig(workflow.ELEMENTS, DESCRIPTOR, heads)}
+    there = checkpoints.read(base).config.head_names
+    new = [name for name in found if name not in there]
+    marked = {name: replace(task, bias="change") if name in new else task for name, task in found.items()}
+    return {"tasks": marked, "base": base, "bias": "keep", "add_heads": {name: there[0] for name in new}}
+
+
+def config(
+    work: Path, steps: int, seed: int, rate: float, base: str | None, loss: str, teachers: str = DEFAULT
+) -> TrainConfig:
     """The run; with `base` it goes on from the parameters of an earlier one."""
-    found = tasks(work)
-    heads = tuple((name, EnergyHeadConfig(neuron=NEURON)) for name in found)
-    begin = {"base": base, "bias": "keep"} if base else {"model": PotentialConfig(workflow.ELEMENTS, DESCRIPTOR, heads)}
     return TrainConfig(
-        tasks=found,
-        **begin,
+        **start(base, tasks(work, teachers)),
         loss=LOSSES[loss],
         schedule=training.ScheduleConfig("cosine", start_lr=rate, stop_lr=1e-6, warmup_steps=500),
         optimizer=training.OptimizerConfig("muon", max_norm=5.0),
@@ -96,7 +116,9 @@ if __name__ == "__main__":
     parser.add_argument("--rate", type=float, default=8e-3, help="the highest learning rate")
     parser.add_argument("--base", help="a model to go on from")
     parser.add_argument("--loss", choices=list(LOSSES), default="near")
+    parser.add_argument("--teachers", choices=list(TEACHERS), default=DEFAULT)
     parser.add_argument("--work", type=Path, default=WORK)
     options = parser.parse_args()
     workflow.begin(options.work, options.work / "programs")
-    workflow.train(config(options.work, options.steps, options.seed, options.rate, options.base, options.loss))
+    run = config(options.work, options.steps, options.seed, options.rate, options.base, options.loss, options.teachers)
+    workflow.train(run)

@@ -23,7 +23,8 @@ from lamjax.lattice import shortest
 from lamjax.potential import Params, Potential, Prediction, check_elements
 
 WANTED, ANSWER = "to_label.extxyz", "answer.extxyz"
-CHUNK = 64  # frames that a potential labels before they are written
+CHUNK = 256  # frames that a potential labels before they are written: enough to fill arrays of several shapes
+PROGRAMS = (2, 6)  # shapes for a few frames, and at most; one more for every `CHUNK` frames
 SAME = 1e-3  # Å; an answer whose atoms lie farther off is one to another question
 
 
@@ -57,18 +58,24 @@ class PotentialLabeller:
         self.potential, self.params, self.batch_size = potential, params, batch_size
         self.level = level  # what frames say of who labelled them
         self.probes = probes  # whether Hessian-vector products come with the labels
-        self.shapes = LastingShapes(potential.shells, 2, batch_size, dtype)
+        self.shapes = LastingShapes(potential.shells, PROGRAMS[0], batch_size, dtype)
 
     @property
     def together(self) -> int:
         """Frames that are evaluated in one go, counted from the first: parts of them differ in the last digits."""
         return CHUNK
 
+    def cover(self, frames: Sequence[Frame]) -> None:
+        """Shapes for all of these frames: the more there are, the more programs are worth compiling."""
+        few, most = PROGRAMS
+        self.shapes.max_programs = max(self.shapes.max_programs, min(most, few + len(frames) // CHUNK))
+        self.shapes.cover(frames)
+
     def label(self, frames: Sequence[ase.Atoms], folder: Path) -> Iterator[ase.Atoms | Failed]:
         """Energies, forces and stresses of the potential."""
         known = [self._known(bare(atoms)) for atoms in frames]
         if usable := [one for one in known if isinstance(one, Frame)]:
-            self.shapes.cover(usable)
+            self.cover(usable)
         for first in range(0, len(frames), CHUNK):
             yield from self._answers(frames[first : first + CHUNK], known[first : first + CHUNK])
 

@@ -73,7 +73,7 @@ def label_set(
     done = _begin(labeller, frames, out, resume)
     piece = max(PIECE // together(labeller), 1) * together(labeller)
     if isinstance(labeller, PotentialLabeller):
-        labeller.shapes.cover(frames)
+        labeller.cover(frames)
     with open(files.partial(out), "a") as file:
         if skip and done < len(frames):
             _leave_out(file, labeller, frames[done])

@@ -121,6 +121,22 @@ def test_a_potential_says_what_its_calculator_says(tmp_path, monkeypatch):
     assert len(traces) == n > 0
 
 
+def test_many_frames_are_worth_more_programs(tmp_path, monkeypatch):
+    """Padded arrays cost time in every frame, a program once."""
+    monkeypatch.setattr("lamjax.distillation.label.CHUNK", 4)
+    unlike = [ase.build.bulk("Cu", a=3.6 + 0.02 * n) * (1, 1, n) for n in (1, 2, 4, 7, 11, 16, 22, 29)]
+    labeller = PotentialLabeller(MORSE, MORSE.init(), batch_size=1, dtype=np.float64)
+    few, many = ([from_atoms(atoms) for atoms in some] for some in (unlike[:3], unlike))
+    n_programs = []
+    for some in (few, many):
+        labeller.cover(some)
+        n_programs.append(len(labeller.shapes.plan.buckets))
+    assert n_programs == [2, 4]
+    for atoms in labeller.label(unlike, tmp_path):
+        same(atoms, lamjax.Calculator((MORSE, MORSE.init())), rtol=1e-9)
+    assert len(labeller.shapes.plan.buckets) == 4
+
+
 def test_a_potential_that_says_nothing_finite(tmp_path):
     broken = {name: value * np.nan for name, value in MORSE.init().items()}
     assert all(isinstance(one, Failed) for one in PotentialLabeller(MORSE, broken).label(frames(2), tmp_path))
