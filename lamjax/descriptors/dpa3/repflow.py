@@ -49,8 +49,7 @@ class Centre(NamedTuple):
 
     message: Float[Array, "n_atoms _"]
     edge: Float[Array, "n_atoms e_dim"]
-    new_angle: Float[Array, "n_atoms a_dim"] | None
-    angle_message: Float[Array, "n_atoms e_dim"] | None
+    angles: tuple[Float[Array, "n_atoms _"], ...]  # for new angles and for messages of angles
 
 
 class Weights(NamedTuple):
@@ -206,10 +205,10 @@ def _centre(p: PyTree, c: RepflowConfig, nodes: Array) -> Centre:
 
     message, edge = share("node_edge_linear", nodes, 0), share("edge_self_linear", nodes, 0)
     if not c.update_angle:
-        return Centre(message, edge, None, None)
+        return Centre(message, edge, ())
     nodes = _compressed(p, c, "n", nodes)
-    on_angles = (share(name, nodes, c.a_dim) for name in ("angle_self_linear", "edge_angle_linear1"))
-    return Centre(message, edge, *on_angles)
+    names = ("angle_self_linear", "edge_angle_linear1")
+    return Centre(message, edge, tuple(share(name, nodes, c.a_dim) for name in names))
 
 
 def _layer_init(key: Array, c: RepflowConfig, dtype: DTypeLike | None = None) -> dict[str, Any]:
@@ -327,7 +326,7 @@ def _angle_maps(layer: LayerBlock, edges: Array) -> list[AngleMap]:
     weights = layer.weights
     sizes = [w.shape[1] for w in weights.angle]
     shares = jnp.split(nn.linear({"w": weights.on_angles}, edges), np.cumsum(sizes * 2)[:-1], axis=-1)
-    centres = (layer.centre.new_angle, layer.centre.angle_message)[-len(sizes) :]
+    centres = layer.centre.angles[-len(sizes) :]
     return [
         AngleMap(w, j + centre[:, None], k)
         for w, j, k, centre in zip(weights.angle, shares[: len(sizes)], shares[len(sizes) :], centres, strict=True)
