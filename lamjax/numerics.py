@@ -1,18 +1,20 @@
 """Functions whose derivatives stay finite at zero, at the cutoff and on padding; how programs are compiled."""
 
+import math
 import os
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 # On a processor large programs run about as fast as with XLA's default (3) and are compiled in less time. XLA's fusion
 # emitters stay on: without them a sum into atoms, the transpose of a gather, is a loop of a dozen calls for each pair.
-QUICKLY = {"xla_backend_optimization_level": 1}
+# Vectors are as wide as AVX-512 has them: XLA alone stops at 256 bits.
+QUICKLY = {"xla_backend_optimization_level": 1, "xla_cpu_prefer_vector_width": 512}
 _SQUARINGS, _TERMS = 5, 9  # of expm: (3/32)^10/10! is 1e-17
 
 
@@ -79,7 +81,13 @@ def memory() -> int | None:
         return None
 
 
-def in_blocks(function: Callable, size: int, *arrays: Array) -> Any:
+def whole_blocks(size: int, arrays: PyTree) -> PyTree:
+    """Arrays with a row for every atom, with copies of the last row behind, so that `in_blocks` need not add any."""
+    n = len(jax.tree.leaves(arrays)[0])
+    return jax.tree.map(partial(_with_rows, math.prod(_blocks(n, size))), arrays)
+
+
+def in_blocks(function: Callable, size: int, *arrays: PyTree) -> Any:
     """`function` of arrays with a row for every atom, at most `size` rows at a time; the same numbers in less memory.
 
     `function` takes pytrees of arrays (n, ...) to such a pytree, row by row. What happens inside a block is kept
@@ -88,13 +96,24 @@ def in_blocks(function: Callable, size: int, *arrays: Array) -> Any:
     n = len(jax.tree.leaves(arrays)[0])
     if n <= size:
         return function(*arrays)
-    n_blocks = -(-n // size)
-    size = -(-n // n_blocks)  # as even as can be
+    n_blocks, size = _blocks(n, size)
     kept = jax.checkpoint(function, prevent_cse=False)  # a loop: nothing is computed twice in it anyway
 
     def cut(x: Array) -> Array:
-        padded = jnp.concatenate([x, jnp.broadcast_to(x[-1:], (n_blocks * size - n, *x.shape[1:]))])
-        return padded.reshape(n_blocks, size, *x.shape[1:])
+        return _with_rows(n_blocks * size, x).reshape(n_blocks, size, *x.shape[1:])
 
     results = jax.lax.map(lambda block: kept(*block), jax.tree.map(cut, arrays))
     return jax.tree.map(lambda x: x.reshape(n_blocks * size, *x.shape[2:])[:n], results)
+
+
+def _blocks(n: int, size: int) -> tuple[int, int]:
+    """How many blocks of at most `size` rows n rows need, and how many rows each has: as even as can be."""
+    n_blocks = max(1, -(-n // size))
+    return n_blocks, -(-n // n_blocks)
+
+
+def _with_rows(n: int, x: Array) -> Array:
+    """x (m, ...) with its last row repeated up to n rows."""
+    if len(x) == n:
+        return x
+    return jnp.concatenate([x, jnp.broadcast_to(x[-1:], (n - len(x), *x.shape[1:]))])

@@ -14,6 +14,7 @@ from lamjax.data.columns import facts
 from lamjax.data.store import Store
 from lamjax.frames import Frame, Joined, Subset
 from lamjax.neighbors import Shell, count
+from lamjax.neighbors.types import MULTIPLES
 from lamjax.reports import progress
 from lamjax.threads import usable_cores
 
@@ -22,13 +23,14 @@ _BLOCK = 256  # frames that one thread counts before it reports
 _QUIET = 20_000  # frames that are counted without a progress line
 
 
-def exact_shapes(frames: Sequence[Frame], shells: Sequence[Shell], multiple: int = 4) -> np.ndarray:
+def exact_shapes(frames: Sequence[Frame], shells: Sequence[Shell]) -> np.ndarray:
     """(n_frames, 1 + n_shells) int32: atoms, then slots for each shell, as `neighbors.plan_capacities` counts them."""
     n_neighbors = counts(frames, tuple(shell.cutoff for shell in shells))
     shapes = np.empty((len(frames), 1 + len(shells)), np.int32)
     shapes[:, 0] = facts(frames).n_atoms
     for k, shell in enumerate(shells):
         wanted = n_neighbors[:, k] if shell.sel is None else np.minimum(n_neighbors[:, k], shell.sel)
+        multiple = MULTIPLES[k > 0]
         rounded = np.maximum(multiple, -(-wanted.astype(np.int32) // multiple) * multiple)
         shapes[:, 1 + k] = rounded if k == 0 else np.minimum(rounded, shapes[:, 1])
     return shapes

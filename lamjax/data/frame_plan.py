@@ -39,8 +39,8 @@ def plan(
     """At most `max_programs` shapes that hold every frame with little work on padding in batches of `batch_size`.
 
     A further shape is used only if it saves at least 1 % of the work; in a run that looks at so many `structures` in
-    all, only if it saves more than its compilation costs. Neighbour slots are multiples of four, and never more than a
-    model's `sel`.
+    all, only if it saves more than its compilation costs. Neighbour slots are multiples of four, of two within
+    inner cutoffs, and never more than a model's `sel`.
     """
     check_frames(frames, "plan")
     check_shells(shells, "plan")

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from lamjax.lattice import complete_cell, image_offsets, padded_images
-from lamjax.neighbors.types import MadeFor, Neighbors, Shell, round_up
+from lamjax.neighbors.types import MadeFor, Neighbors, Shell, slots
 from lamjax.system import System, check_single
 
 FEW = 2000  # atoms that one thread searches
@@ -30,12 +30,9 @@ def _most(i: np.ndarray, r: np.ndarray, shells: tuple[Shell, ...]) -> tuple[int,
     return tuple(int(np.bincount(i[r <= s.cutoff]).max(initial=0)) for s in shells)
 
 
-def plan_capacities(n_neighbors: tuple[int, ...], shells: tuple[Shell, ...], multiple: int = 4) -> tuple[int, ...]:
+def plan_capacities(n_neighbors: tuple[int, ...], shells: tuple[Shell, ...]) -> tuple[int, ...]:
     """Slots for each shell: what was found, at most `sel`, rounded up; inner shells never wider than outer ones."""
-    wanted = [
-        round_up(f if s.sel is None else min(f, s.sel), multiple) for f, s in zip(n_neighbors, shells, strict=True)
-    ]
-    return tuple(min(w, wanted[0]) for w in wanted)
+    return slots(f if s.sel is None else min(f, s.sel) for f, s in zip(n_neighbors, shells, strict=True))
 
 
 def allocate(

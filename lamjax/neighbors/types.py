@@ -1,6 +1,7 @@
 """Neighbour lists as arrays: one row an atom, nearest first, with explicit integer images."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +12,8 @@ from jaxtyping import Array, Bool, Float, Int
 from lamjax import system as systems
 from lamjax.arguments import renamed
 from lamjax.system import System
+
+MULTIPLES = 4, 2  # of slots in the widest shell, and in inner ones, whose pairs of neighbours cost as the square
 
 
 class Shell(NamedTuple):
@@ -120,6 +123,12 @@ def named(shells: tuple[Shell, ...]) -> str:
     """Shells in words, for messages."""
     parts = [f"{s.cutoff:g} Å" + ("" if s.sel is None else f" (the nearest {s.sel})") for s in shells]
     return ("the cutoff " if len(parts) == 1 else "the cutoffs ") + ", ".join(parts)
+
+
+def slots(counts: Iterable[int]) -> tuple[int, ...]:
+    """Slots for these numbers of neighbours within each shell, `MULTIPLES`; none has more than the widest."""
+    wanted = [round_up(n, MULTIPLES[k > 0]) for k, n in enumerate(counts)]
+    return tuple(min(w, wanted[0]) for w in wanted)
 
 
 def round_up(n: int, multiple: int = 4) -> int:

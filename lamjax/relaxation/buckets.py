@@ -14,7 +14,7 @@ from lamjax import shapes
 from lamjax.lattice import face_distances, image_offsets, n_images
 from lamjax.neighbors import plan_capacities
 from lamjax.neighbors.host import check_distances, pairs
-from lamjax.neighbors.types import round_up
+from lamjax.neighbors.types import slots
 from lamjax.potential import Potential, check_elements
 from lamjax.relaxation.relax import RelaxConfig
 from lamjax.system import System, check_atoms, check_single, to_ase
@@ -118,8 +118,7 @@ def row(one: Shape) -> tuple[int, ...]:
 
 def _shape(widths: np.ndarray) -> Shape:
     n_atoms, *capacities, n_candidates = map(int, widths)
-    capacities = [round_up(c) for c in capacities]
-    return Shape(n_atoms, tuple(min(c, capacities[0]) for c in capacities), n_candidates)
+    return Shape(n_atoms, slots(capacities), n_candidates)
 
 
 def _reach(potential: Potential, config: RelaxConfig) -> float:

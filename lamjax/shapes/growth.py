@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from lamjax.neighbors.types import Shell, round_up
+from lamjax.neighbors.types import Shell, round_up, slots
 
 
 def grow(
@@ -12,6 +12,6 @@ def grow(
 ) -> tuple[int, ...]:
     """Slots for each shell: what was found and `spare` more, in eights, never fewer than before, `sel` at most."""
     wanted = [round_up(math.ceil((1 + spare) * int(f)), 8) for f in n_neighbors]
-    limits = [w if s.sel is None else min(w, round_up(s.sel)) for w, s in zip(wanted, shells, strict=True)]
-    grown = [max(old, new) for old, new in zip(capacities, limits, strict=True)]
+    limited = slots(w if s.sel is None else min(w, s.sel) for w, s in zip(wanted, shells, strict=True))
+    grown = [max(old, new) for old, new in zip(capacities, limited, strict=True)]
     return tuple(min(width, grown[0]) for width in grown)

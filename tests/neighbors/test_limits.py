@@ -180,8 +180,8 @@ def test_no_gradient_flows_through_the_choice_of_neighbours():
 
 def test_widths_are_planned_from_what_was_found():
     shells = (Shell(6.0, 60), Shell(4.0, 20), Shell(3.0))
-    assert neighbors.plan_capacities((41, 25, 9), shells) == (44, 20, 12)
-    assert neighbors.plan_capacities((0, 0, 0), shells) == (4, 4, 4)
+    assert neighbors.plan_capacities((41, 25, 9), shells) == (44, 20, 10)
+    assert neighbors.plan_capacities((0, 0, 0), shells) == (4, 2, 2)
     assert neighbors.plan_capacities((90, 90, 90), shells) == (60, 20, 60)
 
 

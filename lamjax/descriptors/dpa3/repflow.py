@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
@@ -36,11 +37,11 @@ class Graph(NamedTuple):
 
 
 class Given(NamedTuple):
-    """What atoms give to those that they are neighbours of, (n_atoms, _): gathered by each edge."""
+    """What the neighbours of a block of atoms give to their edges; gathered at once, for its derivative is a loop."""
 
-    nodes: Float[Array, "n_atoms n_dim"]
-    message: Float[Array, "n_atoms _"]  # N_j W of node_edge_linear
-    edge: Float[Array, "n_atoms e_dim"]  # N_j W of edge_self_linear
+    nodes: Float[Array, "n_atoms width n_dim"]
+    message: Float[Array, "n_atoms width _"]  # N_j W of node_edge_linear
+    edge: Float[Array, "n_atoms width e_dim"]  # N_j W of edge_self_linear
 
 
 class Centre(NamedTuple):
@@ -48,18 +49,27 @@ class Centre(NamedTuple):
 
     message: Float[Array, "n_atoms _"]
     edge: Float[Array, "n_atoms e_dim"]
-    new_angle: Float[Array, "n_atoms a_dim"] | None
-    angle_message: Float[Array, "n_atoms e_dim"] | None
+    angles: tuple[Float[Array, "n_atoms _"], ...]  # for new angles and for messages of angles
+
+
+class Weights(NamedTuple):
+    """The rows of a layer's matrices that belong to edges and angles, taken apart outside the loop over blocks."""
+
+    message: Float[Array, "e_dim _"]  # of E_ij
+    edge: Float[Array, "e_dim e_dim"]  # of E_ij
+    angle: tuple[Float[Array, "a_dim _"], ...]  # of A_ijk, for new angles (if there are any) and for messages of angles
+    on_angles: Float[Array, "_ _"] | None  # of e'_ij and e'_ik, side by side for the same
 
 
 class LayerBlock(NamedTuple):
     """What the updates of one layer share, for a block of atoms."""
 
     params: PyTree
+    weights: Weights
     config: RepflowConfig
     act: Callable
     graph: Graph  # of the block
-    given: Given  # by all atoms
+    given: Given
     centre: Centre  # of the block
 
 
@@ -77,6 +87,17 @@ class Angles(NamedTuple):
 
     def value(self) -> Array | None:
         return self.left if self.right is None else self.left * self.right[0]
+
+
+class AngleMap(NamedTuple):
+    """One linear map of the angles of a block of atoms, [A_ijk, n'_i, e'_ik, e'_ij] W + b."""
+
+    w: Float[Array, "a_dim n_out"]  # the rows of A_ijk
+    j: Float[Array, "n_atoms narrow n_out"]  # the parts of e'_ij and of n'_i, with b
+    k: Float[Array, "n_atoms narrow n_out"]  # the part of e'_ik
+
+    def of(self, angles: Angles) -> Float[Array, "n_atoms narrow narrow n_out"]:
+        return angles.times(self.w) + self.j[:, :, None] + self.k[:, None]
 
 
 _NONE = Angles(None, None)  # where nothing depends on them
@@ -125,13 +146,22 @@ def graph(
 
 def apply(params: PyTree, c: RepflowConfig, act: Callable, graph: Graph, nodes: Array) -> Array:
     """N (n_atoms, n_dim) after all layers. What the energy does not depend on at the end is not computed."""
+    n_atoms = len(nodes)
+    graph, nodes = numerics.whole_blocks(_block_size(c, graph), (graph, nodes))
     edges = nn.linear(params["edge_embedding"], graph.radial[..., None])
     edges = edges if c.edge_init_use_dist else act(edges)
     angles = Angles(graph.cosines[..., None], params["angle_embedding"]["w"])
     last = c.nlayers - 1
     for k, p in enumerate(params["layers"]):
         nodes, edges, angles = _layer(p, c, act, graph, nodes, edges, angles, left=last - k)
-    return nodes
+    return nodes[:n_atoms]
+
+
+def _block_size(c: RepflowConfig, graph: Graph) -> int:
+    """How many atoms are treated together."""
+    width, narrow = graph.indices.shape[1], graph.has_angles.shape[1]
+    numbers = max(narrow * narrow * max(c.e_dim, c.a_dim), width * c.n_dim * c.n_multi_edge_message)
+    return max(1, BLOCK.get(jax.default_backend(), OTHERWISE) // numbers)
 
 
 def _layer(
@@ -142,19 +172,31 @@ def _layer(
     Products of atoms are made for all of them at once: of a few, a matrix is read that is larger than they are.
     """
     n = c.n_dim
-    given = Given(nodes, *(nodes @ p[name]["w"][n : 2 * n] for name in ("node_edge_linear", "edge_self_linear")))
+    given = [nodes, *(nodes @ p[name]["w"][n : 2 * n] for name in ("node_edge_linear", "edge_self_linear"))]
+    table, ends = jnp.concatenate(given, axis=-1), np.cumsum([x.shape[-1] for x in given])
+    weights = _weights(p, c, updates_angles=c.update_angle and (left > 1 or c.sequential_update))
     update = _sequential if c.sequential_update else _parallel
 
     def rows(graph: Any, centre: Any, edges: Array, features: Array) -> tuple:
-        layer = LayerBlock(p, c, act, graph, given, centre)
+        given = Given(*jnp.split(table[graph.indices], ends[:-1], axis=-1))
+        layer = LayerBlock(p, weights, c, act, graph, given, centre)
         around, edges, new = update(layer, edges, Angles(features, angles.right), left)
         return around, edges, new.left
 
-    width, narrow = graph.indices.shape[1], graph.has_angles.shape[1]
-    numbers = max(narrow * narrow * max(c.e_dim, c.a_dim), width * n * c.n_multi_edge_message)
-    size = max(1, BLOCK.get(jax.default_backend(), OTHERWISE) // numbers)
-    around, edges, new = numerics.in_blocks(rows, size, graph, _centre(p, c, nodes), edges, angles.left)
+    size, centre = _block_size(c, graph), _centre(p, c, nodes)
+    around, edges, new = numerics.in_blocks(rows, size, graph, centre, edges, angles.left)
     return _new_nodes(p, c, act, nodes, *around), edges, Angles(new, None if c.update_angle else angles.right)
+
+
+def _weights(p: PyTree, c: RepflowConfig, updates_angles: bool) -> Weights:
+    message, edge = (p[name]["w"][2 * c.n_dim :] for name in ("node_edge_linear", "edge_self_linear"))
+    if not c.update_angle:
+        return Weights(message, edge, (), None)
+    names = ("angle_self_linear", "edge_angle_linear1") if updates_angles else ("edge_angle_linear1",)
+    from_node, from_edge = c.compressed
+    ends = [c.a_dim, c.a_dim + from_node, c.a_dim + from_node + from_edge]
+    angle, _, of_k, of_j = zip(*(jnp.split(p[name]["w"], ends) for name in names), strict=True)
+    return Weights(message, edge, angle, jnp.concatenate([*of_j, *of_k], axis=1))
 
 
 def _centre(p: PyTree, c: RepflowConfig, nodes: Array) -> Centre:
@@ -163,10 +205,10 @@ def _centre(p: PyTree, c: RepflowConfig, nodes: Array) -> Centre:
 
     message, edge = share("node_edge_linear", nodes, 0), share("edge_self_linear", nodes, 0)
     if not c.update_angle:
-        return Centre(message, edge, None, None)
+        return Centre(message, edge, ())
     nodes = _compressed(p, c, "n", nodes)
-    on_angles = (share(name, nodes, c.a_dim) for name in ("angle_self_linear", "edge_angle_linear1"))
-    return Centre(message, edge, *on_angles)
+    names = ("angle_self_linear", "edge_angle_linear1")
+    return Centre(message, edge, tuple(share(name, nodes, c.a_dim) for name in names))
 
 
 def _layer_init(key: Array, c: RepflowConfig, dtype: DTypeLike | None = None) -> dict[str, Any]:
@@ -227,8 +269,7 @@ def _sequential(layer: LayerBlock, edges: Array, angles: Angles, left: int) -> t
 
 def _self_update(layer: LayerBlock, edges: Array) -> Array:
     """What an edge hears of itself and its two atoms."""
-    weights = layer.params["edge_self_linear"]
-    return layer.act(_on_edges(weights, layer.graph, layer.given.edge, layer.centre.edge, edges))
+    return layer.act(_on_edges(layer.weights.edge, layer.given.edge, layer.centre.edge, edges))
 
 
 def _around(layer: LayerBlock, edges: Array) -> tuple[Array, Array]:
@@ -236,10 +277,9 @@ def _around(layer: LayerBlock, edges: Array) -> tuple[Array, Array]:
     graph, given = layer.graph, layer.given
     symmetric = [
         _symmetrise(graph, features, layer.config.axis_neuron).reshape(len(edges), -1)
-        for features in (edges, given.nodes[graph.indices])
+        for features in (edges, given.nodes)
     ]
-    weights = layer.params["node_edge_linear"]
-    message = layer.act(_on_edges(weights, graph, given.message, layer.centre.message, edges))
+    message = layer.act(_on_edges(layer.weights.message, given.message, layer.centre.message, edges))
     return jnp.concatenate(symmetric, axis=-1), jnp.sum(graph.weight[..., None] * message, axis=1)
 
 
@@ -260,35 +300,37 @@ def _symmetrise(graph: Graph, features: Array, axis_neuron: int) -> Array:
     return jnp.einsum("nxa,nxc->nac", q[..., :axis_neuron], q) / 3
 
 
-def _on_edges(weights: PyTree, graph: Graph, given: Array, centre: Array, edges: Array) -> Array:
-    """[N_i, N_j, E_ij] W + b (n_atoms, width, n_out); `given` holds the parts of all N_j, `centre` those of N_i."""
-    of_edge = weights["w"][-edges.shape[-1] :]
-    return centre[:, None] + given[graph.indices] + nn.linear({"w": of_edge}, edges)
-
-
-def _on_angles(weights: PyTree, angles: Angles, centre: Array, edges: Array, a_dim: int) -> Array:
-    """[A_ijk, n'_i, e'_ik, e'_ij] W + b (n_atoms, j, k, n_out); `centre` is the part of n'_i."""
-    e, z = edges.shape[-1], len(weights["w"])
-    of_k, of_j = weights["w"][z - 2 * e : z - e], weights["w"][z - e :]
-    j, k = nn.linear({"w": of_j}, edges) + centre[:, None], nn.linear({"w": of_k}, edges)
-    return angles.times(weights["w"][:a_dim]) + j[:, :, None] + k[:, None]
+def _on_edges(w: Array, given: Array, centre: Array, edges: Array) -> Array:
+    """[N_i, N_j, E_ij] W + b (n_atoms, width, n_out); `given` holds the parts of N_j, `centre` those of N_i."""
+    return centre[:, None] + given + nn.linear({"w": w}, edges)
 
 
 def _through_angles(layer: LayerBlock, edges: Array, angles: Angles, updated: bool) -> tuple[Array, Angles]:
     """B_ij = (1/sqrt(na)) Σ_k wa_ij wa_ik act(...) (n_atoms, narrow, e_dim), and the new angles if they are `updated`.
 
-    Each linear map has a product of its own: to take columns of a common one apart costs more, in the gradient, than
-    it saves.
+    Of angles each linear map has a product of its own: to take columns of a common one apart costs more, in the
+    gradient, than it saves.
     """
-    p, c, centre, weight = layer.params, layer.config, layer.centre, layer.graph.angle_weight
-    edges = _compressed(p, c, "e", edges[:, : weight.shape[1]])
+    p, c, weight = layer.params, layer.config, layer.graph.angle_weight
+    *to_angles, to_edges = _angle_maps(layer, _compressed(p, c, "e", edges[:, : weight.shape[1]]))
     new = _NONE
     if updated:
-        own = layer.act(_on_angles(p["angle_self_linear"], angles, centre.new_angle, edges, c.a_dim))
+        own = layer.act(to_angles[0].of(angles))
         new = Angles(combine(c.update_style, p.get("a_residual"), [angles.value(), own]), None)
-    heard = new if c.sequential_update else angles
-    messages = layer.act(_on_angles(p["edge_angle_linear1"], heard, centre.angle_message, edges, c.a_dim))
+    messages = layer.act(to_edges.of(new if c.sequential_update else angles))
     return jnp.sum(weight[:, None, :, None] * messages, axis=2) * weight[..., None], new
+
+
+def _angle_maps(layer: LayerBlock, edges: Array) -> list[AngleMap]:
+    """The linear maps of a layer's angles; all that edges e' give to them is one product."""
+    weights = layer.weights
+    sizes = [w.shape[1] for w in weights.angle]
+    shares = jnp.split(nn.linear({"w": weights.on_angles}, edges), np.cumsum(sizes * 2)[:-1], axis=-1)
+    centres = layer.centre.angles[-len(sizes) :]
+    return [
+        AngleMap(w, j + centre[:, None], k)
+        for w, j, k, centre in zip(weights.angle, shares[: len(sizes)], shares[len(sizes) :], centres, strict=True)
+    ]
 
 
 def _compressed(p: PyTree, c: RepflowConfig, which: Literal["n", "e"], features: Array) -> Array:

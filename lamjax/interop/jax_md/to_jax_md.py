@@ -20,7 +20,7 @@ from lamjax.imports import jax_md
 from lamjax.lattice import basis
 from lamjax.neighbors import Neighbors
 from lamjax.neighbors.search import verdict
-from lamjax.neighbors.types import Shell, named, round_up
+from lamjax.neighbors.types import Shell, named, slots
 from lamjax.potential import Potential
 from lamjax.potential import allocate as allocate_neighbors
 from lamjax.system import System, check_atoms, parameters, to_ase
@@ -246,8 +246,8 @@ def _unwrapped(system: System, lists: Any) -> System:
 def _room(shapes: Any, extra: int, shells: tuple[Shell, ...]) -> Any:
     """With slots to spare, and `extra` ones, where the model does not drop what would fill them."""
     wider = [c + 2 * SPARE + extra for c in shapes.capacities]
-    wider = [w if s.sel is None else min(w, round_up(s.sel)) for w, s in zip(wider, shells, strict=True)]
-    return shapes._replace(capacities=tuple(min(w, wider[0]) for w in wider), width=shapes.width + extra)
+    limited = slots(w if s.sel is None else min(w, s.sel) for w, s in zip(wider, shells, strict=True))
+    return shapes._replace(capacities=limited, width=shapes.width + extra)
 
 
 def _full(lists: Any, seen: Seen, shapes: AnyShapes, shells: tuple[Shell, ...], skin: float) -> Bool[Array, ""]:
