@@ -48,10 +48,10 @@ def data_file(lines: Iterator[str], elements: Sequence[str] = ()) -> ase.Atoms:
     """
     from ase.io.lammpsdata import read_lammps_data
 
-    lines = list(lines)
-    units = _stated_units(lines[0])
-    n_types = _announced(lines, "atom types")
-    masses = {kind: (unitconvert.convert(m, "mass", units, "ASE"), k) for kind, (m, k) in _masses(lines)}
+    every = list(lines)
+    units = _stated_units(every[0])
+    n_types = _announced(every, "atom types")
+    masses = {kind: (unitconvert.convert(m, "mass", units, "ASE"), k) for kind, (m, k) in _masses(every)}
     if elements and n_types <= len(elements):
         symbols = list(elements[:n_types])
     elif not elements and n_types and all(k in masses for k in range(1, n_types + 1)):
@@ -62,9 +62,9 @@ def data_file(lines: Iterator[str], elements: Sequence[str] = ()) -> ase.Atoms:
             f"line 1: a LAMMPS data file of {n_types} types, and {given}. Give the elements of types 1, 2, ... "
             "(--elements Si,O; elements of ReadOptions)."
         )
-    style = _check_rows(lines, n_types)
+    style = _check_rows(every, n_types)
     numbers = {k: ase.data.atomic_numbers[symbol] for k, symbol in enumerate(symbols, 1)}
-    return read_lammps_data(io.StringIO("\n".join(lines) + "\n"), Z_of_type=numbers, units=units, atom_style=style)
+    return read_lammps_data(io.StringIO("\n".join(every) + "\n"), Z_of_type=numbers, units=units, atom_style=style)
 
 
 def _stated_units(first: str) -> str:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PyTree
 from pydantic import Field
 
@@ -285,7 +286,7 @@ def _check(images: System) -> None:
         )
     for name, what in (("numbers", "atoms"), ("cell", "a cell"), ("pbc", "a periodicity")):
         values = getattr(images, name)
-        if isinstance(values, jax.core.Tracer):
+        if isinstance(values, Tracer):
             continue
         away = np.abs(np.asarray(values, float) - np.asarray(values[0], float)).reshape(len(values), -1).max(axis=1)
         if (others := np.flatnonzero(away > SAME)).size:
@@ -294,7 +295,7 @@ def _check(images: System) -> None:
 
 def _check_still(positions: Float[Array, "n n_atoms 3"], fixed: Bool[Array, "n_atoms 3"]) -> None:
     """ValueError for atoms that are fixed, and in other places at other images."""
-    if isinstance(positions, jax.core.Tracer) or isinstance(fixed, jax.core.Tracer):
+    if isinstance(positions, Tracer) or isinstance(fixed, Tracer):
         return
     moved = np.where(fixed, np.abs(np.asarray(positions) - np.asarray(positions[0])), 0).max(axis=(0, 2))
     if (atoms := np.flatnonzero(moved > SAME)).size:

@@ -7,6 +7,7 @@ from typing import Annotated, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PyTree
 from pydantic import Field
 
@@ -137,7 +138,7 @@ def _first_mode(surface: Surface, z: BatchRows, mode: Float[Array, "n_atoms 3"])
     given = jnp.zeros_like(z).at[0, :-3].set(jnp.asarray(mode, z.dtype))
     guess = implicit.rigid_motions(surface, z)(surface.project(given))
     size, whole = jnp.sqrt(jnp.sum(guess**2)), jnp.sqrt(jnp.sum(given**2))
-    if not isinstance(size, jax.core.Tracer) and not 1e-5 * whole < size < jnp.inf:
+    if not isinstance(size, Tracer) and not 1e-5 * whole < size < jnp.inf:
         raise ValueError(
             f"mode has the norm {float(whole):.3g}, of which {float(size):.3g} moves free atoms against one another: "
             "no direction to climb along. Take the difference of two images of a band, or displacements at random."
