@@ -50,8 +50,9 @@ def divide(counts: Sequence[int], devices: Sequence[Any] | None = None) -> Domai
 
     Raises ValueError for other than three positive whole numbers, and where there are fewer devices than domains.
     """
-    if len(counts) != 3 or any(n != int(n) or n < 1 for n in counts):
-        raise ValueError(f"domains are {list(counts)}; expected three whole numbers of 1 or more, such as (2, 2, 1).")
+    numbers = np.asarray(counts) if np.shape(counts) == (3,) else np.zeros(3)
+    if numbers.dtype.kind not in "iuf" or np.any(numbers < 1) or np.any(numbers != np.round(numbers)):
+        raise ValueError(f"domains are {counts}; expected three whole numbers of 1 or more, such as (2, 2, 1).")
     counts = (int(counts[0]), int(counts[1]), int(counts[2]))
     devices, number = list(jax.devices() if devices is None else devices), math.prod(counts)
     if len(devices) < number:
