@@ -52,7 +52,7 @@ class Centre(NamedTuple):
     angles: tuple[Float[Array, "n_atoms _"], ...]  # for new angles and for messages of angles
 
 
-class Weights(NamedTuple):
+class LayerWeights(NamedTuple):
     """The rows of a layer's matrices that belong to edges and angles, taken apart outside the loop over blocks."""
 
     message: Float[Array, "e_dim _"]  # of E_ij
@@ -65,7 +65,7 @@ class LayerBlock(NamedTuple):
     """What the updates of one layer share, for a block of atoms."""
 
     params: PyTree
-    weights: Weights
+    weights: LayerWeights
     config: RepflowConfig
     act: Callable
     graph: Graph  # of the block
@@ -188,15 +188,15 @@ def _layer(
     return _new_nodes(p, c, act, nodes, *around), edges, Angles(new, None if c.update_angle else angles.right)
 
 
-def _weights(p: PyTree, c: RepflowConfig, updates_angles: bool) -> Weights:
+def _weights(p: PyTree, c: RepflowConfig, updates_angles: bool) -> LayerWeights:
     message, edge = (p[name]["w"][2 * c.n_dim :] for name in ("node_edge_linear", "edge_self_linear"))
     if not c.update_angle:
-        return Weights(message, edge, (), None)
+        return LayerWeights(message, edge, (), None)
     names = ("angle_self_linear", "edge_angle_linear1") if updates_angles else ("edge_angle_linear1",)
     from_node, from_edge = c.compressed
     ends = [c.a_dim, c.a_dim + from_node, c.a_dim + from_node + from_edge]
     angle, _, of_k, of_j = zip(*(jnp.split(p[name]["w"], ends) for name in names), strict=True)
-    return Weights(message, edge, angle, jnp.concatenate([*of_j, *of_k], axis=1))
+    return LayerWeights(message, edge, angle, jnp.concatenate([*of_j, *of_k], axis=1))
 
 
 def _centre(p: PyTree, c: RepflowConfig, nodes: Array) -> Centre:
