@@ -24,7 +24,7 @@ from lamjax.system import to_ase
 from lamjax.training import engine, folder, properties, properties_judge
 from lamjax.training.properties_data import loss_on, pack, read_crystals
 
-BASE, HEAD = "small", "chgnet"
+BASE, HEAD = "small", "nequix"
 N_TRAIN = 30
 MOST = 4  # atoms of the benchmark's crystals that are computed: one compiled program
 MODULI = ("bulk_modulus", "shear_modulus")

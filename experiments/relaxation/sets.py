@@ -30,7 +30,7 @@ class RelaxationSet(NamedTuple):
     elsewhere: Path  # others of that kind, never trained on: forces there tell what was forgotten
     settings: dict[str, Any]  # of the training on structures
     methods: tuple[str, ...]  # that are compared
-    head: str = "chgnet"  # of the small model
+    head: str = "nequix"  # of the small model
     keeping: dict[str, Any] = {}  # other settings of "both, the base kept", and the objective of its second half
     kept: Path | None = None  # structures on which the base's own forces are to stay; None: labels of `earlier` do it
     shared: tuple[str, ...] = ()  # of these also the models between the base and what was trained
