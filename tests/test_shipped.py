@@ -85,7 +85,7 @@ def test_the_chosen_head_of_several_is_the_default_of_its_file(tmp_path, small):
     [
         ("show", "small"),
         ("relax", "small", "si.extxyz", "--max-steps", "2"),
-        ("eval", "small", "si.extxyz"),
+        ("eval", "small", "si.extxyz", "--output", "said.npz"),
         ("label", "si.extxyz", "--labeller", "small", "--out", "labelled.h5"),
         ("convert", "small", "si.dp", "--heads", "chgnet", "--elements", "Si"),
     ],
