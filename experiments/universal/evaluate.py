@@ -3,6 +3,7 @@
     python -m experiments.universal.teacher --every 8     # once, in an environment with chgnet: teacher.json
     python -m experiments.universal.evaluate --second-teacher nequix-mp-1.nqx   # once: nequix.json
     python -m experiments.universal.evaluate              # results.json, the tables of the README, relaxed.png
+    python -m experiments.universal.evaluate --report     # the same, the model's own numbers from results.json
 
 `--model` is any model that `lamjax.load` opens.
 """
@@ -26,7 +27,7 @@ from lamjax import data, dynamics, relaxation
 from lamjax.relaxation import CellConfig, RelaxConfig
 from lamjax.reports import style
 
-CHGNET, NEQUIX = "CHGNet 0.3.0", "Nequix MP-1"
+OWN, CHGNET, NEQUIX = "lamjax small", "CHGNet 0.3.0", "Nequix MP-1"
 TEACHERS = {CHGNET: starts.HERE / "teacher.json", NEQUIX: starts.HERE / "nequix.json"}
 EVERY = 8  # the teachers relax one crystal in so many
 HEADS = ("nequix", "chgnet", "materials")
@@ -41,25 +42,32 @@ GROUPS = {  # elements by what binds them, for a table of errors
 }
 
 
-def held_out(model: str, teachers: dict[str, dict]) -> dict[str, Any]:
-    """Errors of every head that may be meant, and of the teachers, on held-out DFT frames of new compositions.
-
-    Energies (meV/atom) after an energy per element fitted to the frames, as the teachers' are corrected ones; forces in
-    meV/Å, and those of each group of elements.
-    """
+def held_out(model: str) -> dict[str, Any]:
+    """Errors of every head that may be meant on held-out DFT frames of new compositions."""
     frames = data.read(starts.HELD_OUT)
-    counts, energies, _ = workflow.labels(frames)
     found = {}
     for head in (head for head in HEADS if head in lamjax.load(model)[0].config.head_names):
-        difference, forces = _differences(*lamjax.load(model, head, np.float32))
-        found[f"lamjax, head {head}"] = _errors(frames, counts, difference, forces)
-    for name, teacher in teachers.items():
-        difference = np.array([one["energy"] for one in teacher["held_out"]]) - energies
-        forces = [np.array(one["forces"]) - f.labels.forces for one, f in zip(teacher["held_out"], frames, strict=True)]
-        found[name] = _errors(frames, counts, difference, forces)
-    zero = [-np.asarray(f.labels.forces) for f in frames]
-    found["no model"] = _errors(frames, counts, -energies, zero)
+        found[f"lamjax, head {head}"] = _errors(frames, *_differences(*lamjax.load(model, head, np.float32)))
     return found
+
+
+def held_out_beside(teachers: dict[str, dict]) -> dict[str, Any]:
+    """The same of the teachers, and of no model at all."""
+    frames = data.read(starts.HELD_OUT)
+    energies, forces = [float(f.labels.energy) for f in frames], [np.asarray(f.labels.forces) for f in frames]
+    said = {
+        name: [(one["energy"], np.array(one["forces"])) for one in teacher["held_out"]]
+        for name, teacher in teachers.items()
+    }
+    said["no model"] = [(0.0, np.zeros_like(f)) for f in forces]
+    return {
+        name: _errors(
+            frames,
+            np.array([energy for energy, _ in some]) - energies,
+            [one - f for (_, one), f in zip(some, forces, strict=True)],
+        )
+        for name, some in said.items()
+    }
 
 
 def _differences(potential, params):
@@ -67,7 +75,11 @@ def _differences(potential, params):
     return workflow.differences(potential, params, of)
 
 
-def _errors(frames, counts, difference, forces) -> dict[str, Any]:
+def _errors(frames, difference, forces) -> dict[str, Any]:
+    """Energies (meV/atom) after an energy per element fitted to the frames, as the teachers' are corrected ones; forces
+    in meV/Å, and those of each group of elements.
+    """
+    counts = workflow.compositions(frames)
     shift = np.linalg.lstsq(counts, difference, rcond=None)[0]
     left = 1000 * np.abs(difference - counts @ shift) / counts.sum(axis=1)
     sizes = 1000 * np.concatenate([np.abs(f) for f in forces])
@@ -234,25 +246,30 @@ def tables(results: dict[str, Any]) -> str:
 
 
 def main(model: str, every: int) -> None:
+    """Measure the model, and report."""
     began = time.monotonic()
+    ends, _ = relaxed(model, every)
+    with jax.enable_x64(True):
+        errors, drifts = held_out(model), simulations(model)
+    results = {"held_out": errors, "nve": drifts, "speed": {OWN: rate(model)}, "simple": {OWN: simple(model)}}
+    results |= {"rows": ends, "every": every}
+    results |= workflow.facts(f"python -m experiments.universal.evaluate --model {model}", time.monotonic() - began)
+    report(results)
+
+
+def report(results: dict[str, Any]) -> None:
+    """The model's own numbers beside the teachers': tables, plot, results.json."""
     teachers = {name: json.loads(path.read_text()) for name, path in TEACHERS.items() if path.is_file()}
     asked = {row["number"] for one in teachers.values() for row in one["relaxed"]}
-    ends, _ = relaxed(model, every)
-    rows = {"not relaxed": not_relaxed(every), "lamjax small": ends}
+    rows = {"not relaxed": not_relaxed(results["every"]), OWN: results["rows"]}
     if asked:
         rows |= {f"{name}, as the teachers": [row for row in rows[name] if row["number"] in asked] for name in rows}
         rows |= {name: one["relaxed"] for name, one in teachers.items()}
-    with jax.enable_x64(True):
-        errors, drifts = held_out(model, teachers), simulations(model)
-    results = {
-        "held_out": errors,
-        "relaxed": {name: summary(found) for name, found in rows.items()},
-        "nve": drifts,
-        "speed": {"lamjax": rate(model)} | {name: _rate(one) for name, one in teachers.items()},
-        "simple": {"lamjax small": simple(model)} | {name: one["simple"] for name, one in teachers.items()},
-        "rows": ends,
-    }
-    results |= workflow.facts(f"python -m experiments.universal.evaluate --model {model}", time.monotonic() - began)
+    own = {key: one for key, one in results["held_out"].items() if key.startswith("lamjax")}
+    results["held_out"] = own | held_out_beside(teachers)
+    results["relaxed"] = {name: summary(found) for name, found in rows.items()}
+    for key, of in (("speed", _rate), ("simple", lambda one: one["simple"])):
+        results[key] = {OWN: results[key][OWN]} | {name: of(one) for name, one in teachers.items()}
     draw({name: found for name, found in rows.items() if "as the" not in name}, starts.HERE / "relaxed.png")
     workflow.write_report(starts.HERE, results, tables(results))
 
@@ -270,9 +287,12 @@ if __name__ == "__main__":
     parser.add_argument("--model", default="small")
     parser.add_argument("--every", type=int, default=1, help="relax one crystal in so many")
     parser.add_argument("--second-teacher", help="the weights of a teacher that lamjax opens: writes nequix.json")
+    parser.add_argument("--report", action="store_true", help="from results.json, with what the teachers say now")
     options = parser.parse_args()
     jax.config.update("jax_compilation_cache_dir", str(WORK / "programs"))
-    if options.second_teacher:
+    if options.report:
+        report(json.loads((starts.HERE / "results.json").read_text()))
+    elif options.second_teacher:
         TEACHERS[NEQUIX].write_text(json.dumps(ask(options.second_teacher)) + "\n")
     else:
         main(options.model, options.every)
