@@ -111,20 +111,20 @@ def _evaluate(chosen: Settings) -> None:
         potential, params = checkpoints.load(model, chosen.head, np.dtype(precision))
         frames = read(chosen.files, elements=potential.elements, options=chosen.options)
         expected = None if reference is None else read_reference(reference, frames)
-        needs_one = reference is not None or chosen.out is not None or bool(committee)
-        if not needs_one:
+        only_errors = reference is None and chosen.out is None and not committee
+        if only_errors:
             _check_labels(frames)
         shapes = plan(frames, potential.shells, chosen.max_programs, len(frames), chosen.batch_size)
         packed = pack(frames, shapes, precision)
-        if potential.head is None and needs_one:
+        if potential.head is None and not only_errors:
             raise ValueError(
                 f"--reference, --committee and --output need --head, one of {', '.join(potential.config.head_names)}."
             )
-        if chosen.head is None and len(potential.config.head_names) > 1 and not needs_one:
+        if chosen.head is None and len(potential.config.head_names) > 1 and only_errors:
             errors = zero_shot(potential, params, frames, packed, chosen.batch_size)
             unseen = unseen_elements(potential, params, frames)
             _report_heads(f"{model.name} ({precision}): {len(frames)} frames", errors, unseen)
-            _tell_missing(frames)
+            _tell_lacking(frames)
             return
         predicted = predictions(potential, params, packed, chosen.batch_size)
         members = load_members(potential, params, committee) if committee else None
@@ -132,7 +132,7 @@ def _evaluate(chosen: Settings) -> None:
     title = f"{model.name} ({precision}): {len(frames)} frames of {', '.join(path.name for path in chosen.files)}"
     _report_errors(title, error_table(potential, frames, predicted))
     if reference is None:
-        _tell_missing(frames)
+        _tell_lacking(frames)
     if deviation is not None:
         _report_deviation(frames, deviation, 1 + len(committee))
     if reference is not None and expected is not None:
@@ -180,9 +180,15 @@ def advice(heads: list[str], unseen: dict[str, list[str]]) -> str:
     return text
 
 
+def _lacking(frames: Sequence[Frame]) -> list[str]:
+    """The quantities of which no frame carries a label."""
+    labelled = np.any([frame.labels.weights > 0 for frame in frames], axis=0)
+    return [name for name, is_there in zip(LABELS, labelled, strict=True) if not is_there]
+
+
 def _check_labels(frames: Sequence[Frame]) -> None:
     """ValueError where there is no label at all, which says what the first frame carries instead."""
-    if any(frame.labels.weights.any() for frame in frames):
+    if len(_lacking(frames)) < len(LABELS):
         return
     carried = ", ".join(sorted(frames[0].info)) or "nothing"
     raise ValueError(
@@ -197,10 +203,9 @@ def _report_errors(title: str, rows: list[ErrorRow]) -> None:
         console.print(table(title, ["", "unit", "frames", "MAE", "RMSE", "largest"], rows))
 
 
-def _tell_missing(frames: Sequence[Frame]) -> None:
+def _tell_lacking(frames: Sequence[Frame]) -> None:
     """A line for the quantities that were compared with no label."""
-    labelled = np.any([frame.labels.weights > 0 for frame in frames], axis=0)
-    lacking = [name for name, is_there in zip(LABELS, labelled, strict=True) if not is_there]
+    lacking = _lacking(frames)
     if len(lacking) == len(LABELS):
         console.print("No frame carries a label: nothing was compared.")
     elif lacking:

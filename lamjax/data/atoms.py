@@ -95,8 +95,10 @@ _MASSES = "Energies and forces do not depend on masses; simulations and phonons 
 
 def _other_masses(atoms: ase.Atoms) -> list[str]:
     """What is said of each element whose atoms have another mass than is usual: isotopes, or heavy hydrogen."""
-    masses = np.asarray(atoms.arrays.get("masses", MASSES[atoms.numbers]), float)
-    away = np.abs(masses - MASSES[atoms.numbers]) > 0.1 * MASSES[atoms.numbers]
+    if "masses" not in atoms.arrays:
+        return []
+    masses, usual = np.asarray(atoms.arrays["masses"], float), MASSES[atoms.numbers]
+    away = np.abs(masses - usual) > 0.1 * usual
     first = {atoms.symbols[k]: masses[k] for k in np.flatnonzero(away)[::-1]}
     return [f"{symbol} has the mass {mass:.4g} amu in the file, which is not used" for symbol, mass in first.items()]
 

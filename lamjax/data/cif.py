@@ -53,14 +53,11 @@ def frames(file: TextIO, note: Callable[..., Any] | None = None) -> Iterator[ase
                 "supercell with whole atoms and vacancies) and write that."
             )
         atoms = _expanded(block)
-        if note is not None and _leaves_origin_open(block, atoms.info["spacegroup"]):
-            group = atoms.info["spacegroup"]
-            what = f"data block {block.name}: space group {group.no} without its operations: its first origin is taken"
-            note(
-                "warning",
-                what,
-                "Look at the distances of atoms; write the operations to the file, or all atoms in P 1.",
-            )
+        group = atoms.info["spacegroup"].no
+        if note is not None and group in TWO_ORIGINS and not _tells_setting(block):
+            what = f"data block {block.name}: space group {group} without its operations: its first origin is taken"
+            remedy = "Look at the distances of atoms; write the operations to the file, or all atoms in P 1."
+            note("warning", what, remedy)
         _check_places(block, atoms)
         atoms.info.pop("occupancy", None)  # of whole sites
         yield atoms
@@ -117,12 +114,8 @@ def _expanded(block: Any) -> ase.Atoms:
         ) from error
 
 
-def _leaves_origin_open(block: Any, group: Any) -> bool:
-    """Whether a space group has two origins in the International Tables, and the file does not tell which is meant."""
-    return group.no in TWO_ORIGINS and not _tells_setting(block)
-
-
 def _tells_setting(block: Any) -> bool:
+    """Whether the file says which origin or axes of the space group are meant, by a setting or by its operations."""
     return any(name in block for name in (_SETTING_TAG, *_NAMES["operations"]))
 
 

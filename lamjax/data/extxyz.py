@@ -96,11 +96,12 @@ def _frame(comment: str, rows: list[str], first: int, note: Callable[..., Any], 
         what = f"the comment tells an energy that is not read: {lost[0].strip()!r}"
         note("warning", what, "If it is a label, write it as energy=NUMBER, in eV.", about="labels")
     if "numbers" not in arrays:
-        symbols = arrays.pop("symbols") if "symbols" in arrays else arrays["type"].astype(int).astype(str)
-        arrays["numbers"] = [_number(str(symbol), elements, first + k) for k, symbol in enumerate(symbols)]
-        if isotopes := {k: ISOTOPE_MASSES[str(s)] for k, s in enumerate(symbols) if str(s) in ISOTOPES}:
+        column = arrays.pop("symbols") if "symbols" in arrays else arrays["type"].astype(int).astype(str)
+        symbols = list(map(str, column))
+        arrays["numbers"] = [_number(symbol, elements, first + k) for k, symbol in enumerate(symbols)]
+        if not ISOTOPE_MASSES.keys().isdisjoint(symbols):
             usual = arrays.get("masses", ase.data.atomic_masses[arrays["numbers"]])
-            arrays["masses"] = np.array([isotopes.get(k, mass) for k, mass in enumerate(usual)])
+            arrays["masses"] = np.array([ISOTOPE_MASSES.get(s, mass) for s, mass in zip(symbols, usual, strict=True)])
     return _atoms(arrays, cell, pbc, info)
 
 
@@ -284,14 +285,21 @@ def _spaces(text: str, place: int) -> int:
     return place
 
 
+def _numbers(words: list[str]) -> np.ndarray | None:
+    """The words as whole or real numbers, also as Fortran writes them; None if they are none."""
+    for kind in (int, float):
+        try:
+            return np.array(words, kind)
+        except (ValueError, OverflowError):
+            continue
+    plain = [_FORTRAN.sub(r"\1e", word) for word in words]
+    return None if plain == words else _numbers(plain)
+
+
 def _value(text: str) -> Any:
     """Numbers, truth values, JSON, or the text itself."""
     parts = re.findall(r"[^\s,]+", text)
-    for kind, words in ((int, parts), (float, [_FORTRAN.sub(r"\1e", part) for part in parts])):
-        try:
-            values = np.array(words, kind)
-        except (ValueError, OverflowError):
-            continue
+    if (values := _numbers(parts)) is not None:
         return values[0] if len(values) == 1 else values
     if all(part in _BOOLEANS for part in parts):
         parsed = [_BOOLEANS[part] for part in parts]

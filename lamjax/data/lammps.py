@@ -17,8 +17,8 @@ _NAMES = ("element", "typelabel", "mass")  # columns that tell the elements
 _ATOMS = re.compile(r"\s*Atoms\s*(?:#\s*(\w+).*)?$")
 _POSITIONS = ("", "s", "u", "su")  # endings of x: in the box, in units of it, unwrapped, both
 _UNITS = {name for name in unitconvert.UNITSETS if name not in ("ASE", "lj")}
-_TYPE_COLUMN = {"atomic": 1, "charge": 1, "full": 2, "molecular": 2, "bond": 2, "angle": 2}  # by the style of atoms
-_WIDTH = {"atomic": 5, "charge": 6, "full": 7, "molecular": 6, "bond": 6, "angle": 6}  # without three flags of images
+_STYLES = {"atomic": (1, 5), "charge": (1, 6), "full": (2, 7)}  # column of the type, width without flags of images
+_STYLES |= dict.fromkeys(("molecular", "bond", "angle"), (2, 6))
 
 
 def frames(
@@ -92,16 +92,17 @@ def _check_rows(lines: list[str], n_types: int) -> str:
         raise ValueError(f"line {start}: {n} atoms are announced, {len(rows)} follow in the section Atoms: {damaged}.")
     widths = {len(words) for _, words in rows}
     style = style or {5: "atomic", 8: "atomic", 7: "full", 10: "full"}.get(min(widths, default=0), "")
-    if style not in _WIDTH or not widths <= {_WIDTH[style], _WIDTH[style] + 3}:
+    column, width = _STYLES.get(style, (0, 0))
+    if not width or not widths <= {width, width + 3}:
         shown = f"of style {style} and " if style else ""
         raise ValueError(
             f"line {start}: the section Atoms is {shown}of {', '.join(map(str, sorted(widths)))} values a row, which "
             f"do not say where positions are. Write the style behind its name, as in `Atoms # charge`; known are "
-            f"{', '.join(_WIDTH)}."
+            f"{', '.join(_STYLES)}."
         )
     seen: set[str] = set()
     for number, words in rows:
-        kind = words[_TYPE_COLUMN[style]]
+        kind = words[column]
         if words[0] in seen:
             raise ValueError(f"line {number}: two atoms have the id {words[0]}: damaged. Remove one of them.")
         if kind.isdigit() and not 1 <= int(kind) <= n_types:

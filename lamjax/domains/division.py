@@ -50,8 +50,7 @@ def divide(counts: Sequence[int], devices: Sequence[Any] | None = None) -> Domai
 
     Raises ValueError for other than three positive whole numbers, and where there are fewer devices than domains.
     """
-    numbers = np.asarray(counts) if np.shape(counts) == (3,) else np.zeros(3)
-    if numbers.dtype.kind not in "iuf" or np.any(numbers < 1) or np.any(numbers != np.round(numbers)):
+    if not _are_counts(counts):
         raise ValueError(f"domains are {counts}; expected three whole numbers of 1 or more, such as (2, 2, 1).")
     counts = (int(counts[0]), int(counts[1]), int(counts[2]))
     devices, number = list(jax.devices() if devices is None else devices), math.prod(counts)
@@ -62,6 +61,16 @@ def divide(counts: Sequence[int], devices: Sequence[Any] | None = None) -> Domai
             "processor is made to look like several devices."
         )
     return Domains(counts, Mesh(np.array(devices[:number]), (AXIS,)))
+
+
+def _are_counts(counts: Any) -> bool:
+    """Whether these are three whole numbers of 1 or more."""
+    try:
+        numbers = np.asarray(counts)
+    except ValueError:  # lists of several lengths
+        return False
+    known = numbers.shape == (3,) and numbers.dtype.kind in "iuf"
+    return bool(known and np.all(np.isfinite(numbers) & (numbers >= 1) & (numbers == np.round(numbers))))
 
 
 def geometry(

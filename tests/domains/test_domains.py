@@ -92,7 +92,7 @@ def test_what_cannot_be_divided_is_refused():
     system = lamjax.from_ase(ase.build.bulk("Cu", cubic=True))
     with pytest.raises(ValueError, match=r"2 x 2 x 3 domains need 12 devices, there are \d"):
         domains.allocate(MORSE, system, (2, 2, 3))
-    for counts in ((2, 0, 1), 2, (2, 1), (1.5, 1, 1), "211", (2, None, 1)):
+    for counts in ((2, 0, 1), 2, (2, 1), (1.5, 1, 1), "211", (2, None, 1), ((1, 2), 3, 1), (np.inf, 1, 1)):
         with pytest.raises(ValueError, match="three whole numbers of 1 or more"):
             domains.divide(counts)
     divided, single = domains.allocate(MORSE, system, (1, 1, 1)), lamjax.allocate(MORSE, system)
