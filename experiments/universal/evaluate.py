@@ -21,15 +21,18 @@ import numpy as np
 import lamjax
 from experiments import workflow
 from experiments.look import UNIVERSAL
+from experiments.relaxation.sets import SETS, path
 from experiments.universal import starts
 from experiments.universal.train import WORK
 from lamjax import data, dynamics, relaxation
+from lamjax.evaluation.structures import compare, judge
 from lamjax.relaxation import CellConfig, RelaxConfig
 from lamjax.reports import style
 
 OWN, CHGNET, NEQUIX = "lamjax small", "CHGNet 0.3.0", "Nequix MP-1"
 TEACHERS = {CHGNET: starts.HERE / "teacher.json", NEQUIX: starts.HERE / "nequix.json"}
 EVERY = 8  # the teachers relax one crystal in so many
+DEFECTS = {"Si with defects": ("si_defects", 1), "Mg in YPO4": ("ypo4", 1), "h-BN with defects": ("hbn", 20)}
 HEADS = ("nequix", "chgnet", "materials")
 GROUPS = {  # elements by what binds them, for a table of errors
     "s block": "Li Na K Rb Cs Be Mg Ca Sr Ba",
@@ -167,11 +170,30 @@ def _drift(potential, params, atoms: ase.Atoms) -> dict[str, float]:
     return {"drift": float(line[0]), "fluctuation": float(np.std(energies - np.polyval(line, times)))}
 
 
-def rate(model: str) -> float:
-    """Atoms a second in relaxations: energy, forces and stress of one atom, programs compiled beforehand."""
+def timed(model: str) -> tuple[list[dict], float]:
+    """Where one crystal in `EVERY` ends, and atoms (energy, forces, stress of one) a second, compilations apart."""
     relaxed(model, EVERY)
     rows, seconds = relaxed(model, EVERY)
-    return sum(row["n_atoms"] * row["steps"] for row in rows) / seconds
+    return rows, sum(row["n_atoms"] * row["steps"] for row in rows) / seconds
+
+
+def defects(model: str) -> list[dict[str, Any]]:
+    """DFT's relaxations of defects: median Dq (amu^1/2 Å) of starts and ends from its ends, and how many are nearer."""
+    potential, params = lamjax.load(model)
+    found = []
+    for name, (key, every) in DEFECTS.items():
+        of = SETS[key]
+        pairs = [pair for file in of.files for pair in data.read_pairs(path(file), variable_cell=of.variable_cell)][
+            ::every
+        ]
+        config = RelaxConfig(fmax=0.02, max_steps=400, cell=CellConfig() if of.variable_cell else None)
+        start = compare([pair.start for pair in pairs], pairs).dq
+        end = judge(potential, params, pairs, config)
+        found.append(
+            {"set": name, "n": len(pairs), "start": float(np.median(start)), "end": float(np.median(end.dq))}
+            | {"nearer": float(np.mean(end.dq < start)), "converged": float(np.mean(end.converged))}
+        )
+    return found
 
 
 def ask(model: str) -> dict[str, Any]:
@@ -182,14 +204,14 @@ def ask(model: str) -> dict[str, Any]:
         {"energy": round(float(e + f.labels.energy), 5), "forces": np.round(d + f.labels.forces, 4).tolist()}
         for e, d, f in zip(difference, forces, frames, strict=True)
     ]
-    ends, _ = relaxed(model, EVERY)
-    return {"held_out": found, "relaxed": ends, "simple": simple(model), "atoms a second": rate(model)}
+    ends, rate = timed(model)
+    return {"held_out": found, "relaxed": ends, "simple": simple(model), "atoms a second": rate}
 
 
-def draw(rows: dict[str, list[dict]], path) -> None:
+def draw(rows: dict[str, list[dict]], output) -> None:
     """Cumulative shares of the crystals below an error of volume and positions."""
     count = ", ".join(f"{name}: {len(found)}" for name, found in rows.items())
-    with style.figure(path, (4.9, 3.8), (1, 2), caption=f"Crystals relaxed from strained starts; {count}.") as panels:
+    with style.figure(output, (4.9, 3.8), (1, 2), caption=f"Crystals relaxed from strained starts; {count}.") as panels:
         for axes, key, scale, label, most in zip(
             panels, ("volume", "rmsd"), (100, 1), ("|V/V(DFT) - 1| (%)", "RMSD (Å)"), (15, 0.6), strict=True
         ):
@@ -218,6 +240,11 @@ def tables(results: dict[str, Any]) -> str:
         )
         for name, one in results["relaxed"].items()
     ]
+    from_dft = [
+        (one["set"], one["n"], f"{one['start']:.2f}", f"{one['end']:.2f}", f"{100 * one['nearer']:.0f}")
+        + (f"{100 * one['converged']:.0f}",)
+        for one in results["defects"]
+    ]
     runs = [(one["crystal"], f"{one['drift']:.1e}", f"{one['fluctuation']:.1e}") for one in results["nve"]]
     rates = [(name, f"{x:,.0f}") for name, x in results["speed"].items()]
     volumes = [
@@ -238,6 +265,17 @@ def tables(results: dict[str, Any]) -> str:
                 ],
                 ends,
             ),
+            workflow.markdown(
+                [
+                    "DFT's relaxations, median Dq (amu^½ Å) from its ends",
+                    "structures",
+                    "starts",
+                    "lamjax small",
+                    "nearer than the start (%)",
+                    "converged (%)",
+                ],
+                from_dft,
+            ),
             workflow.markdown(["NVE, 5 ps at 300 K", "drift (eV/atom/ps)", "fluctuation (eV/atom)"], runs),
             workflow.markdown(["relaxing, one process", "atoms a second"], rates),
             workflow.markdown(["V/V(experiment, 300 K) - 1 (%)", *starts.SIMPLE], volumes),
@@ -251,8 +289,8 @@ def main(model: str, every: int) -> None:
     ends, _ = relaxed(model, every)
     with jax.enable_x64(True):
         errors, drifts = held_out(model), simulations(model)
-    results = {"held_out": errors, "nve": drifts, "speed": {OWN: rate(model)}, "simple": {OWN: simple(model)}}
-    results |= {"rows": ends, "every": every}
+    results = {"held_out": errors, "nve": drifts, "speed": {OWN: timed(model)[1]}, "simple": {OWN: simple(model)}}
+    results |= {"defects": defects(model), "rows": ends, "every": every}
     results |= workflow.facts(f"python -m experiments.universal.evaluate --model {model}", time.monotonic() - began)
     report(results)
 

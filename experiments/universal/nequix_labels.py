@@ -5,6 +5,8 @@
 The frames of all files are taken in one random order and written in chunks, chunk_00000.h5 and so on: what is there
 after any time is a fair sample, a killed run loses one chunk, and the same command goes on. Float32; labels that the
 files had are dropped.
+
+`lamjax label` gives the same labels, in their order and each kept at once, in about a third more time.
 """
 
 import argparse
@@ -15,7 +17,7 @@ import numpy as np
 
 import lamjax
 from experiments import workflow
-from experiments.universal.teacher_set import MOST_FORCE
+from experiments.universal.teacher_set import admitted
 from lamjax import data
 from lamjax.data import Frame, Store, write_store
 from lamjax.evaluation.errors import predictions
@@ -24,14 +26,6 @@ from lamjax.system import Labels
 CHUNK = 2000  # frames
 BATCH = "auto:128"
 PROGRAMS = 6
-MOST_VIRIAL = 30.0  # eV/atom, any component of stress times volume
-
-
-def admitted(frame: Frame, found) -> bool:
-    """Whether the labels are finite and not too large to learn from."""
-    largest = max(np.abs(found.forces).max(), 0.0)
-    virial = np.abs(found.virial).max() / len(frame.system.numbers)
-    return bool(np.isfinite([found.energy, largest, virial]).all() and largest <= MOST_FORCE and virial <= MOST_VIRIAL)
 
 
 def with_labels(frame: Frame, found) -> Frame:
@@ -43,20 +37,22 @@ def with_labels(frame: Frame, found) -> Frame:
 def main(weights: Path, files: list[Path], output: Path, first: int, last: int | None) -> None:
     """Label the chunks from `first` to `last` that are not there yet."""
     potential, params = lamjax.load(weights, dtype=np.float32)
-    stores = [Store(path) for path in files]
-    rows = [(store, row) for store in stores for row in range(len(store))]
-    order = np.random.default_rng(0).permutation(len(rows))
-    some = [rows[k] for k in order[: 30 * CHUNK]]
-    plan = data.plan([store[row] for store, row in some], potential.shells, PROGRAMS, batch_size=BATCH)
+    every = data.join([Store(path) for path in files])
+    order = np.random.default_rng(0).permutation(len(every)).tolist()
+    plan = data.plan([every[k] for k in order[: 30 * CHUNK]], potential.shells, PROGRAMS, batch_size=BATCH)
     output.mkdir(parents=True, exist_ok=True)
     for chunk in list(range(-(-len(order) // CHUNK)))[first:last]:
         path = output / f"chunk_{chunk:05d}.h5"
         if path.exists():
             continue
         began = time.time()
-        frames = [store[row] for store, row in (rows[k] for k in order[chunk * CHUNK : (chunk + 1) * CHUNK])]
+        frames = [every[k] for k in order[chunk * CHUNK : (chunk + 1) * CHUNK]]
         found = predictions(potential, params, data.pack(frames, plan, np.float32), BATCH)
-        kept = [with_labels(*one) for one in zip(frames, found, strict=True) if admitted(*one)]
+        kept = [
+            with_labels(frame, one)
+            for frame, one in zip(frames, found, strict=True)
+            if admitted(one.energy, one.forces, one.virial)
+        ]
         write_store(path, kept, np.float32)
         atoms = sum(len(frame.system.numbers) for frame in frames)
         print(f"{path}: {len(kept)} of {len(frames)} frames, {atoms} atoms, {time.time() - began:.0f} s", flush=True)

@@ -20,16 +20,14 @@ import numpy as np
 
 import lamjax
 from experiments import workflow
-from experiments.universal import prototypes
 from experiments.universal.starts import perturbed
-from experiments.universal.teacher_set import SEED, Maker, enlarged, reasonable, reduced
+from experiments.universal.teacher_set import SEED, Maker, enlarged, reasonable
 from experiments.universal.train import WORK
-from lamjax.data import Frame, write_store
+from lamjax.data import Frame, from_atoms, write_store
 from lamjax.relaxation import CellConfig, RelaxConfig, relax_structures
-from lamjax.system import Labels
 
 PART = 10_000  # samples in one file
-MINIMA = 500_000  # the samples from here on are simple crystals, relaxed to the minimum, and strained cells around it
+MINIMA = 500_000  # the samples from here on are simple crystals, all relaxed, with more strained cells around the end
 SOURCES = {"crystal": 0.42, "defects": 0.36, "simple": 0.22}
 RELAXED = 0.67  # share of the samples
 EARLY, LATE = 6, 40  # FIRE steps: until the first frame that is kept, and at most until the end
@@ -62,10 +60,7 @@ def parent(maker: Maker, number: int, rng: np.random.Generator) -> tuple[ase.Ato
         vacuum = not atoms.pbc.all()
         atoms.pbc = True
         return atoms, vacuum
-    for _ in range(100):
-        atoms = prototypes.crystal(maker.scale, rng)
-        if reduced(atoms) not in maker.excluded:
-            break
+    atoms = maker.prototype(rng)
     while len(atoms) <= 4 and rng.random() < 0.5:
         atoms = enlarged(atoms, rng)
     return atoms, False
@@ -116,10 +111,8 @@ def near(start: Start, end: ase.Atoms) -> list[ase.Atoms]:
 
 def frame(one: Structure) -> Frame:
     """The structure as a frame without labels."""
-    system = lamjax.from_ase(one.atoms)
-    n = len(one.atoms)
-    labels = Labels(np.float64(0), np.zeros((n, 3)), np.zeros((3, 3)), np.zeros(3))
-    return Frame(system, labels, f"sample {one.number}", ("", "", ""), {"sample": one.number, "kind": one.kind})
+    info = {"sample": one.number, "kind": one.kind}
+    return from_atoms(one.atoms, source=f"sample {one.number}")._replace(info=info)
 
 
 def main(first: int, last: int, model: str, output: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.universal.train import OPTIMIZER
 from lamjax import checkpoints, training
 from lamjax.training import state as states
 from lamjax.training.checkpoints import restore_state
@@ -16,8 +17,7 @@ from lamjax.training.checkpoints import restore_state
 def main(run: Path, output: Path) -> None:
     """Read the state into the structure of the run's best model so far, and write what it holds."""
     potential, params = checkpoints.load(run / "best.lamjax", dtype=np.float32)
-    settings = training.OptimizerConfig("muon", max_norm=5.0)  # as in train.py
-    optimizer = training.optimizer(settings, lambda step: 1e-3, by_head=True)
+    optimizer = training.optimizer(OPTIMIZER, lambda step: 1e-3, by_head=True)
     found = restore_state(run / "states", states.init(params, optimizer, ema=True))
     checkpoints.save(output, potential, states.result(found), {"steps": int(found.step)})
     print(f"{output}: step {int(found.step)}")

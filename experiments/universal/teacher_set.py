@@ -50,6 +50,7 @@ DEFECTS = 200_000  # the samples from here on are those of `experiments.universa
 DEFECT_KINDS = {"relaxation": 0.35, "first steps": 0.40, "perturbation": 0.20, "hot": 0.05}
 SIMPLE = 300_000  # the samples from here on are those of `experiments.universal.prototypes`
 MOST_FORCE = 15.0  # eV/Å; frames above are left out
+MOST_VIRIAL = 30.0  # eV/atom, any component; likewise
 LEAST_DISTANCE = 0.55  # of the sum of covalent radii
 MOST_NEIGHBORS = 40  # of an atom, within `NEAR`: the teacher's lists of angles grow with the square
 NEAR = 3.2  # Å
@@ -123,13 +124,17 @@ def reasonable(atoms: ase.Atoms) -> bool:
     return len(d) > 0 and not near and np.bincount(i[d < NEAR], minlength=1).max() <= MOST_NEIGHBORS
 
 
+def admitted(energy: float, forces: np.ndarray, virial: np.ndarray) -> bool:
+    """Whether labels (eV, eV/Å, eV) are finite and not too large to learn from."""
+    largest = [energy, np.abs(forces).max(), np.abs(virial).max() / len(forces)]
+    return bool(np.isfinite(largest).all() and largest[1] <= MOST_FORCE and largest[2] <= MOST_VIRIAL)
+
+
 def labelled(atoms: ase.Atoms) -> ase.Atoms | None:
     """A copy with what its calculator says; None where that is not finite or too large to learn from."""
     forces, energy = atoms.get_forces(), float(atoms.get_potential_energy())
     stress = atoms.get_stress(voigt=False)
-    if not (np.isfinite(forces).all() and np.isfinite(stress).all() and np.isfinite(energy)):
-        return None
-    if np.abs(forces).max() > MOST_FORCE or np.abs(stress).max() * atoms.get_volume() / len(atoms) > 30:
+    if not admitted(energy, forces, stress * atoms.get_volume()):
         return None
     frame = ase.Atoms(numbers=atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=True)
     frame.info.update(energy=energy, stress=stress)
@@ -284,12 +289,17 @@ class Maker:
             atoms.calc = self.calculator
         return Sample(kind, [frame for frame in map(labelled, many) if frame is not None])
 
+    def prototype(self, rng: np.random.Generator) -> ase.Atoms:
+        """A simple crystal of a composition that may be learned."""
+        for _ in range(100):
+            atoms = prototypes.crystal(self.scale, rng)
+            if reduced(atoms) not in self.excluded:
+                return atoms
+        raise RuntimeError("No simple crystal of an admitted composition in 100 draws.")
+
     def simple(self, rng: np.random.Generator) -> Sample:
         """A simple crystal relaxed at variable cell (some frames), and cells strained, displaced, near its end."""
-        for _ in range(100):
-            parent = prototypes.crystal(self.scale, rng)
-            if reduced(parent) not in self.excluded:
-                break
+        parent = self.prototype(rng)
         frames: list[ase.Atoms] = []
         for _ in range(8):  # until the guess of the volume is one that the teacher takes
             start = perturbed(parent, rng.uniform(0.9, 1.3), 0.01, 0.01, rng)

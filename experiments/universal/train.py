@@ -29,6 +29,7 @@ DESCRIPTOR = replace(
     repformer=replace(workflow.DESCRIPTOR.repformer, g1_dim=96),
 )
 NEURON = (96, 96, 96)  # of every head
+OPTIMIZER = training.OptimizerConfig("muon", max_norm=5.0)
 LOSSES = {
     "wide": losses.LabelLossConfig(  # linear beyond 20 meV/atom, 0.1 eV/Å: frames far from equilibrium don't rule
         use_huber=True,
@@ -94,7 +95,7 @@ def config(
         **start(base, tasks(work, teachers)),
         loss=LOSSES[loss],
         schedule=training.ScheduleConfig("cosine", start_lr=rate, stop_lr=1e-6, warmup_steps=500),
-        optimizer=training.OptimizerConfig("muon", max_norm=5.0),
+        optimizer=OPTIMIZER,
         steps=steps,
         batch_size="auto:128",
         max_programs=6,
@@ -120,5 +121,4 @@ if __name__ == "__main__":
     parser.add_argument("--work", type=Path, default=WORK)
     options = parser.parse_args()
     workflow.begin(options.work, options.work / "programs")
-    run = config(options.work, options.steps, options.seed, options.rate, options.base, options.loss, options.teachers)
-    workflow.train(run)
+    workflow.train(config(**vars(options)))

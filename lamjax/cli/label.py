@@ -15,6 +15,7 @@ from lamjax.cli.labeller import HELP, OPTION_HELP, labeller_config
 from lamjax.cli.options import Head, LabellerPrecision, Structures
 from lamjax.data.pairs import listed
 from lamjax.distillation import CalculatorConfig
+from lamjax.distillation.labelling import together
 from lamjax.reports import bar, console, outputs, table
 
 ENDINGS = (".h5", ".hdf5", ".extxyz", ".xyz")
@@ -66,7 +67,7 @@ def label(
         if not len(frames):
             raise ValueError(listed("No structure could be read", wrong or ["The files are empty."]))
         made = distillation.open_labeller(config)
-        written = _run(distillation.label_set(made, frames, out, resume, skip), len(frames))
+        written = _run(distillation.label_set(made, frames, out, resume, skip), len(frames), together(made))
     _report(written, wrong, out, time.monotonic() - began)
 
 
@@ -78,15 +79,16 @@ def claim(out: Path, inputs: Sequence[Path | str | None], endings: Sequence[str]
     outputs.claim([out, *beside], data.files_of(given), "--output")
 
 
-def _run(steps: Any, total: int) -> distillation.Written:
-    """Label all frames under a progress bar; returns the final event."""
+def _run(steps: Any, total: int, at_once: int = 1) -> distillation.Written:
+    """Label all frames under a progress bar, which moves when as many as are labelled together are done."""
     n_failed = 0
     with bar("labelling", total, interval=SECONDS) as advance:
         for event in steps:
             if isinstance(event, distillation.Written):
                 return event
             n_failed += event.reason is not None
-            advance(event.done, f"{n_failed} without a label" if n_failed else "")
+            if event.done % at_once == 0 or event.done == total:
+                advance(event.done, f"{n_failed} without a label" if n_failed else "")
     raise AssertionError("label_set ends with what it has written")
 
 
