@@ -298,6 +298,7 @@ _LENGTH |= {name: _ase.Bohr for name in ("bohr", "a0", "bohrs", "au", "a.u.")} |
 _PRESSURE = {"gpa": _ase.GPa, "kbar": 0.1 * _ase.GPa, "kb": 0.1 * _ase.GPa, "bar": _ase.bar}
 _PRESSURE |= {"pa": _ase.Pascal, "mpa": 1e-3 * _ase.GPa, "atm": 101325 * _ase.Pascal}
 _BEFORE_UNIT = re.compile(r"(?i)energy|forces?(?!s)|stress(?!es)|virials?(?!s)")
+_MEGA = re.compile("M[Ee][Vv]")  # with a capital M, which a thousandth of an eV has not
 # words of a key that name a unit, alone or with others; not eV, in which numbers are right, nor what may mean much else
 _NAMES_OF_UNITS = {*_ENERGY, *_PRESSURE, "bohr", "nm", "pm"} - {"ev", "electronvolt", "j", "au", "pa", "bar", "kb"}
 _NAMES_OF_UNITS |= {"gev", "kcal", "cal", "kj", "erg", "kelvin", "cm", "newton", "nn", "dyn", "dyne", "torr", "psi"}
@@ -346,7 +347,7 @@ def _of_key(key: str, name: str) -> dict[str, float]:
     stated = (_factor(name, "/".join(words[k:])) for k in range(1, len(words)) if words[k:] not in (["j"], ["J"]))
     if factor := next((factor for factor in stated if factor), {}):
         return factor
-    if unknown := [word for word in words[1:] if "MeV" in word or word.lower() in _NAMES_OF_UNITS]:  # a MeV is no meV
+    if unknown := [word for word in words[1:] if _MEGA.search(word) or word.lower() in _NAMES_OF_UNITS]:
         raise ValueError(
             f"{key}: by its name the {name} is in a unit with {unknown[0]!r}, which is not known here for {name}. "
             f"Convert it to {_UNITS[name]} and name it without a unit. Known are {_KNOWN[name]}."
@@ -375,8 +376,8 @@ def _check_complete(factors: dict[str, float], taken: dict[str, _Entry]) -> None
 
 def _factor(about: str, unit: str) -> dict[str, float] | None:
     """{quantity: factor} of one statement, None if it is not understood."""
-    if "MeV" in unit:
-        return None  # in small letters it is a thousandth of an eV
+    if _MEGA.search(unit):
+        return None
     unit = re.sub(r"[\s()\[\]]", "", unit).replace("**", "^").replace("·", "*").lower()
     unit = unit.replace("angstroms", "angstrom").replace("å", "a")
     if about == "":

@@ -250,7 +250,17 @@ def test_a_chosen_key_that_states_its_unit_is_converted(tmp_path, key):
 
 
 @pytest.mark.parametrize(
-    "key", ["energy_MeV", "energyMeV", "energy_kcal", "energy_GPa", "energy_cm-1", "virial_Ha_bohr", "stress_hartree"]
+    "key",
+    [
+        "energy_MeV",
+        "energyMeV",
+        "ENERGY_MEV",
+        "energy_kcal",
+        "energy_GPa",
+        "energy_cm-1",
+        "virial_Ha_bohr",
+        "stress_hartree",
+    ],
 )
 def test_a_chosen_key_of_a_unit_that_is_not_known_is_refused(tmp_path, key):
     """Its numbers are no eV."""
@@ -356,5 +366,6 @@ def test_values_of_single_atoms_are_no_label_of_the_frame(tmp_path):
 def test_units_in_one_word_are_read_and_mega_is_not_milli(tmp_path):
     (frame,) = data.read(write(tmp_path / "one.xyz", "energy=-3 energyunit=meV forceunits=eV/Ang"))
     np.testing.assert_allclose(frame.labels.energy, -3e-3)
-    with pytest.raises(ValueError, match="energy_unit=MeV: this unit is not known"):
-        data.read(write(tmp_path / "two.xyz", "energy=-3 energy_unit=MeV force_unit=eV/Ang"))
+    for unit in ("MeV", "MEV"):
+        with pytest.raises(ValueError, match=f"energy_unit={unit}: this unit is not known"):
+            data.read(write(tmp_path / "two.xyz", f"energy=-3 energy_unit={unit} force_unit=eV/Ang"))
