@@ -1,6 +1,7 @@
-"""Volumes, moduli and heat capacities of the shipped model beside DFT, and fine-tuning on the moduli of 30 crystals.
+"""Volumes, moduli and heat capacities of the shipped model beside DFT, and fine-tuning on what a larger model says of
+30 compounds: moduli, or force constants.
 
-python -m experiments.properties.teacher                    # labels (with chgnet; they are stored here)
+python -m experiments.properties.labels nequix-mp-1.nqx     # labels and teacher.json, which are stored here
 python -m experiments.properties.run                        # all; goes on where it stopped
 python -m experiments.properties.run --report               # tables and plot of what is finished
 """
@@ -8,7 +9,7 @@ python -m experiments.properties.run --report               # tables and plot of
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ase.io
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from experiments import workflow
 from experiments.look import PROPERTIES
 from experiments.properties import crystals
-from experiments.properties.crystals import HERE, LABELS
+from experiments.properties.crystals import HERE
 from lamjax import checkpoints
 from lamjax.evaluation.errors import predictions
 from lamjax.reports import console, style
@@ -25,49 +26,83 @@ from lamjax.training import engine, folder, properties, properties_judge
 from lamjax.training.properties_data import loss_on, pack, read_crystals
 
 BASE, HEAD = "small", "nequix"
-N_TRAIN = 30
-MOST = 4  # atoms of the benchmark's crystals that are computed: one compiled program
-MODULI = ("bulk_modulus", "shear_modulus")
-TARGETS = [{"name": name, "scale": None} for name in ("volume_per_atom", *MODULI)]
-HEAT = [{"name": "heat_capacity_per_atom", "scale": None}]
+LABELS = HERE / "labels" / "crystals.extxyz"  # by labels.py
+REPEATS = [2, 2, 2]  # of the cell in the supercell of the force constants
+N_TRAIN, N_VALIDATION = 30, 8  # of the labelled crystals; the others are held out
+N_OTHERS = 60  # crystals of the elastic benchmark beside the compounds that the fine-tuning is about
+NAMES = ("volume_per_atom", "bulk_modulus", "shear_modulus")
+TARGETS = [{"name": name, "scale": None} for name in NAMES]
+HEAT_CAPACITY = "heat_capacity_per_atom"
+HEAT = [{"name": HEAT_CAPACITY, "scale": None}]
+DULONG_PETIT = 24.943  # J/mol/K, 3R
+LABEL_KEYS = ("volume_per_atom", "bulk_modulus_GPa", "shear_modulus_GPa", HEAT_CAPACITY)
 REPLAYED = 200  # frames whose forces the base itself gives
+
+
+class Study(NamedTuple):
+    """What is learned."""
+
+    targets: list[dict[str, Any]]
+    constants: bool  # force constants
+    rate: float
+
+
+STUDIES = {"moduli": Study(TARGETS, False, 5e-4), "force constants": Study([], True, 5e-4)}
 
 
 def main() -> None:
     parser = workflow.arguments(__doc__, HERE, seeds=range(5))
-    parser.add_argument("--held-out", type=int, default=150, help="crystals of the elastic benchmark, of few atoms")
-    parser.add_argument("--heat", type=int, default=40, help="crystals of the phonon benchmark, of few atoms")
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--rate", type=float, default=2e-4)
+    parser.add_argument("--studies", nargs="+", choices=STUDIES, default=list(STUDIES))
+    parser.add_argument("--epochs", type=int, default=20)
     options = parser.parse_args()
     work = options.work / "properties"
     if not options.report:
         workflow.begin(options.work, options.cache)
-        files = prepared(work, options)
+        files = benchmarks(work) | dict.fromkeys(("labelled", "labelled_heat"), str(LABELS))
         base = checkpoints.load(BASE, HEAD, np.float32)
-        workflow.once(work / "elastic.json", lambda: measured(base, files["elastic"], TARGETS))
-        workflow.once(work / "elsewhere.json", lambda: elsewhere(base))
+        workflow.once(work / "base.json", lambda: judged(base, files))
         for seed in options.seeds:
-            workflow.once(work / f"tuned_{seed}.json", lambda seed=seed: tuned(seed, files, work, options))
-        if options.heat:
-            workflow.once(work / "heat.json", lambda: measured(base, files["heat"], HEAT))
+            for study in options.studies:
+                file = work / f"tuned_{study.replace(' ', '_')}_{seed}.json"
+                workflow.once(file, lambda study=study, seed=seed: tuned(study, seed, files, work, options))
     report(work)
 
 
-def prepared(work: Path, options) -> dict[str, str]:
-    """The crystals as files with targets: of the benchmarks, and those of the teacher to train on and to choose by."""
+def benchmarks(work: Path) -> dict[str, str]:
+    """The crystals that are compared with DFT as files with targets."""
     work.mkdir(parents=True, exist_ok=True)
-    elastic = [with_volume(atoms) for atoms in crystals.elastic() if len(atoms) <= MOST][: options.held_out]
-    heat = [with_heat(atoms) for atoms in crystals.phonon() if len(atoms) <= MOST][: options.heat]
-    labelled = ase.io.read(LABELS, ":")
-    for atoms in labelled:
-        atoms.info["volume_per_atom"] = atoms.info.pop("volume") / len(atoms)
-    sets = {"elastic": elastic, "heat": heat, "train": labelled[:N_TRAIN], "validation": labelled[N_TRAIN:]}
+    sets = {"elastic": [with_volume(x) for x in crystals.elastic()], "heat": [with_heat(x) for x in crystals.phonon()]}
+    others = [atoms for atoms in sets["elastic"] if not crystals.is_octet(atoms.info["formula"])]
+    sets["elastic"] = [atoms for atoms in sets["elastic"] if crystals.is_octet(atoms.info["formula"])]
+    sets["elastic"] += others[:N_OTHERS]
     for name, some in sets.items():
         ase.io.write(work / f"{name}.extxyz", some)
+    return {name: str(work / f"{name}.extxyz") for name in sets}
+
+
+def labelled(study: str, seed: int, work: Path) -> dict[str, str]:
+    """The labelled crystals, each a chemistry of its own, to train on, to choose the epoch by, and held out."""
+    some = ase.io.read(LABELS, ":")
+    some = [some[k] for k in np.random.default_rng(seed).permutation(len(some))]
+    for atoms in some:
+        if STUDIES[study].constants:
+            for key in LABEL_KEYS:
+                del atoms.info[key]
+            atoms.info["force_constants"] = str(LABELS.parent / atoms.info["force_constants"])
+        else:
+            del atoms.info["force_constants"], atoms.info["supercell"], atoms.info[HEAT_CAPACITY]
+    ends = {
+        "train": (0, N_TRAIN),
+        "validation": (N_TRAIN, N_TRAIN + N_VALIDATION),
+        "held_out": (N_TRAIN + N_VALIDATION, None),
+    }
+    folder = work / f"labelled_{study.replace(' ', '_')}_{seed}"
+    folder.mkdir(exist_ok=True)
+    for name, (first, last) in ends.items():
+        ase.io.write(folder / f"{name}.extxyz", some[first:last])
     if not (work / "replay.extxyz").is_file():
         ase.io.write(work / "replay.extxyz", replayed())
-    return {name: str(work / f"{name}.extxyz") for name in (*sets, "replay")}
+    return {name: str(folder / f"{name}.extxyz") for name in ends} | {"replay": str(work / "replay.extxyz")}
 
 
 def with_volume(atoms):
@@ -78,7 +113,7 @@ def with_volume(atoms):
 
 def with_heat(atoms):
     """The crystal with its heat capacity for an atom."""
-    atoms.info["heat_capacity_per_atom"] = atoms.info.pop("heat_capacity_J_molK") / len(atoms)
+    atoms.info[HEAT_CAPACITY] = atoms.info.pop("heat_capacity_J_molK") / len(atoms)
     return atoms
 
 
@@ -105,7 +140,7 @@ def settings(files: dict[str, str], targets: list, output: Path, **more: Any) ->
 
 
 def measured(model, file: str, targets: list) -> dict[str, Any]:
-    """Properties of every crystal of a file, relaxed with a model, and its DFT numbers."""
+    """Properties of every crystal of a file, relaxed with a model, and the numbers of its file."""
     began = time.monotonic()
     config = settings({"crystals": [file], "validation": [file]}, targets, Path("unused"))
     potential, params = model
@@ -117,7 +152,8 @@ def measured(model, file: str, targets: list) -> dict[str, Any]:
     rows = [
         {"name": properties_judge.crystal_name(crystal), "formula": str(crystal.info["formula"])}
         | {"n_atoms": crystal.system.n_atoms, **{key: found[key][k].item() for key in ("converged", "stable", *names)}}
-        | {"dft": {name: float(crystal.targets[name]) for name in names}}
+        | {"octet": crystals.is_octet(crystal.info["formula"])}
+        | {"reference": {name: float(crystal.targets[name]) for name in names}}
         for k, crystal in enumerate(some)
     ]
     return {"rows": rows, "seconds": time.monotonic() - began}
@@ -129,30 +165,40 @@ def elsewhere(model) -> dict[str, float]:
     return workflow.errors(*model, sets["dft"], workflow.energy_shift(*model, sets["dft"]))
 
 
-def tuned(seed: int, files: dict[str, str], work: Path, options) -> dict[str, Any]:
-    """One run of fine-tuning, and what its best model gives for the benchmark and elsewhere."""
+def judged(model, files: dict[str, str]) -> dict[str, Any]:
+    """All that is compared of a model: crystals with numbers of DFT or of the teacher, forces elsewhere."""
+    wanted = {"elastic": TARGETS, "heat": HEAT, "labelled": TARGETS, "labelled_heat": HEAT}
+    rows = {name: measured(model, files[name], targets)["rows"] for name, targets in wanted.items()}
+    return rows | {"elsewhere": elsewhere(model)}
+
+
+def tuned(study: str, seed: int, files: dict[str, str], work: Path, options) -> dict[str, Any]:
+    """One run of fine-tuning, and what its best model gives."""
     began = time.monotonic()
+    of = STUDIES[study]
+    parts = labelled(study, seed, work)
     config = settings(
-        {"crystals": [files["train"]], "validation": [files["validation"]]},
-        TARGETS,
-        work / f"tuned_{seed}",
+        {"crystals": [parts["train"]], "validation": [parts["validation"]]},
+        of.targets,
+        work / f"tuned_{study.replace(' ', '_')}_{seed}",
         seed=seed,
         epochs=options.epochs,
-        schedule={"start_lr": options.rate},
-        replay={"files": [files["replay"]], "weight": 1.0},
+        schedule={"start_lr": of.rate},
+        replay={"files": [parts["replay"]], "weight": 1.0},
     )
-    engine.follow(properties.prepare(config, resume=True), lambda event: told(event, seed))
+    engine.follow(properties.prepare(config, resume=True), lambda event: show(event, study, seed))
     best = checkpoints.load(Path(config.output) / folder.BEST, HEAD, np.float32)
-    judged = [one.errors | {"step": one.step, "best": one.best} for one in properties.validations(Path(config.output))]
-    found = {"seed": seed, "validations": judged, "elastic": measured(best, files["elastic"], TARGETS)}
-    return found | {"elsewhere": elsewhere(best), "seconds": time.monotonic() - began}
+    curve = [one.errors | {"step": one.step, "best": one.best} for one in properties.validations(Path(config.output))]
+    held_out = [atoms.info["formula"] for atoms in ase.io.read(parts["held_out"], ":")]
+    run = {"study": study, "seed": seed, "held_out": held_out, "validations": curve, **judged(best, files)}
+    return run | {"seconds": time.monotonic() - began}
 
 
-def told(event, seed: int) -> None:
+def show(event, study: str, seed: int) -> None:
     """A line for each validation."""
     if isinstance(event, engine.RunRecord) and event.validation:
         numbers = {key: round(x, 4) for key, x in event.validation.items() if isinstance(x, float)}
-        console.print(f"seed {seed}, step {event.step}: {numbers}", soft_wrap=True)
+        console.print(f"{study}, seed {seed}, step {event.step}: {numbers}", soft_wrap=True)
 
 
 # ---- report
@@ -160,21 +206,22 @@ def told(event, seed: int) -> None:
 
 def report(work: Path) -> None:
     """Tables, plot and results.json of what is finished."""
-    found = {path.stem: json.loads(path.read_text()) for path in sorted(work.glob("*.json"))}
-    if "elastic" not in found:
+    finished = {path.stem: json.loads(path.read_text()) for path in sorted(work.glob("*.json"))}
+    if "base" not in finished:
         console.print(f"{work}: nothing is finished yet.")
         return
-    results = workflow.facts("python -m experiments.properties.run", sum(x.get("seconds", 0) for x in found.values()))
-    results |= {"base": BASE, "elastic": found["elastic"]["rows"], "elsewhere": found.get("elsewhere")}
-    results |= {"heat": found.get("heat", {}).get("rows"), "tuned": [x for k, x in found.items() if "tuned_" in k]}
-    tables = [against_dft(results), tuned_table(results)]
+    seconds = sum(one.get("seconds", 0) for one in finished.values())
+    results = workflow.facts("python -m experiments.properties.run", seconds)
+    results |= {"model": BASE, "base": finished["base"]}
+    results["tuned"] = [run for name, run in finished.items() if name.startswith("tuned_")]
     parity(HERE / "parity.png", results)
+    tables = [against_dft(results["base"]), *(tuned_table(results, study) for study in STUDIES)]
     workflow.write_report(HERE, results, "\n\n".join(table for table in tables if table))
 
 
 def usable(rows: list[dict], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """(model, DFT) of the crystals that converged and are stable."""
-    pairs = [(row[name], row["dft"][name]) for row in rows if row["converged"] and row["stable"]]
+    """(model, reference) of the crystals that converged and are stable."""
+    pairs = [(row[name], row["reference"][name]) for row in rows if row["converged"] and row["stable"]]
     return tuple(np.array(pairs, float).reshape(-1, 2).T)
 
 
@@ -182,103 +229,121 @@ def errors_of(rows: list[dict], names: tuple[str, ...]) -> list[str]:
     """Mean absolute errors of properties, median relative ones in brackets."""
     cells = []
     for name in names:
-        model, dft = usable(rows, name)
-        away = np.abs(model - dft)
-        cells.append(f"{away.mean():.3g} ({100 * np.median(away / dft):.0f} %)" if len(dft) else "-")
+        model, known = usable(rows, name)
+        away = np.abs(model - known)
+        cells.append(f"{away.mean():.3g} ({100 * np.median(away / known):.0f} %)" if len(known) else "-")
     return cells
-
-
-def against_dft(results: dict[str, Any]) -> str:
-    """The shipped model and its teacher beside DFT; no model: the mean of the benchmark."""
-    rows, columns = results["elastic"], ("volume_per_atom", *MODULI)
-    header = ["", "crystals", "not converged", "unstable", "volume (Å³/atom)", "K (GPa)", "G (GPa)"]
-    lines = [["small", *counts(rows), *errors_of(rows, columns)]]
-    if teacher := beside():
-        few = {row["name"]: row for row in rows}
-        both = [name for name in teacher if name in few]
-        if both:
-            lines.append(["small, as the teacher", *counts(own := [few[n] for n in both]), *errors_of(own, columns)])
-        lines.append(["CHGNet 0.3.0", *counts(own := [teacher[n] for n in both]), *errors_of(own, columns)])
-    tables = [workflow.markdown(header, lines)]
-    if results["heat"]:
-        heat = results["heat"]
-        own = ["small", *counts(heat), *errors_of(heat, ("heat_capacity_per_atom",))]
-        dft = np.array([row["dft"]["heat_capacity_per_atom"] for row in heat])
-        nothing = ["3R for every atom", len(heat), "", "", f"{np.abs(24.943 - dft).mean():.3g}"]
-        tables.append(workflow.markdown(["", "crystals", "not converged", "unstable", "C (J/mol/K)"], [own, nothing]))
-    return "\n\n".join(tables)
 
 
 def counts(rows: list[dict]) -> list[Any]:
     """Crystals, share that did not converge, share that is unstable."""
     lost = np.mean([not row["converged"] for row in rows])
-    unstable = np.mean([row["converged"] and not row["stable"] for row in rows])
-    return [len(rows), f"{100 * lost:.0f} %", f"{100 * unstable:.0f} %"]
+    return [len(rows), f"{100 * lost:.0f} %", f"{100 * unstable(rows):.0f} %"]
 
 
-def beside() -> dict[str, dict]:
-    """What teacher.py measured of crystals of the benchmark, as rows of `measured`."""
+def unstable(rows: list[dict]) -> float:
+    """The share of crystals that converged and have a negative eigenvalue or an imaginary frequency."""
+    return float(np.mean([row["converged"] and not row["stable"] for row in rows]))
+
+
+def against_dft(base: dict[str, Any]) -> str:
+    """The shipped model and its teacher beside DFT."""
     path = HERE / "teacher.json"
-    records = json.loads(path.read_text())["beside"] if path.is_file() else []
-    found = {}
-    for atoms, record in zip(crystals.elastic(), records, strict=False):
-        dft = {name: float(atoms.info[f"{name}_GPa"]) for name in MODULI}
-        dft["volume_per_atom"] = atoms.get_volume() / len(atoms)
-        row = {"converged": record["converged"], "stable": record.get("stable", False), "dft": dft}
-        row |= {name: record.get(name, np.nan) for name in MODULI}
-        found[str(atoms.info["config_id"])] = row | {"volume_per_atom": record.get("volume", np.nan) / len(atoms)}
-    return found
+    models = {"small": base} | ({"Nequix MP-1": json.loads(path.read_text())} if path.is_file() else {})
+    shares = ["", "crystals", "not converged", "unstable"]
+    elastic, heat = (
+        [[name, *counts(of[kind]), *errors_of(of[kind], names)] for name, of in models.items() if kind in of]
+        for kind, names in (("elastic", NAMES), ("heat", (HEAT_CAPACITY,)))
+    )
+    known = np.array([row["reference"][HEAT_CAPACITY] for row in base["heat"]])
+    heat.append(["3R for every atom", len(known), "", "", f"{np.abs(DULONG_PETIT - known).mean():.3g}"])
+    return "\n\n".join(
+        [
+            workflow.markdown([*shares, "volume (Å³/atom)", "K (GPa)", "G (GPa)"], elastic),
+            workflow.markdown([*shares, "C (J/mol/K)"], heat),
+        ]
+    )
 
 
-def tuned_table(results: dict[str, Any]) -> str:
+def tuned_table(results: dict[str, Any], study: str) -> str:
     """Errors before and after, of crystals that both models relax to stable ones; mean and range over the seeds."""
-    runs = results["tuned"]
+    runs, base = [run for run in results["tuned"] if run["study"] == study], results["base"]
     if not runs:
         return ""
-    header = ["", "before", f"after, mean (range) of {len(runs)} seeds", "change"]
     lines = []
-    for name in ("volume_per_atom", *MODULI):
-        pairs = [paired(results["elastic"], run["elastic"]["rows"], name) for run in runs]
-        before, after = (np.array(x) for x in zip(*pairs, strict=True))
-        change = 100 * (after / before - 1)
-        lines.append([f"{name}, MAE", workflow.mean_range(before, 2), workflow.mean_range(after, 2)])
-        lines[-1].append(f"{workflow.mean_range(change)} %")
-    if results["elsewhere"]:
-        before = results["elsewhere"]["rmse_f"]
-        after = [run["elsewhere"]["rmse_f"] for run in runs]
-        change = workflow.mean_range([100 * (x / before - 1) for x in after], 1)
-        lines.append(["forces elsewhere, RMSE (meV/Å)", f"{before:.0f}", workflow.mean_range(after), f"{change} %"])
-    return workflow.markdown(header, lines)
+    for kind, groups in GROUPS.items():
+        for group, of in groups.items():
+            pairs = [(of(base[kind], run), of(run[kind], run)) for run in runs]
+            label = f"{group} ({len(pairs[0][0])})"
+            for name in (HEAT_CAPACITY,) if "heat" in kind else NAMES:
+                errors = [paired(before, after, name) for before, after in pairs]
+                lines.append([label, f"{name}, MAE", *changed(*zip(*errors, strict=True), digits=2)])
+            shares = [(100 * unstable(before), 100 * unstable(after)) for before, after in pairs]
+            what = "imaginary frequencies (%)" if "heat" in kind else "unstable (%)"
+            lines.append([label, what, *changed(*zip(*shares, strict=True))])
+    before, after = base["elsewhere"]["rmse_f"], [run["elsewhere"]["rmse_f"] for run in runs]
+    lines.append(["DFT frames elsewhere", "forces, RMSE (meV/Å)", *changed([before] * len(runs), after, digits=1)])
+    header = ["crystals", "of", "before", f"after, mean (range) of {len(runs)} seeds", "change (%)"]
+    return f"**Fine-tuned on {study} of {N_TRAIN} compounds**\n\n" + workflow.markdown(header, lines)
+
+
+def changed(before, after, digits: int = 0) -> list[str]:
+    """Before, after, and the change in %."""
+    before, after = np.asarray(before, float), np.asarray(after, float)
+    change = 100 * (after / before - 1) if before.all() else np.full(1, np.nan)
+    return [workflow.mean_range(before, digits), workflow.mean_range(after, digits), workflow.mean_range(change)]
+
+
+def held_out(rows: list[dict], run: dict) -> list[dict]:
+    """The labelled crystals that a run saw nothing of."""
+    return [row for row in rows if row["formula"] in run["held_out"]]
+
+
+def octet(rows: list[dict], run: dict) -> list[dict]:
+    """The benchmark's crystals of the kind that is trained on."""
+    return [row for row in rows if row["octet"]]
+
+
+def others(rows: list[dict], run: dict) -> list[dict]:
+    """The benchmark's other crystals."""
+    return [row for row in rows if not row["octet"]]
+
+
+TEACHER, OCTET, OTHERS = "held-out compounds, teacher's", "octet compounds, DFT's", "other crystals, DFT's"
+GROUPS = {
+    "labelled": {TEACHER: held_out},
+    "labelled_heat": {TEACHER: held_out},
+    "elastic": {OCTET: octet, OTHERS: others},
+    "heat": {OCTET: octet, OTHERS: others},
+}
 
 
 def paired(before: list[dict], after: list[dict], name: str) -> tuple[float, float]:
     """Mean absolute errors of a property over the crystals that are usable before and after."""
     both = [
-        (abs(a[name] - a["dft"][name]), abs(b[name] - b["dft"][name]))
+        (abs(a[name] - a["reference"][name]), abs(b[name] - b["reference"][name]))
         for a, b in zip(before, after, strict=True)
         if a["converged"] and a["stable"] and b["converged"] and b["stable"]
     ]
-    return tuple(np.mean(both, axis=0).tolist())
+    return tuple(np.mean(both, axis=0).tolist()) if both else (np.nan, np.nan)
 
 
 def parity(path: Path, results: dict[str, Any]) -> None:
-    """Model against DFT: volume, K, G, and heat capacity where there is one."""
-    panels = [("volume_per_atom", "volume (Å³/atom)", results["elastic"])]
-    panels += [("bulk_modulus", "K (GPa)", results["elastic"]), ("shear_modulus", "G (GPa)", results["elastic"])]
-    if results["heat"]:
-        panels.append(("heat_capacity_per_atom", "C at 300 K (J/mol/K)", results["heat"]))
-    tuned = results["tuned"]
-    caption = "Blue: small; red: fine-tuned on elastic data, seed 0, held-out crystals. Stable, converged crystals."
-    with style.figure(path, (3.7, 3.6), (1, len(panels)), caption=caption) as figures:
-        for axes, (name, label, rows) in zip(figures, panels, strict=True):
-            model, dft = usable(rows, name)
+    """Model against DFT: volume, K, G, heat capacity."""
+    labels = ("volume (Å³/atom)", "K (GPa)", "G (GPa)", "C at 300 K (J/mol/K)")
+    kinds = ("elastic", "elastic", "elastic", "heat")
+    first = {run["study"]: run for run in reversed(results["tuned"])}
+    caption = "Blue: small; red: fine-tuned on moduli (C: on force constants), one seed. Stable, converged crystals."
+    with style.figure(path, (3.7, 3.6), (1, len(labels)), caption=caption) as figures:
+        for axes, name, label, kind in zip(figures, (*NAMES, HEAT_CAPACITY), labels, kinds, strict=True):
+            model, dft = usable(results["base"][kind], name)
             low, high = (min(model.min(), dft.min()), max(model.max(), dft.max())) if len(dft) else (0, 1)
             margin = 0.05 * (high - low)
             limits = (low - margin, high + margin)
             axes.plot(limits, limits, color=style.GREY, linewidth=1)
             axes.scatter(dft, model, s=12, color=PROPERTIES["small"])
-            if tuned and rows is results["elastic"]:
-                model, dft = usable(tuned[0]["elastic"]["rows"], name)
+            if run := first.get("force constants" if kind == "heat" else "moduli"):
+                model, dft = usable(run[kind], name)
                 axes.scatter(dft, model, s=12, color=PROPERTIES["fine-tuned"])
             axes.set(xlabel=f"DFT: {label}", ylabel=f"model: {label}", xlim=limits, ylim=limits)
 
