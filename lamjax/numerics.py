@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 from typing import Any
 
@@ -57,6 +58,11 @@ def expm(x: Float[Array, "3 3"]) -> Float[Array, "3 3"]:
     for _ in range(_SQUARINGS):
         total = total @ total
     return total
+
+
+def matmul_precision(name: str | None) -> AbstractContextManager:
+    """Where products of matrices have a precision, as in jax.default_matmul_precision; None: the one that is set."""
+    return nullcontext() if name is None else jax.default_matmul_precision(name)
 
 
 @cache

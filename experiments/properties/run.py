@@ -88,14 +88,14 @@ def replayed() -> list:
     every = workflow.measured(potential, {"train": [str(workflow.DATA / "materials_pbeu" / "train.extxyz.gz")]})[
         "train"
     ]
-    some = workflow.some(every, np.random.default_rng(0).permutation(len(every.frames))[:REPLAYED])
-    found = []
+    some = workflow.selection(every, np.random.default_rng(0).permutation(len(every.frames))[:REPLAYED])
+    labelled = []
     for frame, one in zip(some.frames, predictions(potential, params, some.packed, workflow.BATCH), strict=True):
         atoms = to_ase(frame.system)
         atoms.info |= {"REF_energy": float(one.energy), "REF_virial": np.asarray(one.virial)}
         atoms.set_array("REF_forces", np.asarray(one.forces))
-        found.append(atoms)
-    return found
+        labelled.append(atoms)
+    return labelled
 
 
 def settings(files: dict[str, str], targets: list, output: Path, **more: Any) -> properties.PropertyTuneConfig:
@@ -112,11 +112,16 @@ def measured(model, file: str, targets: list) -> dict[str, Any]:
     some = read_crystals(config, config.crystals, potential)
     loss = loss_on(config, some)
     (packed,) = pack(config, potential, loss, [some])
-    found = properties_judge.judge(potential, params, some, packed, loss, config.batch_size)
+    judgement = properties_judge.judge(
+        potential, params, properties_judge.HeldOut(some, packed, loss, config.batch_size)
+    )
     names = [target["name"] for target in targets]
     rows = [
         {"name": properties_judge.crystal_name(crystal), "formula": str(crystal.info["formula"])}
-        | {"n_atoms": crystal.system.n_atoms, **{key: found[key][k].item() for key in ("converged", "stable", *names)}}
+        | {
+            "n_atoms": crystal.system.n_atoms,
+            **{key: judgement[key][k].item() for key in ("converged", "stable", *names)},
+        }
         | {"dft": {name: float(crystal.targets[name]) for name in names}}
         for k, crystal in enumerate(some)
     ]
@@ -141,14 +146,14 @@ def tuned(seed: int, files: dict[str, str], work: Path, options) -> dict[str, An
         schedule={"start_lr": options.rate},
         replay={"files": [files["replay"]], "weight": 1.0},
     )
-    engine.follow(properties.prepare(config, resume=True), lambda event: told(event, seed))
+    engine.follow(properties.prepare(config, resume=True), lambda event: print_validation(event, seed))
     best = checkpoints.load(Path(config.output) / folder.BEST, HEAD, np.float32)
     judged = [one.errors | {"step": one.step, "best": one.best} for one in properties.validations(Path(config.output))]
-    found = {"seed": seed, "validations": judged, "elastic": measured(best, files["elastic"], TARGETS)}
-    return found | {"elsewhere": elsewhere(best), "seconds": time.monotonic() - began}
+    results = {"seed": seed, "validations": judged, "elastic": measured(best, files["elastic"], TARGETS)}
+    return results | {"elsewhere": elsewhere(best), "seconds": time.monotonic() - began}
 
 
-def told(event, seed: int) -> None:
+def print_validation(event, seed: int) -> None:
     """A line for each validation."""
     if isinstance(event, engine.RunRecord) and event.validation:
         numbers = {key: round(x, 4) for key, x in event.validation.items() if isinstance(x, float)}
@@ -160,13 +165,18 @@ def told(event, seed: int) -> None:
 
 def report(work: Path) -> None:
     """Tables, plot and results.json of what is finished."""
-    found = {path.stem: json.loads(path.read_text()) for path in sorted(work.glob("*.json"))}
-    if "elastic" not in found:
+    finished = {path.stem: json.loads(path.read_text()) for path in sorted(work.glob("*.json"))}
+    if "elastic" not in finished:
         console.print(f"{work}: nothing is finished yet.")
         return
-    results = workflow.facts("python -m experiments.properties.run", sum(x.get("seconds", 0) for x in found.values()))
-    results |= {"base": BASE, "elastic": found["elastic"]["rows"], "elsewhere": found.get("elsewhere")}
-    results |= {"heat": found.get("heat", {}).get("rows"), "tuned": [x for k, x in found.items() if "tuned_" in k]}
+    results = workflow.facts(
+        "python -m experiments.properties.run", sum(x.get("seconds", 0) for x in finished.values())
+    )
+    results |= {"base": BASE, "elastic": finished["elastic"]["rows"], "elsewhere": finished.get("elsewhere")}
+    results |= {
+        "heat": finished.get("heat", {}).get("rows"),
+        "tuned": [x for k, x in finished.items() if "tuned_" in k],
+    }
     tables = [against_dft(results), tuned_table(results)]
     parity(HERE / "parity.png", results)
     workflow.write_report(HERE, results, "\n\n".join(table for table in tables if table))
@@ -220,14 +230,14 @@ def beside() -> dict[str, dict]:
     """What teacher.py measured of crystals of the benchmark, as rows of `measured`."""
     path = HERE / "teacher.json"
     records = json.loads(path.read_text())["beside"] if path.is_file() else []
-    found = {}
+    rows = {}
     for atoms, record in zip(crystals.elastic(), records, strict=False):
         dft = {name: float(atoms.info[f"{name}_GPa"]) for name in MODULI}
         dft["volume_per_atom"] = atoms.get_volume() / len(atoms)
         row = {"converged": record["converged"], "stable": record.get("stable", False), "dft": dft}
         row |= {name: record.get(name, np.nan) for name in MODULI}
-        found[str(atoms.info["config_id"])] = row | {"volume_per_atom": record.get("volume", np.nan) / len(atoms)}
-    return found
+        rows[str(atoms.info["config_id"])] = row | {"volume_per_atom": record.get("volume", np.nan) / len(atoms)}
+    return rows
 
 
 def tuned_table(results: dict[str, Any]) -> str:

@@ -33,7 +33,9 @@ def levels(frames: Sequence[Frame]) -> Counter[str]:
 def described(frames: Mapping[str, int]) -> str:
     """ "120 frames by CHGNet, 30 that do not say" """
     named = sorted(frames.items(), key=lambda item: (item[0] == UNKNOWN, -item[1]))
-    return ", ".join(f"{n} frames that do not say" if who == UNKNOWN else f"{n} frames by {who}" for who, n in named)
+    return ", ".join(
+        f"{n} frames that do not say" if level == UNKNOWN else f"{n} frames by {level}" for level, n in named
+    )
 
 
 def check(frames: Mapping[str, int], what: str, allowed: bool) -> None:
@@ -41,7 +43,7 @@ def check(frames: Mapping[str, int], what: str, allowed: bool) -> None:
 
     `what` learns it, and `allowed` says that the user knows.
     """
-    named = [who for who in frames if who != UNKNOWN]
+    named = [level for level in frames if level != UNKNOWN]
     if allowed or not named or len(frames) == 1:
         return
     fault = f"{what} would learn labels of several levels of theory: {described(frames)} (info {KEY})."

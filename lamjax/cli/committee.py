@@ -49,9 +49,9 @@ class Watch:
     @property
     def column(self) -> TableColumn:
         """The column of the largest force deviation (eV/Å) for the table of the simulation."""
-        return TableColumn(COLUMN, self._of)
+        return TableColumn(COLUMN, self._largest)
 
-    def _of(self, seen: Record, timestep: float) -> np.ndarray:
-        packed = self.shapes.pack([from_atoms(atoms) for atoms in frames(self.scene, seen)])
+    def _largest(self, record: Record, timestep: float) -> np.ndarray:
+        packed = self.shapes.pack([from_atoms(atoms) for atoms in frames(self.scene, record)])
         self.last = deviations(self.potential, self.stacked, packed, ASKED)
         return self.last

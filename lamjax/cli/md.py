@@ -219,15 +219,15 @@ def _go(run: PreparedSimulation, n_steps: int, every: int, most: float | None) -
     moving = dynamics.simulate(ensemble, params, simulation, max(0, left), every, seconds=SECONDS)
     with _stopping() as stopped, bar("steps", n_steps, simulation.step, 10.0) as advance:
         try:
-            for now, seen in moving:
+            for now, record in moving:
                 speed = clock.tick(now.step)
-                _write(output, now, seen)
+                _write(output, now, record)
                 if now.n_grown > simulation.n_grown:
                     console.print(report.grown(simulation, now), soft_wrap=True)
-                dropped = dropped or report.dropped(seen, ensemble.potential.shells)
+                dropped = dropped or report.dropped(record, ensemble.potential.shells)
                 simulation = now
-                advance(now.step, report.note(seen, speed))
-                if stopped() or (most is not None and report.disagree(watch, seen, most)):
+                advance(now.step, report.note(record, speed))
+                if stopped() or (most is not None and report.disagree(watch, record, most)):
                     break
         except DynamicsError as error:
             report.picture(output)
@@ -243,10 +243,10 @@ def _go(run: PreparedSimulation, n_steps: int, every: int, most: float | None) -
         console.print(f"Stopped at step {simulation.step} of {n_steps}; --resume goes on.")
 
 
-def _write(output: Output, simulation: Simulation, seen: Record) -> None:
+def _write(output: Output, simulation: Simulation, record: Record) -> None:
     """As `Output.write`, with a word on what is left if the disk is full."""
     try:
-        output.write(simulation, seen)
+        output.write(simulation, record)
     except OSError as error:
         kept = f"{output.paths.restart} is whole: make room, and go on with --resume."
         raise OSError(f"{error}. Step {simulation.step} could not be written. {kept}") from error

@@ -205,9 +205,9 @@ def _at_volumes(
         if relaxed.converged and np.all(relaxed.system.pbc)
         for system in survey.strained(relaxed.system, settings.eos)
     ]
-    how = RelaxConfig(settings.relax.fmax, settings.relax.max_steps, CellConfig(keep="volume"))
+    relaxation = RelaxConfig(settings.relax.fmax, settings.relax.max_steps, CellConfig(keep="volume"))
     relaxations: dict[int, list] = {number: [] for number, _ in jobs}
-    for outcome in stream(potential, params, [system for _, system in jobs], how) if jobs else ():
+    for outcome in stream(potential, params, [system for _, system in jobs], relaxation) if jobs else ():
         if outcome.relaxation is not None:
             relaxations[jobs[outcome.number][0]].append(outcome.relaxation)
     return relaxations
@@ -283,15 +283,15 @@ def _equation(relaxed: Any, volumes: Any, name: str, settings: SurveySettings, o
 def _waves(
     potential: Potential, params: PyTree, system: System, name: str, settings: SurveySettings, output: Path
 ) -> dict:
-    how: Any = settings.phonons  # they are asked for
-    record, waves = survey.waves(potential, params, system, how)
+    wanted: Any = settings.phonons  # they are asked for
+    record, waves = survey.waves(potential, params, system, wanted)
     if settings.figures:
-        way = waves.path
+        path = waves.path
         times = "x".join(map(str, record["supercell"]))
         least = round(record["least_frequency"], 2) + 0.0  # no -0.00
         title = f"{name}, supercell {times}: lowest frequency {least:.2f} THz"
         file = _figure(output, f"{name}_phonons.png")
-        crystals.bands(file, way.distances, waves.bands, way.ticks, waves.mesh, title)
+        crystals.bands(file, path.distances, waves.bands, path.ticks, waves.mesh, title)
     if settings.phonopy:
         write_phonopy(output / PHONOPY / name, system, waves.cells, waves.constants)
     return record

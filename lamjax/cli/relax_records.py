@@ -66,8 +66,8 @@ def changes(start: System, end: System, cell: bool) -> dict[str, float]:
     """`moved`, the way (Å) of the atom that went farthest, without the strain; with a `cell`, its `volume_change`."""
     before, after = (np.asarray(x.cell, np.float64) for x in (start, end))
     strain = lattice.deformation(after, before)  # 0 where the cell stayed; positions are not wrapped
-    way = np.asarray(end.positions) - np.asarray(start.positions) @ (np.eye(3) + strain)
-    measures = {"moved": float(np.linalg.norm(way, axis=1).max())}
+    moved = np.asarray(end.positions) - np.asarray(start.positions) @ (np.eye(3) + strain)
+    measures = {"moved": float(np.linalg.norm(moved, axis=1).max())}
     if cell and lattice.volume(before):
         measures["volume_change"] = float(lattice.volume(after) / lattice.volume(before) - 1)
     return measures

@@ -127,5 +127,5 @@ def _kinks(stored: Stored) -> list[tuple[str, str]]:
 
 def _observed(statistics: dict, elements: tuple[str, ...]) -> list[str]:
     """Elements whose environment was seen: an element without data has mean 0 and one deviation for all components."""
-    seen = np.any(statistics["mean"], axis=1) | (statistics["stddev"][:, 0] != statistics["stddev"][:, 1])
-    return [e for e, s in zip(elements, seen, strict=True) if s]
+    observed = np.any(statistics["mean"], axis=1) | (statistics["stddev"][:, 0] != statistics["stddev"][:, 1])
+    return [e for e, s in zip(elements, observed, strict=True) if s]

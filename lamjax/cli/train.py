@@ -90,8 +90,8 @@ def line(event: Any, steps: int) -> str:
     """One event as one line of text."""
     match event:
         case engine.Compiled(n, shape, seconds, group):
-            of = f" ({group})" if group else ""
-            return f"program {n}{of}: {shape}, first step {seconds:.1f} s"
+            group_text = f" ({group})" if group else ""
+            return f"program {n}{group_text}: {shape}, first step {seconds:.1f} s"
         case engine.Saved(path):
             return f"saved {path}"
         case engine.Stopped(step, best_step, best):

@@ -133,18 +133,18 @@ def _row(members: Members, rows: np.ndarray, shape: RowShape) -> Batch:
     sizes = [part.system.n_atoms for part in parts]
     ends = np.cumsum([0, *sizes])
 
-    def atoms(of: Callable[[Structure], Any]) -> np.ndarray:
+    def atoms(array: Callable[[Structure], Any]) -> np.ndarray:
         """What belongs to atoms, one structure behind another; 0 beyond."""
-        joined = np.zeros((shape.n_atoms, *of(like).shape[1:]), of(like).dtype)
+        joined = np.zeros((shape.n_atoms, *array(like).shape[1:]), array(like).dtype)
         for part, a, b in zip(parts, ends, ends[1:], strict=False):
-            joined[a:b] = of(part)
+            joined[a:b] = array(part)
         return joined
 
-    def each(of: Callable[[Structure], Any]) -> np.ndarray:
+    def each(array: Callable[[Structure], Any]) -> np.ndarray:
         """What belongs to structures; 0 for those that are none."""
-        joined = np.zeros((shape.n_structures, *np.shape(of(like))), np.asarray(of(like)).dtype)
+        joined = np.zeros((shape.n_structures, *np.shape(array(like))), np.asarray(array(like)).dtype)
         for k, part in enumerate(parts):
-            joined[k] = of(part)
+            joined[k] = array(part)
         return joined
 
     system = System(

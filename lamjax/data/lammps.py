@@ -100,14 +100,14 @@ def _check_rows(lines: list[str], n_types: int) -> str:
             f"do not say where positions are. Write the style behind its name, as in `Atoms # charge`; known are "
             f"{', '.join(_STYLES)}."
         )
-    seen: set[str] = set()
+    ids: set[str] = set()
     for number, words in rows:
         kind = words[column]
-        if words[0] in seen:
+        if words[0] in ids:
             raise ValueError(f"line {number}: two atoms have the id {words[0]}: damaged. Remove one of them.")
         if kind.isdigit() and not 1 <= int(kind) <= n_types:
             raise ValueError(f"line {number}: an atom is of type {kind}, and the file announces {n_types} atom types.")
-        seen.add(words[0])
+        ids.add(words[0])
     return style
 
 
@@ -231,10 +231,10 @@ def _symbols(columns: list[str], rows: list[list[str]], elements: Sequence[str],
         return named  # C for every type is what LAMMPS writes where nobody told it the elements
     if "mass" in have:
         return [_of_mass(float(mass), number) for mass in have["mass"]]
-    seen = f"elements {', '.join(sorted(set(named))[:8])}" if named else f"types {', '.join(sorted(types)[:8])}"
+    labels = f"elements {', '.join(sorted(set(named))[:8])}" if named else f"types {', '.join(sorted(types)[:8])}"
     raise ValueError(
-        f"line {number}: the dump has {seen}, which do not say what its atoms are. Give the elements of types 1, 2, ..."
-        " (--elements Si,O; elements of ReadOptions), or write the dump with `dump_modify ... element`."
+        f"line {number}: the dump has {labels}, which do not say what its atoms are. Give the elements of types 1, 2, "
+        "... (--elements Si,O; elements of ReadOptions), or write the dump with `dump_modify ... element`."
     )
 
 

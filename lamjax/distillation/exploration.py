@@ -127,10 +127,10 @@ def simulate(
     try:
         fixed = one.start.info.get("fixed")
         first = dynamics.begin(ensemble, params, one.start.system, fixed=fixed, seed=seed, room=room.get(n_atoms))
-        for simulation, seen in dynamics.simulate(ensemble, params, first, config.steps, config.every):
+        for simulation, record in dynamics.simulate(ensemble, params, first, config.steps, config.every):
             room[n_atoms] = simulation.shapes
-            for k, number in enumerate(seen.step.tolist()):
-                structure = one.start.system._replace(positions=seen.positions[k], cell=seen.cell[k])
+            for k, number in enumerate(record.step.tolist()):
+                structure = one.start.system._replace(positions=record.positions[k], cell=record.cell[k])
                 frames.append(
                     explored_atoms(structure, one.start, "simulation", step=number, **conditions(one), seed=seed)
                 )

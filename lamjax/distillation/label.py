@@ -213,7 +213,7 @@ def _check_same(asked: ase.Atoms, answer: Frame, where: str) -> None:
         raise ValueError(f"{where}: other elements, or in another order, than in {WANTED}.")
     if asked.pbc.any() and not np.allclose(system.cell, asked.cell.array, atol=SAME):
         raise ValueError(f"{where}: another cell than in {WANTED}.")
-    way = np.linalg.norm(shortest(system.positions - asked.positions, asked.cell.array, asked.pbc), axis=1)
-    if way.max() > SAME:
-        k = int(way.argmax())
-        raise ValueError(f"{where}: atom {k} is {way[k]:.3g} Å from where it is in {WANTED}. Was the frame relaxed?")
+    moved = np.linalg.norm(shortest(system.positions - asked.positions, asked.cell.array, asked.pbc), axis=1)
+    if moved.max() > SAME:
+        k = int(moved.argmax())
+        raise ValueError(f"{where}: atom {k} is {moved[k]:.3g} Å from where it is in {WANTED}. Was the frame relaxed?")

@@ -77,12 +77,12 @@ def substitutes(
     """At most `n` different substitutions of each start; none of one with fixed atoms, which must keep their places."""
     replaced: list[Frame] = []
     for number, start in enumerate(starts):
-        rng, mine = np.random.default_rng((seed, number, 2)), {}
+        rng, by_source = np.random.default_rng((seed, number, 2)), {}
         for _ in range(TRIES * n if "fixed" not in start.info else 0):
             one = substituted(start, rng, elements, places)
-            if one is not None and len(mine) < n:
-                mine.setdefault(one.source, one._replace(info=one.info | {"seed": seed, "draw": len(mine)}))
-        replaced += mine.values()
+            if one is not None and len(by_source) < n:
+                by_source.setdefault(one.source, one._replace(info=one.info | {"seed": seed, "draw": len(by_source)}))
+        replaced += by_source.values()
     return replaced
 
 

@@ -13,6 +13,7 @@ from lamjax.arguments import ArgumentError, expect
 from lamjax.domains.division import Domains, divide
 from lamjax.domains.lists import DomainLists, DomainShapes
 from lamjax.domains.moving import evaluator
+from lamjax.neighbors.grid import Spare
 from lamjax.neighbors.types import Shell, named
 from lamjax.potential import Potential, Prediction, check_elements, check_potential
 from lamjax.system import System
@@ -67,7 +68,7 @@ def allocate(
     check_elements(potential, host)
     domains = domains if isinstance(domains, Domains) else divide(domains)
     over = evaluator(potential, domains)
-    shapes = over.shapes(host, skin, headroom)
+    shapes = over.shapes(host, Spare(skin, headroom))
     blank = DividedNeighbors(over.blank(host, shapes), domains, shapes, potential.shells, float(skin))
     divided = jax.jit(lambda n, s: update(potential, n, s))(blank, host)
     check(divided)

@@ -31,7 +31,7 @@ class Seen(NamedTuple):
 class Evaluator(NamedTuple):
     """Pure functions; `lists` and `shapes` are theirs, of whatever kind."""
 
-    shapes: Callable  # (system, skin, headroom, least=None, margin=1.0) -> shapes, hashable; on the host
+    shapes: Callable  # (system, grid.Spare, least=None) -> shapes, hashable; on the host
     blank: Callable  # (system, shapes) -> lists that want to be searched; on the host
     search: Callable  # (lists, system, skin, shapes) -> lists, the fullest of what `rooms` counts
     rooms: Callable  # shapes -> (n,) how much of each there is room for
@@ -49,8 +49,8 @@ def evaluator(potential: Potential, domains: Domains | None = None) -> Evaluator
 def _on_one(potential: Potential) -> Evaluator:
     shells = potential.shells
 
-    def shapes(system: System, skin: float, headroom: float, least: Any = None, margin: float = 1.0) -> grid.Shapes:
-        return grid.shapes(system, shells, skin, headroom, least, margin)
+    def shapes(system: System, spare: grid.Spare, least: grid.Shapes | None = None) -> grid.Shapes:
+        return grid.shapes(system, shells, spare, least)
 
     def blank(system: System, shapes: grid.Shapes) -> verlet.Verlet:
         return verlet.blank(system, shapes.width, jnp.zeros((0, 3), jnp.int32), shells)
@@ -81,8 +81,8 @@ def _on_one(potential: Potential) -> Evaluator:
 
 
 def _over(potential: Potential, domains: Domains) -> Evaluator:
-    def shapes(system: System, skin: float, headroom: float, least: Any = None, margin: float = 1.0) -> DomainShapes:
-        return divided.shapes(potential, domains, system, skin, headroom, least, margin)
+    def shapes(system: System, spare: grid.Spare, least: DomainShapes | None = None) -> DomainShapes:
+        return divided.shapes(potential, domains, system, spare, least)
 
     def blank(system: System, shapes: DomainShapes) -> DomainLists:
         return divided.blank(system, domains, potential.shells, shapes)

@@ -198,8 +198,8 @@ def _moves(ensemble: Ensemble, shapes: Any) -> Callable:
     dt = config.timestep * units.FS
 
     def force(positions: Array, around: Surroundings, **_: Any) -> Array:
-        here = around.system._replace(positions=positions)
-        predicted, seen = evaluate.predict(around.params, here, around.lists, shapes)
+        moved = around.system._replace(positions=positions)
+        predicted, seen = evaluate.predict(around.params, moved, around.lists, shapes)
         forces = jnp.where(around.fixed, 0, predicted.forces)
         return jnp.where(seen.overflow, jnp.nan, forces).astype(positions.dtype)
 

@@ -18,6 +18,7 @@ from lamjax.domains.moving import AnyShapes
 from lamjax.dynamics import ensembles
 from lamjax.dynamics.ensembles import Ensemble, NPTConfig, Surroundings, integrator, thermal_momenta
 from lamjax.dynamics.records import Record
+from lamjax.neighbors.grid import Spare
 from lamjax.potential import check_elements
 from lamjax.system import MASSES, System, as_jax_casts, check_single, fixed_mask, volume
 
@@ -82,7 +83,7 @@ class StepDiagnostics(NamedTuple):
     neighbors: Int[Array, " n_shells"]
     fullest: Int[Array, " n_kinds"]  # bin, and domain where there are several
     radius: Float[Array, ""]  # Å that the bins let an atom see
-    way: Float[Array, " n_atoms"]  # Å
+    moved: Float[Array, " n_atoms"]  # Å in the step
     ok: Bool[Array, ""]
 
 
@@ -198,10 +199,10 @@ def simulate(
         moved = made.chunk(simulation.state, _around(ensemble, params, simulation), span)
         if ready is not None:  # the device is at work
             yield ready
-        state, lists, step, ok, n_seen, seen = jax.block_until_ready(moved)
+        state, lists, step, ok, n_made, records = jax.block_until_ready(moved)
         failures = 0 if int(step) > simulation.step else failures
         simulation = simulation._replace(state=state, lists=lists, step=int(step))
-        ready = (simulation, Record(*(np.asarray(x)[: int(n_seen)] for x in seen))) if n_seen else None
+        ready = (simulation, Record(*(np.asarray(x)[: int(n_made)] for x in records))) if n_made else None
         if not math.isinf(seconds):
             n_records = max(1, int(min(CHUNK, n_records * seconds / (time.monotonic() - began))))
         if not ok:
@@ -217,8 +218,8 @@ def observe(ensemble: Ensemble, params: PyTree, simulation: Simulation, skin: fl
     """What is seen of a simulation where it is: a record of one step. Nothing is compiled that `simulate` does not."""
     _check_fits(ensemble, simulation)
     chunk, around = _programs(ensemble, simulation.shapes, skin).chunk, _around(ensemble, params, simulation)
-    *_, seen = chunk(simulation.state, around, Span(simulation.step, simulation.step, 1, 1))
-    return Record(*(np.asarray(x)[:1] for x in seen))
+    *_, records = chunk(simulation.state, around, Span(simulation.step, simulation.step, 1, 1))
+    return Record(*(np.asarray(x)[:1] for x in records))
 
 
 def _around(ensemble: Ensemble, params: PyTree, simulation: Simulation) -> Surroundings:
@@ -228,11 +229,11 @@ def _around(ensemble: Ensemble, params: PyTree, simulation: Simulation) -> Surro
 
 def _check_fits(ensemble: Ensemble, simulation: Simulation) -> None:
     """Raise ValueError for a simulation in arrays of another kind of potential; other cutoffs are searched anew."""
-    mine, its = len(ensemble.potential.shells), len(simulation.shapes.capacities)
-    if mine != its:
+    n_wanted, n_had = len(ensemble.potential.shells), len(simulation.shapes.capacities)
+    if n_wanted != n_had:
         raise ValueError(
-            f"The simulation was begun with a potential of {its} cutoffs, this one has {mine}. Begin again with it, "
-            "from simulation.system and the momenta in simulation.state."
+            f"The simulation was begun with a potential of {n_had} cutoffs, this one has {n_wanted}. Begin again with "
+            "it, from simulation.system and the momenta in simulation.state."
         )
 
 
@@ -249,8 +250,8 @@ def _wider(ensemble: Ensemble, params: PyTree, simulation: Simulation, skin: flo
 
 def _shapes(ensemble: Ensemble, system: System, skin: float, least: Any = None) -> Any:
     """Shapes of arrays with room for the neighbours of a structure and some more."""
-    margin = 1.02 if isinstance(ensemble.config, NPTConfig) else 1.0  # the bins may become thinner
-    return ensemble.evaluator.shapes(system, skin, HEADROOM, least, margin)
+    shrinking = 1.02 if isinstance(ensemble.config, NPTConfig) else 1.0  # the bins may become thinner
+    return ensemble.evaluator.shapes(system, Spare(skin, HEADROOM, shrinking), least)
 
 
 def _grown(ensemble: Ensemble, simulation: Simulation, diagnostics: StepDiagnostics, skin: float) -> Any:
@@ -261,9 +262,9 @@ def _grown(ensemble: Ensemble, simulation: Simulation, diagnostics: StepDiagnost
     ]
     fits = all(n <= c for n, c in zip(wanted, shapes.capacities, strict=True))
     has_room = np.all(np.asarray(diagnostics.fullest) <= ensemble.evaluator.rooms(shapes))
-    sees = float(diagnostics.radius) >= shells[0].cutoff and has_room
+    has_reach = float(diagnostics.radius) >= shells[0].cutoff and has_room
     current = jax.tree.map(np.asarray, diagnostics.system)
-    if (fits and sees) or not np.isfinite(current.positions).all() or not np.isfinite(current.cell).all():
+    if (fits and has_reach) or not np.isfinite(current.positions).all() or not np.isfinite(current.cell).all():
         return shapes
     # what lies on the cutoff is counted by the host or is not, as rounding goes
     room = tuple(max(n, c) for n, c in zip(wanted, shapes.capacities, strict=True))
@@ -272,12 +273,12 @@ def _grown(ensemble: Ensemble, simulation: Simulation, diagnostics: StepDiagnost
 
 def _why(simulation: Simulation, diagnostics: StepDiagnostics, ensemble: Ensemble) -> str:
     """A message: what went wrong in the step that could not be made."""
-    way = np.asarray(diagnostics.way)
-    k = int(np.argmax(np.where(np.isfinite(way), way, np.inf)))
+    moved = np.asarray(diagnostics.moved)
+    k = int(np.argmax(np.where(np.isfinite(moved), moved, np.inf)))
     what = f"atom {k} ({ase.data.chemical_symbols[int(simulation.system.numbers[k])]})"
-    moves = f"moves {way[k]:.2f} Å in one step" if np.isfinite(way[k]) else "is nowhere: its position is not finite"
+    moves = f"moves {moved[k]:.2f} Å in one step" if np.isfinite(moved[k]) else "is nowhere: its position is not finite"
     fault = f"{what} {moves}"
-    if np.isfinite(way).all() and way[k] < FARTHEST:
+    if np.isfinite(moved).all() and moved[k] < FARTHEST:
         fault = "energy or forces became infinite or NaN"
     config = ensemble.config
     slower = f"lengthen barostat_time (now {config.barostat_time:g} fs), " if isinstance(config, NPTConfig) else ""
@@ -310,8 +311,8 @@ def _compiled(ensemble: Ensemble, shapes: AnyShapes, skin: float) -> MDPrograms:
         after, lists, ok = stepper.step(state, around)
         current = moves.place(after, around.system)
         lists, fullest = search(lists, current)
-        way = stepper.moved(state, after, around.system)
-        return StepDiagnostics(current, lists.largest_counts, fullest, lists.radius, way, ok)
+        moved = stepper.moved(state, after, around.system)
+        return StepDiagnostics(current, lists.largest_counts, fullest, lists.radius, moved, ok)
 
     chunk = _chunk(stepper, _observer(ensemble, shapes, moves))
     options = numerics.compiler_options()
@@ -337,9 +338,13 @@ def _stepper(ensemble: Ensemble, shapes: AnyShapes, skin: float) -> Stepper:
 
         stale = evaluate.is_stale(around.lists, current)
         after, lists = jax.lax.cond(stale, again, lambda _: (after, around.lists), None)
-        way = moved(state, after, around.system)
+        displacement = moved(state, after, around.system)
         # what depends on NaN is NaN: an overflow shows in the forces
-        ok = jnp.all(jnp.isfinite(after.force)) & jnp.all(jnp.isfinite(after.momentum)) & jnp.all(way < FARTHEST)
+        ok = (
+            jnp.all(jnp.isfinite(after.force))
+            & jnp.all(jnp.isfinite(after.momentum))
+            & jnp.all(displacement < FARTHEST)
+        )
         return after, lists, ok
 
     def moved(state: Any, after: Any, system: System) -> Array:
@@ -370,14 +375,14 @@ def _chunk(stepper: Stepper, observe: Callable) -> Callable:
             return state, lists, k + ok, ok, end
 
         def record(carry: tuple) -> tuple:
-            state, lists, now, ok, n, seen = carry
+            state, lists, now, ok, n, records = carry
             end = jnp.minimum(span.last, (now // span.every + 1) * span.every)
             state, lists, now, ok, _ = jax.lax.while_loop(
                 lambda c: c[3] & (c[2] < c[4]), step, (state, lists, now, ok, end)
             )
             observed = observe(state, around._replace(lists=lists), now)
-            seen = jax.tree.map(lambda all_, x: all_.at[n].set(x), seen, observed)
-            return state, lists, now, ok, n + (now == end), seen
+            records = jax.tree.map(lambda all_, x: all_.at[n].set(x), records, observed)
+            return state, lists, now, ok, n + (now == end), records
 
         start = state, around.lists, span.first, jnp.ones((), bool), jnp.zeros((), jnp.int32), blank
         return jax.lax.while_loop(lambda c: c[3] & (c[4] < span.n_records), record, start)

@@ -42,10 +42,10 @@ def gruneisen(
     """
     minimum.check_crystal(system, "A Grüneisen parameter")
     relaxed = minimum.at_minimum(potential, params, system, neighbors, config)
-    way, _ = volume_path(potential, params, relaxed, True)
+    direction, _ = volume_path(potential, params, relaxed, True)
 
     def at(t):
-        placed = minimum.place(relaxed, relaxed.z + t * way)
+        placed = minimum.place(relaxed, relaxed.z + t * direction)
         constants, _ = vibrations.constants_of(potential, params, placed, cells)
         return vibrations.squared_frequencies(constants, system, cells, qpoints)
 

@@ -144,10 +144,10 @@ def waves(potential: Potential, params: Any, system: System, config: PhononSurve
     cells = supercell(potential, system, length=config.length)
     constants, residual = force_constants(potential, params, system, cells)
     numbers = np.maximum(1, np.ceil(config.density / np.linalg.norm(np.asarray(system.cell), axis=1))).astype(int)
-    way = path(system, config.n_path)
-    qpoints = np.concatenate([vibrations.mesh(numbers), way.qpoints])
+    wave_path = path(system, config.n_path)
+    qpoints = np.concatenate([vibrations.mesh(numbers), wave_path.qpoints])
     values = np.asarray(jax.jit(vibrations.frequencies)(constants, system, cells, qpoints))
-    on_mesh, bands = values[: -len(way.qpoints)], values[-len(way.qpoints) :]
+    on_mesh, bands = values[: -len(wave_path.qpoints)], values[-len(wave_path.qpoints) :]
     exact = on_mesh[commensurate(qpoints[: len(on_mesh)], cells)]
     nothing: Any = np.zeros(0)
     no_constants: Any = None
@@ -167,7 +167,7 @@ def waves(potential: Potential, params: Any, system: System, config: PhononSurve
         "heat_capacity": [JOULES * float(c) for c in heat.heat_capacity],  # J/(mol K) of cells
         "vibrational_free_energy": [float(f) for f in heat.free_energy],  # eV per cell
     }
-    return record, Waves(system, cells, np.asarray(constants), bands, way, on_mesh)
+    return record, Waves(system, cells, np.asarray(constants), bands, wave_path, on_mesh)
 
 
 def force_constants(potential: Potential, params: Any, system: System, cells: Supercell) -> tuple[np.ndarray, float]:

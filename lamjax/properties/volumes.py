@@ -103,10 +103,10 @@ def bulk_modulus_at(
 
     `hessian` is that of `minimum.hessian` without a pressure, if it is known.
     """
-    way, least = volume_path(potential, params, equilibrium, shape, hessian)
+    direction, least = volume_path(potential, params, equilibrium, shape, hessian)
 
     def along(t):
-        return minimum.energy(potential, params, equilibrium, equilibrium.z + t.astype(way.dtype) * way)
+        return minimum.energy(potential, params, equilibrium, equilibrium.z + t.astype(direction.dtype) * direction)
 
     def derivative_of(function):  # forwards: with one variable the smaller program
         return lambda t: jax.jvp(function, (t,), (jnp.ones_like(t),))
@@ -184,10 +184,10 @@ def equation_of_state(
     )(stretch)
     lists = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(stretch), *jnp.shape(x))), neighbors)
     cell = CellConfig(keep="volume") if config.shape else None
-    how = RelaxConfig(
+    relaxation = RelaxConfig(
         config.relax.fmax, config.relax.max_steps, cell, config.relax.minimiser, config.relax.adjoint, config.relax.skin
     )
-    relaxed = relax(potential, params, start, lists, how)
+    relaxed = relax(potential, params, start, lists, relaxation)
     volumes = volume(start)
     fit = birch_murnaghan(volumes, relaxed.energy)
     least, most = jnp.min(volumes), jnp.max(volumes)

@@ -125,8 +125,8 @@ def name_points(axes: Any, points: Mapping[str, tuple[tuple[float, float], Any]]
 def _right_end(axes: Any, line: Any) -> tuple[float, float]:
     """The last point of a line that can be seen."""
     x, y = np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float)
-    seen = np.isfinite(x) & np.isfinite(y) & (x <= max(axes.get_xlim()) * (1 + 1e-9))
-    k = int(np.flatnonzero(seen)[-1]) if seen.any() else -1
+    visible = np.isfinite(x) & np.isfinite(y) & (x <= max(axes.get_xlim()) * (1 + 1e-9))
+    k = int(np.flatnonzero(visible)[-1]) if visible.any() else -1
     return float(x[k]), float(y[k])
 
 

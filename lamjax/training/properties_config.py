@@ -9,7 +9,7 @@ from pydantic import Field
 
 from lamjax.config import configuration, read, template
 from lamjax.losses import PhononTargetConfig, PropertyLossConfig, TargetConfig
-from lamjax.losses.properties import ELASTIC, UNITS, VIBRATIONAL
+from lamjax.losses.property_targets import ELASTIC, UNITS, VIBRATIONAL
 from lamjax.relaxation import CellConfig, RelaxConfig
 from lamjax.training.schedules import ScheduleConfig
 from lamjax.training.tuning_config import FALL, TuneConfig, completed, read_tuning

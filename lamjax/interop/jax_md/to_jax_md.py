@@ -19,6 +19,7 @@ from lamjax.domains.moving import AnyShapes, Evaluator, Seen, evaluator
 from lamjax.imports import jax_md
 from lamjax.lattice import basis
 from lamjax.neighbors import Neighbors
+from lamjax.neighbors.grid import Spare
 from lamjax.neighbors.search import verdict
 from lamjax.neighbors.types import Shell, named, slots
 from lamjax.potential import Potential
@@ -172,7 +173,7 @@ def _allocating(
         if np.linalg.det(system.cell) < 0:
             raise ValueError("The box is left-handed: jax-md takes its volume for negative. Swap two lattice vectors.")
         allocate_neighbors(potential, system)  # names what cannot be evaluated, and what the model drops
-        shapes = _room(evaluate.shapes(system, skin, headroom, margin=1.02), extra_capacity, shells)
+        shapes = _room(evaluate.shapes(system, Spare(skin, headroom, shrinking=1.02)), extra_capacity, shells)
         lists = evaluate.blank(system, shapes)
         lists = jax.jit(evaluate.search, static_argnums=(2, 3))(lists, system, skin, shapes)[0]
         return NeighborList(lists, jnp.zeros((), bool), shapes, shells, update)
