@@ -32,10 +32,10 @@ def system_of(atoms: ase.Atoms) -> tuple[str, ...]:
 def candidates() -> list[ase.Atoms]:
     """Small crystals of two or three elements to train on, one of each chemistry, of none that the benchmarks have."""
     taken = {system_of(atoms) for atoms in [*elastic(), *phonon()]}
-    found: dict[tuple[str, ...], ase.Atoms] = {}
+    by_chemistry: dict[tuple[str, ...], ase.Atoms] = {}
     for atoms in ase.io.read(DATA / "materials_pbeu" / "train.extxyz.gz", ":"):
         name = system_of(atoms)
         if len(name) in (2, 3) and len(atoms) <= MOST and atoms.pbc.all() and name not in taken:
-            found.setdefault(name, ase.Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True))
-    names = sorted(found)
-    return [found[names[k]] for k in np.random.default_rng(0).permutation(len(names))]
+            by_chemistry.setdefault(name, ase.Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True))
+    names = sorted(by_chemistry)
+    return [by_chemistry[names[k]] for k in np.random.default_rng(0).permutation(len(names))]

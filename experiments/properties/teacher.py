@@ -58,16 +58,16 @@ def measured(calculator, atoms: ase.Atoms) -> dict:
     began, atoms = time.process_time(), atoms.copy()
     atoms.calc = calculator
     converged = bool(FIRE(FrechetCellFilter(atoms), logfile=None).run(fmax=FMAX, steps=STEPS))
-    found = {"formula": atoms.get_chemical_formula(), "converged": converged, "n_atoms": len(atoms)}
-    found |= {"volume": float(atoms.get_volume()), "cell": atoms.cell.tolist(), "positions": atoms.positions.tolist()}
-    found["numbers"] = atoms.numbers.tolist()
+    record = {"formula": atoms.get_chemical_formula(), "converged": converged, "n_atoms": len(atoms)}
+    record |= {"volume": float(atoms.get_volume()), "cell": atoms.cell.tolist(), "positions": atoms.positions.tolist()}
+    record["numbers"] = atoms.numbers.tolist()
     if converged:
         tensor = elastic_tensor(atoms)
         k, g = moduli(tensor)
         scale = np.sqrt([1, 1, 1, 2, 2, 2])
         stable = bool(np.linalg.eigvalsh(tensor * np.outer(scale, scale))[0] > 0)
-        found |= {"tensor": np.round(tensor, 3).tolist(), "bulk_modulus": k, "shear_modulus": g, "stable": stable}
-    return found | {"seconds": round(time.process_time() - began, 2)}
+        record |= {"tensor": np.round(tensor, 3).tolist(), "bulk_modulus": k, "shear_modulus": g, "stable": stable}
+    return record | {"seconds": round(time.process_time() - began, 2)}
 
 
 def main() -> None:
