@@ -148,6 +148,18 @@ def arguments(description: str, folder: Path, seeds: Sequence[int] = (0, 1, 2)) 
     return parser
 
 
+def command_line(description: str, here: Path, steps: Any) -> argparse.Namespace:
+    """The options of a script that trains, with the `size` that --quick chooses; sets the cache of compilations."""
+    parser = arguments(description, here)
+    parser.add_argument("--steps", type=int, help=f"of every run (default: {steps})")
+    given = parser.parse_args()
+    begin(given.work, given.cache)
+    given.size = QUICK if given.quick else FULL
+    if given.quick:
+        given.seeds, given.steps = given.seeds[:1], given.steps or 3
+    return given
+
+
 def begin(work: Path, cache: Path | None) -> None:
     """Energies are summed in float64, and a program is compiled once for all runs."""
     jax.config.update("jax_enable_x64", True)

@@ -69,7 +69,7 @@ def _article(name: str) -> str:
 def plain(value: Any, hint: Any) -> Any:
     """Plain data for a type: where that is a tuple, a single value is a tuple of one, and a dict is one of pairs.
 
-    Everything else stays as it is, to be checked by whoever reads the config.
+    Everything else stays as it is, to be checked when the config is made.
     """
     origin, args = get_origin(hint), get_args(hint)
     if isinstance(value, np.generic):

@@ -242,10 +242,5 @@ def plot(path: Path, by_run: dict, seeds: list[int], singles: tuple[str, ...]) -
 
 
 if __name__ == "__main__":
-    parser = workflow.arguments(__doc__, HERE)
-    parser.add_argument("--steps", type=int, help=f"of every run (default: {STEPS})")
-    given = parser.parse_args()
-    workflow.begin(given.work, given.cache)
-    chosen = workflow.QUICK if given.quick else workflow.FULL
-    n_steps = given.steps or (3 if given.quick else STEPS)
-    main(given.seeds if not given.quick else given.seeds[:1], n_steps, given.work, chosen, given.report)
+    given = workflow.command_line(__doc__, HERE, STEPS)
+    main(given.seeds, given.steps or STEPS, given.work, given.size, given.report)

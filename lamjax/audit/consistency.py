@@ -5,7 +5,7 @@ Between two similar frames a and b of the same atoms the trapezoidal rule gives,
     E_b - E_a = -(F_a + F_b)/2 · Δx - (Ξ_a + Ξ_b)/2 : ε,
 
 where Δx is the displacement at fixed cell and ε the strain. For a cluster that does not touch its images
-Ξ = Σ_i r_i F_i exactly; for a slab that is so along its normal. What the numbers mean is said in `verdicts`.
+Ξ = Σ_i r_i F_i exactly; for a slab that is so along its normal. `verdicts` interprets the numbers.
 """
 
 from collections import OrderedDict

@@ -96,7 +96,7 @@ class _Set:
         self.largest: list[float] = []  # eV/Å, force of each frame
         self.faults: dict[tuple[str, str, str], list[tuple[str, float]]] = defaultdict(list)
         self.stresses: list[float] = []
-        self.levels: dict[str, str] = {}  # who labelled -> the first such frame
+        self.levels: dict[str, str] = {}  # level of theory -> its first frame
         self.n_levels: Counter = Counter()
 
     def look(self, frame: Frame) -> None:

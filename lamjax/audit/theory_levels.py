@@ -39,7 +39,7 @@ def described(frames: Mapping[str, int]) -> str:
 
 
 def check(frames: Mapping[str, int], what: str, allowed: bool) -> None:
-    """ValueError if what is learned together was labelled by several; a warning if some frames do not say by whom.
+    """ValueError if what is learned together was labelled at several levels; a warning if some frames name no level.
 
     `what` learns it, and `allowed` says that the user knows.
     """

@@ -9,7 +9,7 @@ from lamjax import units
 from lamjax.audit.consistency import Cluster, FramePair
 
 FEW = 3  # a verdict rests on at least so many comparisons
-SOME = 8  # and on so many where each of them tells less
+SOME = 8  # and on so many where each of them is less certain
 CLEAR, ROUGH = 1.25, 1.5  # factors within which a ratio is a known one
 HARTREE, RYDBERG, BOHR = 27.211386, 13.605693, 0.529177
 KCAL, KJ = 0.0433641, 0.0103643  # eV, of one per mole

@@ -1,4 +1,4 @@
-"""What `lamjax md` tells of a simulation: lines while it goes on, a table and a picture at the end."""
+"""The output of `lamjax md`: lines during the simulation, a table and a picture at its end."""
 
 import csv
 import time
@@ -75,7 +75,7 @@ def grown(before: Simulation, now: Simulation) -> str:
 
 
 def dropped(record: Record, shells: Sequence[Shell]) -> bool:
-    """Whether the model drops neighbours in a frame of a record; then it is said."""
+    """Whether the model drops neighbours in a frame of a record; prints a warning then."""
     if not record.truncated.any():
         return False
     widths = ", ".join(f"{shell.sel} within {shell.cutoff:g} Å" for shell in shells if shell.sel is not None)
@@ -88,7 +88,7 @@ def dropped(record: Record, shells: Sequence[Shell]) -> bool:
 
 
 def disagree(watch: Watch, record: Record, most: float) -> bool:
-    """Whether a committee deviates by more than the limit in a frame of the last record; then it is said."""
+    """Whether a committee deviates by more than the limit in a frame of the last record; prints a warning then."""
     over = np.flatnonzero(watch.last > most)
     if not len(over):
         return False

@@ -19,6 +19,7 @@ from rich.markup import escape
 from lamjax import checkpoints, data, files, units
 from lamjax.cli import reading, relax_records
 from lamjax.cli.failure import no_memory
+from lamjax.cli.option_groups import grouped
 from lamjax.cli.options import Head, Model, NetworkPrecision, Precision
 from lamjax.cli.reading import Start
 from lamjax.data import records
@@ -49,10 +50,7 @@ class SurveySettings(NamedTuple):
     phonopy: bool
 
 
-def properties(
-    model: Model,
-    structures: Annotated[list[Path], typer.Argument(help="Files that ASE reads; every frame is a crystal.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of tables and figures.")] = Path("properties"),
+def survey_settings(
     elastic: Annotated[bool, typer.Option("--elastic", help="Elastic tensor, moduli, B'.")] = False,
     eos: Annotated[bool, typer.Option("--eos", help="Equation of state at 7 volumes.")] = False,
     phonons: Annotated[bool, typer.Option("--phonons", help="Bands, density of states, heat capacity.")] = False,
@@ -62,6 +60,29 @@ def properties(
     temperature: Annotated[list[float] | None, typer.Option(help="K, of the heat capacity; again for more.")] = None,
     phonopy: Annotated[bool, typer.Option("--phonopy", help="Force constants for phonopy too (needs it).")] = False,
     figures: Annotated[bool, typer.Option(help="A figure of each crystal's bands and equation of state.")] = True,
+) -> SurveySettings:
+    """What is computed, and how; ValueError for options that do not fit together."""
+    if phonopy and not phonons:
+        raise ValueError("--phonopy writes force constants: add --phonons.")
+    if phonopy:
+        check_phonopy()
+    return SurveySettings(
+        elastic,
+        EquationOfStateConfig() if eos else None,
+        survey.PhononSurvey(supercell, temperatures=tuple(temperature or (300.0,))) if phonons else None,
+        RelaxConfig(fmax=fmax, max_steps=max_steps, cell=CellConfig()),
+        figures,
+        phonopy,
+    )
+
+
+@grouped(settings=survey_settings)
+def properties(
+    model: Model,
+    structures: Annotated[list[Path], typer.Argument(help="Files that ASE reads; every frame is a crystal.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of tables and figures.")] = Path("properties"),
+    *,
+    settings: SurveySettings,
     head: Head = None,
     precision: NetworkPrecision = Precision.FLOAT64,
     chunk: Annotated[int, typer.Option(help="Crystals that are relaxed before their properties follow.", min=1)] = 64,
@@ -78,18 +99,6 @@ def properties(
     is flagged in its line. What could not be computed is said there; the others go on. A molecule has none of these
     properties, a slab its stiffness in N/m. Each line is written as it is done: --resume goes on.
     """
-    if phonopy and not phonons:
-        raise ValueError("--phonopy writes force constants: add --phonons.")
-    if phonopy:
-        check_phonopy()
-    settings = SurveySettings(
-        elastic,
-        EquationOfStateConfig() if eos else None,
-        survey.PhononSurvey(supercell, temperatures=tuple(temperature or (300.0,))) if phonons else None,
-        RelaxConfig(fmax=fmax, max_steps=max_steps, cell=CellConfig()),
-        figures,
-        phonopy,
-    )
     names = [RECORDS, CSV, JSON, RELAXED, MODULI, f"{FIGURES}/*", f"{PHONOPY}/*"]
     outputs.claim_folder(output, names, [model, *data.files_of(structures)], "--output")
     began = time.monotonic()
@@ -190,7 +199,7 @@ def _computed(
             ends[outcome.number] = outcome.relaxation
     volumes = _at_volumes(potential, params, ends, settings)
     for number, relaxed in sorted(ends.items()):
-        yield _one(potential, params, usable[number], relaxed, volumes.get(number, []), settings, output)
+        yield _record(potential, params, usable[number], relaxed, volumes.get(number, []), settings, output)
 
 
 def _at_volumes(
@@ -213,7 +222,7 @@ def _at_volumes(
     return relaxations
 
 
-def _one(
+def _record(
     potential: Potential,
     params: PyTree,
     crystal: Start,

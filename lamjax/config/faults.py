@@ -28,7 +28,7 @@ def meant(errors: Any) -> list[dict]:
             return True
         branch = min(inside, key=len)
         siblings = {e["loc"][: len(branch)] for e in errors if e["loc"][: len(branch) - 1] == branch[:-1]}
-        return siblings <= wrong and loc == (*branch, "type")  # the type fits none of them: only that is told
+        return siblings <= wrong and loc == (*branch, "type")  # the type fits none of them: no other fault is reported
 
     kept, types = [], {}
     for error in [error for error in errors if is_meant(error["loc"])]:

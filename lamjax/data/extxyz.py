@@ -39,7 +39,7 @@ def frames(
 ) -> Iterator[ase.Atoms]:
     """The structures of the lines of a file; ValueError that names the line of what cannot be read.
 
-    `note(severity, what, remedy)` is told of what is odd but readable. `elements` are those of types 1, 2, ... where
+    `note(severity, what, remedy)` is called for what is odd but readable. `elements` are those of types 1, 2, ... where
     atoms have numbers instead of elements, as in LAMMPS's xyz files.
     """
     numbered = enumerate(lines, 1)
@@ -230,17 +230,17 @@ def _pairs(text: str) -> Iterator[tuple[str, str]]:
     """Keys and raw values; a key without a value has the value T."""
     text, place = text.strip(), 0
     while place < len(text):
-        key, place = _word(text, place, "=")
+        key, place = _token(text, place, "=")
         place = _spaces(text, place)
         if text[place : place + 1] == "=":
-            value, place = _word(text, _spaces(text, place + 1), "")
+            value, place = _token(text, _spaces(text, place + 1), "")
             yield key, value
         else:
             yield key, "T"
         place = _spaces(text, place)
 
 
-def _word(text: str, place: int, stop: str) -> tuple[str, int]:
+def _token(text: str, place: int, stop: str) -> tuple[str, int]:
     """What stands up to the next space outside of quotes and brackets, without them, and where it ends."""
     characters: list[str] = []
     while place < len(text) and not text[place].isspace() and text[place] not in (stop or ()):

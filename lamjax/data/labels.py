@@ -1,4 +1,4 @@
-"""Which entries of a structure are its energy, forces and virial: in whose spelling, and in which unit.
+"""Which entries of a structure are its energy, forces and virial, in the spellings and units of many programs.
 
 What looks like a label and is not taken is named, so that none is lost without a word.
 """
@@ -330,7 +330,7 @@ def _factors(info: dict[str, Any]) -> tuple[dict[str, float], set[str]]:
                 "hartree, rydberg, kcal/mol, kJ/mol; angstrom, bohr, nm; GPa, kbar) and remove the key."
             )
         factors.update(factor)
-    if (pressure := factors.pop("pressure", None)) is not None:  # that of the stress, where nothing else is said of it
+    if (pressure := factors.pop("pressure", None)) is not None:  # that of the stress, where it has no unit of its own
         factors.setdefault("stress", pressure)
     if factors.pop("length", 1.0) != 1.0:
         raise ValueError(

@@ -144,7 +144,7 @@ def _sections(lines: Iterator[str]) -> Iterator[tuple[int, dict[str, tuple[str, 
         if line.startswith("ITEM:"):
             name, rest = _item(line, number)
             if name in sections or ("ATOMS" in sections):
-                yield start, _whole(sections, start)
+                yield start, _checked_sections(sections, start)
                 sections, start = {}, number
             into = sections.setdefault(name, (rest, []))[1]
         elif line.strip():
@@ -152,7 +152,7 @@ def _sections(lines: Iterator[str]) -> Iterator[tuple[int, dict[str, tuple[str, 
                 raise ValueError(f"line {number}: expected ITEM: of a LAMMPS dump, got {line[:60]!r}.")
             into.append(line)
     if sections:
-        yield start, _whole(sections, start)
+        yield start, _checked_sections(sections, start)
 
 
 def _item(line: str, number: int) -> tuple[str, str]:
@@ -163,7 +163,7 @@ def _item(line: str, number: int) -> tuple[str, str]:
     return rest, ""
 
 
-def _whole(sections: dict[str, tuple[str, list[str]]], start: int) -> dict[str, tuple[str, list[str]]]:
+def _checked_sections(sections: dict[str, tuple[str, list[str]]], start: int) -> dict[str, tuple[str, list[str]]]:
     """The sections of a frame; ValueError if something of it is missing."""
     missing = [name for name in ("TIMESTEP", "NUMBER OF ATOMS", "BOX BOUNDS", "ATOMS") if name not in sections]
     lacking = [name for name in sections if name in ("TIMESTEP", "NUMBER OF ATOMS") and not sections[name][1]]
@@ -228,7 +228,7 @@ def _symbols(columns: list[str], rows: list[list[str]], elements: Sequence[str],
         return [elements[int(t) - 1] for t in have["type"]]
     named = have.get("element", have.get("typelabel", []))
     if named and set(named) <= set(ase.data.chemical_symbols[1:]) and not (set(named) == {"C"} and len(types) > 1):
-        return named  # C for every type is what LAMMPS writes where nobody told it the elements
+        return named  # C for every type is what LAMMPS writes where no elements are given
     if "mass" in have:
         return [_of_mass(float(mass), number) for mass in have["mass"]]
     labels = f"elements {', '.join(sorted(set(named))[:8])}" if named else f"types {', '.join(sorted(types)[:8])}"

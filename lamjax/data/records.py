@@ -15,7 +15,7 @@ from lamjax.files import replacing
 
 
 def append(file: TextIO, atoms: ase.Atoms) -> None:
-    """One record, handed to the system at once: a run that is killed loses no structure that was told to be done."""
+    """One record, handed to the system at once: a run that is killed loses no structure that was reported as done."""
     import ase.io
 
     text = io.StringIO()

@@ -33,7 +33,7 @@ class CalculatorLabeller:
         self, make: Callable[[], Any], name: str = "calculator", reuse: bool = False, level: str | None = None
     ) -> None:
         self.make, self.name, self.reuse = make, name, reuse
-        self.level = name if level is None else level  # what frames say of who labelled them
+        self.level = name if level is None else level  # the level of theory in the info of labelled frames
         self._kept: Any = None  # the instance that is used again
         self._has_answered = False  # the kept one, before
         self._compared = False  # an instance that had answered before, with a new one
@@ -104,7 +104,7 @@ def _for_ase(factory: Callable[..., Any], /, **options: Any) -> Any:
 
 
 def _level(name: str, options: dict[str, Any]) -> str:
-    """The calculator and its options: what tells its labels from those of another one."""
+    """The calculator and its options, by which its labels are distinguished from those of another one."""
     settings = ", ".join(f"{key}={value}" for key, value in sorted(options.items()))
     return records.one_line(f"{name} ({settings})" if settings else name).replace('"', "'").replace("\\", "/")
 

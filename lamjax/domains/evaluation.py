@@ -40,7 +40,7 @@ class DividedNeighbors:
 
     @property
     def capacities(self) -> tuple[int, ...]:
-        """Raises ArgumentError: who asks evaluates on one device."""
+        """Raises ArgumentError: functions for one device read the capacities."""
         raise ArgumentError(
             "Neighbours over domains are evaluated by domains.predict and domains.energy of the same arguments; "
             "lamjax.predict, potential.energy and relaxations take those of lamjax.allocate(potential, system)."

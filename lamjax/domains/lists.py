@@ -181,7 +181,7 @@ def is_stale(lists: DomainLists, system: System, potential: Potential) -> Bool[A
 def members(system: System, domains: Domains, atoms: Array, images: Array, number: Array, first: bool) -> System:
     """The atoms of a domain and of its halo as a structure that is open where the cell is divided.
 
-    Slot 0 is the structure's first atom, seen by none, where `first` is True, and else padding.
+    Slot 0 is the structure's first atom, a neighbour of none, where `first` is True, and else padding.
     """
     slot = jnp.arange(len(atoms))
     occupied = (slot <= jnp.sum(number)) & (first | (slot > 0))

@@ -66,15 +66,15 @@ def _on_one(potential: Potential) -> Evaluator:
         return verlet.narrow(lists, system, shells, shapes.capacities)
 
     def look(lists: verlet.Verlet, system: System, shapes: grid.Shapes) -> Seen:
-        return _seen(narrow(lists, system, shapes))
+        return _counts_and_flags(narrow(lists, system, shapes))
 
     def energy(params: PyTree, system: System, lists: verlet.Verlet, shapes: grid.Shapes) -> tuple[Array, Seen]:
         neighbors = narrow(lists, system, shapes)
-        return potential.energy(params, system, neighbors), _seen(neighbors)
+        return potential.energy(params, system, neighbors), _counts_and_flags(neighbors)
 
     def predicted(params: PyTree, system: System, lists: verlet.Verlet, shapes: grid.Shapes) -> tuple[Any, Seen]:
         neighbors = narrow(lists, system, shapes)
-        return predict(potential, params, system, neighbors), _seen(neighbors)
+        return predict(potential, params, system, neighbors), _counts_and_flags(neighbors)
 
     rooms = lambda shapes: np.array([shapes.grid.capacity])  # noqa: E731
     return Evaluator(shapes, blank, search, rooms, is_stale, look, energy, predicted)
@@ -127,7 +127,7 @@ def _over_domains(
             energies = atomic_energies(potential, params, cluster, neighbors)
         own = jnp.where((slot > 0) & (slot <= number[0]), energies, 0)
         of_all = jnp.zeros(system.n_atoms, own.dtype).at[atoms].add(own)
-        return jax.tree.map(lambda x: x[None], (of_all, _seen(neighbors)))
+        return jax.tree.map(lambda x: x[None], (of_all, _counts_and_flags(neighbors)))
 
     specs = (ALL, ALL, EACH, EACH, EACH, EACH)
     run = jax.shard_map(of_domain, mesh=domains.mesh, in_specs=specs, out_specs=EACH, check_vma=False)
@@ -137,5 +137,5 @@ def _over_domains(
     )
 
 
-def _seen(neighbors: Neighbors) -> Seen:
+def _counts_and_flags(neighbors: Neighbors) -> Seen:
     return Seen(neighbors.largest_counts, neighbors.overflow, neighbors.truncated)

@@ -44,7 +44,7 @@ def append(path: Path, record: Record, still: dict[str, np.ndarray], timestep: f
     _reserve(path, record)
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
-    access.set_file_locking(False, True)  # who reads must not stop who writes
+    access.set_file_locking(False, True)  # a reader must not block the writer
     try:
         opened = h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDWR | h5py.h5f.ACC_SWMR_WRITE, access)
         opened_file: Any = h5py.File(opened)
@@ -132,7 +132,7 @@ def _reserve(path: Path, record: Record) -> None:
 
 
 def _is_closed(path: Path) -> bool:
-    """Whether whoever wrote the file has closed it."""
+    """Whether the writer of the file has closed it."""
     try:
         h5py.File(path, "r", locking=False).close()
     except OSError:

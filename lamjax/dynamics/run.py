@@ -122,7 +122,7 @@ def begin(
             raise ValueError(f"temperature is {wanted} K; momenta are drawn at 0 K or more.")
         momenta = thermal_momenta(ensemble.config, host, fixed, wanted, seed)
     else:
-        momenta = _given(host, fixed, momenta)
+        momenta = _checked_momenta(host, fixed, momenta)
     momenta = momenta.astype(host.positions.dtype)
     shapes, bath = _shapes(ensemble, host, skin, room), ensembles.bath(ensemble.config)
     while True:
@@ -139,7 +139,7 @@ def begin(
         shapes = grown
 
 
-def _given(system: System, fixed: np.ndarray, momenta: Array | None) -> np.ndarray:
+def _checked_momenta(system: System, fixed: np.ndarray, momenta: Array | None) -> np.ndarray:
     """Momenta that were given, checked, 0 where atoms are fixed and without a drift of the centre of mass."""
     momenta = np.asarray(momenta, np.float64)
     if momenta.shape != (system.n_atoms, 3):

@@ -172,5 +172,5 @@ def _flat(bins: Any, grid: Grid) -> Any:
 
 
 def _looked_at_all(system: System, grid: Grid) -> Array:
-    """Directions in which an atom sees everything there is, however thick the bins."""
+    """Directions in which all bins are searched, however thick they are."""
     return ~system.pbc & (np.array(grid.bins) <= np.array(grid.reach) + 1)

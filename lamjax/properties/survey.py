@@ -206,7 +206,7 @@ def _program(potential: Potential, config: PropertyConfig | None, what: str) -> 
 
 
 def _vacuum(system: System, cutoff: float) -> str | None:
-    """What is said of a periodic structure that leaves more than the cutoff (Å) empty along a lattice vector."""
+    """A message for a periodic structure that leaves more than the cutoff (Å) empty along a lattice vector."""
     if not np.all(np.asarray(system.pbc)):
         return None
     cell = np.asarray(system.cell, np.float64)

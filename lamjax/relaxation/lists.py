@@ -28,7 +28,7 @@ class Lists(NamedTuple):
 
 def candidates(n_atoms: int, offsets: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Every atom in every image, (width,) and (width, 3); images that are FAR away where there are fewer. Numpy."""
-    n = min(len(offsets), width // n_atoms)  # a list that misses some knows how far it sees
+    n = min(len(offsets), width // n_atoms)  # a list that lacks some has a smaller radius
     atoms, images = np.zeros(width, np.int32), np.full((width, 3), FAR, np.int32)
     atoms[: n * n_atoms] = np.tile(np.arange(n_atoms, dtype=np.int32), n)
     images[: n * n_atoms] = np.repeat(offsets[:n], n_atoms, axis=0)

@@ -88,7 +88,7 @@ def read_tasks(config: TrainConfig, potential: Potential) -> tuple[Task, ...]:
 
 
 def _structures(config: TrainConfig, frames: Sequence[Frame]) -> float:
-    """About how many structures the run looks at: by the size of batches that the run has unless a task has its own."""
+    """About how many structures the run trains on, by its batch size where no task has its own."""
     typical = round(float(np.mean(facts(frames).n_atoms)))  # the small share their shapes with larger ones
     batch = frames_per_batch(typical, config.batch_size)
     return float(config.steps * config.accumulate * config.tasks_per_step * batch)

@@ -51,10 +51,8 @@ class Seen:
         self.sent[name].append((step, dict(numbers)))
 
 
-@pytest.fixture
-def seen(monkeypatch):
-    """The three packages, replaced by what only remembers."""
-    services = Seen()
+def summary_writer(services):
+    """The class of tensorboardX that writes."""
 
     class SummaryWriter:
         def __init__(self, folder, purge_step=None):
@@ -68,6 +66,12 @@ def seen(monkeypatch):
 
         def close(self):
             services.closed.append("tensorboard")
+
+    return SummaryWriter
+
+
+def mlflow_client(services):
+    """The class of mlflow that writes."""
 
     class MlflowClient:
         def __init__(self, tracking_uri):
@@ -94,7 +98,13 @@ def seen(monkeypatch):
         def set_terminated(self, run):
             services.closed.append("mlflow")
 
-    def wandb_init(**options):
+    return MlflowClient
+
+
+def wandb_init(services):
+    """The function of wandb that begins a run."""
+
+    def init(**options):
         services.opened.append(("wandb", options["id"]))
         services.wandb = options
         if "init" in services.failing:
@@ -104,11 +114,18 @@ def seen(monkeypatch):
             finish=lambda: services.closed.append("wandb"),
         )
 
+    return init
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The three packages, replaced by what only remembers."""
+    services = Seen()
     entities = {"Metric": lambda key, x, time, step: (key, x, step), "Param": lambda key, x: (key, x)}
     for name, content in (
-        ("tensorboardX", {"SummaryWriter": SummaryWriter}),
-        ("wandb", {"init": wandb_init}),
-        ("mlflow", {"MlflowClient": MlflowClient}),
+        ("tensorboardX", {"SummaryWriter": summary_writer(services)}),
+        ("wandb", {"init": wandb_init(services)}),
+        ("mlflow", {"MlflowClient": mlflow_client(services)}),
         ("mlflow.entities", entities),
     ):
         module = ModuleType(name)
