@@ -97,7 +97,7 @@ def write_atomically(path: str | Path, content: bytes) -> None:
 
 
 def flush(path: str | Path) -> None:
-    """What was written to a file, to disk."""
+    """Flush a file to disk."""
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
 

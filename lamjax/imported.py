@@ -41,12 +41,12 @@ class FactoryConfig:
 
     @property
     def elements(self) -> tuple[str, ...] | None:
-        """What the potential knows; None: everything. Its function is called, if it was not yet."""
+        """The elements of the potential; None: all. Its function is called, if it was not yet."""
         return _opened(self)[0].elements
 
     @property
     def type(self) -> str:
-        """What prints as the kind of the potential."""
+        """The name that is printed as the kind of the potential."""
         return self.factory
 
 
@@ -164,7 +164,7 @@ def _numbers(params: Any, config: FactoryConfig) -> Any:
 
 
 def _parts(name: str) -> list[str]:
-    """What stands between the commas that are not within brackets."""
+    """The parts between the commas that are not within brackets."""
     return [part.strip() for part in re.split(r",(?![^\[{(]*[\]})])", str(name))]
 
 

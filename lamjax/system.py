@@ -115,7 +115,7 @@ def as_jax_casts(system: System) -> System:
 
 
 def lost_digits(system: System) -> str:
-    """What to say of one structure with atoms far from the home cell, of which jax makes float32; else nothing."""
+    """A warning for one structure with atoms far from the home cell, of which jax makes float32; else nothing."""
     dtype = jax.dtypes.canonicalize_dtype(system.positions.dtype)
     single = np.ndim(system.numbers) == 1 and system.structure is None
     if dtype.itemsize >= 8 or not single or not np.any(shift := home_shift(system.positions, system.cell, system.pbc)):

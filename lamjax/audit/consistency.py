@@ -139,7 +139,7 @@ def _path(a: System, b: System, cells: list[np.ndarray]) -> tuple[np.ndarray, np
 
 
 def cluster(frame: Frame) -> Cluster | None:
-    """What the forces say of the virial along the directions in which a structure has vacuum; None without any."""
+    """The virial that follows from the forces, along directions in which a structure has vacuum; None without any."""
     system, labels = frame.system, frame.labels
     if min(labels.weights[1], labels.weights[2]) == 0 or system.n_atoms < 2:
         return None

@@ -1,4 +1,4 @@
-"""What is in data sets and what is suspicious in them, with file and frame: wrong signs and units, copies, outliers."""
+"""Contents of data sets and suspicious frames, with file and number: wrong signs and units, copies, outliers."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -79,7 +79,7 @@ def audit(sets: Mapping[str, Iterable[Frame]]) -> Audit:
 
 
 class _Set:
-    """What is kept of the frames of a set."""
+    """Counts and samples of the frames of a set."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -1,4 +1,4 @@
-"""Who labelled the frames of a set: labels of two levels of theory are not to be learned by one head unawares."""
+"""Levels of theory of the labels of a set: one head should not learn two of them unawares."""
 
 import json
 import warnings

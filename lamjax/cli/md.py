@@ -61,7 +61,7 @@ class PreparedSimulation(NamedTuple):
 
 
 class Motion(NamedTuple):
-    """How atoms move, and how long."""
+    """Ensemble and length of a simulation."""
 
     config: Any  # of the ensemble
     n_steps: int

@@ -148,7 +148,7 @@ def picture(output: Output) -> None:
 
 
 def panels(columns: dict[str, np.ndarray], n_atoms: int) -> dict[str, dict[str, np.ndarray]]:
-    """What is drawn of a table, {quantity: {line: values}}; nothing of a single line."""
+    """The curves to draw of a table, {quantity: {line: values}}; nothing of a single line."""
     if len(columns["step"]) < 2:
         return {}
     change = {name: 1000 * (values - values[0]) / n_atoms for name, values in columns.items()}

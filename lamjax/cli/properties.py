@@ -61,7 +61,7 @@ def survey_settings(
     phonopy: Annotated[bool, typer.Option("--phonopy", help="Force constants for phonopy too (needs it).")] = False,
     figures: Annotated[bool, typer.Option(help="A figure of each crystal's bands and equation of state.")] = True,
 ) -> SurveySettings:
-    """What is computed, and how; ValueError for options that do not fit together."""
+    """The properties to compute and their settings; ValueError for options that do not fit together."""
     if phonopy and not phonons:
         raise ValueError("--phonopy writes force constants: add --phonons.")
     if phonopy:
@@ -151,7 +151,7 @@ def _done(output: Path, resume: bool) -> dict[str, dict]:
 
 
 def _settings(settings: SurveySettings, precision: Precision) -> str:
-    """What the numbers depend on beside the model and the structure."""
+    """The settings that the results depend on, beside model and structure."""
     phonons = "no" if settings.phonons is None else f"{settings.phonons.length:g} Å"
     heat = () if settings.phonons is None else settings.phonons.temperatures
     return (
@@ -312,7 +312,7 @@ def _figure(output: Path, name: str) -> Path:
 
 
 def _named(crystal: Start) -> dict:
-    """What is known of a crystal before anything is computed: its references too."""
+    """The columns of a crystal before anything is computed: its references too."""
     facts = {"source": crystal.source, "number": crystal.number}
     if crystal.error is None:
         atoms = to_ase(crystal.start)

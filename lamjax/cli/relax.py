@@ -28,14 +28,14 @@ from lamjax.reports import console, outputs, plots, progress, table
 
 
 class Keep(StrEnum):
-    """What of the cell stays."""
+    """The property of a relaxing cell that is held constant."""
 
     SHAPE = "shape"
     VOLUME = "volume"
 
 
 class Method(StrEnum):
-    """How structures are moved downhill."""
+    """The minimiser."""
 
     FIRE = "fire"
     LBFGS = "lbfgs"
@@ -82,7 +82,7 @@ def relaxation(
     pressure: Annotated[float, typer.Option(help="On a relaxing cell (GPa).")] = 0.0,
     keep: Annotated[Keep | None, typer.Option(help="What of a relaxing cell stays as it is.")] = None,
 ) -> RelaxConfig:
-    """How structures are relaxed; ValueError for options that do not fit together."""
+    """The config of the relaxation; ValueError for options that do not fit together."""
     if not cell and (pressure or keep):
         raise ValueError("--pressure and --keep are about a relaxing cell: add --cell, or leave them out.")
     degrees = CellConfig(pressure * units.GPA, keep="nothing" if keep is None else keep.value) if cell else None
@@ -203,7 +203,7 @@ def _sort(share: Share, mine: Sequence[Start], done: dict[str, records.Place], r
 
 
 def _done(share: Share, out: Path, resume: bool) -> dict[str, records.Place]:
-    """Where the structures stand that were relaxed already, here or by another process."""
+    """The records of structures that were relaxed before, by this or another process."""
     if not resume and share.out.exists() and share.out.stat().st_size:
         raise ValueError(f"{share.out} exists. Go on with --resume, name another --output, or remove it.")
     return records.relaxed(records.parts(out), cut=share.out) if resume else {}
@@ -216,7 +216,7 @@ def _facts(start: Start) -> dict[str, Any]:
 
 
 def _name(start: Start) -> dict[str, str]:
-    """By which it is known whether it is the same structure; nothing for one that cannot be relaxed."""
+    """A digest of the start, to recognise it in a later run; nothing for one that cannot be relaxed."""
     return {} if start.error is not None else {"relaxed_from": records.start_name(start.start, start.info.get("fixed"))}
 
 

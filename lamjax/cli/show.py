@@ -44,7 +44,7 @@ def _print_card(stored: Stored) -> None:
 
 
 def _facts_of_factory(stored: Stored) -> list[tuple]:
-    """What is known of a potential of the user's own: its function, and its parameters one by one."""
+    """Function, elements, cutoffs and single parameters of a potential of the user's own."""
     potential = potential_of(stored.config)
     named = jax.tree_util.tree_flatten_with_path(stored.params.descriptor)[0]
     values = [(pytree.path_name(path), f"{x:.6g}" if np.ndim(x) == 0 else f"shape {np.shape(x)}") for path, x in named]

@@ -67,7 +67,7 @@ def _with_singles(node: Any) -> Any:
 
 
 def differences(old: Config, new: Config) -> list[str]:
-    """What decides the course of a run and differs between two configs: "loss.limit_pref_f: 1.0 -> 2.0"."""
+    """The settings that affect the course of a run and differ between two configs: "loss.limit_pref_f: 1.0 -> 2.0"."""
     a, b = (flat(json.loads(to_json(config))) for config in (old, new))
     return [
         f"{key}: {a.get(key)} -> {b.get(key)}"

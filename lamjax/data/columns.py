@@ -1,4 +1,4 @@
-"""What a set of frames says as arrays, frame by frame; of a mapped set the positions are not touched."""
+"""Numbers and labels of a set of frames as arrays; of a mapped set the positions are not touched."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple

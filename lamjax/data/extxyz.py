@@ -241,7 +241,7 @@ def _pairs(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _token(text: str, place: int, stop: str) -> tuple[str, int]:
-    """What stands up to the next space outside of quotes and brackets, without them, and where it ends."""
+    """The text up to the next space outside of quotes and brackets, without these, and its end."""
     characters: list[str] = []
     while place < len(text) and not text[place].isspace() and text[place] not in (stop or ()):
         plain = _PLAIN_RUN.match(text, place)
@@ -258,7 +258,7 @@ def _token(text: str, place: int, stop: str) -> tuple[str, int]:
 
 
 def _quoted(text: str, place: int, opened: str) -> tuple[str, int]:
-    """What stands up to the end of the quotes or brackets (which may be nested), and where what follows begins."""
+    """The text up to the end of the quotes or brackets (which may be nested), and the place behind them."""
     closes, depth, characters = _CLOSES[opened], 1, []
     while place < len(text):
         plain = _QUOTED_RUN.match(text, place)

@@ -179,7 +179,7 @@ def _places(atoms: ase.Atoms) -> list[dict[str, Any]]:
 
 
 def _entries(atoms: ase.Atoms, name: str, chosen: str | None) -> list[_Entry]:
-    """Where a label is, the best place first."""
+    """The entries that may hold a label, the best one first."""
     entries = []
     for place, values in enumerate(_places(atoms)):
         if chosen is not None:
@@ -313,7 +313,7 @@ _OF |= {"coordinate": "length", "coordinates": "length", "pressure": "pressure"}
 
 
 def _factors(info: dict[str, Any]) -> tuple[dict[str, float], set[str]]:
-    """What the labels are multiplied by, and the keys that say so; ValueError for what is not known."""
+    """Conversion factors of the labels, and the keys that state the units; ValueError for an unknown unit."""
     factors, keys = {}, set()
     for key, value in info.items():
         words = _tokens(re.sub(r"(?i)(?<=[a-z])units?$", r"_\g<0>", key))  # energyunit is energy_unit

@@ -44,7 +44,7 @@ class Pair(NamedTuple):
 
 
 class _Rules(NamedTuple):
-    """What a pair must be, as `pairs_from_frames` takes it."""
+    """Requirements on pairs, as in `pairs_from_frames`."""
 
     fmax: float
     variable_cell: bool

@@ -280,7 +280,7 @@ def _file(path: Path, options: ReadOptions, remarks: Remarks) -> Iterator[tuple[
 
 
 def _instead(path: Path) -> str:
-    """What a file that holds no structures seems to be."""
+    """A guess at the kind of a file that holds no structures."""
     with open(path, "rb") as file:
         is_bundle = file.read(13) == b"lamjax bundle"
     if is_bundle or path.suffix in (".pt", ".dp"):

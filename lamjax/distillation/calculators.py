@@ -95,7 +95,7 @@ def open_calculator(name: str, options: dict[str, Any], reuse: bool | None = Non
 
 
 def _for_ase(factory: Callable[..., Any], /, **options: Any) -> Any:
-    """What the factory makes, a potential of lamjax, alone or with its parameters, as a calculator."""
+    """The result of a factory, a potential of lamjax, alone or with its parameters, as a calculator."""
     made = factory(**options)
     if isinstance(made, Potential):
         made = (made, made.init(jax.random.key(0)))
@@ -110,7 +110,7 @@ def _level(name: str, options: dict[str, Any]) -> str:
 
 
 def calculator_class(name: str) -> Callable[..., Any]:
-    """What makes the calculator of that name: "package.module:factory" is imported, else ASE's list and tblite count.
+    """Class or function that makes a calculator: "package.module:factory", imported, or a name in ASE's list or tblite.
 
     Only a name that the user gives, in a config or a command, may come here: importing runs the package's code.
     """

@@ -1,4 +1,4 @@
-"""Where a student goes: simulations, relaxations and random perturbations of the start structures."""
+"""Exploration by a student: simulations, relaxations and random perturbations of the start structures."""
 
 import functools
 import itertools
@@ -224,5 +224,5 @@ def explored_atoms(system: System, start: Frame, origin: str, **facts: Any) -> a
 
 
 def _kept(start: Frame, keys: Sequence[str]) -> dict:
-    """Of a start that is a substitution: how it was made."""
+    """The info of a start that says how a substitution was made."""
     return {key: start.info[key] for key in keys if "substituted" in start.info}

@@ -1,4 +1,4 @@
-"""Who says what energies and forces are: the teacher, a calculator of ASE, or files that come back later."""
+"""Labellers: the teacher, a calculator of ASE, or files that come back later."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ SAME = 1e-3  # Å; an answer whose atoms lie farther off belongs to another stru
 
 
 class Labeller(Protocol):
-    """Anything that can say energies and forces of structures."""
+    """An object that computes energies and forces of structures."""
 
     def label(self, frames: Sequence[ase.Atoms], folder: Path) -> Iterator[ase.Atoms | Failed]:
         """One answer a frame, in order: the frame with a SinglePointCalculator (energy, forces, maybe stress).

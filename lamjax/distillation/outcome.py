@@ -1,4 +1,4 @@
-"""What came of a distillation: the student in a file, and how good, fast and large it is beside its teacher."""
+"""Results of a distillation: the student in a file, its errors, speed and size beside the teacher's."""
 
 import functools
 import json

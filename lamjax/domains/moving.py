@@ -1,4 +1,4 @@
-"""How a structure that moves is evaluated, on one device or over domains: one set of functions for both."""
+"""Evaluation of a structure that moves, on one device or over domains, by one set of functions."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""What is kept constant: jax-md's integrators in chemists' units, over Cartesian, unwrapped positions."""
+"""Ensembles: jax-md's integrators in chemists' units, over Cartesian, unwrapped positions."""
 
 import dataclasses
 from collections.abc import Callable

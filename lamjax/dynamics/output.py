@@ -1,4 +1,4 @@
-"""What a simulation leaves behind while it goes on: trajectory, table and restart file, all of one step."""
+"""Output of a simulation while it runs: trajectory, table and restart file, all of one step."""
 
 from collections.abc import Sequence
 from pathlib import Path

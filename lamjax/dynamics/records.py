@@ -1,4 +1,4 @@
-"""What is seen of a simulation, and the table of it that is written."""
+"""Records of a simulation, and the table that is written of them."""
 
 import csv
 import io

@@ -39,7 +39,7 @@ class DynamicsError(RuntimeError):
 
 
 class Simulation(NamedTuple):
-    """Where a simulation is: all that is needed to go on with it, to the last digit."""
+    """The state of a simulation: all that is needed to continue it, to the last digit."""
 
     state: Any  # jax-md's: positions, momenta, thermostats, random numbers
     system: System  # numbers, pbc, and the cell of the start
@@ -181,9 +181,9 @@ def simulate(
     skin: float = SKIN,
     seconds: float = math.inf,
 ) -> Iterator[tuple[Simulation, Record]]:
-    """`n_steps` more steps: after each chunk where the simulation is, and what was seen in its steps.
+    """`n_steps` more steps: after each chunk the simulation and the records of its steps.
 
-    Seen are the steps whose number is a multiple of `every`, and the last one. The device works on the next chunk while
+    Recorded are steps whose number is a multiple of `every`, and the last one. The device works on the next chunk while
     the caller has this one. A chunk takes at most `CHUNK` records and about `seconds`, but at least one record; how
     steps are divided into chunks changes no digit of them. Lists are searched anew when an atom (or the cell) has
     moved by half the skin; arrays that become too narrow grow, and no step is lost or made with missing neighbours.
@@ -215,7 +215,7 @@ def simulate(
 
 
 def observe(ensemble: Ensemble, params: PyTree, simulation: Simulation, skin: float = SKIN) -> Record:
-    """What is seen of a simulation where it is: a record of one step. Nothing is compiled that `simulate` does not."""
+    """The record of the present step of a simulation. Nothing is compiled that `simulate` does not."""
     _check_fits(ensemble, simulation)
     chunk, around = _programs(ensemble, simulation.shapes, skin).chunk, _around(ensemble, params, simulation)
     *_, records = chunk(simulation.state, around, Span(simulation.step, simulation.step, 1, 1))
@@ -361,9 +361,9 @@ def _chunk(stepper: Stepper, observe: Callable) -> Callable:
     """The program of many steps, with a record of every few."""
 
     def chunk(state: Any, around: Surroundings, span: Span) -> tuple:
-        """From step `first` at most to step `last`, and what is seen after every `every`-th, `n_records` of them.
+        """Steps from `first` to at most `last`, and a record after every `every`-th, `n_records` of them.
 
-        With `last` equal to `first`, what is seen there. None of the four is a part of the program.
+        With `last` equal to `first`, the record there. None of the four is a part of the program.
         """
         blank = jax.eval_shape(observe, state, around, span.first)
         blank = jax.tree.map(lambda x: jnp.zeros((CHUNK, *x.shape), x.dtype), blank)

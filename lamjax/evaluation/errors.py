@@ -1,4 +1,4 @@
-"""What a model says of labelled frames, and how far it is off."""
+"""Predictions of a model for labelled frames, and their errors."""
 
 import functools
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""How good a model is at structures: held-out starts relaxed all the way, and compared with where they should end."""
+"""Structure errors of a model: held-out starts relaxed to convergence and compared with their targets."""
 
 import csv
 import io
@@ -178,7 +178,7 @@ def write_structures(path: Path, pairs: Sequence[Pair], before: Judgement, after
 
 
 def read_structures(path: Path, when: str) -> Judgement:
-    """What `write_structures` wrote of "before" or "after", to the last digit."""
+    """The judgement "before" or "after" in a file of `write_structures`, to the last digit."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     kinds = {"n_steps": int, "converged": "True".__eq__, "failed": "True".__eq__}

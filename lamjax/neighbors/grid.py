@@ -34,7 +34,7 @@ class Grid(NamedTuple):
 
 
 class Spare(NamedTuple):
-    """How much more arrays have room for than a structure needs where it is."""
+    """Room of arrays beyond what a structure needs at its present positions."""
 
     skin: float  # Å beyond the cutoff
     headroom: float  # times its neighbours, and the atoms of a domain

@@ -1,4 +1,4 @@
-"""How frequencies follow the volume, and the thermal expansion that follows from it (quasi-harmonic)."""
+"""Volume dependence of frequencies, and the thermal expansion from it (quasi-harmonic)."""
 
 from typing import Any, NamedTuple
 

@@ -1,4 +1,4 @@
-"""How the energy of a crystal follows its volume: bulk modulus and its derivative by pressure."""
+"""Energy of a crystal against its volume: bulk modulus and its derivative by pressure."""
 
 from dataclasses import field
 from typing import Annotated, Any, NamedTuple

@@ -106,7 +106,7 @@ class Places(NamedTuple):
 
 
 def laid(sizes: Int[Array, " n_slots"], n_flat: int) -> Int[Array, " n_slots"]:
-    """Where structures begin in lists of `n_flat` atoms, counted over all lists; -1 for those without atoms.
+    """The first rows of structures in lists of `n_flat` atoms, counted over all lists; -1 for those without atoms.
 
     Each is in the first list that has room for it, behind those before it.
     """

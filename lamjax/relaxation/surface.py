@@ -100,7 +100,7 @@ class Surface:
         cotangent: Evaluation,
         wanted: tuple[str, ...] = ("params", "cells"),
     ) -> Cotangents:
-        """What cotangents of energy and force (of `evaluate`) are for params (summed), z and the reference's cells.
+        """Cotangents of params (summed), z and the reference's cells from those of energy and force (of `evaluate`).
 
         The pullback of a force cotangent f is -∇(f·∇E), here the forward derivative of a reverse one: exact, for the
         Hessian is symmetric. Structures without a cotangent contribute nothing, not even a NaN; what is not `wanted`

@@ -1,4 +1,4 @@
-"""What people see in a terminal: tables with units and progress that falls back to plain lines."""
+"""Output in a terminal: tables with units and progress that falls back to plain lines."""
 
 import contextlib
 import math

@@ -206,7 +206,7 @@ def _model(config: TrainConfig) -> tuple[Potential, Params]:
 
 
 def _source(potential: Potential, source: str) -> str:
-    """What `edit.add_head` makes a head of."""
+    """The source of a new head, as `edit.add_head` takes it."""
     names = potential.config.head_names
     if source not in (*names, "random", "mean"):
         raise ValueError(f"add_heads: {source!r} is no head of the base. Take random, mean, or {', '.join(names)}.")

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go beside its own tables: TensorBoard, Weights & Biases, MLflow."""
+"""Loggers of a run beside its own tables: TensorBoard, Weights & Biases, MLflow."""
 
 import contextlib
 import importlib

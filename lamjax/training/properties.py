@@ -163,7 +163,7 @@ def property_objective(config: PropertyTuneConfig, potential: Potential, loss: L
 
 
 def _mixed(config: PropertyTuneConfig, packed: PropertySets, start: int) -> Iterator[dict[str, Any]]:
-    """What the parts of the loss are given, step after step."""
+    """The batches of the parts of the loss, step after step."""
     streams: dict[str, Iterator] = {}
     if packed.train:
         streams["properties"] = crystal_batches(packed.train, config.batch_size, config.seed, start)

@@ -1,4 +1,4 @@
-"""How good a model is at properties: held-out crystals relaxed and compared with their targets, one by one."""
+"""Property errors of a model: held-out crystals relaxed and compared with their targets, one by one."""
 
 import csv
 import functools
@@ -149,7 +149,7 @@ def crystal_name(crystal: TargetCrystal) -> str:
 
 
 def read_properties(path: Path, when: str) -> Judgement:
-    """What `write_properties` wrote of "before" or "after", to the last digit."""
+    """The judgement "before" or "after" in a file of `write_properties`, to the last digit."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     names = [key.removesuffix(f"_{when}") for key in rows[0] if key.endswith(f"_{when}")]

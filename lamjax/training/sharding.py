@@ -31,7 +31,7 @@ class DeviceLayout(NamedTuple):
 
     @property
     def share(self) -> RowShare:
-        """What this process prepares of every slot's frames."""
+        """The share of every slot's frames that this process prepares."""
         return RowShare(self.multiple, (jax.process_index(), jax.process_count()))
 
 

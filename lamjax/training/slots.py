@@ -1,4 +1,4 @@
-"""What every step of a run learns from: which tasks are drawn, in which bucket, and their frames as one batch."""
+"""The batches of a run on several tasks: the tasks and the bucket of each step, drawn at random, and their frames."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What a training run is at a step: everything needed to go on as if it had never stopped."""
+"""The state of a training run at a step: all that is needed to resume it exactly."""
 
 import difflib
 from collections.abc import Callable

@@ -34,7 +34,7 @@ class TrainStep:
 
 @dataclass(frozen=True)
 class StepOptions:
-    """What a step may have besides its loss and its optimiser."""
+    """Options of a training step."""
 
     lr_ratio: Callable | None = None  # update -> lr/lr_start, handed to the loss
     freeze: tuple[str, ...] = ()  # leaves whose path holds one of these ("descriptor/repinit") never change

@@ -181,7 +181,7 @@ def _summarise(pending: Pending, params: Any) -> dict[str, float]:
 
 
 def _times_widened(output: Path, done: int) -> int:
-    """How often the arrays had grown up to a step: after each whole epoch in which neighbours were missing."""
+    """The number of times that arrays grew up to a step: after each whole epoch in which neighbours were missing."""
     epochs: dict[float, list[float]] = {}
     for row in until(output / HISTORY, done):
         epochs.setdefault(row["epoch"], []).append(row.get("n_overflow", 0))

@@ -1,4 +1,4 @@
-"""What fine-tuning on structures and on properties have in common: how they begin, and what their tables hold."""
+"""Common parts of fine-tuning on structures and on properties: beginning, settings and tables."""
 
 import json
 import sys

@@ -245,7 +245,7 @@ def _unwrapped(system: System, lists: Any) -> System:
 
 
 def _room(shapes: Any, extra: int, shells: tuple[Shell, ...]) -> Any:
-    """With slots to spare, and `extra` ones, where the model does not drop what would fill them."""
+    """Shapes with slots to spare and `extra` ones, at most the model's `sel`."""
     wider = [c + 2 * SPARE + extra for c in shapes.capacities]
     limited = slots(w if s.sel is None else min(w, s.sel) for w, s in zip(wider, shells, strict=True))
     return shapes._replace(capacities=limited, width=shapes.width + extra)
