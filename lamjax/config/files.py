@@ -128,13 +128,13 @@ class _Loader(yaml.SafeLoader):
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """A group of keys; ComposerError that names the line of a key that is there twice."""
-        node, seen = super().compose_mapping_node(anchor), set()
+        node, keys = super().compose_mapping_node(anchor), set()
         for key, _ in node.value:
             name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else key
-            if name in seen:
+            if name in keys:
                 problem = f"the key {key.value!r} is there twice: keep one of them"
                 raise ComposerError("in a group of keys", node.start_mark, problem, key.start_mark)
-            seen.add(name)
+            keys.add(name)
         return node
 
 

@@ -101,8 +101,8 @@ def predict(potential: Potential, params: PyTree, system: System, neighbors: Div
     system = jax.tree.map(jnp.asarray, systems.as_system(system))
     current = update(potential, neighbors, system)
     over = evaluator(potential, neighbors.domains)
-    predicted, seen = over.predict(params, system, current.lists, current.shapes)
-    return jax.tree.map(lambda x: jnp.where(seen.overflow, jnp.nan, x), predicted)
+    predicted, status = over.predict(params, system, current.lists, current.shapes)
+    return jax.tree.map(lambda x: jnp.where(status.overflow, jnp.nan, x), predicted)
 
 
 def energy(potential: Potential, params: PyTree, system: System, neighbors: DividedNeighbors) -> Float[Array, ""]:
@@ -110,8 +110,8 @@ def energy(potential: Potential, params: PyTree, system: System, neighbors: Divi
     system = jax.tree.map(jnp.asarray, systems.as_system(system))
     current = update(potential, neighbors, system)
     over = evaluator(potential, neighbors.domains)
-    value, seen = over.energy(params, system, current.lists, current.shapes)
-    return value * jnp.where(seen.overflow, jnp.nan, 1)
+    value, status = over.energy(params, system, current.lists, current.shapes)
+    return value * jnp.where(status.overflow, jnp.nan, 1)
 
 
 def check(neighbors: DividedNeighbors) -> None:

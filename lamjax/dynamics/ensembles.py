@@ -199,16 +199,16 @@ def _moves(ensemble: Ensemble, shapes: Any) -> Callable:
 
     def force(positions: Array, around: Surroundings, **_: Any) -> Array:
         moved = around.system._replace(positions=positions)
-        predicted, seen = evaluate.predict(around.params, moved, around.lists, shapes)
+        predicted, status = evaluate.predict(around.params, moved, around.lists, shapes)
         forces = jnp.where(around.fixed, 0, predicted.forces)
-        return jnp.where(seen.overflow, jnp.nan, forces).astype(positions.dtype)
+        return jnp.where(status.overflow, jnp.nan, forces).astype(positions.dtype)
 
     def energy(
         positions: Array, box: Array, around: Surroundings, perturbation: float | Array = 1.0, **_: Any
     ) -> Array:
         scaled = around.system._replace(positions=positions * perturbation, cell=box * perturbation)  # by 1 + dx
-        value, seen = evaluate.energy(around.params, scaled, around.lists, shapes)
-        return (value * jnp.where(seen.overflow, jnp.nan, 1)).astype(positions.dtype)  # a factor: forces are NaN, too
+        value, status = evaluate.energy(around.params, scaled, around.lists, shapes)
+        return (value * jnp.where(status.overflow, jnp.nan, 1)).astype(positions.dtype)  # a factor: forces are NaN, too
 
     def shift(positions: Array, change: Any, around: Surroundings | None = None, **_: Any) -> Array:
         return positions + (change if around is None else jnp.where(around.fixed, 0, change))

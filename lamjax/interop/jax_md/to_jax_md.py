@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from lamjax.domains.division import Domains
 from lamjax.domains.lists import DomainLists
-from lamjax.domains.moving import AnyShapes, Evaluator, Seen, evaluator
+from lamjax.domains.moving import AnyShapes, Evaluator, ListStatus, evaluator
 from lamjax.imports import jax_md
 from lamjax.lattice import basis
 from lamjax.neighbors import Neighbors
@@ -127,8 +127,8 @@ def _evaluating(shells: tuple[Shell, ...], evaluate: Evaluator, default: Any, pl
     ) -> Any:
         system = place(position, box, new_box, perturbation)
         lists, system = _current(neighbor, system, shells, evaluate, skin)
-        value, seen = evaluate.energy(params, system, lists, neighbor.shapes)
-        return (value * jnp.where(seen.overflow, jnp.nan, 1)).astype(position.dtype)  # a factor: forces are NaN, too
+        value, status = evaluate.energy(params, system, lists, neighbor.shapes)
+        return (value * jnp.where(status.overflow, jnp.nan, 1)).astype(position.dtype)  # a factor: forces are NaN, too
 
     def energy_fn(
         position: Array,
@@ -148,8 +148,8 @@ def _updating(shells: tuple[Shell, ...], evaluate: Evaluator, place: Callable, s
     @jax.jit
     def refreshed(position: Array, neighbor: NeighborList, box: Array, new_box: Array | None) -> Any:
         lists, system = _current(neighbor, place(position, box, new_box), shells, evaluate, skin)
-        seen = evaluate.look(lists, jax.lax.stop_gradient(system), neighbor.shapes)
-        full = neighbor.did_buffer_overflow | _full(lists, seen, neighbor.shapes, shells, skin)
+        status = evaluate.look(lists, jax.lax.stop_gradient(system), neighbor.shapes)
+        full = neighbor.did_buffer_overflow | _full(lists, status, neighbor.shapes, shells, skin)
         return replace(neighbor, lists=lists, did_buffer_overflow=full)
 
     def update(
@@ -251,7 +251,7 @@ def _room(shapes: Any, extra: int, shells: tuple[Shell, ...]) -> Any:
     return shapes._replace(capacities=limited, width=shapes.width + extra)
 
 
-def _full(lists: Any, seen: Seen, shapes: AnyShapes, shells: tuple[Shell, ...], skin: float) -> Bool[Array, ""]:
+def _full(lists: Any, status: ListStatus, shapes: AnyShapes, shells: tuple[Shell, ...], skin: float) -> Bool[Array, ""]:
     """True if a neighbour is missing, or could soon be, or half of the skin has no room."""
-    missing, _ = verdict(seen.largest_counts + SPARE, shells, shapes.capacities)
-    return seen.overflow | missing | ~(lists.radius >= shells[0].cutoff + skin / 2)
+    missing, _ = verdict(status.largest_counts + SPARE, shells, shapes.capacities)
+    return status.overflow | missing | ~(lists.radius >= shells[0].cutoff + skin / 2)
