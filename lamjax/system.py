@@ -349,6 +349,11 @@ def strain(system: System, epsilon: Float[Array, "*n_structures 3 3"]) -> System
     )
 
 
+def scaled(system: System, factor: float | Array) -> System:
+    """The system with all lengths multiplied by a factor."""
+    return system._replace(positions=factor * system.positions, cell=factor * system.cell)
+
+
 def of_atoms(system: System, values: Any) -> Any:
     """Values of structures (n_structures, ...) for each atom; the value itself where there is one structure."""
     return values if system.structure is None else values[system.structure]

@@ -22,7 +22,7 @@ from lamjax.properties.paths import Path, path
 from lamjax.properties.supercells import LENGTH, Supercell, commensurate, repeated, supercell
 from lamjax.properties.symmetry import n_operations
 from lamjax.properties.volumes import EquationOfStateConfig, birch_murnaghan, bulk_modulus_at
-from lamjax.system import MASSES, System, pad
+from lamjax.system import MASSES, System, pad, scaled
 from lamjax.units import GPA
 
 DIRECTIONS = 24  # Hessian products of one call
@@ -116,8 +116,7 @@ def elastic(potential: Potential, params: Any, system: System, config: PropertyC
 def strained(system: System, config: EquationOfStateConfig) -> list[System]:
     """The crystal at the volumes of an equation of state, not relaxed."""
     check_crystal(system, "An equation of state")
-    scales = [1 + strain for strain in config.strains]
-    return [system._replace(positions=s * system.positions, cell=s * system.cell) for s in scales]
+    return [scaled(system, 1 + strain) for strain in config.strains]
 
 
 def equation_of_state(relaxed: Sequence[Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ class RowShare(NamedTuple):
     part: tuple[int, int] = (0, 1)  # (k, n): the k-th of n equal shares
 
 
-ALONE = RowShare()  # one process with one device
+ALL_ROWS = RowShare()  # one process with one device
 
 
 class DeviceLayout(NamedTuple):

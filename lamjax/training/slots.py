@@ -10,7 +10,7 @@ from lamjax import pytree
 from lamjax.data import Batch, batches, n_batches, row_shape
 from lamjax.losses import TaskBatches
 from lamjax.training.objectives import Drawn, drawn
-from lamjax.training.sharding import ALONE, RowShare
+from lamjax.training.sharding import ALL_ROWS, RowShare
 from lamjax.training.tasks import Group, Task
 
 BLOCK = 4096  # draws from one random generator: a run that is resumed need not repeat them one by one
@@ -45,7 +45,7 @@ def stream(
     *,
     slots: int = 1,
     start: int = 0,
-    share: RowShare = ALONE,
+    share: RowShare = ALL_ROWS,
 ) -> Iterator[tuple[Drawn, dict[str, TaskBatches]]]:
     """{group: TaskBatches} of every step from `start` on, as numpy arrays.
 

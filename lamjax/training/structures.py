@@ -116,10 +116,7 @@ def structure_objective(
 
     def measure(params: Any, first: Measured | None, watch: Callable) -> Measured:
         pairs, bare = sets.validation, model(params)
-
-        def watched(items: Any) -> Any:
-            return watch(items, "relaxing held-out structures", len(pairs))
-
+        watched = lambda items: watch(items, "relaxing held-out structures", len(pairs))  # noqa: E731
         judgement = judge(potential, bare, pairs, judge_of(config), watched, config.matmul_precision)
         before = judgement if first is None else first["judgement"]
         numbers = summary(judgement, before, config.basin, apart)
