@@ -191,8 +191,8 @@ def cells(potential):
         atoms += ase.Atoms("Si", positions=[perfect.cell.sum(axis=0) / 2 + (1.36, 1.36, 1.36 * (k % 2))])
         atoms.rattle(0.05, seed=k)
         systems.append(host_system(atoms, np.float32))
-    found = np.max([neighbors.count(s, potential.shells) for s in systems], axis=0)
-    widths = neighbors.plan_capacities(tuple(int(n) for n in np.ceil(1.25 * found)), potential.shells)
+    counts = np.max([neighbors.count(s, potential.shells) for s in systems], axis=0)
+    widths = neighbors.plan_capacities(tuple(int(n) for n in np.ceil(1.25 * counts)), potential.shells)
     lists = [neighbors.host_neighbors(s, potential.shells, widths) for s in systems]
     systems, lists = jax.tree.map(jnp.asarray, (pytree.stack(systems), pytree.stack(lists)))
     shift = 0.1 * np.random.default_rng(2).normal(size=systems.positions.shape).astype(np.float32)

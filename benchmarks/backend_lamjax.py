@@ -28,12 +28,12 @@ class Backend:
         n = len(frames.positions)
 
         def predict(params, systems, listed):
-            found = lamjax.predict(self.potential, params, *in_a_row(systems, listed))
-            return found.energy.reshape(n), found.forces.reshape(n, -1, 3), found.virial.reshape(n, 3, 3)
+            prediction = lamjax.predict(self.potential, params, *in_a_row(systems, listed))
+            return prediction.energy.reshape(n), prediction.forces.reshape(n, -1, 3), prediction.virial.reshape(n, 3, 3)
 
         def search_and_predict(params, systems, listed):
-            found = jax.vmap(self._search)(listed, systems)
-            return predict(params, systems, found), found.overflow
+            lists = jax.vmap(self._search)(listed, systems)
+            return predict(params, systems, lists), lists.overflow
 
         def search_row(listed, systems):
             return jax.tree.map(lambda x: x[None], in_a_row(systems, jax.vmap(self._search)(listed, systems)))
@@ -57,14 +57,14 @@ class Backend:
         return jax.device_get(self.evaluate_listed(self.params, self.systems, self.listed))
 
     def train(self):
-        self.state, metrics = self.step(self.state, self._found())
+        self.state, metrics = self.step(self.state, self._searched())
         jax.block_until_ready(self.state)
         return (float(metrics["loss"]),)
 
-    def _found(self) -> data.Batch:
+    def _searched(self) -> data.Batch:
         """The batch with its lists made anew."""
-        system, found = self.search(self.listed, self.systems)
-        return self.batch._replace(system=system, neighbors=found)
+        system, lists = self.search(self.listed, self.systems)
+        return self.batch._replace(system=system, neighbors=lists)
 
     def work(self, task: str) -> dict[str, float]:
         """Operations of one call and the bytes that they read and write, in caches or memory, as XLA counts them.
@@ -77,7 +77,7 @@ class Backend:
             "model": [(self.evaluate_listed, (self.params, self.systems, self.listed))],
             "train": [
                 (self.search, (self.listed, self.systems)),
-                (self.step.gradient, (self.state.params, self.state.step, self._found())),
+                (self.step.gradient, (self.state.params, self.state.step, self._searched())),
             ],
         }
         jax.clear_caches()  # the programs were traced with loops
@@ -130,8 +130,8 @@ def _pack(potential, frames: Frames):
     n_offsets = max(len(neighbors.image_offsets(s.cell, pbc, shells[0].cutoff)) for s in systems)
     padded = [lamjax.system.pad(system, n_atoms) for system in systems]
     listed = [neighbors.host_neighbors(system, shells, capacities, n_offsets) for system in padded]
-    known = [lamjax.system.pad_labels(lamjax.Labels(*found, weights), n_atoms) for found in labels]
-    system, labels = pytree.cast(pytree.stack(padded), np.float32), pytree.stack(known)
+    padded_labels = [lamjax.system.pad_labels(lamjax.Labels(*values, weights), n_atoms) for values in labels]
+    system, labels = pytree.cast(pytree.stack(padded), np.float32), pytree.stack(padded_labels)
     return data.Batch(system, pytree.stack(listed), labels, np.arange(len(systems)))
 
 

@@ -153,13 +153,13 @@ def warn_if_busy(console, machine: dict[str, Any], advice: str) -> None:
 
 def versions(names: Iterable[str]) -> dict[str, str]:
     """Versions of those packages that are installed here."""
-    found = {}
+    installed = {}
     for name in names:
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def usable_cores() -> int:

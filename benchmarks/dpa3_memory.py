@@ -78,8 +78,8 @@ def main() -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # atoms with more than 30 neighbours within 4 Å
                 lists = lamjax.allocate(potential, system)
-            found = {k: planned(functools.partial(f, potential), params, system, lists) for k, f in tasks.items()}
-            results["models"][model] = {"atoms": system.n_atoms, "slots": lists.capacities, "tasks": found}
+            plans = {k: planned(functools.partial(f, potential), params, system, lists) for k, f in tasks.items()}
+            results["models"][model] = {"atoms": system.n_atoms, "slots": lists.capacities, "tasks": plans}
             write_results("dpa3_memory", results, options.output)
     columns = ["model", "task", "temporaries MB", "arguments MB", "compiled in s of processor time"]
     rows = [

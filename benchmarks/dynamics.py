@@ -82,14 +82,16 @@ def prepare(folder: Path) -> Path:
 
 def compared(model: str, n_atoms: int, folder: Path, options) -> dict[str, dict]:
     """What each code says of the same start; they must agree on its energy."""
-    rows = {code: work(code, model, n_atoms, folder, options) for code in CODES if code != "deepmd" or has(options)}
+    rows = {
+        code: work(code, model, n_atoms, folder, options) for code in CODES if code != "deepmd" or has_deepmd(options)
+    }
     energy = rows["loop"]["energy"]
     if wrong := {code: row["energy"] for code, row in rows.items() if abs(row["energy"] / energy - 1) > TOLERANCE}:
         raise SystemExit(f"{model}, {n_atoms} atoms: the energies differ from {energy}: {wrong}. No time counts.")
     return rows
 
 
-def has(options) -> bool:
+def has_deepmd(options) -> bool:
     """True if the interpreter has DeePMD-kit."""
     return subprocess.run([options.deepmd_python, "-c", "import deepmd, ase"], capture_output=True).returncode == 0
 
@@ -109,10 +111,10 @@ def work(code: str, model: str, n_atoms: int, folder: Path, options) -> dict:
     )
     if done.returncode:
         raise SystemExit(f"{CODES[code]}, {model}, {n_atoms} atoms ended with:\n{done.stderr[-2000:]}")
-    found = json.loads(done.stdout.splitlines()[-1])
+    result = json.loads(done.stdout.splitlines()[-1])
     for kind in ("wall", "cpu"):
-        found[f"{kind}_ms_per_step"] = 1e3 * float(np.median(found.pop(kind))) / options.steps
-    return found
+        result[f"{kind}_ms_per_step"] = 1e3 * float(np.median(result.pop(kind))) / options.steps
+    return result
 
 
 def show_compared(model: str, n_atoms: int, rows: dict[str, dict]) -> None:

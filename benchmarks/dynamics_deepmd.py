@@ -54,8 +54,8 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         deserialize_to_file(f"{folder}/frozen.pth", load_dp_model(task["model"]))
-        found = in_ase(structure(task), DP(model=f"{folder}/frozen.pth"), task)
-    print(json.dumps(found | {"versions": versions(("deepmd-kit", "torch", "ase", "numpy"))}))
+        result = in_ase(structure(task), DP(model=f"{folder}/frozen.pth"), task)
+    print(json.dumps(result | {"versions": versions(("deepmd-kit", "torch", "ase", "numpy"))}))
 
 
 if __name__ == "__main__":

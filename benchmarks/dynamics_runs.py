@@ -24,10 +24,10 @@ def main() -> None:
         potential, params = edit.tabulate(potential, params)
     atoms = structure(task)
     if task["code"] == "ase":
-        found = in_ase(atoms, lamjax.Calculator((potential, params), dtype="float32"), task)
+        result = in_ase(atoms, lamjax.Calculator((potential, params), dtype="float32"), task)
     else:
-        found = in_loop(atoms, potential, params, task)
-    print(json.dumps(found | {"versions": versions(("lamjax", "jax", "ase", "numpy"))}))
+        result = in_loop(atoms, potential, params, task)
+    print(json.dumps(result | {"versions": versions(("lamjax", "jax", "ase", "numpy"))}))
 
 
 def in_loop(atoms, potential, params, task: dict) -> dict:

@@ -62,10 +62,10 @@ def main() -> None:
     results["date"] = datetime.date.today().isoformat()
     with tempfile.TemporaryDirectory() as folder:
         for model in options.models:
-            found = results["models"][model] = {"systems": {}}
+            content = results["models"][model] = {"systems": {}}
             for system in options.systems:
-                found["systems"][system] = measure(model, system, names, Path(folder), options)
-                show_agreement(found["systems"][system]["deviation"])
+                content["systems"][system] = measure(model, system, names, Path(folder), options)
+                show_agreement(content["systems"][system]["deviation"])
                 path = write_results(options.name, results, options.output)  # what is done stays if a later row fails
     show_summary(results["models"])
     console.print(f"Written: {path}")
@@ -74,13 +74,13 @@ def main() -> None:
 def deepmd_backends(options) -> list[str]:
     """pt with one thread and with all, and jax, if the interpreter has DeePMD-kit; a note if it has not."""
     wanted = [name for name in options.backends if name != "lamjax"]
-    found = subprocess.run([options.deepmd_python, "-c", "import deepmd"], capture_output=True).returncode == 0
-    if wanted and not found:
+    installed = subprocess.run([options.deepmd_python, "-c", "import deepmd"], capture_output=True).returncode == 0
+    if wanted and not installed:
         console.print(
             "DeePMD-kit is not installed here: lamjax is measured alone. README.md says how to install it; "
             "--deepmd-python names an interpreter that has it."
         )
-    if not found:
+    if not installed:
         return []
     threads = sorted({1, options.cores})
     return [f"pt, {n} thread{'s' * (n > 1)}" for n in threads if "pt" in wanted] + ["jax"] * ("jax" in wanted)
@@ -121,13 +121,13 @@ def operations(worker: Worker, timings: dict[str, dict]) -> dict:
 
     The fraction of the peak is the rate of operations by that of a large product of matrices.
     """
-    limits, found = worker.ask("limits"), {}
+    limits, counts = worker.ask("limits"), {}
     for task, rows in timings.items():
         work = worker.ask("work", task)
         fraction = work["flops"] / rows["lamjax"]["median"] / limits["flops_per_s"]
-        found[task] = {"gflop": work["flops"] / 1e9, "gbyte": work["bytes"] / 1e9, "fraction_of_peak": fraction}
+        counts[task] = {"gflop": work["flops"] / 1e9, "gbyte": work["bytes"] / 1e9, "fraction_of_peak": fraction}
     rates = {"peak_gflop_per_s": limits["flops_per_s"] / 1e9, "bandwidth_gbyte_per_s": limits["bytes_per_s"] / 1e9}
-    return {**rates, "tasks": found}
+    return {**rates, "tasks": counts}
 
 
 def ratio(rows: dict[str, dict]) -> dict[str, float | str]:
@@ -147,22 +147,22 @@ def ratio(rows: dict[str, dict]) -> dict[str, float | str]:
 def deviations(where: str, frames: Frames, workers: dict[str, Worker], tasks: list[str]) -> dict:
     """Largest deviation of E, F, V from the float64 reference and spread of the first loss, relative; checked."""
     expected = [x.reshape(-1) for x in (frames.energy, frames.forces, frames.virial)]
-    found = {}
+    relative_errors = {}
     for task in set(tasks) - {"train"}:
         for name, worker in workers.items():
             got = [np.array(x) for x in worker.ask("result", task)["result"]]
             relative = [float(abs(g - e).max() / abs(e).max()) for g, e in zip(got, expected, strict=True)]
-            found[f"{name}: {task}"] = dict(zip(("energy", "forces", "virial"), relative, strict=True))
+            relative_errors[f"{name}: {task}"] = dict(zip(("energy", "forces", "virial"), relative, strict=True))
     if "train" in tasks:
         loss = {name: worker.ask("result", "train")["result"][0][0] for name, worker in workers.items()}
         middle = float(np.median(list(loss.values())))
-        found |= {f"{name}: first loss": {"loss": abs(x / middle - 1)} for name, x in loss.items()}
-    wrong = {name: d for name, d in found.items() if not max(d.values()) <= TOLERANCE}
+        relative_errors |= {f"{name}: first loss": {"loss": abs(x / middle - 1)} for name, x in loss.items()}
+    wrong = {name: d for name, d in relative_errors.items() if not max(d.values()) <= TOLERANCE}
     if wrong:
         raise SystemExit(
             f"{where}: the backends disagree by more than {TOLERANCE:g}, no timing is worth anything: {wrong}"
         )
-    return found
+    return relative_errors
 
 
 def show(title: str, rows: dict[str, dict]) -> None:
@@ -180,10 +180,10 @@ def show(title: str, rows: dict[str, dict]) -> None:
         )
 
 
-def show_agreement(found: dict[str, dict]) -> None:
+def show_agreement(deviation: dict[str, dict]) -> None:
     """The worst relative deviation of each quantity over all backends and tasks."""
     worst: dict[str, float] = {}
-    for row in found.values():
+    for row in deviation.values():
         worst |= {name: max(value, worst.get(name, 0.0)) for name, value in row.items()}
     console.print("Agreement, relative: " + ", ".join(f"{name} {value:.1e}" for name, value in worst.items()) + "\n")
 
@@ -193,10 +193,10 @@ def show_summary(models: dict[str, dict]) -> None:
     columns = ["model", "system", "task", "lamjax ms", "best other ms", "ratio, medians", "ratio, best"]
     columns += ["peak MB, lamjax / least other", "first call s", "GFLOP", "% of peak"]
     body = [
-        (model, system, task, *summary_cells(rows, found["ratio"][task], found["operations"]["tasks"][task]))
+        (model, system, task, *summary_cells(rows, measured["ratio"][task], measured["operations"]["tasks"][task]))
         for model, content in models.items()
-        for system, found in content["systems"].items()
-        for task, rows in found["timings"].items()
+        for system, measured in content["systems"].items()
+        for task, rows in measured["timings"].items()
     ]
     console.width = max(console.width, 160)  # a log file counts as 80 columns, too few for this table
     console.print(table("float32", columns, body))

@@ -33,11 +33,11 @@ def lines(columns: Iterable[str], body: Iterable[Iterable[Any]]) -> str:
 def rows(models: dict) -> list[tuple[str, ...]]:
     """A row for each model, system and task that was compared."""
     return [
-        (model, system, task, *cells(timings, found["ratio"][task]))
+        (model, system, task, *cells(timings, measured["ratio"][task]))
         for model, content in models.items()
-        for system, found in content["systems"].items()
-        for task, timings in found["timings"].items()
-        if found["ratio"][task]
+        for system, measured in content["systems"].items()
+        for task, timings in measured["timings"].items()
+        if measured["ratio"][task]
     ]
 
 
@@ -76,10 +76,10 @@ def roofline(results: dict) -> str:
     )
     body = []
     for model, content in results["models"].items():
-        for system, found in content["systems"].items():
-            rates = found["operations"]
+        for system, measured in content["systems"].items():
+            rates = measured["operations"]
             for task, work in rates["tasks"].items():
-                seconds = found["timings"][task]["lamjax"]["median"]
+                seconds = measured["timings"][task]["lamjax"]["median"]
                 products = work["gflop"] / rates["peak_gflop_per_s"]
                 moved = work["gbyte"] / rates["bandwidth_gbyte_per_s"]
                 numbers = (1e3 * seconds, work["gflop"], 1e3 * products, work["gbyte"], 1e3 * moved)
@@ -111,9 +111,9 @@ def markdown(results: dict) -> str:
 def write(name: str, text: str, path: Path = ROOT / "README.md") -> None:
     """Replace what stands between the marks of this name; ValueError if there are none."""
     begin, end = (f"<!-- {name}: {word} -->" for word in ("begin", "end"))
-    before, found, rest = path.read_text().partition(begin)
+    before, opened, rest = path.read_text().partition(begin)
     _, closed, after = rest.partition(end)
-    if not found or not closed:
+    if not opened or not closed:
         raise ValueError(f"{path}: no lines {begin} and {end} between which the table could go. Add them.")
     path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
 

@@ -71,19 +71,21 @@ def planned(model, capacities: tuple[int, ...], n_atoms: int, size: int) -> dict
 
 def shapes(potential, capacities: tuple[int, ...], n: int):
     """A structure and its neighbours without numbers: what a program is compiled for."""
-    of = jax.ShapeDtypeStruct
-    system = lamjax.System(of((n, 3), jnp.float32), of((n,), jnp.int32), of((3, 3), jnp.float32), of((3,), bool))
+    struct = jax.ShapeDtypeStruct
+    system = lamjax.System(
+        struct((n, 3), jnp.float32), struct((n,), jnp.int32), struct((3, 3), jnp.float32), struct((3,), bool)
+    )
     width = capacities[0]
-    masks = [of((n, c), bool) for c in capacities]
+    masks = [struct((n, c), bool) for c in capacities]
     lists = neighbors.Neighbors(
-        indices=of((n, width), jnp.int32),
-        images=of((n, width, 3), jnp.int32),
+        indices=struct((n, width), jnp.int32),
+        images=struct((n, width, 3), jnp.int32),
         mask=masks[0],
         inner=tuple(masks[1:]),
-        offsets=of((0, 3), jnp.int32),
-        largest_counts=of((len(masks),), jnp.int32),
-        overflow=of((), bool),
-        truncated=of((), bool),
+        offsets=struct((0, 3), jnp.int32),
+        largest_counts=struct((len(masks),), jnp.int32),
+        overflow=struct((), bool),
+        truncated=struct((), bool),
         made_for=MadeFor(potential.shells),
     )
     return system, lists

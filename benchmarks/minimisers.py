@@ -104,19 +104,19 @@ def starts(name: str, options) -> list[ase.Atoms]:
 def measured(model, name: str, chosen: list[ase.Atoms], fmax: float, options) -> dict[str, dict]:
     """Evaluations, convergence and energies of every structure, by minimiser."""
     cell, few = SETS[name][1], chosen[: options.ase]
-    found = {}
+    by_minimiser = {}
     for minimiser, config in OWN.items():
         config = RelaxConfig(fmax, options.max_steps, CellConfig() if cell else None, config)
-        found[minimiser] = streamed(model, chosen, config)
-        console.print(f"{name}, {fmax:g} eV/Å, {minimiser}: mean {np.mean(found[minimiser]['evaluations']):.1f}")
+        by_minimiser[minimiser] = streamed(model, chosen, config)
+        console.print(f"{name}, {fmax:g} eV/Å, {minimiser}: mean {np.mean(by_minimiser[minimiser]['evaluations']):.1f}")
     for minimiser, optimizer in ASE.items():
         if few:
             runs = [
                 one_by_ase(optimizer, atoms, cell, fmax, options.max_steps)
                 for atoms in progress(few, minimiser, len(few))
             ]
-            found[minimiser] = {key: [run[key] for run in runs] for key in runs[0]}
-    return found
+            by_minimiser[minimiser] = {key: [run[key] for run in runs] for key in runs[0]}
+    return by_minimiser
 
 
 def streamed(model, chosen: list[ase.Atoms], config: RelaxConfig) -> dict[str, list]:
@@ -157,10 +157,10 @@ COUNTED: dict[str, Counted] = {}
 def markdown(results: dict) -> str:
     """The table of all sets."""
     rows = [
-        (name, fmax, minimiser, *summary(one, found["FIRE"]))
+        (name, fmax, minimiser, *summary(one, by_minimiser["FIRE"]))
         for name, by_fmax in results["sets"].items()
-        for fmax, found in by_fmax.items()
-        for minimiser, one in found.items()
+        for fmax, by_minimiser in by_fmax.items()
+        for minimiser, one in by_minimiser.items()
     ]
     return lines(COLUMNS, rows)
 

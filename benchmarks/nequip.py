@@ -68,10 +68,10 @@ def compare(options: argparse.Namespace) -> None:
     console.print(f"Written: {path}")
 
 
-def check(found: dict[str, list[float]], n: int) -> None:
+def check(values: dict[str, list[float]], n: int) -> None:
     """All codes give the energy (per atom) and forces that the first of them gives."""
-    first, *others = (np.array(x) for x in found.values())
-    for code, other in zip(list(found)[1:], others, strict=True):
+    first, *others = (np.array(x) for x in values.values())
+    for code, other in zip(list(values)[1:], others, strict=True):
         if not np.abs(other - first).max() < TOLERANCE:
             raise SystemExit(f"{n} atoms: {code} differs by {np.abs(other - first).max():.2e}, nothing is compared.")
 

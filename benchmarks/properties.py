@@ -68,12 +68,12 @@ def model(options):
 
 def structures(n: int) -> list[ase.Atoms]:
     """Hexagonal crystals of copper, strained and with displaced atoms; all have two atoms."""
-    rng, found = np.random.default_rng(0), []
+    rng, crystals = np.random.default_rng(0), []
     for _ in range(n):
         atoms = ase.build.bulk("Cu", "hcp", a=rng.uniform(2.5, 2.6), c=rng.uniform(4.05, 4.25))
         atoms.rattle(0.02, rng=rng)
-        found.append(atoms)
-    return found
+        crystals.append(atoms)
+    return crystals
 
 
 def timed(call: Callable, repetitions: int) -> float:
@@ -99,7 +99,7 @@ def costs(potential, params, system, options) -> dict[str, float]:
     small = timed(lambda: forces(params, *both), n)
     wide = timed(lambda: forces(params, *large), n)
     hessian = timed(lambda: survey.force_constants(potential, params, system, cells)[0], n)
-    found = {
+    ratios = {
         "elastic tensor / energy and forces": timed(lambda: elastic(params, *both), n) / small,
         "degrees of freedom": 3 * both[0].n_atoms + 9,
         "force constants / energy and forces of the supercell": hessian / wide,
@@ -109,9 +109,9 @@ def costs(potential, params, system, options) -> dict[str, float]:
     if options.gradient:
         slope = jax.jit(jax.grad(lambda p, s, n: properties.elastic_tensor(potential, p, s, n, config).bulk))
         began = time.process_time()
-        found["gradient of K / energy and forces"] = timed(lambda: slope(params, *both), n) / small
-        found["compiling the gradient of K, s"] = time.process_time() - began
-    return found
+        ratios["gradient of K / energy and forces"] = timed(lambda: slope(params, *both), n) / small
+        ratios["compiling the gradient of K, s"] = time.process_time() - began
+    return ratios
 
 
 def in_flight(potential, params, crystals: Sequence[ase.Atoms]) -> tuple[dict[str, float], list[np.ndarray]]:
@@ -121,8 +121,8 @@ def in_flight(potential, params, crystals: Sequence[ase.Atoms]) -> tuple[dict[st
     for name in ("first", "warm"):
         began, wall, tensors = time.process_time(), time.monotonic(), [None] * len(systems)
         for outcome in stream(potential, params, systems, RelaxConfig(fmax=FMAX, max_steps=2000, cell=CellConfig())):
-            found = survey.elastic(potential, params, outcome.relaxation.system, config)
-            tensors[outcome.number] = np.array(found["elastic_tensor"])
+            elastic = survey.elastic(potential, params, outcome.relaxation.system, config)
+            tensors[outcome.number] = np.array(elastic["elastic_tensor"])
         times |= {f"{name}_processor_s": time.process_time() - began, f"{name}_wall_s": time.monotonic() - wall}
     return times, tensors
 
@@ -133,12 +133,12 @@ def with_ase(potential, params, crystals: Sequence[ase.Atoms], tensors) -> tuple
     crystals[0].copy().calc = calculator
     calculator.get_stress(crystals[0])  # compiles
     began, wall, away = time.process_time(), time.monotonic(), 0.0
-    for atoms, here in zip(crystals, tensors, strict=False):
+    for atoms, tensor in zip(crystals, tensors, strict=False):
         atoms = atoms.copy()
         atoms.calc = calculator
         FIRE(FrechetCellFilter(atoms), logfile=None).run(fmax=FMAX, steps=2000)
-        there = finite_strains(atoms)
-        k, own = (x[:3, :3].sum() / 9 for x in (there, here))
+        by_ase = finite_strains(atoms)
+        k, own = (x[:3, :3].sum() / 9 for x in (by_ase, tensor))
         away = max(away, abs(own / k - 1))
     return {"processor_s": time.process_time() - began, "wall_s": time.monotonic() - wall}, float(away)
 

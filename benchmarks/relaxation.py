@@ -50,17 +50,17 @@ def main() -> None:
     warn_if_busy(console, machine, "trust processor time more.")
     with tempfile.TemporaryDirectory() as folder:
         sizes = prepare(Path(folder), options)
-        found = {}
+        tasks = {}
         if "model" in options.tasks:
-            found["model"] = {name: work(name, Path(folder), options) for name in ("stream", "ase")}
+            tasks["model"] = {name: work(name, Path(folder), options) for name in ("stream", "ase")}
         if "pair" in options.tasks:
-            found["pair"] = {"stream": work("pair", Path(folder), options)}
+            tasks["pair"] = {"stream": work("pair", Path(folder), options)}
             if has_torch_sim(options):
-                found["pair"]["torch-sim"] = work("torch-sim", Path(folder), options)
+                tasks["pair"]["torch-sim"] = work("torch-sim", Path(folder), options)
     settings = {"fmax": options.fmax, "max_steps": options.max_steps, "cell": options.cell, "pair": PAIR}
     results = {"hardware": machine, "date": datetime.date.today().isoformat(), "settings": settings}
     results |= {"sizes": {"least": min(sizes), "median": float(np.median(sizes)), "most": max(sizes)}}
-    for task, rows in found.items():
+    for task, rows in tasks.items():
         show(task, rows, len(sizes), results.setdefault("tables", {}))
     name = "relaxation_cell" if options.cell else "relaxation"
     console.print(f"Written: {write_results(name, results, options.output)}")
@@ -85,12 +85,12 @@ def prepare(folder: Path, options) -> list[int]:
 def selection(n: int) -> list[ase.Atoms]:
     """Different crystals of at most 50 atoms, of elements that the model knows, in an order drawn once."""
     known = set(lamjax.load(MODEL)[0].elements)
-    found = {}
+    distinct = {}
     for atoms in [*(a for name in SETS for a in ase.io.read(DATA / f"{name}.extxyz.gz", ":")), *elementary()]:
         if atoms.pbc.all() and len(atoms) <= 50 and set(atoms.symbols) <= known:
             bare = ase.Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True)
-            found.setdefault((bare.get_chemical_formula(), round(bare.get_volume(), 3)), bare)
-    crystals = list(found.values())
+            distinct.setdefault((bare.get_chemical_formula(), round(bare.get_volume(), 3)), bare)
+    crystals = list(distinct.values())
     if len(crystals) < n:
         console.print(f"There are {len(crystals)} different crystals; the rest are displaced by 0.1 Å once more.")
     rng = np.random.default_rng(0)
@@ -101,12 +101,12 @@ def selection(n: int) -> list[ase.Atoms]:
 
 def elementary() -> list[ase.Atoms]:
     """Crystals of one atom, strained by 3 % at most."""
-    rng, found = np.random.default_rng(0), []
+    rng, crystals = np.random.default_rng(0), []
     for atoms in (ase.build.bulk(symbol) for symbol in ELEMENTARY):
         strain = rng.uniform(-0.03, 0.03, (3, 3))
         atoms.set_cell(atoms.cell.array @ (np.eye(3) + (strain + strain.T) / 2), scale_atoms=True)
-        found.append(atoms)
-    return found
+        crystals.append(atoms)
+    return crystals
 
 
 def rattled(atoms: ase.Atoms, seed: int) -> ase.Atoms:
@@ -129,10 +129,12 @@ def facts(atoms: ase.Atoms) -> dict[str, np.ndarray]:
 
 def has_torch_sim(options) -> bool:
     """True if the interpreter has it; a note if it has not."""
-    there = subprocess.run([options.torch_sim_python, "-c", "import torch_sim"], capture_output=True).returncode == 0
-    if not there:
+    installed = (
+        subprocess.run([options.torch_sim_python, "-c", "import torch_sim"], capture_output=True).returncode == 0
+    )
+    if not installed:
         console.print("torch-sim is not installed here: lamjax is measured alone. --torch-sim-python names another.")
-    return there
+    return installed
 
 
 def work(task: str, folder: Path, options) -> dict:
@@ -206,15 +208,15 @@ def summary(one: dict, n: int) -> dict:
 
 def agreement(own: dict, other: dict) -> dict:
     """Differences of the energies of structures that both relaxed to convergence, per structure (eV)."""
-    mine, theirs = own["passes"][-1], other["passes"][-1]
-    chosen = theirs.get("subset", range(len(mine["energies"])))
+    first, second = own["passes"][-1], other["passes"][-1]
+    chosen = second.get("subset", range(len(first["energies"])))
     pairs = [
-        (mine["energies"][k], theirs["energies"][place])
+        (first["energies"][k], second["energies"][place])
         for place, k in enumerate(chosen)
-        if mine["converged"][k] and theirs["converged"][place]
+        if first["converged"][k] and second["converged"][place]
     ]
     difference = np.abs(np.subtract(*np.transpose(pairs)))
-    begun = [(a, b) for a, b in zip(mine["starts"], theirs.get("starts", ()), strict=False)]
+    begun = [(a, b) for a, b in zip(first["starts"], second.get("starts", ()), strict=False)]
     return {
         "largest_relative_difference_before": max((abs(a - b) / max(1, abs(a)) for a, b in begun), default=None),
         "both_converged": len(pairs),

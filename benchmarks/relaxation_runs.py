@@ -53,10 +53,10 @@ def run_pair(folder: Path, settings: dict) -> dict:
 def streamed(potential, params, crystals, settings: RelaxConfig, dtype) -> dict:
     systems = [host_system(atoms, dtype) for atoms in crystals]
     clock = Clock()
-    found = sorted(relaxation.stream(potential, params, systems, settings))
+    outcomes = sorted(relaxation.stream(potential, params, systems, settings))
     time_taken = clock.read()
     at_once = sorted(relaxation.stream(potential, params, systems, dataclasses.replace(settings, max_steps=0)))
-    results = [outcome.relaxation for outcome in found]
+    results = [outcome.relaxation for outcome in outcomes]
     return time_taken | {
         "starts": [float(outcome.relaxation.energy) for outcome in at_once],
         "steps": [int(r.n_steps) for r in results],
@@ -73,7 +73,7 @@ def run_ase(folder: Path, settings: dict) -> dict:
     chosen = settings["subset"]
     every = ase.io.read(folder / "crystals.extxyz", ":")
     calculator = CALCULATORS.setdefault("model", lamjax.Calculator(settings["model"], dtype="float32"))
-    found: dict[str, list] = {"steps": [], "energies": [], "converged": []}
+    results: dict[str, list] = {"steps": [], "energies": [], "converged": []}
     clock = Clock()
     for k in chosen:
         atoms = every[k]
@@ -84,10 +84,10 @@ def run_ase(folder: Path, settings: dict) -> dict:
             energy = float(atoms.get_potential_energy())
         except FloatingPointError:
             converged, energy = False, float("nan")
-        found["steps"].append(optimizer.nsteps)
-        found["energies"].append(energy)
-        found["converged"].append(bool(converged))
-    return clock.read() | found | {"subset": chosen}
+        results["steps"].append(optimizer.nsteps)
+        results["energies"].append(energy)
+        results["converged"].append(bool(converged))
+    return clock.read() | results | {"subset": chosen}
 
 
 class Clock:
@@ -108,8 +108,8 @@ def model(settings: dict):
 
 
 def config(settings: dict) -> RelaxConfig:
-    found = RelaxConfig(fmax=settings["fmax"], max_steps=settings["max_steps"])
-    return dataclasses.replace(found, cell=CellConfig()) if settings["cell"] else found
+    relaxation = RelaxConfig(fmax=settings["fmax"], max_steps=settings["max_steps"])
+    return dataclasses.replace(relaxation, cell=CellConfig()) if settings["cell"] else relaxation
 
 
 if __name__ == "__main__":

@@ -43,11 +43,11 @@ def inference(results: dict) -> str:
     columns = ("model", "system", "task", "lamjax ms", "best other ms", "ratio, medians", "ratio, best calls")
     columns += ("ratio, processor time", "GFLOP", "% of peak", "first call s", "peak MB lamjax / least of the others")
     body = []
-    for model, system, task, found in rows_of(results):
-        timings, ratio = found["timings"][task], found["ratio"][task]
+    for model, system, task, measured in rows_of(results):
+        timings, ratio = measured["timings"][task], measured["ratio"][task]
         own, other = timings["lamjax"], timings[ratio["against"]]
         least = min(t["peak_mb"] for name, t in timings.items() if name != "lamjax")
-        work = found["operations"]["tasks"][task]
+        work = measured["operations"]["tasks"][task]
         body.append(
             (model, system, task, f"{1e3 * own['median']:.0f}", f"{1e3 * other['median']:.0f} ({ratio['against']})")
             + tuple(f"{ratio[k]:.2f}" for k in ("wall", "best_wall", "cpu"))
@@ -60,10 +60,10 @@ def inference(results: dict) -> str:
 def rows_of(results: dict):
     """(model, system, task, what was found) of all that was compared."""
     for model, content in results["models"].items():
-        for system, found in content["systems"].items():
-            for task in found["timings"]:
-                if found["ratio"].get(task):
-                    yield model, system, task, found
+        for system, measured in content["systems"].items():
+            for task in measured["timings"]:
+                if measured["ratio"].get(task):
+                    yield model, system, task, measured
 
 
 def adjoints(results: dict) -> str:
@@ -144,8 +144,8 @@ def large_memory(results: dict) -> str:
     """What XLA plans for forces, in blocks and whole."""
     columns = ("atoms", f"temporaries MB, blocks of {results['block']}", "kB/atom", "temporaries MB, whole", "kB/atom")
     body = []
-    for n, found in results["sizes"].items():
-        cells = [f"{found[kind][k]:,.{d}f}" for kind in ("in_blocks", "whole") for k, d in _MEMORY]
+    for n, plans in results["sizes"].items():
+        cells = [f"{plans[kind][k]:,.{d}f}" for kind in ("in_blocks", "whole") for k, d in _MEMORY]
         body.append((f"{int(n):,}", *cells))
     return f"{about(results)}\n\n{lines(columns, body)}"
 
@@ -180,9 +180,9 @@ def nequip(results: dict) -> str:
 
 def aims(_: dict | None) -> str:
     """Row, aim, reached: of all results there are."""
-    found = [*_of_inference(), *_of_training(), *_of_adjoints(), *_of_relaxation(), *_of_dynamics(), *_of_nequip()]
+    verdicts = [*_of_inference(), *_of_training(), *_of_adjoints(), *_of_relaxation(), *_of_dynamics(), *_of_nequip()]
     words = {True: "yes", False: "no", None: "not measured"}
-    body = [(a.row, a.aim, "-" if a.reached is None else f"{a.reached:.2f}", words[a.is_met]) for a in found]
+    body = [(a.row, a.aim, "-" if a.reached is None else f"{a.reached:.2f}", words[a.is_met]) for a in verdicts]
     return lines(("row", "aim", "reached", "met"), body)
 
 
@@ -210,9 +210,9 @@ def _of_inference() -> list[Aim]:
 def _of_training() -> list[Aim]:
     results = load("training") or {"runs": {}}
     runs = next(iter(results["runs"].values()), {})
-    found = {case: one["ratio"]["wall"] for case, one in runs.items() if one.get("ratio")}
+    ratios = {case: one["ratio"]["wall"] for case, one in runs.items() if one.get("ratio")}
     return [
-        at_least(f"training run {c}, cold cache", found.get(c), aim, "times DeePMD-kit")
+        at_least(f"training run {c}, cold cache", ratios.get(c), aim, "times DeePMD-kit")
         for c, aim in (("a", 3), ("b", 2), ("c", 3))
     ]
 
@@ -253,16 +253,16 @@ def _of_dynamics() -> list[Aim]:
     results = load("dynamics")
     if results is None:
         return []
-    found = []
+    verdicts = []
     for model, sizes in results["compared"].items():
         for n, codes in sizes.items():
             ratio = (
                 codes["deepmd"]["wall_ms_per_step"] / codes["loop"]["wall_ms_per_step"] if "deepmd" in codes else None
             )
-            found.append(at_least(f"dynamics, {model}, {int(n):,} atoms", ratio, 3, "times DeePMD-kit in ASE"))
+            verdicts.append(at_least(f"dynamics, {model}, {int(n):,} atoms", ratio, 3, "times DeePMD-kit in ASE"))
     largest = results["scaling"].get("98304")
     peak = None if largest is None else largest["peak_mb"] / 1024
-    return [*found, below("dynamics, student, 98,304 atoms, peak", peak, 16, "GiB")]
+    return [*verdicts, below("dynamics, student, 98,304 atoms, peak", peak, 16, "GiB")]
 
 
 def _of_nequip() -> list[Aim]:

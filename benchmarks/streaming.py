@@ -96,9 +96,9 @@ def clusters(n: int, seed: int = 0) -> Iterator[data.Frame]:
         positions = (grid * edges + 0.12 * rng.normal(size=(BLOCK, N_ATOMS, 3))).astype(np.float32)
         energy, gradient = jax.device_get(labels(positions))
         for k in range(min(BLOCK, n - start)):
-            found = Labels(np.float64(energy[k]), -gradient[k].astype(np.float64), cell, weights)
+            frame_labels = Labels(np.float64(energy[k]), -gradient[k].astype(np.float64), cell, weights)
             system = System(positions[k].astype(np.float64), numbers, cell, pbc)
-            yield data.Frame(system, found, f"clusters frame {start + k}", ("energy", "forces", ""), {})
+            yield data.Frame(system, frame_labels, f"clusters frame {start + k}", ("energy", "forces", ""), {})
 
 
 @jax.jit

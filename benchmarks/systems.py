@@ -101,15 +101,15 @@ def molecule() -> list[ase.Atoms]:
 
 def crystals() -> list[ase.Atoms]:
     """32 crystals of eight kinds, displaced by 0.05 Å and strained by up to 3 %."""
-    found = []
+    chosen = []
     for seed in range(32):
         name, lattice = CRYSTALS[seed % len(CRYSTALS)]
         atoms = ase.build.bulk(name, **lattice)
         strain = np.random.default_rng(seed).uniform(-0.03, 0.03, (3, 3))
         atoms.set_cell(atoms.cell @ (np.eye(3) + (strain + strain.T) / 2), scale_atoms=True)
         atoms.rattle(0.05, seed=seed)
-        found.append(atoms)
-    return found
+        chosen.append(atoms)
+    return chosen
 
 
 def water(model: str) -> Frames:
@@ -135,7 +135,7 @@ def evaluated(atoms: list[ase.Atoms], weights: Path) -> Frames:
     """The frames with energy, forces and virial of lamjax in float64."""
     with jax.enable_x64(True):
         model, params = lamjax.load(weights, dtype=jnp.float64)
-        predict = jax.jit(lambda system, found: lamjax.predict(model, params, system, found))
+        predict = jax.jit(lambda system, lists: lamjax.predict(model, params, system, lists))
         systems = [lamjax.from_ase(a) for a in atoms]
         width = max(lamjax.allocate(model, s).capacities[0] for s in systems)
         rows = [jax.device_get(predict(s, lamjax.allocate(model, s, width))) for s in systems]

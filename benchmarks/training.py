@@ -63,8 +63,8 @@ def main() -> None:
 def read_results(folder: Path) -> dict[str, Any]:
     """What earlier runs measured: parts are replaced one by one."""
     path = folder / "training.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
-    return {"cases": CASES, "runs": found.get("runs", {}), "scaling": found.get("scaling", {})}
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    return {"cases": CASES, "runs": earlier.get("runs", {}), "scaling": earlier.get("scaling", {})}
 
 
 def prepare(case: str, folder: Path, options) -> dict[str, Any]:
@@ -88,20 +88,20 @@ def lamjax() -> Path:
 
 def commands(options) -> dict[str, tuple[list, dict[str, str]]]:
     """{row: (command, environment)} of everything that is to be compared; lamjax cold comes before warm."""
-    found = {}
+    rows = {}
     if "lamjax" in options.codes:
         command = [lamjax(), "train", "../config.yaml", "--set", "plots=false"]
-        found |= {COLD: (command, threads(options.cores)), WARM: (command, threads(options.cores))}
+        rows |= {COLD: (command, threads(options.cores)), WARM: (command, threads(options.cores))}
     others = [code for code in options.codes if code != "lamjax"]
     if others and options.dp is None:
         console.print("DeePMD-kit's `dp` was not found: lamjax is measured alone. --dp names it (README.md).")
-        return found
+        return rows
     for code in others:
         command = [options.dp.resolve(), f"--{code}", "train", "../input.json"]
         for n in sorted({1, options.cores}) if code == "pt" else [options.cores]:
             name = f"{code}, {n} thread{'s' * (n > 1)}" if code == "pt" else code
-            found[name] = (command, threads(n))
-    return found
+            rows[name] = (command, threads(n))
+    return rows
 
 
 def threads(n: int) -> dict[str, str]:
@@ -118,17 +118,17 @@ def measure_codes(case: str, files: dict, results: dict, machine: dict, options)
     label = f"{options.cores} core{'s' * (options.cores > 1)}"
     place = results["runs"].setdefault(label, {}).setdefault(case, {"facts": files["facts"], "codes": {}})
     place["facts"] = files["facts"]
-    found: dict[str, list[dict]] = {name: [] for name in todo}
+    runs: dict[str, list[dict]] = {name: [] for name in todo}
     for turn in range(options.rounds):
         cache = files["folder"] / f"cache{turn}"  # empty in every round
         for name, (command, environment) in todo.items():
             if name in (COLD, WARM):
                 environment = {**environment, "JAX_COMPILATION_CACHE_DIR": str(cache)}
             one = once(f"({case}) {name}", command, environment, files, options)
-            found[name].append(one)
-            rounds = sorted(found[name], key=lambda r: r["wall_all_steps"] or r["wall"])
+            runs[name].append(one)
+            rounds = sorted(runs[name], key=lambda r: r["wall_all_steps"] or r["wall"])
             about = {"machine": machine, "versions": code_versions(name, options), "wanted": options.steps}
-            place["codes"][name] = {**rounds[(len(rounds) - 1) // 2], "rounds": found[name], **about}
+            place["codes"][name] = {**rounds[(len(rounds) - 1) // 2], "rounds": runs[name], **about}
             place["ratio"] = ratios(place["codes"])
             write_results("training", results, options.output)
 
@@ -153,8 +153,8 @@ def code_versions(name: str, options) -> dict[str, str]:
     script = f"import json, sys; sys.path.insert(0, {str(ROOT)!r}); from common import versions; "
     script += f"print(json.dumps(versions({PACKAGES!r})))"
     python = options.dp.with_name("python")
-    found = subprocess.run([python, "-c", script], capture_output=True, text=True)
-    return json.loads(found.stdout) if found.returncode == 0 else {}
+    answer = subprocess.run([python, "-c", script], capture_output=True, text=True)
+    return json.loads(answer.stdout) if answer.returncode == 0 else {}
 
 
 def measure_scaling(case: str, files: dict, results: dict, machine: dict, options) -> None:

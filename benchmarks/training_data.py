@@ -46,8 +46,8 @@ def write(case: str, folder: Path) -> dict[str, tuple[int, int]]:
 
 def small() -> dict[str, list[ase.Atoms]]:
     """Twenty displaced copies each of six crystals with two or more elements."""
-    found = ase.io.read(CRYSTALS, ":")
-    first = [next(a for a in found if len(a) == n and len(set(a.numbers)) > 1) for n in SIZES]
+    crystals = ase.io.read(CRYSTALS, ":")
+    first = [next(a for a in crystals if len(a) == n and len(set(a.numbers)) > 1) for n in SIZES]
     return {f"{len(a):03d}_atoms": displaced(a, 20) for a in first}
 
 
@@ -65,7 +65,7 @@ def mixture(n_crystals: int = 1000, largest: int = 200) -> list[ase.Atoms]:
     by_size = defaultdict(list)
     for atoms in sources:
         by_size[len(atoms)].append(atoms)
-    found = []
+    crystals = []
     for wanted in np.exp(rng.uniform(0, np.log(largest + 1), n_crystals)).astype(int):
         sizes = [n for n in by_size if n <= wanted]
         n = sizes[rng.integers(len(sizes))]
@@ -73,8 +73,8 @@ def mixture(n_crystals: int = 1000, largest: int = 200) -> list[ase.Atoms]:
         strain = rng.uniform(-0.03, 0.03, (3, 3))
         atoms.set_cell(atoms.cell @ (np.eye(3) + (strain + strain.T) / 2), scale_atoms=True)
         atoms.positions += rng.normal(0, 0.05, (len(atoms), 3))
-        found.append(atoms)
-    return found
+        crystals.append(atoms)
+    return crystals
 
 
 def repeated(atoms: ase.Atoms, most: int) -> ase.Atoms:
@@ -91,10 +91,10 @@ def repeated(atoms: ase.Atoms, most: int) -> ase.Atoms:
 
 def displaced(atoms: ase.Atoms, n: int) -> list[ase.Atoms]:
     """Copies with Gaussian displacements of 0.05 Å."""
-    found = [bare(atoms) for _ in range(n)]
-    for seed, copy in enumerate(found):
+    copies = [bare(atoms) for _ in range(n)]
+    for seed, copy in enumerate(copies):
         copy.rattle(0.05, seed=seed)
-    return found
+    return copies
 
 
 def bare(atoms: ase.Atoms) -> ase.Atoms:
@@ -117,12 +117,12 @@ def write_system(folder: Path, frames: Sequence[ase.Atoms], elements: Sequence[s
     part = folder / "set.000"
     part.mkdir(parents=True)
     types = np.array([[elements.index(symbol) for symbol in atoms.symbols] for atoms in frames])
-    found = [labels(atoms) for atoms in frames]
+    labelled = [labels(atoms) for atoms in frames]
     arrays = {
         "coord": [atoms.positions.ravel() for atoms in frames],
         "box": [atoms.cell.array.ravel() for atoms in frames],
-        "energy": [energy for energy, _ in found],
-        "force": [forces.ravel() for _, forces in found],
+        "energy": [energy for energy, _ in labelled],
+        "force": [forces.ravel() for _, forces in labelled],
     }
     for name, rows in arrays.items():
         np.save(part / f"{name}.npy", np.array(rows))

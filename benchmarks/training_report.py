@@ -85,22 +85,22 @@ def body(cases: Mapping[str, dict]) -> list[tuple[str, ...]]:
 
 def verdicts(cases: Mapping[str, dict]) -> list[str]:
     """One sentence for each case that was compared."""
-    found = []
+    sentences = []
     for case in CASES:
         ratio = cases.get(case, {}).get("ratio")
         if ratio:
             least = f" (extrapolated; measured: more than {ratio['at_least']:.2f})" if ratio["extrapolated"] else ""
-            found.append(
+            sentences.append(
                 f"({case}) {CASES[case]}: lamjax, cold, is {ratio['wall']:.2f} times as fast as {ratio['against']}"
                 f"{least}, {ratio['per_structure']:.2f} times per structure, with {ratio['memory']:.2f} times the "
                 "least peak memory of the others."
             )
-    return found
+    return sentences
 
 
 def scaling_rows(scaling: Mapping[str, dict]) -> list[str]:
     """A line for each case and number of virtual devices."""
-    found = []
+    rows = []
     for case, place in sorted(scaling.items()):
         first = place["devices"].get("1", {}).get("structures_per_second")
         for n, one in place["devices"].items():
@@ -108,8 +108,8 @@ def scaling_rows(scaling: Mapping[str, dict]) -> list[str]:
             known = f"{speed:.1f} structures/s" if speed else "no steady step"
             known += f", {speed / first:.2f} times that of one" if first and speed else ""
             padding = f", padding {100 * one['padding']:.1f} %" if "padding" in one else ""
-            found.append(f"({case}) batch {place['batch_size']}, {n} virtual devices: {known}{padding}")
-    return found
+            rows.append(f"({case}) batch {place['batch_size']}, {n} virtual devices: {known}{padding}")
+    return rows
 
 
 def show(results: dict[str, Any]) -> None:

@@ -89,29 +89,29 @@ def summary(output: Output, steps: int, folder: Path) -> dict[str, Any]:
         "peak_mb": output.peak_mb,
         "compilations": len(long),
         "compile_seconds": sum(seconds for _, _, seconds in compiled),
-        **said(output.lines),
+        **shape_facts(output.lines),
         **errors(folder),
     }
 
 
 def compilations(lines: Sequence[tuple[float, str]]) -> list[tuple[float, str, float]]:
     """(seconds since the start, function, seconds of compilation); what two loggers wrote counts once."""
-    found = {}
+    starts = {}
     for seconds, line in lines:
         if match := COMPILED.search(line):
-            found.setdefault(match.groups(), seconds)
-    return [(seconds, name, float(took)) for (name, took), seconds in found.items()]
+            starts.setdefault(match.groups(), seconds)
+    return [(seconds, name, float(duration)) for (name, duration), seconds in starts.items()]
 
 
 def shown_steps(lines: Sequence[tuple[float, str]]) -> list[tuple[float, int]]:
     """(seconds, step) of the lines that say how far a run is; a first program of lamjax is its first step."""
-    found = []
+    steps = []
     for seconds, line in lines:
         if match := DEEPMD_STEP.search(line) or LAMJAX_STEP.search(line):
-            found.append((seconds, int(match[1])))
-        elif not found and LAMJAX_PROGRAM.search(line):
-            found.append((seconds, 1))
-    return found
+            steps.append((seconds, int(match[1])))
+        elif not steps and LAMJAX_PROGRAM.search(line):
+            steps.append((seconds, 1))
+    return steps
 
 
 def steady_seconds(shown: Sequence[tuple[float, int]], compiled: Sequence[float]) -> float | None:
@@ -125,14 +125,14 @@ def steady_seconds(shown: Sequence[tuple[float, int]], compiled: Sequence[float]
     return statistics.median(chosen) if chosen else None
 
 
-def said(lines: Sequence[tuple[float, str]]) -> dict[str, Any]:
+def shape_facts(lines: Sequence[tuple[float, str]]) -> dict[str, Any]:
     """What lamjax prints of its shapes: programs met, share of padding, batches per epoch."""
     text = "\n".join(line for _, line in lines)
     programs = sum(bool(LAMJAX_PROGRAM.search(line)) for _, line in lines)
     waste, epoch = WASTE.search(text), EPOCH.search(text)
-    found = {"programs": programs} if programs else {}
-    found |= {"padding": float(waste[1]) / 100} if waste else {}
-    return found | ({"batches_per_epoch": int(epoch[1])} if epoch else {})
+    facts = {"programs": programs} if programs else {}
+    facts |= {"padding": float(waste[1]) / 100} if waste else {}
+    return facts | ({"batches_per_epoch": int(epoch[1])} if epoch else {})
 
 
 def errors(folder: Path) -> dict[str, float]:
@@ -140,12 +140,12 @@ def errors(folder: Path) -> dict[str, float]:
     rows = curve(folder)
     rows = rows[len(rows) // 2 :]
     names = {"rmse_e": ("rmse_e_train", "rmse_e_trn"), "rmse_f": ("rmse_f_train", "rmse_f_trn")}
-    found = {}
+    rms = {}
     for key, columns in names.items():
         values = [float(row[column]) for row in rows for column in columns if row.get(column)]
         if values:
-            found[key] = statistics.fmean(x * x for x in values) ** 0.5
-    return found
+            rms[key] = statistics.fmean(x * x for x in values) ** 0.5
+    return rms
 
 
 def curve(folder: Path) -> list[dict[str, str]]:

@@ -96,9 +96,9 @@ PRETRAINING = {
     ),
     **{
         f"oxides_{xc}": PretrainingSet(
-            (f"oxides_bo2/{xc}_train",), (f"oxides_bo2/{xc}_validation",), 0.05, f"{said}, VASP, dioxides"
+            (f"oxides_bo2/{xc}_train",), (f"oxides_bo2/{xc}_validation",), 0.05, f"{functional}, VASP, dioxides"
         )
-        for xc, said in (("pbe", "PBE"), ("pbesol", "PBEsol"), ("lda", "LDA"))
+        for xc, functional in (("pbe", "PBE"), ("pbesol", "PBEsol"), ("lda", "LDA"))
     },
     "wb97x": PretrainingSet(
         ("dimers_wb97x/train",), ("dimers_wb97x/validation",), 0.10, "wB97X/6-31G(d), molecular dimers"
@@ -136,16 +136,28 @@ QUICK = Size(
 )
 
 
-def arguments(description: str, here: Path, seeds: Sequence[int] = (0, 1, 2)) -> argparse.ArgumentParser:
+def arguments(description: str, folder: Path, seeds: Sequence[int] = (0, 1, 2)) -> argparse.ArgumentParser:
     """The options that all scripts have."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
-    work = here.parents[1] / "build" / "experiments"
+    work = folder.parents[1] / "build" / "experiments"
     parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
     parser.add_argument("--work", type=Path, default=work, help="runs, models and one JSON file for each finished run")
     parser.add_argument("--cache", type=Path, help="compiled programs (default: below --work)")
     parser.add_argument("--quick", action="store_true", help="a tiny model and few steps: does it run at all?")
     parser.add_argument("--report", action="store_true", help="train nothing, only report the finished runs")
     return parser
+
+
+def command_line(description: str, here: Path, steps: Any) -> argparse.Namespace:
+    """The options of a script that trains, with the `size` that --quick chooses; sets the cache of compilations."""
+    parser = arguments(description, here)
+    parser.add_argument("--steps", type=int, help=f"of every run (default: {steps})")
+    given = parser.parse_args()
+    begin(given.work, given.cache)
+    given.size = QUICK if given.quick else FULL
+    if given.quick:
+        given.seeds, given.steps = given.seeds[:1], given.steps or 3
+    return given
 
 
 def begin(work: Path, cache: Path | None) -> None:
@@ -174,12 +186,12 @@ def frames(path: str | Path) -> list[str]:
     """The frames of a compressed extxyz file as the text that they are."""
     with gzip.open(path, "rt") as file:
         lines = file.read().splitlines(keepends=True)
-    found, k = [], 0
+    texts, k = [], 0
     while k < len(lines):
         n = int(lines[k]) + 2
-        found.append("".join(lines[k : k + n]))
+        texts.append("".join(lines[k : k + n]))
         k += n
-    return found
+    return texts
 
 
 def write_frames(to: Path, chosen: Iterable[str]) -> str:
@@ -215,8 +227,8 @@ def _displaced(frame: str, by: float) -> str:
 
 def tasks(size: Size, work: Path, names: Sequence[str]) -> dict[str, TaskConfig]:
     """The tasks of a pre-training run."""
-    found = {name: PRETRAINING[name] for name in names}
-    return {name: TaskConfig(files(size, work, one.train), probability=one.probability) for name, one in found.items()}
+    chosen = {name: PRETRAINING[name] for name in names}
+    return {name: TaskConfig(files(size, work, one.train), probability=one.probability) for name, one in chosen.items()}
 
 
 def train(config: TrainConfig, curve: list[tuple[int, float]] | None = None) -> tuple[engine.Run, float]:
@@ -257,10 +269,10 @@ def measured(potential, sets: dict[str, Sequence[str]], max_programs: int = 1) -
     return {name: Measured(frames, data.pack(frames, shapes, np.float32)) for name, frames in read.items()}
 
 
-def some(of: Measured, rows: Iterable[int]) -> Measured:
+def selection(labelled: Measured, rows: Iterable[int]) -> Measured:
     """Those frames alone, in the same shapes."""
-    frames = [of.frames[row] for row in rows]
-    return Measured(frames, data.pack(frames, of.packed.plan, np.float32))
+    frames = [labelled.frames[row] for row in rows]
+    return Measured(frames, data.pack(frames, labelled.packed.plan, np.float32))
 
 
 def compositions(frames: Sequence[data.Frame]) -> np.ndarray:
@@ -274,37 +286,39 @@ def labels(frames: Sequence[data.Frame]) -> tuple[np.ndarray, np.ndarray, np.nda
     return compositions(frames), energies, np.concatenate([np.ravel(frame.labels.forces) for frame in frames])
 
 
-def differences(potential, params, of: Measured) -> tuple[np.ndarray, list[np.ndarray]]:
+def differences(potential, params, labelled: Measured) -> tuple[np.ndarray, list[np.ndarray]]:
     """Prediction minus label: total energies (n_frames,) eV and forces of every frame (n_atoms, 3) eV/Å."""
-    found = predictions(potential, params, of.packed, BATCH)
-    energies = np.array([float(p.energy) - float(f.labels.energy) for p, f in zip(found, of.frames, strict=True)])
-    return energies, [p.forces - f.labels.forces for p, f in zip(found, of.frames, strict=True)]
+    predicted = predictions(potential, params, labelled.packed, BATCH)
+    energies = np.array(
+        [float(p.energy) - float(f.labels.energy) for p, f in zip(predicted, labelled.frames, strict=True)]
+    )
+    return energies, [p.forces - f.labels.forces for p, f in zip(predicted, labelled.frames, strict=True)]
 
 
-def errors(potential, params, of: Measured, shift: np.ndarray | None = None) -> dict[str, float]:
+def errors(potential, params, labelled: Measured, shift: np.ndarray | None = None) -> dict[str, float]:
     """RMSE and MAE of energies (meV/atom) and forces (meV/Å), after an energy per element (119,) is subtracted."""
-    energies, forces = differences(potential, params, of)
-    counts = compositions(of.frames)
+    energies, forces = differences(potential, params, labelled)
+    counts = compositions(labelled.frames)
     if shift is not None:
         energies = energies - counts @ shift
     energies, forces = 1000 * energies / counts.sum(axis=1), 1000 * np.concatenate([np.ravel(f) for f in forces])
-    found = {"e": energies, "f": forces}
-    rmse = {f"rmse_{key}": float(np.sqrt(np.mean(x**2))) for key, x in found.items()}
-    return rmse | {f"mae_{key}": float(np.mean(np.abs(x))) for key, x in found.items()}
+    components = {"e": energies, "f": forces}
+    rmse = {f"rmse_{key}": float(np.sqrt(np.mean(x**2))) for key, x in components.items()}
+    return rmse | {f"mae_{key}": float(np.mean(np.abs(x))) for key, x in components.items()}
 
 
-def energy_shift(potential, params, of: Measured) -> np.ndarray:
+def energy_shift(potential, params, labelled: Measured) -> np.ndarray:
     """The least-squares energy per element (119,) eV of prediction minus label."""
-    return np.linalg.lstsq(compositions(of.frames), differences(potential, params, of)[0], rcond=None)[0]
+    return np.linalg.lstsq(compositions(labelled.frames), differences(potential, params, labelled)[0], rcond=None)[0]
 
 
-def best_head(potential, params, names: Sequence[str], of: Measured) -> tuple[str, dict[str, float]]:
+def best_head(potential, params, names: Sequence[str], labelled: Measured) -> tuple[str, dict[str, float]]:
     """The head with the least RMSE of forces, and that of all of them (meV/Å)."""
-    found = {}
+    force_errors = {}
     for name in names:
-        forces = differences(*one_head(potential, params, name), of)[1]
-        found[name] = float(1000 * np.sqrt(np.mean(np.concatenate([np.ravel(f) for f in forces]) ** 2)))
-    return min(found, key=found.get), found
+        forces = differences(*one_head(potential, params, name), labelled)[1]
+        force_errors[name] = float(1000 * np.sqrt(np.mean(np.concatenate([np.ravel(f) for f in forces]) ** 2)))
+    return min(force_errors, key=force_errors.get), force_errors
 
 
 def once(path: Path, make: Callable[[], dict[str, Any]]) -> None:
@@ -353,8 +367,8 @@ def reported(path: Path, base: str | None = None) -> tuple[dict[str, Any], bool]
 
     By default that is the model shipped now.
     """
-    told = json.loads(path.read_text()) if path.is_file() else {}
-    return told, told.get("base") == (base or shipped())
+    content = json.loads(path.read_text()) if path.is_file() else {}
+    return content, content.get("base") == (base or shipped())
 
 
 def facts(command: str, seconds: float) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What callers give: arguments of the right kind, and the fields of configs."""
+"""Checks of arguments and of the fields of configs."""
 
 import dataclasses
 import functools
@@ -44,7 +44,7 @@ def expect_all(values: Any, kind: type, what: str, remedy: str) -> None:
 
 
 def describe(value: Any) -> str:
-    """What a value is, in a few words: "a list of Frame", "the text 'a.xyz'", "a Potential"."""
+    """A value described in a few words: "a list of Frame", "the text 'a.xyz'", "a Potential"."""
     if isinstance(value, str | PurePath):
         return f"the text {str(value)!r}"
     if value is None or isinstance(value, bool | int | float):
@@ -69,7 +69,7 @@ def _article(name: str) -> str:
 def plain(value: Any, hint: Any) -> Any:
     """Plain data for a type: where that is a tuple, a single value is a tuple of one, and a dict is one of pairs.
 
-    Everything else stays as it is, to be checked by whoever reads the config.
+    Everything else stays as it is, to be checked when the config is made.
     """
     origin, args = get_origin(hint), get_args(hint)
     if isinstance(value, np.generic):

@@ -48,7 +48,7 @@ def add_head(
     elif config is not None:
         raise ValueError(f"Head {name!r} takes its config from its source {source!r}: leave out config, or source.")
     else:
-        names = _known(old, source)
+        names = _checked_names(old, source)
         config = _common_config(old, names)
         head = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *[params.heads[n] for n in names])
     new = replace(old, heads=(*old.heads, (name, config)))
@@ -61,7 +61,7 @@ def select_heads(potential: Potential, params: Params, names: str | Sequence[str
     The chosen head stays chosen if it is among them; else none is, or the only one.
     """
     old = _config_of(potential)
-    names = _known(old, names)
+    names = _checked_names(old, names)
     configs = dict(old.heads)
     new = replace(old, heads=tuple((name, configs[name]) for name in names))
     chosen = potential.head if potential.head in names else None
@@ -71,7 +71,7 @@ def select_heads(potential: Potential, params: Params, names: str | Sequence[str
 def remove_heads(potential: Potential, params: Params, names: str | Sequence[str]) -> tuple[Potential, Params]:
     """The model without these heads; at least one must remain. The chosen head as in `select_heads`."""
     old = _config_of(potential)
-    removed = _known(old, names)
+    removed = _checked_names(old, names)
     left = [name for name in old.head_names if name not in removed]
     if not left:
         raise ValueError(f"A model needs a head: {', '.join(removed)} are all that there are. Leave one of them.")
@@ -81,7 +81,7 @@ def remove_heads(potential: Potential, params: Params, names: str | Sequence[str
 def rename_head(potential: Potential, params: Params, old: str, new: str) -> tuple[Potential, Params]:
     """The model with head `old` called `new`; if it was the chosen one it still is."""
     config = _config_of(potential)
-    _known(config, old)
+    _checked_names(config, old)
     _require_new(config, new)
     names = {name: new if name == old else name for name in config.head_names}
     renamed = replace(config, heads=tuple((names[name], c) for name, c in config.heads))
@@ -289,7 +289,7 @@ def _config_of(potential: Potential) -> PotentialConfig:
     return potential.config
 
 
-def _known(config: PotentialConfig, names: str | Iterable[str]) -> tuple[str, ...]:
+def _checked_names(config: PotentialConfig, names: str | Iterable[str]) -> tuple[str, ...]:
     """The names, each once, all of them heads of the model; at least one."""
     names = tuple(dict.fromkeys([names] if isinstance(names, str) else names))
     if unknown := [name for name in names if name not in config.head_names]:

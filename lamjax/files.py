@@ -65,7 +65,7 @@ def locked(lock: str | Path) -> IO | None:
             return None
         except FileNotFoundError:
             pass
-        file.close()  # another one ended in between and took the file's name away: who comes next makes a new one
+        file.close()  # another process ended in between and removed the file: the next one makes a new file
 
 
 @contextlib.contextmanager
@@ -97,7 +97,7 @@ def write_atomically(path: str | Path, content: bytes) -> None:
 
 
 def flush(path: str | Path) -> None:
-    """What was written to a file, to disk."""
+    """Flush a file to disk."""
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
 

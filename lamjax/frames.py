@@ -92,7 +92,7 @@ def join(sets: Iterable[Sequence[Frame]]) -> Sequence[Frame]:
 
 
 def source(frames: Sequence[Frame], k: int) -> str:
-    """Where frame k was read; of a mapped set its positions are not touched."""
+    """The source of frame k; of a mapped set its positions are not touched."""
     match frames:
         case Joined():
             k = _checked(k, len(frames))

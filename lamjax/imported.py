@@ -41,12 +41,12 @@ class FactoryConfig:
 
     @property
     def elements(self) -> tuple[str, ...] | None:
-        """What the potential knows; None: everything. Its function is called, if it was not yet."""
-        return _own(self)[0].elements
+        """The elements of the potential; None: all. Its function is called, if it was not yet."""
+        return _opened(self)[0].elements
 
     @property
     def type(self) -> str:
-        """What prints as the kind of the potential."""
+        """The name that is printed as the kind of the potential."""
         return self.factory
 
 
@@ -97,7 +97,7 @@ def potential_of(config: FactoryConfig) -> Potential:
 
     The function is imported and called: the user has named it, or trusts it. ValueError for what is no potential.
     """
-    own, _ = _own(config)
+    own, _ = _opened(config)
 
     def init(key: Any, dtype: Any = None) -> Params:
         return Params(own.init(key, dtype), {DEFAULT_HEAD: {}})
@@ -112,10 +112,10 @@ def potential_of(config: FactoryConfig) -> Potential:
 
 def first_params(config: FactoryConfig) -> Params:
     """The parameters that come with the potential of a config, else those that its `init` draws with the key 0."""
-    return Params(_own(config)[1], {DEFAULT_HEAD: {}})
+    return Params(_opened(config)[1], {DEFAULT_HEAD: {}})
 
 
-def _own(config: FactoryConfig) -> tuple[Potential, Any]:
+def _opened(config: FactoryConfig) -> tuple[Potential, Any]:
     """The potential as its function makes it, and parameters (numpy); the function is called once."""
     if config not in _made:
         made = _called(config)
@@ -164,7 +164,7 @@ def _numbers(params: Any, config: FactoryConfig) -> Any:
 
 
 def _parts(name: str) -> list[str]:
-    """What stands between the commas that are not within brackets."""
+    """The parts between the commas that are not within brackets."""
     return [part.strip() for part in re.split(r",(?![^\[{(]*[\]})])", str(name))]
 
 

@@ -99,7 +99,7 @@ def projector(cell: Array, pbc: Array) -> Float[Array, "3 3"]:
 
 
 def n_images(cell: Array, pbc: Array, cutoff: float) -> Int[np.ndarray, "3"]:
-    """How many cells away along each lattice vector wrapped atoms see within the cutoff (Å). On the host."""
+    """Numbers of cells along each lattice vector within the cutoff (Å) of wrapped atoms. On the host."""
     faces = np.maximum(face_distances(cell, pbc), 1e-3)
     return np.where(pbc, np.ceil(cutoff / faces - 1e-6), 0).astype(int)
 
@@ -121,7 +121,7 @@ def padded_images(images: Int[np.ndarray, "n_offsets 3"], n: int) -> Int[np.ndar
 
 
 def reach(cell: Array, pbc: Array, offsets: Int[Array, "n_offsets 3"]) -> Float[Array, ""]:
-    """How far (Å) wrapped atoms see with the images in `offsets`; inf where nothing is periodic."""
+    """The radius (Å) within which the images in `offsets` of wrapped atoms are complete; inf without periodicity."""
     images = jnp.max(jnp.where(jnp.abs(offsets) < FAR, offsets, 0), axis=0)
     return jnp.min(jnp.where(pbc, (images + 1e-6) * heights(basis(cell, pbc)), jnp.inf))
 

@@ -142,7 +142,7 @@ def activation(name: str) -> Callable:
 
 
 def kinks(name: str) -> str | None:
-    """Where a derivative of an activation function jumps, of first or second order; None where it is smooth."""
+    """The places where the first or second derivative of an activation function jumps; None if it is smooth."""
     name = name.lower()
     if match := _SILUT.fullmatch(name):
         return f"the second derivative jumps at {float(match[1] or 3):g}"

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 from typing import Any
 
@@ -59,9 +60,14 @@ def expm(x: Float[Array, "3 3"]) -> Float[Array, "3 3"]:
     return total
 
 
+def matmul_precision(name: str | None) -> AbstractContextManager:
+    """A context of a precision of matrix products, as jax.default_matmul_precision; None: the one that is set."""
+    return nullcontext() if name is None else jax.default_matmul_precision(name)
+
+
 @cache
 def compiler_options() -> dict[str, Any]:
-    """Of large programs, for jax.jit: `QUICKLY` on a processor, if this XLA knows these options."""
+    """Options of jax.jit for large programs: `QUICKLY` on a processor, if this XLA knows these options."""
     if jax.default_backend() != "cpu":
         return {}
     try:
@@ -107,7 +113,7 @@ def in_blocks(function: Callable, size: int, *arrays: PyTree) -> Any:
 
 
 def _blocks(n: int, size: int) -> tuple[int, int]:
-    """How many blocks of at most `size` rows n rows need, and how many rows each has: as even as can be."""
+    """The number of blocks of at most `size` rows for n rows, and the rows of each, as even as possible."""
     n_blocks = max(1, -(-n // size))
     return n_blocks, -(-n // n_blocks)
 

@@ -63,10 +63,10 @@ def of_relaxation(relaxed: Any) -> str:
     converged, steps = np.asarray(relaxed.converged), np.asarray(relaxed.n_steps)
     if converged.ndim:
         return f"<Relaxation, {np.sum(converged)} of {converged.size} converged, at most {steps.max(initial=0)} steps>"
-    how = "converged" if converged else "not finite" if not np.asarray(relaxed.finite) else "not converged"
+    outcome = "converged" if converged else "not finite" if not np.asarray(relaxed.finite) else "not converged"
     end = f"{float(relaxed.energy):.6g} eV, fmax {float(relaxed.fmax):.2g} eV/Å"
     structure = of_system(relaxed.system)[1:-1].removeprefix("System, ")
-    return f"<Relaxation, {how} after {steps} steps: {end}, {structure}>"
+    return f"<Relaxation, {outcome} after {steps} steps: {end}, {structure}>"
 
 
 def is_known(*arrays: Any) -> bool:

@@ -115,7 +115,7 @@ def as_jax_casts(system: System) -> System:
 
 
 def lost_digits(system: System) -> str:
-    """What to say of one structure with atoms far from the home cell, of which jax makes float32; else nothing."""
+    """A warning for one structure with atoms far from the home cell, of which jax makes float32; else nothing."""
     dtype = jax.dtypes.canonicalize_dtype(system.positions.dtype)
     single = np.ndim(system.numbers) == 1 and system.structure is None
     if dtype.itemsize >= 8 or not single or not np.any(shift := home_shift(system.positions, system.cell, system.pbc)):
@@ -347,6 +347,11 @@ def strain(system: System, epsilon: Float[Array, "*n_structures 3 3"]) -> System
         positions=system.positions + transform(system.positions, of_atoms(system, symmetric)),
         cell=system.cell + system.cell @ symmetric,
     )
+
+
+def scaled(system: System, factor: float | Array) -> System:
+    """The system with all lengths multiplied by a factor."""
+    return system._replace(positions=factor * system.positions, cell=factor * system.cell)
 
 
 def of_atoms(system: System, values: Any) -> Any:

@@ -76,9 +76,9 @@ def _copper(rng, size: int, k: int, labelled) -> Frame:
     system = host_system(atoms)
     shape = (8, (40,))
     padded = lamjax.system.pad(system, shape[0])
-    found = _predict(MORSE.init(), padded, neighbors.host_neighbors(padded, MORSE.shells, shape[1])._replace(
+    made = _predict(MORSE.init(), padded, neighbors.host_neighbors(padded, MORSE.shells, shape[1])._replace(
         offsets=np.zeros((0, 3), np.int32)))  # fmt: skip
-    labels = Labels(np.asarray(found.energy), np.asarray(found.forces)[: len(atoms)], np.asarray(found.virial),
+    labels = Labels(np.asarray(made.energy), np.asarray(made.forces)[: len(atoms)], np.asarray(made.virial),
                     np.array(labelled, float))  # fmt: skip
     return Frame(system, labels, f"copper frame {k}", ("energy", "forces", "virial"), {})
 

@@ -118,13 +118,13 @@ def silu(x):
 def edges(positions, cell, pbc, cutoff):
     """(i, j, r_ij) of all pairs, by brute force over images."""
     reach = [3 if axis else 0 for axis in pbc]
-    found = []
+    pairs = []
     for shift in itertools.product(*(range(-n, n + 1) for n in reach)):
         for i, j in itertools.product(range(len(positions)), repeat=2):
             d = positions[j] + np.asarray(shift) @ cell - positions[i]
             if (i != j or any(shift)) and np.linalg.norm(d) < cutoff:
-                found.append((i, j, d))
-    return found
+                pairs.append((i, j, d))
+    return pairs
 
 
 def atomic_energies(head, weights, numbers, positions, cell, pbc):

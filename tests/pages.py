@@ -19,16 +19,16 @@ class Page(HTMLParser):
         assert not self.open, self.open
 
     def handle_starttag(self, tag, attributes):
-        found = dict(attributes)
+        result = dict(attributes)
         self.tags.add(tag)
         for name in ("src", "href", "xlink:href"):
-            assert found.get(name, "#").startswith(("data:", "#")), found
-        assert not any(name.startswith("on") for name in found), found
-        self.images += [found["src"]] if tag == "img" else []
-        self.figures += [found.get("aria-label")] if tag in ("svg", "canvas") else []
+            assert result.get(name, "#").startswith(("data:", "#")), result
+        assert not any(name.startswith("on") for name in result), result
+        self.images += [result["src"]] if tag == "img" else []
+        self.figures += [result.get("aria-label")] if tag in ("svg", "canvas") else []
         self.rows += [[]] if tag == "tr" else []
         if tag not in VOID:
-            self.open.append((tag, found))
+            self.open.append((tag, result))
 
     def handle_startendtag(self, tag, attributes):
         self.handle_starttag(tag, attributes)

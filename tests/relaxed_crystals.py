@@ -61,8 +61,8 @@ def list_of(name: str, atoms: ase.Atoms | None = None):
 def room(potential, atoms: ase.Atoms):
     system = lamjax.from_ase(atoms)
     small = system._replace(positions=0.96 * system.positions, cell=0.96 * system.cell)
-    found = neighbors.count(small, potential.shells)
-    widths = tuple(w + 8 for w in neighbors.plan_capacities(found, potential.shells))
+    counts = neighbors.count(small, potential.shells)
+    widths = tuple(w + 8 for w in neighbors.plan_capacities(counts, potential.shells))
     return system, neighbors.allocate(system, potential.shells, widths)
 
 

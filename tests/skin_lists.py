@@ -18,8 +18,8 @@ afresh = jax.jit(neighbors.update, static_argnums=2)
 def started(atoms: ase.Atoms, shells, skin: float, headroom: float = 1.6):
     """System, a searched list, and the shapes of neighbours."""
     system = jax.tree.map(np.asarray, lamjax.from_ase(atoms))
-    found = tuple(int(headroom * n) for n in neighbors.count(system, shells))
-    lists = neighbors.host_neighbors(system, shells, neighbors.plan_capacities(found, shells))
+    counts = tuple(int(headroom * n) for n in neighbors.count(system, shells))
+    lists = neighbors.host_neighbors(system, shells, neighbors.plan_capacities(counts, shells))
     offsets = neighbors.image_offsets(0.9 * system.cell, system.pbc, shells[0].cutoff + skin)
     nothing = np.zeros_like(lists.largest_counts)  # `update` keeps the largest
     lists = lists._replace(offsets=offsets, largest_counts=nothing)

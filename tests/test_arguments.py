@@ -113,7 +113,7 @@ def test_an_argument_of_another_kind_is_a_type_and_a_value_error():
 
 def test_values_are_described_in_words():
     system = lamjax.System(0, 1, 2, 3)
-    said = {
+    texts = {
         "the text 'a.xyz'": Path("a.xyz"),
         "a list of System": [system],
         "an empty tuple": (),
@@ -122,7 +122,7 @@ def test_values_are_described_in_words():
         "the function or class describe": describe,
         "a module": lamjax.units,
     }
-    assert [describe(value) for value in said.values()] == list(said)
+    assert [describe(value) for value in texts.values()] == list(texts)
 
 
 @pytest.mark.parametrize("kind", [Neighbors, Relaxation])

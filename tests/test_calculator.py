@@ -145,10 +145,10 @@ def test_cut_neighbours_are_reported_once(lennard_jones):
     with pytest.warns(UserWarning, match="keeps the nearest"):
         before = atoms.get_potential_energy()
     atoms.positions[0] += 0.1
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert atoms.get_potential_energy() != before  # it was computed, and nothing was said again
-    assert said == []
+    assert caught == []
 
 
 def test_single_precision(lennard_jones):
@@ -203,10 +203,10 @@ def parametrised() -> Calculator:
     pairs = classical.lennard_jones(sigma=3.4, epsilon=0.0104, cutoff=8.0)
 
     def atomic_energies(params, system, neighbors):
-        found = pairs.atomic_energies(params, system, neighbors) * (1 + 0.1 * system.numbers)
+        result = pairs.atomic_energies(params, system, neighbors) * (1 + 0.1 * system.numbers)
         for given in (system.fparam, system.aparam):
-            found = found if given is None else found * (1 + jnp.sum(given))
-        return found
+            result = result if given is None else result * (1 + jnp.sum(given))
+        return result
 
     return Calculator((pairs._replace(atomic_energies=atomic_energies), pairs.init()))
 

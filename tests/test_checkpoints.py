@@ -158,8 +158,8 @@ def test_foreign_files_are_described(tmp_path):
     (tmp_path / "zip").write_bytes(b"PK\x03\x04" + bytes(20))
     with h5py.File(tmp_path / "hdf5", "w") as file:
         file["x"] = 1.0
-    for name, said in (("pickle", "unknown kind"), ("zip", "zip archive"), ("hdf5", "HDF5")):
-        with pytest.raises(CheckpointError, match=said):
+    for name, message in (("pickle", "unknown kind"), ("zip", "zip archive"), ("hdf5", "HDF5")):
+        with pytest.raises(CheckpointError, match=message):
             lamjax.load(tmp_path / name)
     assert not (tmp_path / "executed").exists()
     with pytest.raises(FileNotFoundError, match="nowhere"):

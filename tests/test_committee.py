@@ -24,14 +24,14 @@ def test_deviation_is_that_of_members_one_by_one():
     members = [potentials.random_params(case.potential, seed, 0.0) for seed in (1, 2, 3)]
     system, lists = potentials.prepare(case.potential, structures.triclinic(), n_atoms=7)
     one = jax.jit(jax.tree_util.Partial(lamjax.predict, case.potential))
-    found = [jax.tree.map(np.asarray, one(params, system, lists)) for params in members]
-    spread = by_hand(np.stack([p.forces for p in found]))[:5]
+    evaluated = [jax.tree.map(np.asarray, one(params, system, lists)) for params in members]
+    spread = by_hand(np.stack([p.forces for p in evaluated]))[:5]
     deviation = jax.jit(committee.committee_deviation, static_argnums=0)
-    said = deviation(case.potential, committee.stack_members(members), system, lists)
-    np.testing.assert_allclose(said.largest, spread.max(), rtol=1e-9)
-    np.testing.assert_allclose(said.mean, spread.mean(), rtol=1e-9)
-    np.testing.assert_allclose(said.energy, np.std([p.energy for p in found]) / 5, rtol=1e-9)
-    assert said.largest > 1e-3
+    largest = deviation(case.potential, committee.stack_members(members), system, lists)
+    np.testing.assert_allclose(largest.largest, spread.max(), rtol=1e-9)
+    np.testing.assert_allclose(largest.mean, spread.mean(), rtol=1e-9)
+    np.testing.assert_allclose(largest.energy, np.std([p.energy for p in evaluated]) / 5, rtol=1e-9)
+    assert largest.largest > 1e-3
 
 
 def test_every_structure_of_a_list_has_its_own_deviation():
@@ -78,8 +78,8 @@ def test_what_a_member_cannot_say_is_no_agreement():
     system = lamjax.from_ase(structures.triclinic())
     lists = lamjax.allocate(morse, system)
     deviation = jax.jit(committee.committee_deviation, static_argnums=0)
-    said = deviation(morse, committee.stack_members([morse.init(), broken]), system, lists)
-    assert np.isnan(said.largest) and np.isnan(said.mean)
+    largest = deviation(morse, committee.stack_members([morse.init(), broken]), system, lists)
+    assert np.isnan(largest.largest) and np.isnan(largest.mean)
 
 
 def test_members_of_different_shape_are_refused():

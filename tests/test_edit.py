@@ -116,9 +116,9 @@ def test_restricted_models_give_the_numbers_of_deepmd(name, frame, elements):
     assert small.heads["Default"]["statistics"]["out_bias"].shape == (len(elements),)
     assert small.descriptor["repinit"]["statistics"]["mean"].shape == (len(elements), 4)
     with np.load(FIXTURES / name / "reference.npz") as stored:
-        found = fixture_prediction(potential, small, stored, frame)
+        result = fixture_prediction(potential, small, stored, frame)
         for part, key in (("energy", "energy"), ("forces", "forces"), ("virial", "virial")):
-            assert_same(getattr(found, part), stored[f"{frame}__{key}"], 1e-12)
+            assert_same(getattr(result, part), stored[f"{frame}__{key}"], 1e-12)
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -53,15 +53,15 @@ def test_a_neumann_series_gives_the_gradient_of_the_minimum():
     def gradient(adjoint):
         config = RelaxConfig(fmax=1e-6, max_steps=400, minimiser=HeavyBall(), adjoint=adjoint)
         loss = losses.structure_loss(mie, losses.StructureLossConfig(config))
-        (_, metrics), found = jax.jit(jax.value_and_grad(loss, has_aux=True))(PARAMS, batch)
-        return metrics, found
+        (_, metrics), result = jax.jit(jax.value_and_grad(loss, has_aux=True))(PARAMS, batch)
+        return metrics, result
 
-    metrics, found = gradient(SERIES.adjoint)
+    metrics, result = gradient(SERIES.adjoint)
     _, expected = gradient(Implicit(tol=1e-10))
     assert metrics["iterations"] == 600 and metrics["residual"] < 1e-6 and metrics["converged"] == 1
     for name in PARAMS:
-        assert found[name] == pytest.approx(float(expected[name]), rel=1e-4, abs=1e-8)
-    assert abs(found["distance"]) > 0.1
+        assert result[name] == pytest.approx(float(expected[name]), rel=1e-4, abs=1e-8)
+    assert abs(result["distance"]) > 0.1
 
 
 def test_an_own_loss_learns_through_own_adjoint_minimiser_and_potential():

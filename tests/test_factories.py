@@ -83,8 +83,8 @@ def test_nothing_is_compiled_again_for_a_copy():
     model = two_heads()
     system = lamjax.from_ase(ase.Atoms("CuO", [(0, 0, 0), (1.9, 0, 0)]))
     args = model.init(jax.random.key(0)), system, lamjax.allocate(model, system)
-    potential, found = pickle.loads(pickle.dumps((model, args)))
-    assert energy(model, *args) == energy(potential, *found) and len(traced) == 1
+    potential, result = pickle.loads(pickle.dumps((model, args)))
+    assert energy(model, *args) == energy(potential, *result) and len(traced) == 1
 
 
 ELSEWHERE = """

@@ -123,10 +123,10 @@ def test_a_file_keeps_function_options_and_numbers(springs, monkeypatch, dtype):
     lamjax.save("own.lamjax", potential, params, {"data": "springs"})
     before = energy((potential, params), dimer())
     forget(monkeypatch, springs)
-    again, found = lamjax.load("own.lamjax", dtype=dtype, trust=f"{springs}:springs")
-    jax.tree.map(np.testing.assert_array_equal, found, params)
-    assert {str(x.dtype) for x in jax.tree.leaves(found)} == {dtype, str(params.descriptor["steps"].dtype)}
-    assert energy((again, found), dimer()) == before and again == potential
+    again, result = lamjax.load("own.lamjax", dtype=dtype, trust=f"{springs}:springs")
+    jax.tree.map(np.testing.assert_array_equal, result, params)
+    assert {str(x.dtype) for x in jax.tree.leaves(result)} == {dtype, str(params.descriptor["steps"].dtype)}
+    assert energy((again, result), dimer()) == before and again == potential
     assert checkpoints.read("own.lamjax").card == {"data": "springs"}  # consent lasts for the process
 
 
@@ -143,8 +143,8 @@ def test_a_file_imports_nothing_without_consent(springs, monkeypatch):
             lamjax.load("own.lamjax", trust=[wrong])
     code, _, error = invoke("show", "own.lamjax")
     assert code != 0 and f"--trust {springs}:springs" in str(error) and springs not in sys.modules
-    code, said, _ = invoke("show", "own.lamjax", "--trust", f"{springs}:springs")
-    assert code == 0 and f"{springs}:springs()" in said and "stiffness" in said
+    code, output, _ = invoke("show", "own.lamjax", "--trust", f"{springs}:springs")
+    assert code == 0 and f"{springs}:springs()" in output and "stiffness" in output
 
 
 WRONG = {
@@ -182,7 +182,7 @@ def test_numbers_of_another_form_are_refused(springs, monkeypatch):
     ):
         lamjax.save("own.lamjax", importlib.import_module(springs).constant, model[1])
     lamjax.save("own.lamjax", *model)
-    for old, new, said in (
+    for old, new, message in (
         ("SIZE = 3", "SIZE = 5", r"table/0 has shape \(3,\), expected \(5,\)"),
         ('"stiffness": jnp', '"strength": jnp', "parameters are missing: strength"),
         ("number = 3.0", "sprigs = springs; del springs", r"holds the parameters of springs_.*Did you mean sprigs"),
@@ -191,7 +191,7 @@ def test_numbers_of_another_form_are_refused(springs, monkeypatch):
         Path(f"{springs}.py").write_text(MODULE.replace(old, new))
         importlib.invalidate_caches()
         sys.modules.pop(springs, None)
-        with pytest.raises(CheckpointError, match=said) as caught:
+        with pytest.raises(CheckpointError, match=message) as caught:
             lamjax.load("own.lamjax", trust=f"{springs}:springs")
         assert str(caught.value).startswith("own.lamjax")
 
@@ -207,17 +207,17 @@ def test_commands_take_it_where_a_model_stands(springs):
     ase.io.write("labels.extxyz", [labelled(2.3), labelled(2.8)])
     name = f"{springs}:springs,length=2.4"
     for arguments in (("relax", name, "two.extxyz"), ("relax", "two.extxyz", "--potential", name, "-o", "b.extxyz")):
-        code, said, error = invoke(*arguments)
-        assert code == 0, (said, error)
+        code, output, error = invoke(*arguments)
+        assert code == 0, (output, error)
     for path in ("relaxed.extxyz", "b.extxyz"):
-        found = [atoms.get_distance(0, 1) for atoms in ase.io.read(path, ":")]
-        np.testing.assert_allclose(found, 2.4, atol=0.02)
-    code, said, error = invoke("eval", f"--potential={name}", "labels.extxyz")
-    assert code == 0 and "2 frames" in said, error
-    code, said, error = invoke("show", "--potential", name)
-    assert code == 0 and "length=2.4" in said, error
-    code, said, error = invoke("show", "--potential")
-    assert code and "--potential" in said + str(error) and "argument" in said + str(error)
+        structures = [atoms.get_distance(0, 1) for atoms in ase.io.read(path, ":")]
+        np.testing.assert_allclose(structures, 2.4, atol=0.02)
+    code, output, error = invoke("eval", f"--potential={name}", "labels.extxyz")
+    assert code == 0 and "2 frames" in output, error
+    code, output, error = invoke("show", "--potential", name)
+    assert code == 0 and "length=2.4" in output, error
+    code, output, error = invoke("show", "--potential")
+    assert code and "--potential" in output + str(error) and "argument" in output + str(error)
     teacher, params = load_teacher(TeacherConfig(name))
     assert teacher.head == "Default" and float(params.descriptor["stiffness"]) == 1.0
 
@@ -236,13 +236,13 @@ def test_it_learns_in_commands_and_its_results_are_files(springs, monkeypatch):
     pairs()
     ase.io.write("labels.extxyz", [labelled(2.3 + 0.02 * k) for k in range(20)])
     name, one = f"{springs}:springs", ["--epochs", "1", "--hold-out", "0.5", "--max-programs", "1"]
-    code, said, error = invoke(
+    code, output, error = invoke(
         "finetune-structures", name, "pairs.extxyz", *one, "--objective.type", "force", "-o", "s"
     )
-    assert code == 0, (said, error)
+    assert code == 0, (output, error)
     steps = ["--steps", "2", "--head", "Default", "--bias", "keep", "--batch-size", "2"]
-    code, said, error = invoke("finetune", name, "labels.extxyz", *steps, "-o", "f")
-    assert code == 0, (said, error)
+    code, output, error = invoke("finetune", name, "labels.extxyz", *steps, "-o", "f")
+    assert code == 0, (output, error)
     forget(monkeypatch, springs)
     for folder in "sf":
         with pytest.raises(CheckpointError, match="--trust"):

@@ -20,10 +20,10 @@ def test_a_cell_in_any_direction_is_completed_by_unit_normals(pbc, rng):
     """Lattice vectors in no plane of the coordinate system: what a normal is divided by shows."""
     cell, pbc = rng.normal(size=(3, 3)) * [[3.0], [5.0], [7.0]], np.array(pbc)
     on_device = jax.jit(lattice.basis)(jnp.asarray(cell), jnp.asarray(pbc))
-    found = lattice.complete_cell(cell, pbc)
-    np.testing.assert_allclose(on_device, found, rtol=1e-13, atol=1e-13)
-    np.testing.assert_array_equal(found[pbc], cell[pbc])
-    made = found[~pbc]
+    result = lattice.complete_cell(cell, pbc)
+    np.testing.assert_allclose(on_device, result, rtol=1e-13, atol=1e-13)
+    np.testing.assert_array_equal(result[pbc], cell[pbc])
+    made = result[~pbc]
     np.testing.assert_allclose(made @ made.T, np.eye(len(made)), atol=1e-12)
     np.testing.assert_allclose(made @ cell[pbc].T, 0, atol=1e-11)
 
@@ -67,8 +67,8 @@ def test_nearest_image_is_that_of_ase(pbc, rng):
             cell = lattice.complete_cell(cell, np.array(pbc))
         d = rng.uniform(-9, 9, size=(4, 5, 3))
         _, lengths = ase.geometry.find_mic(d.reshape(-1, 3), cell, pbc)
-        found = lattice.shortest(d, cell, np.array(pbc))
-        np.testing.assert_allclose(np.linalg.norm(found, axis=-1).ravel(), lengths, atol=1e-9)
+        result = lattice.shortest(d, cell, np.array(pbc))
+        np.testing.assert_allclose(np.linalg.norm(result, axis=-1).ravel(), lengths, atol=1e-9)
 
 
 @pytest.mark.parametrize("pbc", [(True, True, True), (True, False, True), (False, True, False), (False, False, False)])
@@ -108,8 +108,8 @@ def test_strain_between_cells(rng):
     turn = Rotation.random(rng=rng).as_matrix()
     expected = ((np.eye(3) + change) @ (np.eye(3) + change).T - np.eye(3)) / 2
     for turned in (turn, -turn):
-        found, volume = lattice.green_lagrange(jnp.asarray(strained @ turned), jnp.asarray(cell))
-        np.testing.assert_allclose(found, expected, atol=1e-12)
+        result, volume = lattice.green_lagrange(jnp.asarray(strained @ turned), jnp.asarray(cell))
+        np.testing.assert_allclose(result, expected, atol=1e-12)
         np.testing.assert_allclose(volume, np.linalg.det(np.eye(3) + change) - 1, atol=1e-12)
 
 

@@ -77,8 +77,8 @@ def test_unknown_activations_are_refused_with_a_list():
 @pytest.mark.parametrize("n", [1, 2, 7, 33])
 def test_keys_and_numbers_are_those_of_jax(n):
     key = jax.random.key(5)
-    for found, expected in zip(nn.split(key, n), jax.random.split(key, n), strict=True):
-        np.testing.assert_array_equal(jax.random.key_data(found), jax.random.key_data(expected))
+    for result, expected in zip(nn.split(key, n), jax.random.split(key, n), strict=True):
+        np.testing.assert_array_equal(jax.random.key_data(result), jax.random.key_data(expected))
     for shape in ((n,), (n, 70)):
         np.testing.assert_array_equal(nn.normal(key, shape), jax.random.normal(key, shape))
         np.testing.assert_array_equal(nn.uniform(key, shape), jax.random.uniform(key, shape))

@@ -72,8 +72,8 @@ def test_blocks_of_rows_are_the_whole_in_less_memory(rng):
 
     def value(size, *given):
         shared, *rows = given
-        found = numerics.in_blocks(lambda *block: whole(shared, *block), size, *rows)
-        return jnp.sum(jnp.sin(found)), found
+        result = numerics.in_blocks(lambda *block: whole(shared, *block), size, *rows)
+        return jnp.sum(jnp.sin(result)), result
 
     expected, others = (
         jax.jit(jax.value_and_grad(lambda *given, size=size: value(size, *given), argnums=(0, 1, 2), has_aux=True))(

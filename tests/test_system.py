@@ -163,11 +163,11 @@ def wandering(rng, cells: int) -> tuple[ase.Atoms, ase.Atoms]:
 def test_atoms_come_home_before_float32(rng, cells):
     home, far = wandering(rng, cells)
     assert not far.pbc[2] and np.abs(far.positions[:, :2]).max() > 50
-    found = host_system(far, np.float32)
-    np.testing.assert_allclose(found.positions[:, 2], home.positions[:, 2], atol=1e-5)  # not periodic: not moved
-    d = ase.geometry.find_mic(found.positions - home.positions, home.cell, home.pbc)[1]
+    system = host_system(far, np.float32)
+    np.testing.assert_allclose(system.positions[:, 2], home.positions[:, 2], atol=1e-5)  # not periodic: not moved
+    d = ase.geometry.find_mic(system.positions - home.positions, home.cell, home.pbc)[1]
     assert d.max() < 2e-6
-    assert np.abs(found.positions).max() < 40
+    assert np.abs(system.positions).max() < 40
     np.testing.assert_array_equal(host_system(far).positions, far.positions)  # float64 has digits enough
 
 
@@ -182,8 +182,8 @@ def test_energy_and_forces_of_an_unwrapped_trajectory_in_float32(rng):
     far.calc = Calculator((potential, params), dtype="float32")
     np.testing.assert_allclose(far.get_forces(), forces, atol=2e-5)
     system = lamjax.from_ase(far, np.float32)
-    found = lamjax.predict(potential, params, system, lamjax.allocate(potential, system))
-    np.testing.assert_allclose(found.forces, forces, atol=2e-5)
+    prediction = lamjax.predict(potential, params, system, lamjax.allocate(potential, system))
+    np.testing.assert_allclose(prediction.forces, forces, atol=2e-5)
 
 
 def test_positions_that_jax_would_round_are_told(rng):
@@ -208,9 +208,9 @@ def test_molecules_that_wandered_stay_whole():
     for shift in ((0, 0, 0), (3, -2, 0), (500, -700, 33)):
         atoms = molecule.copy()
         atoms.positions += np.array(shift) @ atoms.cell.array
-        found = host_system(atoms, np.float32).positions
-        np.testing.assert_allclose(found[1] - found[0], (1.1, 0, 0), atol=1e-5)
-        assert np.abs(found).max() < 50
+        system = host_system(atoms, np.float32).positions
+        np.testing.assert_allclose(system[1] - system[0], (1.1, 0, 0), atol=1e-5)
+        assert np.abs(system).max() < 50
 
 
 def test_a_prediction_becomes_the_results_of_a_single_point_calculation():
@@ -222,10 +222,10 @@ def test_a_prediction_becomes_the_results_of_a_single_point_calculation():
     wider = prediction._replace(
         forces=np.concatenate([values[0], np.ones((2, 3))]), atomic_energies=np.append(values[2], [7.0, 8.0])
     )
-    for found in (lamjax.to_ase(system, prediction), lamjax.to_ase(padded, wider)):
-        assert found.get_potential_energy() == -3 and len(found) == 4
-        np.testing.assert_array_equal(found.get_forces(), values[0])
-        np.testing.assert_array_equal(found.get_potential_energies(), values[2])
-        np.testing.assert_allclose(found.get_stress(voigt=False), -values[1] / atoms.get_volume())
+    for result in (lamjax.to_ase(system, prediction), lamjax.to_ase(padded, wider)):
+        assert result.get_potential_energy() == -3 and len(result) == 4
+        np.testing.assert_array_equal(result.get_forces(), values[0])
+        np.testing.assert_array_equal(result.get_potential_energies(), values[2])
+        np.testing.assert_allclose(result.get_stress(voigt=False), -values[1] / atoms.get_volume())
     atoms.pbc = False
     assert "stress" not in lamjax.to_ase(lamjax.from_ase(atoms), prediction).calc.results

@@ -79,15 +79,15 @@ def test_the_number_of_elements_changes_nothing(name, monkeypatch):
     """A small product for each atom, or a large one for all elements."""
     (potential, params), system = tabulated(name), structure(name)
     around = lamjax.allocate(potential, system)
-    found, programs = [], set()
+    collected, programs = [], set()
     for few in (0, 1000):
         monkeypatch.setattr(tabulation, "FEW_TYPES", few)
-        found.append(predict(potential, params, system))
+        collected.append(predict(potential, params, system))
         program = str(jax.make_jaxpr(functools.partial(lamjax.predict, potential))(params, system, around))
         programs.add(tuple(sorted(re.findall(r"f\d+(\[[\d,]*\]) = dot_general", program))))
     assert len(programs) == 2 and () not in programs  # products of other shapes: two ways, not one
     for part in ("atomic_energies", "forces", "virial"):
-        one, other = (getattr(x, part) for x in found)
+        one, other = (getattr(x, part) for x in collected)
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-10)
 
 
@@ -169,6 +169,6 @@ def test_many_elements_take_little_memory_and_the_same_accuracy(monkeypatch):
     numbers = rng.permutation(np.arange(1, 41, dtype=np.int32))
     places = 2.2 * np.array(list(itertools.product(range(4), range(4), range(3))))[:40] + rng.normal(0, 0.2, (40, 3))
     system = lamjax.System(places, numbers, np.diag([8.8, 8.8, 6.6]), np.full(3, True))
-    exact, found = predict(potential, params, system), predict(*table, system)
+    exact, prediction = predict(potential, params, system), predict(*table, system)
     assert np.abs(exact.forces).max() > 1e-3
-    assert np.abs(exact.forces - found.forces).max() < 1e-6
+    assert np.abs(exact.forces - prediction.forces).max() < 1e-6

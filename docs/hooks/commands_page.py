@@ -62,5 +62,5 @@ def row(parameter) -> str:
     default = "" if parameter.default in (None, False, ()) or callable(parameter.default) else f"`{parameter.default}`"
     if parameter.required:
         default = "required"
-    said = (parameter.help or "").replace("|", "\\|").replace("\n", " ")
-    return f"| {name} | {said} | {default} |"
+    text = (parameter.help or "").replace("|", "\\|").replace("\n", " ")
+    return f"| {name} | {text} | {default} |"

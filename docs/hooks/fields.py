@@ -21,11 +21,11 @@ class Fields(griffe.Extension):
             text = ast.literal_eval(f"({stated[1]})")
             attr.docstring = griffe.Docstring(text, lineno=attr.lineno, endlineno=attr.endlineno, parent=attr)
             return
-        if not lines or not (found := COMMENT.match(lines[attr.endlineno - 1])):
+        if not lines or not (match := COMMENT.match(lines[attr.endlineno - 1])):
             return
-        said = [found[1]]
+        parts = [match[1]]
         for line in lines[attr.endlineno :]:  # a comment may go on below, indented further than a field
             if not re.match(r"\s{8,}#", line):
                 break
-            said.append(line.strip().lstrip("# "))
-        attr.docstring = griffe.Docstring(" ".join(said), lineno=attr.lineno, endlineno=attr.endlineno, parent=attr)
+            parts.append(line.strip().lstrip("# "))
+        attr.docstring = griffe.Docstring(" ".join(parts), lineno=attr.lineno, endlineno=attr.endlineno, parent=attr)

@@ -139,15 +139,15 @@ def public_names(module: str) -> list[str]:
     package = place.is_dir()
     stub = place / "__init__.pyi"
     path = stub if stub.exists() else place / "__init__.py" if package else place.with_suffix(".py")
-    found = []
+    names = []
     for node in ast.parse(path.read_text()).body:
         if package and isinstance(node, ast.ImportFrom):
-            found += [a.name for a in node.names if a.asname == a.name and not is_module(place, node, a.name)]
+            names += [a.name for a in node.names if a.asname == a.name and not is_module(place, node, a.name)]
         elif not package and isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-            found.append(node.name)
+            names.append(node.name)
         elif not package and module == "units" and isinstance(node, ast.Assign):
-            found += [t.id for t in node.targets if isinstance(t, ast.Name) and t.id.isupper()]
-    return found
+            names += [t.id for t in node.targets if isinstance(t, ast.Name) and t.id.isupper()]
+    return names
 
 
 def origin(module: str, name: str) -> str:

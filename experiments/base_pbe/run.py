@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -90,38 +91,10 @@ def main(steps: int, seed: int) -> None:
     def errors(params, name):
         return training.evaluate(loss, params, data.batches(packed[name], BATCH, seed=None, epochs=1))
 
-    recent = []
-    with open(HERE / "log.csv", "w", newline="") as file:
-        log = csv.writer(file)
-        log.writerow(
-            ["step", "lr", "train_e_meV", "train_f_meV_A", "validation_e_meV", "validation_f_meV_A", "seconds"]
-        )
-        for step, (state, metrics) in enumerate(run, start=1):
-            recent.append({k: v for k, v in metrics.items() if k.endswith(("_sq", "_abs", "_n"))})
-            if step % 500 and step != steps:
-                continue
-            now, held = losses.errors(training.add(recent)), errors(state.ema, "validation")
-            recent = []
-            row = [1e3 * x for x in (now["rmse_e"], now["rmse_f"], held["rmse_e"], held["rmse_f"])]
-            log.writerow([step, float(rate(step)), *(round(x, 2) for x in row), round(time.time() - began)])
-            file.flush()
-            print(
-                f"{step:6d}  train E {row[0]:6.1f} F {row[1]:6.0f}   validation E {row[2]:6.1f} F {row[3]:6.0f}",
-                flush=True,
-            )
-            if step % 2000 == 0:
-                lamjax.save(HERE / "base.lamjax", potential, state.ema, {"unfinished": f"step {step} of {steps}"})
-
+    state = follow(run, potential, lambda params: errors(params, "validation"), rate, steps)
     results = {name: errors(state.ema, name) for name in ("validation", "test")}
-    card = {
-        "what": "A small DPA-2 for demonstrations: silicon with H, B, Mg, Al, P, As and other main-group elements.",
-        "not good for": "production: it saw 1,115 frames. Charged cells, magnetism, anything far from its data.",
-        "data": "pbe_main_group: mlearn, MPtrj, Alexandria and MatterSim frames (VASP PBE), see PROVENANCE.json",
-        "data licence": "BSD-3-Clause (mlearn), MIT (MatterSim repository)",
-        "made by": f"python experiments/base_pbe/run.py --steps {steps} --seed {seed}",
-        "errors": results,
-    }
-    lamjax.save(HERE / "base.lamjax", potential, state.ema, card)
+    command = f"python experiments/base_pbe/run.py --steps {steps} --seed {seed}"
+    lamjax.save(HERE / "base.lamjax", potential, state.ema, card(command, results))
     results |= {
         "steps": steps,
         "seed": seed,
@@ -132,6 +105,44 @@ def main(steps: int, seed: int) -> None:
     }
     (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     write_table(results)
+
+
+def follow(run, potential, validate: Callable, rate: Callable, steps: int) -> training.TrainState:
+    """The state after all steps of a run; errors every 500 steps are printed and written, models every 2000."""
+    began, recent = time.time(), []
+    with open(HERE / "log.csv", "w", newline="") as file:
+        log = csv.writer(file)
+        log.writerow(
+            ["step", "lr", "train_e_meV", "train_f_meV_A", "validation_e_meV", "validation_f_meV_A", "seconds"]
+        )
+        for step, (state, metrics) in enumerate(run, start=1):
+            recent.append({k: v for k, v in metrics.items() if k.endswith(("_sq", "_abs", "_n"))})
+            if step % 500 and step != steps:
+                continue
+            now, held = losses.errors(training.add(recent)), validate(state.ema)
+            recent = []
+            row = [1e3 * x for x in (now["rmse_e"], now["rmse_f"], held["rmse_e"], held["rmse_f"])]
+            log.writerow([step, float(rate(step)), *(round(x, 2) for x in row), round(time.time() - began)])
+            file.flush()
+            print(
+                f"{step:6d}  train E {row[0]:6.1f} F {row[1]:6.0f}   validation E {row[2]:6.1f} F {row[3]:6.0f}",
+                flush=True,
+            )
+            if step % 2000 == 0:
+                lamjax.save(HERE / "base.lamjax", potential, state.ema, {"unfinished": f"step {step} of {steps}"})
+    return state
+
+
+def card(command: str, errors: dict[str, dict[str, float]]) -> dict:
+    """What is to be known of the model."""
+    return {
+        "what": "A small DPA-2 for demonstrations: silicon with H, B, Mg, Al, P, As and other main-group elements.",
+        "not good for": "production: it saw 1,115 frames. Charged cells, magnetism, anything far from its data.",
+        "data": "pbe_main_group: mlearn, MPtrj, Alexandria and MatterSim frames (VASP PBE), see PROVENANCE.json",
+        "data licence": "BSD-3-Clause (mlearn), MIT (MatterSim repository)",
+        "made by": command,
+        "errors": errors,
+    }
 
 
 def write_table(results: dict) -> None:

@@ -49,13 +49,13 @@ def facts(frames: Sequence[data.Frame]) -> Facts:
     return Facts(symbols, tuple(np.round(per_element, 6).tolist()), round(float(n / counts.sum()), 2), round(rms, 4))
 
 
-def beginning(name: str, of: Facts, seed: int, quick: bool, folder: Path) -> dict[str, Any]:
+def beginning(name: str, facts: Facts, seed: int, quick: bool, folder: Path) -> dict[str, Any]:
     """The keys of a TrainConfig that say what is trained; MACE with its first parameters is written to the folder."""
     if name != MACE:
         width = 8 if quick else 64
         head = EnergyHeadConfig(neuron=(width,) if name == NEQUIP or quick else (width,) * 3)
-        return {"model": PotentialConfig(of.elements, descriptor(name, of, quick), ((workflow.HEAD, head),))}
-    options = of._asdict() | {"size": "quick" if quick else "full"}
+        return {"model": PotentialConfig(facts.elements, descriptor(name, facts, quick), ((workflow.HEAD, head),))}
+    options = facts._asdict() | {"size": "quick" if quick else "full"}
     factory = ",".join([TRUSTED, *(f"{key}={json.dumps(value)}" for key, value in options.items())])
     potential, params = checkpoints.load(factory, dtype=np.float32)
     first = _networks(**json.loads(json.dumps(options)))[1](seed)  # one potential for all seeds: they share programs
@@ -64,14 +64,14 @@ def beginning(name: str, of: Facts, seed: int, quick: bool, folder: Path) -> dic
     return {"base": str(start), "bias": "keep"}
 
 
-def descriptor(name: str, of: Facts, quick: bool) -> Any:
+def descriptor(name: str, facts: Facts, quick: bool) -> Any:
     """The descriptor of one of lamjax's own models."""
     if name == DPA2:
         return (workflow.QUICK if quick else workflow.FULL).model
     if name == NEQUIP:
         sizes = {"channels": (4, 2), "lmax": 1, "nlayers": 2, "embed_dim": 4, "radial_neuron": (8,)}
         full = {"channels": (16, 8, 4), "lmax": 2, "nlayers": 3, "embed_dim": 16, "radial_neuron": (32, 32)}
-        data_says = {"avg_n_neighbors": of.n_neighbors, "scale": of.force}
+        data_says = {"avg_n_neighbors": facts.n_neighbors, "scale": facts.force}
         return NequIPConfig(rcut=CUTOFF, **(sizes if quick else full), **data_says)
     layers = RepflowConfig(
         n_dim=32,

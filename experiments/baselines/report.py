@@ -22,12 +22,12 @@ ERRORS = {"e": ("energy (meV/atom)", 1), "f": ("forces (meV/Å)", 0)}
 TITLES = {"steps": "**The same steps**", "time": "**The same time**"}
 
 
-def tell(found: dict[str, Any], out: Path) -> None:
+def tell(results: dict[str, Any], out: Path) -> None:
     """results.json, the tables and the plot."""
-    seconds = sum(one["seconds"] for one in found["costs"] + found["runs"])
-    tables = [costs_table(found["costs"]), *(errors_table(found, budget) for budget in TITLES), paper_table()]
-    workflow.write_report(out, workflow.facts(COMMAND, seconds) | found, "\n\n".join(tables))
-    plot(out / "baselines.png", found)
+    seconds = sum(one["seconds"] for one in results["costs"] + results["runs"])
+    tables = [costs_table(results["costs"]), *(errors_table(results, budget) for budget in TITLES), paper_table()]
+    workflow.write_report(out, workflow.facts(COMMAND, seconds) | results, "\n\n".join(tables))
+    plot(out / "baselines.png", results)
 
 
 def names(some: Sequence[dict], key: str) -> list[Any]:
@@ -52,39 +52,41 @@ def costs_table(costs: Sequence[dict]) -> str:
     return workflow.markdown([*columns, "energy and forces (µs an atom)"], rows)
 
 
-def tests(found: dict[str, Any]) -> list[tuple[str, str, Callable[[dict], dict[str, float]]]]:
+def tests(results: dict[str, Any]) -> list[tuple[str, str, Callable[[dict], dict[str, float]]]]:
     """(set, name, where the errors are in a result) of everything that is measured."""
     chosen = []
-    for key in names(found["runs"], "key"):
+    for key in names(results["runs"], "key"):
         chosen.append((key, "held out", lambda one: one["test"]))
-        for name in found["not trained"][key]["zero_shot"]:
+        for name in results["not trained"][key]["zero_shot"]:
             chosen.append((key, f"zero-shot, {name}", lambda one, name=name: one["zero_shot"][name]))
     return chosen
 
 
-def errors_table(found: dict[str, Any], budget: str) -> str:
+def errors_table(results: dict[str, Any], budget: str) -> str:
     """RMSE of every model on every test, mean and range over the seeds."""
-    columns = names(found["runs"], "model")
+    columns = names(results["runs"], "model")
     rows = []
-    for key, name, errors in tests(found):
+    for key, name, errors in tests(results):
         for kind, (unit, digits) in ERRORS.items():
             cells = [
-                workflow.mean_range([errors(one)[f"rmse_{kind}"] for one in chosen(found, key, model, budget)], digits)
+                workflow.mean_range(
+                    [errors(one)[f"rmse_{kind}"] for one in chosen(results, key, model, budget)], digits
+                )
                 for model in columns
             ]
-            nothing = errors(found["not trained"][key])[f"rmse_{kind}"]
+            nothing = errors(results["not trained"][key])[f"rmse_{kind}"]
             rows.append([f"{key}, {name}", unit, f"{nothing:.{digits}f}", *cells])
-    for key in names(found["runs"], "key"):
-        of = [chosen(found, key, model, budget) for model in columns]
-        rows.append([f"{key}, steps", "", "", *(str(runs[0]["steps"]) for runs in of)])
-    said = workflow.markdown(["test", "RMSE of", "not trained", *columns], rows)
-    n = len(names(found["runs"], "seed"))
-    return f"{TITLES[budget]}, {n} seed{'s' if n > 1 else ''}\n\n{said}"
+    for key in names(results["runs"], "key"):
+        runs_of_models = [chosen(results, key, model, budget) for model in columns]
+        rows.append([f"{key}, steps", "", "", *(str(runs[0]["steps"]) for runs in runs_of_models)])
+    table = workflow.markdown(["test", "RMSE of", "not trained", *columns], rows)
+    n = len(names(results["runs"], "seed"))
+    return f"{TITLES[budget]}, {n} seed{'s' if n > 1 else ''}\n\n{table}"
 
 
-def chosen(found: dict[str, Any], key: str, model: str, budget: str) -> list[dict]:
+def chosen(results: dict[str, Any], key: str, model: str, budget: str) -> list[dict]:
     """The seeds of a model on a set."""
-    return [one for one in found["runs"] if (one["key"], one["model"], one["budget"]) == (key, model, budget)]
+    return [one for one in results["runs"] if (one["key"], one["model"], one["budget"]) == (key, model, budget)]
 
 
 def paper_table() -> str:
@@ -95,38 +97,38 @@ def paper_table() -> str:
     return f"{title}\n\n{workflow.markdown(['test', 'model', 'energy (meV/atom)', 'forces (meV/Å)'], rows)}"
 
 
-def plot(path: Path, found: dict[str, Any]) -> None:
+def plot(path: Path, results: dict[str, Any]) -> None:
     """Force error against training time, a column a set: held-out frames above, the downstream set below."""
-    sets, step = names(found["runs"], "key"), {(one["key"], one["model"]): one["step"] for one in found["costs"]}
-    n = len(names(found["runs"], "seed"))
+    sets, step = names(results["runs"], "key"), {(one["key"], one["model"]): one["step"] for one in results["costs"]}
+    n = len(names(results["runs"], "seed"))
     caption = (
         f"Training steps alone, one core. Small dots: {n} seed{'s' if n > 1 else ''}; large ones: their mean, circles "
         "after the same steps, squares after the same time. Dotted: zero forces."
     )
     with style.figure(path, (4.4, 3.4), (2, len(sets)), caption=caption) as panels:
         for column, key in enumerate(sets):
-            shown = [one for one in tests(found) if one[0] == key]
+            shown = [one for one in tests(results) if one[0] == key]
             for row, (_, name, errors) in enumerate((shown[0], shown[-1])):
                 axes = panels[row * len(sets) + column]
-                _panel(axes, found, key, errors, step)
+                _panel(axes, results, key, errors, step)
                 axes.set(title=f"{key}, {name}", xlabel="training (s)" if row else "")
         for row in range(2):
             panels[row * len(sets)].set_ylabel("force RMSE (meV/Å)")
 
 
-def _panel(axes: Any, found: dict[str, Any], key: str, errors: Callable, step: dict[tuple[str, str], float]) -> None:
+def _panel(axes: Any, results: dict[str, Any], key: str, errors: Callable, step: dict[tuple[str, str], float]) -> None:
     points = {}
-    for model in names(found["runs"], "model"):
+    for model in names(results["runs"], "model"):
         color, means = BASELINES[model], []
         for budget, marker in (("steps", "o"), ("time", "s")):
-            runs = chosen(found, key, model, budget)
+            runs = chosen(results, key, model, budget)
             x, y = runs[0]["steps"] * step[key, model], [errors(one)["rmse_f"] for one in runs]
             axes.plot([x] * len(y), y, "o", color=color, alpha=0.4, markersize=4)
             axes.plot(x, np.mean(y), marker, color=color, markersize=9)
             means.append((x, float(np.mean(y))))
         axes.plot(*zip(*means, strict=True), color=color, linewidth=1)
         points[model] = (max(means), color)
-    axes.axhline(errors(found["not trained"][key])["rmse_f"], color="black", linewidth=0.8, linestyle=":")
+    axes.axhline(errors(results["not trained"][key])["rmse_f"], color="black", linewidth=0.8, linestyle=":")
     axes.set(xscale="log", yscale="log")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(ScalarFormatter())

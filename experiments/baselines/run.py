@@ -43,8 +43,7 @@ class BaselineSet(NamedTuple):
     """What is trained on, held out, and measured without training."""
 
     train: str
-    test: str
-    said: str  # what is held out
+    test: str  # held out: other dimers, other polymorphs
     downstream: str  # name of another set
     downstream_train: str  # of which some frames say what the zeros of energy are
     downstream_tests: dict[str, str]
@@ -54,7 +53,6 @@ SETS = {
     "dimers": BaselineSet(
         "dimers_gfn2xtb/train",
         "dimers_gfn2xtb/validation",
-        "other dimers",
         "acac",
         "acac_pbed3/train",
         {"300 K": "acac_pbed3/test_300K", "600 K": "acac_pbed3/test_600K"},
@@ -62,7 +60,6 @@ SETS = {
     "oxides": BaselineSet(
         "oxides_bo2/pbe_train",
         "oxides_bo2/pbe_validation",
-        "other polymorphs",
         "tio2",
         "tio2_pbe_qe/train",
         {"test": "tio2_pbe_qe/test"},
@@ -118,8 +115,8 @@ def main(seeds: Sequence[int], sets: Sequence[str], chosen: Sequence[str], work:
         train(key, model, seed, work)
     done = finished(costs, runs, work.results)
     if done["runs"]:
-        found = done | {"not trained": {key: without_model(SETS[key], work) for key in sets}}
-        report.tell(found, HERE if not work.quick else work.folder / "baselines_report")
+        results = done | {"not trained": {key: without_model(SETS[key], work) for key in sets}}
+        report.tell(results, HERE if not work.quick else work.folder / "baselines_report")
 
 
 def train(key: str, model: str, seed: int, work: Work) -> None:
@@ -135,8 +132,8 @@ def train(key: str, model: str, seed: int, work: Work) -> None:
 
 def restore(folder: Path) -> None:
     """The results that were reported before."""
-    told, _ = workflow.reported(HERE / "results.json")
-    before = [*told.get("costs", ()), *told.get("runs", ())]
+    earlier, _ = workflow.reported(HERE / "results.json")
+    before = [*earlier.get("costs", ()), *earlier.get("runs", ())]
     workflow.restore(before, folder, lambda one: Run(*(one[key] for key in Run._fields)).name)
 
 
@@ -154,8 +151,8 @@ def finished(costs: Sequence[Run], runs: Sequence[Run], folder: Path) -> dict[st
 
 def config(run: Run, steps: int, work: Work) -> TrainConfig:
     """The training of a run; the rate is constant, so that it can go on, and the running mean is what is measured."""
-    of, seed = SETS[run.key], run.seed or 0
-    train = workflow.files(work.size, work.folder, [of.train])
+    dataset, seed = SETS[run.key], run.seed or 0
+    train = workflow.files(work.size, work.folder, [dataset.train])
     folder = work.folder / "baselines_runs" / (run.name if run.seed is None else run.folder)
     optimizer, rate = models.optimizer(run.model)
     settings = workflow.training_settings(work.steps, seed, folder / "run") | {
@@ -183,8 +180,8 @@ def facts(key: str) -> models.Facts:
 @functools.cache
 def spanning(key: str, work: Work) -> str:
     """The frames that need the largest arrays, as validation: one shape, and so one program, for all runs of a set."""
-    of = SETS[key]
-    names = workflow.files(work.size, work.folder, [of.train, of.test])
+    dataset = SETS[key]
+    names = workflow.files(work.size, work.folder, [dataset.train, dataset.test])
     shells = (Shell(models.CUTOFF),)
     return workflow.largest(names, work.folder / "data" / f"baselines_{key}_shape.extxyz.gz", shells)
 
@@ -199,10 +196,10 @@ def cost(run: Run, work: Work) -> dict[str, Any]:
     for batch in batches:
         seconds, state = timed(functools.partial(lambda state, batch: training.step(state, batch)[0], state, batch))
         steps.append(seconds)
-    of = evaluated(training.potential, run.key, work)["held out"]
-    predict = functools.partial(predictions, training.potential, jax.device_get(state.params), of.packed, BATCH)
+    labelled = evaluated(training.potential, run.key, work)["held out"]
+    predict = functools.partial(predictions, training.potential, jax.device_get(state.params), labelled.packed, BATCH)
     inference = min(timed(predict)[0] for _ in range(3))
-    n_atoms = sum(frame.system.n_atoms for frame in of.frames)
+    n_atoms = sum(frame.system.n_atoms for frame in labelled.frames)
     return {
         **run._asdict(),
         "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
@@ -224,8 +221,8 @@ def steps_of(run: Run, work: Work) -> int:
     """The steps of a run: those of all, or as many as the model takes in the time of all."""
     if run.budget == "steps" or work.quick:
         return work.steps + (run.budget == "time")
-    (told,) = workflow.collect(work.results, [Run(run.key, run.model).name])
-    return max(1, round(SECONDS / told["step"]))
+    (costs,) = workflow.collect(work.results, [Run(run.key, run.model).name])
+    return max(1, round(SECONDS / costs["step"]))
 
 
 def measure(run: Run, work: Work) -> dict[str, Any]:
@@ -235,17 +232,17 @@ def measure(run: Run, work: Work) -> dict[str, Any]:
     seconds = time.process_time() - began
     model = Path(training.settings.output) / "model.lamjax"
     potential, params = checkpoints.load(model, dtype=np.float32, trust=models.TRUSTED)
-    of = evaluated(potential, run.key, work)
-    shift = workflow.energy_shift(potential, params, of["probe"])
+    labelled = evaluated(potential, run.key, work)
+    shift = workflow.energy_shift(potential, params, labelled["probe"])
     downstream = {
-        name: workflow.errors(potential, params, of[f"zero-shot, {name}"], shift)
+        name: workflow.errors(potential, params, labelled[f"zero-shot, {name}"], shift)
         for name in SETS[run.key].downstream_tests
     }
     return {
         **run._asdict(),
         "steps": steps,
         "seconds": round(seconds, 1),
-        "test": workflow.errors(potential, params, of["held out"]),
+        "test": workflow.errors(potential, params, labelled["held out"]),
         "zero_shot": downstream,
     }
 
@@ -253,20 +250,20 @@ def measure(run: Run, work: Work) -> dict[str, Any]:
 @functools.cache
 def evaluated(potential: Potential, key: str, work: Work) -> dict[str, workflow.Measured]:
     """The frames that are measured, in shapes that they share; read once for all seeds of a model."""
-    of, files = SETS[key], functools.partial(workflow.files, work.size, work.folder)
-    sets = {"held out": files([of.test]), "probe": (probe(of, work),)}
-    sets |= {f"zero-shot, {name}": files([file]) for name, file in of.downstream_tests.items()}
+    dataset, files = SETS[key], functools.partial(workflow.files, work.size, work.folder)
+    sets = {"held out": files([dataset.test]), "probe": (probe(dataset, work),)}
+    sets |= {f"zero-shot, {name}": files([file]) for name, file in dataset.downstream_tests.items()}
     return workflow.measured(potential, sets)
 
 
-def probe(of: BaselineSet, work: Work) -> str:
+def probe(dataset: BaselineSet, work: Work) -> str:
     """Some training frames of the downstream set, evenly spread."""
-    (file,) = workflow.files(work.size, work.folder, [of.downstream_train])
+    (file,) = workflow.files(work.size, work.folder, [dataset.downstream_train])
     rows = np.unique(np.linspace(0, len(workflow.frames(file)) - 1, PROBE).astype(int)).tolist()
-    return workflow.subset(file, rows, work.folder / "data" / f"baselines_{of.downstream}_probe.extxyz.gz")
+    return workflow.subset(file, rows, work.folder / "data" / f"baselines_{dataset.downstream}_probe.extxyz.gz")
 
 
-def without_model(of: BaselineSet, work: Work) -> dict[str, Any]:
+def without_model(dataset: BaselineSet, work: Work) -> dict[str, Any]:
     """RMSE of zero forces and an energy per element, fitted to the training frames or those of the downstream set."""
     files = functools.partial(workflow.files, work.size, work.folder)
     read = lambda paths: workflow.labels(data.read(paths))  # noqa: E731
@@ -277,10 +274,10 @@ def without_model(of: BaselineSet, work: Work) -> dict[str, Any]:
         left = (energies - counts @ per_element) / counts.sum(axis=1)
         return {f"rmse_{k}": float(1000 * np.sqrt(np.mean(x**2))) for k, x in (("e", left), ("f", forces))}
 
-    downstream = read((probe(of, work),))
+    downstream = read((probe(dataset, work),))
     return {
-        "test": errors(read(files([of.train])), read(files([of.test]))),
-        "zero_shot": {name: errors(downstream, read(files([file]))) for name, file in of.downstream_tests.items()},
+        "test": errors(read(files([dataset.train])), read(files([dataset.test]))),
+        "zero_shot": {name: errors(downstream, read(files([file]))) for name, file in dataset.downstream_tests.items()},
     }
 
 

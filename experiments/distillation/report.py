@@ -36,10 +36,10 @@ def tell(results: Sequence[dict], speeds: dict[str, dict], out: Path) -> None:
 
 def by_case(results: Sequence[dict]) -> dict[str, dict[str, list[dict]]]:
     """{case: {model: its seeds}}, the teacher first."""
-    found: dict[str, dict[str, list[dict]]] = {}
+    cases: dict[str, dict[str, list[dict]]] = {}
     for one in results:
-        found.setdefault(one["case"], {}).setdefault(f"{one['student']} {one['way']}".strip(), []).append(one)
-    return found
+        cases.setdefault(one["case"], {}).setdefault(f"{one['student']} {one['way']}".strip(), []).append(one)
+    return cases
 
 
 def table(case: str, models: dict[str, list[dict]], speed: dict) -> str:
@@ -52,14 +52,16 @@ def table(case: str, models: dict[str, list[dict]], speed: dict) -> str:
             for key, digits in (("e", 1), ("f", 0)):
                 values = [one["errors"][against][key] for one in runs if against in one["errors"]]
                 cells.append(_several(values, digits) if values else "")
-        mine = speed[name]
-        cells += [f"{mine['ms_per_step']:.1f}", f"{speed['teacher']['ms_per_step'] / mine['ms_per_step']:.1f}"]
-        cells += [f"{mine['kb_per_atom']:.0f}"]
+        costs = speed[name]
+        cells += [f"{costs['ms_per_step']:.1f}", f"{speed['teacher']['ms_per_step'] / costs['ms_per_step']:.1f}"]
+        cells += [f"{costs['kb_per_atom']:.0f}"]
         apart = [difference(one["rdf"], first["rdf"]) for one in runs if one is not first]
         cells += [_several(apart, 2) if apart else ""]
         rows.append(cells)
-    said = f"**{case}** ({CASES[case].level}); steps of {speed['atoms']:,} atoms, g(r) at {CASES[case].temperature:g} K"
-    return f"{said}\n\n{workflow.markdown(COLUMNS, rows)}"
+    title = (
+        f"**{case}** ({CASES[case].level}); steps of {speed['atoms']:,} atoms, g(r) at {CASES[case].temperature:g} K"
+    )
+    return f"{title}\n\n{workflow.markdown(COLUMNS, rows)}"
 
 
 def _several(values: Sequence[float], digits: int) -> str:

@@ -61,15 +61,15 @@ class Model(NamedTuple):
         return "-".join(str(x).replace(" ", "_") for x in self if x != "")
 
 
-def models(found: Sequence[str], seeds: Sequence[int]) -> list[Model]:
+def models(case_names: Sequence[str], seeds: Sequence[int]) -> list[Model]:
     """All that are compared; the teachers first. Of the smaller DPA-2 one seed."""
     students = [
         Model(case, way, student, seed)
         for student, way, n in (("DPA-1", DISTILLED, None), ("DPA-1", ON_DFT, None), ("smaller DPA-2", DISTILLED, 1))
         for seed in seeds[:n]
-        for case in found
+        for case in case_names
     ]
-    return [Model(case, TEACHER) for case in found] + students
+    return [Model(case, TEACHER) for case in case_names] + students
 
 
 def main(sets: dict[str, Files], seeds: list[int], work: Path, effort: Effort, quick: bool, only: bool) -> None:
@@ -84,8 +84,8 @@ def main(sets: dict[str, Files], seeds: list[int], work: Path, effort: Effort, q
     if not results:
         return
     for case in sets:
-        of = [model for model in wanted if model.case == case and model.seed == seeds[0]]
-        workflow.once(folder / f"{case}-speed.json", functools.partial(timed, of, sets[case], work))
+        first_seed = [model for model in wanted if model.case == case and model.seed == seeds[0]]
+        workflow.once(folder / f"{case}-speed.json", functools.partial(timed, first_seed, sets[case], work))
     speeds = workflow.collect(folder, [f"{case}-speed" for case in sets])
     if not speeds:
         return
@@ -172,7 +172,7 @@ def distil(model: Model, files: Files, work: Path, effort: Effort) -> dict[str, 
     for event in distillation.events(run):
         if isinstance(event, distillation.Round):
             rounds.append(event.facts)
-            console.print(f"{model.name}: {_said(event.facts)}", soft_wrap=True)
+            console.print(f"{model.name}: {_progress(event.facts)}", soft_wrap=True)
     distillation.finish(run)
     distillation.write_plot(run, rounds)
     shutil.copyfile(folder / "rounds" / "student.lamjax", folder / "model.lamjax")
@@ -196,33 +196,33 @@ def learn(model: Model, files: Files, work: Path, effort: Effort) -> dict[str, A
     return {"steps": steps, "labels": len(data.read(files.train))}
 
 
-def errors(model: Model, mine, files: Files, work: Path) -> dict[str, dict[str, float]]:
+def errors(model: Model, loaded, files: Files, work: Path) -> dict[str, dict[str, float]]:
     """RMSE on held-out DFT frames, against DFT and against the teacher."""
     frames = data.read(files.test)
-    found = _predicted(mine, frames)
+    predicted = _predicted(loaded, frames)
     dft = [(float(f.labels.energy), np.asarray(f.labels.forces)) for f in frames]
     against = {"dft": dft}
     if model.way != TEACHER:
         model_of = checkpoints.load(_path(Model(model.case, TEACHER), work), dtype=np.float32)
         against["teacher"] = _predicted(model_of, frames)
-    return {name: _rmse(found, other) for name, other in against.items()}
+    return {name: _rmse(predicted, other) for name, other in against.items()}
 
 
-def moved(model: Model, mine, files: Files, effort: Effort) -> dict[str, Any]:
+def moved(model: Model, loaded, files: Files, effort: Effort) -> dict[str, Any]:
     """Radial distribution functions of a simulation at constant volume, after its first third."""
-    case, (potential, params) = CASES[model.case], mine
+    case, (potential, params) = CASES[model.case], loaded
     atoms = cases.md_start(model.case, files.test[0])
     n_steps = effort.md_steps or case.md_steps
     ensemble = dynamics.nvt(potential, dynamics.NVTConfig(case.timestep, case.temperature))
     simulation = dynamics.begin(ensemble, params, from_ase(atoms, np.float32), seed=model.seed)
     every = max(1, n_steps // 200)
-    parts = [seen for _, seen in dynamics.simulate(ensemble, params, simulation, n_steps, every)]
+    parts = [record for _, record in dynamics.simulate(ensemble, params, simulation, n_steps, every)]
     positions, temperature = (
         np.concatenate([getattr(p, name) for p in parts]) for name in ("positions", "temperature")
     )
     first = len(positions) // 3
-    found = {"temperature": float(np.mean(temperature[first:]))}
-    return found | {"rdf": _rdf(atoms, positions[first:], case.largest)}
+    results = {"temperature": float(np.mean(temperature[first:]))}
+    return results | {"rdf": _rdf(atoms, positions[first:], case.largest)}
 
 
 def timed(models: Sequence[Model], files: Files, work: Path) -> dict[str, Any]:
@@ -232,21 +232,21 @@ def timed(models: Sequence[Model], files: Files, work: Path) -> dict[str, Any]:
     """
     case = CASES[models[0].case]
     atoms = cases.md_start(models[0].case, files.test[0]) * (2, 2, 2)
-    system, runs, found = from_ase(atoms, np.float32), {}, {}
+    system, runs, measurements = from_ase(atoms, np.float32), {}, {}
     for model in models:
         potential, params = edit.tabulate(*checkpoints.load(_path(model, work), dtype=np.float32))
         ensemble = dynamics.nve(potential, dynamics.NVEConfig(case.timestep))
         simulation = dynamics.begin(ensemble, params, system, temperature=case.temperature)
         runs[model] = functools.partial(_walk, ensemble, params, simulation)
         runs[model]()  # compiles
-        found[model] = {"kb_per_atom": _kilobytes(potential, params, system)}
+        measurements[model] = {"kb_per_atom": _kilobytes(potential, params, system)}
     for _ in range(5):
         for model, run in runs.items():
             began = time.perf_counter()
             run()
             seconds = (time.perf_counter() - began) / STEPS
-            found[model]["ms_per_step"] = min(1000 * seconds, found[model].get("ms_per_step", np.inf))
-    return {"atoms": len(atoms), **{_kind(model): facts for model, facts in found.items()}}
+            measurements[model]["ms_per_step"] = min(1000 * seconds, measurements[model].get("ms_per_step", np.inf))
+    return {"atoms": len(atoms), **{_kind(model): facts for model, facts in measurements.items()}}
 
 
 def _walk(ensemble, params, simulation) -> None:
@@ -269,17 +269,17 @@ def _wait(result: Path) -> None:
 def _rdf(atoms: ase.Atoms, positions: np.ndarray, largest: float) -> dict[str, list[float]]:
     """g(r) of every pair of elements, mean over the frames."""
     numbers, bins = sorted(set(atoms.numbers.tolist())), 120
-    found: dict[str, list[float]] = {}
+    functions: dict[str, list[float]] = {}
     for k, a in enumerate(numbers):
         for b in numbers[k:]:
             curves = []
             for frame in positions:
-                here = ase.Atoms(atoms.numbers, frame, cell=atoms.cell, pbc=True)
-                g, r = get_rdf(here, largest, bins, elements=(a, b))
+                structure = ase.Atoms(atoms.numbers, frame, cell=atoms.cell, pbc=True)
+                g, r = get_rdf(structure, largest, bins, elements=(a, b))
                 curves.append(g)
             pair = f"{ase.data.chemical_symbols[a]}-{ase.data.chemical_symbols[b]}"
-            found[pair] = np.round(np.mean(curves, axis=0), 4).tolist()
-    return {"r": np.round(r, 4).tolist(), **found}
+            functions[pair] = np.round(np.mean(curves, axis=0), 4).tolist()
+    return {"r": np.round(r, 4).tolist(), **functions}
 
 
 def _kilobytes(potential, params, system) -> float:
@@ -289,16 +289,16 @@ def _kilobytes(potential, params, system) -> float:
     return compiled.memory_analysis().temp_size_in_bytes / 1000 / system.n_atoms
 
 
-def _predicted(of, frames) -> list[tuple[float, np.ndarray]]:
-    plan = data.plan(frames, of[0].shells, 2, batch_size=workflow.BATCH)
-    found = predictions(*of, data.pack(frames, plan, np.float32), workflow.BATCH)
-    return [(float(one.energy), np.asarray(one.forces)) for one in found]
+def _predicted(loaded, frames) -> list[tuple[float, np.ndarray]]:
+    plan = data.plan(frames, loaded[0].shells, 2, batch_size=workflow.BATCH)
+    predicted = predictions(*loaded, data.pack(frames, plan, np.float32), workflow.BATCH)
+    return [(float(one.energy), np.asarray(one.forces)) for one in predicted]
 
 
-def _rmse(found, other) -> dict[str, float]:
+def _rmse(predicted, other) -> dict[str, float]:
     """Energies meV/atom, forces meV/Å."""
-    e = [(a - c) / len(b) for (a, b), (c, _) in zip(found, other, strict=True)]
-    f = np.concatenate([np.ravel(b - d) for (_, b), (_, d) in zip(found, other, strict=True)])
+    e = [(a - c) / len(b) for (a, b), (c, _) in zip(predicted, other, strict=True)]
+    f = np.concatenate([np.ravel(b - d) for (_, b), (_, d) in zip(predicted, other, strict=True)])
     return {"e": float(1000 * np.sqrt(np.mean(np.square(e)))), "f": float(1000 * np.sqrt(np.mean(f**2)))}
 
 
@@ -318,7 +318,7 @@ def _starts(case: Case, files: Files, folder: Path, effort: Effort) -> str:
     return str(path)
 
 
-def _said(facts: dict[str, Any]) -> str:
+def _progress(facts: dict[str, Any]) -> str:
     text = f"round {facts['round']}: {facts['explored']} explored, {facts['within']} within, {facts['above']} above"
     if facts["force"] is not None:
         text += f", F {1000 * facts['force']:.0f} meV/Å, E {1000 * facts['energy']:.2f} meV/atom"

@@ -58,21 +58,28 @@ def pretrain(name: str, seed: int, steps: int, work: Path, size: Size):
 def measure(name: str, seed: int, steps: int, sets: tuple[str, ...], work: Path, size: Size) -> dict[str, Any]:
     """Pre-train, then measure held-out frames of every task and the downstream sets."""
     run, (potential, params), seconds = pretrain(name, seed, steps, work, size)
-    found = {"run": name, "seed": seed, "steps": steps, "seconds": round(seconds, 1), "validation": {}, "zero_shot": {}}
+    results = {
+        "run": name,
+        "seed": seed,
+        "steps": steps,
+        "seconds": round(seconds, 1),
+        "validation": {},
+        "zero_shot": {},
+    }
     for head in potential.config.head_names:
         one = workflow.one_head(potential, params, head)
         paths = workflow.files(size, work, PRETRAINING[head].validation)
         held_out = workflow.measured(potential, {head: paths}, max_programs=3)[head]
-        found["validation"][head] = workflow.errors(*one, held_out)
-    seen = {z for task in run.data.tasks for frame in task.frames for z in frame.system.numbers.tolist()}
+        results["validation"][head] = workflow.errors(*one, held_out)
+    elements = {z for task in run.data.tasks for frame in task.frames for z in frame.system.numbers.tolist()}
     for key in sets:
-        found["zero_shot"][key] = zero_shot(potential, params, key, seen, work, size)
+        results["zero_shot"][key] = zero_shot(potential, params, key, elements, work, size)
     if name == MULTI and seed == 0:
-        checkpoints.save(work / "base.lamjax", potential, params, card(found, steps))
-    return found
+        checkpoints.save(work / "base.lamjax", potential, params, card(results, steps))
+    return results
 
 
-def zero_shot(potential, params, key: str, seen: set[int], work: Path, size: Size) -> dict[str, Any] | None:
+def zero_shot(potential, params, key: str, elements: set[int], work: Path, size: Size) -> dict[str, Any] | None:
     """Errors on the tests of a downstream set without training; None if it has an element that was not seen.
 
     The head is the one with the least force errors on some training frames; energies are compared after an energy per
@@ -80,35 +87,35 @@ def zero_shot(potential, params, key: str, seen: set[int], work: Path, size: Siz
     """
     chosen = DOWNSTREAM[key]
     paths = {name: workflow.files(size, work, [file]) for name, file in {"train": chosen.train, **chosen.tests}.items()}
-    of = workflow.measured(potential, paths)
-    if not {z for frame in of["train"].frames for z in frame.system.numbers.tolist()} <= seen:
+    labelled = workflow.measured(potential, paths)
+    if not {z for frame in labelled["train"].frames for z in frame.system.numbers.tolist()} <= elements:
         return None
-    n = len(of["train"].frames)
-    probe = workflow.some(of["train"], np.unique(np.linspace(0, n - 1, PROBE).astype(int)))
+    n = len(labelled["train"].frames)
+    probe = workflow.selection(labelled["train"], np.unique(np.linspace(0, n - 1, PROBE).astype(int)))
     head, heads = workflow.best_head(potential, params, potential.config.head_names, probe)
     one = workflow.one_head(potential, params, head)
-    shift = workflow.energy_shift(*one, of["train"])
+    shift = workflow.energy_shift(*one, labelled["train"])
     return {
         "head": head,
         "probe": heads,
-        "tests": {test: workflow.errors(*one, of[test], shift) for test in chosen.tests},
+        "tests": {test: workflow.errors(*one, labelled[test], shift) for test in chosen.tests},
     }
 
 
 def without_model(key: str, work: Path, size: Size) -> dict[str, dict[str, float]]:
     """RMSE on the tests of a downstream set of zero forces and of an energy per element, fitted to training frames."""
-    chosen, found = DOWNSTREAM[key], {}
+    chosen, errors = DOWNSTREAM[key], {}
     paths = {name: workflow.files(size, work, [file]) for name, file in {"train": chosen.train, **chosen.tests}.items()}
     sets = {name: workflow.labels(data.read(path)) for name, path in paths.items()}
     counts, energies, _ = sets.pop("train")
     shift = np.linalg.lstsq(counts, energies, rcond=None)[0]
     for test, (counts, energies, forces) in sets.items():
         left = (energies - counts @ shift) / counts.sum(axis=1)
-        found[test] = {f"rmse_{k}": float(1000 * np.sqrt(np.mean(x**2))) for k, x in (("e", left), ("f", forces))}
-    return found
+        errors[test] = {f"rmse_{k}": float(1000 * np.sqrt(np.mean(x**2))) for k, x in (("e", left), ("f", forces))}
+    return errors
 
 
-def card(found: dict[str, Any], steps: int) -> dict[str, Any]:
+def card(results: dict[str, Any], steps: int) -> dict[str, Any]:
     """What is to be known of the multi-task model."""
     return {
         "what": "A small DPA-2 for demonstrations and fine-tuning, with a head for each level of theory.",
@@ -119,8 +126,8 @@ def card(found: dict[str, Any], steps: int) -> dict[str, Any]:
         "BSD-3-Clause (mlearn, SNAP), own data (GFN2-xTB)",
         "training": f"{steps} steps of one task each, about 96 atoms a step, Muon, running mean of the parameters",
         "made by": f"python -m experiments.multitask_vs_single.run --seeds 0 --steps {steps}",
-        "errors on held-out frames (meV/atom, meV/Å)": found["validation"],
-        "zero-shot errors on other data (energies after a fitted energy per element)": found["zero_shot"],
+        "errors on held-out frames (meV/atom, meV/Å)": results["validation"],
+        "zero-shot errors on other data (energies after a fitted energy per element)": results["zero_shot"],
         "not good for": "production: it saw few thousand frames for minutes. Charged cells, magnetism, reactions, "
         "surfaces, formation energies, and elements that are rare in the data (see PROVENANCE.json).",
     }
@@ -128,59 +135,59 @@ def card(found: dict[str, Any], steps: int) -> dict[str, Any]:
 
 def tell(results: list[dict], nothing: dict, seeds: list[int], singles: tuple[str, ...], steps: int, out: Path) -> None:
     """Tables, plot and results.json."""
-    found = {(one["run"], one["seed"]): one for one in results}
-    ratios = compare(found, seeds, singles)
+    by_run = {(one["run"], one["seed"]): one for one in results}
+    ratios = compare(by_run, seeds, singles)
     command = f"python -m experiments.multitask_vs_single.run --steps {steps} --seeds {' '.join(map(str, seeds))}"
     facts = workflow.facts(command, sum(one["seconds"] for one in results))
     tables = [
-        zero_shot_table(found, nothing, seeds, singles, ratios),
+        zero_shot_table(by_run, nothing, seeds, singles, ratios),
         summary(ratios),
-        in_domain_table(found, seeds, singles),
+        in_domain_table(by_run, seeds, singles),
     ]
-    said = {"multi/best single": ratios, "no model": nothing, "runs": results}
-    workflow.write_report(out, {**facts, **said}, "\n\n".join(tables))
-    plot(out / "zero_shot.png", found, seeds, singles)
+    content = {"multi/best single": ratios, "no model": nothing, "runs": results}
+    workflow.write_report(out, {**facts, **content}, "\n\n".join(tables))
+    plot(out / "zero_shot.png", by_run, seeds, singles)
 
 
-def best_single(found: dict, seed: int, singles: tuple[str, ...], key: str) -> str:
+def best_single(by_run: dict, seed: int, singles: tuple[str, ...], key: str) -> str:
     """The single-task run with the least force errors on the probe: what a user would take."""
-    usable = {run: one for run in singles if (one := found[run, seed]["zero_shot"][key]) is not None}
+    usable = {run: one for run in singles if (one := by_run[run, seed]["zero_shot"][key]) is not None}
     return min(usable, key=lambda run: min(usable[run]["probe"].values()))
 
 
-def compare(found: dict, seeds: list[int], singles: tuple[str, ...]) -> dict[str, dict[str, list[float]]]:
+def compare(by_run: dict, seeds: list[int], singles: tuple[str, ...]) -> dict[str, dict[str, list[float]]]:
     """{"tio2, test": {"e": RMSE of multi-task / best single-task for every seed, "f": ...}}."""
     ratios: dict[str, dict[str, list[float]]] = {}
-    for key, one in found[MULTI, seeds[0]]["zero_shot"].items():
+    for key, one in by_run[MULTI, seeds[0]]["zero_shot"].items():
         for test in one["tests"]:
             for seed in seeds:
-                multi = found[MULTI, seed]["zero_shot"][key]["tests"][test]
-                single = found[best_single(found, seed, singles, key), seed]["zero_shot"][key]["tests"][test]
+                multi = by_run[MULTI, seed]["zero_shot"][key]["tests"][test]
+                single = by_run[best_single(by_run, seed, singles, key), seed]["zero_shot"][key]["tests"][test]
                 row = ratios.setdefault(f"{key}, {test}", {"e": [], "f": []})
                 for kind in row:
                     row[kind].append(multi[f"rmse_{kind}"] / single[f"rmse_{kind}"])
     return ratios
 
 
-def zero_shot_table(found: dict, nothing: dict, seeds: list[int], singles: tuple[str, ...], ratios: dict) -> str:
+def zero_shot_table(by_run: dict, nothing: dict, seeds: list[int], singles: tuple[str, ...], ratios: dict) -> str:
     """RMSE of every model on every downstream test, and of none."""
     columns = ["downstream set", "RMSE of", "no model", MULTI, "head", *singles, "multi / best single"]
     rows = []
     for name, ratio in ratios.items():
         key, test = name.split(", ", 1)
-        heads = sorted({found[MULTI, seed]["zero_shot"][key]["head"] for seed in seeds})
+        heads = sorted({by_run[MULTI, seed]["zero_shot"][key]["head"] for seed in seeds})
         for kind, unit in (("e", "energy (meV/atom)"), ("f", "forces (meV/Å)")):
-            values = [_values(found, seeds, run, key, test, f"rmse_{kind}") for run in (MULTI, *singles)]
+            values = [_values(by_run, seeds, run, key, test, f"rmse_{kind}") for run in (MULTI, *singles)]
             digits = 1 if kind == "e" else 0
-            said = [workflow.mean_range(x, digits) if x else "-" for x in values]
+            cells = [workflow.mean_range(x, digits) if x else "-" for x in values]
             none = f"{nothing[key][test][f'rmse_{kind}']:.{digits}f}"
-            rows.append([name, unit, none, said[0], " ".join(heads), *said[1:], workflow.mean_range(ratio[kind], 2)])
+            rows.append([name, unit, none, cells[0], " ".join(heads), *cells[1:], workflow.mean_range(ratio[kind], 2)])
     return workflow.markdown(columns, rows)
 
 
-def _values(found: dict, seeds: list[int], run: str, key: str, test: str, error: str) -> list[float]:
+def _values(by_run: dict, seeds: list[int], run: str, key: str, test: str, error: str) -> list[float]:
     """One error for every seed, nothing where the run does not know the elements."""
-    sets = [found[run, seed]["zero_shot"][key] for seed in seeds]
+    sets = [by_run[run, seed]["zero_shot"][key] for seed in seeds]
     return [one["tests"][test][error] for one in sets if one is not None]
 
 
@@ -195,13 +202,15 @@ def summary(ratios: dict) -> str:
     return workflow.markdown(columns, rows)
 
 
-def in_domain_table(found: dict, seeds: list[int], singles: tuple[str, ...]) -> str:
+def in_domain_table(by_run: dict, seeds: list[int], singles: tuple[str, ...]) -> str:
     """RMSE on held-out frames of every task, of the multi-task runs and of the single-task run of the task."""
     rows = []
-    for head in found[MULTI, seeds[0]]["validation"]:
+    for head in by_run[MULTI, seeds[0]]["validation"]:
         runs = (MULTI, head) if head in singles else (MULTI,)
         cells = {
-            (run, kind): workflow.mean_range([found[run, s]["validation"][head][f"rmse_{kind}"] for s in seeds], digits)
+            (run, kind): workflow.mean_range(
+                [by_run[run, s]["validation"][head][f"rmse_{kind}"] for s in seeds], digits
+            )
             for run in runs
             for kind, digits in (("e", 1), ("f", 0))
         }
@@ -211,9 +220,9 @@ def in_domain_table(found: dict, seeds: list[int], singles: tuple[str, ...]) -> 
     return workflow.markdown(columns, rows)
 
 
-def plot(path: Path, found: dict, seeds: list[int], singles: tuple[str, ...]) -> None:
+def plot(path: Path, by_run: dict, seeds: list[int], singles: tuple[str, ...]) -> None:
     """Zero-shot RMSE of every run, a dot a seed."""
-    tests = [(key, test) for key, one in found[MULTI, seeds[0]]["zero_shot"].items() for test in one["tests"]]
+    tests = [(key, test) for key, one in by_run[MULTI, seeds[0]]["zero_shot"].items() for test in one["tests"]]
     title = "Zero-shot on data that no run was trained on"
     colors = {run: ("all sets" if run == MULTI else f"only {run}", PRETRAINED[run]) for run in (MULTI, *singles)}
     caption = f"A dot a seed ({len(seeds)}). From left to right: {', '.join(name for name, _ in colors.values())}."
@@ -222,7 +231,7 @@ def plot(path: Path, found: dict, seeds: list[int], singles: tuple[str, ...]) ->
             points = {}
             for k, (run, (name, color)) in enumerate(colors.items()):
                 for x, (key, test) in enumerate(tests):
-                    values = _values(found, seeds, run, key, test, f"rmse_{kind}")
+                    values = _values(by_run, seeds, run, key, test, f"rmse_{kind}")
                     places = np.full(len(values), x + 0.15 * (k - len(singles) / 2))
                     axes.scatter(places, values, s=36, color=color, zorder=3 - k / 10)
                     if len(values):
@@ -233,10 +242,5 @@ def plot(path: Path, found: dict, seeds: list[int], singles: tuple[str, ...]) ->
 
 
 if __name__ == "__main__":
-    parser = workflow.arguments(__doc__, HERE)
-    parser.add_argument("--steps", type=int, help=f"of every run (default: {STEPS})")
-    given = parser.parse_args()
-    workflow.begin(given.work, given.cache)
-    chosen = workflow.QUICK if given.quick else workflow.FULL
-    n_steps = given.steps or (3 if given.quick else STEPS)
-    main(given.seeds if not given.quick else given.seeds[:1], n_steps, given.work, chosen, given.report)
+    given = workflow.command_line(__doc__, HERE, STEPS)
+    main(given.seeds, given.steps or STEPS, given.work, given.size, given.report)

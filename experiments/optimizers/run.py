@@ -88,31 +88,31 @@ def measure(setting: Setting, seed: int, steps: int, work: Path, size: Size) -> 
     return {**setting._asdict(), "seed": seed, "steps": steps, "seconds": round(seconds, 1), "curve": curve, **errors}
 
 
-def tell(found: dict[tuple[Setting, int], dict], out: Path) -> None:
+def tell(by_run: dict[tuple[Setting, int], dict], out: Path) -> None:
     """Table, plot and results.json."""
-    settings, seeds = list(dict.fromkeys(setting for setting, _ in found)), sorted({seed for _, seed in found})
+    settings, seeds = list(dict.fromkeys(setting for setting, _ in by_run)), sorted({seed for _, seed in by_run})
     facts = workflow.facts(
         f"python -m experiments.optimizers.run --seeds {' '.join(map(str, seeds))}",
-        sum(one["seconds"] for one in found.values()),
+        sum(one["seconds"] for one in by_run.values()),
     )
     rows = []
     for setting in settings:
-        columns = [[found[setting, seed][key] for seed in seeds] for key in ("rmse_f", "rmse_e", "seconds")]
-        said = [workflow.mean_range(values, digits) for values, digits in zip(columns, (0, 1, 0), strict=True)]
-        rows.append([setting.optimizer, setting.schedule, f"{setting.start_lr:g}", *said])
+        columns = [[by_run[setting, seed][key] for seed in seeds] for key in ("rmse_f", "rmse_e", "seconds")]
+        cells = [workflow.mean_range(values, digits) for values, digits in zip(columns, (0, 1, 0), strict=True)]
+        rows.append([setting.optimizer, setting.schedule, f"{setting.start_lr:g}", *cells])
     columns = ["optimiser", "schedule", "start_lr", "forces (meV/Å)", "energy (meV/atom)", "seconds"]
-    workflow.write_report(out, {**facts, "runs": list(found.values())}, workflow.markdown(columns, rows))
-    plot(out / "optimizers.png", found, settings, seeds)
+    workflow.write_report(out, {**facts, "runs": list(by_run.values())}, workflow.markdown(columns, rows))
+    plot(out / "optimizers.png", by_run, settings, seeds)
 
 
-def plot(path: Path, found: dict[tuple[Setting, int], dict], settings: list[Setting], seeds: list[int]) -> None:
+def plot(path: Path, by_run: dict[tuple[Setting, int], dict], settings: list[Setting], seeds: list[int]) -> None:
     """Force RMSE on held-out frames during training, a line a seed."""
     with style.figure(path, (7.5, 4.2), caption=f"Held-out frames of {TASK}; {len(seeds)} seeds, a line each.") as (
         axes,
     ):
         for color, setting in zip(style.LINES, settings, strict=False):
             for seed in seeds:
-                steps, errors = zip(*found[setting, seed]["curve"], strict=True)
+                steps, errors = zip(*by_run[setting, seed]["curve"], strict=True)
                 label = setting.name if seed == seeds[0] else None
                 axes.plot(steps, np.array(errors) * 1000, color=color, label=label, linewidth=1.3)
         axes.set(xlabel="step", ylabel="force RMSE on held-out frames (meV/Å)", ylim=(0, None))
@@ -120,10 +120,5 @@ def plot(path: Path, found: dict[tuple[Setting, int], dict], settings: list[Sett
 
 
 if __name__ == "__main__":
-    parser = workflow.arguments(__doc__, HERE)
-    parser.add_argument("--steps", type=int, help=f"of every run (default: {STEPS})")
-    given = parser.parse_args()
-    workflow.begin(given.work, given.cache)
-    chosen = workflow.QUICK if given.quick else workflow.FULL
-    n_steps = given.steps or (3 if given.quick else STEPS)
-    main(given.seeds[:1] if given.quick else given.seeds, n_steps, given.work, chosen, given.report)
+    given = workflow.command_line(__doc__, HERE, STEPS)
+    main(given.seeds, given.steps or STEPS, given.work, given.size, given.report)

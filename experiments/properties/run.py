@@ -123,14 +123,14 @@ def replayed() -> list:
     every = workflow.measured(potential, {"train": [str(workflow.DATA / "materials_pbeu" / "train.extxyz.gz")]})[
         "train"
     ]
-    some = workflow.some(every, np.random.default_rng(0).permutation(len(every.frames))[:REPLAYED])
-    found = []
+    some = workflow.selection(every, np.random.default_rng(0).permutation(len(every.frames))[:REPLAYED])
+    labelled = []
     for frame, one in zip(some.frames, predictions(potential, params, some.packed, workflow.BATCH), strict=True):
         atoms = to_ase(frame.system)
         atoms.info |= {"REF_energy": float(one.energy), "REF_virial": np.asarray(one.virial)}
         atoms.set_array("REF_forces", np.asarray(one.forces))
-        found.append(atoms)
-    return found
+        labelled.append(atoms)
+    return labelled
 
 
 def settings(files: dict[str, str], targets: list, output: Path, **more: Any) -> properties.PropertyTuneConfig:
@@ -147,11 +147,16 @@ def measured(model, file: str, targets: list) -> dict[str, Any]:
     some = read_crystals(config, config.crystals, potential)
     loss = loss_on(config, some)
     (packed,) = pack(config, potential, loss, [some])
-    found = properties_judge.judge(potential, params, some, packed, loss, config.batch_size)
+    judgement = properties_judge.judge(
+        potential, params, properties_judge.HeldOut(some, packed, loss, config.batch_size)
+    )
     names = [target["name"] for target in targets]
     rows = [
         {"name": properties_judge.crystal_name(crystal), "formula": str(crystal.info["formula"])}
-        | {"n_atoms": crystal.system.n_atoms, **{key: found[key][k].item() for key in ("converged", "stable", *names)}}
+        | {
+            "n_atoms": crystal.system.n_atoms,
+            **{key: judgement[key][k].item() for key in ("converged", "stable", *names)},
+        }
         | {"octet": crystals.is_octet(crystal.info["formula"])}
         | {"reference": {name: float(crystal.targets[name]) for name in names}}
         for k, crystal in enumerate(some)

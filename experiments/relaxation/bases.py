@@ -29,7 +29,7 @@ class Base(NamedTuple):
     quick: bool = False
 
     @property
-    def said(self) -> str:
+    def option(self) -> str:
         """As it is named on the command line, without folders."""
         return self.name if self.name == SMALL else f"{self.name}:{Path(self.model).name}"
 
@@ -65,8 +65,8 @@ _SETTINGS: dict[str, Any] = {
 }
 
 
-def _strong(of: RelaxationSet, methods: tuple[str, ...], most: tuple[int, int] = (0, 0), epochs: int = 1) -> Any:
-    return of._replace(
+def _strong(dataset: RelaxationSet, methods: tuple[str, ...], most: tuple[int, int] = (0, 0), epochs: int = 1) -> Any:
+    return dataset._replace(
         head="Default",
         methods=methods,
         settings=_SETTINGS | {"epochs": epochs},

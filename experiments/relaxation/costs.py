@@ -45,26 +45,28 @@ def measured(prepare: Callable[[], engine.Run]) -> dict[str, float]:
     return {"preparation": preparation, "compilation": compilation, "step": seconds[1], "steps": run.settings.steps}
 
 
-def of_method(method: str, of: RelaxationSet, base: Base, folder: Path) -> dict[str, float]:
+def method_cost(method: str, dataset: RelaxationSet, base: Base, folder: Path) -> dict[str, float]:
     """The cost of a way to train."""
-    files, output = split(of, 0, 0, folder), str(folder / f"run {method}")
+    files, output = split(dataset, 0, 0, folder), str(folder / f"run {method}")
     if method == FORCES:
-        config = methods.forces(method, of, files, base.effort.force_steps, output, 0)
+        config = methods.forces(method, dataset, files, base.effort.force_steps, output, 0)
         return measured(lambda: label_runs.prepare(config, resume=True))
-    return measured(lambda: structures.prepare(methods.structures(method, of, files, {"output": output}), resume=True))
+    return measured(
+        lambda: structures.prepare(methods.structures(method, dataset, files, {"output": output}), resume=True)
+    )
 
 
-def of_relaxations(of: RelaxationSet, base: Base, folder: Path) -> dict[str, float]:
+def relaxation_cost(dataset: RelaxationSet, base: Base, folder: Path) -> dict[str, float]:
     """The cost of relaxing what is held out of the first seed."""
-    pairs = data.read_pairs(split(of, 0, 0, folder).test)
-    potential, params = checkpoints.load(of.base, dtype="float32")
+    pairs = data.read_pairs(split(dataset, 0, 0, folder).test)
+    potential, params = checkpoints.load(dataset.base, dtype="float32")
     began = time.process_time()
-    found = judge(potential, params, pairs, RelaxConfig(**base.effort.judge))
+    judgement = judge(potential, params, pairs, RelaxConfig(**base.effort.judge))
     seconds = time.process_time() - began
-    return {"judging": seconds, "structures": len(pairs), "evaluations": int(found.n_steps.sum())}
+    return {"judging": seconds, "structures": len(pairs), "evaluations": int(judgement.n_steps.sum())}
 
 
-def told(costs: dict[str, dict]) -> str:
+def table(costs: dict[str, dict]) -> str:
     """A table of the methods."""
     rows = []
     for name, one in costs.items():
@@ -82,12 +84,12 @@ def told(costs: dict[str, dict]) -> str:
 def main(base: Base, work: Path) -> None:
     """Measure what was not yet, and print the table."""
     work = work / f"{base.name}-{base.digest[:8]}"
-    (of,) = with_bases({KEY: base.sets[KEY]}, work, base.model).values()
+    (dataset,) = with_bases({KEY: base.sets[KEY]}, work, base.model).values()
     makes: dict[str, Callable[[], Any]] = {
-        "relaxing what is held out": lambda: of_relaxations(of, base, work / "costs")
+        "relaxing what is held out": lambda: relaxation_cost(dataset, base, work / "costs")
     }
-    ways = sorted(of.methods, key=lambda name: name == FORCES)  # it reads all labels before its first step
-    makes |= {name: functools.partial(of_method, name, of, base, work / "costs") for name in ways}
+    ways = sorted(dataset.methods, key=lambda name: name == FORCES)  # it reads all labels before its first step
+    makes |= {name: functools.partial(method_cost, name, dataset, base, work / "costs") for name in ways}
     for name, make in makes.items():
         workflow.once(work / "costs" / f"{name}.json", make)
         write(makes, base, work / "costs")
@@ -101,10 +103,10 @@ def write(names: Iterable[str], base: Base, folder: Path) -> None:
         one.get("judging", 0) + one.get("preparation", 0) + one.get("compilation", 0) + 2 * one.get("step", 0)
         for one in costs.values()
     )
-    facts = workflow.facts(f"python -m experiments.relaxation.costs --base {base.said}", seconds)
+    facts = workflow.facts(f"python -m experiments.relaxation.costs --base {base.option}", seconds)
     base.report.mkdir(parents=True, exist_ok=True)
     (base.report / "costs.json").write_text(json.dumps({**facts, "base": base.digest, "costs": costs}, indent=1) + "\n")
-    print(told(costs))
+    print(table(costs))
 
 
 if __name__ == "__main__":

@@ -70,33 +70,35 @@ QUICK = Effort({"fmax": 0.01, "max_steps": 3}, 3, {"epochs": 1, "batch_size": 2}
 
 
 def structures(
-    method: str, of: RelaxationSet, files: Split, changes: dict[str, Any], after: str | None = None
+    method: str, dataset: RelaxationSet, files: Split, changes: dict[str, Any], after: str | None = None
 ) -> StructureTuneConfig:
     """A run that learns where relaxations end, with what the base knows mixed in; `after` is a model to begin from."""
     replayed = {THEN: [files.steps], KEPT: [files.steps, files.kept]}
-    keeping = dict(of.keeping) if method == KEPT else {}
-    way = keeping.pop("objective", method)
-    way = way if way in OBJECTIVES else "BPTT"
+    keeping = dict(dataset.keeping) if method == KEPT else {}
+    objective = keeping.pop("objective", method)
+    objective = objective if objective in OBJECTIVES else "BPTT"
     content = {
-        "base": after or path(of.base),
+        "base": after or path(dataset.base),
         "pairs": [files.pairs],
         "validation": [files.test],
-        "objective": merged(OBJECTIVES[way], of.objectives.get(way, {})),
+        "objective": merged(OBJECTIVES[objective], dataset.objectives.get(objective, {})),
         "replay": REPLAY | {"files": replayed.get(method, [files.earlier])},
-        "variable_cell": of.variable_cell,
+        "variable_cell": dataset.variable_cell,
     }
-    if keeping and of.variable_cell:
+    if keeping and dataset.variable_cell:
         content = merged(content, {"replay": {"loss": {"start_pref_v": 1.0, "limit_pref_v": 1.0}}})
-    return read_config(None, merged(merged(merged(content, of.settings), keeping), changes))
+    return read_config(None, merged(merged(merged(content, dataset.settings), keeping), changes))
 
 
-def forces(method: str, of: RelaxationSet, files: Split, steps: int, output: str, seed: int) -> TrainConfig:
+def forces(method: str, dataset: RelaxationSet, files: Split, steps: int, output: str, seed: int) -> TrainConfig:
     """A run that learns energies and forces; stresses too by STRESSES, and before KEPT where the cell relaxes."""
     kept = method == KEPT_FORCES
-    virial = {"start_pref_v": 0.02, "limit_pref_v": 1.0} if method == STRESSES or (kept and of.variable_cell) else {}
+    virial = (
+        {"start_pref_v": 0.02, "limit_pref_v": 1.0} if method == STRESSES or (kept and dataset.variable_cell) else {}
+    )
     return TrainConfig(
         train=(files.steps, *([files.kept] if kept else [])),
-        base=path(of.base),
+        base=path(dataset.base),
         loss=losses.LabelLossConfig(
             start_pref_e=0.2, limit_pref_e=20.0, start_pref_f=100.0, limit_pref_f=60.0, **virial
         ),
@@ -104,7 +106,7 @@ def forces(method: str, of: RelaxationSet, files: Split, steps: int, output: str
         optimizer=training.OptimizerConfig("adam", max_norm=5.0),
         steps=steps,
         batch_size="auto:96",
-        max_programs=of.settings["max_programs"],
+        max_programs=dataset.settings["max_programs"],
         seed=seed,
         output=output,
         plots=False,

@@ -59,7 +59,10 @@ def studies(
     dimers = [Run("dimers", BASE, seed=s) for s in seeds if "dimers" in sets]
     return {
         "methods": [
-            Run(key, way, seed=s) for s in seeds for key, of in sets.items() for way in (BASE, START, *of.methods)
+            Run(key, method, seed=s)
+            for s in seeds
+            for key, dataset in sets.items()
+            for method in (BASE, START, *dataset.methods)
         ],
         "settings": [
             *dimers,
@@ -68,36 +71,36 @@ def studies(
         "pairs": [
             run
             for s in seeds
-            for key, way in few.items()
+            for key, method in few.items()
             if key in sets
-            for run in (Run(key, BASE, seed=s), *(Run(key, way, n=n, seed=s) for n in SIZES))
+            for run in (Run(key, BASE, seed=s), *(Run(key, method, n=n, seed=s) for n in SIZES))
         ],
         "shares": [
             run
             for s in seeds
-            for key, of in sets.items()
-            if of.shared
+            for key, dataset in sets.items()
+            if dataset.shared
             for run in (
                 Run(key, BASE, seed=s),
-                *(Run(key, way, setting, seed=s) for way in of.shared for setting in ("", *methods.SHARES)),
+                *(Run(key, method, setting, seed=s) for method in dataset.shared for setting in ("", *methods.SHARES)),
             )
         ],
     }
 
 
-def measure(run: Run, work: Path, effort: Effort, of: RelaxationSet) -> dict[str, Any]:
+def measure(run: Run, work: Path, effort: Effort, dataset: RelaxationSet) -> dict[str, Any]:
     """Train, then relax what was held out and compare; forces on held-out relaxations and elsewhere."""
     began = time.monotonic()
-    files = split(of, run.seed, run.n, work / "relaxation" / run.name)
-    pairs = data.read_pairs(files.test, variable_cell=of.variable_cell)
+    files = split(dataset, run.seed, run.n, work / "relaxation" / run.name)
+    pairs = data.read_pairs(files.test, variable_cell=dataset.variable_cell)
     if run.method == START:
         return run._asdict() | {"seconds": 0.0, "seconds_judged": 0.0} | _figures(starts(pairs), pairs)
-    potential, params, told = _trained(run, work, of, files, effort)
+    potential, params, facts = _trained(run, work, dataset, files, effort)
     trained = time.monotonic()
-    cell = CellConfig() if of.variable_cell else None
-    found = judge(potential, params, pairs, RelaxConfig(**effort.judge, cell=cell))
-    frames = {"elsewhere": data.read(path(of.elsewhere))} | (
-        {"paths": data.read(files.test)[:: of.every]} if of.labelled else {}
+    cell = CellConfig() if dataset.variable_cell else None
+    judgement = judge(potential, params, pairs, RelaxConfig(**effort.judge, cell=cell))
+    frames = {"elsewhere": data.read(path(dataset.elsewhere))} | (
+        {"paths": data.read(files.test)[:: dataset.every]} if dataset.labelled else {}
     )
     errors = LabelledSets(frames, dict.fromkeys(frames, potential), "float32").errors(params)
     return {
@@ -105,16 +108,16 @@ def measure(run: Run, work: Path, effort: Effort, of: RelaxationSet) -> dict[str
         "seconds": round(trained - began, 1),
         "seconds_judged": round(time.monotonic() - trained, 1),
         **{key: value for key, value in errors.items() if key.endswith("rmse_f")},
-        **told,
-        **_figures(found, pairs),
+        **facts,
+        **_figures(judgement, pairs),
     }
 
 
-def _figures(found: Judgement, pairs: Sequence[data.Pair]) -> dict[str, list]:
+def _figures(judgement: Judgement, pairs: Sequence[data.Pair]) -> dict[str, list]:
     """Structure by structure."""
     return {
         "structures": [str(pair.info["relax_id"]) for pair in pairs],
-        **{key: np.asarray(value).tolist() for key, value in found._asdict().items() if key in report.FIGURES},
+        **{key: np.asarray(value).tolist() for key, value in judgement._asdict().items() if key in report.FIGURES},
     }
 
 
@@ -124,43 +127,43 @@ def starts(pairs: Sequence[data.Pair]) -> Judgement:
     return Judgement(*errors, n_steps=no.astype(int), converged=no, failed=no)
 
 
-def _trained(run: Run, work: Path, of: RelaxationSet, files: Split, effort: Effort):
+def _trained(run: Run, work: Path, dataset: RelaxationSet, files: Split, effort: Effort):
     """The potential, its parameters after the last step, and what the training tells of itself."""
     output = str(work / "relaxation" / run.name / "run")
     if run.method == BASE:
-        return *checkpoints.load(path(of.base), dtype=np.float32), {}
+        return *checkpoints.load(path(dataset.base), dtype=np.float32), {}
     if run.method in (FORCES, STRESSES):
-        return *checkpoints.load(_taught_forces(run, work, of, effort), dtype=np.float32), {}
+        return *checkpoints.load(_taught_forces(run, work, dataset, effort), dtype=np.float32), {}
     if run.setting in methods.SHARES:
-        return *_between(run, work, of, files, effort), {}
+        return *_between(run, work, dataset, files, effort), {}
     before = {THEN: FORCES, KEPT: KEPT_FORCES}.get(run.method)
-    first = _taught_forces(run._replace(method=before), work, of, effort) if before else None
+    first = _taught_forces(run._replace(method=before), work, dataset, effort) if before else None
     changes = {**effort.changes, "output": output, "seed": run.seed}
     if run.setting:
         changes = merged(methods.SHORT, methods.SETTINGS[run.setting]) | changes
     elif run.n:  # as many steps, however few the pairs
-        changes |= {"epochs": -(-of.settings["epochs"] * max(SIZES) // run.n), "max_programs": 1}
-    potential, params, told = _tuned(methods.structures(run.method, of, files, changes, first))
+        changes |= {"epochs": -(-dataset.settings["epochs"] * max(SIZES) // run.n), "max_programs": 1}
+    potential, params, facts = _tuned(methods.structures(run.method, dataset, files, changes, first))
     checkpoints.save(work / "relaxation" / run.name / MODEL, potential, params, {"run": run.name})
-    return potential, params, told
+    return potential, params, facts
 
 
-def _between(run: Run, work: Path, of: RelaxationSet, files: Split, effort: Effort):
+def _between(run: Run, work: Path, dataset: RelaxationSet, files: Split, effort: Effort):
     """The model between the base and what was trained from it."""
     whole = run._replace(setting="")
     if not (tuned := work / "relaxation" / whole.name / MODEL).exists():
-        _trained(whole, work, of, files, effort)
-    base, (_, params) = (checkpoints.load(file, dtype=np.float32) for file in (path(of.base), tuned))
+        _trained(whole, work, dataset, files, effort)
+    base, (_, params) = (checkpoints.load(file, dtype=np.float32) for file in (path(dataset.base), tuned))
     return edit.interpolate(*base, params, methods.SHARES[run.setting])
 
 
-def _taught_forces(run: Run, work: Path, of: RelaxationSet, effort: Effort) -> str:
+def _taught_forces(run: Run, work: Path, dataset: RelaxationSet, effort: Effort) -> str:
     """The model of a run that learns energies and forces, trained unless it is there."""
     folder = work / "relaxation" / run.name
-    files = split(of, run.seed, run.n, folder)
+    files = split(dataset, run.seed, run.n, folder)
     if run.method == KEPT_FORCES and not Path(files.kept).exists():
-        keep(path(of.base), path(of.kept), files.kept)
-    workflow.train(methods.forces(run.method, of, files, effort.force_steps, str(folder / "run"), run.seed))
+        keep(path(dataset.base), path(dataset.kept), files.kept)
+    workflow.train(methods.forces(run.method, dataset, files, effort.force_steps, str(folder / "run"), run.seed))
     return str(folder / "run" / "model.lamjax")
 
 
@@ -182,30 +185,30 @@ def _tuned(config: structures.StructureTuneConfig):
     counts = {key: int(sum(row[key] for row in rows)) for key in structures.COUNTS if key in rows[0]}
     learned = getattr(params, "minimiser", {})
     numbers = {key: float(x) if x.ndim == 0 else float(abs(x).max()) for key, x in jax.device_get(learned).items()}
-    told = {"steps": len(rows), "counts": counts, "minimiser": numbers, "loss": [row["loss"] for row in rows]}
-    return run.potential, structures.model(params), told
+    facts = {"steps": len(rows), "counts": counts, "minimiser": numbers, "loss": [row["loss"] for row in rows]}
+    return run.potential, structures.model(params), facts
 
 
 def main(seeds: Sequence[int], chosen: Sequence[str], only: Sequence[str], work: Path, base: Base) -> None:
     """Do the runs on the sets `only`, and report what is done: of each set the seeds of which no run is missing."""
     work = work if base.quick else work / f"{base.name}-{base.digest[:8]}"
     sets = smaller(base, work) if base.quick else with_bases(base.sets, work, base.model)
-    found = studies(seeds, sets, base.few)
+    planned = studies(seeds, sets, base.few)
     if not base.quick:
         restore(base.report / "results.json", work / "relaxation", base.digest)
-    for run in dict.fromkeys(run for study in chosen for run in found[study] if run.key in only):
+    for run in dict.fromkeys(run for study in chosen for run in planned[study] if run.key in only):
         make = functools.partial(measure, run, work, base.effort, sets[run.key])
         workflow.once(work / "relaxation" / f"{run.name}.json", make)
-    made = {study: finished(found[study], work / "relaxation") for study in chosen}
+    made = {study: finished(planned[study], work / "relaxation") for study in chosen}
     if any(made.values()):
         out = work / "report" if base.quick else base.report
-        report.tell({study: results for study, results in made.items() if results}, out, base.said, base.digest)
+        report.tell({study: results for study, results in made.items() if results}, out, base.option, base.digest)
 
 
 def restore(path: Path, folder: Path, base: str | None = None) -> None:
     """Write the results of runs that were reported before, if they began from that base, by default the shipped one."""
-    told, same = workflow.reported(path, base)
-    runs = [one for study in report.STUDIES for one in told.get(study, ()) if same]
+    earlier, same = workflow.reported(path, base)
+    runs = [one for study in report.STUDIES for one in earlier.get(study, ()) if same]
     workflow.restore(runs, folder, lambda one: Run(**{key: one[key] for key in Run._fields}).name)
 
 
@@ -222,8 +225,8 @@ def smaller(base: Base, work: Path) -> dict[str, RelaxationSet]:
     file = work / "relaxation" / "base_random.lamjax"
     potential = build(workflow.model(workflow.QUICK, ["random"]))
     checkpoints.save(file, potential, potential.init(jax.random.key(0)), {"what": "random numbers"})
-    of = SETS["ypo4"]._replace(base=file, earlier=Path("mgypo4_pbe/test"), elsewhere=Path("mgypo4_pbe/test"))
-    return {"ypo4": of._replace(methods=(FORCES, "Newton", "BPTT"), shared=("BPTT",))}
+    dataset = SETS["ypo4"]._replace(base=file, earlier=Path("mgypo4_pbe/test"), elsewhere=Path("mgypo4_pbe/test"))
+    return {"ypo4": dataset._replace(methods=(FORCES, "Newton", "BPTT"), shared=("BPTT",))}
 
 
 if __name__ == "__main__":

@@ -136,16 +136,16 @@ MGO = RelaxationSet(
 
 def with_bases(sets: Mapping[str, RelaxationSet], work: Path, model: str = "small") -> dict[str, RelaxationSet]:
     """The sets with one head each of a model as their base, written below `work` unless it is there."""
-    found = {}
-    for key, of in sets.items():
-        base = work / "relaxation" / f"base_{of.head}.lamjax"
+    based = {}
+    for key, dataset in sets.items():
+        base = work / "relaxation" / f"base_{dataset.head}.lamjax"
         if not base.is_file():
-            stored = checkpoints.load(model, of.head)
+            stored = checkpoints.load(model, dataset.head)
             checkpoints.save(
-                base, *workflow.one_head(*stored, of.head), {"what": f"{Path(model).name}, head {of.head}"}
+                base, *workflow.one_head(*stored, dataset.head), {"what": f"{Path(model).name}, head {dataset.head}"}
             )
-        found[key] = of._replace(base=base)
-    return found
+        based[key] = dataset._replace(base=base)
+    return based
 
 
 class Split(NamedTuple):
@@ -158,36 +158,36 @@ class Split(NamedTuple):
     kept: str  # structures elsewhere with the forces of the base, once `keep` has written it, or `earlier`
 
 
-def split(of: RelaxationSet, seed: int, n: int, folder: Path) -> Split:
+def split(dataset: RelaxationSet, seed: int, n: int, folder: Path) -> Split:
     """The relaxations of a seed: `n` to learn from (0: all), nested subsets."""
-    found = _relaxations(of.files)
-    apart = re.compile(of.held_out[seed % len(of.held_out)])
-    test = {key: steps for key, steps in found.items() if apart.match(key)}
+    relaxations = _relaxations(dataset.files)
+    apart = re.compile(dataset.held_out[seed % len(dataset.held_out)])
+    test = {key: steps for key, steps in relaxations.items() if apart.match(key)}
     random = np.random.default_rng(seed)
-    names = [key for key in found if key not in test]
-    chosen = [names[k] for k in random.permutation(len(names))[: n or of.most[0] or None]]
-    judged = [list(test)[k] for k in sorted(random.permutation(len(test))[: of.most[1] or None])]
-    ends = [frame for key in chosen for frame in (found[key][0], found[key][-1])]
-    replayed = workflow.write_frames(folder / "earlier.extxyz.gz", workflow.frames(path(of.earlier)))
+    names = [key for key in relaxations if key not in test]
+    chosen = [names[k] for k in random.permutation(len(names))[: n or dataset.most[0] or None]]
+    judged = [list(test)[k] for k in sorted(random.permutation(len(test))[: dataset.most[1] or None])]
+    ends = [frame for key in chosen for frame in (relaxations[key][0], relaxations[key][-1])]
+    replayed = workflow.write_frames(folder / "earlier.extxyz.gz", workflow.frames(path(dataset.earlier)))
     return Split(
         workflow.write_frames(folder / "pairs.extxyz.gz", ends),
         workflow.write_frames(
-            folder / "steps.extxyz.gz", [frame for key in chosen for frame in found[key][:: of.every]]
+            folder / "steps.extxyz.gz", [frame for key in chosen for frame in relaxations[key][:: dataset.every]]
         ),
         workflow.write_frames(folder / "test.extxyz.gz", [frame for key in judged for frame in test[key]]),
         replayed,
-        str(folder.parent / f"kept_{of.head}.extxyz.gz") if of.kept else replayed,  # one file for all runs
+        str(folder.parent / f"kept_{dataset.head}.extxyz.gz") if dataset.kept else replayed,  # one file for all runs
     )
 
 
 def keep(base: str, structures: str, to: str) -> None:
     """Write the structures with the forces that the base gives them, and no energies: no label of theirs is used."""
     model = checkpoints.load(base, dtype=np.float32)
-    found = workflow.measured(model[0], {"kept": [structures]})["kept"]
+    measured = workflow.measured(model[0], {"kept": [structures]})["kept"]
     labelled = []
-    for frame, said in zip(found.frames, predictions(*model, found.packed, workflow.BATCH), strict=True):
+    for frame, predicted in zip(measured.frames, predictions(*model, measured.packed, workflow.BATCH), strict=True):
         atoms = to_ase(frame.system)
-        atoms.arrays["forces"] = np.asarray(said.forces, float)
+        atoms.arrays["forces"] = np.asarray(predicted.forces, float)
         labelled += [atoms] * KEPT_COPIES
     text = io.StringIO()
     ase.io.write(text, labelled, format="extxyz")
@@ -196,17 +196,17 @@ def keep(base: str, structures: str, to: str) -> None:
 
 def path(file: Path) -> str:
     """A file of `SETS` where it lies."""
-    found = (DATA / file).resolve()
-    return str(found if found.suffix == ".lamjax" else found.with_name(f"{found.name}.extxyz.gz"))
+    resolved = (DATA / file).resolve()
+    return str(resolved if resolved.suffix == ".lamjax" else resolved.with_name(f"{resolved.name}.extxyz.gz"))
 
 
 def _relaxations(files: Sequence[Path]) -> Mapping[str, list[str]]:
     """The frames of each relaxation, as text, by its name."""
-    found: dict[str, list[str]] = {}
+    relaxations: dict[str, list[str]] = {}
     for file in files:
         for frame in workflow.frames(path(file)):
-            found.setdefault(_fact(frame, "relax_id"), []).append(frame)
-    return found
+            relaxations.setdefault(_fact(frame, "relax_id"), []).append(frame)
+    return relaxations
 
 
 def _fact(frame: str, key: str) -> str:

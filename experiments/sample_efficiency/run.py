@@ -71,8 +71,8 @@ def main(seeds: list[int], steps: int | None, work: Path, size: Size, report: bo
 
 def restore(path: Path, folder: Path) -> None:
     """The results that were reported before; those of the shipped model only if that is the same now."""
-    told, same = workflow.reported(path)
-    kept = [one for one in told.get("runs", ()) if same or one["start"] != SMALL]
+    earlier, same = workflow.reported(path)
+    kept = [one for one in earlier.get("runs", ()) if same or one["start"] != SMALL]
     workflow.restore(kept, folder, lambda one: Point(*(one[key] for key in Point._fields)).name)
 
 
@@ -82,7 +82,7 @@ def measure(point: Point, steps: int, work: Path, size: Size) -> dict[str, Any]:
     folder = work / "downstream" / point.name
     (train,) = workflow.files(size, work, [chosen.train])
     tests = {name: workflow.files(size, work, [file]) for name, file in chosen.tests.items()}
-    config, found = beginning(point, train, folder, work, size)
+    config, facts = beginning(point, train, folder, work, size)
     config = TrainConfig(
         train=(workflow.subset(train, rows(train, point), folder / "train.extxyz.gz"),),
         validation=(spanning(train, tests, work / "data" / f"{point.key}_shape.extxyz.gz", size),),
@@ -93,9 +93,9 @@ def measure(point: Point, steps: int, work: Path, size: Size) -> dict[str, Any]:
     )
     _, seconds = workflow.train(config)
     potential, params = checkpoints.load(folder / "run" / "model.lamjax", dtype=np.float32)
-    of = workflow.measured(potential, {"train": (train,), **tests})
-    errors = {name: workflow.errors(potential, params, of[name]) for name in tests}
-    return {**point._asdict(), "steps": steps, "seconds": round(seconds, 1), **found, "tests": errors}
+    labelled = workflow.measured(potential, {"train": (train,), **tests})
+    errors = {name: workflow.errors(potential, params, labelled[name]) for name in tests}
+    return {**point._asdict(), "steps": steps, "seconds": round(seconds, 1), **facts, "tests": errors}
 
 
 def beginning(point: Point, train: str, folder: Path, work: Path, size: Size) -> tuple[dict, dict]:
@@ -108,9 +108,9 @@ def beginning(point: Point, train: str, folder: Path, work: Path, size: Size) ->
         return {"model": workflow.model(size, [HEAD])}, {}
     source = SMALL if point.start == SMALL else base(point.seed, work, size)
     potential, params = checkpoints.load(source, None, dtype=np.float32)
-    of = workflow.measured(potential, {"train": (train,)})["train"]
+    labelled = workflow.measured(potential, {"train": (train,)})["train"]
     head, heads = workflow.best_head(
-        potential, params, potential.config.head_names, workflow.some(of, rows(train, point))
+        potential, params, potential.config.head_names, workflow.selection(labelled, rows(train, point))
     )
     potential, params = edit.add_head(potential, params, HEAD, source=head)
     checkpoints.save(folder / "base.lamjax", *workflow.one_head(potential, params, HEAD))
@@ -137,39 +137,39 @@ def spanning(train: str, tests: dict, path: Path, size: Size) -> str:
     return workflow.largest((train, *(file for group in tests.values() for file in group)), path, size.model.shells)
 
 
-def tell(found: dict[Point, dict], out: Path) -> None:
+def tell(by_point: dict[Point, dict], out: Path) -> None:
     """Tables, plot and results.json."""
-    seeds = sorted({point.seed for point in found})
-    factors = {(key, test): data_factors(found, key, test, seeds) for key, test in tests_of(found)}
+    seeds = sorted({point.seed for point in by_point})
+    factors = {(key, test): data_factors(by_point, key, test, seeds) for key, test in tests_of(by_point)}
     command = f"python -m experiments.sample_efficiency.run --seeds {' '.join(map(str, seeds))}"
-    facts = workflow.facts(command, sum(one["seconds"] for one in found.values()))
-    tables = f"{error_table(found, factors, seeds)}\n\n{factor_table(factors)}"
-    said = {
+    facts = workflow.facts(command, sum(one["seconds"] for one in by_point.values()))
+    tables = f"{error_table(by_point, factors, seeds)}\n\n{factor_table(factors)}"
+    content = {
         f"{key}, {test}": {n: [f._asdict() for f in row] for n, row in rows.items()}
         for (key, test), rows in factors.items()
     }
-    facts |= {"base": workflow.shipped(), "data factors": said}
-    workflow.write_report(out, {**facts, "runs": list(found.values())}, tables)
-    plot(out / "sample_efficiency.png", found, seeds)
+    facts |= {"base": workflow.shipped(), "data factors": content}
+    workflow.write_report(out, {**facts, "runs": list(by_point.values())}, tables)
+    plot(out / "sample_efficiency.png", by_point, seeds)
 
 
-def tests_of(found: dict[Point, dict]) -> list[tuple[str, str]]:
+def tests_of(by_point: dict[Point, dict]) -> list[tuple[str, str]]:
     """All (set, test)."""
-    return list(dict.fromkeys((point.key, test) for point, one in found.items() for test in one["tests"]))
+    return list(dict.fromkeys((point.key, test) for point, one in by_point.items() for test in one["tests"]))
 
 
-def curve(found: dict[Point, dict], key: str, test: str, start: str, seed: int, error="rmse_f") -> dict[int, float]:
+def curve(by_point: dict[Point, dict], key: str, test: str, start: str, seed: int, error="rmse_f") -> dict[int, float]:
     """{frames: error} of one seed."""
-    chosen = {p.n: one for p, one in found.items() if (p.key, p.start, p.seed) == (key, start, seed)}
+    chosen = {p.n: one for p, one in by_point.items() if (p.key, p.start, p.seed) == (key, start, seed)}
     return {n: one["tests"][test][error] for n, one in sorted(chosen.items())}
 
 
-def data_factors(found: dict[Point, dict], key: str, test: str, seeds: list[int]) -> dict[int, list[Factor]]:
+def data_factors(by_point: dict[Point, dict], key: str, test: str, seeds: list[int]) -> dict[int, list[Factor]]:
     """For every number of frames of fine-tuning the factor in data at equal force error, for every seed."""
     factors: dict[int, list[Factor]] = {}
     for seed in seeds:
-        scratch = curve(found, key, test, "scratch", seed)
-        for n, error in curve(found, key, test, SMALL, seed).items():
+        scratch = curve(by_point, key, test, "scratch", seed)
+        for n, error in curve(by_point, key, test, SMALL, seed).items():
             factors.setdefault(n, []).append(factor(n, error, scratch))
     return factors
 
@@ -188,7 +188,7 @@ def factor(n: int, error: float, scratch: dict[int, float]) -> Factor:
     return Factor(float(np.exp(np.interp(-np.log(error), -np.log(falling), np.log(sizes)))) / n, "")
 
 
-def error_table(found: dict[Point, dict], factors: dict, seeds: list[int]) -> str:
+def error_table(by_point: dict[Point, dict], factors: dict, seeds: list[int]) -> str:
     """RMSE on the tests against the number of frames."""
     columns = ["test", "frames"]
     columns += [f"{kind} {LABELS[start]}" for kind in ("forces (meV/Å)", "energy (meV/atom)") for start in STEPS]
@@ -196,7 +196,7 @@ def error_table(found: dict[Point, dict], factors: dict, seeds: list[int]) -> st
     for (key, test), by_size in factors.items():
         for n in by_size:
             cells = [
-                workflow.mean_range([curve(found, key, test, start, seed, error)[n] for seed in seeds], digits)
+                workflow.mean_range([curve(by_point, key, test, start, seed, error)[n] for seed in seeds], digits)
                 for error, digits in (("rmse_f", 0), ("rmse_e", 1))
                 for start in STEPS
             ]
@@ -207,33 +207,33 @@ def error_table(found: dict[Point, dict], factors: dict, seeds: list[int]) -> st
 def factor_table(factors: dict) -> str:
     """The factor in data, geometric mean and range over the seeds; a bound in any seed makes the mean a bound."""
     sizes = list(dict.fromkeys(n for by_size in factors.values() for n in by_size))
-    lines = [[f"{key}, {test}", *(said(by_size[n]) for n in sizes)] for (key, test), by_size in factors.items()]
+    lines = [[f"{key}, {test}", *(mean_factor(by_size[n]) for n in sizes)] for (key, test), by_size in factors.items()]
     lines.append(["DPA-2 paper", *["10 to 100"] * len(sizes)])
     return workflow.markdown(
         ["factor in data at equal force error, small", *(f"{n} frames fine-tuned" for n in sizes)], lines
     )
 
 
-def said(found: list[Factor]) -> str:
+def mean_factor(factors: list[Factor]) -> str:
     """ "at least 12 (10-15)"."""
-    values = [one.value for one in found]
-    bounds = {one.bound for one in found} - {""}
+    values = [one.value for one in factors]
+    bounds = {one.bound for one in factors} - {""}
     bound = (
         "at least " if bounds == {"at least"} else "at most " if bounds == {"at most"} else "about " if bounds else ""
     )
     return f"{bound}{np.exp(np.mean(np.log(values))):.1f} ({min(values):.1f}-{max(values):.1f})"
 
 
-def plot(path: Path, found: dict[Point, dict], seeds: list[int]) -> None:
+def plot(path: Path, by_point: dict[Point, dict], seeds: list[int]) -> None:
     """Force RMSE against the number of frames, mean and range over the seeds, a panel a set (its first test)."""
-    tests = list({key: (key, test) for key, test in reversed(tests_of(found))}.values())[::-1]
+    tests = list({key: (key, test) for key, test in reversed(tests_of(by_point))}.values())[::-1]
     columns = -(-len(tests) // (1 + (len(tests) > 3)))
     shape = (-(-len(tests) // columns), columns)
     caption = f"Lines: mean of {len(seeds)} seeds; bands: their range. Held-out frames, the first test of each set."
     with style.figure(path, (4.2, 3.7), shape, caption=caption) as panels:
         for axes, (key, test) in zip(panels, tests, strict=False):
             for start, color in STARTS.items():
-                curves = [curve(found, key, test, start, seed) for seed in seeds]
+                curves = [curve(by_point, key, test, start, seed) for seed in seeds]
                 sizes, values = list(curves[0]), np.array([list(one.values()) for one in curves])
                 axes.fill_between(sizes, values.min(axis=0), values.max(axis=0), color=color, alpha=0.2, linewidth=0)
                 axes.plot(sizes, values.mean(axis=0), "o-", color=color, label=LABELS[start])
@@ -249,10 +249,5 @@ def plot(path: Path, found: dict[Point, dict], seeds: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    parser = workflow.arguments(__doc__, HERE)
-    parser.add_argument("--steps", type=int, help=f"of every run (default: {STEPS})")
-    given = parser.parse_args()
-    workflow.begin(given.work, given.cache)
-    chosen = workflow.QUICK if given.quick else workflow.FULL
-    n_steps = given.steps or (3 if given.quick else None)
-    main(given.seeds[:1] if given.quick else given.seeds, n_steps, given.work, chosen, given.report)
+    given = workflow.command_line(__doc__, HERE, STEPS)
+    main(given.seeds, given.steps, given.work, given.size, given.report)

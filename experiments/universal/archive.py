@@ -57,21 +57,21 @@ def whole(kept: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def read() -> dict[int, dict[str, np.ndarray]]:
     """The blocks in all archives by number; none if there is no archive."""
-    found: dict[int, dict[str, np.ndarray]] = {}
+    blocks: dict[int, dict[str, np.ndarray]] = {}
     for part in sorted(HERE.glob(PARTS)):
-        found |= read_part(part)
-    return found
+        blocks |= read_part(part)
+    return blocks
 
 
 def read_part(path: Path) -> dict[int, dict[str, np.ndarray]]:
     """The blocks of one archive by number."""
     with np.load(io.BytesIO(lzma.decompress(path.read_bytes()))) as file:
         arrays = {name: _whole_numbers(file, name) for name in file.files if not name.endswith("/high")}
-    found: dict[int, dict[str, np.ndarray]] = {}
+    blocks: dict[int, dict[str, np.ndarray]] = {}
     for name, array in arrays.items():
         number, field = name.split("/", 1)
-        found.setdefault(int(number), {})[field] = array
-    return {number: whole(kept) for number, kept in sorted(found.items())}
+        blocks.setdefault(int(number), {})[field] = array
+    return {number: whole(kept) for number, kept in sorted(blocks.items())}
 
 
 def write(path: Path, blocks: Path, first: int) -> int:
@@ -95,11 +95,11 @@ def write(path: Path, blocks: Path, first: int) -> int:
 
 def _bytes_apart(kept: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Low and high bytes of 16-bit numbers as arrays of their own: they compress better."""
-    found = {name: array for name, array in kept.items() if array.dtype.itemsize != 2}
-    for name in kept.keys() - found.keys():
+    arrays = {name: array for name, array in kept.items() if array.dtype.itemsize != 2}
+    for name in kept.keys() - arrays.keys():
         pairs = np.ascontiguousarray(kept[name]).view(np.uint8).reshape(*kept[name].shape, 2)
-        found |= {name: pairs[..., 0], f"{name}/high": pairs[..., 1]}
-    return found
+        arrays |= {name: pairs[..., 0], f"{name}/high": pairs[..., 1]}
+    return arrays
 
 
 def _whole_numbers(file, name: str) -> np.ndarray:

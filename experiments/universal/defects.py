@@ -16,7 +16,7 @@ MILLER = ((1, 0, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (1, 1, 1))
 
 def layers(starts: Sequence[ase.Atoms]) -> list[ase.Atoms]:
     """Single layers: those that crystals are stacked of, and the common kinds of two-dimensional crystals."""
-    found = [
+    single = [
         ase.build.mx2("MoS2", "2H", 3.18, 3.19, vacuum=VACUUM),
         ase.build.mx2("WSe2", "2H", 3.32, 3.36, vacuum=VACUUM),
         ase.build.mx2("SnS2", "1T", 3.70, 2.95, vacuum=VACUUM),
@@ -28,8 +28,8 @@ def layers(starts: Sequence[ase.Atoms]) -> list[ase.Atoms]:
         if analyze_dimensionality(atoms, method="RDA")[0].dimtype != "2D":
             continue
         parts = isolate_components(atoms).get("2D", ())
-        found.extend(_layer(part) for part in parts if len(part) <= MOST)
-    return found
+        single.extend(_layer(part) for part in parts if len(part) <= MOST)
+    return single
 
 
 def _layer(atoms: ase.Atoms) -> ase.Atoms:

@@ -48,34 +48,34 @@ GROUPS = {  # elements by what binds them, for a table of errors
 def held_out(model: str) -> dict[str, Any]:
     """Errors of every head that may be meant on held-out DFT frames of new compositions."""
     frames = data.read(starts.HELD_OUT)
-    found = {}
+    errors = {}
     for head in (head for head in HEADS if head in lamjax.load(model)[0].config.head_names):
-        found[f"lamjax, head {head}"] = _errors(frames, *_differences(*lamjax.load(model, head, np.float32)))
-    return found
+        errors[f"lamjax, head {head}"] = _errors(frames, *_differences(*lamjax.load(model, head, np.float32)))
+    return errors
 
 
 def held_out_beside(teachers: dict[str, dict]) -> dict[str, Any]:
     """The same of the teachers, and of no model at all."""
     frames = data.read(starts.HELD_OUT)
     energies, forces = [float(f.labels.energy) for f in frames], [np.asarray(f.labels.forces) for f in frames]
-    said = {
+    predicted = {
         name: [(one["energy"], np.array(one["forces"])) for one in teacher["held_out"]]
         for name, teacher in teachers.items()
     }
-    said["no model"] = [(0.0, np.zeros_like(f)) for f in forces]
+    predicted["no model"] = [(0.0, np.zeros_like(f)) for f in forces]
     return {
         name: _errors(
             frames,
             np.array([energy for energy, _ in some]) - energies,
             [one - f for (_, one), f in zip(some, forces, strict=True)],
         )
-        for name, some in said.items()
+        for name, some in predicted.items()
     }
 
 
 def _differences(potential, params):
-    of = workflow.measured(potential, {"all": [str(starts.HELD_OUT)]})["all"]
-    return workflow.differences(potential, params, of)
+    labelled = workflow.measured(potential, {"all": [str(starts.HELD_OUT)]})["all"]
+    return workflow.differences(potential, params, labelled)
 
 
 def _errors(frames, difference, forces) -> dict[str, Any]:
@@ -97,14 +97,14 @@ def relaxed(model: str, every: int) -> tuple[list[dict], float]:
     targets = starts.crystals(every)
     begin = [starts.strained(target, row * every) for row, target in enumerate(targets)]
     config = RelaxConfig(fmax=starts.FMAX, max_steps=starts.STEPS, cell=CellConfig())
-    began, found = time.monotonic(), []
+    began, rows = time.monotonic(), []
     for row, end in enumerate(relaxation.relax_structures(potential, params, begin, config)):
         volume, rmsd = starts.away(lamjax.to_ase(end.system), targets[row])
-        found.append(
+        rows.append(
             {"number": row * every, "converged": bool(end.converged), "volume": volume, "rmsd": rmsd}
             | {"steps": int(end.n_steps), "n_atoms": len(targets[row])}
         )
-    return found, time.monotonic() - began
+    return rows, time.monotonic() - began
 
 
 def simple(model: str) -> dict[str, float]:
@@ -120,11 +120,11 @@ def simple(model: str) -> dict[str, float]:
 
 def not_relaxed(every: int) -> list[dict]:
     """The starts themselves."""
-    found = []
+    rows = []
     for row, target in enumerate(starts.crystals(every)):
         volume, rmsd = starts.away(starts.strained(target, row * every), target)
-        found.append({"number": row * every, "converged": True, "volume": volume, "rmsd": rmsd, "steps": 0})
-    return found
+        rows.append({"number": row * every, "converged": True, "volume": volume, "rmsd": rmsd, "steps": 0})
+    return rows
 
 
 def summary(rows: Iterable[dict]) -> dict[str, float]:
@@ -163,9 +163,9 @@ def _drift(potential, params, atoms: ase.Atoms) -> dict[str, float]:
     ensemble = dynamics.nve(potential, dynamics.NVEConfig(timestep=1.0))
     simulation = dynamics.begin(ensemble, params, end.system, temperature=600.0, seed=0)
     times, energies = [], []
-    for _, seen in dynamics.simulate(ensemble, params, simulation, n_steps=5000, every=20):
-        times += (seen.step / 1000).tolist()
-        energies += ((seen.potential_energy + seen.kinetic_energy) / len(atoms)).tolist()
+    for _, record in dynamics.simulate(ensemble, params, simulation, n_steps=5000, every=20):
+        times += (record.step / 1000).tolist()
+        energies += ((record.potential_energy + record.kinetic_energy) / len(atoms)).tolist()
     line = np.polyfit(times, energies, 1)
     return {"drift": float(line[0]), "fluctuation": float(np.std(energies - np.polyval(line, times)))}
 
@@ -180,44 +180,44 @@ def timed(model: str) -> tuple[list[dict], float]:
 def defects(model: str) -> list[dict[str, Any]]:
     """DFT's relaxations of defects: median Dq (amu^1/2 Å) of starts and ends from its ends, and how many are nearer."""
     potential, params = lamjax.load(model)
-    found = []
+    rows = []
     for name, (key, every) in DEFECTS.items():
-        of = SETS[key]
-        pairs = [pair for file in of.files for pair in data.read_pairs(path(file), variable_cell=of.variable_cell)][
-            ::every
-        ]
-        config = RelaxConfig(fmax=0.02, max_steps=400, cell=CellConfig() if of.variable_cell else None)
+        dataset = SETS[key]
+        pairs = [
+            pair for file in dataset.files for pair in data.read_pairs(path(file), variable_cell=dataset.variable_cell)
+        ][::every]
+        config = RelaxConfig(fmax=0.02, max_steps=400, cell=CellConfig() if dataset.variable_cell else None)
         start = compare([pair.start for pair in pairs], pairs).dq
         end = judge(potential, params, pairs, config)
-        found.append(
+        rows.append(
             {"set": name, "n": len(pairs), "start": float(np.median(start)), "end": float(np.median(end.dq))}
             | {"nearer": float(np.mean(end.dq < start)), "converged": float(np.mean(end.converged))}
         )
-    return found
+    return rows
 
 
 def ask(model: str) -> dict[str, Any]:
     """What a teacher says of the held-out frames and the crystals, evaluated and relaxed by lamjax."""
     frames = data.read(starts.HELD_OUT)
     difference, forces = _differences(*lamjax.load(model, dtype=np.float32))
-    found = [
+    predicted = [
         {"energy": round(float(e + f.labels.energy), 5), "forces": np.round(d + f.labels.forces, 4).tolist()}
         for e, d, f in zip(difference, forces, frames, strict=True)
     ]
     ends, rate = timed(model)
-    return {"held_out": found, "relaxed": ends, "simple": simple(model), "atoms a second": rate}
+    return {"held_out": predicted, "relaxed": ends, "simple": simple(model), "atoms a second": rate}
 
 
 def draw(rows: dict[str, list[dict]], output) -> None:
     """Cumulative shares of the crystals below an error of volume and positions."""
-    count = ", ".join(f"{name}: {len(found)}" for name, found in rows.items())
+    count = ", ".join(f"{name}: {len(crystals)}" for name, crystals in rows.items())
     with style.figure(output, (4.9, 3.8), (1, 2), caption=f"Crystals relaxed from strained starts; {count}.") as panels:
         for axes, key, scale, label, most in zip(
             panels, ("volume", "rmsd"), (100, 1), ("|V/V(DFT) - 1| (%)", "RMSD (Å)"), (15, 0.6), strict=True
         ):
             axes.set(xlabel=label, ylabel="share of crystals below", ylim=(0, 1), xlim=(0, most))
-            for name, found in rows.items():
-                values = np.sort(scale * np.abs([row[key] for row in found]))
+            for name, crystals in rows.items():
+                values = np.sort(scale * np.abs([row[key] for row in crystals]))
                 share = np.arange(1, len(values) + 1) / len(values)
                 axes.step(values, share, color=UNIVERSAL[name], label=name)
         style.name_lines(panels[1])
@@ -305,10 +305,10 @@ def report(results: dict[str, Any]) -> None:
         rows |= {name: one["relaxed"] for name, one in teachers.items()}
     own = {key: one for key, one in results["held_out"].items() if key.startswith("lamjax")}
     results["held_out"] = own | held_out_beside(teachers)
-    results["relaxed"] = {name: summary(found) for name, found in rows.items()}
-    for key, of in (("speed", _rate), ("simple", lambda one: one["simple"])):
-        results[key] = {OWN: results[key][OWN]} | {name: of(one) for name, one in teachers.items()}
-    draw({name: found for name, found in rows.items() if "as the" not in name}, starts.HERE / "relaxed.png")
+    results["relaxed"] = {name: summary(crystals) for name, crystals in rows.items()}
+    for key, value in (("speed", _rate), ("simple", lambda one: one["simple"])):
+        results[key] = {OWN: results[key][OWN]} | {name: value(one) for name, one in teachers.items()}
+    draw({name: crystals for name, crystals in rows.items() if "as the" not in name}, starts.HERE / "relaxed.png")
     workflow.write_report(starts.HERE, results, tables(results))
 
 

@@ -28,9 +28,11 @@ BATCH = "auto:128"
 PROGRAMS = 6
 
 
-def with_labels(frame: Frame, found) -> Frame:
+def with_labels(frame: Frame, prediction) -> Frame:
     """The frame with these energies (eV), forces (eV/Å) and virial (eV)."""
-    labels = Labels(np.float64(found.energy), np.asarray(found.forces), np.asarray(found.virial), np.ones(3))
+    labels = Labels(
+        np.float64(prediction.energy), np.asarray(prediction.forces), np.asarray(prediction.virial), np.ones(3)
+    )
     return frame._replace(labels=labels, keys=("energy", "forces", "stress"))
 
 
@@ -47,10 +49,10 @@ def main(weights: Path, files: list[Path], output: Path, first: int, last: int |
             continue
         began = time.time()
         frames = [every[k] for k in order[chunk * CHUNK : (chunk + 1) * CHUNK]]
-        found = predictions(potential, params, data.pack(frames, plan, np.float32), BATCH)
+        predicted = predictions(potential, params, data.pack(frames, plan, np.float32), BATCH)
         kept = [
             with_labels(frame, one)
-            for frame, one in zip(frames, found, strict=True)
+            for frame, one in zip(frames, predicted, strict=True)
             if admitted(one.energy, one.forces, one.virial)
         ]
         write_store(path, kept, np.float32)

@@ -86,27 +86,27 @@ def relaxed(potential, params, starts: list[Start], variable_cell: bool) -> list
     """An early state, the end, and one or two states near the end, of every relaxation."""
     chosen = [start for start in starts if start.variable_cell == variable_cell]
     cell = CellConfig() if variable_cell else None
-    found, atoms = [], [start.atoms for start in chosen]
+    structures, atoms = [], [start.atoms for start in chosen]
     for steps in (EARLY, LATE):
         ends = relax_structures(potential, params, atoms, RelaxConfig(fmax=FMAX, max_steps=steps, cell=cell))
         atoms = [lamjax.to_ase(end.system) for end in ends]
         kind = "first steps" if steps == EARLY else "relaxation"
-        found += [Structure(start.number, kind, one) for start, one in zip(chosen, atoms, strict=True)]
+        structures += [Structure(start.number, kind, one) for start, one in zip(chosen, atoms, strict=True)]
     for start, end in zip(chosen, atoms, strict=True):
-        found += [Structure(start.number, "relaxation", one) for one in near(start, end)]
-    return [one for one in found if np.isfinite(one.atoms.positions).all() and reasonable(one.atoms)]
+        structures += [Structure(start.number, "relaxation", one) for one in near(start, end)]
+    return [one for one in structures if np.isfinite(one.atoms.positions).all() and reasonable(one.atoms)]
 
 
 def near(start: Start, end: ase.Atoms) -> list[ase.Atoms]:
     """The end strained and displaced a little; around minima of simple crystals more, some with strains alone."""
     rng = np.random.default_rng((SEED, start.number, 1))
     many = 7 if start.number >= MINIMA else 2 if start.variable_cell else 1
-    found = []
+    structures = []
     for _ in range(many):
         strain = float(rng.choice([0.0, 0.01, 0.02])) if start.variable_cell else 0.0
         volume = rng.uniform(0.96, 1.05) if start.variable_cell else 1.0
-        found.append(perturbed(end, volume, strain, float(rng.choice([0.0, 0.02, 0.05, 0.1])), rng))
-    return found
+        structures.append(perturbed(end, volume, strain, float(rng.choice([0.0, 0.02, 0.05, 0.1])), rng))
+    return structures
 
 
 def frame(one: Structure) -> Frame:
@@ -124,17 +124,17 @@ def main(first: int, last: int, model: str, output: Path) -> None:
         path = output / f"structures_{number}.h5"
         if path.exists():
             continue
-        began, found, starts = time.time(), [], []
+        began, structures, starts = time.time(), [], []
         for sample in range(number, min(number + PART, last)):
             plain, relaxing = begin(maker, sample)
-            found += plain
+            structures += plain
             starts += relaxing
-        print(f"{len(found)} perturbed, {len(starts)} to relax, {time.time() - began:.0f} s", flush=True)
+        print(f"{len(structures)} perturbed, {len(starts)} to relax, {time.time() - began:.0f} s", flush=True)
         for variable_cell in (True, False):
-            found += relaxed(potential, params, starts, variable_cell)
-        write_store(path, [frame(one) for one in sorted(found, key=lambda one: one.number)], np.float32)
-        atoms = sum(len(one.atoms) for one in found)
-        print(f"{path}: {len(found)} structures, {atoms} atoms, {time.time() - began:.0f} s", flush=True)
+            structures += relaxed(potential, params, starts, variable_cell)
+        write_store(path, [frame(one) for one in sorted(structures, key=lambda one: one.number)], np.float32)
+        atoms = sum(len(one.atoms) for one in structures)
+        print(f"{path}: {len(structures)} structures, {atoms} atoms, {time.time() - began:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

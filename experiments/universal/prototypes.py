@@ -39,8 +39,8 @@ def crystal(elements: np.ndarray, rng: np.random.Generator) -> ase.Atoms:
 
 
 def _electronegativity(z: int) -> float:
-    found = Element.from_Z(int(z)).X
-    return found if np.isfinite(found) else 1.2
+    value = Element.from_Z(int(z)).X
+    return value if np.isfinite(value) else 1.2
 
 
 def _scaled(atoms: ase.Atoms, first: int, second: int) -> ase.Atoms:

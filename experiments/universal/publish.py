@@ -23,13 +23,13 @@ SMALL = checkpoints.SHIPPED / "small.lamjax"
 
 def errors(potential, params, work: Path) -> dict[str, dict[str, float]]:
     """Mean absolute errors of every head on the held-out frames of its task."""
-    found = {}
+    by_head = {}
     for head, task in tasks(work).items():
         one = workflow.one_head(potential, params, head)
-        of = workflow.measured(potential, {head: task.validation}, max_programs=3)[head]
-        told = workflow.errors(*one, of)
-        found[head] = {f"{key} ({unit})": round(told[f"mae_{key[0]}"], 1) for key, unit in UNITS.items()}
-    return found
+        labelled = workflow.measured(potential, {head: task.validation}, max_programs=3)[head]
+        values = workflow.errors(*one, labelled)
+        by_head[head] = {f"{key} ({unit})": round(values[f"mae_{key[0]}"], 1) for key, unit in UNITS.items()}
+    return by_head
 
 
 LEVELS = {
@@ -39,7 +39,7 @@ LEVELS = {
 UNITS = {"energy": "meV/atom", "forces": "meV/Å"}
 
 
-def card(config: dict[str, Any], found: dict[str, dict[str, float]], frames: dict[str, int]) -> dict[str, Any]:
+def card(config: dict[str, Any], by_head: dict[str, dict[str, float]], frames: dict[str, int]) -> dict[str, Any]:
     """What is to be known of the model."""
     return {
         "what": "A small universal DPA-2 (89 elements), pre-trained with a head for each level of theory.",
@@ -51,7 +51,7 @@ def card(config: dict[str, Any], found: dict[str, dict[str, float]], frames: dic
         "data licences": "Nequix MP-1: CC BY 4.0; CHGNet: modified BSD; both trained on MPtrj (CC BY 4.0); MIT "
         "(MatterSim repository: MPtrj, Alexandria, MatterSim; OCP: oxides; COMP6: S66x8), BSD-3-Clause (mlearn, maml)",
         "licence": "MIT",
-        "mean absolute errors on held-out frames": found,
+        "mean absolute errors on held-out frames": by_head,
         "not good for": "final numbers: it is a student of a student of DFT, small and trained for hours. Magnetism, "
         "charge, and molecules are not in the data of its default head, defects, layers and slabs are there as the "
         "teacher sees them, which was not trained on them either. Atoms farther than 5 Å from all others feel nothing "
@@ -68,10 +68,10 @@ def log(folders: list[Path]) -> None:
     for folder in folders:
         with open(folder / "lcurve.csv", newline="") as file:
             for row in csv.DictReader(file):
-                told = {key.replace("_validation", ""): x for key, x in row.items() if key.startswith("mae_") and x}
-                told = {key: x for key, x in told.items() if "_train" not in key and not key.startswith("mae_s")}
-                if told:
-                    rows.append({"run": folder.name, "step": row["step"], "lr": row["lr"], **told})
+                values = {key.replace("_validation", ""): x for key, x in row.items() if key.startswith("mae_") and x}
+                values = {key: x for key, x in values.items() if "_train" not in key and not key.startswith("mae_s")}
+                if values:
+                    rows.append({"run": folder.name, "step": row["step"], "lr": row["lr"], **values})
     with open(starts.HERE / "log.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()
@@ -86,10 +86,10 @@ def main(model: Path, work: Path, after: list[Path]) -> None:
     config = json.loads((model.parent / "config.json").read_text())
     frames = {head: len(Store(task.train[0])) for head, task in tasks(work).items() if head in LEVELS}
     with jax.enable_x64(True):
-        found = errors(potential, params, work)
+        by_head = errors(potential, params, work)
     SMALL.parent.mkdir(exist_ok=True)
-    checkpoints.save(SMALL, potential, stored.params, card(config, found, frames))
-    print(json.dumps(found, indent=1))
+    checkpoints.save(SMALL, potential, stored.params, card(config, by_head, frames))
+    print(json.dumps(by_head, indent=1))
     print(f"{SMALL}: {SMALL.stat().st_size / 1e6:.1f} MB")
 
 

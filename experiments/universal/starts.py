@@ -63,7 +63,7 @@ SIMPLE: dict[str, tuple[str, tuple[float, ...]]] = {
 
 def simple() -> dict[str, ase.Atoms]:
     """The crystals of `SIMPLE` as measured."""
-    found = {}
+    measured = {}
     for name, (kind, (a, *c)) in SIMPLE.items():
-        found[name] = ase.build.bulk(name, kind, a=a, **({"c": c[0]} if c else {}))
-    return found
+        measured[name] = ase.build.bulk(name, kind, a=a, **({"c": c[0]} if c else {}))
+    return measured

@@ -18,9 +18,9 @@ def main(run: Path, output: Path) -> None:
     """Read the state into the structure of the run's best model so far, and write what it holds."""
     potential, params = checkpoints.load(run / "best.lamjax", dtype=np.float32)
     optimizer = training.optimizer(OPTIMIZER, lambda step: 1e-3, by_head=True)
-    found = restore_state(run / "states", states.init(params, optimizer, ema=True))
-    checkpoints.save(output, potential, states.result(found), {"steps": int(found.step)})
-    print(f"{output}: step {int(found.step)}")
+    state = restore_state(run / "states", states.init(params, optimizer, ema=True))
+    checkpoints.save(output, potential, states.result(state), {"steps": int(state.step)})
+    print(f"{output}: step {int(state.step)}")
 
 
 if __name__ == "__main__":

@@ -20,18 +20,16 @@ from experiments.universal import starts
 
 def predicted(calculator) -> list[dict]:
     """Energies (eV) and forces (eV/Å) of the held-out frames."""
-    found = []
+    rows = []
     for atoms in ase.io.read(starts.HELD_OUT, ":"):
         atoms.calc = calculator
-        found.append(
-            {"energy": float(atoms.get_potential_energy()), "forces": np.round(atoms.get_forces(), 4).tolist()}
-        )
-    return found
+        rows.append({"energy": float(atoms.get_potential_energy()), "forces": np.round(atoms.get_forces(), 4).tolist()})
+    return rows
 
 
 def relaxed(calculator, every: int) -> list[dict]:
     """Where the strained crystals end, relaxed with ASE."""
-    found = []
+    rows = []
     for row, target in enumerate(starts.crystals(every)):
         number = row * every
         atoms = starts.strained(target, number)
@@ -45,24 +43,24 @@ def relaxed(calculator, every: int) -> list[dict]:
             converged = False
         volume, rmsd = starts.away(atoms, target)
         seconds, steps = time.process_time() - began, optimizer.nsteps
-        found.append(
+        rows.append(
             {"number": number, "converged": converged, "volume": volume, "rmsd": rmsd, "steps": steps}
             | {"n_atoms": len(atoms), "seconds": round(seconds, 2)}
         )
-        print(found[-1], flush=True)
-    return found
+        print(rows[-1], flush=True)
+    return rows
 
 
 def simple(calculator) -> dict[str, float]:
     """V/V(experiment) - 1 of simple crystals, relaxed with ASE at variable cell."""
-    found = {}
+    ratios = {}
     for name, atoms in starts.simple().items():
         volume = atoms.get_volume()
         atoms.calc = calculator
         FIRE(FrechetCellFilter(atoms), logfile=None).run(fmax=starts.SIMPLE_FMAX, steps=starts.STEPS)
-        found[name] = atoms.get_volume() / volume - 1
-        print(name, round(100 * found[name], 1), flush=True)
-    return found
+        ratios[name] = atoms.get_volume() / volume - 1
+        print(name, round(100 * ratios[name], 1), flush=True)
+    return ratios
 
 
 PARTS = {"held_out": predicted, "relaxed": relaxed, "simple": simple}

@@ -57,34 +57,34 @@ LOSSES = {
 
 def tasks(work: Path, teachers: str = DEFAULT) -> dict[str, TaskConfig]:
     """The teachers' sets and the DFT sets of the other experiments, each with its head."""
-    found = {
+    taught = {
         head: TaskConfig((str(work / f"{name}.h5"),), (str(work / f"{name}_held_out.h5"),), probability=share)
         for head, (name, share) in TEACHERS[teachers].items()
     }
     real = workflow.tasks(workflow.FULL, work, tuple(workflow.PRETRAINING))
-    left = 1 - sum(task.probability for task in found.values())
+    left = 1 - sum(task.probability for task in taught.values())
     weight = left / sum(task.probability for task in real.values())
     validation = {
         name: workflow.files(workflow.FULL, work, one.validation) for name, one in workflow.PRETRAINING.items()
     }
-    return found | {
+    return taught | {
         name: replace(task, probability=weight * task.probability, validation=validation[name])
         for name, task in real.items()
     }
 
 
-def start(base: str | None, found: dict[str, TaskConfig]) -> dict[str, Any]:
+def start(base: str | None, chosen: dict[str, TaskConfig]) -> dict[str, Any]:
     """What a run begins from: fresh parameters, or those of `base`, whose heads keep their energies per element.
 
     A head that the base lacks begins as a copy of its first one, with energies per element of its own labels.
     """
     if base is None:
-        heads = tuple((name, EnergyHeadConfig(neuron=NEURON)) for name in found)
-        return {"tasks": found, "model": PotentialConfig(workflow.ELEMENTS, DESCRIPTOR, heads)}
-    there = checkpoints.read(base).config.head_names
-    new = [name for name in found if name not in there]
-    marked = {name: replace(task, bias="change") if name in new else task for name, task in found.items()}
-    return {"tasks": marked, "base": base, "bias": "keep", "add_heads": {name: there[0] for name in new}}
+        heads = tuple((name, EnergyHeadConfig(neuron=NEURON)) for name in chosen)
+        return {"tasks": chosen, "model": PotentialConfig(workflow.ELEMENTS, DESCRIPTOR, heads)}
+    kept = checkpoints.read(base).config.head_names
+    new = [name for name in chosen if name not in kept]
+    marked = {name: replace(task, bias="change") if name in new else task for name, task in chosen.items()}
+    return {"tasks": marked, "base": base, "bias": "keep", "add_heads": {name: kept[0] for name in new}}
 
 
 def config(

@@ -1,4 +1,4 @@
-"""What is suspicious in data sets: wrong signs and units, copies, outliers, labels of several levels of theory."""
+"""Suspicious entries of data sets: wrong signs and units, copies, outliers, labels of several levels of theory."""
 
 from lamjax.audit.sets import Audit as Audit
 from lamjax.audit.sets import Finding as Finding

@@ -5,7 +5,7 @@ Between two similar frames a and b of the same atoms the trapezoidal rule gives,
     E_b - E_a = -(F_a + F_b)/2 · Δx - (Ξ_a + Ξ_b)/2 : ε,
 
 where Δx is the displacement at fixed cell and ε the strain. For a cluster that does not touch its images
-Ξ = Σ_i r_i F_i exactly; for a slab that is so along its normal. What the numbers mean is said in `verdicts`.
+Ξ = Σ_i r_i F_i exactly; for a slab that is so along its normal. `verdicts` interprets the numbers.
 """
 
 from collections import OrderedDict
@@ -139,7 +139,7 @@ def _path(a: System, b: System, cells: list[np.ndarray]) -> tuple[np.ndarray, np
 
 
 def cluster(frame: Frame) -> Cluster | None:
-    """What the forces say of the virial along the directions in which a structure has vacuum; None without any."""
+    """The virial that follows from the forces, along directions in which a structure has vacuum; None without any."""
     system, labels = frame.system, frame.labels
     if min(labels.weights[1], labels.weights[2]) == 0 or system.n_atoms < 2:
         return None

@@ -1,4 +1,4 @@
-"""What is in data sets and what is suspicious in them, with file and frame: wrong signs and units, copies, outliers."""
+"""Contents of data sets and suspicious frames, with file and number: wrong signs and units, copies, outliers."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -68,18 +68,18 @@ def audit(sets: Mapping[str, Iterable[Frame]]) -> Audit:
     `consistency`), and from magnitudes; where that cannot tell, the audit says "not testable".
     """
     expect(sets, Mapping, "audit takes sets of frames by name", "For example audit({'train': data.read('train.xyz')}).")
-    looked = [_Set(name) for name in sets]
-    for one, frames in zip(looked, sets.values(), strict=True):
+    gathered = [_Set(name) for name in sets]
+    for one, frames in zip(gathered, sets.values(), strict=True):
         for frame in frames:
             one.look(frame)
-    findings = [finding for one in looked for finding in one.findings()]
-    findings += _copies(looked) + _shifts(looked) + _other_levels(looked)
+    findings = [finding for one in gathered for finding in one.findings()]
+    findings += _copies(gathered) + _shifts(gathered) + _other_levels(gathered)
     order = {"error": 0, "warning": 1, "note": 2}
-    return Audit(tuple(one.result() for one in looked), tuple(sorted(findings, key=lambda f: order[f.severity])))
+    return Audit(tuple(one.result() for one in gathered), tuple(sorted(findings, key=lambda f: order[f.severity])))
 
 
 class _Set:
-    """What is kept of the frames of a set."""
+    """Counts and samples of the frames of a set."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -96,7 +96,7 @@ class _Set:
         self.largest: list[float] = []  # eV/Å, force of each frame
         self.faults: dict[tuple[str, str, str], list[tuple[str, float]]] = defaultdict(list)
         self.stresses: list[float] = []
-        self.levels: dict[str, str] = {}  # who labelled -> the first such frame
+        self.levels: dict[str, str] = {}  # level of theory -> its first frame
         self.n_levels: Counter = Counter()
 
     def look(self, frame: Frame) -> None:
@@ -179,7 +179,7 @@ class _Set:
 
     def findings(self) -> list[Finding]:
         """The findings of this set by itself, without comparison with others."""
-        shown = [self._of(key, hits) for key, hits in self.faults.items()]
+        shown = [self._worst(key, hits) for key, hits in self.faults.items()]
         shown += self._verdicts() + self._outliers() + self._missing()
         if len(self.levels) > 1:
             what = f"labels of several levels of theory: {levels.described(self.n_levels)}"
@@ -190,7 +190,7 @@ class _Set:
             shown.append(Finding(severity, self.name, where, n, what, remedy, (where,)))
         return shown
 
-    def _of(self, key: tuple[str, str, str], hits: list[tuple[str, float]]) -> Finding:
+    def _worst(self, key: tuple[str, str, str], hits: list[tuple[str, float]]) -> Finding:
         severity, what, remedy = key
         worst = min(hits, key=lambda h: h[1]) if "closer" in what else max(hits, key=lambda h: h[1])
         return self._finding(severity, what.format(worst[1]), remedy, [source for source, _ in hits], worst[0])
@@ -338,20 +338,22 @@ def _prints(frame: Frame) -> tuple[int, int]:
     return first, second
 
 
-def _copies(looked: list[_Set]) -> list[Finding]:
+def _copies(gathered: list[_Set]) -> list[Finding]:
     """Frames that occur twice, in one set or in two."""
-    seen: dict[int, tuple[int, int]] = {}
+    first_frames: dict[int, tuple[int, int]] = {}
     inside: dict[tuple[int, int, bool], list[tuple[int, int, float]]] = defaultdict(list)
-    for s, one in enumerate(looked):
+    for s, one in enumerate(gathered):
         for k, keys in enumerate(one.prints):
-            first = next((seen[key] for key in keys if key in seen), None)
+            first = next((first_frames[key] for key in keys if key in first_frames), None)
             for key in keys:
-                seen.setdefault(key, (s, k))
+                first_frames.setdefault(key, (s, k))
             if first is not None:
-                both = one.weights[k][0] > 0 and looked[first[0]].weights[first[1]][0] > 0
-                gap = abs(looked[first[0]].energies[first[1]] - one.energies[k]) / one.counts[k].sum() if both else 0.0
+                both = one.weights[k][0] > 0 and gathered[first[0]].weights[first[1]][0] > 0
+                gap = (
+                    abs(gathered[first[0]].energies[first[1]] - one.energies[k]) / one.counts[k].sum() if both else 0.0
+                )
                 inside[first[0], s, gap > SAME].append((first[1], k, float(gap)))
-    return [_copy(looked[a], looked[b], hits) for (a, b, _), hits in inside.items()]
+    return [_copy(gathered[a], gathered[b], hits) for (a, b, _), hits in inside.items()]
 
 
 def _copy(one: _Set, other: _Set, hits: list[tuple[int, int, float]]) -> Finding:
@@ -369,11 +371,11 @@ def _copy(one: _Set, other: _Set, hits: list[tuple[int, int, float]]) -> Finding
     return other._finding("warning", what, remedy, [other.sources[k] for _, k, _ in hits])
 
 
-def _shifts(looked: list[_Set]) -> list[Finding]:
+def _shifts(gathered: list[_Set]) -> list[Finding]:
     """Sets whose energies of the same elements lie apart: other codes, pseudopotentials or functionals."""
     findings = []
-    for b, other in enumerate(looked):
-        for one in looked[:b]:
+    for b, other in enumerate(gathered):
+        for one in gathered[:b]:
             if one.fit is None or other.fit is None or all(one.free) != all(other.free):
                 continue
             shift = references.shift(one.fit, other.composition, np.array(other.energies), other.rows())
@@ -384,14 +386,14 @@ def _shifts(looked: list[_Set]) -> list[Finding]:
     return findings
 
 
-def _other_levels(looked: list[_Set]) -> list[Finding]:
+def _other_levels(gathered: list[_Set]) -> list[Finding]:
     """Sets that were labelled by others than the first one; one that does not say is not compared."""
     findings = []
-    named = [(one, set(one.levels) - {levels.UNKNOWN}) for one in looked]
-    first = next(((one, who) for one, who in named if who), None)
-    for other, who in named:
-        if first is not None and who and who != first[1]:
-            what = f"labelled by {' and '.join(sorted(who))}; {first[0].name} by {' and '.join(sorted(first[1]))}"
+    named = [(one, set(one.levels) - {levels.UNKNOWN}) for one in gathered]
+    first = next(((one, codes) for one, codes in named if codes), None)
+    for other, codes in named:
+        if first is not None and codes and codes != first[1]:
+            what = f"labelled by {' and '.join(sorted(codes))}; {first[0].name} by {' and '.join(sorted(first[1]))}"
             remedy = "Another level of theory: give each set a head of its own (tasks)."
             findings.append(Finding("warning", other.name, other.sources[0], len(other.sources), what, remedy))
     return findings

@@ -1,4 +1,4 @@
-"""Who labelled the frames of a set: labels of two levels of theory are not to be learned by one head unawares."""
+"""Levels of theory of the labels of a set: one head should not learn two of them unawares."""
 
 import json
 import warnings
@@ -33,15 +33,17 @@ def levels(frames: Sequence[Frame]) -> Counter[str]:
 def described(frames: Mapping[str, int]) -> str:
     """ "120 frames by CHGNet, 30 that do not say" """
     named = sorted(frames.items(), key=lambda item: (item[0] == UNKNOWN, -item[1]))
-    return ", ".join(f"{n} frames that do not say" if who == UNKNOWN else f"{n} frames by {who}" for who, n in named)
+    return ", ".join(
+        f"{n} frames that do not say" if level == UNKNOWN else f"{n} frames by {level}" for level, n in named
+    )
 
 
 def check(frames: Mapping[str, int], what: str, allowed: bool) -> None:
-    """ValueError if what is learned together was labelled by several; a warning if some frames do not say by whom.
+    """ValueError if what is learned together was labelled at several levels; a warning if some frames name no level.
 
     `what` learns it, and `allowed` says that the user knows.
     """
-    named = [who for who in frames if who != UNKNOWN]
+    named = [level for level in frames if level != UNKNOWN]
     if allowed or not named or len(frames) == 1:
         return
     fault = f"{what} would learn labels of several levels of theory: {described(frames)} (info {KEY})."

@@ -1,4 +1,4 @@
-"""What the comparisons of `consistency` mean: whether forces and virials are right, or which sign or unit is wrong."""
+"""Verdicts from the comparisons of `consistency`: forces and virials are right, or have a wrong sign or unit."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from lamjax import units
 from lamjax.audit.consistency import Cluster, FramePair
 
 FEW = 3  # a verdict rests on at least so many comparisons
-SOME = 8  # and on so many where each of them tells less
+SOME = 8  # and on so many where each of them is less certain
 CLEAR, ROUGH = 1.25, 1.5  # factors within which a ratio is a known one
 HARTREE, RYDBERG, BOHR = 27.211386, 13.605693, 0.529177
 KCAL, KJ = 0.0433641, 0.0103643  # eV, of one per mole
@@ -102,7 +102,7 @@ def judge(pairs: Sequence[FramePair], clusters: Iterable[Cluster]) -> tuple[Verd
 
 
 def _forces(pairs: Sequence[FramePair]) -> Verdict:
-    """From pairs of one cell; else from all, with the meaning of forces and virials that leaves the least."""
+    """The verdict from pairs of one cell, else from all, with the factors of forces and virials that fit best."""
     fixed = [p for p in pairs if p.by_virial == 0]
     ratios, sharp = _by_tolerance(lambda t: _force_ratios(fixed, RIGHT, t))
     if len(ratios) < FEW and (best := _best(pairs)) is not None:

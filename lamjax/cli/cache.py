@@ -10,7 +10,7 @@ import jax
 
 
 def folder() -> Path:
-    """Where programs are kept: JAX_COMPILATION_CACHE_DIR, or a folder for this processor in the user's cache."""
+    """The folder of compiled programs: JAX_COMPILATION_CACHE_DIR, or one for this processor in the user's cache."""
     if chosen := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return Path(chosen)
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -38,7 +38,7 @@ def size() -> int:
 
 
 def _processor() -> str:
-    """What a program for this processor may depend on: machine code of one kind can fail on another."""
+    """The features of this processor that a program may depend on: machine code of one kind can fail on another."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

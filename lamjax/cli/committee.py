@@ -33,7 +33,7 @@ def load_members(potential: Potential, params: Params, paths: Sequence[Path]) ->
 
 
 def identity(potential: Potential, stacked: Params, paths: Sequence[Path]) -> list[str]:
-    """What the members of these files are, wherever they lie: their names, and digests of their numbers."""
+    """Names of the members, and digests of their parameters, whatever their folders."""
     members = (jax.tree.map(lambda x, k=k: x[k], stacked) for k in range(1, len(paths) + 1))
     return [f"{path.name} {digest(potential, one)[:12]}" for path, one in zip(paths, members, strict=True)]
 
@@ -49,9 +49,9 @@ class Watch:
     @property
     def column(self) -> TableColumn:
         """The column of the largest force deviation (eV/Å) for the table of the simulation."""
-        return TableColumn(COLUMN, self._of)
+        return TableColumn(COLUMN, self._largest)
 
-    def _of(self, seen: Record, timestep: float) -> np.ndarray:
-        packed = self.shapes.pack([from_atoms(atoms) for atoms in frames(self.scene, seen)])
+    def _largest(self, record: Record, timestep: float) -> np.ndarray:
+        packed = self.shapes.pack([from_atoms(atoms) for atoms in frames(self.scene, record)])
         self.last = deviations(self.potential, self.stacked, packed, ASKED)
         return self.last

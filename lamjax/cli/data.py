@@ -12,22 +12,21 @@ from rich.markup import escape
 
 from lamjax import checkpoints
 from lamjax.cli import reading
+from lamjax.cli.option_groups import grouped
 from lamjax.data import Audit, Finding, Frame, ReadOptions, Remark, audit, files_of, iterate, summarize
 from lamjax.frames import LABELS
 from lamjax.reports import console, outputs, progress, table
 from lamjax.reports.console import FittingTable
 
 
+@grouped(options=reading.options)
 def check(
     files: Annotated[list[Path], typer.Argument(help="extxyz, plain or .gz, what ASE reads, DeePMD folders, .h5.")],
     model: Annotated[Path | None, typer.Option(help="A model file: its elements must cover the data.")] = None,
     require: Annotated[list[str] | None, typer.Option(help="A label that every frame must have.")] = None,
     json_: Annotated[Path | None, typer.Option("--json", help="Write the audit to this file too.")] = None,
-    energy_key: reading.EnergyKey = None,
-    forces_key: reading.ForcesKey = None,
-    stress_key: reading.StressKey = None,
-    virial_key: reading.VirialKey = None,
-    elements: reading.Elements = None,
+    *,
+    options: ReadOptions,
 ) -> None:
     """Look at every frame: labels, elements, sizes, reference energies, and what is suspicious, with file and frame.
 
@@ -41,7 +40,6 @@ def check(
         outputs.check_ending(json_, (".json",), "the audit is")
         outputs.claim([json_], [*files_of(files), *([model] if model else [])], "--json")
     known = checkpoints.load(model)[0].elements if model else None
-    options = reading.options(energy_key, forces_key, stress_key, virial_key, elements)
     remarks: list[Finding] = []
     read = {str(path): _frames(path, known, require or (), options, remarks) for path in files}
     audited = audit({name: progress(frames, name, None) for name, frames in read.items()})

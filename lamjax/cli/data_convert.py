@@ -9,8 +9,9 @@ import typer
 from rich.markup import escape
 
 from lamjax.cli import reading
+from lamjax.cli.option_groups import grouped
 from lamjax.cli.options import Precision
-from lamjax.data import Frame, files_of, iterate, open_frames, records, write_store
+from lamjax.data import Frame, ReadOptions, files_of, iterate, open_frames, records, write_store
 from lamjax.data.atoms import add_labels
 from lamjax.data.store import SUFFIXES
 from lamjax.reports import console, outputs, progress
@@ -19,17 +20,15 @@ from lamjax.system import constraints, to_ase
 TEXT = (".extxyz", ".xyz")
 
 
+@grouped(options=reading.options)
 def convert(
     files: Annotated[list[Path], typer.Argument(help="Files or folders to read, then the target: .h5 or .extxyz.")],
     dtype: Annotated[
         Precision, typer.Option(help="Of positions, forces and virials in the store.")
     ] = Precision.FLOAT64,
     overwrite: Annotated[bool, typer.Option(help="Replace a target that exists.")] = False,
-    energy_key: reading.EnergyKey = None,
-    forces_key: reading.ForcesKey = None,
-    stress_key: reading.StressKey = None,
-    virial_key: reading.VirialKey = None,
-    elements: reading.Elements = None,
+    *,
+    options: ReadOptions,
 ) -> None:
     """Pack files that `lamjax data check` reads into one store for training on more than fits into memory, or back."""
     *sources, target = files
@@ -39,7 +38,6 @@ def convert(
     outputs.claim([target], files_of(sources), "TARGET")
     if target.exists() and not overwrite:
         raise ValueError(f"{target} exists. Choose another name, or replace it with --overwrite.")
-    options = reading.options(energy_key, forces_key, stress_key, virial_key, elements)
     if target.suffix in TEXT:
         frames = open_frames(sources, options=options)
         n = len(frames)

@@ -16,8 +16,10 @@ from lamjax.cli import reading
 from lamjax.cli.final_report import at_end
 from lamjax.cli.interrupted import resumable
 from lamjax.cli.labeller import HELP, OPTION_HELP, labeller_config
+from lamjax.cli.option_groups import grouped
 from lamjax.cli.rounds_table import COLUMNS, MODELS, cells, model_cells
 from lamjax.cli.train import banner
+from lamjax.data import ReadOptions
 from lamjax.distillation import TEMPLATE, DistillConfig, StudentConfig
 from lamjax.distillation.outcome import RESULT
 from lamjax.reports import bars, console, table, warnings_as_text
@@ -28,6 +30,7 @@ from lamjax.training.folder import check_sources
 COMMAND = "lamjax distill"
 
 
+@grouped(options=reading.options)
 def distill(
     teacher: Annotated[
         Path | None, typer.Argument(help="The model that labels: a lamjax bundle or DeePMD-kit's .pt, .dp, .yaml.")
@@ -48,11 +51,8 @@ def distill(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the rounds in the output folder.")] = False,
     template: Annotated[bool, typer.Option("--template", help="Print a config file with all keys and stop.")] = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the config's JSON schema and stop.")] = False,
-    energy_key: reading.EnergyKey = None,
-    forces_key: reading.ForcesKey = None,
-    stress_key: reading.StressKey = None,
-    virial_key: reading.VirialKey = None,
-    elements: reading.Elements = None,
+    *,
+    options: ReadOptions,
 ) -> None:
     """Distil a model into a smaller one: rounds of explore, select, label and train.
 
@@ -74,7 +74,6 @@ def distill(
     if teacher and labeller or option and not labeller:
         raise ValueError("Give either TEACHER or --labeller, and --option to a calculator that --labeller names.")
     named = None if labeller is None else dataclasses.asdict(labeller_config(labeller, option or (), head))
-    options = reading.options(energy_key, forces_key, stress_key, virial_key, elements)
     changes = [*(set_ or ()), *reading.changes(options)]
     settings = _settings(teacher, student, start, config, changes, head, out, named)
     check_sources(settings, distillation.WRITTEN, [path for path in (config, student) if path], resume)
@@ -136,7 +135,7 @@ def _settings(
 
 
 def _student(path: Path) -> dict[str, Any]:
-    """What of a config of `lamjax train` concerns a student; what else there is is said."""
+    """The keys of a config of `lamjax train` that concern a student; prints which others are ignored."""
     content = read(path)
     known = {field.name for field in dataclasses.fields(StudentConfig)}
     if unused := sorted(content.keys() - known):

@@ -14,6 +14,7 @@ from rich.markup import escape
 from lamjax import checkpoints, pytree
 from lamjax.cli import reading
 from lamjax.cli.committee import load_members
+from lamjax.cli.option_groups import grouped
 from lamjax.cli.options import Model
 from lamjax.data import Frame, ReadOptions, files_of, pack, plan, read, records
 from lamjax.data.atoms import add_labels
@@ -52,6 +53,7 @@ class Settings(NamedTuple):
     options: ReadOptions
 
 
+@grouped(options=reading.options)
 def evaluate(
     model: Model,
     files: Annotated[list[Path], typer.Argument(help="Labelled structures: extxyz, what ASE reads, DeePMD folders.")],
@@ -73,11 +75,8 @@ def evaluate(
             "--output", "-o", "--out", help="Write predictions: .npz (every digit), .extxyz or .extxyz.gz (8 decimals)."
         ),
     ] = None,
-    energy_key: reading.EnergyKey = None,
-    forces_key: reading.ForcesKey = None,
-    stress_key: reading.StressKey = None,
-    virial_key: reading.VirialKey = None,
-    elements: reading.Elements = None,
+    *,
+    options: ReadOptions,
 ) -> None:
     """Mean absolute and root mean square errors of energy, forces and virial against the labels of the structures.
 
@@ -99,7 +98,6 @@ def evaluate(
         outputs.check_ending(out, (".npz", ".extxyz", ".extxyz.gz"), "predictions are")
         read_too = [path for path in (reference, *(committee or ())) if path is not None]
         outputs.claim([out], [model, *files_of(files), *read_too], "--output")
-    options = reading.options(energy_key, forces_key, stress_key, virial_key, elements)
     size = int(batch_size) if batch_size.isdigit() else batch_size
     _evaluate(Settings(model, files, head, precision, size, max_programs, reference, committee or [], out, options))
 

@@ -113,7 +113,7 @@ def _elements(named: str | None, labeller: Labeller | None) -> tuple[str, ...]:
 
 
 def _run(steps: Any) -> tuple[Any, list[str], int]:
-    """Shows how far it is; the last event, all failures, and how many frames nobody could use."""
+    """Show the progress; returns the last event, all failures, and the number of unusable frames."""
     failures, unusable, last = [], 0, None
     with bar("exploring", 0, interval=SECONDS) as advance:
         for last in steps:

@@ -1,4 +1,4 @@
-"""What a command says where it cannot do what is asked."""
+"""Messages of commands for errors that the user can mend."""
 
 import errno
 import os
@@ -48,7 +48,7 @@ def end(error: Exception) -> None:
 
 
 def message_of(error: Exception) -> str | None:
-    """What to tell of an error that the user can mend; None of any other."""
+    """The message for an error that the user can mend; None for any other."""
     match error:
         case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG):
             place = f" ({error.filename})" if error.filename else ""
@@ -64,7 +64,7 @@ def message_of(error: Exception) -> str | None:
 
 
 def no_memory(error: Exception) -> str | None:
-    """What to do if memory was too small for a computation; None of any other error."""
+    """The remedy where memory was too small for a computation; None for any other error."""
     if isinstance(error, MemoryError) or isinstance(error, jax.errors.JaxRuntimeError) and EXHAUSTED in str(error):
         reason = str(error).partition("\n")[0] or type(error).__name__
         return (

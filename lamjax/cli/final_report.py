@@ -11,7 +11,7 @@ from lamjax.reports import console
 
 
 def at_end(path: Path, starts: Mapping[str, Any] | None = None) -> None:
-    """Write the page of a run that has just ended; if that fails it is said, and nothing else is lost."""
+    """Write the page of a run that has just ended; a failure is reported, and nothing else is lost."""
     try:
         written = importlib.import_module("lamjax.cli.report").write(path, starts)
     except Exception as error:  # whatever it is, the run is done

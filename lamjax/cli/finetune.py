@@ -31,12 +31,14 @@ LOSS = {"start_pref_e": 0.02, "limit_pref_e": 1.0, "start_pref_f": 100.0, "limit
     "limit_pref_v": 0.1,
 }
 
+Labelled = Annotated[
+    list[Path], typer.Argument(help="Labelled structures: extxyz, what ASE reads, DeePMD folders, h5.")
+]
+
 
 def finetune(
     base: Model,
-    files: Annotated[
-        list[Path], typer.Argument(help="Labelled structures: extxyz, what ASE reads, DeePMD folders, h5.")
-    ],
+    files: Labelled,
     head: Annotated[str | None, typer.Option(help="The head that learns; a new name is added.")] = None,
     source: Annotated[
         str | None, typer.Option("--from", help="A new head begins as this head, as their mean, or random.")

@@ -18,7 +18,7 @@ from lamjax.cli.train import line
 from lamjax.cli.tuning import ConfigFile, Head, Keys, Output, Resume, template_option
 from lamjax.evaluation.retention import forgetting
 from lamjax.losses import TargetConfig
-from lamjax.losses.properties import UNITS
+from lamjax.losses.property_targets import UNITS
 from lamjax.reports import console, table
 from lamjax.training import engine, properties, records
 from lamjax.training.folder import BEST, MODEL, check_sources

@@ -126,7 +126,7 @@ def text_of(event: engine.Event, run: engine.Run, before: dict[str, float] | Non
 
 
 def _judged(record: engine.RunRecord, before: dict[str, float] | None) -> str:
-    """What the relaxation of the held-out structures has shown."""
+    """A line with the errors of the held-out structures."""
     errors, step = record.validation, record.step
     was = "" if before is None or step == 0 else f" (before {before['dq_median']:.4g})"
     share = "" if step == 0 else f"{errors['improved']:.0%} improved, "

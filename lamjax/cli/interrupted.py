@@ -1,4 +1,4 @@
-"""Around the work of a command that writes an output folder: nobody else writes there, and after Ctrl-C a word."""
+"""Around the work of a command that writes an output folder: a lock on it, and a message after Ctrl-C."""
 
 import contextlib
 from collections.abc import Iterator

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from lamjax.losses.properties import UNITS
+from lamjax.losses.property_targets import UNITS
 from lamjax.training import properties, structures
 from lamjax.training.structures import StructureTuneConfig
 from lamjax.training.tuning import Judged
@@ -47,10 +47,10 @@ def structure_rows(numbers: Numbers, config: StructureTuneConfig) -> list[tuple]
     lines.append(("steps, median", *(int(x["n_steps"]) for x in numbers)))
     sets = {"heldout": "of held-out relaxations", "replay": "of replayed frames"}
     kinds = {"f": ("force RMSE", "meV/Å"), "e": ("energy RMSE (shifted)", "meV/atom"), "v": ("virial RMSE", "meV/atom")}
-    for what, of in sets.items():
+    for name, description in sets.items():
         for kind, (quantity, unit) in kinds.items():
-            if (key := f"{what}_rmse_{kind}") in numbers[0]:
-                lines.append((f"{quantity} {of} ({unit})", *(1000 * one[key] for one in numbers)))
+            if (key := f"{name}_rmse_{kind}") in numbers[0]:
+                lines.append((f"{quantity} {description} ({unit})", *(1000 * one[key] for one in numbers)))
     return lines
 
 

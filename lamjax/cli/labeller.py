@@ -1,4 +1,4 @@
-"""Who labels, as it is named in a command: a model file, or a calculator with its options."""
+"""The labeller that a command names: a model file, or a calculator with its options."""
 
 from collections.abc import Sequence
 from pathlib import Path

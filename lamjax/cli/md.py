@@ -19,6 +19,7 @@ from lamjax.cli import md_report as report
 from lamjax.cli import reading
 from lamjax.cli.committee import Watch, identity, load_members
 from lamjax.cli.final_report import at_end
+from lamjax.cli.option_groups import grouped
 from lamjax.cli.options import Head, Model, Precision
 from lamjax.cli.train import banner
 from lamjax.data import Frame
@@ -59,9 +60,15 @@ class PreparedSimulation(NamedTuple):
     watch: Watch | None  # over the forces of a committee
 
 
-def md(
-    model: Model,
-    structure: Annotated[Path, typer.Argument(help="A file that ASE reads.")],
+class Motion(NamedTuple):
+    """Ensemble and length of a simulation."""
+
+    config: Any  # of the ensemble
+    n_steps: int
+    temperature: float | None  # K, of velocities that are drawn whatever those of the structure are
+
+
+def motion(
     ensemble: Annotated[Kind, typer.Option(help="Constant energy; volume and temperature; or pressure.")] = Kind.NVT,
     steps: Annotated[int | None, typer.Option(help="How many, those of an earlier part of the run included.")] = None,
     picoseconds: Annotated[float | None, typer.Option("--time", help="The same in ps, instead of --steps.")] = None,
@@ -72,6 +79,22 @@ def md(
     friction: Annotated[float | None, typer.Option(help="Of langevin (1/fs); 0.01 where not given.")] = None,
     thermostat_time: Annotated[float | None, typer.Option(help="Period of Nosé-Hoover chains (fs): 50.")] = None,
     barostat_time: Annotated[float | None, typer.Option(help="Of npt (fs): 500.")] = None,
+) -> Motion:
+    """The ensemble of the options and the number of steps; ValueError for what does not fit together."""
+    chosen_options = {"temperature": temperature, "thermostat": thermostat, "friction": friction}
+    chosen_options |= {"pressure": None if pressure is None else pressure * units.GPA}
+    chosen_options |= {"thermostat_time": thermostat_time, "barostat_time": barostat_time}
+    config = _config(ensemble, timestep, chosen_options)
+    draws = temperature if ensemble is Kind.NVE else None
+    return Motion(config, _n_steps(steps, picoseconds, timestep), draws)
+
+
+@grouped(motion=motion)
+def md(
+    model: Model,
+    structure: Annotated[Path, typer.Argument(help="A file that ASE reads.")],
+    *,
+    motion: Motion,
     every: Annotated[int, typer.Option(help="Steps between two frames, and two lines of the table.", min=1)] = 20,
     output: Annotated[Path, typer.Option("--output", "-o", help="Trajectory: .extxyz, .traj (ASE) or .h5.")] = Path(
         "traj.extxyz"
@@ -111,27 +134,21 @@ def md(
     """
     if max_deviation is not None and not (committee and max_deviation > 0):
         raise ValueError("--max-deviation is a limit (eV/Å, above 0) of the models that --committee names.")
-    chosen_options = {"temperature": temperature, "thermostat": thermostat, "friction": friction}
-    chosen_options |= {"pressure": None if pressure is None else pressure * units.GPA}
-    chosen_options |= {"thermostat_time": thermostat_time, "barostat_time": barostat_time}
-    config = _config(ensemble, timestep, chosen_options)
-    n_steps = _n_steps(steps, picoseconds, timestep)
     outputs.check_ending(output, dynamics.SUFFIXES, "a trajectory is")
     outputs.claim(dynamics.paths(output), [model, structure, *(committee or ())], "--output")
     with jax.enable_x64(True):  # for positions and sums of energies
         console.print(banner(precision.value))
         potential, params = checkpoints.load(model, head, np.dtype(precision.value))
         start = _read(structure, frame, potential.elements, reading.options(elements=elements))
-        draws = temperature if ensemble is Kind.NVE else None
         members = load_members(potential, params, committee) if committee else None
         others = identity(potential, members, committee) if committee else []
-        settings = {"every": every, "seed": seed, "velocities": draws, "committee": others}
+        settings = {"every": every, "seed": seed, "velocities": motion.temperature, "committee": others}
         with files.alone(output):
-            kept = Ensemble(potential, config, divide(domains) if domains else None)
+            kept = Ensemble(potential, motion.config, divide(domains) if domains else None)
             run = _prepare(kept, params, start, settings, output, resume, members)
-            if run.simulation.step >= n_steps:
-                console.print(f"All of the {n_steps} steps are done. For more raise --steps.")
-            _go(run, n_steps, every, max_deviation)
+            if run.simulation.step >= motion.n_steps:
+                console.print(f"All of the {motion.n_steps} steps are done. For more raise --steps.")
+            _go(run, motion.n_steps, every, max_deviation)
 
 
 def _config(kind: Kind, timestep: float, chosen_options: dict[str, Any]) -> Any:
@@ -207,7 +224,7 @@ def _prepare(
 
 
 def _go(run: PreparedSimulation, n_steps: int, every: int, most: float | None) -> None:
-    """Up to `n_steps`, or to where somebody stops it; then a table and a picture of all that was seen."""
+    """Up to `n_steps`, or until it is interrupted; then a table and a picture of the records."""
     ensemble, params, simulation, output, watch = run
     left = n_steps - simulation.step
     dropped = False
@@ -219,15 +236,15 @@ def _go(run: PreparedSimulation, n_steps: int, every: int, most: float | None) -
     moving = dynamics.simulate(ensemble, params, simulation, max(0, left), every, seconds=SECONDS)
     with _stopping() as stopped, bar("steps", n_steps, simulation.step, 10.0) as advance:
         try:
-            for now, seen in moving:
+            for now, record in moving:
                 speed = clock.tick(now.step)
-                _write(output, now, seen)
+                _write(output, now, record)
                 if now.n_grown > simulation.n_grown:
                     console.print(report.grown(simulation, now), soft_wrap=True)
-                dropped = dropped or report.dropped(seen, ensemble.potential.shells)
+                dropped = dropped or report.dropped(record, ensemble.potential.shells)
                 simulation = now
-                advance(now.step, report.note(seen, speed))
-                if stopped() or (most is not None and report.disagree(watch, seen, most)):
+                advance(now.step, report.note(record, speed))
+                if stopped() or (most is not None and report.disagree(watch, record, most)):
                     break
         except DynamicsError as error:
             report.picture(output)
@@ -243,10 +260,10 @@ def _go(run: PreparedSimulation, n_steps: int, every: int, most: float | None) -
         console.print(f"Stopped at step {simulation.step} of {n_steps}; --resume goes on.")
 
 
-def _write(output: Output, simulation: Simulation, seen: Record) -> None:
+def _write(output: Output, simulation: Simulation, record: Record) -> None:
     """As `Output.write`, with a word on what is left if the disk is full."""
     try:
-        output.write(simulation, seen)
+        output.write(simulation, record)
     except OSError as error:
         kept = f"{output.paths.restart} is whole: make room, and go on with --resume."
         raise OSError(f"{error}. Step {simulation.step} could not be written. {kept}") from error

@@ -1,4 +1,4 @@
-"""What `lamjax md` tells of a simulation: lines while it goes on, a table and a picture at the end."""
+"""The output of `lamjax md`: lines during the simulation, a table and a picture at its end."""
 
 import csv
 import time
@@ -59,9 +59,9 @@ def beginning(ensemble: Ensemble, start: Frame, fixed: np.ndarray, velocities: s
     )
 
 
-def note(seen: Record, speed: float) -> str:
+def note(record: Record, speed: float) -> str:
     """Temperature and speed in words, beside the progress bar."""
-    return f"{seen.temperature[-1]:.0f} K  {seen.potential_energy[-1]:.3f} eV  {speed:.3g} ns/day"
+    return f"{record.temperature[-1]:.0f} K  {record.potential_energy[-1]:.3f} eV  {speed:.3g} ns/day"
 
 
 def grown(before: Simulation, now: Simulation) -> str:
@@ -74,25 +74,25 @@ def grown(before: Simulation, now: Simulation) -> str:
     return f"step {now.step}: the arrays of neighbours grew{often}, to {slots}{domains}; that means to compile anew."
 
 
-def dropped(seen: Record, shells: Sequence[Shell]) -> bool:
-    """Whether the model drops neighbours in a frame of a record; then it is said."""
-    if not seen.truncated.any():
+def dropped(record: Record, shells: Sequence[Shell]) -> bool:
+    """Whether the model drops neighbours in a frame of a record; prints a warning then."""
+    if not record.truncated.any():
         return False
     widths = ", ".join(f"{shell.sel} within {shell.cutoff:g} Å" for shell in shells if shell.sel is not None)
     console.print(
-        f"[yellow]Step {seen.step[np.argmax(seen.truncated)]}: an atom has more neighbours than the model looks at "
+        f"[yellow]Step {record.step[np.argmax(record.truncated)]}: an atom has more neighbours than the model looks at "
         f"({widths}): it keeps the nearest, as DeePMD-kit does,[/] and energy is conserved no longer. Said once.",
         soft_wrap=True,
     )
     return True
 
 
-def disagree(watch: Watch, seen: Record, most: float) -> bool:
-    """Whether a committee deviates by more than the limit in a frame of the last record; then it is said."""
+def disagree(watch: Watch, record: Record, most: float) -> bool:
+    """Whether a committee deviates by more than the limit in a frame of the last record; prints a warning then."""
     over = np.flatnonzero(watch.last > most)
     if not len(over):
         return False
-    step, deviation = seen.step[over[0]], watch.last[over[0]]
+    step, deviation = record.step[over[0]], watch.last[over[0]]
     console.print(
         f"[yellow]Step {step}: the committee's forces deviate by {deviation:.3g} eV/Å on an atom, --max-deviation is "
         f"{most:g}.[/] What it sees there it has not learned: label such frames and train on them.",
@@ -148,7 +148,7 @@ def picture(output: Output) -> None:
 
 
 def panels(columns: dict[str, np.ndarray], n_atoms: int) -> dict[str, dict[str, np.ndarray]]:
-    """What is drawn of a table, {quantity: {line: values}}; nothing of a single line."""
+    """The curves to draw of a table, {quantity: {line: values}}; nothing of a single line."""
     if len(columns["step"]) < 2:
         return {}
     change = {name: 1000 * (values - values[0]) / n_atoms for name, values in columns.items()}

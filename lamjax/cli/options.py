@@ -8,7 +8,7 @@ import typer
 
 
 class Precision(StrEnum):
-    """Of floating-point numbers."""
+    """The precision of floating-point numbers."""
 
     FLOAT32 = "float32"
     FLOAT64 = "float64"

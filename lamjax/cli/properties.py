@@ -19,6 +19,7 @@ from rich.markup import escape
 from lamjax import checkpoints, data, files, units
 from lamjax.cli import reading, relax_records
 from lamjax.cli.failure import no_memory
+from lamjax.cli.option_groups import grouped
 from lamjax.cli.options import Head, Model, NetworkPrecision, Precision
 from lamjax.cli.reading import Start
 from lamjax.data import records
@@ -49,10 +50,7 @@ class SurveySettings(NamedTuple):
     phonopy: bool
 
 
-def properties(
-    model: Model,
-    structures: Annotated[list[Path], typer.Argument(help="Files that ASE reads; every frame is a crystal.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of tables and figures.")] = Path("properties"),
+def survey_settings(
     elastic: Annotated[bool, typer.Option("--elastic", help="Elastic tensor, moduli, B'.")] = False,
     eos: Annotated[bool, typer.Option("--eos", help="Equation of state at 7 volumes.")] = False,
     phonons: Annotated[bool, typer.Option("--phonons", help="Bands, density of states, heat capacity.")] = False,
@@ -62,6 +60,29 @@ def properties(
     temperature: Annotated[list[float] | None, typer.Option(help="K, of the heat capacity; again for more.")] = None,
     phonopy: Annotated[bool, typer.Option("--phonopy", help="Force constants for phonopy too (needs it).")] = False,
     figures: Annotated[bool, typer.Option(help="A figure of each crystal's bands and equation of state.")] = True,
+) -> SurveySettings:
+    """The properties to compute and their settings; ValueError for options that do not fit together."""
+    if phonopy and not phonons:
+        raise ValueError("--phonopy writes force constants: add --phonons.")
+    if phonopy:
+        check_phonopy()
+    return SurveySettings(
+        elastic,
+        EquationOfStateConfig() if eos else None,
+        survey.PhononSurvey(supercell, temperatures=tuple(temperature or (300.0,))) if phonons else None,
+        RelaxConfig(fmax=fmax, max_steps=max_steps, cell=CellConfig()),
+        figures,
+        phonopy,
+    )
+
+
+@grouped(settings=survey_settings)
+def properties(
+    model: Model,
+    structures: Annotated[list[Path], typer.Argument(help="Files that ASE reads; every frame is a crystal.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of tables and figures.")] = Path("properties"),
+    *,
+    settings: SurveySettings,
     head: Head = None,
     precision: NetworkPrecision = Precision.FLOAT64,
     chunk: Annotated[int, typer.Option(help="Crystals that are relaxed before their properties follow.", min=1)] = 64,
@@ -78,18 +99,6 @@ def properties(
     is flagged in its line. What could not be computed is said there; the others go on. A molecule has none of these
     properties, a slab its stiffness in N/m. Each line is written as it is done: --resume goes on.
     """
-    if phonopy and not phonons:
-        raise ValueError("--phonopy writes force constants: add --phonons.")
-    if phonopy:
-        check_phonopy()
-    settings = SurveySettings(
-        elastic,
-        EquationOfStateConfig() if eos else None,
-        survey.PhononSurvey(supercell, temperatures=tuple(temperature or (300.0,))) if phonons else None,
-        RelaxConfig(fmax=fmax, max_steps=max_steps, cell=CellConfig()),
-        figures,
-        phonopy,
-    )
     names = [RECORDS, CSV, JSON, RELAXED, MODULI, f"{FIGURES}/*", f"{PHONOPY}/*"]
     outputs.claim_folder(output, names, [model, *data.files_of(structures)], "--output")
     began = time.monotonic()
@@ -142,7 +151,7 @@ def _done(output: Path, resume: bool) -> dict[str, dict]:
 
 
 def _settings(settings: SurveySettings, precision: Precision) -> str:
-    """What the numbers depend on beside the model and the structure."""
+    """The settings that the results depend on, beside model and structure."""
     phonons = "no" if settings.phonons is None else f"{settings.phonons.length:g} Å"
     heat = () if settings.phonons is None else settings.phonons.temperatures
     return (
@@ -190,7 +199,7 @@ def _computed(
             ends[outcome.number] = outcome.relaxation
     volumes = _at_volumes(potential, params, ends, settings)
     for number, relaxed in sorted(ends.items()):
-        yield _one(potential, params, usable[number], relaxed, volumes.get(number, []), settings, output)
+        yield _record(potential, params, usable[number], relaxed, volumes.get(number, []), settings, output)
 
 
 def _at_volumes(
@@ -205,15 +214,15 @@ def _at_volumes(
         if relaxed.converged and np.all(relaxed.system.pbc)
         for system in survey.strained(relaxed.system, settings.eos)
     ]
-    how = RelaxConfig(settings.relax.fmax, settings.relax.max_steps, CellConfig(keep="volume"))
+    relaxation = RelaxConfig(settings.relax.fmax, settings.relax.max_steps, CellConfig(keep="volume"))
     relaxations: dict[int, list] = {number: [] for number, _ in jobs}
-    for outcome in stream(potential, params, [system for _, system in jobs], how) if jobs else ():
+    for outcome in stream(potential, params, [system for _, system in jobs], relaxation) if jobs else ():
         if outcome.relaxation is not None:
             relaxations[jobs[outcome.number][0]].append(outcome.relaxation)
     return relaxations
 
 
-def _one(
+def _record(
     potential: Potential,
     params: PyTree,
     crystal: Start,
@@ -283,15 +292,15 @@ def _equation(relaxed: Any, volumes: Any, name: str, settings: SurveySettings, o
 def _waves(
     potential: Potential, params: PyTree, system: System, name: str, settings: SurveySettings, output: Path
 ) -> dict:
-    how: Any = settings.phonons  # they are asked for
-    record, waves = survey.waves(potential, params, system, how)
+    wanted: Any = settings.phonons  # they are asked for
+    record, waves = survey.waves(potential, params, system, wanted)
     if settings.figures:
-        way = waves.path
+        path = waves.path
         times = "x".join(map(str, record["supercell"]))
         least = round(record["least_frequency"], 2) + 0.0  # no -0.00
         title = f"{name}, supercell {times}: lowest frequency {least:.2f} THz"
         file = _figure(output, f"{name}_phonons.png")
-        crystals.bands(file, way.distances, waves.bands, way.ticks, waves.mesh, title)
+        crystals.bands(file, path.distances, waves.bands, path.ticks, waves.mesh, title)
     if settings.phonopy:
         write_phonopy(output / PHONOPY / name, system, waves.cells, waves.constants)
     return record
@@ -303,7 +312,7 @@ def _figure(output: Path, name: str) -> Path:
 
 
 def _named(crystal: Start) -> dict:
-    """What is known of a crystal before anything is computed: its references too."""
+    """The columns of a crystal before anything is computed: its references too."""
     facts = {"source": crystal.source, "number": crystal.number}
     if crystal.error is None:
         atoms = to_ase(crystal.start)

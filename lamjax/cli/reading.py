@@ -28,14 +28,14 @@ Elements = Annotated[
 
 
 def options(
-    energy: str | None = None,
-    forces: str | None = None,
-    stress: str | None = None,
-    virial: str | None = None,
-    elements: str | None = None,
+    energy_key: EnergyKey = None,
+    forces_key: ForcesKey = None,
+    stress_key: StressKey = None,
+    virial_key: VirialKey = None,
+    elements: Elements = None,
 ) -> ReadOptions:
     """The options for reading files from the command line; ValueError for names that are no elements."""
-    return ReadOptions(energy, forces, stress, virial, elements_of(elements))
+    return ReadOptions(energy_key, forces_key, stress_key, virial_key, elements_of(elements))
 
 
 def elements_of(text: str | None) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from lamjax import checkpoints, data, files, units
 from lamjax.cli import reading
 from lamjax.cli import relax_records as records
 from lamjax.cli.final_report import at_end
+from lamjax.cli.option_groups import grouped
 from lamjax.cli.options import Head, Model, NetworkPrecision, Precision
 from lamjax.cli.processes import join
 from lamjax.cli.reading import Start
@@ -27,14 +28,14 @@ from lamjax.reports import console, outputs, plots, progress, table
 
 
 class Keep(StrEnum):
-    """What of the cell stays."""
+    """The property of a relaxing cell that is held constant."""
 
     SHAPE = "shape"
     VOLUME = "volume"
 
 
 class Method(StrEnum):
-    """How structures are moved downhill."""
+    """The minimiser."""
 
     FIRE = "fire"
     LBFGS = "lbfgs"
@@ -71,15 +72,7 @@ class Share(NamedTuple):
     out: Path
 
 
-def relax(
-    model: Model,
-    structures: Annotated[list[Path], typer.Argument(help="Files that ASE reads; every frame is relaxed.")],
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--output", "-o", "--out", help="Relaxed structures, extxyz, at the end in the order of the files."
-        ),
-    ] = Path("relaxed.extxyz"),
+def relaxation(
     fmax: Annotated[float, typer.Option(help="Converged when no atom (nor the cell) feels more (eV/Å).")] = 0.02,
     max_steps: Annotated[int, typer.Option(help="Steps at most.")] = 500,
     minimiser: Annotated[
@@ -88,14 +81,47 @@ def relax(
     cell: Annotated[bool, typer.Option("--cell", help="Relax the cell too; components as --keep says.")] = False,
     pressure: Annotated[float, typer.Option(help="On a relaxing cell (GPa).")] = 0.0,
     keep: Annotated[Keep | None, typer.Option(help="What of a relaxing cell stays as it is.")] = None,
+) -> RelaxConfig:
+    """The config of the relaxation; ValueError for options that do not fit together."""
+    if not cell and (pressure or keep):
+        raise ValueError("--pressure and --keep are about a relaxing cell: add --cell, or leave them out.")
+    degrees = CellConfig(pressure * units.GPA, keep="nothing" if keep is None else keep.value) if cell else None
+    return RelaxConfig(fmax=fmax, max_steps=max_steps, cell=degrees, minimiser=minimiser.config)
+
+
+def numbered(
+    coordinator: Annotated[str | None, typer.Option(help="HOST:PORT of the first process, or auto: see above.")] = None,
+    processes: Annotated[int | None, typer.Option(help="How many processes share the structures.", min=1)] = None,
+    process: Annotated[int | None, typer.Option(help="Which of them this is, from 0.", min=0)] = None,
+) -> tuple[int, int]:
+    """The number of this process and how many there are; ValueError for numbers that do not fit."""
+    if coordinator is not None:
+        join(coordinator, processes, process)
+        processes, process = jax.process_count(), jax.process_index()
+    if (processes is None) != (process is None) or (processes or 1) <= (process or 0):
+        raise ValueError(f"--processes {processes} --process {process}: give both; processes are numbered from 0.")
+    return process or 0, processes or 1
+
+
+RelaxedFile = Annotated[
+    Path,
+    typer.Option("--output", "-o", "--out", help="Relaxed structures, extxyz, at the end in the order of the files."),
+]
+
+
+@grouped(config=relaxation, place=numbered)
+def relax(
+    model: Model,
+    structures: Annotated[list[Path], typer.Argument(help="Files that ASE reads; every frame is relaxed.")],
+    out: RelaxedFile = Path("relaxed.extxyz"),
+    *,
+    config: RelaxConfig,
     slots: Annotated[int | None, typer.Option(help="Structures side by side; default: by their sizes.", min=1)] = None,
     max_programs: Annotated[int, typer.Option(help="Shapes that are compiled, at most.", min=1)] = 4,
     head: Head = None,
     precision: NetworkPrecision = Precision.FLOAT32,
     resume: Annotated[bool, typer.Option("--resume", help="Relax only what is not yet in the output.")] = False,
-    coordinator: Annotated[str | None, typer.Option(help="HOST:PORT of the first process, or auto: see above.")] = None,
-    processes: Annotated[int | None, typer.Option(help="How many processes share the structures.", min=1)] = None,
-    process: Annotated[int | None, typer.Option(help="Which of them this is, from 0.", min=0)] = None,
+    place: tuple[int, int],
     elements: reading.Elements = None,
 ) -> None:
     """Relax every structure; energy, forces, stress, converged, finite, n_steps and fmax are written with each.
@@ -115,8 +141,7 @@ def relax(
     MPI. When all have ended, --resume without these options puts everything together in relaxed.extxyz.
     """
     outputs.check_ending(out, (".extxyz", ".xyz"), "relaxed structures are")
-    config = RelaxConfig(fmax=fmax, max_steps=max_steps, cell=_cell(cell, pressure, keep), minimiser=minimiser.config)
-    share = _share(out, coordinator, processes, process)
+    share = Share(*place, out if place[1] == 1 else records.part(out, place[0]))
     outputs.claim(_written(share.out), [model, *data.files_of(structures)], "--output")
     began = time.monotonic()
     with files.alone(share.out), jax.enable_x64(True):  # for positions and sums of energies
@@ -126,10 +151,8 @@ def relax(
         # what another process has relaxed stands in its file; without several, all is put together in one
         mine = [s for s in starts[share.process :: share.processes] if not _elsewhere(share, done.get(s.source))]
         left = [s for s in mine if s.source not in done]
-        made = {
-            "relaxed_by": records.model_name(potential, params),
-            "relaxed_to": records.settings_text(config, precision.value),
-        }
+        made = {"relaxed_by": records.model_name(potential, params)}
+        made |= {"relaxed_to": records.settings_text(config, precision.value)}
         for start in (s for s in starts if s.source in done):
             records.check_made(done[start.source], made | _name(start))
         results = _relax(potential, params, left, config, share.out, slots, max_programs, made)
@@ -179,26 +202,8 @@ def _sort(share: Share, mine: Sequence[Start], done: dict[str, records.Place], r
     records.write_table(share.out.with_suffix(".csv"), sources, places, results.errors)
 
 
-def _cell(relaxes: bool, pressure: float, keep: Keep | None) -> CellConfig | None:
-    if not relaxes and (pressure or keep):
-        raise ValueError("--pressure and --keep are about a relaxing cell: add --cell, or leave them out.")
-    return CellConfig(pressure * units.GPA, keep="nothing" if keep is None else keep.value) if relaxes else None
-
-
-def _share(out: Path, coordinator: str | None, processes: int | None, process: int | None) -> Share:
-    """The part of this process; ValueError for numbers that do not fit."""
-    if coordinator is not None:
-        join(coordinator, processes, process)
-        processes, process = jax.process_count(), jax.process_index()
-    if (processes is None) != (process is None) or (processes or 1) <= (process or 0):
-        raise ValueError(f"--processes {processes} --process {process}: give both; processes are numbered from 0.")
-    if processes is None or processes == 1:
-        return Share(0, 1, out)
-    return Share(process, processes, records.part(out, process))
-
-
 def _done(share: Share, out: Path, resume: bool) -> dict[str, records.Place]:
-    """Where the structures stand that were relaxed already, here or by another process."""
+    """The records of structures that were relaxed before, by this or another process."""
     if not resume and share.out.exists() and share.out.stat().st_size:
         raise ValueError(f"{share.out} exists. Go on with --resume, name another --output, or remove it.")
     return records.relaxed(records.parts(out), cut=share.out) if resume else {}
@@ -211,7 +216,7 @@ def _facts(start: Start) -> dict[str, Any]:
 
 
 def _name(start: Start) -> dict[str, str]:
-    """By which it is known whether it is the same structure; nothing for one that cannot be relaxed."""
+    """A digest of the start, to recognise it in a later run; nothing for one that cannot be relaxed."""
     return {} if start.error is not None else {"relaxed_from": records.start_name(start.start, start.info.get("fixed"))}
 
 
@@ -238,7 +243,7 @@ def _relax(
     max_programs: Any,
     made: Any,
 ) -> Results:
-    """Written one by one with how they were `made`, to the end or until somebody interrupts it."""
+    """Written one by one with how they were `made`, to the end or until it is interrupted."""
     results = Results([], {start.source: start.error for start in starts if start.error is not None}, True)
     starts = [start for start in starts if start.error is None]
     systems, fixed = [s.start for s in starts], [s.info.get("fixed") for s in starts]

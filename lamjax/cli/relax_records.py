@@ -1,4 +1,4 @@
-"""What `lamjax relax` writes: a record for each structure as it finishes, found again by a later run; at the end all
+"""Output of `lamjax relax`: a record for each structure as it finishes, found again by a later run; at the end all
 of them in the order of the structures, with a table."""
 
 import csv
@@ -52,7 +52,7 @@ def labelled(relaxed: Relaxation, info: dict[str, Any]) -> ase.Atoms:
 
 
 def unrelaxed(start: System | ase.Atoms, info: dict[str, Any], error: str) -> ase.Atoms:
-    """What stands for a structure that could not be relaxed: the start, `failed`, with the `error` and no energy."""
+    """The record of a structure that could not be relaxed: the start, `failed`, with the `error` and no energy."""
     atoms = system.to_ase(start) if isinstance(start, System) else start
     kept = ase.Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
     outcome = {"converged": False, "finite": False, "n_steps": 0, "fmax": np.nan, "failed": True, "error": error}
@@ -66,8 +66,8 @@ def changes(start: System, end: System, cell: bool) -> dict[str, float]:
     """`moved`, the way (Å) of the atom that went farthest, without the strain; with a `cell`, its `volume_change`."""
     before, after = (np.asarray(x.cell, np.float64) for x in (start, end))
     strain = lattice.deformation(after, before)  # 0 where the cell stayed; positions are not wrapped
-    way = np.asarray(end.positions) - np.asarray(start.positions) @ (np.eye(3) + strain)
-    measures = {"moved": float(np.linalg.norm(way, axis=1).max())}
+    moved = np.asarray(end.positions) - np.asarray(start.positions) @ (np.eye(3) + strain)
+    measures = {"moved": float(np.linalg.norm(moved, axis=1).max())}
     if cell and lattice.volume(before):
         measures["volume_change"] = float(lattice.volume(after) / lattice.volume(before) - 1)
     return measures
@@ -134,7 +134,7 @@ def start_name(start: System, fixed: Array | None) -> str:
 
 
 def settings_text(config: RelaxConfig, precision: str) -> str:
-    """What a relaxation depends on beside the model and the start: "fmax 0.02; max_steps 500; ..."."""
+    """The settings of a relaxation as text: "fmax 0.02; max_steps 500; ..."."""
     cell = "fixed" if config.cell is None else f"relaxing at {config.cell.pressure / units.GPA:g} GPa"
     kept = "" if config.cell is None else f" keeping {config.cell.keep}"
     most = f"fmax {config.fmax:g}; max_steps {config.max_steps}"

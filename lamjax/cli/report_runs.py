@@ -180,7 +180,7 @@ def _structures(folder: Path) -> str:
 
 
 def _drawn_structures(folder: Path, rows: Sequence[tuple[int, Mapping[str, str]]]) -> str:
-    """Where the worst of the held-out structures end before and after, beside where they should."""
+    """The ends of the worst held-out structures before and after, beside their targets."""
     ends, pairs = read_ends(folder / structures.ENDS), []
     for k, row in [(k, row) for k, row in rows if k in ends][: report_structures.MOST]:
         labels = {stage: f"{name}: Dq {float(row[f'dq_{stage}']):.3g} amu^½ Å" for stage, name in RELAXED.items()}

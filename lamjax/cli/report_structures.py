@@ -231,10 +231,12 @@ def _relaxation_table(path: Path, places: Sequence[records.Place]) -> str:
 def _simulation_settings(paths: dynamics.output.Paths, first: ase.Atoms) -> list[tuple[str, Any]]:
     rows: list[tuple[str, Any]] = [("trajectory", paths.trajectory.name), ("atoms", len(first))]
     with contextlib.suppress(ValueError, OSError):  # it may have been removed
-        _, of = restart.described(paths.restart)
-        of = {key: value for key, value in of.items() if key != "type" and value not in (None, [])}
-        of |= {"model": str(of["model"])[:12]} | ({"pressure": of["pressure"] / units.GPA} if "pressure" in of else {})
-        rows += [(f"{key} ({SETTINGS[key]})" if key in SETTINGS else key, value) for key, value in of.items()]
+        _, settings = restart.described(paths.restart)
+        settings = {key: value for key, value in settings.items() if key != "type" and value not in (None, [])}
+        settings |= {"model": str(settings["model"])[:12]} | (
+            {"pressure": settings["pressure"] / units.GPA} if "pressure" in settings else {}
+        )
+        rows += [(f"{key} ({SETTINGS[key]})" if key in SETTINGS else key, value) for key, value in settings.items()]
     return rows
 
 

@@ -29,7 +29,7 @@ def show(
     if head is not None and head not in stored.config.head_names:
         raise ValueError(f"{model} has no head {head!r}; it has {', '.join(stored.config.head_names)}.")
     if isinstance(stored.config, FactoryConfig):
-        console.print(table(str(model), ("what", "value"), _own(stored)))
+        console.print(table(str(model), ("what", "value"), _facts_of_factory(stored)))
         _print_card(stored)
         return
     console.print(table(str(model), ("what", "value"), _summary(stored)))
@@ -43,8 +43,8 @@ def _print_card(stored: Stored) -> None:
         console.print(table("Card", ("what", "value"), [(k, str(v)) for k, v in stored.card.items()]))
 
 
-def _own(stored: Stored) -> list[tuple]:
-    """What is known of a potential of the user's own: its function, and its parameters one by one."""
+def _facts_of_factory(stored: Stored) -> list[tuple]:
+    """Function, elements, cutoffs and single parameters of a potential of the user's own."""
     potential = potential_of(stored.config)
     named = jax.tree_util.tree_flatten_with_path(stored.params.descriptor)[0]
     values = [(pytree.path_name(path), f"{x:.6g}" if np.ndim(x) == 0 else f"shape {np.shape(x)}") for path, x in named]
@@ -67,7 +67,7 @@ def _summary(stored: Stored) -> list[tuple]:
         ("kind", stored.kind),
         ("heads", ", ".join(config.head_names)),
         ("elements", f"{len(config.elements)}: {' '.join(config.elements)}"),
-        ("elements in the statistics", _seen(stored)),
+        ("elements in the statistics", _trained_elements(stored)),
         ("descriptor", config.descriptor.type),
         ("cutoffs (Å)", ", ".join(f"{shell.cutoff:g} (sel {shell.sel or 'all'})" for shell in shells)),
         ("parameters", f"{pytree.n_parameters(params):,}"),
@@ -106,7 +106,7 @@ def _options(config: Any, prefix: str = "") -> list[tuple[str, str]]:
     return rows
 
 
-def _seen(stored: Stored) -> str:
+def _trained_elements(stored: Stored) -> str:
     """Which elements the statistics of the environment are of."""
     config = stored.config
     if not config.descriptor.blocks:
@@ -127,5 +127,5 @@ def _kinks(stored: Stored) -> list[tuple[str, str]]:
 
 def _observed(statistics: dict, elements: tuple[str, ...]) -> list[str]:
     """Elements whose environment was seen: an element without data has mean 0 and one deviation for all components."""
-    seen = np.any(statistics["mean"], axis=1) | (statistics["stddev"][:, 0] != statistics["stddev"][:, 1])
-    return [e for e, s in zip(elements, seen, strict=True) if s]
+    observed = np.any(statistics["mean"], axis=1) | (statistics["stddev"][:, 0] != statistics["stddev"][:, 1])
+    return [e for e, s in zip(elements, observed, strict=True) if s]

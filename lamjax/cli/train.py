@@ -15,8 +15,9 @@ from lamjax.cli import reading
 from lamjax.cli.data import data_table
 from lamjax.cli.final_report import at_end
 from lamjax.cli.interrupted import resumable
+from lamjax.cli.option_groups import grouped
 from lamjax.cli.processes import join
-from lamjax.data import n_batches
+from lamjax.data import ReadOptions, n_batches
 from lamjax.reports import bar, console, table, warnings_as_text
 from lamjax.training import engine, labels, sharding
 from lamjax.training.config import TEMPLATE, TrainConfig, parse
@@ -26,6 +27,7 @@ from lamjax.training.labels import WRITTEN
 from lamjax.training.tasks import Task
 
 
+@grouped(options=reading.options)
 def train(
     config: Annotated[Path | None, typer.Argument(help="YAML file; see --template.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change a key: --set schedule.start_lr=1e-4.")] = None,
@@ -36,11 +38,8 @@ def train(
     coordinator: Annotated[str | None, typer.Option(help="HOST:PORT of the first of several processes.")] = None,
     processes: Annotated[int | None, typer.Option(help="How many processes train together.")] = None,
     process: Annotated[int | None, typer.Option(help="Which of them this is, from 0.")] = None,
-    energy_key: reading.EnergyKey = None,
-    forces_key: reading.ForcesKey = None,
-    stress_key: reading.StressKey = None,
-    virial_key: reading.VirialKey = None,
-    elements: reading.Elements = None,
+    *,
+    options: ReadOptions,
 ) -> None:
     """Train on labels: from scratch (`model:` in the config) or from a stored model (`base:`).
 
@@ -55,7 +54,6 @@ def train(
     if config is None:
         raise ValueError("Name a config file: lamjax train config.yaml. `lamjax train --template` prints one.")
     join(coordinator, processes, process)
-    options = reading.options(energy_key, forces_key, stress_key, virial_key, elements)
     folder = [] if output is None else [f"output={json.dumps(str(output))}"]
     settings = parse(config, [*(set_ or ()), *folder, *reading.changes(options)])
     check_sources(settings, WRITTEN, [config], resume)
@@ -90,8 +88,8 @@ def line(event: Any, steps: int) -> str:
     """One event as one line of text."""
     match event:
         case engine.Compiled(n, shape, seconds, group):
-            of = f" ({group})" if group else ""
-            return f"program {n}{of}: {shape}, first step {seconds:.1f} s"
+            group_text = f" ({group})" if group else ""
+            return f"program {n}{group_text}: {shape}, first step {seconds:.1f} s"
         case engine.Saved(path):
             return f"saved {path}"
         case engine.Stopped(step, best_step, best):

@@ -1,4 +1,4 @@
-"""What fine-tuning on structures and on properties have in common: options, and how a run is followed."""
+"""Common parts of fine-tuning on structures and on properties: options, and how a run is followed."""
 
 import contextlib
 import time
@@ -69,7 +69,7 @@ def train(
 
 
 def tell_best(judged: Sequence[Judged], what: str, error: str) -> None:
-    """What is to be known of the best model, chosen by the `error` of held-out structures or crystals."""
+    """Print step and file of the best model, chosen by the `error` of held-out structures or crystals."""
     if judged[0].best:
         console.print(f"No epoch had a smaller {error} than the model before: {BEST} is the model before.")
     elif len(judged) > 2:

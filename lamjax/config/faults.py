@@ -1,4 +1,4 @@
-"""What is wrong with the values of a config, a line for each key."""
+"""Messages for wrong values in a config, a line for each key."""
 
 import difflib
 import re
@@ -28,7 +28,7 @@ def meant(errors: Any) -> list[dict]:
             return True
         branch = min(inside, key=len)
         siblings = {e["loc"][: len(branch)] for e in errors if e["loc"][: len(branch) - 1] == branch[:-1]}
-        return siblings <= wrong and loc == (*branch, "type")  # the type fits none of them: only that is told
+        return siblings <= wrong and loc == (*branch, "type")  # the type fits none of them: no other fault is reported
 
     kept, types = [], {}
     for error in [error for error in errors if is_meant(error["loc"])]:
@@ -103,7 +103,7 @@ _EXPECTED = {
 
 
 def _unsupported(value: Any, expected: str) -> str:
-    """What is supported instead of a value; `expected` is pydantic's list of it."""
+    """The supported values; `expected` is pydantic's list of them."""
     known = re.findall(r"'([^']*)'", expected) or [expected]
     message = f"{value!r} is not supported; supported: {', '.join(known)}."
     return f"{message} {_near(value, known)}".rstrip()

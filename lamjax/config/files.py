@@ -67,7 +67,7 @@ def _with_singles(node: Any) -> Any:
 
 
 def differences(old: Config, new: Config) -> list[str]:
-    """What decides the course of a run and differs between two configs: "loss.limit_pref_f: 1.0 -> 2.0"."""
+    """The settings that affect the course of a run and differ between two configs: "loss.limit_pref_f: 1.0 -> 2.0"."""
     a, b = (flat(json.loads(to_json(config))) for config in (old, new))
     return [
         f"{key}: {a.get(key)} -> {b.get(key)}"
@@ -128,13 +128,13 @@ class _Loader(yaml.SafeLoader):
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """A group of keys; ComposerError that names the line of a key that is there twice."""
-        node, seen = super().compose_mapping_node(anchor), set()
+        node, keys = super().compose_mapping_node(anchor), set()
         for key, _ in node.value:
             name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else key
-            if name in seen:
+            if name in keys:
                 problem = f"the key {key.value!r} is there twice: keep one of them"
                 raise ComposerError("in a group of keys", node.start_mark, problem, key.start_mark)
-            seen.add(name)
+            keys.add(name)
         return node
 
 

@@ -16,7 +16,7 @@ from lamjax.system import MASSES, Labels, System, fixed_components, host_system,
 
 PARTIAL = 1e-3  # an occupancy nearer to 1 than this is 1
 CLOSEST = 1e-3  # Å; atoms nearer than this are two atoms on one place
-NEAR = 1.0  # Å; who is looked at: a search within less takes longer
+NEAR = 1.0  # Å; the cutoff of the search for them: one within less takes longer
 SHOWN = 8  # sites that a message lists
 _DEFAULT = ReadOptions()
 
@@ -24,7 +24,7 @@ _DEFAULT = ReadOptions()
 class Remark(NamedTuple):
     """A remark on a file: an oddity that does not keep it from being read, or something that was left out."""
 
-    severity: str  # warning; note: for who looks closely
+    severity: str  # warning, or note, which only `lamjax data check` lists
     path: Path
     source: str  # the first frame, or the file
     n: int  # frames
@@ -94,7 +94,7 @@ _MASSES = "Energies and forces do not depend on masses; simulations and phonons 
 
 
 def _other_masses(atoms: ase.Atoms) -> list[str]:
-    """What is said of each element whose atoms have another mass than is usual: isotopes, or heavy hydrogen."""
+    """A message for each element whose atoms have another mass than is usual: isotopes, or heavy hydrogen."""
     if "masses" not in atoms.arrays:
         return []
     masses, usual = np.asarray(atoms.arrays["masses"], float), MASSES[atoms.numbers]
@@ -115,7 +115,7 @@ def add_labels(atoms: ase.Atoms, known: Labels) -> None:
 
 
 def _not_taken(key: str, atoms: ase.Atoms, entries: labels.FoundLabels) -> tuple[str, str]:
-    """What is said of a key that looks like a label."""
+    """Message and remedy for a key that looks like a label."""
     spelled, kind = labels.quantity(key), labels.kind_of(key)
     if spelled is not None and spelled[0] in ("virial", "stress") and not atoms.pbc.all():
         what = f"{key} is not taken: pbc is {atoms.pbc.tolist()}"
@@ -149,7 +149,7 @@ def _check_occupancy(atoms: ase.Atoms) -> None:
         ]
     for name in ("occupancy", "occupancies"):
         values = np.asarray(atoms.arrays.get(name, 1.0))
-        if values.dtype.kind in "if" and values.any():  # zeros alone are a column that nobody filled
+        if values.dtype.kind in "if" and values.any():  # zeros alone are an empty column
             partial += [f"atom {k} ({values[k]:g})" for k in np.flatnonzero(np.abs(values - 1) > PARTIAL)]
     if partial:
         raise ValueError(

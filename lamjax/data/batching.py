@@ -104,7 +104,7 @@ def _of_pairs(
 def _order(
     packed: Packed, batch_size: int | str, seed: int | None, epoch: int, first: int
 ) -> Iterator[tuple[Members, np.ndarray]]:
-    """Of each batch of an epoch from the `first` on: the bucket, and which of its frames."""
+    """The bucket and the frames of each batch of an epoch, from number `first` on."""
     rng = None if seed is None else np.random.default_rng((seed, epoch))
     fillings = [members.filling(batch_size) for members in packed.buckets]
     drawn = [filling.drawn(rng) for filling in fillings]
@@ -133,18 +133,18 @@ def _row(members: Members, rows: np.ndarray, shape: RowShape) -> Batch:
     sizes = [part.system.n_atoms for part in parts]
     ends = np.cumsum([0, *sizes])
 
-    def atoms(of: Callable[[Structure], Any]) -> np.ndarray:
-        """What belongs to atoms, one structure behind another; 0 beyond."""
-        joined = np.zeros((shape.n_atoms, *of(like).shape[1:]), of(like).dtype)
+    def atoms(array: Callable[[Structure], Any]) -> np.ndarray:
+        """An array of atoms, one structure behind another; padded with 0."""
+        joined = np.zeros((shape.n_atoms, *array(like).shape[1:]), array(like).dtype)
         for part, a, b in zip(parts, ends, ends[1:], strict=False):
-            joined[a:b] = of(part)
+            joined[a:b] = array(part)
         return joined
 
-    def each(of: Callable[[Structure], Any]) -> np.ndarray:
-        """What belongs to structures; 0 for those that are none."""
-        joined = np.zeros((shape.n_structures, *np.shape(of(like))), np.asarray(of(like)).dtype)
+    def each(array: Callable[[Structure], Any]) -> np.ndarray:
+        """An array of structures, padded with 0."""
+        joined = np.zeros((shape.n_structures, *np.shape(array(like))), np.asarray(array(like)).dtype)
         for k, part in enumerate(parts):
-            joined[k] = of(part)
+            joined[k] = array(part)
         return joined
 
     system = System(

@@ -37,7 +37,7 @@ _NAMES = {  # of CIF and mmCIF; ASE looks for the first of each before others
 def frames(file: TextIO, note: Callable[..., Any] | None = None) -> Iterator[ase.Atoms]:
     """The structures of a CIF; ValueError that lists the sites which are partly occupied or disordered.
 
-    `note(severity, what, remedy)` is told of a space group that leaves the origin open.
+    `note(severity, what, remedy)` is called for a space group that leaves the origin open.
     """
     from ase.io.cif import parse_cif
 

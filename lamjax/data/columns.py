@@ -1,4 +1,4 @@
-"""What a set of frames says as arrays, frame by frame; of a mapped set the positions are not touched."""
+"""Numbers and labels of a set of frames as arrays; of a mapped set the positions are not touched."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -55,8 +55,8 @@ def compositions_of(frames: Sequence[Frame], rows: np.ndarray, table: np.ndarray
         case Joined():
             compositions, parts = np.zeros((len(rows), n_types)), np.searchsorted(frames.starts, rows, side="right") - 1
             for k in np.unique(parts):
-                mine = parts == k
-                compositions[mine] = compositions_of(frames.parts[k], rows[mine] - frames.starts[k], table, n_types)
+                own = parts == k
+                compositions[own] = compositions_of(frames.parts[k], rows[own] - frames.starts[k], table, n_types)
             return compositions
     counted = [np.bincount(table[frames[k].system.numbers], minlength=n_types + 1)[:n_types] for k in rows]
     return np.array(counted, np.float64).reshape(-1, n_types)
@@ -76,8 +76,8 @@ def sample(frames: Sequence[Frame], most: int) -> Sequence[Frame]:
     if len(frames) <= most:
         return frames
     rows = np.linspace(0, len(frames) - 1, most).round().astype(np.int64)
-    seen = elements(Subset(frames, rows)) > 0
-    wanted, start, extra = (elements(frames) > 0) & ~seen, 0, []
+    present = elements(Subset(frames, rows)) > 0
+    wanted, start, extra = (elements(frames) > 0) & ~present, 0, []
     for block in composition_blocks(frames, np.arange(119), 119) if wanted.any() else ():
         for z in np.flatnonzero(wanted & (block > 0).any(axis=0)):
             extra.append(start + int(np.argmax(block[:, z] > 0)))

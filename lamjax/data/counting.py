@@ -1,4 +1,4 @@
-"""How many neighbours the atoms of a frame have at most: found once, and kept beside a packed set."""
+"""Largest numbers of neighbours in each frame, counted once and kept beside a packed set."""
 
 import contextlib
 import zipfile

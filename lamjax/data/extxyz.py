@@ -39,7 +39,7 @@ def frames(
 ) -> Iterator[ase.Atoms]:
     """The structures of the lines of a file; ValueError that names the line of what cannot be read.
 
-    `note(severity, what, remedy)` is told of what is odd but readable. `elements` are those of types 1, 2, ... where
+    `note(severity, what, remedy)` is called for what is odd but readable. `elements` are those of types 1, 2, ... where
     atoms have numbers instead of elements, as in LAMMPS's xyz files.
     """
     numbered = enumerate(lines, 1)
@@ -230,18 +230,18 @@ def _pairs(text: str) -> Iterator[tuple[str, str]]:
     """Keys and raw values; a key without a value has the value T."""
     text, place = text.strip(), 0
     while place < len(text):
-        key, place = _word(text, place, "=")
+        key, place = _token(text, place, "=")
         place = _spaces(text, place)
         if text[place : place + 1] == "=":
-            value, place = _word(text, _spaces(text, place + 1), "")
+            value, place = _token(text, _spaces(text, place + 1), "")
             yield key, value
         else:
             yield key, "T"
         place = _spaces(text, place)
 
 
-def _word(text: str, place: int, stop: str) -> tuple[str, int]:
-    """What stands up to the next space outside of quotes and brackets, without them, and where it ends."""
+def _token(text: str, place: int, stop: str) -> tuple[str, int]:
+    """The text up to the next space outside of quotes and brackets, without these, and its end."""
     characters: list[str] = []
     while place < len(text) and not text[place].isspace() and text[place] not in (stop or ()):
         plain = _PLAIN_RUN.match(text, place)
@@ -258,7 +258,7 @@ def _word(text: str, place: int, stop: str) -> tuple[str, int]:
 
 
 def _quoted(text: str, place: int, opened: str) -> tuple[str, int]:
-    """What stands up to the end of the quotes or brackets (which may be nested), and where what follows begins."""
+    """The text up to the end of the quotes or brackets (which may be nested), and the place behind them."""
     closes, depth, characters = _CLOSES[opened], 1, []
     while place < len(text):
         plain = _QUOTED_RUN.match(text, place)

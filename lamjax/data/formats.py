@@ -21,7 +21,7 @@ _HEAD = 4096  # characters that tell a format
 def structures(path: Path, options: ReadOptions, note: Callable[..., Any]) -> Iterator[ase.Atoms]:
     """The structures of a file: packed by gzip, bzip2, xz or not, with any name. Each format raises its own errors.
 
-    `note(severity, what, remedy, n=1)` is told of what is odd, or left out, in the file as a whole.
+    `note(severity, what, remedy, n=1)` is called for what is odd, or left out, in the file as a whole.
     """
     match kind(path):
         case "extxyz":
@@ -51,7 +51,7 @@ def structures(path: Path, options: ReadOptions, note: Callable[..., Any]) -> It
 
 
 def _by_ase(path: Path, kind: str) -> Iterator[ase.Atoms]:
-    """The structures that ASE's own reader of a format finds; what it stumbles over is told as a fault of the file."""
+    """The structures that ASE's own reader of a format finds; its exceptions become faults of the file."""
     from ase.io import formats
 
     n = 0
@@ -71,7 +71,7 @@ def _by_ase(path: Path, kind: str) -> Iterator[ase.Atoms]:
 
 
 def kind(path: Path) -> str:
-    """ASE's name of the format of a file; ValueError if nothing tells it."""
+    """ASE's name of the format of a file; ValueError if neither name nor content shows it."""
     from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 
     name = text.name_unpacked(path)

@@ -1,4 +1,4 @@
-"""Which entries of a structure are its energy, forces and virial: in whose spelling, and in which unit.
+"""Which entries of a structure are its energy, forces and virial, in the spellings and units of many programs.
 
 What looks like a label and is not taken is named, so that none is lost without a word.
 """
@@ -179,7 +179,7 @@ def _places(atoms: ase.Atoms) -> list[dict[str, Any]]:
 
 
 def _entries(atoms: ase.Atoms, name: str, chosen: str | None) -> list[_Entry]:
-    """Where a label is, the best place first."""
+    """The entries that may hold a label, the best one first."""
     entries = []
     for place, values in enumerate(_places(atoms)):
         if chosen is not None:
@@ -314,7 +314,7 @@ _OF |= {"coordinate": "length", "coordinates": "length", "pressure": "pressure"}
 
 
 def _factors(info: dict[str, Any]) -> tuple[dict[str, float], set[str]]:
-    """What the labels are multiplied by, and the keys that say so; ValueError for what is not known."""
+    """Conversion factors of the labels, and the keys that state the units; ValueError for an unknown unit."""
     factors, keys = {}, set()
     for key, value in info.items():
         words = _tokens(re.sub(r"(?i)(?<=[a-z])units?$", r"_\g<0>", key))  # energyunit is energy_unit
@@ -331,7 +331,7 @@ def _factors(info: dict[str, Any]) -> tuple[dict[str, float], set[str]]:
                 "hartree, rydberg, kcal/mol, kJ/mol; angstrom, bohr, nm; GPa, kbar) and remove the key."
             )
         factors.update(factor)
-    if (pressure := factors.pop("pressure", None)) is not None:  # that of the stress, where nothing else is said of it
+    if (pressure := factors.pop("pressure", None)) is not None:  # that of the stress, where it has no unit of its own
         factors.setdefault("stress", pressure)
     if factors.pop("length", 1.0) != 1.0:
         raise ValueError(

@@ -100,14 +100,14 @@ def _check_rows(lines: list[str], n_types: int) -> str:
             f"do not say where positions are. Write the style behind its name, as in `Atoms # charge`; known are "
             f"{', '.join(_STYLES)}."
         )
-    seen: set[str] = set()
+    ids: set[str] = set()
     for number, words in rows:
         kind = words[column]
-        if words[0] in seen:
+        if words[0] in ids:
             raise ValueError(f"line {number}: two atoms have the id {words[0]}: damaged. Remove one of them.")
         if kind.isdigit() and not 1 <= int(kind) <= n_types:
             raise ValueError(f"line {number}: an atom is of type {kind}, and the file announces {n_types} atom types.")
-        seen.add(words[0])
+        ids.add(words[0])
     return style
 
 
@@ -144,7 +144,7 @@ def _sections(lines: Iterator[str]) -> Iterator[tuple[int, dict[str, tuple[str, 
         if line.startswith("ITEM:"):
             name, rest = _item(line, number)
             if name in sections or ("ATOMS" in sections):
-                yield start, _whole(sections, start)
+                yield start, _checked_sections(sections, start)
                 sections, start = {}, number
             into = sections.setdefault(name, (rest, []))[1]
         elif line.strip():
@@ -152,7 +152,7 @@ def _sections(lines: Iterator[str]) -> Iterator[tuple[int, dict[str, tuple[str, 
                 raise ValueError(f"line {number}: expected ITEM: of a LAMMPS dump, got {line[:60]!r}.")
             into.append(line)
     if sections:
-        yield start, _whole(sections, start)
+        yield start, _checked_sections(sections, start)
 
 
 def _item(line: str, number: int) -> tuple[str, str]:
@@ -163,7 +163,7 @@ def _item(line: str, number: int) -> tuple[str, str]:
     return rest, ""
 
 
-def _whole(sections: dict[str, tuple[str, list[str]]], start: int) -> dict[str, tuple[str, list[str]]]:
+def _checked_sections(sections: dict[str, tuple[str, list[str]]], start: int) -> dict[str, tuple[str, list[str]]]:
     """The sections of a frame; ValueError if something of it is missing."""
     missing = [name for name in ("TIMESTEP", "NUMBER OF ATOMS", "BOX BOUNDS", "ATOMS") if name not in sections]
     lacking = [name for name in sections if name in ("TIMESTEP", "NUMBER OF ATOMS") and not sections[name][1]]
@@ -228,13 +228,13 @@ def _symbols(columns: list[str], rows: list[list[str]], elements: Sequence[str],
         return [elements[int(t) - 1] for t in have["type"]]
     named = have.get("element", have.get("typelabel", []))
     if named and set(named) <= set(ase.data.chemical_symbols[1:]) and not (set(named) == {"C"} and len(types) > 1):
-        return named  # C for every type is what LAMMPS writes where nobody told it the elements
+        return named  # C for every type is what LAMMPS writes where no elements are given
     if "mass" in have:
         return [_of_mass(float(mass), number) for mass in have["mass"]]
-    seen = f"elements {', '.join(sorted(set(named))[:8])}" if named else f"types {', '.join(sorted(types)[:8])}"
+    labels = f"elements {', '.join(sorted(set(named))[:8])}" if named else f"types {', '.join(sorted(types)[:8])}"
     raise ValueError(
-        f"line {number}: the dump has {seen}, which do not say what its atoms are. Give the elements of types 1, 2, ..."
-        " (--elements Si,O; elements of ReadOptions), or write the dump with `dump_modify ... element`."
+        f"line {number}: the dump has {labels}, which do not say what its atoms are. Give the elements of types 1, 2, "
+        "... (--elements Si,O; elements of ReadOptions), or write the dump with `dump_modify ... element`."
     )
 
 

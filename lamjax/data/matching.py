@@ -57,10 +57,10 @@ def _assign(start: System, numbers: np.ndarray, places: Any) -> Int[np.ndarray, 
 
     order = np.empty(start.n_atoms, int)
     for element in np.unique(start.numbers):
-        mine, theirs = np.flatnonzero(start.numbers == element), np.flatnonzero(numbers == element)
-        d = shortest(places[None, theirs] - start.positions[mine, None], start.cell, start.pbc)
+        own, other = np.flatnonzero(start.numbers == element), np.flatnonzero(numbers == element)
+        d = shortest(places[None, other] - start.positions[own, None], start.cell, start.pbc)
         rows, columns = linear_sum_assignment(np.sum(d * d, axis=-1))
-        order[mine[rows]] = theirs[columns]
+        order[own[rows]] = other[columns]
     return order
 
 

@@ -29,7 +29,7 @@ REORDERED = "Atoms of the target, in another order than those of the start, were
 PERMUTED = "Atoms of one element appear permuted between start and target, and are left as they are"
 SHOWN = 10  # reasons that a message lists
 
-Remarks = dict[str, list[str]]  # what is told of pairs that are kept: a headline, and a line a pair
+Remarks = dict[str, list[str]]  # on pairs that are kept: a headline, and a line a pair
 
 
 class Pair(NamedTuple):
@@ -44,7 +44,7 @@ class Pair(NamedTuple):
 
 
 class _Rules(NamedTuple):
-    """What a pair must be, as `pairs_from_frames` takes it."""
+    """Requirements on pairs, as in `pairs_from_frames`."""
 
     fmax: float
     variable_cell: bool

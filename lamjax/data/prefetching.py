@@ -67,7 +67,7 @@ class Prefetch(Iterator):
 
 
 class _Shared:
-    """What producer and consumer share."""
+    """State that producer and consumer share."""
 
     def __init__(self, source: Iterator, put: Callable[[Any], Any], depth: int) -> None:
         self.source, self.put, self.depth = source, put, depth

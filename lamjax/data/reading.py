@@ -68,8 +68,8 @@ def iterate(
 ) -> Iterator[Frame]:
     """As `read`, one frame after another: nothing but the present frame is held in memory.
 
-    With `on_error`, a frame that cannot be used is told to it and left out, instead of raised. What is odd in a file is
-    told to `on_remark` at the file's end; without, of severity "warning" alone and as a warning.
+    `on_error`, where it is given, is called with the error of each frame that cannot be used, which is left out, and
+    `on_remark` with the remarks on each file at its end; without it those of severity "warning" are warnings.
     """
     paths = _paths(paths)
     known = _known_elements(elements, options)
@@ -280,7 +280,7 @@ def _file(path: Path, options: ReadOptions, remarks: Remarks) -> Iterator[tuple[
 
 
 def _instead(path: Path) -> str:
-    """What a file that holds no structures seems to be."""
+    """A guess at the kind of a file that holds no structures."""
     with open(path, "rb") as file:
         is_bundle = file.read(13) == b"lamjax bundle"
     if is_bundle or path.suffix in (".pt", ".dp"):

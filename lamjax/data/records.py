@@ -15,7 +15,7 @@ from lamjax.files import replacing
 
 
 def append(file: TextIO, atoms: ase.Atoms) -> None:
-    """One record, handed to the system at once: a run that is killed loses no structure that was told to be done."""
+    """One record, handed to the system at once: a run that is killed loses no structure that was reported as done."""
     import ase.io
 
     text = io.StringIO()
@@ -35,7 +35,7 @@ def write(path: str | Path, structures: Iterable[ase.Atoms]) -> None:
 
 
 def plain_info(info: dict[str, Any]) -> dict[str, Any]:
-    """What of a frame's info is text or a number and no label; text on one line, as a record needs it."""
+    """The texts and numbers of a frame's info that are no labels; text on one line, as a record needs it."""
     kept = {k: v for k, v in info.items() if np.ndim(v) == 0 and not _is_label(k)}
     return {key: one_line(value) if isinstance(value, str) else value for key, value in kept.items()}
 

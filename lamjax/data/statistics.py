@@ -1,4 +1,4 @@
-"""What a model takes from its data before training: the scale of its environment matrices and the energy of an element.
+"""Statistics of the data that a model takes before training: scale of environment matrices, energies of elements.
 
 The rules are DeePMD-kit's (environment statistics over all slots, empty ones too; minimum-norm least squares).
 """

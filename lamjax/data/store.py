@@ -89,7 +89,7 @@ class Store(Sequence):
         return name if number < 0 else f"{name} frame {number}"
 
     def info_texts(self, rows: Iterable[int]) -> Iterator[bytes]:
-        """What else the file says of these frames, as the JSON text of each; nothing else is read."""
+        """The info of these frames, as the JSON text of each; nothing else is read."""
         texts, ends = self.arrays["info"], self.arrays["info_offsets"]
         return (texts[ends[k] : ends[k + 1]].tobytes() if len(texts) else b"" for k in rows)
 
@@ -234,7 +234,7 @@ def _values(frame: Frame, atoms: int, texts: int, info: bytes, tables: _Tables) 
 
 
 def _info(frame: Frame) -> bytes:
-    """What is text or a number, and the numbers of the `fixed` components, as JSON; labels are columns already."""
+    """Texts, numbers, and the numbers of the `fixed` components, as JSON; labels have columns of their own."""
     known = {"fparam", "charge_spin", "fixed"}
     plain = {
         key: value.item() if isinstance(value, np.generic) else value

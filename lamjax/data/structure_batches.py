@@ -204,7 +204,7 @@ def _capacities(pair: Pair, shells: tuple[Shell, ...]) -> tuple[int, ...]:
 
 
 def _shrink(pairs: Sequence[Pair]) -> float:
-    """How much shorter than at start and target lattice vectors may become."""
+    """The factor by which lattice vectors may become shorter than at start and target."""
     return 1.0 if all(np.array_equal(pair.start.cell, pair.target.cell) for pair in pairs) else SHRINK
 
 

@@ -70,7 +70,7 @@ def _is_converged(lines: list[str], nelm: int | None) -> bool:
 
 
 def vasprun(path: str, note: Callable[..., Any]) -> Iterator[ase.Atoms]:
-    """The converged ionic steps of a vasprun.xml: those of fewer electronic steps than NELM, which is all it tells."""
+    """The converged ionic steps of a vasprun.xml: those of fewer electronic steps than NELM (no other sign)."""
     from ase.io.vasp import read_vasp_xml
 
     nelm, counts = _electronic_steps(path)

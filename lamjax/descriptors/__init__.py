@@ -1,4 +1,4 @@
-"""Descriptors: what an atom sees, as numbers."""
+"""Descriptors: the surroundings of an atom as numbers that symmetry operations leave unchanged."""
 
 from lamjax.descriptors.base import Descriptor as Descriptor
 from lamjax.descriptors.base import DescriptorInput as DescriptorInput

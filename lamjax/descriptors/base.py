@@ -1,4 +1,4 @@
-"""What a descriptor is: a function from neighbours to one feature vector per atom, and how to begin its parameters."""
+"""Interface of descriptors: a function from neighbours to one feature vector per atom, and its first parameters."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -89,7 +89,7 @@ class DPA1Config:
 
     @property
     def receptive_field(self) -> float:
-        """How far (Å) the features of an atom depend on others: its neighbours."""
+        """Distance (Å) within which other atoms affect the features of an atom: the cutoff."""
         return self.rcut
 
     @property

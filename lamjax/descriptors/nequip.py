@@ -72,7 +72,7 @@ class NequIPConfig:
 
     @property
     def receptive_field(self) -> float:
-        """How far (Å) the features of an atom depend on others: a cutoff for each layer."""
+        """Distance (Å) within which other atoms affect the features of an atom: a cutoff for each layer."""
         return self.nlayers * self.rcut
 
     @property

@@ -1,4 +1,4 @@
-"""How a layer's updates are added to what they update: averages, increments, or residual vectors."""
+"""Residual sums of the updates of a layer: averages, increments, or residual vectors."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What a labeller answers: a structure with energy, forces and maybe stress, or why there is none."""
+"""Answers of labellers: a structure with energy, forces and maybe stress, or the reason of the failure."""
 
 from typing import Any, NamedTuple
 

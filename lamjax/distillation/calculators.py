@@ -33,7 +33,7 @@ class CalculatorLabeller:
         self, make: Callable[[], Any], name: str = "calculator", reuse: bool = False, level: str | None = None
     ) -> None:
         self.make, self.name, self.reuse = make, name, reuse
-        self.level = name if level is None else level  # what frames say of who labelled them
+        self.level = name if level is None else level  # the level of theory in the info of labelled frames
         self._kept: Any = None  # the instance that is used again
         self._has_answered = False  # the kept one, before
         self._compared = False  # an instance that had answered before, with a new one
@@ -95,7 +95,7 @@ def open_calculator(name: str, options: dict[str, Any], reuse: bool | None = Non
 
 
 def _for_ase(factory: Callable[..., Any], /, **options: Any) -> Any:
-    """What the factory makes, a potential of lamjax, alone or with its parameters, as a calculator."""
+    """The result of a factory, a potential of lamjax, alone or with its parameters, as a calculator."""
     made = factory(**options)
     if isinstance(made, Potential):
         made = (made, made.init(jax.random.key(0)))
@@ -104,13 +104,13 @@ def _for_ase(factory: Callable[..., Any], /, **options: Any) -> Any:
 
 
 def _level(name: str, options: dict[str, Any]) -> str:
-    """The calculator and its options: what tells its labels from those of another one."""
+    """The calculator and its options, by which its labels are distinguished from those of another one."""
     settings = ", ".join(f"{key}={value}" for key, value in sorted(options.items()))
     return records.one_line(f"{name} ({settings})" if settings else name).replace('"', "'").replace("\\", "/")
 
 
 def calculator_class(name: str) -> Callable[..., Any]:
-    """What makes the calculator of that name: "package.module:factory" is imported, else ASE's list and tblite count.
+    """Class or function that makes a calculator: "package.module:factory", imported, or a name in ASE's list or tblite.
 
     Only a name that the user gives, in a config or a command, may come here: importing runs the package's code.
     """

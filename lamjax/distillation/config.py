@@ -1,4 +1,4 @@
-"""What a distillation is made from: who labels, who learns, what is explored, what is trusted and when it is enough."""
+"""Settings of a distillation: labeller, student, exploration, trust levels and when it ends."""
 
 from dataclasses import field
 from typing import Annotated, Any, Literal

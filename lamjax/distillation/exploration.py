@@ -1,4 +1,4 @@
-"""Where a student goes: simulations, relaxations and random perturbations of the start structures."""
+"""Exploration by a student: simulations, relaxations and random perturbations of the start structures."""
 
 import functools
 import itertools
@@ -127,10 +127,10 @@ def simulate(
     try:
         fixed = one.start.info.get("fixed")
         first = dynamics.begin(ensemble, params, one.start.system, fixed=fixed, seed=seed, room=room.get(n_atoms))
-        for simulation, seen in dynamics.simulate(ensemble, params, first, config.steps, config.every):
+        for simulation, record in dynamics.simulate(ensemble, params, first, config.steps, config.every):
             room[n_atoms] = simulation.shapes
-            for k, number in enumerate(seen.step.tolist()):
-                structure = one.start.system._replace(positions=seen.positions[k], cell=seen.cell[k])
+            for k, number in enumerate(record.step.tolist()):
+                structure = one.start.system._replace(positions=record.positions[k], cell=record.cell[k])
                 frames.append(
                     explored_atoms(structure, one.start, "simulation", step=number, **conditions(one), seed=seed)
                 )
@@ -224,5 +224,5 @@ def explored_atoms(system: System, start: Frame, origin: str, **facts: Any) -> a
 
 
 def _kept(start: Frame, keys: Sequence[str]) -> dict:
-    """Of a start that is a substitution: how it was made."""
+    """The info of a start that says how a substitution was made."""
     return {key: start.info[key] for key in keys if "substituted" in start.info}

@@ -95,7 +95,7 @@ def check_pressures(config: ExploreConfig, starts: Sequence[Frame]) -> None:
 
 
 def _settings(config: Any, starts: Sequence[Frame], seed: int, elements: Sequence[str], name: str) -> dict[str, Any]:
-    """What must be the same for an exploration to go on."""
+    """The settings that must not change when an exploration is resumed."""
     digest = hashlib.sha256()
     for start in starts:
         for array in start.system[:4]:
@@ -105,7 +105,7 @@ def _settings(config: Any, starts: Sequence[Frame], seed: int, elements: Sequenc
 
 
 def _begin(out: Path, settings: dict[str, Any], resume: bool) -> dict[str, Any]:
-    """What is done already; ValueError where the exploration may not begin or go on."""
+    """The parts that are done; ValueError where the exploration may not begin or be resumed."""
     partial, facts = files.partial(out), files.read_facts(files.partial_facts(out))
     if out.exists():
         raise ValueError(f"{out} exists: it would be lost. Choose another output, or remove it.")

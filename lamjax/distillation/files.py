@@ -1,4 +1,4 @@
-"""What a round keeps on disk: frames and facts, each file whole or not there."""
+"""Files of a round: frames and facts, each written as a whole or not at all."""
 
 import io
 import json
@@ -26,7 +26,7 @@ def write_frames(path: Path, frames: Sequence[ase.Atoms]) -> None:
 
 
 def read_frames(path: Path) -> list[ase.Atoms]:
-    """What `write_frames` wrote."""
+    """The frames that `write_frames` wrote."""
     import ase.io
 
     return list(ase.io.iread(path, ":", format="extxyz")) if path.stat().st_size else []
@@ -38,7 +38,7 @@ def write_facts(path: Path, facts: dict[str, Any]) -> None:
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """What `write_facts` wrote; nothing if there is no such file."""
+    """The facts that `write_facts` wrote; empty if there is no such file."""
     return json.loads(path.read_text()) if path.exists() else {}
 
 

@@ -1,4 +1,4 @@
-"""Who says what energies and forces are: the teacher, a calculator of ASE, or files that come back later."""
+"""Labellers: the teacher, a calculator of ASE, or files that come back later."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -25,11 +25,11 @@ from lamjax.potential import Params, Potential, Prediction, check_elements
 WANTED, ANSWER = "to_label.extxyz", "answer.extxyz"
 CHUNK = 256  # frames that a potential labels before they are written: enough to fill arrays of several shapes
 PROGRAMS = (2, 6)  # shapes for a few frames, and at most; one more for every `CHUNK` frames
-SAME = 1e-3  # Å; an answer whose atoms lie farther off is one to another question
+SAME = 1e-3  # Å; an answer whose atoms lie farther off belongs to another structure
 
 
 class Labeller(Protocol):
-    """Anything that can say energies and forces of structures."""
+    """An object that computes energies and forces of structures."""
 
     def label(self, frames: Sequence[ase.Atoms], folder: Path) -> Iterator[ase.Atoms | Failed]:
         """One answer a frame, in order: the frame with a SinglePointCalculator (energy, forces, maybe stress).
@@ -56,7 +56,7 @@ class PotentialLabeller:
         level: str | None = None,
     ) -> None:
         self.potential, self.params, self.batch_size = potential, params, batch_size
-        self.level = level  # what frames say of who labelled them
+        self.level = level  # the level of theory in the info of labelled frames
         self.probes = probes  # whether Hessian-vector products come with the labels
         self.shapes = LastingShapes(potential.shells, PROGRAMS[0], batch_size, dtype)
 
@@ -73,13 +73,13 @@ class PotentialLabeller:
 
     def label(self, frames: Sequence[ase.Atoms], folder: Path) -> Iterator[ase.Atoms | Failed]:
         """Energies, forces and stresses of the potential."""
-        known = [self._known(bare(atoms)) for atoms in frames]
+        known = [self._evaluable(bare(atoms)) for atoms in frames]
         if usable := [one for one in known if isinstance(one, Frame)]:
             self.cover(usable)
         for first in range(0, len(frames), CHUNK):
             yield from self._answers(frames[first : first + CHUNK], known[first : first + CHUNK])
 
-    def _known(self, atoms: ase.Atoms) -> Frame | Failed:
+    def _evaluable(self, atoms: ase.Atoms) -> Frame | Failed:
         """The frame, unless it has an element that the potential does not know."""
         frame = from_atoms(atoms)
         try:
@@ -164,7 +164,7 @@ def load_teacher(config: TeacherConfig) -> tuple[Potential, Params]:
 
 
 def _level(config: TeacherConfig, potential: Potential) -> str:
-    """The model's file, by name and content, and its head: what tells its labels from those of another model."""
+    """The model's file, by name and content, and its head, which identify its labels."""
     if checkpoints.is_function(config.model):
         return records.one_line(config.model).replace('"', "'")
     with open(checkpoints.locate(config.model), "rb") as file:
@@ -213,7 +213,7 @@ def _check_same(asked: ase.Atoms, answer: Frame, where: str) -> None:
         raise ValueError(f"{where}: other elements, or in another order, than in {WANTED}.")
     if asked.pbc.any() and not np.allclose(system.cell, asked.cell.array, atol=SAME):
         raise ValueError(f"{where}: another cell than in {WANTED}.")
-    way = np.linalg.norm(shortest(system.positions - asked.positions, asked.cell.array, asked.pbc), axis=1)
-    if way.max() > SAME:
-        k = int(way.argmax())
-        raise ValueError(f"{where}: atom {k} is {way[k]:.3g} Å from where it is in {WANTED}. Was the frame relaxed?")
+    moved = np.linalg.norm(shortest(system.positions - asked.positions, asked.cell.array, asked.pbc), axis=1)
+    if moved.max() > SAME:
+        k = int(moved.argmax())
+        raise ValueError(f"{where}: atom {k} is {moved[k]:.3g} Å from where it is in {WANTED}. Was the frame relaxed?")

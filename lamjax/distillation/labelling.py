@@ -35,10 +35,10 @@ def keep_whole(partial: Path, writer: str, together: int = 1) -> int:
     if not partial.exists():
         return 0
     n = kept = end = 0
-    for _, here in records.whole_records(partial, writer):
+    for _, place in records.whole_records(partial, writer):
         n += 1
         if n % together == 0:
-            kept, end = n, here
+            kept, end = n, place
     cut(partial, end)
     return kept
 

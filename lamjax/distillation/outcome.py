@@ -1,4 +1,4 @@
-"""What came of a distillation: the student in a file, and how good, fast and large it is beside its teacher."""
+"""Results of a distillation: the student in a file, its errors, speed and size beside the teacher's."""
 
 import functools
 import json
@@ -74,8 +74,8 @@ def write_plot(run: Distillation, rounds: Sequence[dict[str, Any]]) -> Path | No
         return None
     numbers = [facts["round"] for facts in rows]
 
-    def line(of: Any) -> tuple[list[Any], list[float]]:
-        values = [of(facts) for facts in rows]
+    def line(quantity: Any) -> tuple[list[Any], list[float]]:
+        values = [quantity(facts) for facts in rows]
         return numbers, [np.nan if value is None else value for value in values]
 
     trust, enough = run.config.trust, run.config.enough

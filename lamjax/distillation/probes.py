@@ -1,4 +1,4 @@
-"""How the teacher's forces change along random directions: stored with the labels, and put beside them in batches."""
+"""Changes of the teacher's forces along random directions: stored with the labels, and put beside them in batches."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence

@@ -101,7 +101,7 @@ def as_written(frame: Frame) -> ase.Atoms:
 
 
 def _begin(labeller: Labeller, frames: Sequence[Frame], out: Path, resume: bool) -> int:
-    """How many frames have their answers already; ValueError where the run may not begin or go on."""
+    """The number of frames that are labelled already; ValueError where the run may not begin or be resumed."""
     if not len(frames):
         raise ValueError("There are no structures to label.")
     partial, settings = files.partial(out), _settings(labeller, frames)
@@ -136,7 +136,7 @@ def _leave_out(file: TextIO, labeller: Labeller, frame: Frame) -> None:
 
 
 def _settings(labeller: Labeller, frames: Sequence[Frame]) -> dict[str, Any]:
-    """What must be the same for a run to go on."""
+    """The settings that must not change when a run is resumed."""
     digest = hashlib.sha256()
     for k in range(len(frames)):
         system = frames[k].system

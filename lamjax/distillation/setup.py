@@ -136,7 +136,7 @@ def _check_initial(initial: list[Frame], labeller: Labeller) -> None:
 
 
 def _begun(config: DistillConfig, resume: bool) -> list[str]:
-    """What differs from the config that the folder was begun with; ValueError for what must not."""
+    """Changes from the config that the folder was begun with; ValueError for those that are not allowed."""
     file = Path(config.output) / CONFIG
     if not file.is_file():
         return []

@@ -7,7 +7,7 @@ import numpy as np
 
 from lamjax.data import Frame
 from lamjax.neighbors.host import pairs
-from lamjax.system import Labels, System
+from lamjax.system import Labels, System, scaled
 
 # Isovalent elements one below the other, and elements of one kind (transition metals, lanthanides, actinides) side by
 # side. Hydrogen has no neighbour: none of the elements beside or below it bonds as it does.
@@ -77,12 +77,12 @@ def substitutes(
     """At most `n` different substitutions of each start; none of one with fixed atoms, which must keep their places."""
     replaced: list[Frame] = []
     for number, start in enumerate(starts):
-        rng, mine = np.random.default_rng((seed, number, 2)), {}
+        rng, by_source = np.random.default_rng((seed, number, 2)), {}
         for _ in range(TRIES * n if "fixed" not in start.info else 0):
             one = substituted(start, rng, elements, places)
-            if one is not None and len(mine) < n:
-                mine.setdefault(one.source, one._replace(info=one.info | {"seed": seed, "draw": len(mine)}))
-        replaced += mine.values()
+            if one is not None and len(by_source) < n:
+                by_source.setdefault(one.source, one._replace(info=one.info | {"seed": seed, "draw": len(by_source)}))
+        replaced += by_source.values()
     return replaced
 
 
@@ -92,7 +92,7 @@ def _swapped(start: Frame, swaps: dict[str, str]) -> Frame:
         table[ase.data.atomic_numbers[old]] = ase.data.atomic_numbers[new]
     system, numbers = start.system, table[start.system.numbers].astype(start.system.numbers.dtype)
     factor = stretch(system, numbers)
-    system = system._replace(numbers=numbers, positions=factor * system.positions, cell=factor * system.cell)
+    system = scaled(system, factor)._replace(numbers=numbers)
     labels = start.labels
     nothing = Labels(np.zeros_like(labels.energy), *(np.zeros_like(part) for part in labels[1:]))
     exchange = " ".join(f"{old}->{new}" for old, new in sorted(swaps.items()))

@@ -68,7 +68,7 @@ class Trainer:
         return (yield from engine.events(run))
 
     def _begin(self, frames: Sequence[Frame], folder: Path) -> None:
-        """What the states of the folder learn from, and how. States that learned in another way are removed.
+        """Write data and settings of a training; states of one with other data or settings are removed.
 
         Raises ValueError if the frames are others than those that the states began with.
         """

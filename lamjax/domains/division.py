@@ -1,4 +1,4 @@
-"""How space is divided into domains, and which atoms are in each: its own ones and their halo."""
+"""Division of space into domains, and the atoms of each: its own ones and their halo."""
 
 import math
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ class Domains(NamedTuple):
 
 
 class Geometry(NamedTuple):
-    """Where atoms are among the domains; all lengths along the lattice vectors are parts of what is divided."""
+    """Positions of atoms relative to the domains; lengths along lattice vectors are fractions of the divided ones."""
 
     share: Float[Array, "n_atoms 3"]  # 0 to 1
     shift: Int[Array, "n_atoms 3"]  # the lattice vectors that bring an atom there
@@ -76,7 +76,7 @@ def _are_counts(counts: Any) -> bool:
 def geometry(
     system: System, domains: Domains, depth: float, gap: float, images: tuple[int, int, int] | None
 ) -> Geometry:
-    """Where atoms are, for halos `depth` (Å) deep whose images on either side are `gap` (Å) away.
+    """The geometry for halos `depth` (Å) deep whose images on either side are `gap` (Å) away.
 
     `images` is how many cells away a halo may reach; None: as far as it does.
     """

@@ -13,6 +13,7 @@ from lamjax.arguments import ArgumentError, expect
 from lamjax.domains.division import Domains, divide
 from lamjax.domains.lists import DomainLists, DomainShapes
 from lamjax.domains.moving import evaluator
+from lamjax.neighbors.grid import Spare
 from lamjax.neighbors.types import Shell, named
 from lamjax.potential import Potential, Prediction, check_elements, check_potential
 from lamjax.system import System
@@ -39,7 +40,7 @@ class DividedNeighbors:
 
     @property
     def capacities(self) -> tuple[int, ...]:
-        """Raises ArgumentError: who asks evaluates on one device."""
+        """Raises ArgumentError: functions for one device read the capacities."""
         raise ArgumentError(
             "Neighbours over domains are evaluated by domains.predict and domains.energy of the same arguments; "
             "lamjax.predict, potential.energy and relaxations take those of lamjax.allocate(potential, system)."
@@ -67,7 +68,7 @@ def allocate(
     check_elements(potential, host)
     domains = domains if isinstance(domains, Domains) else divide(domains)
     over = evaluator(potential, domains)
-    shapes = over.shapes(host, skin, headroom)
+    shapes = over.shapes(host, Spare(skin, headroom))
     blank = DividedNeighbors(over.blank(host, shapes), domains, shapes, potential.shells, float(skin))
     divided = jax.jit(lambda n, s: update(potential, n, s))(blank, host)
     check(divided)
@@ -100,8 +101,8 @@ def predict(potential: Potential, params: PyTree, system: System, neighbors: Div
     system = jax.tree.map(jnp.asarray, systems.as_system(system))
     current = update(potential, neighbors, system)
     over = evaluator(potential, neighbors.domains)
-    predicted, seen = over.predict(params, system, current.lists, current.shapes)
-    return jax.tree.map(lambda x: jnp.where(seen.overflow, jnp.nan, x), predicted)
+    predicted, status = over.predict(params, system, current.lists, current.shapes)
+    return jax.tree.map(lambda x: jnp.where(status.overflow, jnp.nan, x), predicted)
 
 
 def energy(potential: Potential, params: PyTree, system: System, neighbors: DividedNeighbors) -> Float[Array, ""]:
@@ -109,8 +110,8 @@ def energy(potential: Potential, params: PyTree, system: System, neighbors: Divi
     system = jax.tree.map(jnp.asarray, systems.as_system(system))
     current = update(potential, neighbors, system)
     over = evaluator(potential, neighbors.domains)
-    value, seen = over.energy(params, system, current.lists, current.shapes)
-    return value * jnp.where(seen.overflow, jnp.nan, 1)
+    value, status = over.energy(params, system, current.lists, current.shapes)
+    return value * jnp.where(status.overflow, jnp.nan, 1)
 
 
 def check(neighbors: DividedNeighbors) -> None:

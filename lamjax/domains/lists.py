@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Int
 from lamjax.domains.division import AXIS, Domains, collect, geometry, membership
 from lamjax.lattice import complete_cell, face_distances, images_around
 from lamjax.neighbors import grid, verlet
-from lamjax.neighbors.grid import FULLER, Grid, Shapes
+from lamjax.neighbors.grid import FULLER, Grid, Shapes, Spare
 from lamjax.neighbors.types import Shell, round_up
 from lamjax.neighbors.verlet import Verlet
 from lamjax.potential import Potential
@@ -80,29 +80,23 @@ def field(potential: Potential) -> float:
 
 
 def shapes(
-    potential: Potential,
-    domains: Domains,
-    system: System,
-    skin: float,
-    headroom: float,
-    least: Any = None,
-    margin: float = 1.0,
+    potential: Potential, domains: Domains, system: System, spare: Spare, least: DomainShapes | None = None
 ) -> DomainShapes:
-    """As `grid.shapes`, for domains: room for `headroom` times the atoms of the fullest one as well. On the host."""
-    shells, radius = potential.shells, potential.cutoff + skin
-    had = None if least is None else Shapes(least.capacities, least.width, least.grid)
-    plain = grid.shapes(system, shells, skin, headroom, had, margin)
-    pbc, depth = np.asarray(system.pbc), margin * (field(potential) + skin)
+    """As `grid.shapes`, for domains: room for the atoms of the fullest one as well. On the host."""
+    shells, radius = potential.shells, potential.cutoff + spare.skin
+    before = None if least is None else Shapes(least.capacities, least.width, least.grid)
+    plain = grid.shapes(system, shells, spare, before)
+    pbc, depth = np.asarray(system.pbc), field(potential) + spare.skin
     height = face_distances(np.asarray(system.cell), pbc)
-    deep = np.where(domains.divided & pbc, (depth + 0.1) / np.maximum(height, 1e-3), 0)
+    deep = np.where(domains.divided & pbc, (spare.shrinking * depth + 0.1) / np.maximum(height, 1e-3), 0)
     images = (math.ceil(deep[0]), math.ceil(deep[1]), math.ceil(deep[2]))
     plans, most = [], 0
     for k in range(domains.number):
-        cluster = _cluster(system, domains, field(potential) + skin, radius, k, images)
-        plans.append(grid.plan(cluster, margin * radius, max(headroom, FULLER)))
+        cluster = _cluster(system, domains, depth, radius, k, images)
+        plans.append(grid.plan(cluster, spare.shrinking * radius, max(spare.headroom, FULLER)))
         most = max(most, cluster.n_atoms)
     bins = plans[0]._replace(capacity=max(p.capacity for p in plans))
-    n_atoms = round_up(math.ceil(headroom * most) + 1)
+    n_atoms = round_up(math.ceil(spare.headroom * most) + 1)
     if least is not None:
         n_atoms = max(n_atoms, least.n_atoms)
         if (bins.bins, bins.reach) == (least.grid.bins, least.grid.reach):
@@ -187,7 +181,7 @@ def is_stale(lists: DomainLists, system: System, potential: Potential) -> Bool[A
 def members(system: System, domains: Domains, atoms: Array, images: Array, number: Array, first: bool) -> System:
     """The atoms of a domain and of its halo as a structure that is open where the cell is divided.
 
-    Slot 0 is the structure's first atom, seen by none, where `first` is True, and else padding.
+    Slot 0 is the structure's first atom, a neighbour of none, where `first` is True, and else padding.
     """
     slot = jnp.arange(len(atoms))
     occupied = (slot <= jnp.sum(number)) & (first | (slot > 0))

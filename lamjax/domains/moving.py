@@ -1,4 +1,4 @@
-"""How a structure that moves is evaluated, on one device or over domains: one set of functions for both."""
+"""Evaluation of a structure that moves, on one device or over domains, by one set of functions."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from lamjax.system import System
 AnyShapes = grid.Shapes | DomainShapes  # static
 
 
-class Seen(NamedTuple):
+class ListStatus(NamedTuple):
     """Largest numbers of neighbours and flags of the lists of an evaluation."""
 
     largest_counts: Int[Array, " n_shells"]  # the largest number of an atom within each shell
@@ -31,14 +31,14 @@ class Seen(NamedTuple):
 class Evaluator(NamedTuple):
     """Pure functions; `lists` and `shapes` are theirs, of whatever kind."""
 
-    shapes: Callable  # (system, skin, headroom, least=None, margin=1.0) -> shapes, hashable; on the host
+    shapes: Callable  # (system, grid.Spare, least=None) -> shapes, hashable; on the host
     blank: Callable  # (system, shapes) -> lists that want to be searched; on the host
     search: Callable  # (lists, system, skin, shapes) -> lists, the fullest of what `rooms` counts
     rooms: Callable  # shapes -> (n,) how much of each there is room for
     is_stale: Callable  # (lists, system) -> whether they must be searched anew
-    look: Callable  # (lists, system, shapes) -> Seen
-    energy: Callable  # (params, system, lists, shapes) -> eV, Seen
-    predict: Callable  # (params, system, lists, shapes) -> Prediction, Seen
+    look: Callable  # (lists, system, shapes) -> ListStatus
+    energy: Callable  # (params, system, lists, shapes) -> eV, ListStatus
+    predict: Callable  # (params, system, lists, shapes) -> Prediction, ListStatus
 
 
 def evaluator(potential: Potential, domains: Domains | None = None) -> Evaluator:
@@ -49,8 +49,8 @@ def evaluator(potential: Potential, domains: Domains | None = None) -> Evaluator
 def _on_one(potential: Potential) -> Evaluator:
     shells = potential.shells
 
-    def shapes(system: System, skin: float, headroom: float, least: Any = None, margin: float = 1.0) -> grid.Shapes:
-        return grid.shapes(system, shells, skin, headroom, least, margin)
+    def shapes(system: System, spare: grid.Spare, least: grid.Shapes | None = None) -> grid.Shapes:
+        return grid.shapes(system, shells, spare, least)
 
     def blank(system: System, shapes: grid.Shapes) -> verlet.Verlet:
         return verlet.blank(system, shapes.width, jnp.zeros((0, 3), jnp.int32), shells)
@@ -65,24 +65,24 @@ def _on_one(potential: Potential) -> Evaluator:
     def narrow(lists: verlet.Verlet, system: System, shapes: grid.Shapes) -> Neighbors:
         return verlet.narrow(lists, system, shells, shapes.capacities)
 
-    def look(lists: verlet.Verlet, system: System, shapes: grid.Shapes) -> Seen:
-        return _seen(narrow(lists, system, shapes))
+    def look(lists: verlet.Verlet, system: System, shapes: grid.Shapes) -> ListStatus:
+        return _status(narrow(lists, system, shapes))
 
-    def energy(params: PyTree, system: System, lists: verlet.Verlet, shapes: grid.Shapes) -> tuple[Array, Seen]:
+    def energy(params: PyTree, system: System, lists: verlet.Verlet, shapes: grid.Shapes) -> tuple[Array, ListStatus]:
         neighbors = narrow(lists, system, shapes)
-        return potential.energy(params, system, neighbors), _seen(neighbors)
+        return potential.energy(params, system, neighbors), _status(neighbors)
 
-    def predicted(params: PyTree, system: System, lists: verlet.Verlet, shapes: grid.Shapes) -> tuple[Any, Seen]:
+    def predicted(params: PyTree, system: System, lists: verlet.Verlet, shapes: grid.Shapes) -> tuple[Any, ListStatus]:
         neighbors = narrow(lists, system, shapes)
-        return predict(potential, params, system, neighbors), _seen(neighbors)
+        return predict(potential, params, system, neighbors), _status(neighbors)
 
     rooms = lambda shapes: np.array([shapes.grid.capacity])  # noqa: E731
     return Evaluator(shapes, blank, search, rooms, is_stale, look, energy, predicted)
 
 
 def _over(potential: Potential, domains: Domains) -> Evaluator:
-    def shapes(system: System, skin: float, headroom: float, least: Any = None, margin: float = 1.0) -> DomainShapes:
-        return divided.shapes(potential, domains, system, skin, headroom, least, margin)
+    def shapes(system: System, spare: grid.Spare, least: DomainShapes | None = None) -> DomainShapes:
+        return divided.shapes(potential, domains, system, spare, least)
 
     def blank(system: System, shapes: DomainShapes) -> DomainLists:
         return divided.blank(system, domains, potential.shells, shapes)
@@ -93,17 +93,17 @@ def _over(potential: Potential, domains: Domains) -> Evaluator:
     def is_stale(lists: DomainLists, system: System) -> Array:
         return divided.is_stale(lists, system, potential)
 
-    def look(lists: DomainLists, system: System, shapes: DomainShapes) -> Seen:
+    def look(lists: DomainLists, system: System, shapes: DomainShapes) -> ListStatus:
         return _over_domains(potential, None, system, lists, domains, shapes)[1]
 
-    def atomic(params: PyTree, system: System, lists: DomainLists, shapes: DomainShapes) -> tuple[Array, Seen]:
+    def atomic(params: PyTree, system: System, lists: DomainLists, shapes: DomainShapes) -> tuple[Array, ListStatus]:
         return _over_domains(potential, params, system, lists, domains, shapes)
 
-    def energy(params: PyTree, system: System, lists: DomainLists, shapes: DomainShapes) -> tuple[Array, Seen]:
-        energies, seen = atomic(params, system, lists, shapes)
-        return systems.of_structures(system, energies.astype(numerics.widest_float())), seen
+    def energy(params: PyTree, system: System, lists: DomainLists, shapes: DomainShapes) -> tuple[Array, ListStatus]:
+        energies, status = atomic(params, system, lists, shapes)
+        return systems.of_structures(system, energies.astype(numerics.widest_float())), status
 
-    def predicted(params: PyTree, system: System, lists: DomainLists, shapes: DomainShapes) -> tuple[Any, Seen]:
+    def predicted(params: PyTree, system: System, lists: DomainLists, shapes: DomainShapes) -> tuple[Any, ListStatus]:
         check_memory(potential, params, shapes.n_atoms, shapes.capacities)
         return derivatives(lambda strained: atomic(params, strained, lists, shapes), system)
 
@@ -113,7 +113,7 @@ def _over(potential: Potential, domains: Domains) -> Evaluator:
 
 def _over_domains(
     potential: Potential, params: PyTree, system: System, lists: DomainLists, domains: Domains, shapes: DomainShapes
-) -> tuple[Array, Seen]:
+) -> tuple[Array, ListStatus]:
     """The energies (n_atoms,) of all atoms, each from the domain that owns it (zeros where there are no params)."""
     capacities = shapes.capacities
     first = getattr(potential.atomic_energies, "finite_alone", False)  # without neighbours, it could not be shown
@@ -127,15 +127,15 @@ def _over_domains(
             energies = atomic_energies(potential, params, cluster, neighbors)
         own = jnp.where((slot > 0) & (slot <= number[0]), energies, 0)
         of_all = jnp.zeros(system.n_atoms, own.dtype).at[atoms].add(own)
-        return jax.tree.map(lambda x: x[None], (of_all, _seen(neighbors)))
+        return jax.tree.map(lambda x: x[None], (of_all, _status(neighbors)))
 
     specs = (ALL, ALL, EACH, EACH, EACH, EACH)
     run = jax.shard_map(of_domain, mesh=domains.mesh, in_specs=specs, out_specs=EACH, check_vma=False)
-    energies, seen = run(params, system, lists.verlet, lists.atoms, lists.images, lists.number)
-    return jnp.sum(energies, axis=0), Seen(
-        jnp.max(seen.largest_counts, axis=0), jnp.any(seen.overflow), jnp.any(seen.truncated)
+    energies, status = run(params, system, lists.verlet, lists.atoms, lists.images, lists.number)
+    return jnp.sum(energies, axis=0), ListStatus(
+        jnp.max(status.largest_counts, axis=0), jnp.any(status.overflow), jnp.any(status.truncated)
     )
 
 
-def _seen(neighbors: Neighbors) -> Seen:
-    return Seen(neighbors.largest_counts, neighbors.overflow, neighbors.truncated)
+def _status(neighbors: Neighbors) -> ListStatus:
+    return ListStatus(neighbors.largest_counts, neighbors.overflow, neighbors.truncated)

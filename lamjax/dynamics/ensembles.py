@@ -1,4 +1,4 @@
-"""What is kept constant: jax-md's integrators in chemists' units, over Cartesian, unwrapped positions."""
+"""Ensembles: jax-md's integrators in chemists' units, over Cartesian, unwrapped positions."""
 
 import dataclasses
 from collections.abc import Callable
@@ -198,17 +198,17 @@ def _moves(ensemble: Ensemble, shapes: Any) -> Callable:
     dt = config.timestep * units.FS
 
     def force(positions: Array, around: Surroundings, **_: Any) -> Array:
-        here = around.system._replace(positions=positions)
-        predicted, seen = evaluate.predict(around.params, here, around.lists, shapes)
+        moved = around.system._replace(positions=positions)
+        predicted, status = evaluate.predict(around.params, moved, around.lists, shapes)
         forces = jnp.where(around.fixed, 0, predicted.forces)
-        return jnp.where(seen.overflow, jnp.nan, forces).astype(positions.dtype)
+        return jnp.where(status.overflow, jnp.nan, forces).astype(positions.dtype)
 
     def energy(
         positions: Array, box: Array, around: Surroundings, perturbation: float | Array = 1.0, **_: Any
     ) -> Array:
         scaled = around.system._replace(positions=positions * perturbation, cell=box * perturbation)  # by 1 + dx
-        value, seen = evaluate.energy(around.params, scaled, around.lists, shapes)
-        return (value * jnp.where(seen.overflow, jnp.nan, 1)).astype(positions.dtype)  # a factor: forces are NaN, too
+        value, status = evaluate.energy(around.params, scaled, around.lists, shapes)
+        return (value * jnp.where(status.overflow, jnp.nan, 1)).astype(positions.dtype)  # a factor: forces are NaN, too
 
     def shift(positions: Array, change: Any, around: Surroundings | None = None, **_: Any) -> Array:
         return positions + (change if around is None else jnp.where(around.fixed, 0, change))

@@ -34,23 +34,23 @@ BLOCK = 1 << 18  # bytes of a chunk, about
 MARGIN = 1 << 16  # for what HDF5 writes of itself
 
 
-def append(path: Path, seen: Record, still: dict[str, np.ndarray], timestep: float) -> None:
+def append(path: Path, record: Record, still: dict[str, np.ndarray], timestep: float) -> None:
     """The steps of a record at the end; the first ones make the file, with `still` and the time step (fs) in it.
 
     Raises OSError if it cannot be written.
     """
     if not path.is_file():
-        _create(path, seen, still, timestep)
-    _reserve(path, seen)
+        _create(path, record, still, timestep)
+    _reserve(path, record)
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
-    access.set_file_locking(False, True)  # who reads must not stop who writes
+    access.set_file_locking(False, True)  # a reader must not block the writer
     try:
         opened = h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDWR | h5py.h5f.ACC_SWMR_WRITE, access)
         opened_file: Any = h5py.File(opened)
         with opened_file as file:
             n = len(file["step"])
-            for name, values in reversed(list(seen._asdict().items())):  # the steps last, which tell how many there are
+            for name, values in reversed(list(record._asdict().items())):  # the steps last: they say how many there are
                 file[name].resize(n + len(values), axis=0)
                 file[name][n:] = values
         files.flush(path)
@@ -81,9 +81,9 @@ def cut(path: Path, mark: dict[str, Any]) -> None:
             _copy(file, path, n)
 
 
-def _create(path: Path, seen: Record, still: dict[str, np.ndarray], timestep: float) -> None:
+def _create(path: Path, record: Record, still: dict[str, np.ndarray], timestep: float) -> None:
     def fill(file: h5py.File) -> None:
-        for name, values in seen._asdict().items():
+        for name, values in record._asdict().items():
             _grows(file, name, values.shape[1:], values.dtype)
         for name, values in still.items():
             file.create_dataset(name, data=values)
@@ -123,16 +123,16 @@ def _write_beside(path: Path, fill: Any) -> None:
         fill(file)
 
 
-def _reserve(path: Path, seen: Record) -> None:
+def _reserve(path: Path, record: Record) -> None:
     """Raise OSError if there is no room for a record: in the middle of writing HDF5 would take the process with it."""
-    needed = MARGIN + sum(values.nbytes + BLOCK for values in seen)
+    needed = MARGIN + sum(values.nbytes + BLOCK for values in record)
     if hasattr(os, "posix_fallocate"):  # not everywhere
         with open(path, "rb+") as file:
             os.posix_fallocate(file.fileno(), path.stat().st_size, needed)  # HDF5 gives back what it does not use
 
 
 def _is_closed(path: Path) -> bool:
-    """Whether whoever wrote the file has closed it."""
+    """Whether the writer of the file has closed it."""
     try:
         h5py.File(path, "r", locking=False).close()
     except OSError:

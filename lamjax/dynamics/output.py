@@ -1,4 +1,4 @@
-"""What a simulation leaves behind while it goes on: trajectory, table and restart file, all of one step."""
+"""Output of a simulation while it runs: trajectory, table and restart file, all of one step."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,11 +72,11 @@ class Output:
         with files.uninterrupted():
             self._write(simulation, seen)
 
-    def _write(self, simulation: Simulation, seen: Record) -> None:
+    def _write(self, simulation: Simulation, record: Record) -> None:
         if not self.has_seen:
             files.append(self.paths.table, records.header(self.columns).encode())
-        files.append(self.paths.table, records.rows(seen, self.scene.timestep, self.columns).encode())
-        self.trajectory.append(seen)
+        files.append(self.paths.table, records.rows(record, self.scene.timestep, self.columns).encode())
+        self.trajectory.append(record)
         self._save(simulation)
 
     def resume(self, ensemble: Ensemble, params: PyTree) -> Simulation:

@@ -1,4 +1,4 @@
-"""What is seen of a simulation, and the table of it that is written."""
+"""Records of a simulation, and the table that is written of them."""
 
 import csv
 import io
@@ -41,15 +41,15 @@ class TableColumn(NamedTuple):
 
 
 COLUMNS = (
-    TableColumn("step", lambda seen, timestep: seen.step),
-    TableColumn("time_ps", lambda seen, timestep: seen.step * timestep / 1000),
-    TableColumn("potential_eV", lambda seen, timestep: seen.potential_energy),
-    TableColumn("kinetic_eV", lambda seen, timestep: seen.kinetic_energy),
-    TableColumn("total_eV", lambda seen, timestep: seen.potential_energy + seen.kinetic_energy),
-    TableColumn("conserved_eV", lambda seen, timestep: seen.conserved),
-    TableColumn("temperature_K", lambda seen, timestep: seen.temperature),
-    TableColumn("pressure_GPa", lambda seen, timestep: seen.pressure / units.GPA),
-    TableColumn("volume_A3", lambda seen, timestep: seen.volume),
+    TableColumn("step", lambda record, timestep: record.step),
+    TableColumn("time_ps", lambda record, timestep: record.step * timestep / 1000),
+    TableColumn("potential_eV", lambda record, timestep: record.potential_energy),
+    TableColumn("kinetic_eV", lambda record, timestep: record.kinetic_energy),
+    TableColumn("total_eV", lambda record, timestep: record.potential_energy + record.kinetic_energy),
+    TableColumn("conserved_eV", lambda record, timestep: record.conserved),
+    TableColumn("temperature_K", lambda record, timestep: record.temperature),
+    TableColumn("pressure_GPa", lambda record, timestep: record.pressure / units.GPA),
+    TableColumn("volume_A3", lambda record, timestep: record.volume),
 )
 
 
@@ -58,9 +58,9 @@ def header(columns: Sequence[TableColumn] = COLUMNS) -> str:
     return ",".join(column.name for column in columns) + "\n"
 
 
-def rows(seen: Record, timestep: float, columns: Sequence[TableColumn] = COLUMNS) -> str:
+def rows(record: Record, timestep: float, columns: Sequence[TableColumn] = COLUMNS) -> str:
     """A line for each step of a record, with every digit; NaN where there is no such quantity."""
-    values = [np.asarray(column.of(seen, timestep)).tolist() for column in columns]
+    values = [np.asarray(column.of(record, timestep)).tolist() for column in columns]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(zip(*values, strict=True))
     return text.getvalue()

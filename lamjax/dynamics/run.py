@@ -18,6 +18,7 @@ from lamjax.domains.moving import AnyShapes
 from lamjax.dynamics import ensembles
 from lamjax.dynamics.ensembles import Ensemble, NPTConfig, Surroundings, integrator, thermal_momenta
 from lamjax.dynamics.records import Record
+from lamjax.neighbors.grid import Spare
 from lamjax.potential import check_elements
 from lamjax.system import MASSES, System, as_jax_casts, check_single, fixed_mask, volume
 
@@ -38,7 +39,7 @@ class DynamicsError(RuntimeError):
 
 
 class Simulation(NamedTuple):
-    """Where a simulation is: all that is needed to go on with it, to the last digit."""
+    """The state of a simulation: all that is needed to continue it, to the last digit."""
 
     state: Any  # jax-md's: positions, momenta, thermostats, random numbers
     system: System  # numbers, pbc, and the cell of the start
@@ -82,7 +83,7 @@ class StepDiagnostics(NamedTuple):
     neighbors: Int[Array, " n_shells"]
     fullest: Int[Array, " n_kinds"]  # bin, and domain where there are several
     radius: Float[Array, ""]  # Å that the bins let an atom see
-    way: Float[Array, " n_atoms"]  # Å
+    moved: Float[Array, " n_atoms"]  # Å in the step
     ok: Bool[Array, ""]
 
 
@@ -121,7 +122,7 @@ def begin(
             raise ValueError(f"temperature is {wanted} K; momenta are drawn at 0 K or more.")
         momenta = thermal_momenta(ensemble.config, host, fixed, wanted, seed)
     else:
-        momenta = _given(host, fixed, momenta)
+        momenta = _checked_momenta(host, fixed, momenta)
     momenta = momenta.astype(host.positions.dtype)
     shapes, bath = _shapes(ensemble, host, skin, room), ensembles.bath(ensemble.config)
     while True:
@@ -138,7 +139,7 @@ def begin(
         shapes = grown
 
 
-def _given(system: System, fixed: np.ndarray, momenta: Array | None) -> np.ndarray:
+def _checked_momenta(system: System, fixed: np.ndarray, momenta: Array | None) -> np.ndarray:
     """Momenta that were given, checked, 0 where atoms are fixed and without a drift of the centre of mass."""
     momenta = np.asarray(momenta, np.float64)
     if momenta.shape != (system.n_atoms, 3):
@@ -180,9 +181,9 @@ def simulate(
     skin: float = SKIN,
     seconds: float = math.inf,
 ) -> Iterator[tuple[Simulation, Record]]:
-    """`n_steps` more steps: after each chunk where the simulation is, and what was seen in its steps.
+    """`n_steps` more steps: after each chunk the simulation and the records of its steps.
 
-    Seen are the steps whose number is a multiple of `every`, and the last one. The device works on the next chunk while
+    Recorded are steps whose number is a multiple of `every`, and the last one. The device works on the next chunk while
     the caller has this one. A chunk takes at most `CHUNK` records and about `seconds`, but at least one record; how
     steps are divided into chunks changes no digit of them. Lists are searched anew when an atom (or the cell) has
     moved by half the skin; arrays that become too narrow grow, and no step is lost or made with missing neighbours.
@@ -198,10 +199,10 @@ def simulate(
         moved = made.chunk(simulation.state, _around(ensemble, params, simulation), span)
         if ready is not None:  # the device is at work
             yield ready
-        state, lists, step, ok, n_seen, seen = jax.block_until_ready(moved)
+        state, lists, step, ok, n_made, records = jax.block_until_ready(moved)
         failures = 0 if int(step) > simulation.step else failures
         simulation = simulation._replace(state=state, lists=lists, step=int(step))
-        ready = (simulation, Record(*(np.asarray(x)[: int(n_seen)] for x in seen))) if n_seen else None
+        ready = (simulation, Record(*(np.asarray(x)[: int(n_made)] for x in records))) if n_made else None
         if not math.isinf(seconds):
             n_records = max(1, int(min(CHUNK, n_records * seconds / (time.monotonic() - began))))
         if not ok:
@@ -214,11 +215,11 @@ def simulate(
 
 
 def observe(ensemble: Ensemble, params: PyTree, simulation: Simulation, skin: float = SKIN) -> Record:
-    """What is seen of a simulation where it is: a record of one step. Nothing is compiled that `simulate` does not."""
+    """The record of the present step of a simulation. Nothing is compiled that `simulate` does not."""
     _check_fits(ensemble, simulation)
     chunk, around = _programs(ensemble, simulation.shapes, skin).chunk, _around(ensemble, params, simulation)
-    *_, seen = chunk(simulation.state, around, Span(simulation.step, simulation.step, 1, 1))
-    return Record(*(np.asarray(x)[:1] for x in seen))
+    *_, records = chunk(simulation.state, around, Span(simulation.step, simulation.step, 1, 1))
+    return Record(*(np.asarray(x)[:1] for x in records))
 
 
 def _around(ensemble: Ensemble, params: PyTree, simulation: Simulation) -> Surroundings:
@@ -228,11 +229,11 @@ def _around(ensemble: Ensemble, params: PyTree, simulation: Simulation) -> Surro
 
 def _check_fits(ensemble: Ensemble, simulation: Simulation) -> None:
     """Raise ValueError for a simulation in arrays of another kind of potential; other cutoffs are searched anew."""
-    mine, its = len(ensemble.potential.shells), len(simulation.shapes.capacities)
-    if mine != its:
+    n_wanted, n_had = len(ensemble.potential.shells), len(simulation.shapes.capacities)
+    if n_wanted != n_had:
         raise ValueError(
-            f"The simulation was begun with a potential of {its} cutoffs, this one has {mine}. Begin again with it, "
-            "from simulation.system and the momenta in simulation.state."
+            f"The simulation was begun with a potential of {n_had} cutoffs, this one has {n_wanted}. Begin again with "
+            "it, from simulation.system and the momenta in simulation.state."
         )
 
 
@@ -249,8 +250,8 @@ def _wider(ensemble: Ensemble, params: PyTree, simulation: Simulation, skin: flo
 
 def _shapes(ensemble: Ensemble, system: System, skin: float, least: Any = None) -> Any:
     """Shapes of arrays with room for the neighbours of a structure and some more."""
-    margin = 1.02 if isinstance(ensemble.config, NPTConfig) else 1.0  # the bins may become thinner
-    return ensemble.evaluator.shapes(system, skin, HEADROOM, least, margin)
+    shrinking = 1.02 if isinstance(ensemble.config, NPTConfig) else 1.0  # the bins may become thinner
+    return ensemble.evaluator.shapes(system, Spare(skin, HEADROOM, shrinking), least)
 
 
 def _grown(ensemble: Ensemble, simulation: Simulation, diagnostics: StepDiagnostics, skin: float) -> Any:
@@ -261,9 +262,9 @@ def _grown(ensemble: Ensemble, simulation: Simulation, diagnostics: StepDiagnost
     ]
     fits = all(n <= c for n, c in zip(wanted, shapes.capacities, strict=True))
     has_room = np.all(np.asarray(diagnostics.fullest) <= ensemble.evaluator.rooms(shapes))
-    sees = float(diagnostics.radius) >= shells[0].cutoff and has_room
+    has_reach = float(diagnostics.radius) >= shells[0].cutoff and has_room
     current = jax.tree.map(np.asarray, diagnostics.system)
-    if (fits and sees) or not np.isfinite(current.positions).all() or not np.isfinite(current.cell).all():
+    if (fits and has_reach) or not np.isfinite(current.positions).all() or not np.isfinite(current.cell).all():
         return shapes
     # what lies on the cutoff is counted by the host or is not, as rounding goes
     room = tuple(max(n, c) for n, c in zip(wanted, shapes.capacities, strict=True))
@@ -272,12 +273,12 @@ def _grown(ensemble: Ensemble, simulation: Simulation, diagnostics: StepDiagnost
 
 def _why(simulation: Simulation, diagnostics: StepDiagnostics, ensemble: Ensemble) -> str:
     """A message: what went wrong in the step that could not be made."""
-    way = np.asarray(diagnostics.way)
-    k = int(np.argmax(np.where(np.isfinite(way), way, np.inf)))
+    moved = np.asarray(diagnostics.moved)
+    k = int(np.argmax(np.where(np.isfinite(moved), moved, np.inf)))
     what = f"atom {k} ({ase.data.chemical_symbols[int(simulation.system.numbers[k])]})"
-    moves = f"moves {way[k]:.2f} Å in one step" if np.isfinite(way[k]) else "is nowhere: its position is not finite"
+    moves = f"moves {moved[k]:.2f} Å in one step" if np.isfinite(moved[k]) else "is nowhere: its position is not finite"
     fault = f"{what} {moves}"
-    if np.isfinite(way).all() and way[k] < FARTHEST:
+    if np.isfinite(moved).all() and moved[k] < FARTHEST:
         fault = "energy or forces became infinite or NaN"
     config = ensemble.config
     slower = f"lengthen barostat_time (now {config.barostat_time:g} fs), " if isinstance(config, NPTConfig) else ""
@@ -310,8 +311,8 @@ def _compiled(ensemble: Ensemble, shapes: AnyShapes, skin: float) -> MDPrograms:
         after, lists, ok = stepper.step(state, around)
         current = moves.place(after, around.system)
         lists, fullest = search(lists, current)
-        way = stepper.moved(state, after, around.system)
-        return StepDiagnostics(current, lists.largest_counts, fullest, lists.radius, way, ok)
+        moved = stepper.moved(state, after, around.system)
+        return StepDiagnostics(current, lists.largest_counts, fullest, lists.radius, moved, ok)
 
     chunk = _chunk(stepper, _observer(ensemble, shapes, moves))
     options = numerics.compiler_options()
@@ -337,9 +338,13 @@ def _stepper(ensemble: Ensemble, shapes: AnyShapes, skin: float) -> Stepper:
 
         stale = evaluate.is_stale(around.lists, current)
         after, lists = jax.lax.cond(stale, again, lambda _: (after, around.lists), None)
-        way = moved(state, after, around.system)
+        displacement = moved(state, after, around.system)
         # what depends on NaN is NaN: an overflow shows in the forces
-        ok = jnp.all(jnp.isfinite(after.force)) & jnp.all(jnp.isfinite(after.momentum)) & jnp.all(way < FARTHEST)
+        ok = (
+            jnp.all(jnp.isfinite(after.force))
+            & jnp.all(jnp.isfinite(after.momentum))
+            & jnp.all(displacement < FARTHEST)
+        )
         return after, lists, ok
 
     def moved(state: Any, after: Any, system: System) -> Array:
@@ -356,9 +361,9 @@ def _chunk(stepper: Stepper, observe: Callable) -> Callable:
     """The program of many steps, with a record of every few."""
 
     def chunk(state: Any, around: Surroundings, span: Span) -> tuple:
-        """From step `first` at most to step `last`, and what is seen after every `every`-th, `n_records` of them.
+        """Steps from `first` to at most `last`, and a record after every `every`-th, `n_records` of them.
 
-        With `last` equal to `first`, what is seen there. None of the four is a part of the program.
+        With `last` equal to `first`, the record there. None of the four is a part of the program.
         """
         blank = jax.eval_shape(observe, state, around, span.first)
         blank = jax.tree.map(lambda x: jnp.zeros((CHUNK, *x.shape), x.dtype), blank)
@@ -370,14 +375,14 @@ def _chunk(stepper: Stepper, observe: Callable) -> Callable:
             return state, lists, k + ok, ok, end
 
         def record(carry: tuple) -> tuple:
-            state, lists, now, ok, n, seen = carry
+            state, lists, now, ok, n, records = carry
             end = jnp.minimum(span.last, (now // span.every + 1) * span.every)
             state, lists, now, ok, _ = jax.lax.while_loop(
                 lambda c: c[3] & (c[2] < c[4]), step, (state, lists, now, ok, end)
             )
             observed = observe(state, around._replace(lists=lists), now)
-            seen = jax.tree.map(lambda all_, x: all_.at[n].set(x), seen, observed)
-            return state, lists, now, ok, n + (now == end), seen
+            records = jax.tree.map(lambda all_, x: all_.at[n].set(x), records, observed)
+            return state, lists, now, ok, n + (now == end), records
 
         start = state, around.lists, span.first, jnp.ones((), bool), jnp.zeros((), jnp.int32), blank
         return jax.lax.while_loop(lambda c: c[3] & (c[4] < span.n_records), record, start)

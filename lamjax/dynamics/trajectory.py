@@ -67,23 +67,23 @@ def writer(path: Path, scene: Scene) -> Writer:
         case ".h5" | ".hdf5":
             still = {"numbers": scene.system.numbers, "pbc": scene.system.pbc, "fixed": scene.fixed}
             still = {name: np.asarray(x) for name, x in still.items()}
-            made = lambda seen: hdf5.append(path, seen, still, scene.timestep)  # noqa: E731
+            made = lambda record: hdf5.append(path, record, still, scene.timestep)  # noqa: E731
             return Writer(made, lambda: hdf5.mark(path), lambda mark: hdf5.cut(path, mark))
     raise ValueError(f"{path}: a trajectory is written as .extxyz, .xyz, .traj (ASE) or .h5.")
 
 
-def text(scene: Scene, seen: Record) -> bytes:
+def text(scene: Scene, record: Record) -> bytes:
     """The steps of a record as extxyz, 8 decimals."""
     import ase.io
 
     content = io.StringIO()
-    ase.io.write(content, list(frames(scene, seen)), format="extxyz")
+    ase.io.write(content, list(frames(scene, record)), format="extxyz")
     return content.getvalue().encode()
 
 
 def _extxyz(path: Path, scene: Scene) -> Writer:
     return Writer(
-        lambda seen: files.append(path, text(scene, seen)),
+        lambda record: files.append(path, text(scene, record)),
         lambda: {"bytes": files.size(path)},
         lambda mark: files.cut(path, mark["bytes"]),
     )
@@ -93,9 +93,9 @@ def _traj(path: Path, scene: Scene) -> Writer:
     """ASE's trajectory, every digit."""
     from ase.io.trajectory import TrajectoryWriter
 
-    def append(seen: Record) -> None:
+    def append(record: Record) -> None:
         with TrajectoryWriter(path, "a") as file:
-            for atoms in frames(scene, seen):
+            for atoms in frames(scene, record):
                 file.write(atoms)
         files.flush(path)
 

@@ -1,1 +1,1 @@
-"""How good a model is: errors, parity, what was forgotten, where structures relax to."""
+"""Evaluation of models: errors, parity, forgetting, and the ends of relaxations."""

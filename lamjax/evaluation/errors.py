@@ -1,4 +1,4 @@
-"""What a model says of labelled frames, and how far it is off."""
+"""Predictions of a model for labelled frames, and their errors."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -37,12 +37,12 @@ def predictions(
     for batch in batches(packed, batch_size, seed=None, epochs=1):
         result = jax.device_get(run(params, batch))
         for row, slot in zip(*np.nonzero(batch.frame >= 0), strict=True):
-            mine = (batch.system.structure[row] == slot) & (batch.system.numbers[row] > 0)
+            part = (batch.system.structure[row] == slot) & (batch.system.numbers[row] > 0)
             by_frame[int(batch.frame[row, slot])] = Prediction(
                 result.energy[row, slot],
-                result.forces[row, mine],
+                result.forces[row, part],
                 result.virial[row, slot],
-                result.atomic_energies[row, mine],
+                result.atomic_energies[row, part],
             )
     return [by_frame[k] for k in range(len(packed.sources))]
 
@@ -71,8 +71,8 @@ def unseen_elements(potential: Potential, params: Params, frames: Sequence[Frame
     present = {ase.data.chemical_symbols[z] for frame in frames for z in np.unique(frame.system.numbers) if z > 0}
     unseen = {}
     for head in potential.config.head_names:
-        seen = seen_elements(potential, params, head)
-        unseen[head] = [] if seen is None else sorted(present - set(seen))
+        trained = seen_elements(potential, params, head)
+        unseen[head] = [] if trained is None else sorted(present - set(trained))
     return unseen
 
 

@@ -1,4 +1,4 @@
-"""What fine-tuning cost elsewhere: every head's errors before and after, and how far heads without data moved."""
+"""Forgetting by fine-tuning: every head's errors before and after, and changes of heads without data."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple

@@ -1,6 +1,5 @@
-"""How good a model is at structures: held-out starts relaxed all the way, and compared with where they should end."""
+"""Structure errors of a model: held-out starts relaxed to convergence and compared with their targets."""
 
-import contextlib
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from lamjax import checkpoints, files, pytree
+from lamjax import checkpoints, files, numerics, pytree
 from lamjax.data import Frame, Pair, matching, pack, plan
 from lamjax.data.pairs import pair_name
 from lamjax.data.records import one_line
@@ -74,9 +73,8 @@ def judge(
     `watch` gets the iterator of finished relaxations and may show its progress.
     """
     relaxations: list[Relaxation | None] = [None] * len(pairs)
-    precision = jax.default_matmul_precision(matmul_precision) if matmul_precision else contextlib.nullcontext()
     starts, fixed = [pair.start for pair in pairs], [pair.fixed for pair in pairs]
-    with precision:
+    with numerics.matmul_precision(matmul_precision):
         for outcome in watch(stream(potential, params, starts, config, fixed=fixed)):
             relaxations[outcome.number] = outcome.relaxation
     failed = np.array([r is None or not bool(r.finite) for r in relaxations])
@@ -180,7 +178,7 @@ def write_structures(path: Path, pairs: Sequence[Pair], before: Judgement, after
 
 
 def read_structures(path: Path, when: str) -> Judgement:
-    """What `write_structures` wrote of "before" or "after", to the last digit."""
+    """The judgement "before" or "after" in a file of `write_structures`, to the last digit."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     kinds = {"n_steps": int, "converged": "True".__eq__, "failed": "True".__eq__}

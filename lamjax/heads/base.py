@@ -1,4 +1,4 @@
-"""What a head is: a function from descriptors to one number per atom."""
+"""The interface of heads: a function from descriptors to one number per atom."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

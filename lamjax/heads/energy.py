@@ -86,7 +86,7 @@ def _init(
 def _further_inputs(
     params: PyTree, config: EnergyHeadConfig, features: Array, fparam: Array | None, aparam: Array | None
 ) -> list:
-    """What enters the net beside the descriptor, each (n_atoms, width)."""
+    """Inputs of the net beside the descriptor, each (n_atoms, width)."""
     n, statistics = len(features), params["statistics"]
     if fparam is None and config.default_fparam is not None:
         fparam = jnp.asarray(config.default_fparam)

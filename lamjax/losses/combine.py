@@ -18,7 +18,7 @@ from lamjax.potential import Params, Potential, select
 
 
 class TaskBatches(NamedTuple):
-    """What one step learns from: slots with the frames of one task each, all of one shape.
+    """The batch of one step: slots with the frames of one task each, all of one shape.
 
     Slots of different tasks may lie on different devices.
     """

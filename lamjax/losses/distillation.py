@@ -1,4 +1,4 @@
-"""What a student learns from a teacher: its energies, forces and virials, and how its forces change."""
+"""The loss of a student: energies, forces and virials of its teacher, and changes of the forces."""
 
 from typing import Annotated, Any, NamedTuple
 

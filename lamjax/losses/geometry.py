@@ -1,4 +1,4 @@
-"""How far one structure is from another of the same atoms: displacements, strain and volume, all differentiable."""
+"""Differences of two structures of the same atoms: displacements, strain and volume, all differentiable."""
 
 import functools
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Losses of what is computed of relaxed structures: moduli, volumes, heat capacities, force constants."""
+"""The loss of what is computed of relaxed structures: moduli, volumes, heat capacities."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -12,66 +12,22 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from pydantic import Field
 
 from lamjax import neighbors as neighbor_lists
-from lamjax import properties, pytree, units
-from lamjax.arguments import ArgumentError, describe, expect
+from lamjax import properties, pytree
+from lamjax.arguments import expect
 from lamjax.config import configuration
 from lamjax.data.structure_batches import SHRINK
 from lamjax.factories import factory
 from lamjax.lattice import image_offsets, padded_images
+from lamjax.losses.property_targets import AWAY, ELASTIC, JOULES, SHAPES, VIBRATIONAL, TargetConfig, target_value
 from lamjax.neighbors import Neighbors
 from lamjax.neighbors.verlet import SKIN
 from lamjax.potential import Potential, check_potential
 from lamjax.properties import PropertyConfig, Supercell
 from lamjax.relaxation import CellConfig, Implicit, RelaxConfig, relax
-from lamjax.system import System, masses, real, volume
+from lamjax.system import System, real, volume
 
-MODULI = {"GPa": 1.0, "kbar": 0.1, "eV/Å³": 1 / units.GPA}
-JOULES = 96485.33212  # J/mol of one eV
-HEAT = {"J/(mol K)": 1.0, "eV/K": JOULES}
-UNITS = {  # of each quantity, and how much of the first one it is
-    "volume": {"Å³": 1.0},
-    "volume_per_atom": {"Å³": 1.0},
-    "density": {"g/cm³": 1.0, "kg/m³": 1e-3},
-    "lengths": {"Å": 1.0},
-    "bulk_modulus": MODULI,
-    "shear_modulus": MODULI,
-    "young_modulus": MODULI,
-    "elastic_tensor": MODULI,
-    "heat_capacity": HEAT,  # of the cell as it is given, at constant volume, as phonopy has it
-    "heat_capacity_per_atom": HEAT,
-}
-SHAPES = {"lengths": (3,), "elastic_tensor": (6, 6)}
-LARGEST = {name: 3000.0 for name, unit in UNITS.items() if unit is MODULI}  # GPa; diamond has 1100
-ELASTIC = {name for name, unit in UNITS.items() if unit is MODULI}
-VIBRATIONAL = {name for name, unit in UNITS.items() if unit is HEAT}
-SKEW = 0.05  # of the largest constant; what calculations leave of asymmetry is less
-DULONG_PETIT = 3 * units.KB * JOULES  # J/(mol K) of an atom: no harmonic crystal holds more
-AWAY = 2.0  # a target volume that many times that of the structure belongs to another cell or has another unit,
-# and a crystal that becomes so much larger or smaller has fallen apart
 Count = Annotated[int, Field(ge=1)]
-
-
-@configuration
-class TargetConfig:
-    """One quantity that is compared with targets."""
-
-    name: Annotated[str, Field(description="one of UNITS")]
-    weight: Annotated[float, Field(ge=0)] = 1.0
-    scale: Annotated[
-        float | None,
-        Field(
-            gt=0,
-            description="in the first unit of the quantity: an error of this size counts 1; None, in a run of "
-            "fine-tuning: a tenth of the median target",
-        ),
-    ] = 1.0
-    unit: Annotated[str | None, Field(description="of the targets; None: the first one of the quantity")] = None
-
-    def __post_init__(self) -> None:
-        if self.name not in UNITS:
-            raise ValueError(f"Unknown property {self.name!r}; known: {', '.join(UNITS)}.")
-        if self.unit is not None and self.unit not in UNITS[self.name]:
-            raise ValueError(f"{self.name} has no unit {self.unit!r}; known: {', '.join(UNITS[self.name])}.")
+_REMEDY = "losses.property_batch makes one of structures and targets."
 
 
 @configuration
@@ -195,71 +151,6 @@ def _supercells(
     return pytree.stack([widened(c) for c in cells])._replace(neighbors=lists)
 
 
-def target_value(target: TargetConfig, value: Any, system: System, name: str) -> np.ndarray | None:
-    """A target of a structure in the first unit of its quantity; None if there is none. ValueError for what is wrong.
-
-    `name` is what messages call the structure.
-    """
-    if value is None:
-        return None
-    value, shape = np.asarray(value, np.float64), SHAPES.get(target.name, ())
-    if value.shape != shape or not np.all(np.isfinite(value)):
-        raise ValueError(
-            f"{target.name} of structure {name} is {value.tolist()}: expected "
-            f"{'a finite number' if not shape else f'finite numbers of shape {shape}'}."
-        )
-    known, n_atoms = UNITS[target.name], int(np.sum(np.asarray(real(system))))
-    value = value * known[target.unit or next(iter(known))]
-    problem = f"{target.name} of structure {name} is {np.abs(value).max():.4g} {next(iter(known))}"
-    remedy = f"Say the unit of the targets (TargetConfig(unit=...)): {', '.join(known)}."
-    if np.abs(value).max() > LARGEST.get(target.name, np.inf):
-        raise ValueError(f"{problem}, which no crystal has. {remedy}")
-    if target.name in ELASTIC:
-        _check_stable(target.name, value, name)
-    if target.name in VIBRATIONAL:
-        most = DULONG_PETIT * (n_atoms if target.name == "heat_capacity" else 1)
-        if not 0 <= value <= 1.01 * most:
-            raise ValueError(
-                f"{problem}; vibrations of its {n_atoms} atoms hold between 0 and {most:.4g} (3 k for each). Is it of "
-                f"another cell, or at constant pressure? {remedy}"
-            )
-    own = _of_structure(target.name, system, n_atoms)
-    if own is not None and np.any((value > AWAY * own) | (value < own / AWAY)):
-        raise ValueError(
-            f"{problem}, that of the structure as it is given {np.array2string(np.asarray(own), precision=4)}. Is the "
-            f"target of another cell (primitive, conventional, per atom), or in another unit? {remedy}"
-        )
-    return value
-
-
-def _check_stable(quantity: str, value: np.ndarray, name: str) -> None:
-    """ValueError for moduli that no crystal at a minimum has: not positive, or a tensor that is not symmetric."""
-    remedy = "Leave out the target; data bases write such values where there is none, and for unstable crystals."
-    if not value.ndim and value <= 0:
-        raise ValueError(f"{quantity} of structure {name} is {value:.4g} GPa, which is not above 0. {remedy}")
-    if value.ndim and (skew := np.abs(value - value.T)).max() > SKEW * np.abs(value).max():
-        i, j = np.unravel_index(np.argmax(skew), skew.shape)
-        raise ValueError(
-            f"{quantity} of structure {name} is not symmetric: C{i + 1}{j + 1} is {value[i, j]:.4g} GPa and "
-            f"C{j + 1}{i + 1} {value[j, i]:.4g}. Write all 36 numbers, row by row, in the order xx yy zz yz xz xy."
-        )
-
-
-def _of_structure(name: str, system: System, n_atoms: int):
-    """The quantity of the structure as it is given; None for what its geometry alone does not say."""
-    size = float(volume(jax.tree.map(np.asarray, system)))
-    match name:
-        case "volume":
-            return size
-        case "volume_per_atom":
-            return size / n_atoms
-        case "density":
-            return properties.DENSITY * float(np.sum(masses(system))) / size
-        case "lengths":
-            return np.linalg.norm(np.asarray(system.cell), axis=-1)
-    return None
-
-
 @factory
 def property_loss(potential: Potential, config: PropertyLossConfig) -> Callable:
     """The loss `(params, batch, lr_ratio) -> (scalar, metrics)` of properties of structures that are relaxed first.
@@ -276,7 +167,7 @@ def property_loss(potential: Potential, config: PropertyLossConfig) -> Callable:
     size = {"squared": jnp.square, "absolute": lambda x: jnp.sqrt(1 + x * x) - 1}[config.error]
 
     def loss(params: PyTree, batch: PropertyBatch, lr_ratio: float | Array = 1.0) -> tuple[Array, dict]:
-        _check(batch, PropertyBatch, "property_loss", "losses.property_batch makes one of structures and targets.")
+        expect(batch, PropertyBatch, "property_loss takes a PropertyBatch", _REMEDY)
         crystals, counted, n_steps = _relaxed(potential, params, batch, config)
 
         def judged(params):
@@ -307,7 +198,7 @@ def property_values(potential: Potential, config: PropertyLossConfig) -> Callabl
     expect(config, PropertyLossConfig, "property_values takes a PropertyLossConfig second", "It names the properties.")
 
     def values_of(params: PyTree, batch: PropertyBatch) -> PropertyValues:
-        _check(batch, PropertyBatch, "property_values", "losses.property_batch makes one of structures and targets.")
+        expect(batch, PropertyBatch, "property_values takes a PropertyBatch", _REMEDY)
         crystals, counted, n_steps = _relaxed(potential, params, batch, config)
         values, stable, settled = jax.vmap(lambda x: _properties(potential, config, params, *x))(crystals)
         counted = counted & settled
@@ -323,8 +214,8 @@ def _relaxed(potential, params, batch: PropertyBatch, config: PropertyLossConfig
     What did not converge, or fell apart, is replaced by one that did, so that no NaN reaches a gradient.
     """
     still, shells = jax.lax.stop_gradient, potential.shells
-    how = dataclasses.replace(config.relax, adjoint=Implicit())  # which keeps nothing of the way
-    end = still(relax(potential, still(params), batch.start, batch.neighbors, how))
+    relaxation = dataclasses.replace(config.relax, adjoint=Implicit())  # which keeps nothing of the way
+    end = still(relax(potential, still(params), batch.start, batch.neighbors, relaxation))
     lists = jax.vmap(lambda n, s: neighbor_lists.update(n, s, shells))(batch.neighbors, end.system)
     counted, cells = end.converged & ~lists.overflow & jnp.any(real(batch.start), axis=-1), batch.cells
     stretch = volume(end.system) / volume(batch.start)
@@ -372,62 +263,3 @@ def _compared(values: dict, batch: PropertyBatch, counted, config: PropertyLossC
         number = jnp.maximum(jnp.sum(weight > 0), 1)
         metrics[f"{target.name}_mae"] = jnp.sum(jnp.mean(jnp.abs(jax.lax.stop_gradient(error)), axis=axes)) / number
     return total / jnp.maximum(jnp.sum(counted), 1), metrics
-
-
-# ---- force constants
-
-
-class ForceConstantBatch(NamedTuple):
-    """Some directions of the Hessian of structures, at the structures themselves. Leading axis of structures."""
-
-    system: System
-    neighbors: Neighbors
-    directions: Float[Array, "n_batch n_directions n_atoms 3"]  # displacements of norm 1
-    products: Float[Array, "n_batch n_directions n_atoms 3"]  # Φ v (eV/Å²)
-
-
-def sampled_columns(
-    constants: Float[np.ndarray, "n_rows n_super 3 3"], rows: np.ndarray, n: int, rng: np.random.Generator
-) -> tuple[Float[np.ndarray, "n n_super 3"], Float[np.ndarray, "n n_super 3"]]:
-    """`n` directions at random among the atoms `rows` and components whose force constants are known, and Φ v of each.
-
-    On the host; `constants` (eV/Å²) as `properties.force_constants` and phonopy's compact format have them.
-    """
-    constants = np.asarray(constants)
-    if constants.ndim != 4 or constants.shape[2:] != (3, 3) or len(constants) != len(rows):
-        raise ValueError(f"Force constants have shape {constants.shape}; expected ({len(rows)}, n_super, 3, 3).")
-    chosen = rng.choice(3 * len(rows), size=n, replace=n > 3 * len(rows))
-    directions = np.zeros((n, constants.shape[1], 3))
-    directions[np.arange(n), np.asarray(rows)[chosen // 3], chosen % 3] = 1
-    return directions, constants[chosen // 3, :, chosen % 3]
-
-
-@factory
-def force_constant_loss(potential: Potential) -> Callable:
-    """The loss `(params, batch, lr_ratio) -> (scalar, metrics)`: mean square of (H v - Φ v) per atom, in (eV/Å²)².
-
-    The batch is a `ForceConstantBatch`: products of the reference's force constants with some directions, at the
-    reference's own structure, as in the phonon fine-tuning of arXiv 2601.07742. A product costs about three evaluations
-    of the forces. Rows without atoms do not count.
-    """
-    check_potential(potential, "force_constant_loss")
-
-    def one(params, system, lists, directions, products):
-        computed = properties.hessian_products(potential, params, system, lists, directions)
-        error = jnp.where(real(system)[:, None], computed - products, 0)
-        return jnp.mean(jnp.sum(error**2, axis=(1, 2))) / jnp.maximum(jnp.sum(real(system)), 1)
-
-    def loss(params: PyTree, batch: ForceConstantBatch, lr_ratio: float | Array = 1.0) -> tuple[Array, dict]:
-        _check(batch, ForceConstantBatch, "force_constant_loss", "losses.sampled_columns gives its columns.")
-        present = jnp.any(real(batch.system), axis=-1)
-        each = jax.vmap(lambda *x: one(params, *x))(*batch)
-        value = jnp.sum(jnp.where(present, each, 0)) / jnp.maximum(jnp.sum(present), 1)
-        root = jnp.sqrt(jax.lax.stop_gradient(value) / 3)
-        return value, {"force_constant_rmse": root, "n_structures": jnp.sum(present)}
-
-    return loss
-
-
-def _check(batch: Any, kind: type, name: str, remedy: str) -> None:
-    if not isinstance(batch, kind):
-        raise ArgumentError(f"{name} takes a {kind.__name__}, got {describe(batch)}. {remedy}")

@@ -78,7 +78,7 @@ def _backward(potential: Potential, residuals: tuple, cotangent: Prediction) -> 
     positions, cell = variables["positions"], variables["cell"]
 
     def gradient(moved: Any, epsilon: Any, share: Any) -> dict:
-        """Of Σ E at moved and strained structures, and of the cotangents' own Σ Ē E + Σ ē e times `share`."""
+        """Gradient of Σ E at moved and strained structures, and of the cotangents' own Σ Ē E + Σ ē e times `share`."""
 
         def total(chosen: dict) -> Any:
             at = variables | chosen

@@ -33,6 +33,14 @@ class Grid(NamedTuple):
         return np.array(list(itertools.product(*(range(-m, m + 1) for m in self.reach))), np.int32)
 
 
+class Spare(NamedTuple):
+    """Room of arrays beyond what a structure needs at its present positions."""
+
+    skin: float  # Å beyond the cutoff
+    headroom: float  # times its neighbours, and the atoms of a domain
+    shrinking: float = 1.0  # times the width that bins need, for a cell that may become smaller
+
+
 class Shapes(NamedTuple):
     """Widths of the arrays of a moving structure. Hashable, static."""
 
@@ -41,25 +49,16 @@ class Shapes(NamedTuple):
     grid: Grid
 
 
-def shapes(
-    system: System,
-    shells: tuple[Shell, ...],
-    skin: float,
-    headroom: float,
-    least: Shapes | None = None,
-    margin: float = 1.0,
-) -> Shapes:
-    """Room for a structure, for `headroom` times its neighbours, and at least as much as before. On the host.
-
-    Bins are `margin` times as wide as they need be, for a cell that may shrink.
-    """
-    n_neighbors = [math.ceil(headroom * n) for n in count(system, shells)]
+def shapes(system: System, shells: tuple[Shell, ...], spare: Spare, least: Shapes | None = None) -> Shapes:
+    """Room for a structure and what is to spare, and at least as much as before. On the host."""
+    n_neighbors = [math.ceil(spare.headroom * n) for n in count(system, shells)]
     if least is not None:
-        n_neighbors = [max(n, had) for n, had in zip(n_neighbors, least.capacities, strict=True)]
-    radius = shells[0].cutoff + skin
+        n_neighbors = [max(n, capacity) for n, capacity in zip(n_neighbors, least.capacities, strict=True)]
+    radius = shells[0].cutoff + spare.skin
     within = count(system, (shells[0]._replace(cutoff=radius, sel=None),))[0]
-    width = max(math.ceil(headroom * within), 0 if least is None else least.width, 4)
-    bins = plan(system, margin * radius, max(headroom, FULLER))  # an empty place there costs next to nothing
+    width = max(math.ceil(spare.headroom * within), 0 if least is None else least.width, 4)
+    # an empty place of a bin costs next to nothing
+    bins = plan(system, spare.shrinking * radius, max(spare.headroom, FULLER))
     if least is not None and (bins.bins, bins.reach) == (least.grid.bins, least.grid.reach):
         bins = bins._replace(capacity=max(bins.capacity, least.grid.capacity))
     return Shapes(plan_capacities(tuple(n_neighbors), shells), width, bins)
@@ -173,5 +172,5 @@ def _flat(bins: Any, grid: Grid) -> Any:
 
 
 def _looked_at_all(system: System, grid: Grid) -> Array:
-    """Directions in which an atom sees everything there is, however thick the bins."""
+    """Directions in which all bins are searched, however thick they are."""
     return ~system.pbc & (np.array(grid.bins) <= np.array(grid.reach) + 1)

@@ -22,10 +22,10 @@ def count(system: System, shells: tuple[Shell, ...]) -> tuple[int, ...]:
     """Largest number of neighbours of an atom within each shell, before any `sel`."""
     real, columns = _search(system, shells[0].cutoff, "id")
     i, r = (real[columns[0].astype(int)], columns[1]) if columns else (np.zeros(0, int), np.zeros(0))
-    return _most(i, r, shells)
+    return _largest_counts(i, r, shells)
 
 
-def _most(i: np.ndarray, r: np.ndarray, shells: tuple[Shell, ...]) -> tuple[int, ...]:
+def _largest_counts(i: np.ndarray, r: np.ndarray, shells: tuple[Shell, ...]) -> tuple[int, ...]:
     """The largest number of pairs of one centre i whose distance r is within each cutoff."""
     return tuple(int(np.bincount(i[r <= s.cutoff]).max(initial=0)) for s in shells)
 
@@ -45,7 +45,7 @@ def allocate(
     system = jax.tree.map(np.asarray, system)
     i, j, images, r = pairs(system, shells[0].cutoff)
     check_distances(i, j, r)
-    n_neighbors = _most(i, r, shells)
+    n_neighbors = _largest_counts(i, r, shells)
     needed = plan_capacities(n_neighbors, shells)
     capacities = needed if capacities is None else tuple(capacities)
     for shell, f, width in zip(shells, n_neighbors, capacities, strict=True):
@@ -73,7 +73,7 @@ def host_neighbors(
     """
     system = jax.tree.map(np.asarray, system)
     i, j, images, r = pairs(system, shells[0].cutoff)
-    return _pack(system, shells, capacities, (i, j, images, r), _most(i, r, shells), n_offsets)
+    return _pack(system, shells, capacities, (i, j, images, r), _largest_counts(i, r, shells), n_offsets)
 
 
 def pairs(system: System, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

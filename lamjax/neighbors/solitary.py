@@ -29,14 +29,14 @@ def atomic_energies(
     system, neighbors = jax.tree.map(jnp.asarray, (system, neighbors))
     is_real, alone = systems.real(system), ~jnp.any(neighbors.mask, axis=1)
     shown = accompanied(system, neighbors, alone, kind, distance)
-    run, sees = _traced(potential, params, *shown)
-    if not sees:
+    run, uses_neighbors = _traced(potential, params, *shown)
+    if not uses_neighbors:
         return run(params, system, neighbors, displacements(system, neighbors))
     energies = run(params, *shown, displacements(*shown))
 
     def as_they_are(_: Any) -> Any:
-        here = accompanied(system, neighbors, alone & ~is_real, kind, distance)
-        return run(params, *here, jax.lax.stop_gradient(displacements(*here)))
+        completed = accompanied(system, neighbors, alone & ~is_real, kind, distance)
+        return run(params, *completed, jax.lax.stop_gradient(displacements(*completed)))
 
     isolated = alone & is_real
     true = jax.lax.cond(jnp.any(isolated), as_they_are, lambda _: jnp.zeros_like(energies), None)
@@ -54,9 +54,9 @@ def accompanied(
     if n == 1:
         return _beside_its_image(system, neighbors, chosen, kind, distance)
     row = jnp.arange(n)
-    has = jnp.any(neighbors.mask, axis=1)
-    donor = jnp.argmax(has)
-    some, slot = has[donor], jnp.argmax(neighbors.mask[donor])
+    has_neighbors = jnp.any(neighbors.mask, axis=1)
+    donor = jnp.argmax(has_neighbors)
+    some, slot = has_neighbors[donor], jnp.argmax(neighbors.mask[donor])
     partner = jnp.where(some, donor, jnp.where((row ^ 1) < n, row ^ 1, row - 1))
     nearest = _vector(system, neighbors, donor, slot)
     # where there is no donor, two and two stand side by side, or one beside an atom that is shown where it is
@@ -64,11 +64,11 @@ def accompanied(
     apart = beside + jnp.where(chosen[partner, None], system.positions[0], system.positions[partner])
     place = jnp.where(some, system.positions[donor] + nearest, apart)
     number = jnp.where(some, system.numbers[neighbors.indices[donor, slot]], jnp.max(system.numbers))
-    seen = system._replace(
+    completed = system._replace(
         positions=jnp.where(chosen[:, None], jax.lax.stop_gradient(place), system.positions),
         numbers=jnp.where(chosen, jnp.where(number > 0, number, kind), system.numbers),
     )
-    return seen, _one_neighbor(neighbors, chosen, partner, jnp.zeros(3, neighbors.images.dtype))
+    return completed, _one_neighbor(neighbors, chosen, partner, jnp.zeros(3, neighbors.images.dtype))
 
 
 def _beside_its_image(
@@ -76,11 +76,11 @@ def _beside_its_image(
 ) -> tuple[System, Neighbors]:
     """As `accompanied`, for a single atom: it sees its image in a cell of its own."""
     cell = distance * jnp.eye(3, dtype=system.cell.dtype)
-    seen = system._replace(
+    completed = system._replace(
         cell=jnp.where(chosen[0], cell, system.cell),
         numbers=jnp.where(chosen & (system.numbers == 0), kind, system.numbers),
     )
-    return seen, _one_neighbor(neighbors, chosen, jnp.zeros(1, int), jnp.array([1, 0, 0], neighbors.images.dtype))
+    return completed, _one_neighbor(neighbors, chosen, jnp.zeros(1, int), jnp.array([1, 0, 0], neighbors.images.dtype))
 
 
 def _one_neighbor(
@@ -119,6 +119,6 @@ def _traced(potential: Callable, params: PyTree, system: System, neighbors: Neig
     n_others = len(jax.tree.leaves((params, system)))
     own = set(program.jaxpr.invars[n_others:])
     used = [v for equation in program.jaxpr.eqns for v in equation.invars] + list(program.jaxpr.outvars)
-    sees = any(v in own for v in used if not isinstance(v, Literal))
+    uses_neighbors = any(v in own for v in used if not isinstance(v, Literal))
     evaluate = jaxpr_as_fun(program)
-    return lambda *args: evaluate(*jax.tree.leaves(args))[0], sees
+    return lambda *args: evaluate(*jax.tree.leaves(args))[0], uses_neighbors

@@ -75,8 +75,8 @@ class Neighbors(NamedTuple):
 def displacements(system: System, neighbors: Neighbors) -> Float[Array, "n_atoms capacity 3"]:
     """r_ij = x_j + S_ij cell - x_i in Å. A padding slot is a constant, not zero, so that norms differentiate."""
     known = neighbors.known
-    of = system.positions, system.cell, neighbors.indices, neighbors.images
-    if known is not None and all(a is b for a, b in zip(known[1:], of, strict=True)):
+    arrays = system.positions, system.cell, neighbors.indices, neighbors.images
+    if known is not None and all(a is b for a, b in zip(known[1:], arrays, strict=True)):
         d = known.vectors
     else:
         positions, cell = jnp.asarray(system.positions), jnp.asarray(system.cell)

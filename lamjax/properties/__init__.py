@@ -1,4 +1,4 @@
-"""What is computed of a relaxed structure, each with its derivative by the parameters, through the relaxation."""
+"""Properties of relaxed structures, with their derivatives by the parameters through the relaxation."""
 
 from lamjax.properties.cells import DENSITY as DENSITY
 from lamjax.properties.cells import Lattice as Lattice

@@ -1,4 +1,4 @@
-"""How frequencies follow the volume, and the thermal expansion that follows from it (quasi-harmonic)."""
+"""Volume dependence of frequencies, and the thermal expansion from it (quasi-harmonic)."""
 
 from typing import Any, NamedTuple
 
@@ -42,10 +42,10 @@ def gruneisen(
     """
     minimum.check_crystal(system, "A Grüneisen parameter")
     relaxed = minimum.at_minimum(potential, params, system, neighbors, config)
-    way, _ = volume_path(potential, params, relaxed, True)
+    direction, _ = volume_path(potential, params, relaxed, True)
 
     def at(t):
-        placed = minimum.place(relaxed, relaxed.z + t * way)
+        placed = minimum.place(relaxed, relaxed.z + t * direction)
         constants, _ = vibrations.constants_of(potential, params, placed, cells)
         return vibrations.squared_frequencies(constants, system, cells, qpoints)
 

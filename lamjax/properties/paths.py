@@ -54,13 +54,13 @@ def _by_seekpath(system: System, n_points: int) -> Path:
     reciprocal = np.linalg.inv(cell).T
     lines = [(a, b, np.linalg.norm((points[b] - points[a]) @ reciprocal)) for a, b in path["path"]]
     step = sum(length for *_, length in lines) / max(n_points, 2)
-    qpoints, distances, ticks, way = [], [], [], 0.0
+    qpoints, distances, ticks, distance = [], [], [], 0.0
     for a, b, length in lines:
         t = np.linspace(0, 1, max(2, round(length / step)))
         qpoints.append(points[a] + t[:, None] * (points[b] - points[a]))
-        distances.append(way + t * length)
-        ticks += [(way, a), (way + length, b)]
-        way += length
+        distances.append(distance + t * length)
+        ticks += [(distance, a), (distance + length, b)]
+        distance += length
     names = [(place, name.replace("GAMMA", "G")) for place, name in ticks]
     return Path(np.concatenate(qpoints), np.concatenate(distances), _merged(names))
 

@@ -89,22 +89,25 @@ def _ordered(made, system: System, cells: Supercell, constants) -> np.ndarray:
     theirs, ours = made.supercell.positions @ inverse, np.asarray(large.positions, np.float64) @ inverse
     difference = theirs[:, None] - ours[None]
     distance = np.linalg.norm((difference - np.round(difference)) @ np.asarray(large.cell, np.float64), axis=-1)
-    of = distance.argmin(axis=1)
-    if distance.min(axis=1).max() > APART or len(set(of.tolist())) < len(of):
+    order = distance.argmin(axis=1)
+    if distance.min(axis=1).max() > APART or len(set(order.tolist())) < len(order):
         raise ValueError(
             "phonopy's supercell has other atoms than ours: are two atoms on one place, or was the structure changed "
             "after its supercell was made?"
         )
     first = home(cells)
-    rows = [int(np.flatnonzero(first == of[k] - of[k] % (len(of) // len(first)))[0]) for k in made.primitive.p2s_map]
-    whole = [_row(constants[row], cells, of[k], of) for row, k in zip(rows, made.primitive.p2s_map, strict=True)]
+    rows = [
+        int(np.flatnonzero(first == order[k] - order[k] % (len(order) // len(first)))[0])
+        for k in made.primitive.p2s_map
+    ]
+    whole = [_row(constants[row], cells, order[k], order) for row, k in zip(rows, made.primitive.p2s_map, strict=True)]
     return np.ascontiguousarray(np.stack(whole))
 
 
-def _row(constants, cells: Supercell, start: int, of) -> np.ndarray:
-    """Φ between atom `start`, which may be a copy of that in the cell, and the atoms `of` the supercell."""
-    away = np.asarray(cells.cells)[of] - np.asarray(cells.cells)[start]
-    repeats, atom = np.asarray(cells.repeats), np.asarray(cells.atom)[of]
+def _row(constants, cells: Supercell, start: int, atoms) -> np.ndarray:
+    """Φ between atom `start`, which may be a copy of that in the cell, and the `atoms` of the supercell."""
+    away = np.asarray(cells.cells)[atoms] - np.asarray(cells.cells)[start]
+    repeats, atom = np.asarray(cells.repeats), np.asarray(cells.atom)[atoms]
     inside = away % repeats
     number = inside[:, 0] + repeats[0] * (inside[:, 1] + repeats[1] * inside[:, 2])
     return constants[atom * int(np.prod(repeats)) + number]

@@ -22,7 +22,7 @@ from lamjax.properties.paths import Path, path
 from lamjax.properties.supercells import LENGTH, Supercell, commensurate, repeated, supercell
 from lamjax.properties.symmetry import n_operations
 from lamjax.properties.volumes import EquationOfStateConfig, birch_murnaghan, bulk_modulus_at
-from lamjax.system import MASSES, System, pad
+from lamjax.system import MASSES, System, pad, scaled
 from lamjax.units import GPA
 
 DIRECTIONS = 24  # Hessian products of one call
@@ -116,8 +116,7 @@ def elastic(potential: Potential, params: Any, system: System, config: PropertyC
 def strained(system: System, config: EquationOfStateConfig) -> list[System]:
     """The crystal at the volumes of an equation of state, not relaxed."""
     check_crystal(system, "An equation of state")
-    scales = [1 + strain for strain in config.strains]
-    return [system._replace(positions=s * system.positions, cell=s * system.cell) for s in scales]
+    return [scaled(system, 1 + strain) for strain in config.strains]
 
 
 def equation_of_state(relaxed: Sequence[Any]) -> dict[str, Any]:
@@ -144,10 +143,10 @@ def waves(potential: Potential, params: Any, system: System, config: PhononSurve
     cells = supercell(potential, system, length=config.length)
     constants, residual = force_constants(potential, params, system, cells)
     numbers = np.maximum(1, np.ceil(config.density / np.linalg.norm(np.asarray(system.cell), axis=1))).astype(int)
-    way = path(system, config.n_path)
-    qpoints = np.concatenate([vibrations.mesh(numbers), way.qpoints])
+    wave_path = path(system, config.n_path)
+    qpoints = np.concatenate([vibrations.mesh(numbers), wave_path.qpoints])
     values = np.asarray(jax.jit(vibrations.frequencies)(constants, system, cells, qpoints))
-    on_mesh, bands = values[: -len(way.qpoints)], values[-len(way.qpoints) :]
+    on_mesh, bands = values[: -len(wave_path.qpoints)], values[-len(wave_path.qpoints) :]
     exact = on_mesh[commensurate(qpoints[: len(on_mesh)], cells)]
     nothing: Any = np.zeros(0)
     no_constants: Any = None
@@ -167,7 +166,7 @@ def waves(potential: Potential, params: Any, system: System, config: PhononSurve
         "heat_capacity": [JOULES * float(c) for c in heat.heat_capacity],  # J/(mol K) of cells
         "vibrational_free_energy": [float(f) for f in heat.free_energy],  # eV per cell
     }
-    return record, Waves(system, cells, np.asarray(constants), bands, way, on_mesh)
+    return record, Waves(system, cells, np.asarray(constants), bands, wave_path, on_mesh)
 
 
 def force_constants(potential: Potential, params: Any, system: System, cells: Supercell) -> tuple[np.ndarray, float]:
@@ -206,7 +205,7 @@ def _program(potential: Potential, config: PropertyConfig | None, what: str) -> 
 
 
 def _vacuum(system: System, cutoff: float) -> str | None:
-    """What is said of a periodic structure that leaves more than the cutoff (Å) empty along a lattice vector."""
+    """A message for a periodic structure that leaves more than the cutoff (Å) empty along a lattice vector."""
     if not np.all(np.asarray(system.pbc)):
         return None
     cell = np.asarray(system.cell, np.float64)

@@ -1,4 +1,4 @@
-"""How many symmetry operations a crystal has, to notice that a relaxation has changed them. On the host."""
+"""Numbers of symmetry operations of crystals, to notice changes by a relaxation. On the host."""
 
 import itertools
 

@@ -219,7 +219,7 @@ def phonons_at(
 def thermodynamics(phonons: Phonons, temperatures: Float[Array, " n_t"]) -> Thermodynamics:
     """Zero-point energy, free energy, entropy and heat capacity of the harmonic crystal, from a mesh of wave vectors.
 
-    Modes below `SILENT` are left out, imaginary ones too: where `found.stable` is False these are no properties of a
+    Modes below `SILENT` are left out, imaginary ones too: where `phonons.stable` is False these are no properties of a
     crystal. F = Σ hν/2 + kT ln(1 - exp(-x)), C = k Σ x² eˣ/(eˣ - 1)², x = hν/kT.
     """
     modes = phonons.frequencies

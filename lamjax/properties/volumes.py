@@ -1,6 +1,6 @@
-"""How the energy of a crystal follows its volume: bulk modulus and its derivative by pressure."""
+"""Energy of a crystal against its volume: bulk modulus and its derivative by pressure."""
 
-from dataclasses import field
+from dataclasses import field, replace
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ from lamjax.properties import minimum
 from lamjax.properties.minimum import RELAXED, RESPONSE, SOFT, Minimum, PropertyConfig
 from lamjax.relaxation import CellConfig, RelaxConfig, relax
 from lamjax.relaxation.coordinates import Rows
-from lamjax.system import System, volume
+from lamjax.system import System, scaled, volume
 
 
 class BulkModulus(NamedTuple):
@@ -103,10 +103,10 @@ def bulk_modulus_at(
 
     `hessian` is that of `minimum.hessian` without a pressure, if it is known.
     """
-    way, least = volume_path(potential, params, equilibrium, shape, hessian)
+    direction, least = volume_path(potential, params, equilibrium, shape, hessian)
 
     def along(t):
-        return minimum.energy(potential, params, equilibrium, equilibrium.z + t.astype(way.dtype) * way)
+        return minimum.energy(potential, params, equilibrium, equilibrium.z + t.astype(direction.dtype) * direction)
 
     def derivative_of(function):  # forwards: with one variable the smaller program
         return lambda t: jax.jvp(function, (t,), (jnp.ones_like(t),))
@@ -177,17 +177,10 @@ def equation_of_state(
     minimum.check_crystal(system, "An equation of state")
     equilibrium = minimum.at_minimum(potential, params, system, neighbors, at)
     stretch = 1 + jnp.asarray(config.strains, equilibrium.z.dtype)
-    start = jax.vmap(
-        lambda s: equilibrium.system._replace(
-            positions=s * equilibrium.system.positions, cell=s * equilibrium.system.cell
-        )
-    )(stretch)
+    start = jax.vmap(lambda factor: scaled(equilibrium.system, factor))(stretch)
     lists = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(stretch), *jnp.shape(x))), neighbors)
     cell = CellConfig(keep="volume") if config.shape else None
-    how = RelaxConfig(
-        config.relax.fmax, config.relax.max_steps, cell, config.relax.minimiser, config.relax.adjoint, config.relax.skin
-    )
-    relaxed = relax(potential, params, start, lists, how)
+    relaxed = relax(potential, params, start, lists, replace(config.relax, cell=cell))
     volumes = volume(start)
     fit = birch_murnaghan(volumes, relaxed.energy)
     least, most = jnp.min(volumes), jnp.max(volumes)
@@ -209,7 +202,7 @@ def compressed(potential: Potential, system: System, config: EquationOfStateConf
     """A list of neighbours of the crystal with room for those at the smallest volume of an equation of state; on the
     host."""
     squeezed = 1 + min(0.0, *config.strains) - 0.01
-    small = system._replace(positions=squeezed * np.asarray(system.positions), cell=squeezed * np.asarray(system.cell))
+    small = scaled(jax.tree.map(np.asarray, system), squeezed)
     n_neighbors = neighbor_lists.count(small, potential.shells)
     return neighbor_lists.allocate(
         system, potential.shells, neighbor_lists.plan_capacities(n_neighbors, potential.shells)

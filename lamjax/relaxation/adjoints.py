@@ -1,4 +1,4 @@
-"""How gradients go back through a relaxation: a config that is an argument of one and the same relaxation.
+"""Adjoints, methods of differentiating a relaxation: configs that are arguments of one relaxation.
 
 An adjoint of your own is a frozen dataclass with the methods of `AdjointMethods`, put into RelaxConfig(adjoint=...).
 """
@@ -53,7 +53,7 @@ class Unrolled:
             raise ValueError(f"Unrolled needs segment <= steps, got {self.segment} and {self.steps}.")
 
     def run(self, descent: Descent) -> Descent:
-        """So many steps with their derivatives."""
+        """A fixed number of steps with their derivatives."""
         if self.segment is None:
             return descent.unroll(self.steps)
         return descent.unroll(self.steps, rows=-(-(self.steps + 1) // self.segment), stride=self.segment)

@@ -193,9 +193,9 @@ def _tangents(
     most = jnp.maximum(jnp.abs(high - middle), jnp.abs(low - middle))
     least = jnp.minimum(jnp.abs(high - middle), jnp.abs(low - middle))
     rising = high > low
-    of = lambda x: x[:, None, None].astype(ahead.dtype)  # noqa: E731
-    mixed = of(jnp.where(rising, most, least)) * ahead + of(jnp.where(rising, least, most)) * behind
-    mixed = jnp.where(of(most) > 0, mixed, ahead + behind)
+    column = lambda x: x[:, None, None].astype(ahead.dtype)  # noqa: E731
+    mixed = column(jnp.where(rising, most, least)) * ahead + column(jnp.where(rising, least, most)) * behind
+    mixed = jnp.where(column(most) > 0, mixed, ahead + behind)
     tangent = jnp.where(up[:, None, None], ahead, jnp.where(down[:, None, None], behind, mixed))
     size = _norm(tangent)
     return tangent / jnp.where(size > 0, size, 1)
@@ -204,13 +204,13 @@ def _tangents(
 def _result(images: System, end: _State, config: NebConfig) -> Band:
     positions = end.walker.position.reshape(images.positions.shape)
     highest = jnp.argmax(end.energies)
-    way = jnp.concatenate([jnp.zeros(1), jnp.cumsum(_norm(positions[1:] - positions[:-1])[:, 0, 0])])
+    distances = jnp.concatenate([jnp.zeros(1), jnp.cumsum(_norm(positions[1:] - positions[:-1])[:, 0, 0])])
     settled = (end.fmax <= config.fmax) & (end.climbing | (not config.climb))
     return Band(
         images=images._replace(positions=positions),
         energies=end.energies,
         forces=end.true,
-        distances=way,
+        distances=distances,
         barrier=end.energies[highest] - end.energies[0],
         reverse_barrier=end.energies[highest] - end.energies[-1],
         highest=highest,

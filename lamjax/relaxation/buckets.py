@@ -122,5 +122,5 @@ def _shape(widths: np.ndarray) -> Shape:
 
 
 def _reach(potential: Potential, config: RelaxConfig) -> float:
-    """How far a list with its skin sees (Å), with room for a cell that shrinks."""
+    """The radius of a list with its skin (Å), with room for a cell that shrinks."""
     return (potential.cutoff + config.skin) * (1 if config.cell is None else SHRINKING)

@@ -1,4 +1,4 @@
-"""What a potential's functions hold of the program around them, as parameters.
+"""Arrays that a potential's functions capture from the program around them, as parameters.
 
 The rules by which a relaxation is differentiated are used when the program around it has been traced already. A value
 of that program that a potential refers to, other than by its parameters, would no longer be there.

@@ -1,4 +1,4 @@
-"""What moves in a relaxation: the atoms, and with them a symmetric logarithmic strain of the cell. One structure each.
+"""Generalised coordinates of the relaxation of one structure: its atoms and a symmetric logarithmic strain of its cell.
 
 Generalised coordinates z are one array of n_atoms + 3 rows (Å): undeformed positions q, then s·u, u the symmetric
 logarithmic strain and s = sqrt(number of atoms) Å, which makes cell and atoms about equally stiff. Positions are

@@ -178,7 +178,7 @@ def minimal_residuals(apply: Callable, b: BatchRows, rule: Implicit) -> tuple[Ba
     """x of least |apply(x) - b| for each row, apply symmetric, of either sign: to |residual| <= tol |b|.
 
     Directions p whose images s = apply(p) are orthonormal, from s by the three-term recurrence of MINRES (Paige,
-    Saunders, SIAM J. Numer. Anal. 12, 617 (1975)). `negative` tells of a row that did not come to the tolerance.
+    Saunders, SIAM J. Numer. Anal. 12, 617 (1975)). `negative` marks a row that did not converge to the tolerance.
     """
     target = _target(rule, b)
 

@@ -1,4 +1,4 @@
-"""How the structures of a batch lie in the lists of atoms that a potential is evaluated for.
+"""Layouts of the structures of a batch in the lists of atoms that a potential is evaluated for.
 
 A layout finds neighbours and evaluates: `Padded` all structures of a batch in one list, `flat.Flat` those that still
 move, packed without padding.

@@ -28,7 +28,7 @@ class Lists(NamedTuple):
 
 def candidates(n_atoms: int, offsets: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Every atom in every image, (width,) and (width, 3); images that are FAR away where there are fewer. Numpy."""
-    n = min(len(offsets), width // n_atoms)  # a list that misses some knows how far it sees
+    n = min(len(offsets), width // n_atoms)  # a list that lacks some has a smaller radius
     atoms, images = np.zeros(width, np.int32), np.full((width, 3), FAR, np.int32)
     atoms[: n * n_atoms] = np.tile(np.arange(n_atoms, dtype=np.int32), n)
     images[: n * n_atoms] = np.repeat(offsets[:n], n_atoms, axis=0)
@@ -106,7 +106,7 @@ class Places(NamedTuple):
 
 
 def laid(sizes: Int[Array, " n_slots"], n_flat: int) -> Int[Array, " n_slots"]:
-    """Where structures begin in lists of `n_flat` atoms, counted over all lists; -1 for those without atoms.
+    """The first rows of structures in lists of `n_flat` atoms, counted over all lists; -1 for those without atoms.
 
     Each is in the first list that has room for it, behind those before it.
     """

@@ -1,4 +1,4 @@
-"""How a relaxation steps: a minimiser proposes coordinates, and is given the forces at them.
+"""Minimisers: they propose coordinates and are given the forces there.
 
 A minimiser of your own is a frozen dataclass with the four methods of `Minimiser`, put into RelaxConfig(minimiser=...).
 """

@@ -98,7 +98,7 @@ def relax(
     `numbers` replaces numbers of the minimiser's config by traced ones (`minimiser.numbers`).
 
     How the result (system, energy, forces) is differentiated with respect to params, numbers, positions and cell is
-    said by `config.adjoint`.
+    chosen by `config.adjoint`.
     """
     config = RelaxConfig() if config is None else config
     if fixed is None and isinstance(system, ase.Atoms):

@@ -93,7 +93,7 @@ def dimer(
     The cell is fixed.
     """
     expect(config, DimerConfig, "dimer takes a DimerConfig", "Leave it out for the defaults.")
-    surface, neighbors = _one(potential, system, neighbors, fixed)
+    surface, neighbors = _as_batch(potential, system, neighbors, fixed)
     params, z, layout = jax.lax.stop_gradient(params), surface.start(), Padded(neighbors.capacities, config.skin)
     method = minimiser(config.minimiser)
     numbers, kinds = method.numbers(z.dtype), surface.reference.numbers[0]
@@ -161,7 +161,7 @@ def at_saddle(
     Solved by minimal residuals. `system` is where `neb` or `dimer` ended, `neighbors` its list. A barrier is the
     difference of two energies, of this and of `relax` with the adjoint Implicit; its derivative needs no solve. Pure.
     """
-    surface, lists = _one(potential, system, neighbors, fixed)
+    surface, lists = _as_batch(potential, system, neighbors, fixed)
     still, z = jax.lax.stop_gradient(params), surface.start()
     evaluation = surface.evaluate(still, z, lists)
     force = surface.largest(evaluation.force)[0]
@@ -211,7 +211,7 @@ def _product(surface: Surface, params: PyTree, z: BatchRows, neighbors: Neighbor
     return lambda v: hessian.product(hessian.project(v))
 
 
-def _one(
+def _as_batch(
     potential: Potential, system: System, neighbors: Neighbors, fixed: Bool[Array, "n_atoms 3"] | None
 ) -> tuple[Surface, Neighbors]:
     """The surface of one structure at a fixed cell, and its neighbours, as a batch of one."""

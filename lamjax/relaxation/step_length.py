@@ -1,4 +1,4 @@
-"""How far a step may move an atom."""
+"""Limits on the length of a step."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float

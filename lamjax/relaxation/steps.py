@@ -39,7 +39,7 @@ class Progress(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """Everything that a relaxation is differentiated by and that does not change on the way."""
+    """The constants of a relaxation that it can be differentiated by."""
 
     params: Any
     numbers: dict[str, Array]  # of the minimiser
@@ -87,7 +87,7 @@ class Steps(NamedTuple):
     def propose(
         self, weights: Weights, surface: Surface, state: Progress, active: Bool[Array, " n_batch"]
     ) -> BatchRows:
-        """Where the next forces are wanted: at its own coordinates for a structure that stands still, or begins."""
+        """The coordinates of the next evaluation: its present ones for a structure that is inactive, or begins."""
         walker, moves = _safe(state, active)
         z = jax.vmap(self.minimiser.propose, (None, 0, 0))(weights.numbers, walker, surface.reference.numbers)
         return jnp.where(moves[:, None, None] & surface.free, z, state.z)

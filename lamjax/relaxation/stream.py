@@ -183,7 +183,7 @@ def _run(work: Work, some: list[WaitingBucket], n_batches: int) -> Generator[Out
 
 
 def _next(some: list[WaitingBucket], running: list[WaitingBucket]) -> WaitingBucket | None:
-    """Where one more batch has most to do; nowhere twice before it is compiled."""
+    """The bucket with the most waiting atoms for one more batch; none has two before it is compiled."""
     free = [b for b in some if b.queue and (b.warm or b not in running)]
     return max(free, key=lambda b: (-running.count(b), b.waiting), default=None)
 

@@ -100,7 +100,7 @@ class Surface:
         cotangent: Evaluation,
         wanted: tuple[str, ...] = ("params", "cells"),
     ) -> Cotangents:
-        """What cotangents of energy and force (of `evaluate`) are for params (summed), z and the reference's cells.
+        """Cotangents of params (summed), z and the reference's cells from those of energy and force (of `evaluate`).
 
         The pullback of a force cotangent f is -∇(f·∇E), here the forward derivative of a reverse one: exact, for the
         Hessian is symmetric. Structures without a cotangent contribute nothing, not even a NaN; what is not `wanted`
@@ -199,23 +199,23 @@ def _hashable(potential: Potential) -> Potential:
     return potential
 
 
-def known(evaluation: Evaluation, surface: Surface, params: PyTree, z: BatchRows, neighbors: Neighbors) -> Evaluation:
+def cached(evaluation: Evaluation, surface: Surface, params: PyTree, z: BatchRows, neighbors: Neighbors) -> Evaluation:
     """An evaluation at z that has been made before, with its derivatives by params, z and the reference's cells.
 
     Nothing is evaluated but the derivative (`Surface.pullback`). A cotangent that is not finite counts as 0, and that
     of the virial is left out.
     """
-    return _known((params, surface.reference.cell, z), evaluation, surface, neighbors)
+    return _cached((params, surface.reference.cell, z), evaluation, surface, neighbors)
 
 
-def _known_forward(variables: Any, evaluation: Any, surface: Any, neighbors: Any) -> tuple[Evaluation, tuple]:
+def _cached_forward(variables: Any, evaluation: Any, surface: Any, neighbors: Any) -> tuple[Evaluation, tuple]:
     params, cells, _ = variables
     wanted = {name: () for name, part in (("params", params), ("cells", cells)) if is_perturbed(part)}
     variables, evaluation, surface, neighbors = values((variables, evaluation, surface, neighbors))
     return evaluation, (wanted, variables, surface, neighbors)
 
 
-def _known_backward(residuals: tuple, cotangent: Evaluation) -> tuple:
+def _cached_backward(residuals: tuple, cotangent: Evaluation) -> tuple:
     wanted, (params, cells, z), surface, neighbors = residuals
     on = instantiated(cotangent)
     usable = jnp.all(jnp.isfinite(on.force), axis=(1, 2)) & jnp.isfinite(on.energy)
@@ -225,11 +225,11 @@ def _known_backward(residuals: tuple, cotangent: Evaluation) -> tuple:
 
 
 @jax.custom_vjp
-def _known(variables: tuple, evaluation: Evaluation, surface: Surface, neighbors: Neighbors) -> Evaluation:
+def _cached(variables: tuple, evaluation: Evaluation, surface: Surface, neighbors: Neighbors) -> Evaluation:
     return evaluation
 
 
-_known.defvjp(_known_forward, _known_backward, symbolic_zeros=True)
+_cached.defvjp(_cached_forward, _cached_backward, symbolic_zeros=True)
 
 
 def is_perturbed(tree: Any) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 
 from lamjax.relaxation.layouts import Evaluated
 from lamjax.relaxation.steps import Progress, Steps, Weights
-from lamjax.relaxation.surface import Surface, instantiated, is_perturbed, known, values
+from lamjax.relaxation.surface import Surface, cached, instantiated, is_perturbed, values
 
 
 class Memory(NamedTuple):
@@ -167,7 +167,7 @@ def _step_back(
         state, at = _merge(moving, constant), weights._replace(**variables)
         active = steps.active(state)
         z = steps.propose(at, surface, state, active)
-        evaluation = known(after.evaluation, surface.with_cells(at.cells), at.params, z, neighbors)
+        evaluation = cached(after.evaluation, surface.with_cells(at.cells), at.params, z, neighbors)
         evaluated = Evaluated(evaluation, after.finite, after.overflow, after.truncated, after.largest_counts)
         return _split(steps.accept(at, surface, state, active, (z, evaluated)))[0]
 

@@ -1,4 +1,4 @@
-"""What people see in a terminal: tables with units and progress that falls back to plain lines."""
+"""Output in a terminal: tables with units and progress that falls back to plain lines."""
 
 import contextlib
 import math
@@ -87,7 +87,7 @@ def bars(*more: str) -> Progress:
 def progress(items: Iterable, description: str, total: int | None, interval: float = 10.0) -> Iterator:
     """The items one by one under a progress bar; without a terminal a plain line each `interval` seconds.
 
-    `total` is None where nobody knows how many there will be.
+    `total` is None where the number is not known.
     """
     if console.is_terminal:
         with bars() as shown:
@@ -101,7 +101,7 @@ def progress(items: Iterable, description: str, total: int | None, interval: flo
         yield item
         if time.monotonic() - last > interval or done == total:
             last = time.monotonic()
-            left = _left(last - began, done, total)
+            left = _remaining(last - began, done, total)
             console.print(f"{description}: {done}" if total is None else f"{description}: {done}/{total}{left}")
 
 
@@ -119,7 +119,7 @@ def bar(what: str, total: int, done: int = 0, interval: float = math.inf) -> Ite
             nonlocal last
             if time.monotonic() - last > interval:
                 last = time.monotonic()
-                left = _left(last - began, done - before, total - before)
+                left = _remaining(last - began, done - before, total - before)
                 console.print(f"{what}: {done}/{total}{left}  {note}".rstrip(), soft_wrap=True)
 
         yield tell
@@ -141,7 +141,7 @@ def warnings_as_text() -> Iterator[None]:
                 console.print(f"[yellow]Warning:[/] {escape(str(warning.message))}", soft_wrap=True)
 
 
-def _left(seconds: float, done: int, total: int | None) -> str:
+def _remaining(seconds: float, done: int, total: int | None) -> str:
     """`, 3 min left`, if what is left takes as long as what is done; nothing at the ends."""
     if total is None or not 0 < done < total:
         return ""

@@ -1,4 +1,4 @@
-"""What a command will write, made sure of before its work begins: it can be written, and it is none of the inputs."""
+"""Checks of the outputs of a command before its work begins: they can be written, and none is one of the inputs."""
 
 import os
 import tempfile

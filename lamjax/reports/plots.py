@@ -80,7 +80,7 @@ def distribution(path: Target, structures: Comparison, title: str) -> None:
 def relaxations(
     path: Target, steps: ArrayLike, converged: Sequence[bool], panels: Mapping[str, ArrayLike], title: str
 ) -> None:
-    """How many relaxations are done after so many steps, and a histogram of each quantity of `panels`.
+    """Numbers of finished relaxations against steps, and a histogram of each quantity of `panels`.
 
     Those that did not converge are shown apart.
     """

@@ -1,4 +1,4 @@
-"""How every plot looks: colours that colour-blind readers can tell apart, a title, a caption, and how it is written."""
+"""Style of all plots: colours that colour-blind readers can tell apart, a title, a caption, and how it is written."""
 
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -80,7 +80,7 @@ def vector(path: str | Path) -> Path:
 
 
 def histogram(axes: Any, groups: Sequence[np.ndarray], colors: Sequence[str]) -> None:
-    """How the finite values of groups are distributed, the bars of one group on those of the other.
+    """A histogram of the finite values of groups, the bars of one group on those of the other.
 
     Values that are equal but for rounding, which no bins can tell apart, lie in the middle of an interval around them.
     """
@@ -125,13 +125,13 @@ def name_points(axes: Any, points: Mapping[str, tuple[tuple[float, float], Any]]
 def _right_end(axes: Any, line: Any) -> tuple[float, float]:
     """The last point of a line that can be seen."""
     x, y = np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float)
-    seen = np.isfinite(x) & np.isfinite(y) & (x <= max(axes.get_xlim()) * (1 + 1e-9))
-    k = int(np.flatnonzero(seen)[-1]) if seen.any() else -1
+    visible = np.isfinite(x) & np.isfinite(y) & (x <= max(axes.get_xlim()) * (1 + 1e-9))
+    k = int(np.flatnonzero(visible)[-1]) if visible.any() else -1
     return float(x[k]), float(y[k])
 
 
 def _apart(heights: np.ndarray, least: float) -> np.ndarray:
-    """What to add to each height, so that all are `least` apart: those too near are spread about their middle."""
+    """Shifts of heights that put all `least` apart: those too near are spread about their middle."""
     order = np.argsort(heights, kind="stable")
     groups: list[list[int]] = []
     for k in order:

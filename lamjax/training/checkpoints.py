@@ -38,13 +38,13 @@ def restore_state(folder: str | Path, like: TrainState, step: int | None = None)
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _filled(arrays))
     with uninterrupted(), _manager(folder) as manager:
         try:
-            found = manager.restore(step, args=ocp.args.StandardRestore(abstract))
+            restored = manager.restore(step, args=ocp.args.StandardRestore(abstract))
         except (ValueError, KeyError) as error:
             raise ValueError(
                 f"{folder}/{step}: the state does not fit this model, optimiser and precision. Resume with the "
                 f"configuration that it was written with, or choose another output folder. ({error})"
             ) from error
-    return jax.tree.map(lambda x, own: x if own.size else own, found, arrays)
+    return jax.tree.map(lambda x, own: x if own.size else own, restored, arrays)
 
 
 def saved_steps(folder: str | Path) -> list[int]:

@@ -1,4 +1,4 @@
-"""What a training run on labels is made from, and how configs are read: a file holds what differs from defaults."""
+"""Config of a training run on labels, and its reading: a file holds what differs from defaults."""
 
 from collections.abc import Iterable
 from dataclasses import field

@@ -8,7 +8,7 @@ from pathlib import Path
 from lamjax.training.records import RunRecord, Tables, append, begin, read
 
 CURVE = "lcurve.csv"
-_ERRORS = [f"{kind}_{of}" for kind in ("rmse", "mae") for of in "efvs"]
+_ERRORS = [f"{kind}_{quantity}" for kind in ("rmse", "mae") for quantity in "efvs"]
 
 
 def tables(path: Path, tasks: Sequence[str]) -> Tables:
@@ -22,7 +22,7 @@ def tables(path: Path, tasks: Sequence[str]) -> Tables:
 
 def columns(tasks: Sequence[str]) -> list[str]:
     """The header of the curve: errors of training and validation, "rmse_e_train:task" for the tasks of a run."""
-    names = [f"{name}_{of}" for of in ("train", "validation") for name in _ERRORS]
+    names = [f"{name}_{split}" for split in ("train", "validation") for name in _ERRORS]
     ends = [f":{task}" if task else "" for task in tasks]
     speed = ["seconds", "structures_per_s", "atoms_per_s", "wait_fraction"]
     return ["step", "lr", *speed, "loss", "grad_norm", *(name + end for end in ends for name in names)]
@@ -60,8 +60,8 @@ def _row(record: RunRecord) -> dict[str, float]:
     row = {"step": record.step, "lr": record.learning_rate, "seconds": round(record.seconds, 3)}
     row |= {"structures_per_s": round(record.structures, 3), "atoms_per_s": round(record.atoms, 2)}
     row |= {"wait_fraction": round(record.wait, 4), "loss": record.loss, "grad_norm": record.grad_norm}
-    for of, errors in (("train", record.train), ("validation", record.validation)):
+    for split, errors in (("train", record.train), ("validation", record.validation)):
         for name, value in errors.items():
             kind, colon, task = name.partition(":")
-            row[f"{kind}_{of}{colon}{task}"] = value
+            row[f"{kind}_{split}{colon}{task}"] = value
     return row

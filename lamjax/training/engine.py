@@ -220,7 +220,7 @@ def events(run: Run, watch: Watch = lambda items, what, n: items) -> Generator[E
 
 
 def _loggers(run: Run) -> AbstractContextManager[Callable[[RunRecord], None]]:
-    """What sends the records of a run to its loggers; nothing is opened for a run that is over."""
+    """The function that sends the records of a run to its loggers; none is opened for a run that is over."""
     names = run.settings.logger if run.done < run.settings.steps else ()
     config = {} if run.config is None else json.loads(to_json(run.config))
     return loggers.writing(names, Path(run.settings.output), config, run.done)
@@ -292,7 +292,7 @@ class _Course:
                     yield event
 
     def _updated(self, record: RunRecord | None, ends_epoch: bool) -> Iterator[Event]:
-        """What follows an update."""
+        """Validate, save and report after an update."""
         if record is not None and self.objective.per_epoch is not None:
             self.rows.append({"loss": record.loss, "grad_norm": record.grad_norm, **record.train})
         if ends_epoch:

@@ -150,7 +150,7 @@ def check_data(output: Path, new: dict[str, dict[str, Any]]) -> None:
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any], above: str = "") -> list[str]:
-    """What differs, "train: 10 -> 12 frames" or "the forces of train"; what the old one does not know is left out."""
+    """Differences such as "train: 10 -> 12 frames" or "the forces of train"; keys that only one has are left out."""
     changes: list[str] = []
     for key, value in new.items():
         if isinstance(value, dict):

@@ -100,11 +100,10 @@ def label_objective(config: TrainConfig, sets: LabelSets, layout: DeviceLayout) 
     """The mean label loss of the tasks that are drawn for a step; held-out frames are measured by the same program."""
     tasks, members = sets.tasks, sets.groups
     loss = run_loss(tasks, members)
-    share = {"multiple": layout.multiple, "part": layout.share}
     probabilities = {task.name: task.probability for task in tasks}
 
     def batches_from(start: int) -> Any:
-        drawn = stream(tasks, members, config.seed, slots=config.tasks_per_step, start=start, **share)
+        drawn = stream(tasks, members, config.seed, slots=config.tasks_per_step, start=start, share=layout.share)
         if len(members) > 1:
             return drawn
         return ((facts._replace(group=""), batch) for facts, batch in drawn)  # one group needs no name
@@ -137,7 +136,7 @@ def _validate(loss: Any, sets: LabelSets, number: int, params: Any, layout: Devi
     task = sets.tasks[number]
     group = next(group for group in sets.groups if number in group.tasks)
     layout = sharding.one_slot(layout)
-    share = {"multiple": layout.multiple, "part": layout.share}
+    share = layout.share._asdict()
     held_out = batches(task.validation, task.batch_size, seed=None, epochs=1, **share)
     own = np.array([group.tasks.index(number)], np.int32)
     slots = (TaskBatches(own, jax.tree.map(lambda x: x[None], batch)) for batch in held_out)
@@ -207,7 +206,7 @@ def _model(config: TrainConfig) -> tuple[Potential, Params]:
 
 
 def _source(potential: Potential, source: str) -> str:
-    """What `edit.add_head` makes a head of."""
+    """The source of a new head, as `edit.add_head` takes it."""
     names = potential.config.head_names
     if source not in (*names, "random", "mean"):
         raise ValueError(f"add_heads: {source!r} is no head of the base. Take random, mean, or {', '.join(names)}.")

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go beside its own tables: TensorBoard, Weights & Biases, MLflow."""
+"""Loggers of a run beside its own tables: TensorBoard, Weights & Biases, MLflow."""
 
 import contextlib
 import importlib
@@ -101,8 +101,8 @@ def numbers(record: RunRecord) -> dict[str, float]:
     values: dict[str, Any] = {"lr": record.learning_rate, "loss": record.loss, "grad_norm": record.grad_norm}
     values |= {"seconds": record.seconds, "structures_per_s": record.structures, "atoms_per_s": record.atoms}
     values |= {"wait_fraction": record.wait}
-    for of, errors in (("train", record.train), ("validation", record.validation)):
-        values |= {f"{of}/{name.replace(':', '/')}": x for name, x in errors.items()}
+    for split, errors in (("train", record.train), ("validation", record.validation)):
+        values |= {f"{split}/{name.replace(':', '/')}": x for name, x in errors.items()}
     return {name: float(x) for name, x in values.items() if _is_number(x) and np.isfinite(x)}
 
 

@@ -31,8 +31,8 @@ def fit(
     """Yields (state, metrics) after every batch; both stay on the device until they are looked at.
 
     Save or copy what is to be kept of a state before asking for the next one: its memory is reused.
-    `sources[k]` names the frame k, or `sources(batch)` the frames of a batch; `options` are those of `make_step`.
-    Raises NonFiniteError that names the frames of the batch.
+    `sources[k]` names the frame k, or `sources(batch)` the frames of a batch; `options` are those of
+    `StepOptions`. Raises NonFiniteError that names the frames of the batch.
     """
     remedy = "It is training.init(params, optimizer)."
     expect(state, TrainState, "fit takes the state of a training second", remedy)
@@ -74,8 +74,8 @@ def summary(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     parts = dict.fromkeys(key.rpartition("/")[0] for key in metrics[0])
     combined: dict[str, float] = {}
     for part in parts:
-        mine = [{k.rpartition("/")[2]: x for k, x in one.items() if k.rpartition("/")[0] == part} for one in metrics]
-        combined |= {f"{part}/{key}" if part else key: x for key, x in _summary(mine).items()}
+        own = [{k.rpartition("/")[2]: x for k, x in one.items() if k.rpartition("/")[0] == part} for one in metrics]
+        combined |= {f"{part}/{key}" if part else key: x for key, x in _summary(own).items()}
     return combined
 
 

@@ -1,4 +1,4 @@
-"""What a run learns, as a tuple of pure functions. Everything else about a run is the same for all (`engine`)."""
+"""Objectives of runs, tuples of pure functions. Everything else about a run is the same for all (`engine`)."""
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple

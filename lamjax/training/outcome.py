@@ -27,9 +27,9 @@ def write_plots(tasks: Sequence[Task], params: Any, output: Path) -> list[Path]:
     for task in tasks:
         end = f"_{task.name}" if task.name else ""
         if panels := _parity(task, params):
-            of = "held-out" if task.validation else "training"
+            split = "held-out" if task.validation else "training"
             written.append(output / f"parity{end}.png")
-            plots.parity(written[-1], panels, f"{task.name or task.potential.head}: {of} frames")
+            plots.parity(written[-1], panels, f"{task.name or task.potential.head}: {split} frames")
         if panels := curves(read(output / CURVE), task.name):
             written.append(output / f"curve{end}.png")
             plots.learning_curve(written[-1], panels, task.name or task.potential.head)
@@ -67,8 +67,8 @@ def curves(rows: list[dict[str, str]], task: str) -> dict:
     panels = {}
     for kind, (quantity, unit) in _UNITS.items():
         lines = {}
-        for name, of in (("training", "train"), ("validation", "validation")):
-            column = f"rmse_{kind}_{of}" + (f":{task}" if task else "")
+        for name, split in (("training", "train"), ("validation", "validation")):
+            column = f"rmse_{kind}_{split}" + (f":{task}" if task else "")
             points = [(int(row["step"]), unit * float(row[column])) for row in rows if row.get(column)]
             if points:
                 lines[name] = tuple(zip(*points, strict=True))

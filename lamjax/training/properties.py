@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lamjax import data, losses
+from lamjax import data, losses, numerics
 from lamjax.evaluation.structures import LabelledSets
 from lamjax.losses import Loss
 from lamjax.potential import Potential
@@ -32,6 +32,7 @@ from lamjax.training.properties_data import (
 )
 from lamjax.training.properties_judge import (
     ERROR,
+    HeldOut,
     constants_error,
     crystal_name,
     judge,
@@ -129,12 +130,12 @@ def property_objective(config: PropertyTuneConfig, potential: Potential, loss: L
 
     def measure(params: Any, first: Measured | None, watch: Callable) -> Measured:
         measured: Measured = {}
-        if packed.validation:
+        if packed.validation and sets.loss is not None:
             n = n_batches(packed.validation, size)
             watched = lambda items: watch(items, "relaxing held-out crystals", n)  # noqa: E731
-            precision = config.matmul_precision
-            args = (potential, params, sets.validation, packed.validation, sets.loss, size, watched, precision)
-            judgement = judge(*args)
+            held_out = HeldOut(sets.validation, packed.validation, sets.loss, size)
+            with numerics.matmul_precision(config.matmul_precision):
+                judgement = judge(potential, params, held_out, watched)
             before = judgement if first is None else first["judgement"]
             measured = {**summary(judgement, before, sets.validation, sets.loss), "judgement": judgement}
         if packed.held_constants is not None:
@@ -162,13 +163,15 @@ def property_objective(config: PropertyTuneConfig, potential: Potential, loss: L
 
 
 def _mixed(config: PropertyTuneConfig, packed: PropertySets, start: int) -> Iterator[dict[str, Any]]:
-    """What the parts of the loss are given, step after step."""
+    """The batches of the parts of the loss, step after step."""
     streams: dict[str, Iterator] = {}
     if packed.train:
         streams["properties"] = crystal_batches(packed.train, config.batch_size, config.seed, start)
     if packed.constants is not None:
-        how = config.force_constants
-        streams["force_constants"] = column_batches(packed.constants, how.columns, how.batch_size, config.seed, start)
+        settings = config.force_constants
+        streams["force_constants"] = column_batches(
+            packed.constants, settings.columns, settings.batch_size, config.seed, start
+        )
     if packed.replay is not None and config.replay is not None:
         streams["replay"] = data.batches(packed.replay, config.replay.batch_size, seed=config.seed, start=start)
     return (dict(zip(streams, one, strict=True)) for one in zip(*streams.values(), strict=False))

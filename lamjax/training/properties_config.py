@@ -1,4 +1,4 @@
-"""What a fine-tuning on properties is made from: crystals with targets, a loss, and how long it learns."""
+"""Config of a fine-tuning on properties: crystals with targets, a loss, and the length of the training."""
 
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, field, replace
@@ -9,7 +9,7 @@ from pydantic import Field
 
 from lamjax.config import configuration, read, template
 from lamjax.losses import PhononTargetConfig, PropertyLossConfig, TargetConfig
-from lamjax.losses.properties import ELASTIC, UNITS, VIBRATIONAL
+from lamjax.losses.property_targets import ELASTIC, UNITS, VIBRATIONAL
 from lamjax.relaxation import CellConfig, RelaxConfig
 from lamjax.training.schedules import ScheduleConfig
 from lamjax.training.tuning_config import FALL, TuneConfig, completed, read_tuning
@@ -100,7 +100,7 @@ def units() -> str:
 
 
 def cost(names: Iterable[str]) -> str:
-    """What of a crystal must be computed for properties, in words."""
+    """The computations that properties of a crystal need, in words."""
     names, needed = set(names), ["relaxation"]
     needed += ["elastic constants"] if names & ELASTIC else []
     return ", ".join(needed + (["phonons"] if names & VIBRATIONAL else []))

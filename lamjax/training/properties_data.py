@@ -13,7 +13,8 @@ from lamjax import properties, pytree
 from lamjax.data import Frame, digests, facts, iterate
 from lamjax.data.pairs import listed
 from lamjax.losses import ForceConstantBatch, PropertyBatch, PropertyLossConfig, TargetConfig, property_batch
-from lamjax.losses.properties import ELASTIC, UNITS, VIBRATIONAL, sampled_columns, target_value
+from lamjax.losses.force_constants import sampled_columns
+from lamjax.losses.property_targets import ELASTIC, UNITS, VIBRATIONAL, target_value
 from lamjax.neighbors import count, host_neighbors, plan_capacities
 from lamjax.potential import Potential
 from lamjax.properties import phonopy_files
@@ -244,10 +245,10 @@ def pack(
         rows = property_batch(potential, systems, [crystals[m].targets for m in members], loss)
         rows = jax.tree.map(np.asarray, rows)
         for k in range(len(sets)):
-            mine = [i for i, m in enumerate(members) if places[m][0] == k]
-            if mine:
+            own = [i for i, m in enumerate(members) if places[m][0] == k]
+            if own:
                 packed[k].append(
-                    PackedCrystals(tuple(places[members[i]][1] for i in mine), pytree.take(rows, np.array(mine)))
+                    PackedCrystals(tuple(places[members[i]][1] for i in own), pytree.take(rows, np.array(own)))
                 )
     return packed
 

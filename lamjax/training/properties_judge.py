@@ -1,19 +1,18 @@
-"""How good a model is at properties: held-out crystals relaxed and compared with their targets, one by one."""
+"""Property errors of a model: held-out crystals relaxed and compared with their targets, one by one."""
 
-import contextlib
 import csv
 import functools
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from lamjax import checkpoints
 from lamjax.losses import PropertyLossConfig, force_constant_loss, property_values
-from lamjax.losses.properties import SHAPES
+from lamjax.losses.property_targets import SHAPES
 from lamjax.potential import Potential
 from lamjax.training.properties_data import Columns, PackedCrystals, TargetCrystal, column_batch, crystal_batches
 
@@ -24,35 +23,35 @@ N_COLUMNS = 6  # of the Hessian of each held-out supercell
 Judgement = dict[str, np.ndarray]  # columns of properties.csv, one entry a crystal
 
 
+class HeldOut(NamedTuple):
+    """Crystals to judge a model on."""
+
+    crystals: Sequence[TargetCrystal]
+    packed: Sequence[PackedCrystals]  # all of them
+    loss: PropertyLossConfig  # which properties, and their scales
+    batch_size: int
+
+
 @functools.lru_cache(maxsize=8)
 def _program(potential: Potential, loss: PropertyLossConfig) -> Callable:
     return jax.jit(property_values(potential, loss))
 
 
-def judge(
-    potential: Potential,
-    params: Any,
-    crystals: Sequence[TargetCrystal],
-    packed: Sequence[PackedCrystals],
-    loss: PropertyLossConfig,
-    batch_size: int,
-    watch: Callable = iter,
-    matmul_precision: str | None = None,
-) -> Judgement:
-    """Every crystal relaxed, its properties, and their errors. A property without a target is given too."""
+def judge(potential: Potential, params: Any, held_out: HeldOut, watch: Callable = iter) -> Judgement:
+    """Every crystal relaxed, its properties, and their errors. A property without a target is given too.
+
+    `watch` gets the iterator of batches and may show its progress.
+    """
+    crystals, packed, loss, batch_size = held_out
     run, judgement = _program(potential, loss), _blank(crystals, loss)
-    precision = jax.default_matmul_precision(matmul_precision) if matmul_precision else contextlib.nullcontext()
     members = [k for part in packed for k in part.members]  # the batches follow their order, and may end early
-    with precision:
-        shown = crystal_batches(packed, batch_size, None)
-        sizes = [
-            len(part.members[k : k + batch_size]) for part in packed for k in range(0, len(part.members), batch_size)
-        ]
-        for batch, size in zip(watch(shown), sizes, strict=True):
-            values = jax.device_get(run(params, batch))
-            for k in range(size):
-                number = members.pop(0)
-                _write(judgement, number, crystals[number], loss, jax.tree.map(lambda x, k=k: x[k], values))
+    shown = crystal_batches(packed, batch_size, None)
+    sizes = [len(part.members[k : k + batch_size]) for part in packed for k in range(0, len(part.members), batch_size)]
+    for batch, size in zip(watch(shown), sizes, strict=True):
+        values = jax.device_get(run(params, batch))
+        for k in range(size):
+            number = members.pop(0)
+            _write(judgement, number, crystals[number], loss, jax.tree.map(lambda x, k=k: x[k], values))
     return judgement
 
 
@@ -150,7 +149,7 @@ def crystal_name(crystal: TargetCrystal) -> str:
 
 
 def read_properties(path: Path, when: str) -> Judgement:
-    """What `write_properties` wrote of "before" or "after", to the last digit."""
+    """The judgement "before" or "after" in a file of `write_properties`, to the last digit."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     names = [key.removesuffix(f"_{when}") for key in rows[0] if key.endswith(f"_{when}")]

@@ -1,4 +1,4 @@
-"""What all configs of runs have in common: where labels are in files, how a model is trained, what is written."""
+"""Common parts of the configs of runs: keys of labels, training, output."""
 
 from dataclasses import KW_ONLY, field
 from typing import Annotated, Any, Literal
@@ -39,7 +39,7 @@ class LabelKeys:
 
 @configuration
 class PrecisionConfig:
-    """In which precision a model is trained."""
+    """Precision of the training."""
 
     _: KW_ONLY
     precision: Annotated[
@@ -94,7 +94,7 @@ class RunConfig(LearningConfig):
 
 @configuration
 class CommandConfig(LabelKeys, PrecisionConfig, LearningConfig):
-    """What the configs of all commands that train a model have in common."""
+    """Common part of the configs of all commands that train a model."""
 
     _: KW_ONLY
     optimizer: Annotated[OptimizerConfig, Field(description="any of optax; muon with start_lr 0.005 learns faster")] = (

@@ -11,6 +11,16 @@ from jaxtyping import Array
 from lamjax.losses import TaskBatches
 
 
+class RowShare(NamedTuple):
+    """The rows of a batch that a process prepares."""
+
+    multiple: int = 1  # rows over which the frames of a slot are spread, one for each device
+    part: tuple[int, int] = (0, 1)  # (k, n): the k-th of n equal shares
+
+
+ALL_ROWS = RowShare()  # one process with one device
+
+
 class DeviceLayout(NamedTuple):
     """The devices of all processes, and the sharding of states and batches over them."""
 
@@ -20,9 +30,9 @@ class DeviceLayout(NamedTuple):
     multiple: int  # rows over which the frames of a slot are spread
 
     @property
-    def share(self) -> tuple[int, int]:
-        """(k, n): this process prepares the k-th of n equal shares of every slot's frames."""
-        return jax.process_index(), jax.process_count()
+    def share(self) -> RowShare:
+        """The share of every slot's frames that this process prepares."""
+        return RowShare(self.multiple, (jax.process_index(), jax.process_count()))
 
 
 def layout(slots: int = 1) -> DeviceLayout:

@@ -1,4 +1,4 @@
-"""What every step of a run learns from: which tasks are drawn, in which bucket, and their frames as one batch."""
+"""The batches of a run on several tasks: the tasks and the bucket of each step, drawn at random, and their frames."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +10,7 @@ from lamjax import pytree
 from lamjax.data import Batch, batches, n_batches, row_shape
 from lamjax.losses import TaskBatches
 from lamjax.training.objectives import Drawn, drawn
+from lamjax.training.sharding import ALL_ROWS, RowShare
 from lamjax.training.tasks import Group, Task
 
 BLOCK = 4096  # draws from one random generator: a run that is resumed need not repeat them one by one
@@ -44,17 +45,15 @@ def stream(
     *,
     slots: int = 1,
     start: int = 0,
-    multiple: int = 1,
-    part: tuple[int, int] = (0, 1),
+    share: RowShare = ALL_ROWS,
 ) -> Iterator[tuple[Drawn, dict[str, TaskBatches]]]:
-    """{group: TaskBatches} of every step from `start` on, as numpy arrays; `multiple` and `part` as in `batches`.
+    """{group: TaskBatches} of every step from `start` on, as numpy arrays.
 
     One task in one slot goes through its frames epoch by epoch; else every task does so in each of its buckets.
     """
-    share = {"multiple": multiple, "part": part}
     if len(tasks) == 1 and slots == 1:
-        for batch in batches(tasks[0].train, tasks[0].batch_size, seed=seed, start=start, **share):
-            yield _slots(tasks, groups[0], (0,), [batch], part)
+        for batch in batches(tasks[0].train, tasks[0].batch_size, seed=seed, start=start, **share._asdict()):
+            yield _slots(tasks, groups[0], (0,), [batch], share.part)
         return
     joint = probabilities(tasks)
     numbers = np.array([next(g for g, one in enumerate(groups) if k in one.tasks) for k in range(len(tasks))])
@@ -65,10 +64,10 @@ def stream(
         for k in set(chosen) - {task for task, b in streams if b == bucket}:
             size = tasks[k].batch_size if sizes is None else sizes[numbers[k]][bucket]
             # a seed for each task, else sets of one size had one order
-            own = {"seed": seed + k, "start": int(taken[k, bucket]), "bucket": bucket, **share}
+            own = {"seed": seed + k, "start": int(taken[k, bucket]), "bucket": bucket, **share._asdict()}
             streams[k, bucket] = batches(tasks[k].train, size, **own)
         parts = [next(streams[k, bucket]) for k in chosen]
-        yield _slots(tasks, groups[numbers[chosen[0]]], chosen, parts, part)
+        yield _slots(tasks, groups[numbers[chosen[0]]], chosen, parts, share.part)
 
 
 def probabilities(tasks: Sequence[Task]) -> np.ndarray:

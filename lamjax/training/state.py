@@ -1,4 +1,4 @@
-"""What a training run is at a step: everything needed to go on as if it had never stopped."""
+"""The state of a training run at a step: all that is needed to resume it exactly."""
 
 import difflib
 from collections.abc import Callable
@@ -117,7 +117,7 @@ def per_head(inner: optax.GradientTransformation) -> optax.GradientTransformatio
 def per_member(inner: optax.GradientTransformation) -> optax.GradientTransformation:
     """`inner` for each member of a committee (leading axis of the parameters), with a state of its own.
 
-    What looks at more than one number (clipping, muon) looks at one member alone.
+    Transformations of several numbers (clipping, muon) act within one member.
     """
     return optax.GradientTransformation(jax.vmap(inner.init), jax.vmap(inner.update))
 

@@ -1,6 +1,5 @@
 """One update of the parameters, jitted: the gradient of the loss, and what the optimiser makes of it."""
 
-import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +12,7 @@ from jaxtyping import Array, PyTree
 
 from lamjax import pytree
 from lamjax.losses import Loss
-from lamjax.numerics import compiler_options
+from lamjax.numerics import compiler_options, matmul_precision
 from lamjax.potential import Params
 from lamjax.training.state import TrainState
 
@@ -33,61 +32,68 @@ class TrainStep:
         return state, {**metrics, **more}
 
 
-def make_step(
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
-    *,
-    lr_ratio: Callable | None = None,
-    freeze: tuple[str, ...] = (),
-    rates: Mapping[str, float] | None = None,
-    ema_decay: float | None = None,
-    accumulate: int = 1,
-    share_layers: int = 0,
-    matmul_precision: str | None = None,
-    sharding: jax.sharding.Sharding | None = None,
-) -> TrainStep:
+@dataclass(frozen=True)
+class StepOptions:
+    """Options of a training step."""
+
+    lr_ratio: Callable | None = None  # update -> lr/lr_start, handed to the loss
+    freeze: tuple[str, ...] = ()  # leaves whose path holds one of these ("descriptor/repinit") never change
+    rates: Mapping[str, float] | None = None  # factors of the learning rate of such parts
+    ema_decay: float | None = None
+    accumulate: int = 1  # batches whose mean gradient makes one update; the optimiser must be made with the same
+    share_layers: int = 0  # first layers that are one and the same in all heads (of parameters of type Params)
+    matmul_precision: str | None = None  # as in `jax.default_matmul_precision`
+    sharding: jax.sharding.Sharding | None = None  # where the new state lies
+
+
+def make_step(loss: Loss, optimizer: optax.GradientTransformation, **options: Any) -> TrainStep:
     """The jitted function (state, batch) -> (state, metrics); the memory of the old state is reused.
 
-    `lr_ratio(update)` = lr/lr_start is handed to the loss. Leaves whose path holds a name of `freeze` ("descriptor",
-    "descriptor/repinit"), and always the statistics, are never changed; `rates` multiplies the learning rate of such
-    parts. With `accumulate` k (and an optimiser made with the same) the mean gradient of k batches makes one update.
-    `share_layers` first layers are one and the same in all heads (of parameters of type Params).
-    `matmul_precision` as in `jax.default_matmul_precision`; `sharding` is where the new state lies.
-    Metrics gain "loss", "grad_norm" and "finite"; where loss or gradient is not finite the state stays as it was.
+    `options` are the fields of `StepOptions`. Statistics are never changed. Metrics gain "loss", "grad_norm" and
+    "finite"; where loss or gradient is not finite the state stays as it was.
     """
-    scales = {**(rates or {}), **dict.fromkeys(freeze, 0.0)}
-    placed = {} if sharding is None else {"out_shardings": (sharding, sharding)}
+    chosen = StepOptions(**options)
+    placed = {} if chosen.sharding is None else {"out_shardings": (chosen.sharding, chosen.sharding)}
     jit = partial(jax.jit, compiler_options=compiler_options(), **placed)
+    return TrainStep(jit(_gradient(loss, chosen)), jit(_update(optimizer, chosen), donate_argnums=0))
 
-    @jit
+
+def _gradient(loss: Loss, options: StepOptions) -> Callable:
+    """(params, steps done, batch) -> (metrics, gradient)."""
+
     def gradient(params: Params, n_steps: Any, batch: Any) -> tuple[dict, Any]:
-        ratio = 1.0 if lr_ratio is None else lr_ratio(n_steps // accumulate)
+        ratio = 1.0 if options.lr_ratio is None else options.lr_ratio(n_steps // options.accumulate)
 
         def objective(params: Params) -> tuple[Array, dict[str, Array]]:
-            return loss(shared(only_trainable(params, freeze), share_layers), batch, ratio)
+            return loss(shared(only_trainable(params, options.freeze), options.share_layers), batch, ratio)
 
-        precision = jax.default_matmul_precision(matmul_precision) if matmul_precision else contextlib.nullcontext()
-        with precision:
+        with matmul_precision(options.matmul_precision):
             (value, metrics), gradients = jax.value_and_grad(objective, has_aux=True)(params)
         return {**metrics, "loss": value}, gradients
 
-    @partial(jit, donate_argnums=0)
+    return gradient
+
+
+def _update(optimizer: optax.GradientTransformation, options: StepOptions) -> Callable:
+    """(state, gradient, loss) -> (state, more metrics)."""
+    scales = {**(options.rates or {}), **dict.fromkeys(options.freeze, 0.0)}
+
     def update(state: TrainState, gradient: PyTree, value: Any) -> tuple[TrainState, dict]:
         def updated(state: TrainState) -> TrainState:
             updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
             updates = _scaled(updates, scales)
-            params = shared(optax.apply_updates(state.params, updates), share_layers)
+            params = shared(optax.apply_updates(state.params, updates), options.share_layers)
             ema = state.ema
-            if ema_decay is not None:
-                whole = (state.step + 1) % accumulate == 0
-                ema = optax.incremental_update(params, ema, jnp.where(whole, 1 - ema_decay, 0.0))
+            if options.ema_decay is not None:
+                whole = (state.step + 1) % options.accumulate == 0
+                ema = optax.incremental_update(params, ema, jnp.where(whole, 1 - options.ema_decay, 0.0))
             return TrainState(state.step + 1, params, opt_state, ema)
 
         norm = pytree.global_norm(gradient)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)  # what is not finite anywhere makes the norm so
         return jax.lax.cond(finite, updated, lambda state: state, state), {"grad_norm": norm, "finite": finite}
 
-    return TrainStep(gradient, update)
+    return update
 
 
 def shared(params: Params, n_layers: int) -> Params:

@@ -116,10 +116,7 @@ def structure_objective(
 
     def measure(params: Any, first: Measured | None, watch: Callable) -> Measured:
         pairs, bare = sets.validation, model(params)
-
-        def watched(items: Any) -> Any:
-            return watch(items, "relaxing held-out structures", len(pairs))
-
+        watched = lambda items: watch(items, "relaxing held-out structures", len(pairs))  # noqa: E731
         judgement = judge(potential, bare, pairs, judge_of(config), watched, config.matmul_precision)
         before = judgement if first is None else first["judgement"]
         numbers = summary(judgement, before, config.basin, apart)
@@ -181,7 +178,7 @@ def _summarise(pending: Pending, params: Any) -> dict[str, float]:
 
 
 def _times_widened(output: Path, done: int) -> int:
-    """How often the arrays had grown up to a step: after each whole epoch in which neighbours were missing."""
+    """The number of times that arrays grew up to a step: after each whole epoch in which neighbours were missing."""
     epochs: dict[float, list[float]] = {}
     for row in until(output / HISTORY, done):
         epochs.setdefault(row["epoch"], []).append(row.get("n_overflow", 0))

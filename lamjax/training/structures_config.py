@@ -1,4 +1,4 @@
-"""What a fine-tuning on structures is made from: pairs of starts and targets, an objective, and how it is judged."""
+"""Config of a fine-tuning on structures: pairs of starts and targets, an objective, and how it is judged."""
 
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, field, replace

@@ -67,7 +67,7 @@ def read_sets(config: StructureTuneConfig, potential: Potential, replayed: Poten
         rules = {"fmax": config.fmax, "variable_cell": config.variable_cell}
         alone = not isinstance(config.objective, StructureLossConfig)
         pairs = read_pairs(files, **rules, options=options, targets_alone=alone)
-        return _known(pairs, potential.elements)
+        return _of_known_elements(pairs, potential.elements)
 
     pairs = pairs_of(config.pairs)
     if config.validation:
@@ -137,7 +137,7 @@ def _group(pair: Any, key: str) -> str:
     return str(pair.info[key])
 
 
-def _known(pairs: list[Pair], elements: Sequence[str] | None) -> list[Pair]:
+def _of_known_elements(pairs: list[Pair], elements: Sequence[str] | None) -> list[Pair]:
     """The pairs whose elements the model knows; a warning names the others."""
     if elements is None:
         return pairs

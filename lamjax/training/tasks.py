@@ -88,7 +88,7 @@ def read_tasks(config: TrainConfig, potential: Potential) -> tuple[Task, ...]:
 
 
 def _structures(config: TrainConfig, frames: Sequence[Frame]) -> float:
-    """About how many structures the run looks at: by the size of batches that the run has unless a task has its own."""
+    """About how many structures the run trains on, by its batch size where no task has its own."""
     typical = round(float(np.mean(facts(frames).n_atoms)))  # the small share their shapes with larger ones
     batch = frames_per_batch(typical, config.batch_size)
     return float(config.steps * config.accumulate * config.tasks_per_step * batch)
@@ -127,27 +127,27 @@ def with_statistics(config: TrainConfig, potential: Potential, params: Params, t
     if config.base is None:
         params = set_environment(potential, params, join(task.frames for task in tasks))
     for head in dict.fromkeys(task.potential.head for task in tasks):
-        mine = [task for task in tasks if task.potential.head == head]
-        if config.base is not None and mine[0].bias == "keep":
+        own = [task for task in tasks if task.potential.head == head]
+        if config.base is not None and own[0].bias == "keep":
             continue
-        shift = config.base is not None and mine[0].bias == "change"
-        frames = join(task.frames for task in mine)
+        shift = config.base is not None and own[0].bias == "change"
+        frames = join(task.frames for task in own)
         if config.base is None:
-            params = set_parameters(mine[0].potential, params, frames)
+            params = set_parameters(own[0].potential, params, frames)
         if shift:
             frames = sample(frames, MOST)
-            packed = pack(frames, mine[0].train.plan, config.precision)
-            predicted_frames = predictions(mine[0].potential, params, packed, mine[0].batch_size)
+            packed = pack(frames, own[0].train.plan, config.precision)
+            predicted_frames = predictions(own[0].potential, params, packed, own[0].batch_size)
             predicted = np.array([float(p.energy) for p in predicted_frames])
-        params = set_bias(mine[0].potential, params, frames, predicted if shift else None)
+        params = set_bias(own[0].potential, params, frames, predicted if shift else None)
     return params
 
 
 def _check_levels(config: TrainConfig, heads: dict[str, str], frame_sets: dict[str, tuple]) -> None:
     """ValueError for a head that would learn labels of several levels of theory, unless the config allows it."""
     for head in dict.fromkeys(heads.values()):
-        mine = sum((levels.levels(frame_sets[name][0]) for name in heads if heads[name] == head), Counter())
-        levels.check(mine, f"The head {head}", config.mix_levels)
+        counts = sum((levels.levels(frame_sets[name][0]) for name in heads if heads[name] == head), Counter())
+        levels.check(counts, f"The head {head}", config.mix_levels)
 
 
 def _select(potential: Potential, name: str, task: TaskConfig) -> Potential:
@@ -201,13 +201,13 @@ def common(train: Sequence[Frame], held_out: Sequence[Frame]) -> tuple[int, str]
 
     Positions are compared only where number of atoms and energy are equal, so that large sets are not read through.
     """
-    mine, others = (list(zip(*(x.tolist() for x in facts(some)[:2]), strict=True)) for some in (train, held_out))
-    alike = set(mine) & set(others)
+    trained, judged = (list(zip(*(x.tolist() for x in facts(some)[:2]), strict=True)) for some in (train, held_out))
+    alike = set(trained) & set(judged)
     places: dict[tuple, list[int]] = {}
-    for j in [j for j, key in enumerate(others) if key in alike][:MOST_COMPARED]:
+    for j in [j for j, key in enumerate(judged) if key in alike][:MOST_COMPARED]:
         places.setdefault(_places(held_out[j]), []).append(j)
     both: dict[int, int] = {}
-    for k in [k for k, key in enumerate(mine) if key in alike][:MOST_COMPARED]:
+    for k in [k for k, key in enumerate(trained) if key in alike][:MOST_COMPARED]:
         both |= dict.fromkeys(places.pop(_places(train[k]), ()), k)
     if not both:
         return None

@@ -1,4 +1,4 @@
-"""What fine-tuning on structures and on properties have in common: how they begin, and what their tables hold."""
+"""Common parts of fine-tuning on structures and on properties: beginning, settings and tables."""
 
 import json
 import sys
@@ -109,8 +109,8 @@ def check_counted(rows: Sequence[Mapping[str, float]], counts: Mapping[str, str]
 
 def check_apart(train: Sequence[Any], validation: Sequence[Any], what: str, name_of: Callable[[Any], Hashable]) -> None:
     """ValueError for a pair or crystal that is in both sets: one whose `name_of` is the same."""
-    seen = {name_of(one): one.source for one in train}
-    if both := [(one.source, seen[name_of(one)]) for one in validation if name_of(one) in seen]:
+    sources = {name_of(one): one.source for one in train}
+    if both := [(one.source, sources[name_of(one)]) for one in validation if name_of(one) in sources]:
         raise ValueError(
             f"{len(both)} {what} are trained on and held out, the first {both[0][0]}, which is {both[0][1]}. Remove "
             "them from one of the sets."

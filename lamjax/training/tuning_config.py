@@ -1,4 +1,4 @@
-"""What fine-tuning on structures and on properties have in common: a base, replay, and how its configs are read."""
+"""Common config of fine-tuning on structures and on properties: a base, replay, and how its configs are read."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, field

@@ -80,9 +80,9 @@ def virial_as_stress(atoms):
 
 
 def test_what_is_right_raises_no_alarm(good):
-    found = audit(good)
-    assert found.findings == ()
-    (one,) = found.sets
+    report = audit(good)
+    assert report.findings == ()
+    (one,) = report.sets
     assert one.n_frames == 36 and one.n_atoms == (4, 4.0, 4) and one.elements == {"Cu": 36}
     assert one.labelled == {"energy": 36, "forces": 36, "virial": 36}
     assert one.forces.startswith("the forces are right") and one.virial.startswith("stress and virial are right")
@@ -110,9 +110,9 @@ WRONG = {
 @pytest.mark.parametrize("fault", list(WRONG))
 def test_wrong_signs_and_units_are_named(good, fault):
     change, expected = WRONG[fault]
-    found = audit(changed(good, change))
-    errors = [f.what for f in found.findings if f.severity == "error"]
-    assert any(re.search(expected, text) for text in errors), (fault, found.findings)
+    report = audit(changed(good, change))
+    errors = [f.what for f in report.findings if f.severity == "error"]
+    assert any(re.search(expected, text) for text in errors), (fault, report.findings)
 
 
 def per_atom(atoms):
@@ -148,8 +148,8 @@ def test_a_part_of_the_frames_with_the_wrong_sign(good):
 
 
 def test_a_placeholder_for_the_virial(good):
-    found = audit(changed(good, scaled("REF_stress", 0.0), 2, 7)).findings
-    (warning,) = [f for f in found if "exactly zero" in f.what]
+    findings = audit(changed(good, scaled("REF_stress", 0.0), 2, 7)).findings
+    (warning,) = [f for f in findings if "exactly zero" in f.what]
     assert warning.frames == ("set 0 frame 2", "set 0 frame 7")
 
 
@@ -171,12 +171,12 @@ def test_the_normal_of_a_slab_tells_the_virial(sign):
         atoms.positions += 0.2 * rng.normal(size=(12, 3)) + [0, 0, 7]
         atoms.wrap()
         frames.append(labelled(atoms))
-    found = audit(changed(frames, scaled("REF_stress", sign)))
-    said = [f.what for f in found.findings if f.severity == "error"]
+    report = audit(changed(frames, scaled("REF_stress", sign)))
+    text = [f.what for f in report.findings if f.severity == "error"]
     if sign == 1:
-        assert not said and found.sets[0].virial.startswith("stress and virial are right")
+        assert not text and report.sets[0].virial.startswith("stress and virial are right")
     else:
-        assert len(said) == 1 and "wrong sign" in said[0] and "over what the virials say" in said[0]
+        assert len(text) == 1 and "wrong sign" in text[0] and "over what the virials say" in text[0]
 
 
 def test_a_cluster_in_vacuum_tells_the_virial():
@@ -235,16 +235,16 @@ SINGLE = {
 @pytest.mark.parametrize("fault", list(SINGLE))
 def test_single_frames_are_named(good, fault):
     change, severity, expected = SINGLE[fault]
-    found = [f for f in audit(changed(good, change, 5)).findings if f.where == "set 0 frame 5"]
-    assert any(f.severity == severity and re.search(expected, f.what) for f in found), found
+    findings = [f for f in audit(changed(good, change, 5)).findings if f.where == "set 0 frame 5"]
+    assert any(f.severity == severity and re.search(expected, f.what) for f in findings), findings
 
 
 def test_copies_within_and_between_sets(good):
     moved = good[2].copy()
     moved.positions += moved.cell[0] - 2 * moved.cell[2]  # the same crystal
     moved.info["REF_energy"] += 0.4
-    found = audit([*good, moved], [*changed(good[3:4], lambda a: None), *changed(good[8:9], far_energy)]).findings
-    inside, same, other = (f for f in found if "copies" in f.what or "are in set 0 too" in f.what)
+    findings = audit([*good, moved], [*changed(good[3:4], lambda a: None), *changed(good[8:9], far_energy)]).findings
+    inside, same, other = (f for f in findings if "copies" in f.what or "are in set 0 too" in f.what)
     assert inside.where == "set 0 frame 36" and "two labels of one structure" in inside.remedy
     assert "the first of set 0 frame 2; their energies differ by up to 0.1" in inside.what
     for k, one in enumerate((same, other)):
@@ -255,10 +255,10 @@ def test_copies_within_and_between_sets(good):
 def test_lonely_and_single_atoms(good):
     lonely = ase.Atoms("Cu3", [[0, 0, 0], [2.5, 0, 0], [9, 9, 9]], cell=[18, 18, 18], pbc=True)
     single = ase.Atoms("Cu", cell=[15, 15, 15], pbc=True)
-    found = audit([*good, labelled(lonely), labelled(single)]).findings
-    said = {(f.where, f.what) for f in found}
-    assert ("set 0 frame 36", "atoms without a neighbour within 6 Å (most in a frame: 1)") in said
-    assert ("set 0 frame 37", "single atoms") in said
+    findings = audit([*good, labelled(lonely), labelled(single)]).findings
+    texts = {(f.where, f.what) for f in findings}
+    assert ("set 0 frame 36", "atoms without a neighbour within 6 Å (most in a frame: 1)") in texts
+    assert ("set 0 frame 37", "single atoms") in texts
 
 
 def test_another_level_of_theory_is_seen_where_compositions_allow_it(good):
@@ -274,9 +274,9 @@ def test_another_level_of_theory_is_seen_where_compositions_allow_it(good):
 
 def test_real_relaxations_are_right():
     frames = data.read(ASSETS / "si_defects_heldout.extxyz.gz")
-    found = data.audit({"silicon": frames})
-    assert not [f for f in found.findings if f.severity == "error"]
-    assert "right" in found.sets[0].forces
+    report = data.audit({"silicon": frames})
+    assert not [f for f in report.findings if f.severity == "error"]
+    assert "right" in report.sets[0].forces
 
 
 def run(*arguments):

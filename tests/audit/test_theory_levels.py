@@ -21,15 +21,15 @@ from lamjax.training.tasks import read_tasks
 
 def write(path, *who: str | None) -> str:
     """A set of copper whose frames were labelled by these."""
-    found = []
+    collected = []
     for seed, one in enumerate(who):
         atoms = ase.build.bulk("Cu", cubic=True)
         atoms.rattle(0.1, seed=seed + len(path.name))
         atoms.calc = EMT()
         atoms.get_stress()
         atoms.info |= {} if one is None else {levels.KEY: one}
-        found.append(atoms)
-    ase.io.write(path, found)
+        collected.append(atoms)
+    ase.io.write(path, collected)
     return str(path)
 
 
@@ -52,8 +52,8 @@ def test_levels_are_counted_in_every_kind_of_set(tmp_path):
     [(("A", "B", "B"), "error"), (("A", None, "A"), "warning"), (("A", "A"), None), ((None,), None)],
 )
 def test_the_audit_says_whose_labels_are_mixed(tmp_path, who, severity):
-    found = data.audit({"a": data.read(write(tmp_path / "a.extxyz", *who))}).findings
-    mixed = [one for one in found if "levels of theory" in one.what]
+    findings = data.audit({"a": data.read(write(tmp_path / "a.extxyz", *who))}).findings
+    mixed = [one for one in findings if "levels of theory" in one.what]
     assert [one.severity for one in mixed] == ([severity] if severity else [])
     assert not mixed or mixed[0].where == f"a.extxyz frame {0 if severity == 'error' else 1}" and mixed[0].n == 1
 
@@ -62,8 +62,8 @@ def test_the_audit_tells_sets_of_two_levels_apart(tmp_path):
     sets = {
         name: data.read(write(tmp_path / f"{name}.xyz", who)) for name, who in (("a", "A"), ("bb", "B"), ("ccc", None))
     }
-    found = [one for one in data.audit(sets).findings if "labelled by" in one.what]
-    assert [(one.set, one.what) for one in found] == [("bb", "labelled by B; a by A")]
+    findings = [one for one in data.audit(sets).findings if "labelled by" in one.what]
+    assert [(one.set, one.what) for one in findings] == [("bb", "labelled by B; a by A")]
 
 
 def tasks(tmp_path, **settings):

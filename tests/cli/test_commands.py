@@ -61,7 +61,7 @@ def test_show_prints_heads_elements_and_settings():
 
 
 def test_mendable_errors_are_one_message_and_exit_code_two(tmp_path):
-    for arguments, said in (
+    for arguments, message in (
         (["show", "nowhere.lamjax"], "nowhere.lamjax: no such model file"),
         (["relax", WATER, "nowhere.extxyz"], "nowhere.extxyz"),
     ):
@@ -70,7 +70,7 @@ def test_mendable_errors_are_one_message_and_exit_code_two(tmp_path):
             capture_output=True, text=True, cwd=tmp_path,
         )  # fmt: skip
         assert done.returncode == 2, done.stderr
-        assert said in done.stdout and "Traceback" not in done.stdout + done.stderr
+        assert message in done.stdout and "Traceback" not in done.stdout + done.stderr
 
 
 def test_data_check_says_what_a_set_holds():

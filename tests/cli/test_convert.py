@@ -31,8 +31,8 @@ def stored(path):
 
 
 def test_a_checkpoint_becomes_a_bundle_with_all_heads_bit_for_bit(tmp_path):
-    said = run("convert", SHARED, tmp_path / "all.lamjax")
-    assert "water, oxide, alloy" in said
+    output = run("convert", SHARED, tmp_path / "all.lamjax")
+    assert "water, oxide, alloy" in output
     (config, leaves), (other, others) = stored(SHARED), stored(tmp_path / "all.lamjax")
     assert config == other
     assert all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in zip(leaves, others, strict=True))
@@ -103,13 +103,13 @@ def test_faults(tmp_path, monkeypatch, arguments, said):
 
 
 def test_show_says_what_a_checkpoint_holds():
-    said = run("show", SHARED)
+    output = run("show", SHARED)
     for part in ("DeePMD-kit .pt", "water, oxide, alloy", "27,391", "float64", "case 3", "repformer.attn2_has_gate"):
-        assert part in said
-    alloy = next(line for line in said.splitlines() if "alloy" in line and "24-24-24" in line)
+        assert part in output
+    alloy = next(line for line in output.splitlines() if "alloy" in line and "24-24-24" in line)
     assert alloy.split("│")[5].split() == ["Nb", "Mo", "Ta", "W"]
 
 
 def test_show_of_a_student():
-    said = run("show", FIXTURES / "student/s01_strip/model.pt")
-    assert "dpa1" in said and "tebd_input_mode" in said and "5 (sel 76)" in said
+    output = run("show", FIXTURES / "student/s01_strip/model.pt")
+    assert "dpa1" in output and "tebd_input_mode" in output and "5 (sel 76)" in output

@@ -84,9 +84,9 @@ def folder(request, tmp_path_factory):
 
 def ran(*arguments) -> str:
     """What a command said that must succeed, in one line."""
-    code, said, error = invoke(*arguments, COLUMNS="200")
-    assert code == 0, (said, error)
-    return " ".join(said.split())
+    code, output, error = invoke(*arguments, COLUMNS="200")
+    assert code == 0, (output, error)
+    return " ".join(output.split())
 
 
 def test_it_is_shown_evaluated_and_converted(folder):
@@ -117,10 +117,10 @@ def test_it_relaxes_structures_and_cells(folder):
         "--out",
         "relaxed.extxyz",
     )
-    found = ase.io.read("relaxed.extxyz", ":")
-    assert len(found) == 6 and all(a.info["finite"] and a.info["n_steps"] == 3 for a in found)
+    structures = ase.io.read("relaxed.extxyz", ":")
+    assert len(structures) == 6 and all(a.info["finite"] and a.info["n_steps"] == 3 for a in structures)
     assert all(
-        np.abs(a.cell - b.cell).max() > 1e-6 for a, b in zip(found, ase.io.read("frames.extxyz", ":"), strict=True)
+        np.abs(a.cell - b.cell).max() > 1e-6 for a, b in zip(structures, ase.io.read("frames.extxyz", ":"), strict=True)
     )
 
 

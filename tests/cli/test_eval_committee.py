@@ -30,8 +30,8 @@ def folder(tmp_path_factory):
 def test_deviation_of_every_frame(folder):
     options = ("--committee", folder / "2.lamjax", "--precision", "float64")
     for out in ("out.extxyz", "out.npz"):
-        code, said, error = run(folder / "1.lamjax", folder / "frames.extxyz", *options, "--out", folder / out)
-        assert code == 0 and "committee of 2" in said, error
+        code, output, error = run(folder / "1.lamjax", folder / "frames.extxyz", *options, "--out", folder / out)
+        assert code == 0 and "committee of 2" in output, error
     wanted = []
     for atoms in ase.io.read(folder / "frames.extxyz", ":"):
         forces = []
@@ -42,8 +42,8 @@ def test_deviation_of_every_frame(folder):
     np.testing.assert_allclose(
         [a.info["deviation"] for a in ase.io.read(folder / "out.extxyz", ":")], wanted, rtol=1e-8
     )
-    with np.load(folder / "out.npz") as found:
-        np.testing.assert_allclose(found["deviation"], wanted, rtol=1e-8)
+    with np.load(folder / "out.npz") as arrays:
+        np.testing.assert_allclose(arrays["deviation"], wanted, rtol=1e-8)
 
 
 def test_members_of_another_config_are_refused(folder):

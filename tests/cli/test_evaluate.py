@@ -79,8 +79,8 @@ def test_deepmd_numbers_are_met_and_the_table_says_how_well(predicted):
     table = rows(predicted[1])
     units = {"energy": "eV", "energy per atom": "eV/atom", "forces": "eV/Å", "virial": "eV", "atomic energies": "eV"}
     for quantity, unit in units.items():
-        said, n, largest, rms, relative = table[quantity]
-        assert said == unit and n == "3"
+        text, n, largest, rms, relative = table[quantity]
+        assert text == unit and n == "3"
         assert 0 <= float(rms) <= float(largest) < 1e-9 and float(relative) < 1e-9
     assert any(float(table[q][2]) > 0 for q in units)
     assert "model.dp (float64): 3 frames against reference.npz" in predicted[1]
@@ -158,8 +158,8 @@ def test_frames_without_any_label_are_refused_where_only_errors_are_wanted(folde
     (folder / "unnamed.extxyz").write_text((folder / "frames.extxyz").read_text().replace("pbc=", "my_e=-1.5 pbc="))
     code, _, error = evaluate(folder, frames="unnamed.extxyz")
     assert code != 0 and isinstance(error, ValueError)
-    for said in ("No frame carries a label", "unnamed.extxyz frame 0", "carries my_e", "--energy-key", "--output"):
-        assert said in str(error)
+    for message in ("No frame carries a label", "unnamed.extxyz frame 0", "carries my_e", "--energy-key", "--output"):
+        assert message in str(error)
     code, output, _ = evaluate(folder, "--energy-key", "my_e", frames="unnamed.extxyz")
     assert code == 0 and "No frame carries a label of forces, virial: not compared" in output
 
@@ -192,8 +192,8 @@ def predictions(sizes, seed: int = 0) -> list[Prediction]:
 
 @pytest.mark.parametrize("layout", ["rows", "stacked", "flat", "names"])
 def test_layouts_of_a_reference_are_one(tmp_path, layout):
-    found = predictions((2, 2))
-    energy, forces, virial, atomic = (np.stack([getattr(p, name) for p in found]) for name in Prediction._fields)
+    result = predictions((2, 2))
+    energy, forces, virial, atomic = (np.stack([getattr(p, name) for p in result]) for name in Prediction._fields)
     arrays = {
         "rows": {"energy": energy, "forces": forces.reshape(4, 3), "virial": virial, "atomic_energies": atomic.ravel()},
         "stacked": {"energy": energy[:, None], "force": forces, "virial": virial, "atom_energy": atomic},
@@ -203,7 +203,7 @@ def test_layouts_of_a_reference_are_one(tmp_path, layout):
     }[layout]  # fmt: skip
     np.savez(tmp_path / "reference.npz", **arrays)
     reference = parity.read_reference(tmp_path / "reference.npz", frames())
-    table = parity.parity_table(frames(), found, reference)
+    table = parity.parity_table(frames(), result, reference)
     assert [row.quantity for row in table][:3] == ["energy", "energy per atom", "forces"]
     assert all(row.largest == row.rms == row.relative == 0 and row.n == 2 for row in table)
     lacking = {"rows": [], "stacked": [], "flat": ["atomic energies"], "names": ["virial", "atomic energies"]}
@@ -268,6 +268,6 @@ def test_files_that_are_no_reference_say_why(tmp_path):
 
 
 def test_wrong_options_are_refused(folder):
-    for options, said in ((("--precision", "half"), "float32 or float64"), (("--out", "x.csv"), "must end in .npz")):
+    for options, message in ((("--precision", "half"), "float32 or float64"), (("--out", "x.csv"), "must end in .npz")):
         _, _, error = run("eval", MODEL / "model.dp", folder / "frames.extxyz", *options)
-        assert isinstance(error, ValueError) and said in str(error)
+        assert isinstance(error, ValueError) and message in str(error)

@@ -81,8 +81,8 @@ def test_the_energies_of_the_new_head_are_refitted(folder, tuned):
     # the fit makes the mean error zero; a few small steps leave it far below the 1 eV of the shift
     potential, params = checkpoints.load(tuned[0] / "model.lamjax", "new", np.float64)
     frames = data.read(folder / "new.extxyz")
-    found = predictions(potential, params, data.pack(frames, data.plan(frames, potential.shells, 1), np.float64))
-    left = [float(p.energy - f.labels.energy) / 4 for p, f in zip(found, frames, strict=True)]
+    predicted = predictions(potential, params, data.pack(frames, data.plan(frames, potential.shells, 1), np.float64))
+    left = [float(p.energy - f.labels.energy) / 4 for p, f in zip(predicted, frames, strict=True)]
     assert abs(np.mean(left)) < 0.2
 
 
@@ -166,5 +166,5 @@ def test_options_that_a_command_does_not_have_are_keys():
 @pytest.mark.parametrize("command", ["finetune", "finetune-structures"])
 def test_a_command_has_few_options_of_its_own(command):
     """Those of every command that opens a model (--potential, --trust) are not its own, no more than --help is."""
-    found = get_command(app).commands[command].load().params
-    assert len([one for one in found if one.param_type_name == "option" and one.expose_value]) <= 8
+    result = get_command(app).commands[command].load().params
+    assert len([one for one in result if one.param_type_name == "option" and one.expose_value]) <= 8

@@ -53,11 +53,11 @@ def tuned(folder):
 
 
 def test_volumes_and_force_constants_are_learned(folder, tuned):
-    said, _ = tuned
+    output, _ = tuned
     for text in ("periodic in three directions; this structure is a molecule", "Left out 1 structures", "epoch 2/2"):
-        assert text in said, text
+        assert text in output, text
     for text in ("volume_per_atom MAE (Å³)", "force constants RMSE", "100% converged", "What fine-tuning cost"):
-        assert text in said, text
+        assert text in output, text
     first, *_, last = properties.validations(folder / "out")
     assert first.step == 0 and last.errors["volume_per_atom_mae"] < first.errors["volume_per_atom_mae"]
     assert last.errors["force_constant_rmse"] != first.errors["force_constant_rmse"]
@@ -75,7 +75,7 @@ def test_volumes_and_force_constants_are_learned(folder, tuned):
         "Result", "Curves", "Crystals before and after", "What it cost elsewhere (forgetting)", "Data", "Config",
         "Versions",
     ]  # fmt: skip
-    assert len(page.images) == 1 and str(folder / "out" / "report.html") in said
+    assert len(page.images) == 1 and str(folder / "out" / "report.html") in output
 
 
 def test_a_run_that_was_cut_goes_on_as_if_nothing_had_been(folder, tuned):
@@ -100,9 +100,9 @@ def test_a_run_that_was_cut_goes_on_as_if_nothing_had_been(folder, tuned):
 
 def test_help_and_template_tell_all():
     assert run("--template").output == TEMPLATE
-    told = run("--help").output
+    output = run("--help").output
     for text in ("--target", "--replay", "force_constants", "eV_A3", "molecules", "--template"):
-        assert text.lower() in told.lower(), text
+        assert text.lower() in output.lower(), text
 
 
 WRONG = {

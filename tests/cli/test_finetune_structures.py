@@ -51,9 +51,9 @@ def test_every_objective_takes_a_step(folder, tmp_path, name):
     options = ["--head", "b", "--hold-out", "0.5", "--group-by", "family", "--replay", folder / "labels.extxyz"]
     result = finetune(folder, *FEW, *OBJECTIVES[name], *options, "--output", tmp_path / "out")
     assert result.exit_code == 0, (result.output, result.exception)
-    said = " ".join(result.output.split())
+    output = " ".join(result.output.split())
     for text in ("median Dq", "epoch 1/1", "held out, step 1", "in the right basin", "force RMSE"):
-        assert text in said, text
+        assert text in output, text
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     objective = config["objective"]
     assert name in (objective["type"], objective.get("relax", {}).get("adjoint", {}).get("type"))
@@ -99,9 +99,9 @@ def test_options_become_a_config(folder, tmp_path):
 
 def test_help_and_template_tell_all():
     assert run("--template").output == TEMPLATE
-    told = run("--help").output
+    output = run("--help").output
     for option in ("--adjoint", "--variable-cell", "--replay.weight", "--config", "--group-by", "--template"):
-        assert option in told
+        assert option in output
 
 
 WRONG = {

@@ -19,8 +19,8 @@ def said(*arguments, **environment) -> str:
 @pytest.mark.parametrize("arguments", [(), ("-h",), ("--help",)])
 def test_help_shows_every_command_in_the_order_in_which_one_needs_them(arguments):
     output = said(*arguments)
-    found = re.findall(r"^│ ([a-z][a-z-]*)  +[A-Z]", output, flags=re.MULTILINE)
-    assert found == ORDER
+    result = re.findall(r"^│ ([a-z][a-z-]*)  +[A-Z]", output, flags=re.MULTILINE)
+    assert result == ORDER
     headings = [output.index(heading) for heading in cli.WORKFLOW]
     assert headings == sorted(headings) and max(map(len, output.splitlines())) <= 80
 

@@ -51,8 +51,8 @@ def test_the_command_begins_anew_with_huge_pages(begun, monkeypatch, said, expec
 
 
 def test_it_does_so_once_and_not_against_the_user(begun, monkeypatch):
-    for said in ("glibc.malloc.hugetlb=1", "glibc.malloc.hugetlb=0"):
-        monkeypatch.setenv("GLIBC_TUNABLES", said)
+    for message in ("glibc.malloc.hugetlb=1", "glibc.malloc.hugetlb=0"):
+        monkeypatch.setenv("GLIBC_TUNABLES", message)
         entry.with_huge_pages()
     monkeypatch.delenv("GLIBC_TUNABLES")
     monkeypatch.setattr(entry.platform, "libc_ver", lambda: ("", ""))
@@ -110,7 +110,7 @@ def test_a_missing_device_is_told_whatever_it_led_to(monkeypatch, capsys, error)
 
     monkeypatch.setattr(cli, "app", fails)
     monkeypatch.delenv("LAMJAX_TRACEBACK", raising=False)
-    told, devices = jax.config.jax_platforms, jax.devices
+    platforms, devices = jax.config.jax_platforms, jax.devices
     jax.config.update("jax_platforms", "cpu")
     try:
         with pytest.raises((AssertionError, SystemExit)):
@@ -120,7 +120,7 @@ def test_a_missing_device_is_told_whatever_it_led_to(monkeypatch, capsys, error)
         with pytest.raises(SystemExit):
             cli.main()
     finally:
-        jax.config.update("jax_platforms", told)
+        jax.config.update("jax_platforms", platforms)
     assert "finds no device" in capsys.readouterr().out.replace("\n", " ") and devices()
 
 
@@ -136,8 +136,8 @@ def test_what_the_user_can_mend_is_a_message(monkeypatch, capsys, error):
     with pytest.raises(SystemExit) as exit_:
         cli.main()
     assert exit_.value.code == 2
-    told = capsys.readouterr().out
-    assert str(error) in told and "LAMJAX_TRACEBACK" in told and "Traceback" not in told
+    output = capsys.readouterr().out
+    assert str(error) in output and "LAMJAX_TRACEBACK" in output and "Traceback" not in output
     monkeypatch.setenv("LAMJAX_TRACEBACK", "1")
     with pytest.raises(type(error)):
         cli.main()
@@ -162,8 +162,8 @@ def test_what_the_user_can_mend_is_a_message(monkeypatch, capsys, error):
     ],
 )
 def test_a_full_disk_too_little_memory_and_a_missing_package_are_told(error, message):
-    told = failure.message_of(error)
-    assert told is None if message is None else message in told
+    text = failure.message_of(error)
+    assert text is None if message is None else message in text
 
 
 def loaded_by(*arguments: str, heavy: tuple[str, ...]) -> tuple[str, list[str]]:
@@ -238,6 +238,6 @@ def test_errors_name_the_page_that_helps(tmp_path, capsys):
         assert failure.page_of(caught.value) == page
         with pytest.raises(SystemExit) as ended:
             failure.end(caught.value)
-        said = capsys.readouterr().out.replace("\n", " ")
-        assert ended.value.code == 2 and page in said and failure.TROUBLE in said
+        output = capsys.readouterr().out.replace("\n", " ")
+        assert ended.value.code == 2 and page in output and failure.TROUBLE in output
     assert failure.page_of(ValueError("raised nowhere")) is None

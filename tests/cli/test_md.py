@@ -48,8 +48,8 @@ def folder(tmp_path, monkeypatch):
 
 def run(*arguments):
     """The command in this process; (exit code, output, exception)."""
-    code, said, error = invoke("md", "model.lamjax", *arguments)
-    return code, " ".join(said.split()), error
+    code, output, error = invoke("md", "model.lamjax", *arguments)
+    return code, " ".join(output.split()), error
 
 
 def rows(path: str) -> list[dict[str, float]]:
@@ -62,13 +62,13 @@ def test_a_simulation_is_written_refused_and_gone_on_with(folder):
     atoms.set_constraint(FixAtoms([1]))
     ase.io.write("held.traj", atoms)
     common = ["held.traj", "--timestep", 1, "--temperature", 200, "--every", 10, "--output", "out/run.traj"]
-    code, said, _ = run(*common, "--steps", 25)
-    assert code == 0, said
-    assert "1 of them fixed" in said and "200 K, Langevin" in said and "25 of 25 steps" in said
-    found = ase.io.read("out/run.traj", ":")
-    assert [a.info["step"] for a in found] == [0, 10, 20, 25]
-    np.testing.assert_array_equal([a.positions[1] for a in found], [atoms.positions[1]] * 4)
-    assert np.abs(found[-1].positions[0] - atoms.positions[0]).max() > 1e-3
+    code, output, _ = run(*common, "--steps", 25)
+    assert code == 0, output
+    assert "1 of them fixed" in output and "200 K, Langevin" in output and "25 of 25 steps" in output
+    structures = ase.io.read("out/run.traj", ":")
+    assert [a.info["step"] for a in structures] == [0, 10, 20, 25]
+    np.testing.assert_array_equal([a.positions[1] for a in structures], [atoms.positions[1]] * 4)
+    assert np.abs(structures[-1].positions[0] - atoms.positions[0]).max() > 1e-3
     assert rows("out/run.csv")[0]["temperature_K"] == pytest.approx(200)
     assert Path("out/run.png").stat().st_size > 10_000
     first, last = read_page(Path("out/run.html")).structures["pairs"][0]
@@ -76,14 +76,14 @@ def test_a_simulation_is_written_refused_and_gone_on_with(folder):
 
     _, _, error = run(*common, "--steps", 40)
     assert isinstance(error, ValueError) and "--resume" in str(error) and "another output" in str(error)
-    code, said, _ = run(*common, "--steps", 25, "--resume")
-    assert code == 0 and "All of the 25 steps are done" in said
+    code, output, _ = run(*common, "--steps", 25, "--resume")
+    assert code == 0 and "All of the 25 steps are done" in output
     with files.alone("out/run.traj"):
         _, _, error = run(*common, "--steps", 40, "--resume")
     assert isinstance(error, ValueError) and "Another process is writing out/run.traj" in str(error)
     assert [a.info["step"] for a in ase.io.read("out/run.traj", ":")] == [0, 10, 20, 25]
-    code, said, _ = run(*common, "--time", 0.04, "--resume")
-    assert code == 0 and "Going on from step 25" in said
+    code, output, _ = run(*common, "--time", 0.04, "--resume")
+    assert code == 0 and "Going on from step 25" in output
     assert [row["step"] for row in rows("out/run.csv")] == [0, 10, 20, 25, 30, 40]
     _, _, error = run(*common, "--steps", 90, "--resume", "--seed", 3)
     assert isinstance(error, ValueError) and "seed was 0, is 3" in str(error)
@@ -93,14 +93,14 @@ def test_domains_are_of_the_simulation(folder):
     """One device has one domain: the same numbers; and a run goes on with the domains that it began with."""
     common = ["si.extxyz", "--ensemble", "nve", "--temperature", 300, "--every", 2, "--dtype", "float64"]
     for path, domains in (("one.extxyz", ()), ("divided.extxyz", ("--domains", 1, 1, 1))):
-        code, said, _ = run(*common, "--steps", 4, "--output", path, *domains)
-        assert code == 0, said
+        code, output, _ = run(*common, "--steps", 4, "--output", path, *domains)
+        assert code == 0, output
     a, b = (rows(path) for path in ("one.csv", "divided.csv"))
     assert [row["potential_eV"] for row in a] == pytest.approx([row["potential_eV"] for row in b], abs=1e-10)
     _, _, error = run(*common, "--steps", 6, "--output", "divided.extxyz", "--resume")
     assert isinstance(error, ValueError) and "domains was [1, 1, 1], is None" in str(error)
-    code, said, _ = run(*common, "--steps", 6, "--output", "divided.extxyz", "--resume", "--domains", 1, 1, 1)
-    assert code == 0 and "Going on from step 4" in said
+    code, output, _ = run(*common, "--steps", 6, "--output", "divided.extxyz", "--resume", "--domains", 1, 1, 1)
+    assert code == 0 and "Going on from step 4" in output
     _, _, error = run(*common, "--steps", 4, "--output", "many.extxyz", "--domains", 9, 9, 9)
     assert isinstance(error, ValueError) and "9 x 9 x 9 domains need 729 devices" in str(error)
 
@@ -111,33 +111,35 @@ def test_constant_energy_and_pressure_begin_with_the_velocities_of_the_file(fold
     ase.io.write("fast.extxyz", [ase.io.read("si.extxyz"), atoms])
     shared = ["fast.extxyz", "--frame", -1, "--steps", 20, "--every", 10]
     for ensemble in ("nve", "npt"):
-        code, said, _ = run(*shared, "--ensemble", ensemble, "--output", f"{ensemble}.extxyz", "--dtype", "float64")
-        assert code == 0, said
-        assert "velocities: those of the structure" in said and "conserved, drift (eV/atom/ps)" in said
-        found, table = ase.io.read(f"{ensemble}.extxyz", ":"), rows(f"{ensemble}.csv")
-        np.testing.assert_allclose(found[0].get_momenta(), atoms.get_momenta(), atol=1e-7)
+        code, output, _ = run(*shared, "--ensemble", ensemble, "--output", f"{ensemble}.extxyz", "--dtype", "float64")
+        assert code == 0, output
+        assert "velocities: those of the structure" in output and "conserved, drift (eV/atom/ps)" in output
+        structures, table = ase.io.read(f"{ensemble}.extxyz", ":"), rows(f"{ensemble}.csv")
+        np.testing.assert_allclose(structures[0].get_momenta(), atoms.get_momenta(), atol=1e-7)
         assert table[0]["kinetic_eV"] == pytest.approx(atoms.get_kinetic_energy())
-        assert table[2]["total_eV"] == pytest.approx(found[2].get_total_energy(), abs=1e-6)
+        assert table[2]["total_eV"] == pytest.approx(structures[2].get_total_energy(), abs=1e-6)
         assert table[2]["conserved_eV"] == pytest.approx(table[0]["conserved_eV"], abs=1e-3)
-        pressure = -found[2].get_stress(include_ideal_gas=True)[:3].mean() / ase.units.GPa
+        pressure = -structures[2].get_stress(include_ideal_gas=True)[:3].mean() / ase.units.GPa
         assert table[2]["pressure_GPa"] == pytest.approx(pressure, abs=1e-4)
     assert table[2]["volume_A3"] != table[0]["volume_A3"]
-    code, said, _ = run(*shared, "--ensemble", "nve", "--temperature", 400, "--output", "drawn.extxyz")
-    assert code == 0 and "velocities: drawn" in said
+    code, output, _ = run(*shared, "--ensemble", "nve", "--temperature", 400, "--output", "drawn.extxyz")
+    assert code == 0 and "velocities: drawn" in output
     assert rows("drawn.csv")[0]["temperature_K"] == pytest.approx(400)
 
 
 def test_neighbours_that_the_model_drops_are_told_once(folder):
     """Silicon has four neighbours within 3.2 Å."""
     common = ["si.extxyz", "--steps", 2, "--every", 1, "--timestep", 0.5, "--temperature", 50]
-    code, said, _ = run(*common, "--output", "all.h5")
-    assert code == 0 and "more neighbours" not in said
+    code, output, _ = run(*common, "--output", "all.h5")
+    assert code == 0 and "more neighbours" not in output
     narrow = dataclasses.replace(CONFIG, descriptor=dataclasses.replace(CONFIG.descriptor, sel=3))
     potential = lamjax.build(narrow)
     lamjax.save("model.lamjax", potential, potential.init(jax.random.key(1), np.float64))
-    code, said, _ = run(*common, "--output", "few.h5")
-    assert code == 0 and said.count("Step 0: an atom has more neighbours than the model looks at (3 within 3.2 Å)") == 1
-    assert said.count("more neighbours") == 1
+    code, output, _ = run(*common, "--output", "few.h5")
+    assert (
+        code == 0 and output.count("Step 0: an atom has more neighbours than the model looks at (3 within 3.2 Å)") == 1
+    )
+    assert output.count("more neighbours") == 1
     for name, dropped in (("all.h5", False), ("few.h5", True)):
         with h5py.File(name) as file:
             assert file["truncated"][:].tolist() == [dropped] * 3
@@ -245,8 +247,8 @@ def test_a_killed_run_goes_on_to_the_last_digit(folder):
     until(folder, stopped, "killed.csv", n + 20)
     stopped.send_signal(signal.SIGINT)
     assert stopped.wait(300) == 0
-    said = " ".join(Path("log").read_text().split())
-    assert "Stopping as soon as" in said and "--resume goes on" in said
+    text = " ".join(Path("log").read_text().split())
+    assert "Stopping as soon as" in text and "--resume goes on" in text
     assert len(ase.io.read("killed.extxyz", ":")) == len(rows("killed.csv")) < 401
     assert begin(folder, "killed.extxyz", "--resume").wait(300) == 0, Path("log").read_text()
     assert begin(folder, "whole.extxyz").wait(300) == 0
@@ -260,13 +262,13 @@ def test_a_committee_is_watched(folder):
     potential = lamjax.build(CONFIG)
     lamjax.save("other.lamjax", potential, potential.init(jax.random.key(2), np.float64))
     shared = ["si.extxyz", "--every", 10, "--committee", "other.lamjax", "--dtype", "float64", "--output", "run.h5"]
-    code, said, _ = run(*shared, "--steps", 30)
-    assert code == 0 and "deviation of the committee" in said, said
-    found = [row["deviation_eV_A"] for row in rows("run.csv")]
+    code, output, _ = run(*shared, "--steps", 30)
+    assert code == 0 and "deviation of the committee" in output, output
+    watched = [row["deviation_eV_A"] for row in rows("run.csv")]
     with h5py.File("run.h5") as file:
         positions = file["positions"][:]
     atoms = ase.io.read("si.extxyz")
-    for x, deviation in zip(positions, found, strict=True):
+    for x, deviation in zip(positions, watched, strict=True):
         atoms.positions = x
         forces = []
         for name in ("model.lamjax", "other.lamjax"):
@@ -280,14 +282,14 @@ def test_a_committee_is_watched(folder):
     Path("there").mkdir()
     Path("other.lamjax").rename("there/other.lamjax")  # the same, elsewhere
     moved = [*shared[:4], "there/other.lamjax", *shared[5:]]
-    code, said, _ = run(*moved, "--steps", 40, "--resume")
-    assert code == 0 and len(rows("run.csv")) == 5, said
+    code, output, _ = run(*moved, "--steps", 40, "--resume")
+    assert code == 0 and len(rows("run.csv")) == 5, output
     lamjax.save("there/other.lamjax", potential, potential.init(jax.random.key(3), np.float64))
     _, _, error = run(*moved, "--steps", 60, "--resume")
     assert isinstance(error, ValueError) and str(error).count("other.lamjax ") == 2
     lamjax.save("other.lamjax", potential, potential.init(jax.random.key(2), np.float64))
-    code, said, _ = run(*shared, "--steps", 9000, "--resume", "--max-deviation", 0.5 * min(found))
-    assert code == 0 and "--max-deviation is" in said and "of 9000; --resume goes on" in said
+    code, output, _ = run(*shared, "--steps", 9000, "--resume", "--max-deviation", 0.5 * min(watched))
+    assert code == 0 and "--max-deviation is" in output and "of 9000; --resume goes on" in output
     assert 30 < len(rows("run.csv")) * 10 < 9000
     _, _, error = run("si.extxyz", "--steps", 30, "--max-deviation", 0.1, "--output", "none.h5")
     assert isinstance(error, ValueError) and "--committee" in str(error)

@@ -108,8 +108,8 @@ def test_no_input_is_written_over(place, name):
     (place / "run" / "forgetting.json").write_text((place / "set.extxyz").read_text())
     (place / "deepmd" / "type_map.json").symlink_to("type_map.raw")
     before = contents(place)
-    code, said, error = invoke(*OVER[name].replace("HERE", str(place)).split(" "))
-    assert code != 0 and isinstance(error, ValueError), said
+    code, output, error = invoke(*OVER[name].replace("HERE", str(place)).split(" "))
+    assert code != 0 and isinstance(error, ValueError), output
     assert "one of the inputs" in str(error) and "would be lost. Choose another" in str(error)
     assert contents(place) == before
 
@@ -182,13 +182,13 @@ def test_what_is_no_input_may_be_replaced(original, tmp_path, monkeypatch):
     shutil.copytree(original, tmp_path / "inputs")
     monkeypatch.chdir(tmp_path / "inputs")
     for out in ("predicted.npz", "predicted.npz", "new/deep/predicted.extxyz.gz", "deepmd/predicted.npz"):
-        code, said, _ = invoke("eval", "model.lamjax", "set.extxyz", "--out", out)
-        assert code == 0 and Path(out).stat().st_size > 0, said
+        code, output, _ = invoke("eval", "model.lamjax", "set.extxyz", "--out", out)
+        assert code == 0 and Path(out).stat().st_size > 0, output
     for _ in range(2):
         assert invoke("data", "convert", "deepmd", "deepmd/all.h5", "--overwrite")[0] == 0
     assert len(ase.io.read("new/deep/predicted.extxyz.gz", ":")) == 1
-    with np.load("predicted.npz") as found:
-        assert found["energy"].shape == (1,)
+    with np.load("predicted.npz") as arrays:
+        assert arrays["energy"].shape == (1,)
 
 
 def test_two_demos_do_not_write_into_one_folder_at_once(place):

@@ -71,8 +71,8 @@ def test_keys_are_chosen_on_the_commands_that_read_labels(folder):
         assert run("data", "convert", "odd.extxyz", target, *KEYS)[0] == 0
         (frame,) = data.read(target)
         assert frame.labels.energy == -8 and (frame.labels.forces == 0.25).all()
-    code, said, _ = run("data", "check", "odd.extxyz", *KEYS)
-    assert code == 0 and "energy: blyp (1), forces: pull (1)" in said and "│ with energy │ 1 │" in said
+    code, output, _ = run("data", "check", "odd.extxyz", *KEYS)
+    assert code == 0 and "energy: blyp (1), forces: pull (1)" in output and "│ with energy │ 1 │" in output
     _, _, error = run("eval", "model.lamjax", "odd.extxyz", "--stress-key", "sigma")
     assert "no frame has the key 'sigma' that was given for the stress" in str(error)
 
@@ -80,9 +80,9 @@ def test_keys_are_chosen_on_the_commands_that_read_labels(folder):
 def test_every_command_that_reads_labels_takes_the_keys():
     options = {"--energy-key", "--forces-key", "--stress-key", "--virial-key", "--elements"}
     commands = get_command(cli.app).commands
-    found = {name: commands[name] for name in ("train", "eval", "distill")}
-    found |= {name: commands["data"].commands[name] for name in ("check", "convert")}
-    for name, command in found.items():
+    reading = {name: commands[name] for name in ("train", "eval", "distill")}
+    reading |= {name: commands["data"].commands[name] for name in ("check", "convert")}
+    for name, command in reading.items():
         assert options <= {option for one in command.load().params for option in one.opts}, name
     for name in ("relax", "md"):
         assert "--elements" in {option for one in commands[name].load().params for option in one.opts}
@@ -107,10 +107,10 @@ def test_keys_of_configs_reach_the_files(folder):
 
 def test_the_check_names_what_looks_like_a_label(folder):
     dialect("odd.extxyz", mace_energy=-7.0)
-    code, said, _ = run("data", "check", "odd.extxyz", "--json", "check.json")
+    code, output, _ = run("data", "check", "odd.extxyz", "--json", "check.json")
     assert code == 0
-    assert "warning odd.extxyz frame 0: mace_energy looks like a label and is not taken" in said
-    assert "--energy-key mace_energy" in said
+    assert "warning odd.extxyz frame 0: mace_energy looks like a label and is not taken" in output
+    assert "--energy-key mace_energy" in output
     findings = json.loads((folder / "check.json").read_text())["findings"]
     assert [f["n"] for f in findings if "mace_energy" in f["what"]] == [1]
 
@@ -184,10 +184,10 @@ def test_names_that_mean_something_to_others(folder, name):
     source = folder / f"{name}.extxyz"
     with open(source, "w") as file:
         ase.io.write(file, silicon(), format="extxyz")
-    code, said, _ = run("data", "check", source.name)
-    assert code == 0 and source.name in said
-    code, said, _ = run("data", "convert", source.name, f"{source.name}.h5")
-    assert code == 0 and f"{source.name}.h5: 1 frames" in said
+    code, output, _ = run("data", "check", source.name)
+    assert code == 0 and source.name in output
+    code, output, _ = run("data", "convert", source.name, f"{source.name}.h5")
+    assert code == 0 and f"{source.name}.h5: 1 frames" in output
 
 
 def test_the_check_lists_all_keys_and_one_line_a_kind(folder):
@@ -199,9 +199,9 @@ def test_the_check_lists_all_keys_and_one_line_a_kind(folder):
         images.append(silicon(k))
         images[-1].positions[1] = images[-1].positions[0] + 1e-4 * (k + 1)
     ase.io.write("set.extxyz", images, format="extxyz")
-    code, said, _ = run("data", "check", "set.extxyz", "--json", "audit.json")
-    assert code == 1 and "energy: REF_energy (1)" in said and "config_type (1)" in said and "tag (1)" in said
-    assert said.count("two atoms on one place") == 1 and "(3 frames in all)" in said
+    code, output, _ = run("data", "check", "set.extxyz", "--json", "audit.json")
+    assert code == 1 and "energy: REF_energy (1)" in output and "config_type (1)" in output and "tag (1)" in output
+    assert output.count("two atoms on one place") == 1 and "(3 frames in all)" in output
     assert len(json.loads(Path("audit.json").read_text())["findings"]) >= 3  # each by itself
 
 

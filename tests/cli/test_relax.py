@@ -46,13 +46,13 @@ def table_of(out: Path) -> list[dict[str, str]]:
 
 
 def crystals(n: int = 6) -> list[ase.Atoms]:
-    found = []
+    collected = []
     for seed in range(n):
         atoms = ase.build.bulk("Si", "diamond", a=5.4, cubic=seed % 2 == 0)
         atoms.rattle(0.1, seed=seed)
         atoms.info["name"] = f"crystal {seed}"
-        found.append(atoms)
-    return found
+        collected.append(atoms)
+    return collected
 
 
 def test_records_hold_energy_forces_stress_outcome_and_constraints(tmp_path):
@@ -67,9 +67,9 @@ def test_records_hold_energy_forces_stress_outcome_and_constraints(tmp_path):
     out = tmp_path / "deep" / "relaxed.extxyz"
     code, output, _ = run(BASE, *files, "--out", out, "--max-steps", 4)
     assert code == 0, output
-    found = {atoms.info["source"]: atoms for atoms in ase.io.read(out, ":")}
-    assert set(found) == {f"{files[0]}#0", f"{files[1]}#0", f"{files[2]}#0", f"{files[2]}#1"}
-    first, other = found[f"{files[0]}#0"], found[f"{files[2]}#1"]
+    structures = {atoms.info["source"]: atoms for atoms in ase.io.read(out, ":")}
+    assert set(structures) == {f"{files[0]}#0", f"{files[1]}#0", f"{files[2]}#0", f"{files[2]}#1"}
+    first, other = structures[f"{files[0]}#0"], structures[f"{files[2]}#1"]
     assert first.info["n_steps"] == 4 and not first.info["converged"] and first.info["finite"]
     np.testing.assert_array_equal(first.positions[:2], np.round(starts[0].positions[:2], 8))
     np.testing.assert_array_equal(fixed_components(first), fixed_components(starts[0]))
@@ -99,12 +99,18 @@ def test_what_is_bad_is_reported_and_the_rest_goes_on(tmp_path):
     code, output, _ = run(BASE, *files, "--out", out, "--max-steps", 1)
     assert code == 0, output
     flat = " ".join(output.split())
-    for said in ("broken.cif", "nowhere.cif", "Au is not in", "two atoms on one place", "failed before the first step"):
-        assert said in flat
+    for message in (
+        "broken.cif",
+        "nowhere.cif",
+        "Au is not in",
+        "two atoms on one place",
+        "failed before the first step",
+    ):
+        assert message in flat
     first, kept, last = ase.io.read(out, ":")  # frame by frame what was given
     assert kept.info["source"].endswith("mixed.extxyz#1") and kept.info["number"] == 1 and "failed" not in kept.info
-    for atoms, start, said in ((first, gold, "Au is not in"), (last, double, "two atoms on one place")):
-        assert atoms.info["failed"] and said in atoms.info["error"] and not atoms.info["converged"]
+    for atoms, start, message in ((first, gold, "Au is not in"), (last, double, "two atoms on one place")):
+        assert atoms.info["failed"] and message in atoms.info["error"] and not atoms.info["converged"]
         assert atoms.calc is None and not np.isfinite(atoms.info["fmax"])
         assert atoms.symbols.get_chemical_formula() == start.symbols.get_chemical_formula()
         np.testing.assert_allclose(atoms.positions, start.positions, atol=1e-8)
@@ -122,9 +128,9 @@ def test_neighbours_that_the_model_drops_are_counted(tmp_path):
     pair = ase.Atoms("Si2", [(0, 0, 0), (2.3, 0, 0)], cell=np.eye(3) * 8, pbc=True)
     ase.io.write(tmp_path / "both.extxyz", [pair, crystals(1)[0]])
     out = tmp_path / "relaxed.extxyz"
-    code, said, _ = run(tmp_path / "model.lamjax", tmp_path / "both.extxyz", "--out", out, "--max-steps", 2)
-    assert code == 0, said
-    assert "had neighbours beyond the model's sel │ 1" in " ".join(said.split())
+    code, output, _ = run(tmp_path / "model.lamjax", tmp_path / "both.extxyz", "--out", out, "--max-steps", 2)
+    assert code == 0, output
+    assert "had neighbours beyond the model's sel │ 1" in " ".join(output.split())
     assert {a.info["number"]: bool(a.info["truncated"]) for a in ase.io.read(out, ":")} == {0: False, 1: True}
 
 
@@ -198,9 +204,9 @@ def test_a_killed_run_goes_on_to_the_same_set_of_results(tmp_path):
     resumed = subprocess.run([*command, "--resume"], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     expected = {atoms.info["source"]: atoms for atoms in ase.io.read(tmp_path / "whole.extxyz", ":")}
-    found = ase.io.read(out, ":")
-    assert sorted(a.info["source"] for a in found) == sorted(expected)
-    for atoms in found:
+    structures = ase.io.read(out, ":")
+    assert sorted(a.info["source"] for a in structures) == sorted(expected)
+    for atoms in structures:
         other = expected[atoms.info["source"]]
         assert atoms.get_potential_energy() == pytest.approx(other.get_potential_energy(), abs=1e-3)
         assert atoms.info["number"] == other.info["number"]
@@ -240,13 +246,13 @@ def small(tmp_path_factory) -> Path:
 
 def stiff_and_soft(n: int) -> list[ase.Atoms]:
     """Starts of which every second one is nearly relaxed, so that they finish in another order than they stand in."""
-    found = []
+    collected = []
     for k in range(n):
         atoms = ase.build.bulk("Si", "diamond", a=5.4)
         atoms.rattle(0.3 if k % 2 == 0 else 0.001, seed=k)
         atoms.info |= {"name": f"crystal {k}", "failed": True, "error": "of another run"}
-        found.append(atoms)
-    return found
+        collected.append(atoms)
+    return collected
 
 
 def check_order(out: Path, starts: list[ase.Atoms]) -> list[dict[str, str]]:
@@ -300,8 +306,8 @@ def test_an_interrupted_run_is_in_order_and_goes_on(tmp_path, monkeypatch, small
         append(file, atoms)
 
     monkeypatch.setattr(relax_records, "append", interrupted)
-    code, said, _ = run(small, tmp_path / "a.extxyz", "--out", out, "--slots", 2, "--max-steps", 6)
-    assert code != 0 and "--resume goes on" in said and "Traceback" not in said
+    code, output, _ = run(small, tmp_path / "a.extxyz", "--out", out, "--slots", 2, "--max-steps", 6)
+    assert code != 0 and "--resume goes on" in output and "Traceback" not in output
     numbers = [atoms.info["number"] for atoms in ase.io.read(out, ":")]
     assert len(numbers) == 2 and numbers == sorted(numbers)
     rows = table_of(out)
@@ -323,8 +329,8 @@ def test_what_failed_is_tried_again_and_keeps_its_place(tmp_path, monkeypatch, s
 
     monkeypatch.setattr(command, "stream", failing)
     assert run(small, tmp_path / "a.extxyz", "--out", out, "--max-steps", 2)[0] == 0
-    first, *_ = found = ase.io.read(out, ":")
-    assert [atoms.info["name"] for atoms in found] == [start.info["name"] for start in starts]
+    first, *_ = structures = ase.io.read(out, ":")
+    assert [atoms.info["name"] for atoms in structures] == [start.info["name"] for start in starts]
     assert first.info["failed"] and first.info["error"] == 'no "room" for it' and table_of(out)[0]["energy"] == ""
     monkeypatch.setattr(command, "stream", stream)
     assert run(small, tmp_path / "a.extxyz", "--out", out, "--max-steps", 2, "--resume")[0] == 0
@@ -341,7 +347,7 @@ def test_a_run_goes_on_only_as_it_began(tmp_path, small):
     options = [start, "--out", out, "--max-steps", 1]
     assert run(small, *options)[0] == 0
     whole = out.read_bytes()
-    for model, changed, said in (
+    for model, changed, message in (
         (other, [], "a.extxyz#0 was relaxed with another model or head .Default .*, now Default "),
         (small, ["--fmax", 0.3], "with other settings: fmax 0.02, now fmax 0.3. Give the same again, or name"),
         (small, ["--max-steps", 2], "max_steps 1, now max_steps 2"),
@@ -350,7 +356,7 @@ def test_a_run_goes_on_only_as_it_began(tmp_path, small):
         (small, ["--minimiser", "lbfgs"], "minimiser fire, now minimiser lbfgs"),
     ):
         _, _, error = run(model, *options, *changed, "--resume")
-        assert isinstance(error, ValueError) and re.search(said, str(error)), error
+        assert isinstance(error, ValueError) and re.search(message, str(error)), error
         assert out.read_bytes() == whole
     for change in (lambda a: a.positions.__iadd__(1e-3), lambda a: a.set_constraint(FixAtoms([0]))):
         changed = starts[1].copy()

@@ -67,8 +67,8 @@ def place(tmp_path, monkeypatch):
 
 
 def test_a_relaxation_shows_starts_beside_ends_and_all_numbers(place):
-    code, said, _ = invoke("report", "out.extxyz")
-    assert code == 0 and said.strip() == "out.html"
+    code, output, _ = invoke("report", "out.extxyz")
+    assert code == 0 and output.strip() == "out.html"
     page = read_page(Path("out.html"))
     assert "4 structures, 3 converged, 1 could not be relaxed" in page.text
     for text in ("fmax 0.02; max_steps 500", "chgnet abc", "<b>two atoms coincide</b>", "6.12", "ase gui out.extxyz"):
@@ -162,8 +162,8 @@ def label_run(folder: Path) -> None:
     tasks = {"water": {"train": "w.xyz"}, "ice": {"train": "i.xyz"}}
     config = validate({"base": "small", "tasks": tasks, "steps": 40})
     (folder / "config.json").write_text(to_json(config))
-    found = {"water": {"train": 7, "validation": 2}, "ice": {"train": 3, "validation": 1}}
-    facts = {"versions": {"lamjax": "9.8.7", "jax": "6.5"}, "devices": ["cpu cpu"], "data": found}
+    n_frames = {"water": {"train": 7, "validation": 2}, "ice": {"train": 3, "validation": 1}}
+    facts = {"versions": {"lamjax": "9.8.7", "jax": "6.5"}, "devices": ["cpu cpu"], "data": n_frames}
     (folder / "facts.json").write_text(json.dumps(facts))
     rows = [
         {"step": step, "lr": 1e-3, "loss": 1 / step}
@@ -178,8 +178,8 @@ def label_run(folder: Path) -> None:
 
 def test_a_training_tells_config_data_curves_parity_forgetting_and_versions(tmp_path):
     label_run(tmp_path / "run")
-    code, said, _ = invoke("report", tmp_path / "run", COLUMNS="400")
-    assert code == 0 and said.strip() == str(tmp_path / "run" / "report.html")
+    code, output, _ = invoke("report", tmp_path / "run", COLUMNS="400")
+    assert code == 0 and output.strip() == str(tmp_path / "run" / "report.html")
     page = read_page(tmp_path / "run" / "report.html")
     assert page.headings == [
         "Result", "Curves", "Parity", "What it cost elsewhere (forgetting)", "Data", "Config", "Versions"
@@ -261,8 +261,8 @@ def test_a_run_without_a_step_has_a_page(tmp_path):
 
 def test_a_folder_of_outputs_gets_a_page_for_each(place):
     simulated(Path("run.traj"), ase.build.molecule("H2O"), 3)
-    code, said, _ = invoke("report", ".")
-    assert code == 0 and said.split() == ["out.html", "run.html"]
+    code, output, _ = invoke("report", ".")
+    assert code == 0 and output.split() == ["out.html", "run.html"]
 
 
 NO_RUN = {
@@ -283,6 +283,6 @@ def test_a_report_that_fails_is_said_and_loses_nothing(place, monkeypatch, capsy
     monkeypatch.setattr(plots, "relaxations", lambda *_, **__: 1 / 0)
     before = Path("out.extxyz").read_bytes()
     final_report.at_end(Path("out.extxyz"))
-    said = capsys.readouterr().out
-    assert "report was not written (ZeroDivisionError" in said and "lamjax report out.extxyz" in said
+    output = capsys.readouterr().out
+    assert "report was not written (ZeroDivisionError" in output and "lamjax report out.extxyz" in output
     assert Path("out.extxyz").read_bytes() == before and not Path("out.html").exists()

@@ -82,10 +82,10 @@ def test_a_head_that_never_saw_an_element_is_not_recommended():
         heads = {"Default": {**params.heads["Default"], "statistics": own}}
         assert unseen_elements(potential, params._replace(heads=heads), frames) == {"Default": unseen}
     assert advice(["a", "b"], {"a": [], "b": ["O"]}) == "a suits these frames best."
-    said = advice(["a", "b"], {"a": ["H", "O"], "b": []})
-    assert said == "b suits these frames best. a has a smaller error, but never saw H, O."
-    said = advice(["a"], {"a": ["O"]})
-    assert "No head has seen all elements" in said and "never saw O" in said
+    text = advice(["a", "b"], {"a": ["H", "O"], "b": []})
+    assert text == "b suits these frames best. a has a smaller error, but never saw H, O."
+    text = advice(["a"], {"a": ["O"]})
+    assert "No head has seen all elements" in text and "never saw O" in text
 
 
 def test_a_config_of_another_program_is_named(folder):

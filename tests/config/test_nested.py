@@ -17,12 +17,12 @@ from lamjax.relaxation import DimerConfig, FireConfig, NebConfig, RelaxConfig
 def _classes() -> list[type]:
     """The dataclasses that modules of lamjax define."""
     modules = [m.name for m in pkgutil.walk_packages(lamjax.__path__, "lamjax.") if not m.name.endswith("__main__")]
-    found = {}
+    classes = {}
     for module in map(importlib.import_module, modules):
         for kind in vars(module).values():
             if isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__module__ == module.__name__:
-                found[f"{kind.__module__}.{kind.__qualname__}"] = kind
-    return [found[name] for name in sorted(found)]
+                classes[f"{kind.__module__}.{kind.__qualname__}"] = kind
+    return [classes[name] for name in sorted(classes)]
 
 
 CLASSES = _classes()

@@ -43,8 +43,8 @@ def test_rows_hold_each_structure_with_its_own_neighbors_and_labels(frames, size
     """Every distance of a row is one of the structure's own, found apart by brute force."""
     seen = []
     for batch in data.batches(data.pack(frames, data.plan(frames, SHELLS, 1), np.float64), size, epochs=1):
-        system, found = pytree.take((batch.system, batch.neighbors), 0)
-        d = np.asarray(neighbors.displacements(system, found))
+        system, result = pytree.take((batch.system, batch.neighbors), 0)
+        d = np.asarray(neighbors.displacements(system, result))
         assert (system.structure[1:] >= system.structure[:-1]).all()
         for slot, k in enumerate(batch.frame[0]):
             mine = np.flatnonzero((system.structure == slot) & (system.numbers > 0))
@@ -57,13 +57,13 @@ def test_rows_hold_each_structure_with_its_own_neighbors_and_labels(frames, size
             np.testing.assert_array_equal(system.cell[slot], frame.system.cell)
             np.testing.assert_array_equal(batch.labels.forces[0, mine], frame.labels.forces)
             assert batch.labels.energy[0, slot] == frame.labels.energy
-            assert np.isin(found.indices[mine], mine).all()
+            assert np.isin(result.indices[mine], mine).all()
             alone = neighbors.allocate(frame.system, SHELLS[:1])
             expected = np.sort(np.linalg.norm(neighbors.displacements(frame.system, alone), axis=-1)[alone.mask])
-            inside = np.linalg.norm(d[mine], axis=-1)[found.mask[mine]]
+            inside = np.linalg.norm(d[mine], axis=-1)[result.mask[mine]]
             np.testing.assert_allclose(np.sort(inside), expected, rtol=1e-12)
         empty = np.flatnonzero(system.numbers == 0)
-        assert not found.mask[empty].any() and (found.indices[empty] == empty[:, None]).all()
+        assert not result.mask[empty].any() and (result.indices[empty] == empty[:, None]).all()
         assert not batch.labels.forces[0, empty].any()
     assert sorted(seen) == list(range(len(frames)))
 
@@ -83,8 +83,8 @@ def test_rows_of_several_structures_have_the_predictions_of_each(mode):
     params = data.set_environment(potential, potential.init(jax.random.key(0)), frames)
     packed = data.pack(frames, data.plan(frames, potential.shells, 2), np.float64)
     for size in (1, 3, "auto:40"):
-        found = predictions(potential, params, packed, size)
-        for frame, one in zip(frames, found, strict=True):
+        predicted = predictions(potential, params, packed, size)
+        for frame, one in zip(frames, predicted, strict=True):
             alone = predict(potential, params, frame.system, allocate(potential, frame.system))
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11), one, alone)
 

@@ -41,8 +41,8 @@ def operations(name: str, number: int, setting: int = 1) -> str:
 def same_crystal(frame, expected: ase.Atoms) -> bool:
     """Whether a structure is the expected one, up to its origin: sorted distances of all atoms agree."""
     system = frame.system
-    found = ase.Atoms(numbers=system.numbers, positions=system.positions, cell=system.cell, pbc=True)
-    distances = [np.sort(atoms.repeat(2).get_all_distances(mic=True).ravel()) for atoms in (found, expected)]
+    result = ase.Atoms(numbers=system.numbers, positions=system.positions, cell=system.cell, pbc=True)
+    distances = [np.sort(atoms.repeat(2).get_all_distances(mic=True).ravel()) for atoms in (result, expected)]
     return distances[0].shape == distances[1].shape and np.allclose(*distances, atol=2e-3)
 
 

@@ -44,8 +44,8 @@ def test_frames_equal_those_of_deepmd(name):
         np.testing.assert_array_equal(system.positions, expected["coord"][k][real])
         assert (system.pbc == ("box" in expected)).all()
         np.testing.assert_array_equal(system.cell.ravel(), expected["box"][k] if "box" in expected else np.zeros(9))
-        found = [expected[f"find_{label}"][k] for label in ("energy", "force", "virial")]
-        np.testing.assert_array_equal(labels.weights, found)
+        flags = [expected[f"find_{label}"][k] for label in ("energy", "force", "virial")]
+        np.testing.assert_array_equal(labels.weights, flags)
         np.testing.assert_array_equal(labels.energy, expected["energy"][k][0])
         np.testing.assert_array_equal(labels.forces, expected["force"][k][real])
         np.testing.assert_array_equal(labels.virial.ravel(), expected["virial"][k])
@@ -229,9 +229,9 @@ def test_foreign_elements_and_folders_are_refused(tmp_path):
 def test_check_and_eval_take_folders():
     result = CliRunner().invoke(app, ["data", "check", str(MADE_UP), str(SYSTEMS["mixed_6"])])
     assert result.exit_code == 0, result.output
-    said = " ".join(result.output.replace("│", " ").split())
+    output = " ".join(result.output.replace("│", " ").split())
     for text in ("28", "C(5)", "energy: energy (", "forces: forces (", "virial: virial (", "Ta(3)"):
-        assert text in said
+        assert text in output
     result = CliRunner().invoke(app, ["eval", str(make.FIXTURES / "loss_model.dp"), str(SYSTEMS["mixed_6"])])
     assert result.exit_code == 0, result.output
     assert "virial component" in result.output

@@ -14,9 +14,9 @@ PARTS = {"structures", "energies", "forces", "virials"}
 @pytest.fixture(scope="module")
 def frames():
     """Six frames of two sizes with all labels; one without forces."""
-    found = make.copper_frames(6)
-    found[2] = found[2]._replace(labels=found[2].labels._replace(weights=np.array([1.0, 0.0, 1.0])))
-    return found
+    result = make.copper_frames(6)
+    result[2] = result[2]._replace(labels=result[2].labels._replace(weights=np.array([1.0, 0.0, 1.0])))
+    return result
 
 
 def system_of(field, change):
@@ -91,8 +91,11 @@ def test_the_container_does_not_matter(frames, tmp_path):
 
 def test_pairs_have_names(frames):
     def pairs(**changes):
-        found = [Pair(f.system, f.system, np.zeros((f.system.n_atoms, 3), bool), f.labels, "", {}) for f in frames]
-        return [*found[:-1], found[-1]._replace(**{name: of(getattr(found[-1], name)) for name, of in changes.items()})]
+        collected = [Pair(f.system, f.system, np.zeros((f.system.n_atoms, 3), bool), f.labels, "", {}) for f in frames]
+        return [
+            *collected[:-1],
+            collected[-1]._replace(**{name: of(getattr(collected[-1], name)) for name, of in changes.items()}),
+        ]
 
     moved = lambda system: system._replace(positions=one(system.positions))  # noqa: E731
     before = pair_digests(pairs())

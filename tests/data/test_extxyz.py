@@ -43,15 +43,15 @@ def test_everything_is_read_as_ase_reads_it():
     ase.io.write(text, written, format="extxyz")
     lines = text.getvalue().splitlines()
     expected = ase.io.read(io.StringIO(text.getvalue()), ":", format="extxyz")
-    found = list(extxyz.frames(iter(lines)))
-    assert len(found) == 3
-    for mine, theirs in zip(found, expected, strict=True):
+    frames = list(extxyz.frames(iter(lines)))
+    assert len(frames) == 3
+    for mine, theirs in zip(frames, expected, strict=True):
         assert mine == theirs
         assert_same(mine.info, theirs.info)
         assert_same(mine.arrays, theirs.arrays)
         assert_same(getattr(mine.calc, "results", {}), getattr(theirs.calc, "results", {}))
         np.testing.assert_array_equal(held(mine), held(theirs))
-    assert held(found[0]).any() and held(found[1]).any()
+    assert held(frames[0]).any() and held(frames[1]).any()
 
 
 def assert_same(mine: dict, theirs: dict) -> None:

@@ -212,13 +212,13 @@ def test_a_cut_file_is_named_with_its_format(tmp_path, name, form):
     path = tmp_path / name
     ase.io.write(path, ase.build.bulk("Si", cubic=True), format=form)
     lines = path.read_text().splitlines()
-    said = []
+    remarks = []
     for kept in range(2, len(lines)):
         path.write_text("\n".join(lines[:kept]) + "\n")
         try:
             data.read(path)
         except ValueError as error:
-            said.append(str(error))
-    assert said and all(
-        str(path) in message and "Was the copy cut short" in message or form in message for message in said
+            remarks.append(str(error))
+    assert remarks and all(
+        str(path) in message and "Was the copy cut short" in message or form in message for message in remarks
     )

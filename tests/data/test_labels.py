@@ -106,9 +106,9 @@ def test_a_ref_key_goes_before_a_plain_one_of_the_other_kind(high, low):
 
 
 def test_of_two_with_the_same_mark_the_virial_is_taken():
-    found = data.from_atoms(crystal(REF_virial=np.eye(3), REF_stress=np.eye(3)))
-    assert found.keys[2] == "REF_virial"
-    np.testing.assert_array_equal(found.labels.virial, np.eye(3))
+    frame = data.from_atoms(crystal(REF_virial=np.eye(3), REF_stress=np.eye(3)))
+    assert frame.keys[2] == "REF_virial"
+    np.testing.assert_array_equal(frame.labels.virial, np.eye(3))
 
 
 def test_where_there_are_forces_the_free_energy_is_taken():
@@ -291,8 +291,8 @@ def test_no_part_of_a_tensor_that_is_not_symmetric_is_dropped(tmp_path, key):
     for tensor, atol in ((STRESS + noise, 1e-3), (skew, 1e-9)):
         (frame,) = data.read(write(tmp_path / "one.xyz", f'{key}="{nine(tensor)}"'))
         expected = tensor if key == "virial" else -volume() * tensor
-        found = np.asarray(frame.labels.virial)
-        assert min(np.abs(found - turned).max() for turned in (expected, expected.T)) < atol
+        result = np.asarray(frame.labels.virial)
+        assert min(np.abs(result - turned).max() for turned in (expected, expected.T)) < atol
     assert "symmetric" in str(data.audit({"one": [frame]}))
 
 
@@ -349,8 +349,8 @@ def test_the_remedy_fits_what_the_key_speaks_of(tmp_path, key, column, remedy):
     path = write(tmp_path / "one.xyz", f"{key}=-3", forces=column)
     remarks: list = []
     list(data.iterate(path, on_remark=remarks.append))
-    said = {remark.what.partition(" ")[0]: remark.remedy for remark in remarks}
-    assert f"--energy-key {key} " in said[key] and remedy in said[column]
+    texts = {remark.what.partition(" ")[0]: remark.remedy for remark in remarks}
+    assert f"--energy-key {key} " in texts[key] and remedy in texts[column]
 
 
 def test_values_of_single_atoms_are_no_label_of_the_frame(tmp_path):

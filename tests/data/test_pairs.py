@@ -89,8 +89,8 @@ def test_final_positions_give_a_pair_whose_target_has_no_labels():
 def test_two_frames_with_roles_give_a_pair(tmp_path):
     start, target = silicon(), silicon()
     target.positions += 0.2
-    found = roles(start, with_forces(target, np.full((8, 3), 0.01)))
-    other = pairs_from_frames([*found[::-1], final(0.1)])
+    result = roles(start, with_forces(target, np.full((8, 3), 0.01)))
+    other = pairs_from_frames([*result[::-1], final(0.1)])
     np.testing.assert_allclose(other[0].target.positions - other[0].start.positions, 0.2)
     np.testing.assert_array_equal(other[0].labels.forces, 0.01)
     assert other[0].info["pair_id"] == "p" and len(other) == 2
@@ -107,9 +107,9 @@ def test_pair_id_beside_final_positions_is_only_a_name():
 
 
 def altered(change):
-    found = frames()
-    found[-1] = change(found[-1])
-    return found
+    result = frames()
+    result[-1] = change(result[-1])
+    return result
 
 
 def substitute(frame):
@@ -158,13 +158,13 @@ WRONG = {
 
 @pytest.mark.parametrize(("make", "message"), WRONG.values(), ids=WRONG)
 def test_what_is_wrong_is_left_out_by_name_and_the_rest_goes_on(make, message):
-    found = make()
+    result = make()
     with pytest.raises(ValueError, match=message):
-        pairs_from_frames(found)
-    if not found:
+        pairs_from_frames(result)
+    if not result:
         return
     with pytest.warns(UserWarning, match=r"(?s)Left out \d of \d pairs or single frames:.*" + message):
-        (good,) = pairs_from_frames([*found, final(0.125)])
+        (good,) = pairs_from_frames([*result, final(0.125)])
     np.testing.assert_allclose(good.target.positions - good.start.positions, 0.125)
 
 
@@ -218,16 +218,16 @@ def test_forces_on_fixed_components_do_not_count():
 
 
 def test_cell_that_is_not_relaxed_is_left_out_with_a_word_on_pressure():
-    found = read(VARIABLE)
-    labels = found[2].labels
-    found[2] = found[2]._replace(labels=labels._replace(virial=10 * labels.virial))
+    pairs = read(VARIABLE)
+    labels = pairs[2].labels
+    pairs[2] = pairs[2]._replace(labels=labels._replace(virial=10 * labels.virial))
     message = (
         r"frame 2\): the cell of the target is not relaxed at zero pressure, .* is 0.243 eV per atom \(fmax 0.05\);"
     )
     with pytest.warns(UserWarning, match=f"(?s)1 of 3 pairs.*{message} of another pressure nothing is known"):
-        assert len(pairs_from_frames(found, fmax=0.05, variable_cell=True)) == 2
+        assert len(pairs_from_frames(pairs, fmax=0.05, variable_cell=True)) == 2
     with pytest.warns(UserWarning, match="(?s)The target is not relaxed in 1 of 3 pairs"):
-        assert len(pairs_from_frames(found, fmax=0.05, variable_cell=True, keep_unrelaxed=True)) == 3
+        assert len(pairs_from_frames(pairs, fmax=0.05, variable_cell=True, keep_unrelaxed=True)) == 3
 
 
 # ---- cells
@@ -363,10 +363,10 @@ def test_target_in_another_order_is_matched(rng):
     shuffled = raw[-1][order]
     shuffled.positions += rng.integers(-2, 3, size=(32, 3)) @ shuffled.cell.array + [0.2, -0.1, 0.3]
     with_forces(shuffled, raw[-1].get_forces()[order])
-    found = [from_atoms(raw[0], source="a"), from_atoms(shuffled, source="b")]
+    result = [from_atoms(raw[0], source="a"), from_atoms(shuffled, source="b")]
     changed = rf"{(order != np.arange(32)).sum()} of 32 atoms change place, the largest displacement is then 0\.\d\d Å"
     with pytest.warns(UserWarning, match=f"(?s)in another order than.*matched to them in 1 of 1.*{changed}"):
-        (pair,) = pairs_from_frames(found)
+        (pair,) = pairs_from_frames(result)
     (expected,) = read_pairs(FILE)
     np.testing.assert_array_equal(pair.target.numbers, pair.start.numbers)
     np.testing.assert_array_equal(pair.labels.forces, expected.labels.forces)
@@ -378,10 +378,10 @@ def test_target_in_another_order_and_another_cell_is_matched(rng):
     raw = ase.io.read(VARIABLE, "0:3")
     order = rng.permutation(13)
     shuffled = raw[-1][order]
-    found = [from_atoms(raw[0]), from_atoms(shuffled)]
-    found[1].info["n_steps"] = 15
+    result = [from_atoms(raw[0]), from_atoms(shuffled)]
+    result[1].info["n_steps"] = 15
     with pytest.warns(UserWarning, match="of 13 atoms change place"):
-        (pair,) = pairs_from_frames(found, variable_cell=True)
+        (pair,) = pairs_from_frames(result, variable_cell=True)
     np.testing.assert_array_equal(pair.target.positions, raw[-1].positions)
 
 
@@ -425,15 +425,15 @@ def test_assignment_is_the_best_of_all_within_elements(rng):
     allowed = [np.array(p) for p in permutations(range(6)) if (target.numbers[[*p]] == numbers).all()]
     assert len(allowed) == 48
     cost = [np.sum((target.positions[p] - start.positions) ** 2) for p in allowed]
-    found = matching._assign(start, target.numbers, target.positions)
-    np.testing.assert_array_equal(found, allowed[int(np.argmin(cost))])
+    result = matching._assign(start, target.numbers, target.positions)
+    np.testing.assert_array_equal(result, allowed[int(np.argmin(cost))])
 
 
 def test_no_warning_for_good_files():
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert len(read_pairs([FILE])) > 0 and len(read_pairs(VARIABLE, variable_cell=True)) > 0
-    assert said == []
+    assert caught == []
 
 
 @pytest.mark.parametrize("cells", [1, 900])
@@ -453,5 +453,5 @@ def test_both_ends_of_a_pair_come_home_together_in_float32(tmp_path, cells):
     assert pair.start.positions.dtype == pair.target.positions.dtype == pair.labels.forces.dtype == np.float32
     np.testing.assert_allclose(pair.target.positions - pair.start.positions, way, atol=1e-5)
     assert np.abs(pair.start.positions).max() < 60
-    found = lattice.shortest(pair.start.positions - atoms.positions, atoms.cell.array, atoms.pbc)
-    assert np.abs(found).max() < 1e-5
+    result = lattice.shortest(pair.start.positions - atoms.positions, atoms.cell.array, atoms.pbc)
+    assert np.abs(result).max() < 1e-5

@@ -51,9 +51,9 @@ def test_batches_hold_every_pair_once_in_the_shapes_of_the_plan():
     assert sorted(sum(packed.members, ())) == list(range(9)) and len(packed.shapes) == 2
     batches = list(pair_batches(packed, 3, seed=1))
     expected = [(int(p.start.numbers[0]), p.start.n_atoms) for p in pairs]
-    found = firsts(batches)
-    assert sorted(f for f in found if f[1]) == sorted(expected)
-    assert found.count((0, 0)) == 3 * len(batches) - 9
+    result = firsts(batches)
+    assert sorted(f for f in result if f[1]) == sorted(expected)
+    assert result.count((0, 0)) == 3 * len(batches) - 9
     shapes = {shape.n_atoms: shape for shape in packed.shapes}
     for batch in batches:
         shape = shapes[batch.start.n_atoms]
@@ -91,9 +91,9 @@ def test_neighbours_are_those_of_start_and_target():
 def test_capacity_has_headroom_for_the_way_and_stops_at_sel():
     (pair,) = read_pairs(FILE)
     ((shape, members),) = plan_pairs([pair], SHELLS)
-    found = np.max([neighbors.count(s, SHELLS) for s in (pair.start, pair.target)], axis=0)
+    counts = np.max([neighbors.count(s, SHELLS) for s in (pair.start, pair.target)], axis=0)
     assert members == [0] and shape.n_atoms == 32
-    assert all(1.25 * f <= width < 1.25 * f + 4 for width, f in zip(shape.capacities, found, strict=True))
+    assert all(1.25 * f <= width < 1.25 * f + 4 for width, f in zip(shape.capacities, counts, strict=True))
     ((narrow, _),) = plan_pairs([pair], (Shell(4.0, 12), Shell(3.0, 4)))
     assert narrow.capacities == (12, 4)
     assert hash(shape) != hash(narrow)
@@ -126,10 +126,10 @@ def test_images_suffice_for_cells_that_shrink_on_the_way():
     search = jax.jit(jax.vmap(lambda system, offsets: neighbors.all_images(system, SHELLS, (100, 60), offsets)))
     for systems in (batch.start, batch.target):
         shrunk = systems._replace(positions=0.9 * systems.positions, cell=0.9 * systems.cell)
-        found = search(shrunk, batch.neighbors.offsets)
-        assert not found.overflow.any()
+        lists = search(shrunk, batch.neighbors.offsets)
+        assert not lists.overflow.any()
         for k in range(3):
-            np.testing.assert_array_equal(found.largest_counts[k], neighbors.count(pytree.take(shrunk, k), SHELLS))
+            np.testing.assert_array_equal(lists.largest_counts[k], neighbors.count(pytree.take(shrunk, k), SHELLS))
             offsets = batch.neighbors.offsets[k]
             assert not offsets[0].any()
 

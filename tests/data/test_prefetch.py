@@ -35,15 +35,15 @@ def test_the_order_is_kept(depth):
 
 def test_items_come_on_the_device_as_they_were():
     items = [{"a": np.arange(3.0), "b": (np.int32(k),)} for k in range(3)]
-    for found, item in zip(data.prefetch(items), items, strict=True):
-        assert isinstance(found["a"], jax.Array) and found["a"].dtype == np.float64
-        jax.tree.map(np.testing.assert_array_equal, found, item)
+    for result, item in zip(data.prefetch(items), items, strict=True):
+        assert isinstance(result["a"], jax.Array) and result["a"].dtype == np.float64
+        jax.tree.map(np.testing.assert_array_equal, result, item)
 
 
 def test_the_precision_of_the_consumer_holds_in_the_background():
     with jax.enable_x64(False):
-        (found,) = data.prefetch([np.arange(3.0)])
-    assert found.dtype == jnp.float32
+        (result,) = data.prefetch([np.arange(3.0)])
+    assert result.dtype == jnp.float32
 
 
 def test_errors_come_where_the_item_would_have_been():

@@ -105,9 +105,9 @@ def test_mixed_label_sets_and_summary(tmp_path):
         ase.Atoms("OH", [(0, 0, 0), (0, 0, 1)]),
     ]
     frames[2].info["REF_energy"] = 2.0
-    found = data.read([written(tmp_path, frames)])
-    np.testing.assert_array_equal([f.labels.weights for f in found], [[1, 0, 0], [0, 1, 0], [1, 0, 0]])
-    summary = data.summarize(found)
+    result = data.read([written(tmp_path, frames)])
+    np.testing.assert_array_equal([f.labels.weights for f in result], [[1, 0, 0], [0, 1, 0], [1, 0, 0]])
+    summary = data.summarize(result)
     assert summary.n_frames == 3 and summary.periodic == 2 and summary.n_atoms == (2, 4.0, 8)
     assert summary.labelled == {"energy": 2, "forces": 1, "virial": 0}
     assert summary.keys == {"energy: energy": 1, "energy: REF_energy": 1, "forces: forces": 1}

@@ -61,10 +61,10 @@ def frames_of(name: str):
 @pytest.mark.parametrize("name", ["water", "oxide"])
 def test_environment_statistics_equal_deepmd(name):
     reference = dict(np.load(make.FIXTURES / f"stat_{name}.npz"))
-    found = data.environment_statistics(potential_of(name), frames_of(name))
+    fitted = data.environment_statistics(potential_of(name), frames_of(name))
     for block, stored in BLOCKS.items():
-        np.testing.assert_allclose(found[block]["mean"], reference[f"{stored}__davg"][:, 0], rtol=0, atol=1e-12)
-        np.testing.assert_allclose(found[block]["stddev"], reference[f"{stored}__dstd"][:, 0], rtol=0, atol=1e-12)
+        np.testing.assert_allclose(fitted[block]["mean"], reference[f"{stored}__davg"][:, 0], rtol=0, atol=1e-12)
+        np.testing.assert_allclose(fitted[block]["stddev"], reference[f"{stored}__dstd"][:, 0], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["water", "oxide"])
@@ -99,19 +99,19 @@ def test_bias_change_adds_the_fit_of_label_minus_prediction():
     shift = np.array([0.3, -0.2, 0.0, 0.1, 0.5, -0.4, 0.2])
     labels = np.array([f.labels.energy for f in frames])
     changed = data.set_bias(potential, params, frames, predicted=labels - counts @ shift)
-    found = changed.heads["Default"]["statistics"]["out_bias"] - old
-    np.testing.assert_allclose(counts @ found, counts @ shift, atol=1e-9)  # compositions are collinear: one of many
-    np.testing.assert_allclose(found, np.linalg.pinv(counts) @ counts @ shift, atol=1e-9)
+    result = changed.heads["Default"]["statistics"]["out_bias"] - old
+    np.testing.assert_allclose(counts @ result, counts @ shift, atol=1e-9)  # compositions are collinear: one of many
+    np.testing.assert_allclose(result, np.linalg.pinv(counts) @ counts @ shift, atol=1e-9)
 
 
 def test_excluded_pairs_count_as_empty_slots():
     potential = potential_of("oxide")
     config = potential.config
     without = build(replace(config, pair_exclude_types=tuple((a, b) for a in range(7) for b in range(a, 7))))
-    found = data.environment_statistics(without, frames_of("oxide")[:3])
-    np.testing.assert_array_equal(found["repinit"]["mean"], 0)
+    fitted = data.environment_statistics(without, frames_of("oxide")[:3])
+    np.testing.assert_array_equal(fitted["repinit"]["mean"], 0)
     present = np.unique(np.concatenate([f.system.numbers for f in frames_of("oxide")[:3]]))
-    assert np.sum(found["repinit"]["stddev"][:, 0] == 0.01) == len(present)  # the floor; 0.1 for absent elements
+    assert np.sum(fitted["repinit"]["stddev"][:, 0] == 0.01) == len(present)  # the floor; 0.1 for absent elements
 
 
 def environment_by_hand(frames, elements, rcut, rcut_smth, sel, excluded) -> dict[str, np.ndarray]:
@@ -150,16 +150,16 @@ def test_an_excluded_pair_is_an_empty_slot_at_both_ends_and_nowhere_else(turned)
     a, b = present[0], present[-1]
     assert a != b  # pairs of equal elements stay
     pair = (b, a) if turned else (a, b)
-    found = data.environment_statistics(build(replace(potential.config, pair_exclude_types=(pair,))), frames)
+    fitted = data.environment_statistics(build(replace(potential.config, pair_exclude_types=(pair,))), frames)
     for name, block in (
         ("repinit", potential.config.descriptor.repinit),
         ("repformer", potential.config.descriptor.repformer),
     ):
         expected = environment_by_hand(frames, elements, block.rcut, block.rcut_smth, block.nsel, {pair})
-        np.testing.assert_allclose(found[name]["mean"][:, 0], expected["mean"], atol=1e-10)
-        np.testing.assert_allclose(found[name]["stddev"][:, 0], expected["radial"], atol=1e-10)
-        np.testing.assert_allclose(found[name]["stddev"][:, 1], expected["angular"], atol=1e-10)
-        np.testing.assert_array_equal(found[name]["stddev"][:, 2:], found[name]["stddev"][:, 1:2] * np.ones(2))
+        np.testing.assert_allclose(fitted[name]["mean"][:, 0], expected["mean"], atol=1e-10)
+        np.testing.assert_allclose(fitted[name]["stddev"][:, 0], expected["radial"], atol=1e-10)
+        np.testing.assert_allclose(fitted[name]["stddev"][:, 1], expected["angular"], atol=1e-10)
+        np.testing.assert_array_equal(fitted[name]["stddev"][:, 2:], fitted[name]["stddev"][:, 1:2] * np.ones(2))
 
 
 def test_frames_without_energy_cannot_give_a_bias():
@@ -180,13 +180,13 @@ def test_frames_without_energy_do_not_enter_the_fit(monkeypatch, predicted, bloc
     known = np.array([frame.labels.weights[0] > 0 for frame in mixed])
     assert 2 < np.sum(~known) < np.sum(known)
     guess = np.linspace(-3, 5, len(mixed)) if predicted else None
-    found = data.energy_bias(potential, mixed, guess)
+    fitted = data.energy_bias(potential, mixed, guess)
     expected = data.energy_bias(potential, frames, None if guess is None else guess[known])
-    np.testing.assert_allclose(found.energies, expected.energies, rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(found.residual, expected.residual, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(fitted.energies, expected.energies, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(fitted.residual, expected.residual, rtol=1e-9, atol=1e-9)
     counts = compositions(potential, frames)
     target = np.array([f.labels.energy for f in frames]) - (0 if guess is None else guess[known])
-    np.testing.assert_allclose(counts @ found.energies, counts @ np.linalg.pinv(counts) @ target, atol=1e-6)
+    np.testing.assert_allclose(counts @ fitted.energies, counts @ np.linalg.pinv(counts) @ target, atol=1e-6)
 
 
 def test_parameters_are_scaled_as_in_deepmd():
@@ -209,8 +209,8 @@ def test_parameters_are_scaled_as_in_deepmd():
         data.set_parameters(potential, start(potential), [frames[0], long])
     default = replace(head, default_fparam=(0.1, 0.2))
     other = build(replace(potential.config, heads=(("Default", default),)))
-    found = data.set_parameters(other, start(other), [bare]).heads["Default"]["statistics"]["fparam_avg"]
-    np.testing.assert_allclose(found, [0.1, 0.2])
+    result = data.set_parameters(other, start(other), [bare]).heads["Default"]["statistics"]["fparam_avg"]
+    np.testing.assert_allclose(result, [0.1, 0.2])
 
 
 def test_least_squares_of_many_frames_in_blocks(monkeypatch):

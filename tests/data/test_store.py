@@ -317,8 +317,8 @@ def test_a_set_larger_than_the_memory_limit_is_shuffled_and_drawn(tmp_path):
 
     done = run("mapped")
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout)
-    assert found["n"] == 16 * 90 and found["energy"] == found["expected"]
-    assert found["n"] / n * size > limit  # what was touched exceeds the limit too
-    assert np.ptp(found["first"]) > n / 2  # from everywhere in the file
+    content = json.loads(done.stdout)
+    assert content["n"] == 16 * 90 and content["energy"] == content["expected"]
+    assert content["n"] / n * size > limit  # what was touched exceeds the limit too
+    assert np.ptp(content["first"]) > n / 2  # from everywhere in the file
     assert "MemoryError" in run("copied").stderr  # the limit is a limit

@@ -26,8 +26,8 @@ def test_atoms_in_blocks_give_the_same_numbers(name, monkeypatch):
         monkeypatch.setitem(module.BLOCK, "cpu", size)
 
         def loss(params):
-            found = lamjax.predict(case.potential, params, system, lists)
-            return (found.forces**2).sum(), found
+            prediction = lamjax.predict(case.potential, params, system, lists)
+            return (prediction.forces**2).sum(), prediction
 
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(case.params)
 

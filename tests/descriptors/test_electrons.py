@@ -35,8 +35,8 @@ def test_atoms_are_neutral():
     ],
 )
 def test_ground_states_of_the_handbook(symbol, valence):
-    found = configuration(symbol)
-    assert {name: found.get(name, 0) for name in valence} == valence
+    result = configuration(symbol)
+    assert {name: result.get(name, 0) for name in valence} == valence
     assert "5s" not in configuration("Pd")
 
 

@@ -25,12 +25,12 @@ def counted():
 
 def frames(n: int = 4, **trouble: str) -> list[ase.Atoms]:
     """Copper, rattled; frame K has the trouble that is given as fK."""
-    found = [ase.build.bulk("Cu", cubic=True) for _ in range(n)]
-    for seed, atoms in enumerate(found):
+    collected = [ase.build.bulk("Cu", cubic=True) for _ in range(n)]
+    for seed, atoms in enumerate(collected):
         atoms.rattle(0.1, seed=seed)
         if f"f{seed}" in trouble:
             atoms.info["trouble"] = trouble[f"f{seed}"]
-    return found
+    return collected
 
 
 def labels(name: str, asked, **config):
@@ -74,17 +74,17 @@ def test_the_energy_is_that_of_which_forces_are_the_derivative():
     ],
 )
 def test_a_failure_costs_its_frame_and_its_instance(trouble, said):
-    found = labels("Troubled", frames(5, f1=trouble, f3=trouble))
-    assert [isinstance(one, Failed) for one in found] == [False, True, False, True, False]
+    result = labels("Troubled", frames(5, f1=trouble, f3=trouble))
+    assert [isinstance(one, Failed) for one in result] == [False, True, False, True, False]
     with pytest.raises(AssertionError, match=said):
-        raise AssertionError(found[1].reason)
+        raise AssertionError(result[1].reason)
 
 
 @pytest.mark.parametrize("name", ["energy", "forces", "stress"])
 def test_what_is_not_finite_is_no_label(name):
-    found = labels("Troubled", frames(3, f0=name))
-    assert isinstance(found[0], Failed) and f"the {name} is not finite" in found[0].reason
-    assert not any(isinstance(one, Failed) for one in found[1:])
+    result = labels("Troubled", frames(3, f0=name))
+    assert isinstance(result[0], Failed) and f"the {name} is not finite" in result[0].reason
+    assert not any(isinstance(one, Failed) for one in result[1:])
 
 
 @pytest.mark.parametrize(

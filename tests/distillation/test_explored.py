@@ -70,11 +70,11 @@ def check_relaxations(walks) -> None:
 
 
 def energies(walk, calculator) -> np.ndarray:
-    found = []
+    collected = []
     for atoms in walk.frames:
         atoms.calc = calculator
-        found.append(atoms.get_potential_energy())
-    return np.reshape(found, (2, 3))
+        collected.append(atoms.get_potential_energy())
+    return np.reshape(collected, (2, 3))
 
 
 def test_relaxations_are_kept_along_the_way():

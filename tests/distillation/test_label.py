@@ -27,13 +27,13 @@ MORSE = classical.morse(depth=0.34, width=1.36, distance=2.87, cutoff=4.5)
 
 
 def frames(n: int = 3) -> list[ase.Atoms]:
-    found = []
+    collected = []
     for seed in range(n):
         atoms = ase.build.bulk("Cu", cubic=True) * (1 + seed % 2, 1, 1)
         atoms.rattle(0.1, seed=seed)
         atoms.info["use"] = "train"
-        found.append(atoms)
-    return found
+        collected.append(atoms)
+    return collected
 
 
 def same(answer: ase.Atoms, calculator, rtol: float = 1e-12) -> None:
@@ -92,10 +92,10 @@ class Fragile(Calculator):
 def test_a_calculation_that_crashes_costs_its_frame(tmp_path):
     asked = frames(4)
     asked[2].positions[0, 0] = 0.6
-    found = list(CalculatorLabeller(Fragile, "fragile").label(asked, tmp_path))
-    assert [isinstance(one, Failed) for one in found] == [False, True, True, True]
-    assert "CalculationFailed: scf did not converge" in found[1].reason and "not finite" in found[2].reason
-    assert "stress" not in found[0].calc.results  # it has none
+    answers = list(CalculatorLabeller(Fragile, "fragile").label(asked, tmp_path))
+    assert [isinstance(one, Failed) for one in answers] == [False, True, True, True]
+    assert "CalculationFailed: scf did not converge" in answers[1].reason and "not finite" in answers[2].reason
+    assert "stress" not in answers[0].calc.results  # it has none
 
 
 @pytest.mark.parametrize(("name", "said"), [("emtt", "Did you mean emt"), ("os", "no calculator"), ("gpaw", "install")])
@@ -173,8 +173,8 @@ def test_answers_are_found_by_number_or_order(tmp_path):
         with pytest.raises(Waiting):
             list(FileLabeller().label(frames(), tmp_path))
         answered(tmp_path, change)
-        found = list(FileLabeller().label(frames(), tmp_path))
-        assert [isinstance(one, Failed) for one in found].count(False) == n
+        result = list(FileLabeller().label(frames(), tmp_path))
+        assert [isinstance(one, Failed) for one in result].count(False) == n
         (tmp_path / ANSWER).unlink()
 
 

@@ -132,21 +132,21 @@ def test_deviation_and_errors_are_those_of_the_members(whole):
     labelled = ase.io.read(output / "round-001" / "labelled.extxyz", ":")
     squares = []
     for atoms in labelled:
-        said = []
+        events = []
         for model in first:
             asked = atoms.copy()
             asked.calc = lamjax.Calculator(model, dtype="float32")
-            said.append(asked.get_forces())
+            events.append(asked.get_forces())
         if atoms.info["use"] == "fresh":
-            squares.append(np.mean([np.square(forces - atoms.get_forces()).mean() for forces in said]))
-        spread = np.linalg.norm(said[0] - said[1], axis=1) / 2
+            squares.append(np.mean([np.square(forces - atoms.get_forces()).mean() for forces in events]))
+        spread = np.linalg.norm(events[0] - events[1], axis=1) / 2
         np.testing.assert_allclose(atoms.info["deviation"], spread.max(), rtol=1e-3)
-    found = facts(output, 1)["force"]  # the mean over members of their RMSE
-    np.testing.assert_allclose(found, np.sqrt(np.mean(squares)), rtol=0.2)
+    force = facts(output, 1)["force"]  # the mean over members of their RMSE
+    np.testing.assert_allclose(force, np.sqrt(np.mean(squares)), rtol=0.2)
 
 
 def test_the_student_is_the_best_member(whole):
-    output, said = whole
+    output, message = whole
     potential, params = lamjax.load(output / "student.lamjax")
     table = lamjax.load(output / "student-tabulated.lamjax")
     atoms = ase.io.read(output / "round-000" / "labelled.extxyz")
@@ -158,7 +158,7 @@ def test_the_student_is_the_best_member(whole):
     np.testing.assert_allclose(*forces, atol=1e-5)
     assert checkpoints.read(output / "student.lamjax").card["round"] == 1
     for line in ("round 1: 12 frames explored", "student-tabulated.lamjax", "µs/atom", "Not enough after 2 rounds"):
-        assert line in said
+        assert line in message
 
 
 def test_a_killed_run_goes_on_as_if_it_had_not_been(folder, whole):
@@ -194,8 +194,8 @@ def test_what_is_finished_is_not_done_again(whole, folder, monkeypatch, finished
     output, _ = whole
     for stage in ("_explore", "_select", "_label", "_train"):
         monkeypatch.setattr(f"lamjax.distillation.rounds.{stage}", None)
-    code, said, error = run("--config", folder / "config.yaml", "--out", output, "--resume")
-    assert code == 0 and "round 1: 12 frames" in said and finished == [1], error
+    code, shown, error = run("--config", folder / "config.yaml", "--out", output, "--resume")
+    assert code == 0 and "round 1: 12 frames" in shown and finished == [1], error
 
 
 def test_it_ends_when_it_is_good_enough(whole, folder, tmp_path, finished):
@@ -204,15 +204,15 @@ def test_it_ends_when_it_is_good_enough(whole, folder, tmp_path, finished):
         (tmp_path / "run" / "round-001" / f"student-{member}.lamjax").unlink()
     (tmp_path / "run" / "round-001" / "round.json").write_text(json.dumps(facts(whole[0], 1) | {"finished": False}))
     options = ("--config", folder / "config.yaml", "--out", tmp_path / "run", "--resume", "--set", "rounds=7")
-    code, said, error = run(*options, "--set", "enough={deviation: 100, force: 100, energy: 100}")
-    assert code == 0 and "; enough" in said and "Changed for the rounds to come: enough" in said, error
+    code, output, error = run(*options, "--set", "enough={deviation: 100, force: 100, energy: 100}")
+    assert code == 0 and "; enough" in output and "Changed for the rounds to come: enough" in output, error
     assert finished == [0]  # the students that were measured
 
 
 def test_files_are_waited_for(folder, tmp_path, monkeypatch):
     options = ("--config", folder / "config.yaml", "--out", tmp_path / "run", "--set", "labeller={type: files}")
-    code, said, _ = run(*options)
-    assert code == 0 and "Waiting:" in said and "answer.extxyz" in said
+    code, output, _ = run(*options)
+    assert code == 0 and "Waiting:" in output and "answer.extxyz" in output
     here = tmp_path / "run" / "round-000"
     answers = ase.io.read(here / "to_label.extxyz", ":")
     for atoms in answers:
@@ -220,7 +220,7 @@ def test_files_are_waited_for(folder, tmp_path, monkeypatch):
         atoms.get_forces()
     ase.io.write(here / "answer.extxyz", answers)
     monkeypatch.setattr("lamjax.distillation.rounds.frames_of", lambda *_: [])
-    code, said, error = run(*options, "--resume")
+    code, output, error = run(*options, "--resume")
     assert code == 1 and "no labelled frame" in str(error)  # so far it went
     labelled = ase.io.read(here / "labelled.extxyz", ":")
     assert len(labelled) == 8 and labelled[0].get_potential_energy() == answers[0].get_potential_energy()
@@ -303,7 +303,7 @@ def test_an_interrupted_training_goes_on_with_the_same_frames_only(folder, tmp_p
 
 def test_the_template_is_a_config_with_the_defaults():
     content = yaml.safe_load(TEMPLATE)
-    found = validate(content, "template", DistillConfig)
+    config = validate(content, "template", DistillConfig)
     bare = {key: content[key] for key in ("labeller", "start")} | {"student": {"model": content["student"]["model"]}}
-    assert found == validate(bare, "bare", DistillConfig)
+    assert config == validate(bare, "bare", DistillConfig)
     assert run("--template")[1] == TEMPLATE and "trust" in json.loads(run("--schema")[1])["properties"]

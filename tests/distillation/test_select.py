@@ -11,10 +11,10 @@ TRUST = TrustConfig(lower=0.05, upper=0.3)
 
 
 def test_frames_between_the_levels_are_labelled():
-    found = select(DEVIATION, TRUST, LabelConfig(most=10, fresh=1), seed=0)
-    assert (found.below, found.within, found.above) == (1, 4, 3)
-    assert len(found.fresh) == 1 and {*found.train, *found.fresh} - {0} == {1, 3, 4, 5}
-    assert not set(found.train) & set(found.fresh)
+    selected = select(DEVIATION, TRUST, LabelConfig(most=10, fresh=1), seed=0)
+    assert (selected.below, selected.within, selected.above) == (1, 4, 3)
+    assert len(selected.fresh) == 1 and {*selected.train, *selected.fresh} - {0} == {1, 3, 4, 5}
+    assert not set(selected.train) & set(selected.fresh)
 
 
 def test_fresh_frames_are_drawn_from_all_that_are_not_above():
@@ -30,8 +30,8 @@ def test_the_same_seed_draws_the_same_frames():
 
 
 def test_nothing_is_chosen_where_all_is_beyond_trust():
-    found = select([1.0, np.inf], TRUST, LabelConfig(), seed=0)
-    assert found.above == 2 and not len(found.train) and not len(found.fresh)
+    selected = select([1.0, np.inf], TRUST, LabelConfig(), seed=0)
+    assert selected.above == 2 and not len(selected.train) and not len(selected.fresh)
 
 
 def test_quantiles_say_what_is_infinite():

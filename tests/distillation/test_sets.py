@@ -34,14 +34,14 @@ def run(*arguments):
 def folder(tmp_path_factory):
     """structures.extxyz, some with labels of somebody else, and model.lamjax."""
     folder = tmp_path_factory.mktemp("label")
-    found = []
+    collected = []
     for seed in range(SOME):
         atoms = ase.build.bulk("Au" if seed == 4 else "Cu", cubic=True) * (1 + seed % 2, 1, 1)
         atoms.rattle(0.1, seed=seed)
         atoms.info |= {"REF_energy": -99.0, "family": f"run {seed}", "failed": "once", "labelled_by": "DFT"}
         atoms.arrays["REF_forces"] = np.zeros((len(atoms), 3))
-        found.append(atoms)
-    ase.io.write(folder / "structures.extxyz", found)
+        collected.append(atoms)
+    ase.io.write(folder / "structures.extxyz", collected)
     config = PotentialConfig(("Cu", "Al"), students.DESCRIPTOR, (("Default", EnergyHeadConfig(neuron=(4,))),))
     potential = lamjax.build(config)
     lamjax.save(folder / "model.lamjax", potential, jax.jit(potential.init)(jax.random.key(3)))
@@ -100,16 +100,16 @@ def test_a_structure_that_ends_the_process_can_be_left_out(folder, tmp_path, mon
 def test_labels_are_those_of_the_calculator_and_say_who_gave_them(folder, tmp_path):
     code, output, error = run(folder / "structures.extxyz", "--labeller", "emt", "--out", tmp_path / "set.extxyz")
     assert code == 0, error
-    found = ase.io.read(tmp_path / "set.extxyz", ":")
-    assert len(found) == SOME and "REF" not in (tmp_path / "set.extxyz").read_text()
-    for atoms in found:
+    structures = ase.io.read(tmp_path / "set.extxyz", ":")
+    assert len(structures) == SOME and "REF" not in (tmp_path / "set.extxyz").read_text()
+    for atoms in structures:
         asked = atoms.copy()
         asked.calc = EMT()
         np.testing.assert_allclose(atoms.get_potential_energy(), asked.get_potential_energy(), rtol=1e-14)
         np.testing.assert_allclose(atoms.get_forces(), asked.get_forces(), atol=1e-8)  # the digits of extxyz
         np.testing.assert_allclose(atoms.get_stress(), asked.get_stress(), atol=1e-10)
-    assert {atoms.info["labelled_by"] for atoms in found} == {"emt"} and found[3].info["family"] == "run 3"
-    assert "failed" not in found[0].info and found[3].info["source"] == "structures.extxyz frame 3"
+    assert {atoms.info["labelled_by"] for atoms in structures} == {"emt"} and structures[3].info["family"] == "run 3"
+    assert "failed" not in structures[0].info and structures[3].info["source"] == "structures.extxyz frame 3"
     assert f"{SOME} of {SOME} periodic" in output
 
 

@@ -60,16 +60,16 @@ def test_substitutions_are_new_compositions_of_the_same_structure():
     atoms = ase.build.bulk("NaCl", "rocksalt", a=5.64)
     atoms.info["REF_energy"] = -3.0
     start = from_atoms(atoms, source="salt frame 0")
-    found = substitutes([start], 6, seed=3)
-    assert len({one.source for one in found}) == 6
-    for one in found:
+    substitutions = substitutes([start], 6, seed=3)
+    assert len({one.source for one in substitutions}) == 6
+    for one in substitutions:
         assert one.system.numbers.tolist() != [11, 17] and one.labels.weights.tolist() == [0, 0, 0]
         fractions = [x.positions @ np.linalg.inv(x.cell) for x in (one.system, start.system)]
         np.testing.assert_allclose(*fractions, atol=1e-12)
         assert one.source == f"salt frame 0, {one.info['substituted']}" and one.info["seed"] == 3
     again = substitutes([start], 6, seed=3)
-    assert [one.source for one in again] == [one.source for one in found]
-    assert {one.source for one in substitutes([start], 6, seed=4)} != {one.source for one in found}
+    assert [one.source for one in again] == [one.source for one in substitutions]
+    assert {one.source for one in substitutes([start], 6, seed=4)} != {one.source for one in substitutions}
 
 
 def test_what_cannot_be_substituted_is_left():

@@ -28,13 +28,13 @@ def base(tmp_path_factory):
 
 
 def frames():
-    found = []
+    collected = []
     for seed in range(3):
         atoms = ase.build.bulk("Cu", cubic=True)
         atoms.rattle(0.1, seed=seed)
         atoms.calc = EMT()
-        found.append(from_atoms(labelled(atoms, energy=-3.0 * len(atoms), forces=atoms.get_forces())))
-    return found
+        collected.append(from_atoms(labelled(atoms, energy=-3.0 * len(atoms), forces=atoms.get_forces())))
+    return collected
 
 
 def test_members_of_a_stored_model_have_heads_of_their_own(base):

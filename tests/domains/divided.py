@@ -44,8 +44,8 @@ def compared(potential, params, atoms, counts) -> dict[str, float]:
     one = jax.jit(lambda s, n: lamjax.predict(potential, params, s, n))(system, lamjax.allocate(potential, system))
     many = jax.jit(lambda s, n: domains.predict(potential, params, s, n))(system, neighbors)
     assert np.isfinite(one.energy)
-    found = {name: difference(a, b) for name, a, b in zip(one._fields, many, one, strict=True)}
-    return found | {"own": np.asarray(neighbors.lists.number)[:, 0].tolist(), "n_atoms": len(atoms)}
+    differences = {name: difference(a, b) for name, a, b in zip(one._fields, many, one, strict=True)}
+    return differences | {"own": np.asarray(neighbors.lists.number)[:, 0].tolist(), "n_atoms": len(atoms)}
 
 
 def gradient(atoms, counts) -> float:
@@ -55,8 +55,8 @@ def gradient(atoms, counts) -> float:
 
     def slopes(predict, neighbors):
         def loss(params, neighbors):
-            found = predict(MORSE, params, system, neighbors)
-            return found.energy + (found.forces**2).sum()
+            prediction = predict(MORSE, params, system, neighbors)
+            return prediction.energy + (prediction.forces**2).sum()
 
         return jax.jit(jax.grad(loss))(PARAMS, neighbors)
 
@@ -79,9 +79,9 @@ def moving() -> dict[str, float]:
         ends[name] = (end, seen, start)
     (end, seen, start), (_, alone, _) = ends["many"], ends["one"]
     fields = ("positions", "momenta", "forces", "stress", "conserved")
-    found = {name: difference(getattr(seen, name), getattr(alone, name)) for name in fields}
+    differences = {name: difference(getattr(seen, name), getattr(alone, name)) for name in fields}
     number = [np.asarray(s.lists.number).tolist() for s in (start, end)]
-    return found | {"step": int(seen.step[-1]), "before": number[0], "after": number[1], "grown": end.n_grown}
+    return differences | {"step": int(seen.step[-1]), "before": number[0], "after": number[1], "grown": end.n_grown}
 
 
 def main() -> None:
@@ -90,14 +90,14 @@ def main() -> None:
     small = ase.Atoms(
         "OHCu" * 6, cell=0.6 * TRICLINIC, pbc=True, scaled_positions=np.random.default_rng(3).random((18, 3))
     )
-    found = {
+    differences = {
         "three": compared(MORSE, PARAMS, crystal(), (2, 2, 2)),
         "one": compared(MORSE, PARAMS, crystal((False, True, False)), (1, 1, 3)),
         "messages": compared(messages.potential, messages.params, small, (2, 1, 2)),
         "gradient": gradient(crystal(), (2, 2, 1)),
         "moving": moving(),
     }
-    print(json.dumps(found))
+    print(json.dumps(differences))
 
 
 if __name__ == "__main__":

@@ -35,10 +35,10 @@ def facts():
 @pytest.mark.parametrize("case", ["three", "one", "messages"])
 def test_energy_forces_and_virial_are_those_of_one_device(facts, case):
     """In three directions with an empty domain, in an open one, and with messages through halos that hold their own."""
-    found = facts[case]
-    assert sum(found["own"]) == found["n_atoms"]
-    assert (0 in found["own"]) == (case == "three")
-    assert max(found[name] for name in lamjax.Prediction._fields) < 1e-12
+    result = facts[case]
+    assert sum(result["own"]) == result["n_atoms"]
+    assert (0 in result["own"]) == (case == "three")
+    assert max(result[name] for name in lamjax.Prediction._fields) < 1e-12
 
 
 def test_parameters_have_the_gradient_of_one_device(facts):
@@ -46,10 +46,10 @@ def test_parameters_have_the_gradient_of_one_device(facts):
 
 
 def test_a_simulation_is_that_of_one_device(facts):
-    found = facts["moving"]
-    assert found["step"] == 20 and found["grown"] > 0
-    assert found["before"] != found["after"]  # atoms have changed domains
-    assert max(found[name] for name in ("positions", "momenta", "forces", "stress", "conserved")) < 1e-10
+    result = facts["moving"]
+    assert result["step"] == 20 and result["grown"] > 0
+    assert result["before"] != result["after"]  # atoms have changed domains
+    assert max(result[name] for name in ("positions", "momenta", "forces", "stress", "conserved")) < 1e-10
 
 
 # lengths that information travels: a cutoff for each layer, and the first look around

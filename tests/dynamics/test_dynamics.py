@@ -236,10 +236,10 @@ def test_what_is_fixed_holds_its_axes():
     momenta = drifting(atoms, 300, (0.1, 0.1, 0.1))
     with pytest.warns(UserWarning, match="drift"):
         simulation = dynamics.begin(dynamics.nve(MORSE), PARAMS, lamjax.from_ase(atoms), momenta=momenta, fixed=fixed)
-    found = np.asarray(simulation.state.momentum)
+    began = np.asarray(simulation.state.momentum)
     expected = np.where(fixed, 0, momenta)
-    np.testing.assert_array_equal(found[:, 0], expected[:, 0])
-    np.testing.assert_allclose(found[:, 1:], expected[:, 1:] - expected[:, 1:].mean(axis=0), atol=1e-12)
+    np.testing.assert_array_equal(began[:, 0], expected[:, 0])
+    np.testing.assert_allclose(began[:, 1:], expected[:, 1:] - expected[:, 1:].mean(axis=0), atol=1e-12)
     drawn = dynamics.begin(dynamics.nve(MORSE), PARAMS, lamjax.from_ase(atoms), temperature=300, fixed=fixed)
     np.testing.assert_allclose(np.asarray(drawn.state.momentum).sum(axis=0)[1:], 0, atol=1e-12)
     assert abs(np.asarray(drawn.state.momentum).sum(axis=0)[0]) > 0.1
@@ -314,9 +314,9 @@ def test_an_explosion_stops_with_the_last_good_state():
     simulation = dynamics.begin(ensemble, PARAMS, lamjax.from_ase(atoms), temperature=3000)
     with pytest.raises(
         dynamics.DynamicsError, match=r"atom \d+ \(Cu\) moves .* Shorten the time step \(now 60 fs\)"
-    ) as told:
+    ) as caught:
         records(ensemble, simulation, 500)
-    last = told.value.simulation
+    last = caught.value.simulation
     assert np.isfinite(np.asarray(last.state.position)).all() and last.step < 500
 
 

@@ -72,10 +72,10 @@ def test_ase_and_lamjax_read_what_was_seen(tmp_path, suffix):
     simulation, output = start(path, ensemble, fixed)
     output.begin(simulation)
     _, seen = write(output, ensemble, simulation, 20)
-    found, calculator = ase.io.read(path, ":"), lamjax.Calculator((MORSE, PARAMS))
-    assert [atoms.info["step"] for atoms in found] == [5, 10, 15, 20]
-    assert found[1].info["time"] == pytest.approx(0.02)
-    for k, atoms in enumerate(found):
+    structures, calculator = ase.io.read(path, ":"), lamjax.Calculator((MORSE, PARAMS))
+    assert [atoms.info["step"] for atoms in structures] == [5, 10, 15, 20]
+    assert structures[1].info["time"] == pytest.approx(0.02)
+    for k, atoms in enumerate(structures):
         assert atoms.get_potential_energy() == pytest.approx(seen.potential_energy[k], abs=1e-7)
         assert atoms.get_kinetic_energy() == pytest.approx(seen.kinetic_energy[k], abs=1e-6)
         np.testing.assert_allclose(atoms.get_stress(include_ideal_gas=True), seen.stress[k], atol=1e-7)
@@ -87,7 +87,7 @@ def test_ase_and_lamjax_read_what_was_seen(tmp_path, suffix):
         np.testing.assert_allclose(atoms.get_forces(apply_constraint=False), again.get_forces(), atol=1e-5)
     frames = lamjax.data.read(path)
     assert [frame.keys for frame in frames] == [("energy", "forces", "stress")] * 4
-    virial = -units.from_voigt(found[2].get_stress()) * found[2].get_volume()
+    virial = -units.from_voigt(structures[2].get_stress()) * structures[2].get_volume()
     np.testing.assert_allclose(frames[2].labels.virial, virial, atol=1e-9)
     np.testing.assert_allclose(frames[2].labels.forces, seen.forces[2], atol=1e-7)
 

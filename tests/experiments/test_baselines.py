@@ -96,34 +96,34 @@ def test_the_longer_run_goes_on_from_the_shorter(step, tmp_path, monkeypatch):
 
 def test_models_know_the_energies_and_neighbours_of_the_training_frames():
     frames = data.read(str(workflow.DATA / "oxides_bo2/pbe_train.extxyz.gz"))[::40]
-    found = models.facts(frames)
+    facts = models.facts(frames)
     counts, energies, forces = workflow.labels(frames)
-    numbers = [ase.data.atomic_numbers[symbol] for symbol in found.elements]
-    assert np.std(energies - counts[:, numbers] @ found.energies) < 0.1 * np.std(energies)
-    assert found.force == pytest.approx(np.linalg.norm(forces) / np.sqrt(len(forces)), abs=1e-4)
+    numbers = [ase.data.atomic_numbers[symbol] for symbol in facts.elements]
+    assert np.std(energies - counts[:, numbers] @ facts.energies) < 0.1 * np.std(energies)
+    assert facts.force == pytest.approx(np.linalg.norm(forces) / np.sqrt(len(forces)), abs=1e-4)
     n = sum(len(neighbor_list("i", to_ase(frame.system), models.CUTOFF)) for frame in frames)
-    assert found.n_neighbors == pytest.approx(n / counts.sum(), abs=0.01)
+    assert facts.n_neighbors == pytest.approx(n / counts.sum(), abs=0.01)
 
 
 def test_energies_per_element_alone_are_what_a_model_is_held_against(tmp_path):
     of = SETS["oxides"]
-    found = run.without_model(of, Work(tmp_path, quick=True, steps=3))
-    (tio2,) = found["zero_shot"].values()
+    result = run.without_model(of, Work(tmp_path, quick=True, steps=3))
+    (tio2,) = result["zero_shot"].values()
     _, _, forces = workflow.labels(data.read(workflow.files(workflow.QUICK, tmp_path, of.downstream_tests.values())))
     assert tio2["rmse_f"] == pytest.approx(1000 * np.sqrt(np.mean(forces**2)))
-    assert all(math.isfinite(x) for one in (found["test"], tio2) for x in one.values())
+    assert all(math.isfinite(x) for one in (result["test"], tio2) for x in one.values())
 
 
 @pytest.mark.parametrize("key", SETS)
 def test_what_is_held_out_is_not_what_is_measured_without_training(key, tmp_path):
     """Every file is measured under its own name, whatever the downstream tests of a set are called."""
     of, work = SETS[key], Work(tmp_path, quick=True, steps=3)
-    found = run.evaluated(classical.morse(depth=0.3, width=1.4, distance=2.0, cutoff=5.0), key, work)
+    result = run.evaluated(classical.morse(depth=0.3, width=1.4, distance=2.0, cutoff=5.0), key, work)
     files = {"held out": of.test} | {f"zero-shot, {name}": file for name, file in of.downstream_tests.items()}
-    assert found.keys() == {"probe", *files}
+    assert result.keys() == {"probe", *files}
     for name, file in files.items():
         expected = data.read(workflow.files(work.size, tmp_path, [file]))
-        for a, b in zip(found[name].frames, expected, strict=True):
+        for a, b in zip(result[name].frames, expected, strict=True):
             np.testing.assert_array_equal(a.labels.forces, b.labels.forces)
 
 

@@ -33,9 +33,9 @@ def test_teacher_and_students_stand_side_by_side(tmp_path):
     speed = {kind: {"ms_per_step": 5.0, "kb_per_atom": 20.0} for kind in kinds}
     speed["teacher"]["ms_per_step"] = 40.0
     report.tell([made_up(m) for m in models], {"alloy": {"atoms": 1024, **speed}}, tmp_path)
-    found = json.loads((tmp_path / "results.json").read_text())
-    assert len(found["runs"]) == len(models) and found["speed"]["alloy"]["atoms"] == 1024
-    table = report.table("alloy", report.by_case(found["runs"])["alloy"], found["speed"]["alloy"])
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert len(content["runs"]) == len(models) and content["speed"]["alloy"]["atoms"] == 1024
+    table = report.table("alloy", report.by_case(content["runs"])["alloy"], content["speed"]["alloy"])
     (line,) = [line for line in table.splitlines() if line.startswith("| DPA-1 distilled")]
     cells = [cell.strip() for cell in line.split("|")[2:-1]]
     assert cells[0] == "1,234" and cells[1] == "3.0 (2.0-4.0)" and cells[6] == "8.0"

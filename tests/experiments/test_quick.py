@@ -38,35 +38,35 @@ def _committed() -> dict[str, bytes]:
 
 
 def test_multitask_is_compared_with_single(work):
-    found = json.loads((work / "multitask_vs_single" / "results.json").read_text())
-    runs = {one["run"]: one for one in found["runs"]}
+    content = json.loads((work / "multitask_vs_single" / "results.json").read_text())
+    runs = {one["run"]: one for one in content["runs"]}
     assert set(runs) == {"multi", "gfn2xtb"}
     assert set(runs["multi"]["validation"]) == {"materials", "gfn2xtb"}
-    for ratio in found["multi/best single"].values():
+    for ratio in content["multi/best single"].values():
         assert all(math.isfinite(x) and x > 0 for kind in "ef" for x in ratio[kind])
     assert (work / "multitask_vs_single" / "zero_shot.png").stat().st_size > 1000
     assert (work / "base.lamjax").is_file()
 
 
 def test_finetuned_is_compared_with_scratch(work):
-    found = json.loads((work / "sample_efficiency_report" / "results.json").read_text())
-    assert {(one["start"], one["n"]) for one in found["runs"]} == {
+    content = json.loads((work / "sample_efficiency_report" / "results.json").read_text())
+    assert {(one["start"], one["n"]) for one in content["runs"]} == {
         (start, n) for start in ("small", "finetuned", "scratch") for n in (4, 8)
     }
     assert (work / "sample_efficiency_report" / "sample_efficiency.png").stat().st_size > 1000
 
 
 def test_optimizers_are_compared(work):
-    (found,) = json.loads((work / "optimizers_report" / "results.json").read_text())["runs"]
-    assert found["optimizer"] == "muon" and math.isfinite(found["rmse_f"]) and len(found["curve"]) == 3
+    (content,) = json.loads((work / "optimizers_report" / "results.json").read_text())["runs"]
+    assert content["optimizer"] == "muon" and math.isfinite(content["rmse_f"]) and len(content["curve"]) == 3
     assert (work / "optimizers_report" / "optimizers.png").stat().st_size > 1000
 
 
 def test_finished_runs_are_not_repeated(work):
     files = sorted((work / "sample_efficiency").glob("*.json"))
     before = [file.stat().st_mtime_ns for file in files]
-    said = _run("sample_efficiency", work)
-    assert "step" not in said and [file.stat().st_mtime_ns for file in files] == before
+    text = _run("sample_efficiency", work)
+    assert "step" not in text and [file.stat().st_mtime_ns for file in files] == before
 
 
 def test_factor_in_data(monkeypatch):

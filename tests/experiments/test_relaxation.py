@@ -58,8 +58,8 @@ def test_what_is_kept_are_the_forces_of_the_base_and_no_labels(tmp_path):
     for frame, labelled in zip(frames, data.read(structures), strict=True):
         np.testing.assert_allclose(frame.system.positions, labelled.system.positions, atol=1e-6)
         np.testing.assert_array_equal(frame.labels.weights, [0, 1, 0])
-        said = lamjax.predict(potential, params, frame.system, lamjax.allocate(potential, frame.system))
-        np.testing.assert_allclose(frame.labels.forces, said.forces, atol=2e-5)
+        prediction = lamjax.predict(potential, params, frame.system, lamjax.allocate(potential, frame.system))
+        np.testing.assert_allclose(frame.labels.forces, prediction.forces, atol=2e-5)
 
 
 def test_what_is_kept_is_not_held_out(tmp_path):
@@ -80,15 +80,15 @@ def test_the_base_of_a_set_is_the_small_model_with_its_head(tmp_path):
 
 def test_results_are_taken_up_if_they_began_from_the_same_base(tmp_path, monkeypatch):
     run = Run("zns", "BPTT", seed=3)
-    told = {"base": "another", "methods": [_made_up(run)]}
-    (tmp_path / "results.json").write_text(json.dumps(told))
+    content = {"base": "another", "methods": [_made_up(run)]}
+    (tmp_path / "results.json").write_text(json.dumps(content))
     restore(tmp_path / "results.json", tmp_path / "runs")
     assert not list((tmp_path / "runs").iterdir())
-    told["base"] = workflow.shipped()
-    (tmp_path / "results.json").write_text(json.dumps(told))
+    content["base"] = workflow.shipped()
+    (tmp_path / "results.json").write_text(json.dumps(content))
     restore(tmp_path / "results.json", tmp_path / "runs")
-    assert json.loads((tmp_path / "runs" / f"{run.name}.json").read_text()) == told["methods"][0]
-    assert finished([run, Run("zns", "base", seed=4)], tmp_path / "runs") == told["methods"]
+    assert json.loads((tmp_path / "runs" / f"{run.name}.json").read_text()) == content["methods"][0]
+    assert finished([run, Run("zns", "base", seed=4)], tmp_path / "runs") == content["methods"]
 
 
 @pytest.fixture
@@ -111,9 +111,9 @@ def test_runs_from_the_weights_of_nequix_are_kept_apart(weights, tmp_path):
     assert base.report != read_base("small").report and base.digest != read_base("small").digest
     run = Run("hbn", "BPTT", seed=1)
     results = {"methods": [_made_up(r) for r in (run._replace(method="base"), run._replace(method=START), run)]}
-    report.tell(results, tmp_path / "report", base.said, base.digest)
-    told = json.loads((tmp_path / "report" / "results.json").read_text())
-    assert told["base"] == base.digest and told["command"].endswith("--base nequix:tiny.nqx")
+    report.tell(results, tmp_path / "report", base.option, base.digest)
+    content = json.loads((tmp_path / "report" / "results.json").read_text())
+    assert content["base"] == base.digest and content["command"].endswith("--base nequix:tiny.nqx")
     restore(tmp_path / "report" / "results.json", tmp_path / "of_small")
     assert not list((tmp_path / "of_small").iterdir())
     restore(tmp_path / "report" / "results.json", tmp_path / "of_nequix", base.digest)
@@ -145,8 +145,8 @@ def test_costs_of_what_is_measured_so_far_are_written(tmp_path, capsys):
     base = read_base("small")._replace(report=tmp_path)
     costs.write(["Newton", "BPTT"], base, tmp_path / "costs")
     assert "| Newton | 30.0 | 90 | 13 | 8.0 |" in capsys.readouterr().out
-    told = json.loads((tmp_path / "costs.json").read_text())
-    assert told["costs"] == {"Newton": cost} and told["base"] == base.digest and told["core_minutes"] == 2.5
+    content = json.loads((tmp_path / "costs.json").read_text())
+    assert content["costs"] == {"Newton": cost} and content["base"] == base.digest and content["core_minutes"] == 2.5
 
 
 def test_stresses_are_learned_where_the_name_says_so(tmp_path):
@@ -175,14 +175,14 @@ def test_pairs_are_the_ends_of_relaxations_and_nested_subsets(tmp_path):
 def test_starts_are_measured_as_they_are(tmp_path):
     """Against ASE's minimum images; in a crystal only a common translation is taken out."""
     pairs = data.read_pairs(split(SETS["hbn"], 0, 5, tmp_path).pairs)
-    found = starts(pairs)
-    for dq, largest, pair in zip(found.dq, found.largest, pairs, strict=True):
+    result = starts(pairs)
+    for dq, largest, pair in zip(result.dq, result.largest, pairs, strict=True):
         a, b = to_ase(pair.start), to_ase(pair.target)
         way, mass = find_mic(b.positions - a.positions, a.cell, a.pbc)[0], a.get_masses()[:, None]
         way -= (mass * way).sum(axis=0) / mass.sum()
         assert dq == pytest.approx(np.sqrt((mass * way**2).sum()), rel=1e-5) and dq > 0.5
         assert largest == pytest.approx(np.linalg.norm(way, axis=1).max(), rel=1e-5)
-    assert not found.converged.any() and not found.n_steps.any()
+    assert not result.converged.any() and not result.n_steps.any()
 
 
 def _made_up(run: Run) -> dict:
@@ -235,6 +235,6 @@ def test_it_runs(tmp_path):
     command = [sys.executable, "-m", "experiments.relaxation.run", "--quick", "--work", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads((tmp_path / "report" / "results.json").read_text())["methods"]
-    assert {one["method"] for one in found} == {"base", "not relaxed", "forces", "Newton", "BPTT"}
-    assert all(math.isfinite(x) for one in found for x in one["dq"])
+    content = json.loads((tmp_path / "report" / "results.json").read_text())["methods"]
+    assert {one["method"] for one in content} == {"base", "not relaxed", "forces", "Newton", "BPTT"}
+    assert all(math.isfinite(x) for one in content for x in one["dq"])

@@ -130,10 +130,10 @@ def test_missing_unused_and_misshapen_tensors_are_listed():
     c["model"][f"{A}fitting_net.filter_layers.networks.0.layers.3.matrix"] = np.ones((5, 1))
     with pytest.raises(CheckpointError) as error:
         state_dict.from_checkpoint(c)
-    said = str(error.value)
-    assert "missing: descriptor.repformers.layers.1.linear1.bias (12,)" in said
-    assert "unused: descriptor.extra.matrix (2, 3)" in said
-    assert "misshapen: fitting_net.filter_layers.networks.0.layers.3.matrix has (5, 1), expected (24, 1)" in said
+    text = str(error.value)
+    assert "missing: descriptor.repformers.layers.1.linear1.bias (12,)" in text
+    assert "unused: descriptor.extra.matrix (2, 3)" in text
+    assert "misshapen: fitting_net.filter_layers.networks.0.layers.3.matrix has (5, 1), expected (24, 1)" in text
 
 
 def test_tensors_of_no_branch_are_an_error():
@@ -436,11 +436,11 @@ def test_other_files_are_named(tmp_path):
         file["x"] = [1]
     (tmp_path / "some.yaml").write_text("a: 1\n")
     (tmp_path / "script.zip").write_bytes(b"")
-    for name, said in (
+    for name, message in (
         ("some.zip", "zip archive"),
         ("some.h5", "HDF5"),
         ("some.yaml", "unknown kind"),
         ("script.zip", "empty"),
     ):
-        with pytest.raises(CheckpointError, match=said):
+        with pytest.raises(CheckpointError, match=message):
             lamjax.load(tmp_path / name)

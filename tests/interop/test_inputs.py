@@ -45,9 +45,9 @@ def test_defaults_are_those_of_deepmd(name):
 @pytest.mark.parametrize("file", ["single_water.dp", "mt_separate_fitting.pt", "mt_shared_fitting_case.pt"])
 def test_the_model_is_that_of_the_checkpoint(file):
     expected = checkpoints.load(FIXTURES / "multitask" / file)[0].config
-    found = config(content(file.partition(".")[0])).model
-    assert (found.elements, found.descriptor) == (expected.elements, expected.descriptor)
-    assert dict(found.heads) == dict(expected.heads)
+    parsed = config(content(file.partition(".")[0])).model
+    assert (parsed.elements, parsed.descriptor) == (expected.elements, expected.descriptor)
+    assert dict(parsed.heads) == dict(expected.heads)
 
 
 @pytest.mark.parametrize("name", ["m01_defaults", "m03_everything_on", "m11_exclude_protect"])
@@ -58,35 +58,35 @@ def test_options_of_a_model_are_carried_over(name):
 
 
 def test_settings_of_a_run():
-    found = config(content("single_water"))
-    assert found.train == ("../training/data/water/H128O64",) and found.validation == () and found.batch_size == 1
-    assert (found.steps, found.seed, found.precision) == (300, 10, "float64")
-    assert (found.print_every, found.save_every, found.validate_every, found.keep) == (50, 300, 300, 5)
-    assert found.optimizer.name == "adam" and found.optimizer.max_norm == 5.0
-    assert (found.schedule.start_lr, found.schedule.stop_lr, found.schedule.decay_steps) == (2e-3, 1e-5, 30)
-    assert found.loss == LabelLossConfig() and found.freeze == () and found.ema_decay is None
+    parsed = config(content("single_water"))
+    assert parsed.train == ("../training/data/water/H128O64",) and parsed.validation == () and parsed.batch_size == 1
+    assert (parsed.steps, parsed.seed, parsed.precision) == (300, 10, "float64")
+    assert (parsed.print_every, parsed.save_every, parsed.validate_every, parsed.keep) == (50, 300, 300, 5)
+    assert parsed.optimizer.name == "adam" and parsed.optimizer.max_norm == 5.0
+    assert (parsed.schedule.start_lr, parsed.schedule.stop_lr, parsed.schedule.decay_steps) == (2e-3, 1e-5, 30)
+    assert parsed.loss == LabelLossConfig() and parsed.freeze == () and parsed.ema_decay is None
 
 
 def test_older_spellings_are_understood():
-    found = config(content("student"))
-    assert found.train == ("water", "more/oxides") and found.batch_size == 2 and found.steps == 3000
-    assert found.model.descriptor.axis_neuron == 6 and found.model.descriptor.sel == 76
-    assert found.model.descriptor.neuron == (10, 20, 40) and found.model.descriptor.smooth_type_embedding
-    assert found.model.heads[0][1].neuron == (12, 12) and found.model.heads[0][1].default_fparam == (0.1, 0.2)
-    assert found.model.heads[0][1].exclude_types == (2,) and found.model.pair_exclude_types == ((0, 2),)
-    assert found.optimizer.name == "adamw" and found.optimizer.options["weight_decay"] == 0.01
-    assert found.schedule.warmup_steps == 300 and found.freeze == ("descriptor",) and found.ema_decay == 0.999
-    assert found.loss.huber_delta == (0.01, 0.02, 0.03) and found.precision == "float32"
+    parsed = config(content("student"))
+    assert parsed.train == ("water", "more/oxides") and parsed.batch_size == 2 and parsed.steps == 3000
+    assert parsed.model.descriptor.axis_neuron == 6 and parsed.model.descriptor.sel == 76
+    assert parsed.model.descriptor.neuron == (10, 20, 40) and parsed.model.descriptor.smooth_type_embedding
+    assert parsed.model.heads[0][1].neuron == (12, 12) and parsed.model.heads[0][1].default_fparam == (0.1, 0.2)
+    assert parsed.model.heads[0][1].exclude_types == (2,) and parsed.model.pair_exclude_types == ((0, 2),)
+    assert parsed.optimizer.name == "adamw" and parsed.optimizer.options["weight_decay"] == 0.01
+    assert parsed.schedule.warmup_steps == 300 and parsed.freeze == ("descriptor",) and parsed.ema_decay == 0.999
+    assert parsed.loss.huber_delta == (0.01, 0.02, 0.03) and parsed.precision == "float32"
 
 
 def test_branches_become_tasks():
-    found = config(content("mt_separate_fitting"))
-    assert list(found.tasks) == ["water", "oxide", "alloy"] and found.train == ()
-    assert [task.probability for task in found.tasks.values()] == [0.34, 0.33, 0.33]
-    assert [task.head for task in found.tasks.values()] == list(found.tasks) == list(found.model.head_names)
-    assert found.tasks["oxide"].train == ("../training/data/oxide/mixed_12", "../training/data/oxide/mixed_6")
-    assert found.tasks["water"].loss.limit_pref_v == 0 and found.tasks["alloy"].loss.limit_pref_v == 1
-    assert all(task.batch_size == 1 for task in found.tasks.values())
+    parsed = config(content("mt_separate_fitting"))
+    assert list(parsed.tasks) == ["water", "oxide", "alloy"] and parsed.train == ()
+    assert [task.probability for task in parsed.tasks.values()] == [0.34, 0.33, 0.33]
+    assert [task.head for task in parsed.tasks.values()] == list(parsed.tasks) == list(parsed.model.head_names)
+    assert parsed.tasks["oxide"].train == ("../training/data/oxide/mixed_12", "../training/data/oxide/mixed_6")
+    assert parsed.tasks["water"].loss.limit_pref_v == 0 and parsed.tasks["alloy"].loss.limit_pref_v == 1
+    assert all(task.batch_size == 1 for task in parsed.tasks.values())
 
 
 def keys(value, path=""):
@@ -100,8 +100,8 @@ def test_every_key_is_carried_over_or_named():
     """An unknown key anywhere is an error, and what makes no difference to the config is in the list."""
     for name, file in INPUTS.items():
         whole = json.loads(file.read_text())
-        found = convert(whole)
-        named = {key for key, _ in found.dropped}
+        converted = convert(whole)
+        named = {key for key, _ in converted.dropped}
         for key in keys(whole):
             changed = copy.deepcopy(whole)
             *parents, last = key.split(".")
@@ -117,24 +117,24 @@ def test_every_key_is_carried_over_or_named():
             del place["nonsense"]
             if key in named:
                 del place[last]
-                assert convert(changed).config == found.config, (name, key)
+                assert convert(changed).config == converted.config, (name, key)
 
 
 def test_what_is_dropped_is_listed_with_a_reason():
-    found = convert(content("mt_shared_fitting_case"))
-    dropped = dict(found.dropped)
-    assert found.config["share_layers"] == "all" and "model.shared_dict.shared_fit_with_id" not in dropped
+    converted = convert(content("mt_shared_fitting_case"))
+    dropped = dict(converted.dropped)
+    assert converted.config["share_layers"] == "all" and "model.shared_dict.shared_fit_with_id" not in dropped
     changed = content("mt_shared_fitting_case")
     changed["model"]["model_dict"]["alloy"]["fitting_net"] = changed["model"]["shared_dict"]["shared_fit_with_id"]
-    found = convert(changed)
-    said = dict(found.dropped)["model.shared_dict.shared_fit_with_id"]
-    assert "fitting net shared among branches water, oxide:" in said and "share_layers" not in found.config
+    converted = convert(changed)
+    text = dict(converted.dropped)["model.shared_dict.shared_fit_with_id"]
+    assert "fitting net shared among branches water, oxide:" in text and "share_layers" not in converted.config
     assert "all frames" in dropped["model.model_dict.water.data_stat_nbatch"] and "training.disp_file" in dropped
     changed = content("mt_separate_fitting")
     del changed["training"]["model_prob"]
-    found = convert(changed)
-    assert "number of frames" in dict(found.dropped)["training.model_prob"]
-    assert validate(found.config).tasks["water"].probability is None
+    converted = convert(changed)
+    assert "number of frames" in dict(converted.dropped)["training.model_prob"]
+    assert validate(converted.config).tasks["water"].probability is None
     assert {key for key, _ in convert(content("student")).dropped} == {
         "training.profiling", "training.tensorboard", "training.numb_test"}  # fmt: skip
 
@@ -215,9 +215,9 @@ def test_settings_for_all_branches_may_stand_beside_them():
     changed = content("mt_separate_fitting")
     changed["model"]["pair_exclude_types"] = [[0, 1]]
     changed["model"]["shared_dict"]["spare"] = {"neuron": [3]}
-    found = convert(changed)
-    assert validate(found.config).model.pair_exclude_types == ((0, 1),)
-    assert dict(found.dropped)["model.shared_dict.spare"] == "no branch refers to it"
+    converted = convert(changed)
+    assert validate(converted.config).model.pair_exclude_types == ((0, 1),)
+    assert dict(converted.dropped)["model.shared_dict.spare"] == "no branch refers to it"
 
 
 def test_the_written_config_works_from_the_present_folder(tmp_path, monkeypatch, capsys):
@@ -228,12 +228,12 @@ def test_the_written_config_works_from_the_present_folder(tmp_path, monkeypatch,
     assert is_input(source)
     convert_input(Path("inputs/input.json"), Path("config.yaml"))
     text = (tmp_path / "config.yaml").read_text()
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for key in ("model.descriptor.seed", "model.fitting_net.seed", "model.data_stat_nbatch", "training.disp_file"):
-        assert f"#   {key}: " in text and key in said
-    found = parse("config.yaml")
-    assert found.train == ("training/data/water/H128O64",)
-    assert found.model == config(content("single_water")).model
+        assert f"#   {key}: " in text and key in output
+    parsed = parse("config.yaml")
+    assert parsed.train == ("training/data/water/H128O64",)
+    assert parsed.model == config(content("single_water")).model
 
 
 def test_other_files_are_no_inputs(tmp_path):

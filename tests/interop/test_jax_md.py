@@ -120,12 +120,12 @@ def test_parameters_beside_the_atoms_reach_the_model(given):
 
 
 def test_parameters_that_are_wrong_are_refused():
-    for wrong, said in (
+    for wrong, message in (
         ({"aparam": np.ones(5)}, "aparam has 5 numbers for 4 atoms"),
         ({"fparam": [np.nan]}, "fparam holds a value that is not finite"),
         ({"charge_spin": [0.5, 1]}, "charge_spin is .*two whole numbers"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             pair(MORSE, PARAMS, copper()[:4], True, **wrong)
 
 
@@ -139,9 +139,9 @@ def test_forces_and_stress_of_jax_md_are_those_of_predict(shape, fractional):
 
     @jax.jit
     def theirs(position, neighbor):
-        found = energy_fn(position, neighbor), quantity.force(energy_fn)(position, neighbor=neighbor)
+        result = energy_fn(position, neighbor), quantity.force(energy_fn)(position, neighbor=neighbor)
         kinds = (quantity.stress, quantity.pressure) if box is not None else ()
-        return *found, *(kind(energy_fn, position, box, neighbor=neighbor) for kind in kinds)
+        return *result, *(kind(energy_fn, position, box, neighbor=neighbor) for kind in kinds)
 
     position = coordinates(atoms, fractional)
     energy, forces, *strained = theirs(position, neighbor_fn.allocate(position))
@@ -265,16 +265,16 @@ def test_a_full_list_says_so_before_it_is_wrong_and_after():
         force = quantity.force(energy_fn)(position, neighbor=neighbor, box=box)
         return energy_fn(position, neighbor, box=box), force
 
-    exact, told = [], []
+    exact, flagged = [], []
     for scale in np.linspace(1, 0.75, 26):
         box = scale * column_box(atoms)
         here = neighbor.update(position, box=box)
         energy, force = found(here, box)
         exact.append(bool(np.isclose(energy, right(box), atol=1e-9)))
-        told.append(bool(here.did_buffer_overflow))
+        flagged.append(bool(here.did_buffer_overflow))
         if not exact[-1]:  # never a wrong number
             assert np.isnan(energy) and np.isnan(force).all()
-    first = told.index(True)
+    first = flagged.index(True)
     assert 0 < first < 25 and all(exact[: first + 1]) and not exact[-1]
     assert here.update(position, box=column_box(atoms)).did_buffer_overflow  # until it is allocated anew
     wide = neighbor_fn.allocate(position, extra_capacity=200)

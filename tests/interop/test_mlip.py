@@ -74,13 +74,15 @@ def test_energies_forces_and_stress_are_its_own(name, make):
     potential, params = from_mlip(field)
     expected = own(field, atoms)
     system = lamjax.from_ase(atoms)
-    found = jax.jit(lambda p: lamjax.predict(potential, p, system, lamjax.allocate(potential, system)))(params)
+    prediction = jax.jit(lambda p: lamjax.predict(potential, p, system, lamjax.allocate(potential, system)))(params)
     n = len(atoms)
-    np.testing.assert_allclose(found.energy, expected.energy[0], rtol=2e-6)
-    np.testing.assert_allclose(found.forces, expected.forces[:n], atol=5e-6 * np.abs(found.forces).max() + 1e-7)
+    np.testing.assert_allclose(prediction.energy, expected.energy[0], rtol=2e-6)
+    np.testing.assert_allclose(
+        prediction.forces, expected.forces[:n], atol=5e-6 * np.abs(prediction.forces).max() + 1e-7
+    )
     if atoms.pbc.all():
         virial = -np.asarray(expected.stress[0]) * atoms.get_volume()
-        np.testing.assert_allclose(found.virial, virial, atol=5e-6 * np.abs(virial).max() + 1e-7)
+        np.testing.assert_allclose(prediction.virial, virial, atol=5e-6 * np.abs(virial).max() + 1e-7)
 
 
 def test_several_structures_and_padding_change_nothing():

@@ -83,8 +83,8 @@ def test_other_sizes(tmp_path, changes):
     (tmp_path / "m.nqx").write_bytes(reference.file(head, weights))
     positions, cell, pbc = STRUCTURES["slab"]
     expected = reference.atomic_energies(head, weights, NUMBERS, positions, cell, pbc)
-    found = energies(lamjax.load(tmp_path / "m.nqx"), positions, cell, pbc)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-11)
+    result = energies(lamjax.load(tmp_path / "m.nqx"), positions, cell, pbc)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-11)
 
 
 def test_written_back_it_is_the_same_file(path, weights, model):

@@ -160,7 +160,7 @@ def filled(params, rng: np.random.Generator):
 def structures() -> list[lamjax.System]:
     """A molecule, a crystal in a skewed cell smaller than the cutoff, a denser box."""
     rng = np.random.default_rng(7)
-    found = []
+    collected = []
     for n, length, periodic in ((5, 4.0, False), (4, 4.2, True), (9, 6.3, True)):
         cell = length * np.eye(3) + (rng.uniform(-0.6, 0.6, (3, 3)) if periodic else 0)
         grid = np.stack(np.meshgrid(*[np.arange(3)] * 3), axis=-1).reshape(-1, 3)[rng.permutation(27)[:n]] / 3
@@ -168,9 +168,11 @@ def structures() -> list[lamjax.System]:
         numbers = np.array([8, 1, 14, 12])[rng.integers(4, size=n)].astype(np.int32)
         cell = cell if periodic else np.zeros((3, 3))
         system = lamjax.System(positions, numbers, cell, np.full(3, periodic))
-        found.append(system._replace(fparam=rng.normal(size=2), aparam=rng.normal(size=(n, 1))))
-        found[-1] = found[-1]._replace(charge_spin=np.array([rng.integers(-3, 4), rng.integers(1, 5)], np.int32))
-    return found
+        collected.append(system._replace(fparam=rng.normal(size=2), aparam=rng.normal(size=(n, 1))))
+        collected[-1] = collected[-1]._replace(
+            charge_spin=np.array([rng.integers(-3, 4), rng.integers(1, 5)], np.int32)
+        )
+    return collected
 
 
 @functools.cache
@@ -192,7 +194,7 @@ def evaluate_in_deepmd(path, config: PotentialConfig, system: lamjax.System):
     types = [config.elements.index(s) for s in lamjax.to_ase(system).symbols]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = in_deepmd(path)(
+        result = in_deepmd(path)(
             torch.tensor(system.positions[None], device="cpu"),
             torch.tensor([types], device="cpu"),
             box=torch.tensor(system.cell.reshape(1, 9), device="cpu") if system.pbc.all() else None,
@@ -200,7 +202,7 @@ def evaluate_in_deepmd(path, config: PotentialConfig, system: lamjax.System):
             aparam=torch.tensor(system.aparam[None], device="cpu") if head.numb_aparam else None,
             **({"charge_spin": torch.tensor(system.charge_spin[None], dtype=torch.float64)} if charged else {}),
         )
-    parts = [found[name][0].detach().numpy() for name in ("energy", "force", "virial", "atom_energy")]
+    parts = [result[name][0].detach().numpy() for name in ("energy", "force", "virial", "atom_energy")]
     return parts[0].item(), parts[1], parts[2].reshape(3, 3), parts[3].ravel()
 
 

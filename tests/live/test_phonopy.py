@@ -76,9 +76,9 @@ def test_a_crystal_of_three_kinds_keeps_its_atoms_apart():
 
 def test_the_path_of_seekpath_is_in_the_cell_as_it_is(silicon):
     _, system, *_ = silicon
-    found = properties.path(system, 80, by="seekpath")
-    names = [name for _, name in found.ticks]
+    path = properties.path(system, 80, by="seekpath")
+    names = [name for _, name in path.ticks]
     assert names[0] == "G" and "X" in names and "L" in names
-    assert np.all(np.diff(found.distances) >= 0) and len(found.qpoints) == len(found.distances)
-    x = found.qpoints[np.argmin(np.abs(found.distances - found.ticks[names.index("X")][0]))]
+    assert np.all(np.diff(path.distances) >= 0) and len(path.qpoints) == len(path.distances)
+    x = path.qpoints[np.argmin(np.abs(path.distances - path.ticks[names.index("X")][0]))]
     assert sorted(np.abs(x)) == pytest.approx([0, 0.5, 0.5]) and jnp.isfinite(x).all()

@@ -48,9 +48,9 @@ def test_change_of_forces_is_that_of_differences(case, rng):
     ends = [
         predict(case.params, system._replace(positions=system.positions + s * h * v), lists).forces for s in (1, -1)
     ]
-    found = jax.jit(jax.tree_util.Partial(force_change, case.potential))(case.params, system, lists, v)
-    np.testing.assert_allclose(found, (ends[0] - ends[1]) / (2 * h), atol=3e-6 * np.abs(found).max())
-    assert np.abs(found).max() > 1e-3
+    result = jax.jit(jax.tree_util.Partial(force_change, case.potential))(case.params, system, lists, v)
+    np.testing.assert_allclose(result, (ends[0] - ends[1]) / (2 * h), atol=3e-6 * np.abs(result).max())
+    assert np.abs(result).max() > 1e-3
 
 
 def test_a_probed_batch_holds_the_answers_of_the_teacher(probed):

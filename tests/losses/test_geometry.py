@@ -81,11 +81,11 @@ def test_distance_is_the_formula():
     system = system_of(np.zeros((3, 3)), numbers=[1, 8, 14])
     target = np.array([[0.1, 0, 0], [0, -0.2, 0.05], [0.03, 0.02, 0]])
     mass, d = ase.data.atomic_masses[system.numbers], centred(target, system)
-    found = error(system, at(system, target))
-    assert found.dq == pytest.approx(np.sqrt((mass * (d**2).sum(axis=1)).sum()), rel=1e-12)
-    assert found.rmsd == pytest.approx(np.sqrt((d**2).sum() / 3), rel=1e-12)
-    assert found.largest == pytest.approx(np.linalg.norm(d, axis=1).max(), rel=1e-12)
-    assert found.strain == 0 and found.volume == 0
+    computed = error(system, at(system, target))
+    assert computed.dq == pytest.approx(np.sqrt((mass * (d**2).sum(axis=1)).sum()), rel=1e-12)
+    assert computed.rmsd == pytest.approx(np.sqrt((d**2).sum() / 3), rel=1e-12)
+    assert computed.largest == pytest.approx(np.linalg.norm(d, axis=1).max(), rel=1e-12)
+    assert computed.strain == 0 and computed.volume == 0
     np.testing.assert_allclose(displacement(system, at(system, target)), d, atol=1e-14)
 
 
@@ -105,9 +105,9 @@ def test_images_are_the_nearest_in_skewed_cells(pbc, rng):
         system = system_of(positions, cell, pbc)
         far = (target - positions)[:, None] + (grid @ compact)[None]
         shortest = np.linalg.norm(far, axis=-1).min(axis=1)
-        found = error(system, at(system, target), np.ones((WIDTH, 3), bool))  # no translation is removed
-        assert found.largest == pytest.approx(shortest.max(), abs=1e-9)
-        assert found.rmsd == pytest.approx(np.sqrt((shortest**2).mean()), abs=1e-9)
+        computed = error(system, at(system, target), np.ones((WIDTH, 3), bool))  # no translation is removed
+        assert computed.largest == pytest.approx(shortest.max(), abs=1e-9)
+        assert computed.rmsd == pytest.approx(np.sqrt((shortest**2).mean()), abs=1e-9)
 
 
 @pytest.mark.parametrize("pbc", PERIODIC[:3])
@@ -213,32 +213,32 @@ def test_fixed_atom_pins_the_frame(rng):
     assert error(system, moved).dq < 1e-12
     np.testing.assert_allclose(displacement(system, moved, PINNED), moved.positions - system.positions, atol=1e-14)
     crystal = system_of(system.positions, SKEWED)
-    found = displacement(crystal, at(crystal, crystal.positions + 0.5), PINNED)
-    np.testing.assert_allclose(found, 0.5, atol=1e-14)
+    computed = displacement(crystal, at(crystal, crystal.positions + 0.5), PINNED)
+    np.testing.assert_allclose(computed, 0.5, atol=1e-14)
     padding = np.arange(7)[:, None] == np.full(3, 6)
     assert error(pad(system, 7), pad(moved, 7), padding).dq < 1e-12
 
 
 def test_strain_and_volume_of_known_deformations(rng):
     target = system_of(rng.uniform(0, 9, size=(3, 3)), SKEWED)
-    found = error(deformed(target, 1.1 * np.eye(3)), target)
-    assert found.strain == pytest.approx(np.sqrt(3) * (1.1**2 - 1) / 2, rel=1e-12)
-    assert found.volume == pytest.approx(1.1**3 - 1, rel=1e-12)
+    computed = error(deformed(target, 1.1 * np.eye(3)), target)
+    assert computed.strain == pytest.approx(np.sqrt(3) * (1.1**2 - 1) / 2, rel=1e-12)
+    assert computed.volume == pytest.approx(1.1**3 - 1, rel=1e-12)
     shear = np.eye(3)
     shear[0, 1] = 0.2
-    found = error(deformed(target, shear), target)
-    assert found.strain == pytest.approx(np.sqrt(2 * 0.1**2 + 0.02**2), rel=1e-12)
-    assert found.volume == pytest.approx(0, abs=1e-14)
+    computed = error(deformed(target, shear), target)
+    assert computed.strain == pytest.approx(np.sqrt(2 * 0.1**2 + 0.02**2), rel=1e-12)
+    assert computed.volume == pytest.approx(0, abs=1e-14)
     gradient = np.eye(3) + 0.1 * rng.normal(size=(3, 3))
     expected = np.linalg.norm(gradient @ gradient.T - np.eye(3)) / 2
     for rotation in Rotation.random(5, rng=rng):
-        found = error(turned(target, rotation), target)
-        assert found.strain < 1e-14 and abs(found.volume) < 1e-14
+        computed = error(turned(target, rotation), target)
+        assert computed.strain < 1e-14 and abs(computed.volume) < 1e-14
         system = deformed(target, gradient)
-        for found in error(turned(system, rotation), target), error(system, turned(target, rotation)):
-            assert found.volume == pytest.approx(np.linalg.det(gradient) - 1, rel=1e-11)
-            assert found.strain == pytest.approx(expected, rel=1e-11)
-            assert found.largest < 1e-12  # all of it is homogeneous
+        for computed in error(turned(system, rotation), target), error(system, turned(target, rotation)):
+            assert computed.volume == pytest.approx(np.linalg.det(gradient) - 1, rel=1e-11)
+            assert computed.strain == pytest.approx(expected, rel=1e-11)
+            assert computed.largest < 1e-12  # all of it is homogeneous
 
 
 @pytest.mark.parametrize("pbc", PERIODIC[1:])
@@ -247,13 +247,13 @@ def test_strain_of_slabs_wires_and_molecules_is_that_of_the_periodic_rows(pbc, r
     pbc = np.array(pbc)
     target = system_of(rng.uniform(0, 9, size=(3, 3)), SKEWED, pbc)
     cell = SKEWED + rng.normal(size=(3, 3))
-    found = error(target._replace(cell=cell), target)
+    computed = error(target._replace(cell=cell), target)
     triangle = np.linalg.inv(np.linalg.cholesky(target.cell[pbc] @ target.cell[pbc].T))
     metric = triangle @ cell[pbc] @ cell[pbc].T @ triangle.T
-    assert found.strain == pytest.approx(np.linalg.norm(metric - np.eye(pbc.sum())) / 2, rel=1e-11, abs=1e-14)
-    assert found.volume == pytest.approx(np.sqrt(np.linalg.det(metric)) - 1, rel=1e-11, abs=1e-14)
+    assert computed.strain == pytest.approx(np.linalg.norm(metric - np.eye(pbc.sum())) / 2, rel=1e-11, abs=1e-14)
+    assert computed.volume == pytest.approx(np.sqrt(np.linalg.det(metric)) - 1, rel=1e-11, abs=1e-14)
     without = np.where(pbc[:, None], cell, 0)
-    np.testing.assert_allclose(error(target._replace(cell=without), target), found, rtol=1e-12)
+    np.testing.assert_allclose(error(target._replace(cell=without), target), computed, rtol=1e-12)
 
 
 def test_slab_with_another_cell_in_its_plane(rng):
@@ -269,12 +269,18 @@ def test_slab_with_another_cell_in_its_plane(rng):
 def test_wire_is_stretched_and_tilted_to_the_targets(rng):
     wire = system_of(rng.uniform(0, 3, size=(6, 3)), np.diag([0, 0, 7.0]), (False, False, True), SIX)
     stretched = deformed(wire, np.diag([1, 1, 1.1]))
-    found = error(stretched, wire)
-    assert found.largest < 1e-12 and found.volume == pytest.approx(0.1) and found.strain == pytest.approx(0.105)
+    computed = error(stretched, wire)
+    assert (
+        computed.largest < 1e-12 and computed.volume == pytest.approx(0.1) and computed.strain == pytest.approx(0.105)
+    )
     for axis in np.eye(3)[:2]:  # a quarter of a turn about a normal
         for angle in (0.1, np.pi / 2):
-            found = error(turned(stretched, Rotation.from_rotvec(angle * axis)), wire)
-            assert found.largest < 1e-12 and found.volume == pytest.approx(0.1) and found.strain == pytest.approx(0.105)
+            computed = error(turned(stretched, Rotation.from_rotvec(angle * axis)), wire)
+            assert (
+                computed.largest < 1e-12
+                and computed.volume == pytest.approx(0.1)
+                and computed.strain == pytest.approx(0.105)
+            )
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -363,9 +369,9 @@ def test_batch_is_its_rows(rng):
     batch, goal = pytree.stack(systems), pytree.stack(targets)
     fixed = np.zeros((len(systems), WIDTH, 3), bool)
     fixed[::2, 0] = True
-    found, vectors = jax.jit(structure_error)(batch, goal, fixed), jax.jit(aligned_displacement)(batch, goal)
+    computed, vectors = jax.jit(structure_error)(batch, goal, fixed), jax.jit(aligned_displacement)(batch, goal)
     for row, pair in enumerate(zip(systems, targets, strict=True)):
-        np.testing.assert_allclose(pytree.take(found, row), error(*pair, fixed[row]), rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(pytree.take(computed, row), error(*pair, fixed[row]), rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(vectors[row], displacement(*pair), atol=1e-12)
     gradient = jax.jit(jax.grad(lambda x: structure_error(batch._replace(positions=x), goal).dq.sum()))
     assert np.all(np.isfinite(gradient(batch.positions)))

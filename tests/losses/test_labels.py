@@ -46,8 +46,8 @@ def pulled_back(model):
         def predictions(params):
             return jax.vmap(functools.partial(predict, potential, params))(batch.system, batch.neighbors)
 
-        found, pull = jax.vjp(predictions, params)
-        return found, pull(cotangent)[0]
+        result, pull = jax.vjp(predictions, params)
+        return result, pull(cotangent)[0]
 
     zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(
         jax.vmap(functools.partial(predict, potential, params)), batch.system, batch.neighbors))  # fmt: skip

@@ -163,5 +163,5 @@ def test_rounding_of_a_tensor_is_no_asymmetry():
 def test_units_are_converted():
     system, _ = crystals.list_of("stillinger_weber")
     config = PropertyLossConfig((TargetConfig("bulk_modulus", unit="kbar"),))
-    found = losses.property_batch(POTENTIAL, [system], [{"bulk_modulus": 1014.0}], config)
-    assert found.targets["bulk_modulus"][0] == pytest.approx(101.4)
+    result = losses.property_batch(POTENTIAL, [system], [{"bulk_modulus": 1014.0}], config)
+    assert result.targets["bulk_modulus"][0] == pytest.approx(101.4)

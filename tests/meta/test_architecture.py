@@ -121,7 +121,7 @@ def test_the_layers_can_tell_right_from_wrong():
 def test_no_cycle_between_modules():
     graph = {module_name(p): {i for i, _ in imports(p) if i in NAMES and i != module_name(p)} for p in MODULES}
     # a package is made of its members: importing its names from outside is not a cycle of files
-    graph = {name: {i for i in found if not name.startswith(i + ".")} for name, found in graph.items()}
+    graph = {name: {i for i in others if not name.startswith(i + ".")} for name, others in graph.items()}
     done, path = set(), []
 
     def visit(name):

@@ -59,13 +59,13 @@ def test_tutorials_run(tutorial, folder):
 
 def said_commands() -> list[tuple[str, str]]:
     """(page, command line) of every call of lamjax in a block of a page, the README or a tutorial, or in backticks."""
-    found = []
+    commands = []
     for page in (*PAGES, DOCS.parent / "README.md", *(DOCS / "tutorials").glob("*.py")):
         text = re.sub(r"^# ?", "", page.read_text(), flags=re.MULTILINE) if page.suffix == ".py" else page.read_text()
         blocks = "\n".join(re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL))
         lines = re.findall(r"^ *(lamjax .*)$", blocks, flags=re.MULTILINE) + re.findall(r"`(lamjax [^`\n]*)`", text)
-        found += [(page.name, line) for line in lines]
-    return found
+        commands += [(page.name, line) for line in lines]
+    return commands
 
 
 def command_of(words: list[str]):
@@ -88,9 +88,9 @@ def accepts(command, option: str) -> bool:
 
 
 def test_commands_that_the_pages_name_exist_with_their_options():
-    said = said_commands()
-    assert len(said) > 60
-    for page, line in said:
+    commands = said_commands()
+    assert len(commands) > 60
+    for page, line in commands:
         words = line.partition("#")[0].split()
         if len(words) < 2 or not words[1].islower():  # `lamjax COMMAND`
             continue

@@ -34,13 +34,13 @@ NAMED_AS_THEIR_MODULE = {"dpa1", "nequip", "relax", "stream"}
 
 
 def test_no_function_bears_its_modules_name():
-    found = {
+    functions = {
         node.name
         for file, tree in TREES.items()
         for node in tree.body
         if isinstance(node, ast.FunctionDef) and node.name == Path(file).stem and "/cli/" not in file
     }
-    assert found <= NAMED_AS_THEIR_MODULE
+    assert functions <= NAMED_AS_THEIR_MODULE
 
 
 def functions(trees: dict[str, ast.Module]) -> Iterator[tuple[str, ast.FunctionDef, list[ast.arg]]]:

@@ -27,8 +27,8 @@ def test_every_test_asserts_something_or_says_what_it_guards_against(path):
     for function in functions:
         if function.name.startswith("test_") and function.name not in helpers:
             called = {ast.unparse(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)}
-            told = f"{path}:{function.lineno} {function.name} asserts nothing: say in its docstring what it is for"
-            assert called & helpers or ast.get_docstring(function), told
+            text = f"{path}:{function.lineno} {function.name} asserts nothing: say in its docstring what it is for"
+            assert called & helpers or ast.get_docstring(function), text
 
 
 def test_the_tests_that_take_longest_are_there():

@@ -21,13 +21,13 @@ def chosen(times: list[str], seconds: float) -> list[str]:
         spent, name = line.split(" ", 1)
         cost[name.split("[")[0].strip()] += float(spent)
         runs[name.split("[")[0].strip()] += 1
-    left, found = sum(cost.values()), []
+    left, picked = sum(cost.values()), []
     for name in sorted(cost, key=lambda n: -cost[n] / runs[n]):
         if left <= seconds:
             break
-        found.append(name)
+        picked.append(name)
         left -= cost[name]
-    return sorted(found)
+    return sorted(picked)
 
 
 if __name__ == "__main__":

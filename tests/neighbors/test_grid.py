@@ -51,19 +51,19 @@ CASES = {
 def test_it_finds_what_all_images_find(name):
     system, reference, lists = started(CASES[name], SHELLS, SKIN)
     planned = grid.plan(system, SHELLS[0].cutoff + SKIN)
-    found, fullest = search(verlet.empty(system, lists, SHELLS, SKIN), system, SHELLS, SKIN, planned)
-    assert found.usable and fullest <= planned.capacity and not stale(found, system, SHELLS)
-    np.testing.assert_array_equal(found.largest_counts, reference.largest_counts)
-    assert found.radius == pytest.approx(float(reference.radius), rel=1e-5) or found.radius >= SHELLS[0].cutoff + SKIN
-    same(narrow(found, system, SHELLS, lists.capacities), afresh(lists, system, SHELLS))
+    made, fullest = search(verlet.empty(system, lists, SHELLS, SKIN), system, SHELLS, SKIN, planned)
+    assert made.usable and fullest <= planned.capacity and not stale(made, system, SHELLS)
+    np.testing.assert_array_equal(made.largest_counts, reference.largest_counts)
+    assert made.radius == pytest.approx(float(reference.radius), rel=1e-5) or made.radius >= SHELLS[0].cutoff + SKIN
+    same(narrow(made, system, SHELLS, lists.capacities), afresh(lists, system, SHELLS))
 
 
 def test_an_atom_on_the_radius_itself_is_listed():  # where no skin hides it
     system, _, lists = started(ase.Atoms("Cu3", [(0, 0, 0), (4.0, 0, 0), (9.0, 0, 0)]), SHELLS, 0.0)
     empty, planned = verlet.empty(system, lists, SHELLS, 0.0), grid.plan(system, SHELLS[0].cutoff)
     everywhere = jax.jit(verlet.search, static_argnums=(2, 3))
-    for found in (search(empty, system, SHELLS, 0.0, planned)[0], everywhere(empty, system, SHELLS, 0.0)):
-        np.testing.assert_array_equal(found.mask.sum(axis=1), [1, 1, 0])
+    for made in (search(empty, system, SHELLS, 0.0, planned)[0], everywhere(empty, system, SHELLS, 0.0)):
+        np.testing.assert_array_equal(made.mask.sum(axis=1), [1, 1, 0])
 
 
 def test_padding_is_nobody():
@@ -76,12 +76,12 @@ def test_padding_is_nobody():
         lambda x: jnp.pad(x, ((0, 7), *((0, 0),) * (x.ndim - 1))), (lists.indices, lists.images, lists.mask)
     )
     empty = verlet.empty(padded, lists._replace(indices=wide[0], images=wide[1], mask=wide[2]), SHELLS, SKIN)
-    found, _ = search(empty, padded, SHELLS, SKIN, planned)
+    made, _ = search(empty, padded, SHELLS, SKIN, planned)
     alone, _ = search(
         verlet.empty(jax.tree.map(jnp.asarray, system), lists, SHELLS, SKIN), system, SHELLS, SKIN, planned
     )
-    np.testing.assert_array_equal(found.mask[:-7].sum(axis=1), alone.mask.sum(axis=1))
-    assert not found.mask[-7:].any()
+    np.testing.assert_array_equal(made.mask[:-7].sum(axis=1), alone.mask.sum(axis=1))
+    assert not made.mask[-7:].any()
 
 
 def test_a_cell_that_shrinks_sees_less_and_then_says_so():
@@ -92,9 +92,9 @@ def test_a_cell_that_shrinks_sees_less_and_then_says_so():
     thickness = 14.4 / 3
     for factor, usable in ((0.97, True), (0.9, True), (0.80, False)):
         smaller = system._replace(positions=factor * system.positions, cell=factor * system.cell)
-        found, _ = search(empty, smaller, SHELLS, SKIN, planned)
-        assert found.usable == usable
-        assert found.radius <= min(factor * thickness, 4.5) + 1e-6
+        made, _ = search(empty, smaller, SHELLS, SKIN, planned)
+        assert made.usable == usable
+        assert made.radius <= min(factor * thickness, 4.5) + 1e-6
 
 
 def test_a_bin_that_overflows_is_told():
@@ -102,6 +102,6 @@ def test_a_bin_that_overflows_is_told():
     planned = grid.plan(system, SHELLS[0].cutoff + SKIN)
     _, fullest = search(verlet.empty(system, lists, SHELLS, SKIN), system, SHELLS, SKIN, planned)
     narrow_bins = planned._replace(capacity=int(fullest) - 1)
-    found, number = search(verlet.empty(system, lists, SHELLS, SKIN), system, SHELLS, SKIN, narrow_bins)
-    assert not found.usable and number == fullest
-    assert narrow(found, system, SHELLS, lists.capacities).overflow
+    made, number = search(verlet.empty(system, lists, SHELLS, SKIN), system, SHELLS, SKIN, narrow_bins)
+    assert not made.usable and number == fullest
+    assert narrow(made, system, SHELLS, lists.capacities).overflow

@@ -68,8 +68,8 @@ def test_sel_warns_on_the_host_and_is_a_flag():
     assert cut.truncated and not cut.overflow and cut.capacities == (12,)
     r = np.linalg.norm(neighbors.displacements(system, cut), axis=-1)
     np.testing.assert_allclose(r, 3.615 / 2**0.5, rtol=1e-12)  # exactly the first of two shells of neighbours
-    found = search(structures.copper(), shells, (16,))
-    assert found.truncated and not found.overflow and np.asarray(found.mask)[0].sum() == 12
+    lists = search(structures.copper(), shells, (16,))
+    assert lists.truncated and not lists.overflow and np.asarray(lists.mask)[0].sum() == 12
     assert not neighbors.allocate(system, (Shell(CUTOFF, 18),)).truncated  # just enough: not a word
 
 

@@ -59,10 +59,10 @@ def pair_set(mask, indices, images) -> set:
 def reference_pairs(atoms, cutoff) -> dict:
     """(i, j, S) -> D of ASE, after checking that vesin finds the same pairs."""
     i, j, images, d = ase.neighborlist.neighbor_list("ijSD", atoms, cutoff)
-    found = {(int(a), int(b), *map(int, s)): v for a, b, s, v in zip(i, j, images, d, strict=True)}
+    vectors = {(int(a), int(b), *map(int, s)): v for a, b, s, v in zip(i, j, images, d, strict=True)}
     i, j, images = vesin.ase_neighbor_list("ijS", atoms, cutoff)
-    assert found.keys() == {(int(a), int(b), *map(int, s)) for a, b, s in zip(i, j, images, strict=True)}
-    return found
+    assert vectors.keys() == {(int(a), int(b), *map(int, s)) for a, b, s in zip(i, j, images, strict=True)}
+    return vectors
 
 
 def check(atoms, system, lists):

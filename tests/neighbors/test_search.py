@@ -15,10 +15,10 @@ from lamjax.system import System, host_system
 def test_an_atom_on_the_cutoff_is_a_neighbour_and_counts():
     shells = (Shell(4.0), Shell(3.0))
     line = System(np.array([[0, 0, 0], [3.0, 0, 0], [7.0, 0, 0]]), np.ones(3, np.int32), np.eye(3), np.zeros(3, bool))
-    found = jax.jit(neighbors.all_images, static_argnums=(1, 2))(line, shells, (2, 1), np.zeros((1, 3), np.int32))
-    assert list(found.largest_counts) == [2, 1] and not found.overflow
-    np.testing.assert_array_equal(found.mask.sum(axis=1), [1, 2, 1])
-    np.testing.assert_array_equal(found.inner[0].sum(axis=1), [1, 1, 0])
+    result = jax.jit(neighbors.all_images, static_argnums=(1, 2))(line, shells, (2, 1), np.zeros((1, 3), np.int32))
+    assert list(result.largest_counts) == [2, 1] and not result.overflow
+    np.testing.assert_array_equal(result.mask.sum(axis=1), [1, 2, 1])
+    np.testing.assert_array_equal(result.inner[0].sum(axis=1), [1, 1, 0])
     assert jax.jit(neighbors.all_images, static_argnums=(1, 2))(
         line, shells, (1, 1), np.zeros((1, 3), np.int32)
     ).overflow

@@ -64,8 +64,8 @@ def test_padding_and_empty_rows_leave_no_trace(function):
     system = host_system(ase.Atoms("Cu3", [(0, 0, 0), (1.5, 0, 0), (0.2, 1.7, 0)]))
 
     def loss(params, positions, system, lists):
-        said = lamjax.predict(potential, params, system._replace(positions=positions), lists)
-        return said.energy + jnp.sum(said.forces**2) + jnp.sum(said.virial**2)
+        prediction = lamjax.predict(potential, params, system._replace(positions=positions), lists)
+        return prediction.energy + jnp.sum(prediction.forces**2) + jnp.sum(prediction.virial**2)
 
     def row(n: int):
         padded = pad(system, n)

@@ -78,15 +78,15 @@ def test_few_images_have_less_skin_and_too_few_overflow():
     for cutoff, overflow in ((4.0, False), (1.5, True)):
         offsets = jnp.asarray(neighbors.image_offsets(system.cell, system.pbc, cutoff))
         few = template._replace(offsets=offsets)
-        found = search(verlet.empty(system, few, SHELLS, 0.8), system, SHELLS, 0.8)
-        assert bool(narrow(found, system, SHELLS, template.capacities).overflow) == overflow
+        made = search(verlet.empty(system, few, SHELLS, 0.8), system, SHELLS, 0.8)
+        assert bool(narrow(made, system, SHELLS, template.capacities).overflow) == overflow
 
 
 def test_what_the_model_cuts_is_cut_as_in_a_search():
     system, lists, template = started(crystal(), CUT, 0.5)
-    found = narrow(lists, system, CUT, template.capacities)
-    assert found.truncated
-    same(found, afresh(template, system, CUT))
+    made = narrow(lists, system, CUT, template.capacities)
+    assert made.truncated
+    same(made, afresh(template, system, CUT))
 
 
 def test_nan_is_stale_and_overflows():

@@ -97,8 +97,8 @@ def predictions(name: str, dtype: str, extra_atoms: int = 0, extra_slots: int = 
     potential, params = load(name, dtype)
     systems = {frame: system for frame, (system, _) in frames(name).items()}
     n_atoms = max(s.n_atoms for s in systems.values()) + extra_atoms
-    found = np.max([neighbors.count(s, potential.shells) for s in systems.values()], axis=0)
-    widths = neighbors.plan_capacities(tuple(found), potential.shells)
+    counts = np.max([neighbors.count(s, potential.shells) for s in systems.values()], axis=0)
+    widths = neighbors.plan_capacities(tuple(counts), potential.shells)
     widths = tuple(w + extra_slots for w in widths)
     predict = jax.jit(functools.partial(lamjax.predict, potential))
     results = {}

@@ -109,7 +109,7 @@ def test_finite_strains_with_relaxing_atoms_give_the_same(pressure):
     how = RelaxConfig(fmax=1e-6, max_steps=4000, cell=cell, adjoint=crystals.RELAX.adjoint)
     crystal, near = jax.jit(lambda s, n: crystals.relaxed(potential, params, s, n, how))(system, lists)
     run = jax.jit(lambda s, n: properties.elastic_tensor(potential, params, s, n, PropertyConfig(cell)))
-    found = run(crystal, near)
+    result = run(crystal, near)
     stress = lambda strain: stress_of(crystal, near, strain)  # noqa: E731
     h, columns = 1e-4, []
     for k in range(6):
@@ -119,9 +119,9 @@ def test_finite_strains_with_relaxing_atoms_give_the_same(pressure):
         columns.append((stress(strain) - stress(-strain)) / (2 * h) / units.GPA)
     numeric = np.stack(columns, axis=1)
     scale = np.abs(numeric).max()
-    np.testing.assert_allclose(found.tensor, (numeric + numeric.T) / 2, rtol=0, atol=2e-6 * scale)
-    assert np.abs(found.tensor - found.tensor.T).max() < 1e-8
-    assert np.abs(found.stress).max() < 1e-5 and bool(found.converged)
+    np.testing.assert_allclose(result.tensor, (numeric + numeric.T) / 2, rtol=0, atol=2e-6 * scale)
+    assert np.abs(result.tensor - result.tensor.T).max() < 1e-8
+    assert np.abs(result.stress).max() < 1e-5 and bool(result.converged)
 
 
 def test_what_is_wrong_is_flagged():
@@ -160,8 +160,10 @@ def test_a_sheet_has_a_stiffness_per_area():
     params = potential.init()
     sheet = ase.Atoms("Cu", cell=[[1.5, 0, 0], [0.75, 1.5 * 0.75**0.5, 0], [0, 0, 0]], pbc=(True, True, False))
     system, lists = crystals.room(potential, sheet)
-    found = jax.jit(lambda s, n: properties.sheet_stiffness(potential, params, s, n))(system, lists)
+    stiffness = jax.jit(lambda s, n: properties.sheet_stiffness(potential, params, s, n))(system, lists)
     k = 2 * 0.5 * 2.0**2 * 16.02176634  # N/m: E'' = 2 D a² at the minimum
     lame = 3**0.5 / 4 * k
-    np.testing.assert_allclose(found.tensor, lame * np.array([[3, 1, 0], [1, 3, 0], [0, 0, 1]]), rtol=1e-8, atol=1e-8)
-    assert bool(found.stable) and bool(found.converged)
+    np.testing.assert_allclose(
+        stiffness.tensor, lame * np.array([[3, 1, 0], [1, 3, 0], [0, 0, 1]]), rtol=1e-8, atol=1e-8
+    )
+    assert bool(stiffness.stable) and bool(stiffness.converged)

@@ -28,8 +28,8 @@ def pair(atoms: ase.Atoms):
 def test_formation_and_cohesive_energies_are_differences():
     crystal = ase.build.bulk("CuAu", "rocksalt", a=2.4)
     references = {"Cu": -0.1, "Au": -0.3}
-    found = properties.formation_energy(POTENTIAL, PARAMS, *pair(crystal), references, STILL)
-    assert found.energy == pytest.approx((energy(crystal) + 0.4) / 2, abs=1e-10)
+    defect = properties.formation_energy(POTENTIAL, PARAMS, *pair(crystal), references, STILL)
+    assert defect.energy == pytest.approx((energy(crystal) + 0.4) / 2, abs=1e-10)
     bound = properties.cohesive_energy(POTENTIAL, PARAMS, *pair(crystal), config=STILL)
     assert bound.energy == pytest.approx(-energy(crystal) / 2, abs=1e-10)  # a pair potential has no energy of atoms
     assert properties.energy_per_atom(POTENTIAL, PARAMS, *pair(crystal), STILL) == pytest.approx(energy(crystal) / 2)
@@ -43,8 +43,8 @@ def test_formation_and_cohesive_energies_are_differences():
 def test_vacancy_and_surface_energies_are_differences():
     crystal = crystals.fcc(1.86)
     vacancy, slab = crystals.vacancy(crystal), crystals.slab(1.86)
-    found = properties.vacancy_formation(POTENTIAL, PARAMS, pair(crystal), pair(vacancy), STILL)
-    assert found.energy == pytest.approx(energy(vacancy) - 7 * energy(crystal), abs=1e-10) and found.energy > 0
+    defect = properties.vacancy_formation(POTENTIAL, PARAMS, pair(crystal), pair(vacancy), STILL)
+    assert defect.energy == pytest.approx(energy(vacancy) - 7 * energy(crystal), abs=1e-10) and defect.energy > 0
     other = properties.vacancy_formation(POTENTIAL, PARAMS, pair(crystal), pair(vacancy), STILL, removed={"Cu": -2.0})
     assert other.energy == pytest.approx(energy(vacancy) - 8 * energy(crystal) - 2.0, abs=1e-10)
     area = np.linalg.norm(np.cross(*slab.cell.array[:2]))

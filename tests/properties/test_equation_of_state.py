@@ -19,8 +19,8 @@ def test_the_fit_finds_a_curve_of_birch_and_murnaghan():
     volumes = v0 * np.linspace(0.9, 1.1, 9)
     x = (v0 / volumes) ** (2 / 3)
     energies = e0 + 9 * v0 * b0 / 16 * ((x - 1) ** 3 * derivative + (x - 1) ** 2 * (6 - 4 * x))
-    found = properties.birch_murnaghan(jnp.asarray(volumes), jnp.asarray(energies))
-    np.testing.assert_allclose(found, (v0, e0, b0, derivative, 0), rtol=1e-9, atol=1e-12)
+    fit = properties.birch_murnaghan(jnp.asarray(volumes), jnp.asarray(energies))
+    np.testing.assert_allclose(fit, (v0, e0, b0, derivative, 0), rtol=1e-9, atol=1e-12)
 
 
 def test_fit_derivatives_and_elastic_constants_agree():

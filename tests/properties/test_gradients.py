@@ -46,9 +46,11 @@ def test_frequencies_and_heat_capacity():
 
     def measure(params):
         crystal = crystals.relaxed(potential, params, *start)
-        found = properties.phonons(potential, params, *crystal, cells, qpoints)
-        heat = properties.thermodynamics(found, jnp.array([150.0]))
-        return jnp.concatenate([heat.heat_capacity, heat.free_energy, found.frequencies[0], found.frequencies[1, -1:]])
+        phonons = properties.phonons(potential, params, *crystal, cells, qpoints)
+        heat = properties.thermodynamics(phonons, jnp.array([150.0]))
+        return jnp.concatenate(
+            [heat.heat_capacity, heat.free_energy, phonons.frequencies[0], phonons.frequencies[1, -1:]]
+        )
 
     exact, numeric = crystals.slopes(measure, potential.init())
     assert exact == pytest.approx(numeric, rel=1e-6) and abs(numeric) > 0.1
@@ -92,8 +94,8 @@ def test_the_fitted_equation_of_state():
 
     def measure(params):
         crystal = crystals.relaxed(potential, params, *start)
-        found = properties.equation_of_state(potential, params, *crystal, config)
-        return jnp.array([found.volume, found.energy, found.bulk_modulus, found.derivative])
+        fit = properties.equation_of_state(potential, params, *crystal, config)
+        return jnp.array([fit.volume, fit.energy, fit.bulk_modulus, fit.derivative])
 
     exact, numeric = crystals.slopes(measure, potential.init(), seed=4)
     assert exact == pytest.approx(numeric, rel=1e-6) and abs(numeric) > 0.1

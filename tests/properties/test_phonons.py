@@ -31,20 +31,20 @@ def silicon():
 
 def test_frequencies_are_those_of_phonopy(silicon):
     """Displacements of 0.002 Å there, none here; wave vectors that fit into the supercell and others."""
-    _, system, _, cells, found = silicon
-    values = vibrations.frequencies(found.constants, system, cells, STORED["qpoints"])
+    _, system, _, cells, harmonic = silicon
+    values = vibrations.frequencies(harmonic.constants, system, cells, STORED["qpoints"])
     np.testing.assert_allclose(values[1:], STORED["frequencies"][1:], rtol=0, atol=2e-4)
     assert np.abs(values[0, :3]).max() < 1e-5 and np.abs(values[0, 3:] - 17.83).max() < 0.005  # of the literature
-    assert found.sum_rule < 1e-10 and bool(found.converged)
+    assert harmonic.sum_rule < 1e-10 and bool(harmonic.converged)
     fits = properties.commensurate(STORED["qpoints"], cells)
     assert fits.tolist() == [True, False, False, True, False, False]
 
 
 def test_thermodynamics_is_that_of_phonopy(silicon):
-    _, system, _, cells, found = silicon
+    _, system, _, cells, harmonic = silicon
     qpoints = properties.mesh(STORED["mesh"])
-    values = vibrations.frequencies(found.constants, system, cells, qpoints)
-    waves = vibrations.Phonons(qpoints, values, found, values.min(), jnp.array(True), jnp.array(True))
+    values = vibrations.frequencies(harmonic.constants, system, cells, qpoints)
+    waves = vibrations.Phonons(qpoints, values, harmonic, values.min(), jnp.array(True), jnp.array(True))
     heat = properties.thermodynamics(waves, jnp.array(STORED["temperatures"]))
     per_mole = 96.4853321  # kJ/mol of one eV
     np.testing.assert_allclose(heat.zero_point * per_mole, STORED["zero_point"], rtol=2e-5)
@@ -60,8 +60,8 @@ def test_thermodynamics_is_that_of_phonopy(silicon):
 
 
 def test_force_constants_are_symmetric_and_transposed_pairs_agree(silicon):
-    _, system, _, cells, found = silicon
-    constants = np.asarray(found.constants)
+    _, system, _, cells, harmonic = silicon
+    constants = np.asarray(harmonic.constants)
     assert np.abs(constants.sum(axis=1)).max() < 1e-12
     for q in ((0.2, 0.3, -0.1), (0.5, 0.5, 0.5)):
         turn = np.einsum("ijkx,x->ijk", cells.images, q)
@@ -72,9 +72,9 @@ def test_force_constants_are_symmetric_and_transposed_pairs_agree(silicon):
 
 def test_shared_shapes_change_nothing(silicon):
     """What the survey computes in padded arrays, block by block."""
-    potential, system, _, cells, found = silicon
+    potential, system, _, cells, harmonic = silicon
     constants, residual = survey.force_constants(potential, potential.init(), system, cells)
-    np.testing.assert_allclose(constants, found.constants, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(constants, harmonic.constants, rtol=0, atol=1e-10)
     assert residual < 1e-10
 
 
@@ -119,9 +119,9 @@ def test_an_unstable_crystal_is_flagged():
     system, lists = crystals.room(potential, ase.build.bulk("Cu", "sc", a=1.283))
     cells = properties.supercell(potential, system, (2, 2, 1))
     run = jax.jit(lambda p: properties.phonons(potential, p, system, lists, cells, properties.mesh((2, 2, 2))))
-    found = run(params)
-    assert not found.stable and found.least < -0.1
-    heat = properties.thermodynamics(found, jnp.array([300.0]))
+    result = run(params)
+    assert not result.stable and result.least < -0.1
+    heat = properties.thermodynamics(result, jnp.array([300.0]))
     assert heat.share_left_out > 0.1 and np.isfinite(heat.heat_capacity).all()
 
 
@@ -132,7 +132,7 @@ def test_gruneisen_parameters_are_those_of_two_volumes(silicon):
     qpoints = np.array([(0.5, 0.0, 0.0), (0.25, 0.13, 0.4)])
     params = potential.init()
     run = jax.jit(lambda s: properties.gruneisen(potential, params, s, lists, small, qpoints))
-    found = run(system)
+    result = run(system)
     h = 1e-4
 
     def at(change):
@@ -140,12 +140,12 @@ def test_gruneisen_parameters_are_those_of_two_volumes(silicon):
         moved = system._replace(positions=scale * system.positions, cell=scale * system.cell)
         return np.asarray(run(moved).frequencies)
 
-    numeric = -(at(h) - at(-h)) / (2 * h) / np.asarray(found.frequencies)
-    np.testing.assert_allclose(found.parameters, numeric, rtol=0, atol=1e-5)
+    numeric = -(at(h) - at(-h)) / (2 * h) / np.asarray(result.frequencies)
+    np.testing.assert_allclose(result.parameters, numeric, rtol=0, atol=1e-5)
     assert np.abs(numeric).max() > 0.5
-    expansion = properties.thermal_expansion(found, 40.0, 100.0, jnp.array([0.0, 300.0]))
+    expansion = properties.thermal_expansion(result, 40.0, 100.0, jnp.array([0.0, 300.0]))
     heat = properties.thermodynamics(
-        vibrations.Phonons(qpoints, found.frequencies, None, 0, None, None), jnp.array([300.0])
+        vibrations.Phonons(qpoints, result.frequencies, None, 0, None, None), jnp.array([300.0])
     )
     mean = float(expansion[1]) * 40.0 * 100.0 * lamjax.units.GPA / float(heat.heat_capacity[0])
     assert expansion[0] == 0 and numeric.min() < mean < numeric.max()
@@ -183,11 +183,11 @@ def test_frequencies_do_not_depend_on_how_skewed_the_cell_is_that_describes_the_
 
 def test_the_path_goes_through_the_named_points():
     system = lamjax.from_ase(ase.build.bulk("Si", "diamond", a=5.43))
-    found = properties.path(system, 60)
-    names = [name for _, name in found.ticks]
+    path = properties.path(system, 60)
+    names = [name for _, name in path.ticks]
     assert names[0] == "G" and "X" in names and "L" in names
-    at_x = found.qpoints[np.argmin(np.abs(found.distances - found.ticks[names.index("X")][0]))]
+    at_x = path.qpoints[np.argmin(np.abs(path.distances - path.ticks[names.index("X")][0]))]
     assert sorted(np.abs(at_x)) == pytest.approx([0, 0.5, 0.5])
-    step = np.linalg.norm(np.diff(found.qpoints @ np.linalg.inv(np.asarray(system.cell)).T, axis=0), axis=1)
-    way = np.diff(found.distances)
+    step = np.linalg.norm(np.diff(path.qpoints @ np.linalg.inv(np.asarray(system.cell)).T, axis=0), axis=1)
+    way = np.diff(path.distances)
     np.testing.assert_allclose(step[way > 1e-9], way[way > 1e-9], rtol=1e-9)

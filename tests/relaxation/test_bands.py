@@ -40,8 +40,8 @@ def hop():
     end.positions[1] = crystal.positions[0]
     del start[0], end[0]
     system = lamjax.from_ase(start)
-    found = neighbors.count(system, POTENTIAL.shells)
-    widths = tuple(w + 24 for w in neighbors.plan_capacities(found, POTENTIAL.shells))
+    counts = neighbors.count(system, POTENTIAL.shells)
+    widths = tuple(w + 24 for w in neighbors.plan_capacities(counts, POTENTIAL.shells))
     lists = neighbors.allocate(system, POTENTIAL.shells, widths)
     config = RelaxConfig(fmax=1e-6, max_steps=2000)
     run = jax.jit(lambda s, n: relax(POTENTIAL, PARAMS, s, n, config).system)
@@ -56,31 +56,31 @@ def band():
 
 
 def test_the_barrier_is_that_of_ase():
-    images, found = band()
-    assert bool(found.converged) and not found.overflow and found.fmax <= CONFIG.fmax
-    assert found.ends_fmax <= 1e-5  # they are relaxed
-    assert found.saddle_fmax <= CONFIG.fmax * 1.01  # the climbing image feels the potential alone
+    images, barrier = band()
+    assert bool(barrier.converged) and not barrier.overflow and barrier.fmax <= CONFIG.fmax
+    assert barrier.ends_fmax <= 1e-5  # they are relaxed
+    assert barrier.saddle_fmax <= CONFIG.fmax * 1.01  # the climbing image feels the potential alone
     theirs = [lamjax.to_ase(jax.tree.map(lambda x, k=k: x[k], images)) for k in range(5)]
     for atoms in theirs:
         atoms.calc = lamjax.Calculator((POTENTIAL, PARAMS))
     chain = ase.mep.NEB(theirs, k=CONFIG.spring, climb=True, method="improvedtangent")
     ase.optimize.FIRE(chain, logfile=None).run(fmax=CONFIG.fmax, steps=500)
     energies = [atoms.get_potential_energy() for atoms in theirs]
-    assert found.barrier == pytest.approx(max(energies) - energies[0], abs=1e-3) and found.barrier > 0.05
-    np.testing.assert_allclose(found.energies, energies, atol=2e-3)
-    assert found.energies[0] == pytest.approx(float(found.energies[-1]), abs=1e-6)  # the crystal is the same
-    assert found.reverse_barrier == pytest.approx(float(found.barrier), abs=1e-6)
-    np.testing.assert_array_equal(found.images.positions[0], images.positions[0])
-    assert 0 < found.distances[int(found.highest)] < found.distances[-1]
+    assert barrier.barrier == pytest.approx(max(energies) - energies[0], abs=1e-3) and barrier.barrier > 0.05
+    np.testing.assert_allclose(barrier.energies, energies, atol=2e-3)
+    assert barrier.energies[0] == pytest.approx(float(barrier.energies[-1]), abs=1e-6)  # the crystal is the same
+    assert barrier.reverse_barrier == pytest.approx(float(barrier.barrier), abs=1e-6)
+    np.testing.assert_array_equal(barrier.images.positions[0], images.positions[0])
+    assert 0 < barrier.distances[int(barrier.highest)] < barrier.distances[-1]
 
 
 def test_the_gradient_at_the_saddle_is_that_of_finite_differences():
     """Of a bond at the saddle, and of the barrier's energy; the saddle is found anew with the changed parameters."""
-    _, found = band()
+    _, barrier = band()
     _, _, lists = hop()
-    top = int(found.highest)
-    images = found.images.positions
-    start = jax.tree.map(lambda x: x[top], found.images)
+    top = int(barrier.highest)
+    images = barrier.images.positions
+    start = jax.tree.map(lambda x: x[top], barrier.images)
     mode = images[top + 1] - images[top - 1]
     config = DimerConfig(fmax=1e-9, max_steps=2000)
 
@@ -100,7 +100,7 @@ def test_the_gradient_at_the_saddle_is_that_of_finite_differences():
     ((_, saddle), slope), climb = run(PARAMS, weights)
     assert bool(climb.converged) and climb.curvature < 0
     assert bool(saddle.converged) and saddle.curvatures[0] < 0 < saddle.curvatures[1]
-    assert saddle.energy - found.energies[0] == pytest.approx(float(found.barrier), abs=1e-4)
+    assert saddle.energy - barrier.energies[0] == pytest.approx(float(barrier.barrier), abs=1e-4)
     along = {"depth": 0.3, "width": -0.4, "distance": 0.5}
 
     def moved(t: float) -> float:
@@ -115,8 +115,8 @@ def test_the_gradient_at_the_saddle_is_that_of_finite_differences():
 def test_a_minimum_is_no_saddle():
     start, _, lists = hop()
     lists = neighbors.update(lists, start, POTENTIAL.shells)
-    found = jax.jit(lambda s, n: at_saddle(POTENTIAL, PARAMS, s, n))(start, lists)
-    assert not found.is_saddle and not found.converged and found.curvatures[0] > 0
+    saddle = jax.jit(lambda s, n: at_saddle(POTENTIAL, PARAMS, s, n))(start, lists)
+    assert not saddle.is_saddle and not saddle.converged and saddle.curvatures[0] > 0
 
 
 def test_minimal_residuals_are_those_of_a_dense_solve():

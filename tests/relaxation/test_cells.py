@@ -98,18 +98,18 @@ def test_minimum_under_pressure_is_that_of_ase(keep):
     pressure = 2.0 * units.GPA
     config = RelaxConfig(fmax=1e-4, max_steps=3000, cell=CellConfig(pressure, keep=keep))
     atoms = crystal()
-    (found,) = relax_structures(potential, params, [lamjax.from_ase(atoms)], config)
-    assert found.converged
+    (relaxed,) = relax_structures(potential, params, [lamjax.from_ase(atoms)], config)
+    assert relaxed.converged
     atoms.calc = lamjax.Calculator((potential, params))
     options = {"shape": {"hydrostatic_strain": True}, "volume": {"constant_volume": True}}.get(keep, {})
     filtered = ase.filters.FrechetCellFilter(atoms, scalar_pressure=pressure, **options)
     assert ase.optimize.FIRE(filtered, logfile=None).run(fmax=1e-4, steps=3000)
-    found_volume = abs(np.linalg.det(found.system.cell))
+    found_volume = abs(np.linalg.det(relaxed.system.cell))
     enthalpy = atoms.get_potential_energy() + pressure * atoms.get_volume()
-    assert found.energy + pressure * found_volume == pytest.approx(enthalpy, abs=1e-6)
+    assert relaxed.energy + pressure * found_volume == pytest.approx(enthalpy, abs=1e-6)
     assert found_volume == pytest.approx(atoms.get_volume(), rel=1e-5)
     if keep == "nothing":
-        stress = -found.virial / atoms.get_volume()
+        stress = -relaxed.virial / atoms.get_volume()
         np.testing.assert_allclose(stress, -pressure * np.eye(3), atol=1e-4)
 
 
@@ -120,9 +120,9 @@ def test_positions_of_fixed_atoms_follow_the_cell():
     fixed[:2] = True
     system = lamjax.from_ase(atoms)
     config = RelaxConfig(fmax=1e-3, cell=CellConfig())
-    (found,) = relax_structures(potential, models.params_of(potential), [system], config, fixed=[fixed])
-    assert found.converged
-    before, after = (np.asarray(s.positions) @ np.linalg.inv(s.cell) for s in (system, found.system))
+    (relaxed,) = relax_structures(potential, models.params_of(potential), [system], config, fixed=[fixed])
+    assert relaxed.converged
+    before, after = (np.asarray(s.positions) @ np.linalg.inv(s.cell) for s in (system, relaxed.system))
     np.testing.assert_allclose(before[:2], after[:2], atol=1e-10)
     assert np.abs(before[2:] - after[2:]).max() > 1e-3
 
@@ -137,9 +137,9 @@ def test_a_cell_that_outgrows_its_images_overflows_and_the_host_helps_itself():
     lists = jax.tree.map(jnp.asarray, neighbors.allocate(system, potential.shells))
     narrow = jax.jit(lambda s, n: lamjax.relax(potential, params, s, n, config))(system, lists)
     assert narrow.overflow and not narrow.converged
-    (found,) = relax_structures(potential, params, [system], config)
-    assert found.converged and not found.overflow
-    assert abs(np.linalg.det(found.system.cell)) < 0.7 * atoms.get_volume()
+    (relaxed,) = relax_structures(potential, params, [system], config)
+    assert relaxed.converged and not relaxed.overflow
+    assert abs(np.linalg.det(relaxed.system.cell)) < 0.7 * atoms.get_volume()
 
 
 @pytest.mark.slow
@@ -149,9 +149,9 @@ def test_minima_of_20_real_crystals_are_those_of_ase():
     starts = ase.io.read(STARTS, ":")
     assert len(starts) == 20
     config = RelaxConfig(fmax=1e-4, max_steps=3000, cell=CellConfig())
-    found = relax_structures(potential, params, [lamjax.from_ase(a) for a in starts], config)
+    result = relax_structures(potential, params, [lamjax.from_ase(a) for a in starts], config)
     calculator = lamjax.Calculator((potential, params))
-    for atoms, relaxed in zip(starts, found, strict=True):
+    for atoms, relaxed in zip(starts, result, strict=True):
         atoms.calc = calculator
         assert ase.optimize.BFGS(ase.filters.FrechetCellFilter(atoms), logfile=None).run(fmax=1e-4, steps=1000)
         assert relaxed.converged

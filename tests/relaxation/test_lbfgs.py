@@ -95,14 +95,14 @@ def test_limit_of_the_next_step_halves_uphill_and_grows_again():
 
 
 def crystals() -> list[ase.Atoms]:
-    found = []
+    collected = []
     for seed in range(4):
         atoms = ase.build.bulk("Cu", "fcc", a=3.55, cubic=True) * ((1, 1, 1) if seed < 2 else (2, 1, 1))
         atoms.rattle(0.15, seed=seed)
         strain = 0.03 * np.random.default_rng(seed).normal(size=(3, 3))
         atoms.set_cell(atoms.cell.array @ (np.eye(3) + (strain + strain.T) / 2), scale_atoms=True)
-        found.append(atoms)
-    return found
+        collected.append(atoms)
+    return collected
 
 
 @pytest.mark.parametrize(
@@ -117,12 +117,12 @@ def test_ends_are_those_of_fire_after_half_the_steps(cell, dtype):
     fmax, ends = (1e-5 if dtype == np.float64 else 5e-3), {}
     for method in (FireConfig(), LBFGSConfig()):
         config = RelaxConfig(fmax=fmax, max_steps=500, cell=cell, minimiser=method)
-        found = sorted(stream(potential, params, systems, config, slots=2, max_programs=1), key=lambda o: o.number)
-        ends[method.type] = [o.relaxation for o in found]
-        assert all(o.relaxation.converged and o.relaxation.system.positions.dtype == dtype for o in found)
-    energies = {name: np.array([r.energy for r in found]) for name, found in ends.items()}
+        outcomes = sorted(stream(potential, params, systems, config, slots=2, max_programs=1), key=lambda o: o.number)
+        ends[method.type] = [o.relaxation for o in outcomes]
+        assert all(o.relaxation.converged and o.relaxation.system.positions.dtype == dtype for o in outcomes)
+    energies = {name: np.array([r.energy for r in outcomes]) for name, outcomes in ends.items()}
     np.testing.assert_allclose(energies["lbfgs"], energies["fire"], rtol=0, atol=1e-6 if dtype == np.float64 else 1e-3)
-    steps = {name: np.array([r.n_steps for r in found]) for name, found in ends.items()}
+    steps = {name: np.array([r.n_steps for r in outcomes]) for name, outcomes in ends.items()}
     assert np.all(steps["lbfgs"] <= steps["fire"] / 2), steps
 
 

@@ -117,9 +117,9 @@ def gupta(positions: np.ndarray) -> float:
 
 def test_a_stream_relaxes_lone_atoms_beside_others():
     systems = [host_system(ase.Atoms(f"Cu{len(x)}", x)) for x in STRUCTURES.values()]
-    found = relax_structures(GUPTA, GUPTA.init(), systems, RelaxConfig(fmax=1e-4), slots=5)
-    for system, relaxed in zip(systems, found, strict=True):
+    result = relax_structures(GUPTA, GUPTA.init(), systems, RelaxConfig(fmax=1e-4), slots=5)
+    for system, relaxed in zip(systems, result, strict=True):
         assert relaxed.converged and relaxed.finite and np.isfinite(relaxed.forces).all()
         assert relaxed.energy == pytest.approx(gupta(relaxed.system.positions), abs=1e-10)
         assert relaxed.energy <= gupta(system.positions)
-    assert [int(r.n_steps) for r in found[2:4]] == [0, 0] and found[0].n_steps > 3
+    assert [int(r.n_steps) for r in result[2:4]] == [0, 0] and result[0].n_steps > 3

@@ -102,9 +102,9 @@ LJ = classical.lennard_jones(sigma=2.3, epsilon=0.3, cutoff=5.0, switch_start=3.
 def test_minimum_is_that_of_ase(potential, makers):
     params = models.params_of(potential)
     starts = [make(seed) for make in makers for seed in (0, 1)]
-    found = relax_structures(potential, params, [lamjax.from_ase(a) for a in starts], TIGHT, slots=4)
+    relaxed = relax_structures(potential, params, [lamjax.from_ase(a) for a in starts], TIGHT, slots=4)
     calculator = Calculator(potential, params)
-    for atoms, result in zip(starts, found, strict=True):
+    for atoms, result in zip(starts, relaxed, strict=True):
         atoms.calc = calculator
         assert ase.optimize.FIRE(atoms, logfile=None).run(fmax=1e-3, steps=2000)
         assert result.converged and result.finite and not result.overflow

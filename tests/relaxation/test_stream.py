@@ -66,10 +66,10 @@ def test_minima_are_those_of_one_at_a_time(kind, cell):
     systems = [host_system(a) for a in (mixture() if kind == "morse" else mixture()[1:6])]
     fixed = [None] * len(systems)
     fixed[2] = np.arange(3 * systems[2].n_atoms).reshape(-1, 3) < 5
-    found = list(stream(potential, params, systems, config, fixed=fixed, slots=4, max_programs=2, chunk=7))
-    assert sorted(o.number for o in found) == list(range(len(systems)))
+    outcomes = list(stream(potential, params, systems, config, fixed=fixed, slots=4, max_programs=2, chunk=7))
+    assert sorted(o.number for o in outcomes) == list(range(len(systems)))
     references = list(alone(potential, params, systems, config, fixed))
-    for outcome in found:
+    for outcome in outcomes:
         k, result = outcome.number, outcome.relaxation
         expected = references[k]
         assert outcome.error is None and result.converged and expected.converged, k
@@ -116,14 +116,14 @@ def test_bad_structures_fail_alone():
         7: (good._replace(cell=lattice * 0, pbc=np.ones(3, bool)), "lattice vector"),
     }
     systems = Lazy([good, *(system for system, _ in bad.values()), good])
-    found = {o.number: o for o in stream(potential, params, systems, RelaxConfig(fmax=0.01, max_steps=200))}
-    assert len(found) == 9
-    for number, (_, said) in bad.items():
-        assert said in found[number].error
-        assert found[number].relaxation is None or not found[number].relaxation.converged
-    assert not found[6].relaxation.finite and np.isfinite(found[6].relaxation.system.positions).all()
+    outcomes = {o.number: o for o in stream(potential, params, systems, RelaxConfig(fmax=0.01, max_steps=200))}
+    assert len(outcomes) == 9
+    for number, (_, message) in bad.items():
+        assert message in outcomes[number].error
+        assert outcomes[number].relaxation is None or not outcomes[number].relaxation.converged
+    assert not outcomes[6].relaxation.finite and np.isfinite(outcomes[6].relaxation.system.positions).all()
     for number in (0, 8):
-        assert found[number].error is None and found[number].relaxation.converged
+        assert outcomes[number].error is None and outcomes[number].relaxation.converged
 
 
 @pytest.mark.parametrize("method", [FireConfig(), LBFGSConfig(curvature=10.0)], ids=lambda m: m.type)
@@ -137,13 +137,13 @@ def test_what_outgrows_its_arrays_goes_on_from_where_it_is(method):
     config = RelaxConfig(fmax=1e-3, max_steps=2000, minimiser=method)
     outcomes = list(stream(potential, params, [sheet, *dimers], config, max_programs=1))
     assert all((o.n_widened > 0) == (o.number == 0) for o in outcomes)
-    found = {o.number: o.relaxation for o in outcomes}
+    relaxed = {o.number: o.relaxation for o in outcomes}
     (expected,) = alone(potential, params, [sheet], config, [None])
-    assert all(r.converged and not r.overflow for r in found.values())
-    assert found[0].energy == pytest.approx(float(expected.energy), abs=1e-9)
-    assert found[0].largest_counts[0] > buckets.shape(potential, sheet, config).capacities[0]
-    assert found[0].n_steps == expected.n_steps
-    short = dataclasses.replace(config, max_steps=int(found[0].n_steps) - 5)
+    assert all(r.converged and not r.overflow for r in relaxed.values())
+    assert relaxed[0].energy == pytest.approx(float(expected.energy), abs=1e-9)
+    assert relaxed[0].largest_counts[0] > buckets.shape(potential, sheet, config).capacities[0]
+    assert relaxed[0].n_steps == expected.n_steps
+    short = dataclasses.replace(config, max_steps=int(relaxed[0].n_steps) - 5)
     (cut,) = stream(potential, params, [sheet], short)
     assert not cut.relaxation.converged and cut.relaxation.n_steps == short.max_steps
 
@@ -168,23 +168,23 @@ def test_programs_are_compiled_once_a_shape(monkeypatch):
 
     jax.monitoring.register_event_duration_secs_listener(heard)
     try:
-        found = list(stream(potential, models.params_of(plain), systems, config, slots=3, max_programs=3, chunk=4))
+        outcomes = list(stream(potential, models.params_of(plain), systems, config, slots=3, max_programs=3, chunk=4))
     finally:
         jax.monitoring.unregister_event_duration_listener(heard)
-    assert all(o.relaxation.converged for o in found)
+    assert all(o.relaxation.converged for o in outcomes)
     shapes = buckets.plan([buckets.shape(potential, s, config) for s in systems], 3, 0.0)
     assert len(shapes) == len(traced) == len(compiled) == 3
-    assert [o.number for o in found] != sorted(o.number for o in found)
+    assert [o.number for o in outcomes] != sorted(o.number for o in outcomes)
 
 
 def test_precision_is_that_of_the_systems():
     potential = models.morse()
     systems = [host_system(a, np.float32) for a in mixture()[:3]]
-    found = list(stream(potential, potential.init(dtype=np.float32), systems, RelaxConfig(fmax=0.05)))
-    assert all(o.relaxation.converged and o.relaxation.forces.dtype == np.float32 for o in found)
+    outcomes = list(stream(potential, potential.init(dtype=np.float32), systems, RelaxConfig(fmax=0.05)))
+    assert all(o.relaxation.converged and o.relaxation.forces.dtype == np.float32 for o in outcomes)
     with jax.enable_x64(False):  # holds for this thread: the threads that relax must be told
         (alone,) = stream(potential, potential.init(dtype=np.float32), systems[:1], RelaxConfig(fmax=0.05))
-    assert found[0].relaxation.energy.dtype == np.float64 and alone.relaxation.energy.dtype == np.float32
+    assert outcomes[0].relaxation.energy.dtype == np.float64 and alone.relaxation.energy.dtype == np.float32
 
 
 def test_frame_parameters_must_be_alike():
@@ -257,10 +257,10 @@ def test_searches_of_single_atoms_find_what_a_full_search_finds():
 def test_results_are_told_before_all_are_done():
     potential = models.morse()
     systems = [host_system(a) for a in mixture()]
-    found = stream(potential, models.params_of(potential), systems, RelaxConfig(fmax=0.05), slots=2, chunk=5)
-    first = next(found)
+    outcomes = stream(potential, models.params_of(potential), systems, RelaxConfig(fmax=0.05), slots=2, chunk=5)
+    first = next(outcomes)
     assert first.relaxation.converged and lamjax.to_ase(first.relaxation.system).get_chemical_formula()
-    assert len(list(found)) == len(systems) - 1
+    assert len(list(outcomes)) == len(systems) - 1
 
 
 def test_a_skewed_cell_is_refused_with_the_remedy_that_mends_it():

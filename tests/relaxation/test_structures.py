@@ -101,10 +101,10 @@ class FailsTwice:
 @pytest.mark.parametrize("bad", [0, 2, 4])
 def test_a_structure_that_cannot_be_read_again_is_told_and_no_other_is_lost(bad):
     systems = FailsTwice(5, bad)
-    found = {o.number: o for o in stream(POTENTIAL, PARAMS, systems, SHORT, slots=2)}
-    assert sorted(found) == [0, 1, 2, 3, 4] and systems.reads[bad] == 2
-    assert found[bad].error == "the disk is gone" and found[bad].relaxation is None
-    assert all(found[k].error is None and found[k].relaxation.n_steps == 2 for k in found if k != bad)
+    outcomes = {o.number: o for o in stream(POTENTIAL, PARAMS, systems, SHORT, slots=2)}
+    assert sorted(outcomes) == [0, 1, 2, 3, 4] and systems.reads[bad] == 2
+    assert outcomes[bad].error == "the disk is gone" and outcomes[bad].relaxation is None
+    assert all(outcomes[k].error is None and outcomes[k].relaxation.n_steps == 2 for k in outcomes if k != bad)
 
 
 def test_a_relaxation_becomes_atoms_with_results():
@@ -113,14 +113,14 @@ def test_a_relaxation_becomes_atoms_with_results():
     crystal.set_cell(crystal.cell.array @ (np.eye(3) + 0.02 * np.random.default_rng(0).normal(size=(3, 3))), True)
     for start in (trimer(), crystal):
         system = pad(host_system(start), 4)
-        said = lamjax.predict(lj, lj.init(), system, lamjax.allocate(lj, system))
+        prediction = lamjax.predict(lj, lj.init(), system, lamjax.allocate(lj, system))
         flags = [np.zeros(())] * 8
-        atoms = to_ase(Relaxation(system, said.energy, said.forces, said.virial, *flags))
+        atoms = to_ase(Relaxation(system, prediction.energy, prediction.forces, prediction.virial, *flags))
         reference = atoms.copy()
         reference.calc = LennardJones(sigma=2.3, epsilon=0.2, rc=6.0 - 1e-6, smooth=False)
         assert len(atoms) == len(start)
         np.testing.assert_allclose(atoms.get_forces(), reference.get_forces(), atol=1e-8)
-        assert atoms.get_potential_energy() == atoms.get_potential_energy(force_consistent=True) == said.energy
+        assert atoms.get_potential_energy() == atoms.get_potential_energy(force_consistent=True) == prediction.energy
         if start.pbc.all():
             np.testing.assert_allclose(atoms.get_stress(), reference.get_stress(), atol=1e-9)
     (relaxed,) = relax_structures(POTENTIAL, PARAMS, [trimer()], SHORT, slots=2)

@@ -92,6 +92,6 @@ def test_what_a_name_says_must_be_what_is_written():
     for name in ("a.npz", "b.extxyz", "c.extxyz.gz", "d.e.npz"):
         outputs.check_ending(name, ENDINGS, "predictions are")
     for name in ("x.cif", "npz", "x", "x.npz.gz", "x.xyz"):
-        said = f"{name}: the name must end in .npz, .extxyz or .extxyz.gz: predictions are written in no other"
-        with pytest.raises(ValueError, match=re.escape(said)):
+        text = f"{name}: the name must end in .npz, .extxyz or .extxyz.gz: predictions are written in no other"
+        with pytest.raises(ValueError, match=re.escape(text)):
             outputs.check_ending(name, ENDINGS, "predictions are")

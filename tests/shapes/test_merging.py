@@ -21,8 +21,8 @@ BEFORE = {
 
 def exact(name: str, sel=(120, 48)) -> np.ndarray:
     counts = np.concatenate([STORED[n] for n in sorted(STORED)]) if name == "all" else STORED[name]
-    found = [plan_capacities(tuple(c), (Shell(6.0, sel[0]), Shell(4.0, sel[1]))) for c in counts[:, 1:].tolist()]
-    return np.column_stack([counts[:, 0], found])
+    capacities = [plan_capacities(tuple(c), (Shell(6.0, sel[0]), Shell(4.0, sel[1]))) for c in counts[:, 1:].tolist()]
+    return np.column_stack([counts[:, 0], capacities])
 
 
 def brute_force_waste(shapes: np.ndarray, buckets: np.ndarray) -> float:
@@ -59,9 +59,9 @@ def test_two_shapes_are_the_best_two(rows):
 def test_a_histogram_in_blocks_is_that_of_all():
     shapes = np.random.default_rng(0).integers(0, 5, (300, 3))
     for block in (7, 100, 1000):
-        found, members = histogram(shapes, block)
+        result, members = histogram(shapes, block)
         expected, counts = np.unique(shapes, axis=0, return_counts=True)
-        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(result, expected)
         np.testing.assert_array_equal(members, counts)
 
 

@@ -23,8 +23,7 @@ from lamjax.training.slots import stream  # noqa: E402
 def gathered(run: Run) -> int:
     """The largest number of elements that the compiled step moves between devices other than by adding up."""
     layout = run.layout
-    share = {"multiple": layout.multiple, "part": layout.share}
-    facts, batch = next(stream(run.data.tasks, run.data.groups, 0, slots=run.config.tasks_per_step, **share))
+    facts, batch = next(stream(run.data.tasks, run.data.groups, 0, slots=run.config.tasks_per_step, share=layout.share))
     slots = {facts.group: sharding.put_batch(batch[facts.group], layout)}
     state = sharding.put_state(run.state, layout)
     text = run.step.gradient.lower(state.params, state.step, slots).compile().as_text()

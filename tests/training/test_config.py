@@ -40,8 +40,8 @@ def test_so_it_is_in_every_config():
 
 
 def test_the_schema_takes_both():
-    found = json.loads(schema())["properties"]["train"]
-    assert found["anyOf"] == [{"type": "array", "items": {"type": "string"}}, {"type": "string"}]
+    content = json.loads(schema())["properties"]["train"]
+    assert content["anyOf"] == [{"type": "array", "items": {"type": "string"}}, {"type": "string"}]
 
 
 FAULTS = {

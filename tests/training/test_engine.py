@@ -48,9 +48,9 @@ def begin(output: Path, resume: bool = False, goal=GOAL, **changes):
 
 
 def test_a_loss_of_ones_own_is_recorded_measured_saved_and_resumed(tmp_path):
-    told = []
-    whole = training.follow(begin(tmp_path / "whole"), told.append)
-    kept = [event for event in told if isinstance(event, engine.RunRecord)]
+    events = []
+    whole = training.follow(begin(tmp_path / "whole"), events.append)
+    kept = [event for event in events if isinstance(event, engine.RunRecord)]
     assert [event.step for event in kept] == [2, 4, 6, 8, 10, 12]
     assert [event.step for event in kept if event.validation] == [4, 8, 12]
     assert kept[-1].best and kept[-1].validation == {"size": float(whole["x"])}  # of the running mean
@@ -84,11 +84,12 @@ def test_a_run_goes_on_with_the_same_settings_and_data(tmp_path):
 
 def test_patience_ends_a_run_and_the_untrained_model_may_be_the_best(tmp_path):
     worse = GOAL._replace(score=lambda measured: -measured["size"])  # it shrinks
-    told = []
-    training.follow(begin(tmp_path, goal=worse, validate_first=True, patience=2), told.append)
-    (stopped,) = [event for event in told if isinstance(event, engine.Stopped)]
+    events = []
+    training.follow(begin(tmp_path, goal=worse, validate_first=True, patience=2), events.append)
+    (stopped,) = [event for event in events if isinstance(event, engine.Stopped)]
     assert (stopped.step, stopped.best_step, stopped.best) == (8, 0, -2.0)
-    assert [(event.step, event.best) for event in told if isinstance(event, engine.RunRecord) and event.validation] == [
+    records = [event for event in events if isinstance(event, engine.RunRecord)]
+    assert [(record.step, record.best) for record in records if record.validation] == [
         (0, True), (4, False), (8, False),
     ]  # fmt: skip
     assert [row["step"] for row in records.until(tmp_path / records.VALIDATION, 99)] == [0, 4, 8]
@@ -111,15 +112,15 @@ def test_epochs_are_told_and_arrays_that_are_too_narrow_grow_between_them(tmp_pa
 
         return GOAL._replace(batches=batches, per_epoch=5, widen=widen)
 
-    told = []
-    training.follow(begin(tmp_path, goal=goal(1), print_every=1), told.append)
-    assert [(event.number, event.step, len(event.rows)) for event in told if isinstance(event, engine.Epoch)] == [
+    events = []
+    training.follow(begin(tmp_path, goal=goal(1), print_every=1), events.append)
+    assert [(event.number, event.step, len(event.rows)) for event in events if isinstance(event, engine.Epoch)] == [
         (1, 5, 5), (2, 10, 5),
     ]  # fmt: skip
-    assert [event for event in told if isinstance(event, engine.Widened)] == [
+    assert [event for event in events if isinstance(event, engine.Widened)] == [
         engine.Widened(5, ("2 wide",)), engine.Widened(10, ("3 wide",)),
     ]  # fmt: skip
-    assert [event.shape for event in told if isinstance(event, engine.Compiled)] == ["1 wide", "2 wide", "3 wide"]
+    assert [event.shape for event in events if isinstance(event, engine.Compiled)] == ["1 wide", "2 wide", "3 wide"]
     assert [(width, n) for width, n, _ in seen] == [(1, 5), (2, 5)]
     assert training.saved_steps(tmp_path / "states") == [5, 10, 12]
     rows = records.read(tmp_path / records.HISTORY)
@@ -154,8 +155,12 @@ def test_pairs_are_planned_packed_drawn_and_measured_as_frames_are():
     assert less.members == ((1,), (0,)) and less.shapes == packed.shapes
     with pytest.raises(ValueError, match="pair 1: 16 atoms.*fit none of the planned shapes.*Plan with all pairs"):
         data.pack(pairs, data.plan(pairs[:1], shells))
-    for wrong, said in ((1.5, "a whole number of pairs, got 1.5"), ("auto", "a whole number of pairs"), (0, "least 1")):
-        with pytest.raises(ValueError, match=said):
+    for wrong, message in (
+        (1.5, "a whole number of pairs, got 1.5"),
+        ("auto", "a whole number of pairs"),
+        (0, "least 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
             data.n_batches(packed, wrong)
 
     def moved(params, batch, lr_ratio=1.0):
@@ -165,12 +170,12 @@ def test_pairs_are_planned_packed_drawn_and_measured_as_frames_are():
         mean = jnp.sum(jnp.where(there, far, 0)) / jnp.maximum(n_structures, 1)
         return params * mean, {"far": mean, "n_structures": n_structures}
 
-    found = training.evaluate(moved, jnp.ones(()), data.batches(packed, 2, epochs=1))
+    errors = training.evaluate(moved, jnp.ones(()), data.batches(packed, 2, epochs=1))
     by_hand = [np.linalg.norm(p.target.positions - p.start.positions, axis=-1).max() for p in pairs]
-    assert found["n_structures"] == 5 and found["far"] == pytest.approx(np.mean(by_hand), rel=1e-6)
+    assert errors["n_structures"] == 5 and errors["far"] == pytest.approx(np.mean(by_hand), rel=1e-6)
     mixed = losses.weighted_sum({"structures": (1.0, moved)})
     shown = ({"structures": batch} for batch in data.batches(packed, 2, epochs=1))
-    assert training.evaluate(mixed, jnp.ones(()), shown) == {f"structures/{key}": x for key, x in found.items()}
+    assert training.evaluate(mixed, jnp.ones(()), shown) == {f"structures/{key}": x for key, x in errors.items()}
 
 
 def test_what_the_host_knows_of_a_batch():

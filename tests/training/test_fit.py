@@ -171,9 +171,9 @@ def test_ctrl_c_while_a_state_is_written_leaves_it_whole(tmp_path, monkeypatch):
             training.save_state(tmp_path / "states", state)
     finally:
         signal.signal(signal.SIGINT, before)
-    found = training.restore_state(tmp_path / "states", state)
+    restored = training.restore_state(tmp_path / "states", state)
     assert training.saved_steps(tmp_path / "states") == [0]
-    jax.tree.map(np.testing.assert_array_equal, found.params, state.params)
+    jax.tree.map(np.testing.assert_array_equal, restored.params, state.params)
 
 
 def test_parameters_without_elements_are_saved(tmp_path):

@@ -51,27 +51,31 @@ class Seen:
         self.sent[name].append((step, dict(numbers)))
 
 
-@pytest.fixture
-def seen(monkeypatch):
-    """The three packages, replaced by what only remembers."""
-    found = Seen()
+def summary_writer(services):
+    """The class of tensorboardX that writes."""
 
     class SummaryWriter:
         def __init__(self, folder, purge_step=None):
-            found.opened.append(("tensorboard", purge_step))
+            services.opened.append(("tensorboard", purge_step))
 
         def add_scalar(self, name, x, step):
-            found.log("tensorboard", step, {name: x})
+            services.log("tensorboard", step, {name: x})
 
         def flush(self):
             pass
 
         def close(self):
-            found.closed.append("tensorboard")
+            services.closed.append("tensorboard")
+
+    return SummaryWriter
+
+
+def mlflow_client(services):
+    """The class of mlflow that writes."""
 
     class MlflowClient:
         def __init__(self, tracking_uri):
-            found.uri, found.params, found.metrics = tracking_uri, {}, []
+            services.uri, services.params, services.metrics = tracking_uri, {}, []
 
         def get_experiment_by_name(self, name):
             return None
@@ -83,38 +87,52 @@ def seen(monkeypatch):
             return SimpleNamespace(info=SimpleNamespace(run_id="the run"))
 
         def update_run(self, run, status):
-            found.opened.append(("mlflow", run))
+            services.opened.append(("mlflow", run))
 
         def log_batch(self, run, metrics=(), params=()):
-            found.params |= dict(params)
+            services.params |= dict(params)
             assert len(params) <= 100
             if metrics:
-                found.log("mlflow", metrics[0][2], {key: x for key, x, _ in metrics})
+                services.log("mlflow", metrics[0][2], {key: x for key, x, _ in metrics})
 
         def set_terminated(self, run):
-            found.closed.append("mlflow")
+            services.closed.append("mlflow")
 
-    def wandb_init(**options):
-        found.opened.append(("wandb", options["id"]))
-        found.wandb = options
-        if "init" in found.failing:
+    return MlflowClient
+
+
+def wandb_init(services):
+    """The function of wandb that begins a run."""
+
+    def init(**options):
+        services.opened.append(("wandb", options["id"]))
+        services.wandb = options
+        if "init" in services.failing:
             raise ConnectionError("no route to host")
         return SimpleNamespace(
-            log=lambda numbers, step: found.log("wandb", step, numbers), finish=lambda: found.closed.append("wandb")
+            log=lambda numbers, step: services.log("wandb", step, numbers),
+            finish=lambda: services.closed.append("wandb"),
         )
 
+    return init
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The three packages, replaced by what only remembers."""
+    services = Seen()
     entities = {"Metric": lambda key, x, time, step: (key, x, step), "Param": lambda key, x: (key, x)}
     for name, content in (
-        ("tensorboardX", {"SummaryWriter": SummaryWriter}),
-        ("wandb", {"init": wandb_init}),
-        ("mlflow", {"MlflowClient": MlflowClient}),
+        ("tensorboardX", {"SummaryWriter": summary_writer(services)}),
+        ("wandb", {"init": wandb_init(services)}),
+        ("mlflow", {"MlflowClient": mlflow_client(services)}),
         ("mlflow.entities", entities),
     ):
         module = ModuleType(name)
         module.__dict__.update(content)
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return found
+    return services
 
 
 def test_every_logger_gets_the_numbers_of_the_tables(seen, tmp_path):

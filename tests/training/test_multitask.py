@@ -21,6 +21,7 @@ from lamjax.potential import Params, select
 from lamjax.system import to_ase
 from lamjax.training import engine, labels, sharding
 from lamjax.training.config import parse
+from lamjax.training.sharding import RowShare
 from lamjax.training.slots import counts, draws, probabilities, sources, stream
 from lamjax.training.state import per_head
 
@@ -110,8 +111,8 @@ def test_a_task_and_a_bucket_are_drawn_by_their_probability_and_slots_by_that_of
 
 def test_batches_go_on_at_any_step_and_show_every_frame(fresh):
     def shown(start, n, **options):
-        found = itertools.islice(stream(fresh.data.tasks, fresh.data.groups, 5, start=start, **options), n)
-        return [(facts.tasks, slots[facts.group].batch.frame.tolist()) for facts, slots in found]
+        steps = itertools.islice(stream(fresh.data.tasks, fresh.data.groups, 5, start=start, **options), n)
+        return [(facts.tasks, slots[facts.group].batch.frame.tolist()) for facts, slots in steps]
 
     seen = shown(0, 60)
     assert shown(23, 37) == seen[23:]
@@ -119,19 +120,19 @@ def test_batches_go_on_at_any_step_and_show_every_frame(fresh):
     assert frames.keys() == set(range(28)) and max(frames.values()) - min(frames.values()) <= 1
     assert fresh.data.tasks[0].probability == 0.4 and fresh.data.tasks[1].batch_size == 2
     np.testing.assert_allclose(probabilities(fresh.data.tasks).sum(axis=1), [0.4, 0.6])
-    whole = shown(0, 9, multiple=4)
-    parts = [shown(0, 9, multiple=4, part=(k, 2)) for k in range(2)]
+    whole = shown(0, 9, share=RowShare(4))
+    parts = [shown(0, 9, share=RowShare(4, (k, 2))) for k in range(2)]
     assert whole == [(t, [a + b for a, b in zip(p, q, strict=True)]) for (t, p), (_, q) in zip(*parts, strict=True)]
 
 
 def test_only_the_drawn_head_and_the_descriptor_move(fresh):
     names = ("copper", "oxides")
     before, drawn = jax.device_get(fresh.state), Counter()
-    found = list(itertools.islice(stream(fresh.data.tasks, fresh.data.groups, 0), 8))
-    batches = [slots for _, slots in found]
+    steps = list(itertools.islice(stream(fresh.data.tasks, fresh.data.groups, 0), 8))
+    batches = [slots for _, slots in steps]
     start = jax.tree.map(jnp.array, fresh.state)
     for (facts, _), (state, metrics) in zip(
-        found, training.fit(fresh.objective.loss, start, fresh.optimizer, batches), strict=True
+        steps, training.fit(fresh.objective.loss, start, fresh.optimizer, batches), strict=True
     ):
         drawn[facts.tasks] += 1
         after = jax.device_get(state)
@@ -222,8 +223,8 @@ def test_a_run_measures_every_task(whole):
     held_out = data.read(output.parent / "held_out.extxyz")
     packed = data.pack(held_out, data.plan(held_out, potential.shells), np.float64)
     loss = losses.label_loss(select(potential, "copper"))
-    found = training.evaluate(loss, params, data.batches(packed, 2, epochs=1))
-    assert float(curve[-1]["rmse_f_validation:copper"]) == pytest.approx(found["rmse_f"], rel=1e-9)
+    result = training.evaluate(loss, params, data.batches(packed, 2, epochs=1))
+    assert float(curve[-1]["rmse_f_validation:copper"]) == pytest.approx(result["rmse_f"], rel=1e-9)
 
 
 def test_what_is_announced_is_compiled_and_nothing_else(folder, tmp_path, monkeypatch):
@@ -234,8 +235,8 @@ def test_what_is_announced_is_compiled_and_nothing_else(folder, tmp_path, monkey
     counted = chex.assert_max_traces(n=announced)(run.objective.loss)
     monkeypatch.setattr(labels, "run_loss", lambda *tasks: counted)
     run = labels.prepare(run.config)
-    found = [event for event in engine.events(run) if isinstance(event, engine.Compiled)]
-    assert len(found) <= run.data.n_programs <= 3
+    events = [event for event in engine.events(run) if isinstance(event, engine.Compiled)]
+    assert len(events) <= run.data.n_programs <= 3
 
 
 def rows(output):
@@ -271,8 +272,8 @@ def test_fine_tuning_refits_the_bias_of_every_head(folder, whole, tmp_path):
     base = f"base={whole[0] / 'model.lamjax'}"
     run = labels.prepare(parse(folder / "config.yaml", ["model=null", base, f"output={tmp_path}"]))
     for task in run.data.tasks:
-        found = evaluation_errors.predictions(task.potential, run.state.params, task.train, 3)
-        left = [float(p.energy) - float(f.labels.energy) for p, f in zip(found, task.frames, strict=True)]
+        predicted = evaluation_errors.predictions(task.potential, run.state.params, task.train, 3)
+        left = [float(p.energy) - float(f.labels.energy) for p, f in zip(predicted, task.frames, strict=True)]
         assert abs(np.mean(left)) < 1e-6
 
 

@@ -47,11 +47,11 @@ def test_units_are_those_of_keys_or_of_the_config(tmp_path):
         silicon(REF_bulk_modulus_GPa=98.0),
         silicon(bulk_modulus_vrh=98.0, heat_capacity_per_atom_J_molK=19.8),
     ]
-    _, found = read(tmp_path, *frames)
-    for crystal in found:
+    _, crystals = read(tmp_path, *frames)
+    for crystal in crystals:
         assert crystal.targets["bulk_modulus"] == pytest.approx(98.0, abs=0.01)
-    assert found[1].targets["heat_capacity"] == pytest.approx(38.594, abs=1e-3)
-    np.testing.assert_array_equal(found[2].targets["elastic_tensor"], tensor)
+    assert crystals[1].targets["heat_capacity"] == pytest.approx(38.594, abs=1e-3)
+    np.testing.assert_array_equal(crystals[2].targets["elastic_tensor"], tensor)
     _, (one,) = read(tmp_path, silicon(bulk_modulus=980.0), targets=[{"name": "bulk_modulus", "unit": "kbar"}])
     assert one.targets["bulk_modulus"] == pytest.approx(98.0)
 
@@ -91,8 +91,8 @@ def test_what_is_no_crystal_is_left_out_with_the_reason(tmp_path, pbc, kind):
     other = silicon(bulk_modulus=98.0)
     other.pbc = pbc
     with pytest.warns(UserWarning, match=f"(?s)Left out 1 structures.*frame 1.*{kind}"):
-        _, found = read(tmp_path, silicon(bulk_modulus=98.0), other)
-    assert len(found) == 1
+        _, crystals = read(tmp_path, silicon(bulk_modulus=98.0), other)
+    assert len(crystals) == 1
 
 
 @pytest.mark.parametrize(("value", "meant"), [(0.6, "bulk_modulus_eV_A3"), (980.0, "bulk_modulus_kbar")])
@@ -138,8 +138,8 @@ def test_columns_of_force_constants(tmp_path):
     copper.write_force_constants(tmp_path / "FORCE_CONSTANTS", 4, stiffness=8.0)
     lone = ase.Atoms("Si", cell=[2.6] * 3, pbc=True)
     lone.info |= {"force_constants": "FORCE_CONSTANTS", "supercell": [2, 2, 1]}
-    _, found = read(tmp_path, lone)
-    known = columns(found, POTENTIAL)
+    _, crystals = read(tmp_path, lone)
+    known = columns(crystals, POTENTIAL)
     batch = next(column_batches(known, 3, 1, seed=0))
     assert batch.directions.shape == (1, 3, 4, 3) and np.all(batch.directions[0, :, 0].sum(axis=1) == 1)
     np.testing.assert_allclose(batch.products[0, :, 0], 8 * batch.directions[0, :, 0])

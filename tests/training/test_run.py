@@ -147,9 +147,9 @@ def test_eval_measures_and_writes_predictions(folder, whole, tmp_path):
     for text in ("energy", "shifted", "force", "virial", "MAE", "RMSE"):
         assert text in result.output
     predicted, labels = ase.io.read(out, ":"), ase.io.read(frames, ":")
-    found = np.concatenate([np.ravel(a.get_forces() - a.arrays["REF_forces"]) for a in predicted])
+    differences = np.concatenate([np.ravel(a.get_forces() - a.arrays["REF_forces"]) for a in predicted])
     last = float(rows(whole)[-1]["rmse_f_validation"])
-    np.testing.assert_allclose(np.sqrt(np.mean(found**2)), last, rtol=1e-5)
+    np.testing.assert_allclose(np.sqrt(np.mean(differences**2)), last, rtol=1e-5)
     for a, b in zip(predicted, labels, strict=True):
         np.testing.assert_allclose(a.info["REF_energy"], b.get_potential_energy(), rtol=1e-9)
         virial = np.reshape(a.info["REF_virial"], (3, 3))
@@ -231,10 +231,10 @@ def test_wrong_configs_name_the_key(folder, tmp_path, wrong):
 
 
 def test_the_schema_knows_every_key_and_the_template_fits_it():
-    found = json.loads(invoke("train", "--schema").output)
-    assert {field.name for field in dataclasses.fields(TrainConfig)} == found["properties"].keys()
-    assert found["additionalProperties"] is False
-    assert found["$defs"]["ScheduleConfig"]["properties"]["type"]["enum"] == ["exp", "cosine", "wsd", "constant"]
+    content = json.loads(invoke("train", "--schema").output)
+    assert {field.name for field in dataclasses.fields(TrainConfig)} == content["properties"].keys()
+    assert content["additionalProperties"] is False
+    assert content["$defs"]["ScheduleConfig"]["properties"]["type"]["enum"] == ["exp", "cosine", "wsd", "constant"]
 
 
 def test_a_run_goes_on_only_with_the_same_config_and_data(folder, whole, tmp_path):
@@ -276,12 +276,12 @@ CHANGED = {
 @pytest.mark.parametrize("name", CHANGED)
 def test_a_run_goes_on_with_the_very_same_frames_only(folder, whole, name):
     """The same numbers of frames and sums of energies are not enough."""
-    file, change, said = CHANGED[name]
+    file, change, fault = CHANGED[name]
     path, config = folder / f"{file}.extxyz", parse(folder / "config.yaml")
     kept, facts = path.read_bytes(), json.loads((whole / "facts.json").read_text())
     try:
         ase.io.write(path, change(ase.io.read(path, ":")))
-        with pytest.raises(ValueError, match=f"begun with other data .*{said}.* new run in another output folder"):
+        with pytest.raises(ValueError, match=f"begun with other data .*{fault}.* new run in another output folder"):
             labels.prepare(config, resume=True)
         if name == "forces turned":  # a run of a version that did not look at forces goes on, and that is said
             old = {"": {key: value for key, value in facts["data"][""].items() if key != "digests"}}
@@ -303,16 +303,16 @@ def test_validation_is_of_the_running_mean(folder, tmp_path):
     last = restore_state(tmp_path / "mean" / "states", run.state).params
 
     def errors(potential, params):
-        found = {"e": [], "f": []}
+        differences = {"e": [], "f": []}
         for atoms in ase.io.read(folder / "held_out.extxyz", ":"):
             free = atoms.copy()
             free.calc = Calculator((potential, params))
-            found["e"].append((free.get_potential_energy() - atoms.get_potential_energy()) / len(atoms))
-            found["f"].append(free.get_forces() - atoms.get_forces())
-        return {f"rmse_{kind}": np.sqrt(np.mean(np.square(x))) for kind, x in found.items()}
+            differences["e"].append((free.get_potential_energy() - atoms.get_potential_energy()) / len(atoms))
+            differences["f"].append(free.get_forces() - atoms.get_forces())
+        return {f"rmse_{kind}": np.sqrt(np.mean(np.square(x))) for kind, x in differences.items()}
 
-    told, raw = errors(*mean), errors(mean[0], last)
-    for kind, value in told.items():
+    averaged, raw = errors(*mean), errors(mean[0], last)
+    for kind, value in averaged.items():
         assert record.validation[kind] == pytest.approx(value, rel=1e-6)
         assert abs(raw[kind] - value) > 1e-3 * value  # else nothing would be tested
 
@@ -362,8 +362,8 @@ def test_the_best_model_is_kept_and_a_run_without_progress_ends(folder, tmp_path
     config = parse(folder / "config.yaml", [*changes, "validate_every=2", "patience=2", "ema_decay=0.5"])
     events = list(engine.events(labels.prepare(config)))
     (stopped,) = [event for event in events if isinstance(event, engine.Stopped)]
-    found = {e.step: e.validation["rmse_f"] for e in events if isinstance(e, engine.RunRecord) and e.validation}
-    assert stopped.step < 40 and stopped.best == min(found.values()) == found[stopped.best_step]
+    measured = {e.step: e.validation["rmse_f"] for e in events if isinstance(e, engine.RunRecord) and e.validation}
+    assert stopped.step < 40 and stopped.best == min(measured.values()) == measured[stopped.best_step]
     assert stopped.step == stopped.best_step + 4
     assert checkpoints.read(tmp_path / "early" / "best.lamjax").card["steps"] == stopped.best_step
     assert "no better validation than" in line(stopped, 40)
@@ -422,8 +422,8 @@ def test_numbers_and_elements_of_yaml_are_what_they_look_like(tmp_path):
     """YAML 1.1 has words for 1e-3 (no point) and for the element No (false)."""
     for text, number in (("1e-3", 1e-3), ("-2E+4", -2e4), (".5e1", 5.0), ("1.0e-3", 1e-3), ("3", 3), ("0.25", 0.25)):
         (tmp_path / "one.yaml").write_text(f"options: {{eps: {text}}}\n")
-        found = read(tmp_path / "one.yaml")["options"]["eps"]
-        assert found == number and type(found) is type(number)
+        value = read(tmp_path / "one.yaml")["options"]["eps"]
+        assert value == number and type(value) is type(number)
     (tmp_path / "one.yaml").write_text("elements: [No, N, Y, On, true, no]\n")
     assert read(tmp_path / "one.yaml")["elements"] == ["No", "N", "Y", "On", True, "no"]
 
@@ -444,6 +444,6 @@ def test_prepare_names_what_is_wrong(folder, tmp_path):
 def test_check_prints_a_table(folder, whole):
     result = invoke("check", folder / "train.extxyz", "--model", whole / "model.lamjax")
     assert result.exit_code == 0, result.output
-    said = " ".join(result.output.replace("│", " ").split())
+    output = " ".join(result.output.replace("│", " ").split())
     for text in ("frames 7", "energy: energy (7)", "forces: forces (7)", "stress (7)", "with virial 7", "Cu(7)"):
-        assert text in said, said
+        assert text in output, output

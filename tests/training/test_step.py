@@ -81,8 +81,8 @@ def test_gradients_are_clipped_before_adam(way):
             params = optax.apply_updates(params, updates)
         norm = np.linalg.norm(gradient)  # of all parameters together
         expected = expected + [adam.step(g, norm) for adam, g in zip(own, gradient, strict=True)]
-        found = np.array([params.descriptor["w"], params.heads["a"]["w"]])
-        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        updated = np.array([params.descriptor["w"], params.heads["a"]["w"]])
+        np.testing.assert_allclose(updated, expected, rtol=1e-6)
 
 
 def test_members_of_a_committee_are_clipped_one_by_one():
@@ -170,7 +170,7 @@ def test_several_tasks_in_one_program_have_the_losses_of_each(two_heads):
         np.testing.assert_allclose(value, np.mean([loss for loss, _ in alone]), rtol=1e-12)
         np.testing.assert_array_equal(metrics["task"], tasks)
         for key in alone[0][1]:
-            np.testing.assert_allclose(metrics[key], [found[key] for _, found in alone], rtol=1e-10, atol=1e-12)
+            np.testing.assert_allclose(metrics[key], [own[key] for _, own in alone], rtol=1e-10, atol=1e-12)
     assert together._cache_size() == 3  # numbers of slots: which tasks they are does not compile anything
 
 
@@ -205,8 +205,8 @@ def test_precision_of_products_is_a_setting_of_the_step(two_heads, precision):
     state = training.init(pytree.cast(params, jnp.float32), optax.sgd(1e-3))
     text = step.gradient.lower(state.params, state.step, slots(packed, 0)).as_text()
     name = {"float32": "HIGHEST", "tensorfloat32": "HIGH", "bfloat16": "DEFAULT"}[precision]
-    found = {line.partition("precision = [")[2][:20] for line in text.splitlines() if "dot_general" in line}
-    assert any(name in one for one in found), found
+    precisions = {line.partition("precision = [")[2][:20] for line in text.splitlines() if "dot_general" in line}
+    assert any(name in one for one in precisions), precisions
 
 
 def test_compiler_options_that_this_xla_does_not_know_are_left_out(monkeypatch):

@@ -106,8 +106,8 @@ def test_what_it_cost_elsewhere_is_measured(tuned, folder):
     potential, params = checkpoints.load(folder / "base.lamjax", dtype=np.float64)
     frames = data.read(folder / "labels.extxyz")
     packed = data.pack(frames, data.plan(frames, potential.shells, 1))
-    found = evaluate(losses.label_loss(potential), params, data.batches(packed, 8, seed=None, epochs=1))
-    assert first["replay_rmse_f"] == pytest.approx(found["rmse_f"], rel=1e-9)
+    errors = evaluate(losses.label_loss(potential), params, data.batches(packed, 8, seed=None, epochs=1))
+    assert first["replay_rmse_f"] == pytest.approx(errors["rmse_f"], rel=1e-9)
 
 
 def test_errors_of_virials_are_measured_where_there_are_labels():
@@ -119,8 +119,10 @@ def test_errors_of_virials_are_measured_where_there_are_labels():
         dict.fromkeys(("all", "part", "none"), morse),
         "float64",
     )
-    found = labels.errors(params)
-    assert set(found) == {"all_rmse_f", "all_rmse_v", "part_rmse_f", "part_rmse_v", "none_rmse_f"} < set(labels.columns)
+    errors = labels.errors(params)
+    assert (
+        set(errors) == {"all_rmse_f", "all_rmse_v", "part_rmse_f", "part_rmse_v", "none_rmse_f"} < set(labels.columns)
+    )
     for name, some in (("all", frames), ("part", frames[5:])):
         packed = data.pack(some, data.plan(some, morse.shells, 1), "float64")
         expected = evaluate(
@@ -128,12 +130,12 @@ def test_errors_of_virials_are_measured_where_there_are_labels():
             params,
             data.batches(packed, 6, seed=None, epochs=1),
         )
-        assert found[f"{name}_rmse_v"] == pytest.approx(expected["rmse_v"], rel=1e-9) and expected["rmse_v"] > 1e-3
+        assert errors[f"{name}_rmse_v"] == pytest.approx(expected["rmse_v"], rel=1e-9) and expected["rmse_v"] > 1e-3
 
 
 def test_a_summary_is_of_all_structures_the_failed_ones_too():
     before = Judgement(*np.full((5, 5), 2.0), np.full(5, 9), np.ones(5, bool), np.zeros(5, bool))
-    found = Judgement(
+    judgement = Judgement(
         dq=np.array([1.0, 2.0, 0.25, 7.0, 4.0]),
         rmsd=np.array([0.5, 0.1, 0.2, 0.9, 0.4]),
         largest=np.array([0.3, 0.5, 0.1, np.inf, 0.49]),
@@ -143,8 +145,8 @@ def test_a_summary_is_of_all_structures_the_failed_ones_too():
         converged=np.array([True, True, True, False, True]),
         failed=np.array([False, False, False, True, False]),
     )
-    told = summary(found, before, basin=0.5)._asdict()
-    assert told == pytest.approx(
+    numbers = summary(judgement, before, basin=0.5)._asdict()
+    assert numbers == pytest.approx(
         {"dq_median": 2.0, "dq_mean": 2.85, "dq_q1": 1.0, "dq_q3": 4.0}
         | {"rmsd_median": 0.4, "rmsd_mean": 0.42, "rmsd_q1": 0.2, "rmsd_q3": 0.5}
         | {"strain_median": 0.03, "volume_median": 0.03, "in_basin": 0.6, "improved": 0.4}
@@ -194,10 +196,10 @@ def test_relaxed_structures_alone_are_enough_for_an_objective_at_the_target(fold
     assert len(prepared.data.sets.train) == 4 and is_at_target(prepared.data.sets.validation[0])
     assert len(prepared.data.labels.sets["heldout"][1]) == 1  # its forces are measured too
     zeros = np.zeros(2)
-    found = Judgement(zeros, zeros, np.array([0.1, 0.9]), zeros, zeros, zeros, zeros > 0, zeros > 0)
-    assert np.isnan(summary(found, found, 0.5, np.array([False, False])).in_basin)
-    assert summary(found, found, 0.5, np.array([False, True])).in_basin == 0
-    assert summary(found, found, 0.5).in_basin == 0.5
+    judgement = Judgement(zeros, zeros, np.array([0.1, 0.9]), zeros, zeros, zeros, zeros > 0, zeros > 0)
+    assert np.isnan(summary(judgement, judgement, 0.5, np.array([False, False])).in_basin)
+    assert summary(judgement, judgement, 0.5, np.array([False, True])).in_basin == 0
+    assert summary(judgement, judgement, 0.5).in_basin == 0.5
 
 
 def test_a_trajectory_of_ase_is_a_relaxation(folder):
@@ -359,10 +361,10 @@ def test_bad_pairs_are_named_and_the_rest_goes_on(folder):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         prepared = structures.prepare(config_of(folder, "bad", pairs=["bad.extxyz"], objective=FORCE))
-    told = "\n".join(str(warning.message) for warning in caught)
-    assert "Relaxation c1-0" in told and "has step 0 twice" in told
-    assert "Left out 1 of 6 pairs with elements that the model does not know (Cu):" in told
-    assert "Relaxation gold" in told and "Au" in told
+    text = "\n".join(str(warning.message) for warning in caught)
+    assert "Relaxation c1-0" in text and "has step 0 twice" in text
+    assert "Left out 1 of 6 pairs with elements that the model does not know (Cu):" in text
+    assert "Relaxation gold" in text and "Au" in text
     assert len(prepared.data.sets.train) == 5
     with pytest.raises(ValueError, match="6 pairs are trained on and held out, the first Relaxation c1-0"):
         structures.prepare(config_of(folder, "bad", validation=["train.extxyz"]))
@@ -397,8 +399,8 @@ def test_every_objective_has_a_gradient(folder, name):
     prepared = structures.prepare(config_of(folder, "traced", objective=objective, **changes))
     _, batch = next(prepared.objective.batches(0))
     params = prepared.state.params
-    found = jax.eval_shape(jax.grad(lambda params: prepared.objective.loss(params, batch)[0]), params)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), found) == jax.tree.map(lambda x: (x.shape, x.dtype), params)
+    gradient = jax.eval_shape(jax.grad(lambda params: prepared.objective.loss(params, batch)[0]), params)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), gradient) == jax.tree.map(lambda x: (x.shape, x.dtype), params)
 
 
 def test_arrays_that_were_too_narrow_grow(folder):

@@ -12,13 +12,13 @@ from lamjax.training.tasks import check_apart, common
 def frames(n: int, seed: int = 0, energy: bool = True):
     """Copper dimers of random lengths."""
     rng = np.random.default_rng(seed)
-    found = []
+    collected = []
     for k, length in enumerate(rng.uniform(2, 3, n)):
         atoms = ase.Atoms("Cu2", [[0, 0, 0], [length, 0, 0]])
         if energy:
             atoms.info["REF_energy"] = -round(length)  # many frames of one energy
-        found.append(from_atoms(atoms, source=f"set{seed} frame {k}"))
-    return found
+        collected.append(from_atoms(atoms, source=f"set{seed} frame {k}"))
+    return collected
 
 
 @pytest.mark.parametrize("energy", [True, False], ids=["energies", "no energies"])

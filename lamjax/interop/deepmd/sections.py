@@ -39,7 +39,7 @@ class Section:
         return child
 
     def rest(self) -> dict:
-        """Everything that is left, for somebody else to check."""
+        """All keys that are left, to be checked by the caller."""
         left, self.left = self.left, {}
         return left
 

@@ -125,7 +125,7 @@ def _encode(text: str, encoding: str) -> bytes:
 
 
 def _no_bytes() -> bytes:
-    """What the older protocols call for where bytes are empty."""
+    """Empty bytes, which the older protocols make by a call."""
     return b""
 
 

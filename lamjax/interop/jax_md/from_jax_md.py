@@ -1,4 +1,4 @@
-"""Energy functions of jax-md over neighbour lists as potentials: the way back from `jax_md.energy_neighbor_list`."""
+"""Energy functions of jax-md over neighbour lists as potentials, the inverse of `jax_md.energy_neighbor_list`."""
 
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
@@ -139,7 +139,7 @@ def _energy(config: EnergyFnConfig, params: Any, atoms: jax.Array, slots: jax.Ar
     partner = jnp.asarray(partner, slots.dtype)
     if config.format == "dense":
         rows = jnp.full((n, max(width, 1)), n, slots.dtype).at[k:, 0].set(partner[k:]).at[:k, :width].set(slots)
-        rows = rows.at[n - 1, 1:].set(k)  # not itself: whoever is out of reach
+        rows = rows.at[n - 1, 1:].set(k)  # an atom out of reach, not itself
         kind = partition.NeighborListFormat.Dense
     else:
         centres = jnp.where(slots < n, jnp.arange(k, dtype=slots.dtype)[:, None], n)

@@ -15,10 +15,11 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from lamjax.domains.division import Domains
 from lamjax.domains.lists import DomainLists
-from lamjax.domains.moving import AnyShapes, Evaluator, Seen, evaluator
+from lamjax.domains.moving import AnyShapes, Evaluator, ListStatus, evaluator
 from lamjax.imports import jax_md
 from lamjax.lattice import basis
 from lamjax.neighbors import Neighbors
+from lamjax.neighbors.grid import Spare
 from lamjax.neighbors.search import verdict
 from lamjax.neighbors.types import Shell, named, slots
 from lamjax.potential import Potential
@@ -126,8 +127,8 @@ def _evaluating(shells: tuple[Shell, ...], evaluate: Evaluator, default: Any, pl
     ) -> Any:
         system = place(position, box, new_box, perturbation)
         lists, system = _current(neighbor, system, shells, evaluate, skin)
-        value, seen = evaluate.energy(params, system, lists, neighbor.shapes)
-        return (value * jnp.where(seen.overflow, jnp.nan, 1)).astype(position.dtype)  # a factor: forces are NaN, too
+        value, status = evaluate.energy(params, system, lists, neighbor.shapes)
+        return (value * jnp.where(status.overflow, jnp.nan, 1)).astype(position.dtype)  # a factor: forces are NaN, too
 
     def energy_fn(
         position: Array,
@@ -147,8 +148,8 @@ def _updating(shells: tuple[Shell, ...], evaluate: Evaluator, place: Callable, s
     @jax.jit
     def refreshed(position: Array, neighbor: NeighborList, box: Array, new_box: Array | None) -> Any:
         lists, system = _current(neighbor, place(position, box, new_box), shells, evaluate, skin)
-        seen = evaluate.look(lists, jax.lax.stop_gradient(system), neighbor.shapes)
-        full = neighbor.did_buffer_overflow | _full(lists, seen, neighbor.shapes, shells, skin)
+        status = evaluate.look(lists, jax.lax.stop_gradient(system), neighbor.shapes)
+        full = neighbor.did_buffer_overflow | _full(lists, status, neighbor.shapes, shells, skin)
         return replace(neighbor, lists=lists, did_buffer_overflow=full)
 
     def update(
@@ -172,7 +173,7 @@ def _allocating(
         if np.linalg.det(system.cell) < 0:
             raise ValueError("The box is left-handed: jax-md takes its volume for negative. Swap two lattice vectors.")
         allocate_neighbors(potential, system)  # names what cannot be evaluated, and what the model drops
-        shapes = _room(evaluate.shapes(system, skin, headroom, margin=1.02), extra_capacity, shells)
+        shapes = _room(evaluate.shapes(system, Spare(skin, headroom, shrinking=1.02)), extra_capacity, shells)
         lists = evaluate.blank(system, shapes)
         lists = jax.jit(evaluate.search, static_argnums=(2, 3))(lists, system, skin, shapes)[0]
         return NeighborList(lists, jnp.zeros((), bool), shapes, shells, update)
@@ -244,13 +245,13 @@ def _unwrapped(system: System, lists: Any) -> System:
 
 
 def _room(shapes: Any, extra: int, shells: tuple[Shell, ...]) -> Any:
-    """With slots to spare, and `extra` ones, where the model does not drop what would fill them."""
+    """Shapes with slots to spare and `extra` ones, at most the model's `sel`."""
     wider = [c + 2 * SPARE + extra for c in shapes.capacities]
     limited = slots(w if s.sel is None else min(w, s.sel) for w, s in zip(wider, shells, strict=True))
     return shapes._replace(capacities=limited, width=shapes.width + extra)
 
 
-def _full(lists: Any, seen: Seen, shapes: AnyShapes, shells: tuple[Shell, ...], skin: float) -> Bool[Array, ""]:
+def _full(lists: Any, status: ListStatus, shapes: AnyShapes, shells: tuple[Shell, ...], skin: float) -> Bool[Array, ""]:
     """True if a neighbour is missing, or could soon be, or half of the skin has no room."""
-    missing, _ = verdict(seen.largest_counts + SPARE, shells, shapes.capacities)
-    return seen.overflow | missing | ~(lists.radius >= shells[0].cutoff + skin / 2)
+    missing, _ = verdict(status.largest_counts + SPARE, shells, shapes.capacities)
+    return status.overflow | missing | ~(lists.radius >= shells[0].cutoff + skin / 2)
