@@ -37,11 +37,11 @@ def main() -> None:
     if not LABELS.is_file():
         label(teacher, work)
     files = benchmarks(work)
-    found = {}
+    rows = {}
     for name, targets in {"elastic": TARGETS, "heat": HEAT}.items():
         workflow.once(work / f"{name}.json", lambda name=name, targets=targets: measured(teacher, files[name], targets))
-        found[name] = json.loads((work / f"{name}.json").read_text())["rows"]
-        (HERE / "teacher.json").write_text(json.dumps(found) + "\n")
+        rows[name] = json.loads((work / f"{name}.json").read_text())["rows"]
+        (HERE / "teacher.json").write_text(json.dumps(rows) + "\n")
 
 
 def label(teacher, work: Path) -> None:
@@ -66,10 +66,10 @@ def minima(teacher, some: list) -> list:
     """The crystals that converge, relaxed with their cells."""
     how = RelaxConfig(fmax=FMAX, max_steps=500, cell=CellConfig())
     ends = relaxation.relax_structures(*teacher, some, how)
-    found = [lamjax.to_ase(one.system) for one in ends if bool(one.converged)]
-    for atoms in found:
+    relaxed = [lamjax.to_ase(one.system) for one in ends if bool(one.converged)]
+    for atoms in relaxed:
         atoms.info = {"formula": atoms.get_chemical_formula()}
-    return found
+    return relaxed
 
 
 def values(teacher, relaxed: list, targets: list, work: Path) -> list[dict]:

@@ -124,13 +124,13 @@ def replayed() -> list:
         "train"
     ]
     some = workflow.selection(every, np.random.default_rng(0).permutation(len(every.frames))[:REPLAYED])
-    labelled = []
+    crystals_of_base = []
     for frame, one in zip(some.frames, predictions(potential, params, some.packed, workflow.BATCH), strict=True):
         atoms = to_ase(frame.system)
         atoms.info |= {"REF_energy": float(one.energy), "REF_virial": np.asarray(one.virial)}
         atoms.set_array("REF_forces", np.asarray(one.forces))
-        labelled.append(atoms)
-    return labelled
+        crystals_of_base.append(atoms)
+    return crystals_of_base
 
 
 def settings(files: dict[str, str], targets: list, output: Path, **more: Any) -> properties.PropertyTuneConfig:
