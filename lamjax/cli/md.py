@@ -19,7 +19,7 @@ from lamjax.cli import md_report as report
 from lamjax.cli import reading
 from lamjax.cli.committee import Watch, identity, load_members
 from lamjax.cli.final_report import at_end
-from lamjax.cli.option_groups import grouped
+from lamjax.cli.option_groups import with_groups
 from lamjax.cli.options import Head, Model, Precision
 from lamjax.cli.train import banner
 from lamjax.data import Frame
@@ -89,7 +89,7 @@ def motion(
     return Motion(config, _n_steps(steps, picoseconds, timestep), draws)
 
 
-@grouped(motion=motion)
+@with_groups(motion=motion)
 def md(
     model: Model,
     structure: Annotated[Path, typer.Argument(help="A file that ASE reads.")],

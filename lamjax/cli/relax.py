@@ -16,7 +16,7 @@ from lamjax import checkpoints, data, files, units
 from lamjax.cli import reading
 from lamjax.cli import relax_records as records
 from lamjax.cli.final_report import at_end
-from lamjax.cli.option_groups import grouped
+from lamjax.cli.option_groups import with_groups
 from lamjax.cli.options import Head, Model, NetworkPrecision, Precision
 from lamjax.cli.processes import join
 from lamjax.cli.reading import Start
@@ -109,7 +109,7 @@ RelaxedFile = Annotated[
 ]
 
 
-@grouped(config=relaxation, place=numbered)
+@with_groups(config=relaxation, place=numbered)
 def relax(
     model: Model,
     structures: Annotated[list[Path], typer.Argument(help="Files that ASE reads; every frame is relaxed.")],
