@@ -29,7 +29,7 @@ from lamjax.dynamics.records import COLUMNS
 from lamjax.reports import bar, console, outputs, warnings_as_text
 from lamjax.system import MASSES
 
-SECONDS = 5.0  # that a chunk takes, about: what a kill may lose
+SECONDS = 5.0  # that a chunk takes, about; a killed run loses no more
 
 
 class Kind(StrEnum):

@@ -148,7 +148,7 @@ def relax(
         done = _done(share, out, resume)
         potential, params = checkpoints.load(model, head, np.dtype(precision.value))
         starts, unread = _read(structures, potential.elements, reading.options(elements=elements))
-        # what another process has relaxed stands in its file; without several, all is put together in one
+        # structures relaxed by another process are in its file; a single process puts all into one
         mine = [s for s in starts[share.process :: share.processes] if not _elsewhere(share, done.get(s.source))]
         left = [s for s in mine if s.source not in done]
         made = {"relaxed_by": records.model_name(potential, params)}

@@ -226,7 +226,7 @@ def _grown(ensemble: Ensemble, simulation: Simulation, diagnostics: StepDiagnost
     current = jax.tree.map(np.asarray, diagnostics.system)
     if (fits and has_reach) or not np.isfinite(current.positions).all() or not np.isfinite(current.cell).all():
         return shapes
-    # what lies on the cutoff is counted by the host or is not, as rounding goes
+    # by rounding, the host may or may not count pairs at the cutoff itself
     room = tuple(max(n, c) for n, c in zip(wanted, shapes.capacities, strict=True))
     return _shapes(ensemble, current, skin, shapes._replace(capacities=room))
 

@@ -15,7 +15,7 @@ from lamjax.dynamics.ensembles import Ensemble, Surroundings, integrator
 from lamjax.dynamics.records import Record
 from lamjax.system import System, volume
 
-FARTHEST = 1.0  # Å in one step; what moves farther has exploded
+FARTHEST = 1.0  # Å in one step; a larger one is an explosion
 CHUNK = 50  # records that one call of the device makes, at most
 
 
@@ -106,7 +106,7 @@ def _stepper(ensemble: Ensemble, shapes: AnyShapes, skin: float) -> Stepper:
         stale = evaluate.is_stale(around.lists, current)
         after, lists = jax.lax.cond(stale, again, lambda _: (after, around.lists), None)
         displacement = moved(state, after, around.system)
-        # what depends on NaN is NaN: an overflow shows in the forces
+        # forces are NaN where a list overflows
         ok = (
             jnp.all(jnp.isfinite(after.force))
             & jnp.all(jnp.isfinite(after.momentum))

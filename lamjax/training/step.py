@@ -90,7 +90,7 @@ def _update(optimizer: optax.GradientTransformation, options: StepSettings) -> C
             return TrainState(state.step + 1, params, opt_state, ema)
 
         norm = pytree.global_norm(gradient)
-        finite = jnp.isfinite(value) & jnp.isfinite(norm)  # what is not finite anywhere makes the norm so
+        finite = jnp.isfinite(value) & jnp.isfinite(norm)  # one number that is not finite makes the norm so
         return jax.lax.cond(finite, updated, lambda state: state, state), {"grad_norm": norm, "finite": finite}
 
     return update
