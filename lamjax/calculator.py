@@ -133,7 +133,7 @@ class Calculator(base.Calculator):
             )
         system = host_system(structure, self.dtype)
         check_elements(self.potential, system)
-        self._system = jax.tree.map(np.array, system)  # copies: what is in `info` may be changed in place
+        self._system = jax.tree.map(np.array, system)  # copies: arrays in `info` may be changed in place
         with self._precision():
             result = jax.tree.map(np.asarray, self._predict(self.params, system, self._neighbors(system)))
         if not all(np.isfinite(part).all() for part in result):
@@ -178,7 +178,7 @@ class Calculator(base.Calculator):
 
 OWN = ("model", "head", "dtype", "elements")
 ASES = ("restart", "ignore_bad_restart_file", "label", "atoms", "directory")  # options of any calculator
-INSTEAD = {  # what other calculators call it: what to do here
+INSTEAD = {  # names in other calculators: the remedy here
     "default_dtype": "dtype",
     "precision": "dtype",
     "model_path": "model",

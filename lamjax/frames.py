@@ -21,7 +21,7 @@ class Frame(NamedTuple):
     labels: Labels
     source: str  # "train.extxyz frame 12"
     keys: tuple[str, ...]  # where energy, forces and virial were found, "" where they were not
-    info: dict[str, Any]  # what else the file says of the frame: `atoms.info` and further per-atom arrays
+    info: dict[str, Any]  # other entries of the frame in the file: `atoms.info` and further per-atom arrays
 
 
 class FrameError(ValueError):

@@ -18,7 +18,7 @@ from lamjax.potential import DEFAULT_HEAD, CheckpointError, Params, Potential
 WHAT = "potential"
 EXAMPLE = "package.module:factory,depth=0.5"
 
-_made: dict["FactoryConfig", tuple[Potential, Any]] = {}  # what the functions have returned
+_made: dict["FactoryConfig", tuple[Potential, Any]] = {}  # results of the functions
 _trusted: set[str] = set()  # functions that files may name: those that the user has named in this process
 
 

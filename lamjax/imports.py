@@ -9,7 +9,7 @@ from importlib.machinery import PathFinder
 from types import ModuleType
 from typing import Any
 
-SELDOM = ("energy", "nn", "rigid_body", "elasticity")  # of jax-md, loaded when someone asks for something in them
+SELDOM = ("energy", "nn", "rigid_body", "elasticity")  # of jax-md, loaded on first use
 NAMED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")  # package.module:name
 FAILURES = (Exception, SystemExit)  # importing runs code, which may fail in any way, and end the process
 

@@ -23,7 +23,7 @@ def _module(*arrays: Any) -> Any:
     return jnp if any(isinstance(array, jax.Array) for array in arrays) else np
 
 
-# ---- a basis, and what follows from it
+# ---- basis, heights and projections
 
 
 def basis(cell: Array, pbc: Array, aside: Array | None = None) -> Float[Array, "3 3"]:

@@ -161,7 +161,7 @@ class Potential(NamedTuple):
     shells: tuple[Shell, ...]  # the cutoffs it looks at, widest first
     init: Callable  # (key, dtype=None) -> params
     atomic_energies: Callable  # (params, system, neighbors) -> (n_atoms,) eV, 0 for padding
-    elements: tuple[str, ...] | None = None  # what it knows; None: everything
+    elements: tuple[str, ...] | None = None  # that it knows; None: all
     head: str | None = None  # the head that `energy` uses
     receptive_field: float | None = None  # Å; no atom farther from another changes its energy. None: not known
 

@@ -262,7 +262,7 @@ def test_other_parameters_are_used_at_once(lennard_jones):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"default_dtype": "float32"}, "no option default_dtype: use dtype='float32'"),
         ({"dtyp": "float32"}, "no option dtyp: use dtype='float32'"),
@@ -274,12 +274,12 @@ def test_other_parameters_are_used_at_once(lennard_jones):
         ({"restart": "old"}, "keeps no files"),
     ],
 )
-def test_options_that_there_are_not_are_named(options, said):
+def test_options_that_there_are_not_are_named(options, message):
     potential = classical.lennard_jones()
-    with pytest.raises(TypeError, match=said):
+    with pytest.raises(TypeError, match=message):
         Calculator((potential, potential.init()), **options)
     calculator = Calculator((potential, potential.init()), label="fine", directory=".")
-    with pytest.raises(TypeError, match="cannot be set later" if "restart" in options else said):
+    with pytest.raises(TypeError, match="cannot be set later" if "restart" in options else message):
         calculator.set(**options)
     with pytest.raises(TypeError, match="dtype cannot be set later. Make another lamjax.Calculator"):
         calculator.set(dtype="float32")

@@ -233,7 +233,7 @@ def test_an_unseen_element_begins_as_in_deepmd():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda *m: edit.restrict_elements(*m, ["O", "Au"]), r"Au is not in the model's type map \[O, H, Cu, Si\]"),
         (lambda *m: edit.restrict_elements(*m, []), "needs an element"),
@@ -246,8 +246,8 @@ def test_an_unseen_element_begins_as_in_deepmd():
         (lambda *m: edit.extend_elements(*m, ["Ge"], like={"Sn": "Si"}), r"like names Sn.*\[Ge\]"),
     ],
 )
-def test_wrong_elements_are_refused_by_name(change, said):
-    with pytest.raises(ValueError, match=said):
+def test_wrong_elements_are_refused_by_name(change, message):
+    with pytest.raises(ValueError, match=message):
         change(*tiny())
 
 
@@ -303,7 +303,7 @@ def test_heads_are_removed_selected_and_renamed():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda *m: edit.add_head(*m, "A", "B"), "'A' exists already; the model has: A, B"),
         (lambda *m: edit.add_head(*m, "", "B"), "needs a name"),
@@ -320,8 +320,8 @@ def test_heads_are_removed_selected_and_renamed():
         (lambda *m: edit.rename_head(*m, "A", "B"), "'B' exists already"),
     ],
 )
-def test_wrong_heads_are_refused_by_name(change, said):
-    with pytest.raises(ValueError, match=said):
+def test_wrong_heads_are_refused_by_name(change, message):
+    with pytest.raises(ValueError, match=message):
         change(*tiny())
 
 

@@ -14,7 +14,7 @@ class Fit(NamedTuple):
     """Energies per element that fit a set."""
 
     energies: np.ndarray  # (119,) eV, of minimal norm where undetermined; 0 for an absent element
-    directions: np.ndarray  # (rank, 119) orthonormal: the compositions about which the set says something
+    directions: np.ndarray  # (rank, 119) orthonormal: the compositions that the set determines
     rows: np.ndarray  # frames with an energy
     left: np.ndarray  # (n_rows,) eV/atom, energy minus fit
     width: float  # eV/atom, robust standard deviation of `left`

@@ -333,7 +333,7 @@ def _prints(frame: Frame) -> tuple[int, int]:
     if system.pbc.all():
         positions = (positions @ np.linalg.inv(cell) + 1e-7) % 1 @ cell
     numbers, values = np.asarray(system.numbers).tobytes(), np.concatenate([positions, cell])
-    grids = (np.round(values + offset, 3) + 0.0 for offset in (0.0, 0.0005))  # what one rounds apart, the other keeps
+    grids = (np.round(values + offset, 3) + 0.0 for offset in (0.0, 0.0005))  # one may split equal values, not both
     first, second = (hash((numbers, k, grid.tobytes())) for k, grid in enumerate(grids))
     return first, second
 

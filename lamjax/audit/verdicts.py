@@ -29,7 +29,7 @@ class Ratio(NamedTuple):
 class Verdict(NamedTuple):
     """The meaning of a label as the comparisons within a set determine it."""
 
-    severity: str  # error, warning, or "" if there is nothing to complain of
+    severity: str  # error, warning, or "" without a fault
     text: str
     sources: tuple[str, ...]  # the frames that it rests on, if something is wrong
     factor: Callable | None  # Ratio or FramePair -> true value over label; None if not tested

@@ -12,14 +12,14 @@ from rich.markup import escape
 
 from lamjax import checkpoints
 from lamjax.cli import reading
-from lamjax.cli.option_groups import grouped
+from lamjax.cli.option_groups import with_groups
 from lamjax.data import Audit, Finding, Frame, ReadOptions, Remark, audit, files_of, iterate, summarize
 from lamjax.frames import LABELS
 from lamjax.reports import console, outputs, progress, table
 from lamjax.reports.console import FittingTable
 
 
-@grouped(options=reading.options)
+@with_groups(options=reading.options)
 def check(
     files: Annotated[list[Path], typer.Argument(help="extxyz, plain or .gz, what ASE reads, DeePMD folders, .h5.")],
     model: Annotated[Path | None, typer.Option(help="A model file: its elements must cover the data.")] = None,

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from lamjax.cli import reading
-from lamjax.cli.option_groups import grouped
+from lamjax.cli.option_groups import with_groups
 from lamjax.cli.options import Precision
 from lamjax.data import Frame, ReadOptions, files_of, iterate, open_frames, records, write_store
 from lamjax.data.atoms import add_labels
@@ -20,7 +20,7 @@ from lamjax.system import constraints, to_ase
 TEXT = (".extxyz", ".xyz")
 
 
-@grouped(options=reading.options)
+@with_groups(options=reading.options)
 def convert(
     files: Annotated[list[Path], typer.Argument(help="Files or folders to read, then the target: .h5 or .extxyz.")],
     dtype: Annotated[

@@ -16,7 +16,7 @@ from lamjax.cli import reading
 from lamjax.cli.final_report import at_end
 from lamjax.cli.interrupted import resumable
 from lamjax.cli.labeller import HELP, OPTION_HELP, labeller_config
-from lamjax.cli.option_groups import grouped
+from lamjax.cli.option_groups import with_groups
 from lamjax.cli.rounds_table import COLUMNS, MODELS, cells, model_cells
 from lamjax.cli.train import banner
 from lamjax.data import ReadOptions
@@ -30,7 +30,7 @@ from lamjax.training.folder import check_sources
 COMMAND = "lamjax distill"
 
 
-@grouped(options=reading.options)
+@with_groups(options=reading.options)
 def distill(
     teacher: Annotated[
         Path | None, typer.Argument(help="The model that labels: a lamjax bundle or DeePMD-kit's .pt, .dp, .yaml.")

@@ -14,7 +14,7 @@ from rich.markup import escape
 from lamjax import checkpoints, pytree
 from lamjax.cli import reading
 from lamjax.cli.committee import load_members
-from lamjax.cli.option_groups import grouped
+from lamjax.cli.option_groups import with_groups
 from lamjax.cli.options import Model
 from lamjax.data import Frame, ReadOptions, files_of, pack, plan, read, records
 from lamjax.data.atoms import add_labels
@@ -53,7 +53,7 @@ class Settings(NamedTuple):
     options: ReadOptions
 
 
-@grouped(options=reading.options)
+@with_groups(options=reading.options)
 def evaluate(
     model: Model,
     files: Annotated[list[Path], typer.Argument(help="Labelled structures: extxyz, what ASE reads, DeePMD folders.")],

@@ -11,7 +11,7 @@ from rich.markup import escape
 from lamjax.reports import console
 
 _SETTINGS: Any = jax.config
-EXHAUSTED = "RESOURCE_EXHAUSTED"  # of JAX's errors: what memory does not hold
+EXHAUSTED = "RESOURCE_EXHAUSTED"  # in JAX's errors where memory is too small
 TROUBLE = "docs/troubleshooting.md"
 PAGES = {  # which page helps with what goes wrong in a part of the library; the innermost part counts
     "lamjax.imported": "docs/how-to/bring-your-own.md",

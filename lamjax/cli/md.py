@@ -19,7 +19,7 @@ from lamjax.cli import md_report as report
 from lamjax.cli import reading
 from lamjax.cli.committee import Watch, identity, load_members
 from lamjax.cli.final_report import at_end
-from lamjax.cli.option_groups import grouped
+from lamjax.cli.option_groups import with_groups
 from lamjax.cli.options import Head, Model, Precision
 from lamjax.cli.train import banner
 from lamjax.data import Frame
@@ -29,7 +29,7 @@ from lamjax.dynamics.records import COLUMNS
 from lamjax.reports import bar, console, outputs, warnings_as_text
 from lamjax.system import MASSES
 
-SECONDS = 5.0  # that a chunk takes, about: what a kill may lose
+SECONDS = 5.0  # that a chunk takes, about; a killed run loses no more
 
 
 class Kind(StrEnum):
@@ -89,7 +89,7 @@ def motion(
     return Motion(config, _n_steps(steps, picoseconds, timestep), draws)
 
 
-@grouped(motion=motion)
+@with_groups(motion=motion)
 def md(
     model: Model,
     structure: Annotated[Path, typer.Argument(help="A file that ASE reads.")],

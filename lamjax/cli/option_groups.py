@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-def grouped(**groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_groups(**groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A decorator of commands: an argument named here takes what its function makes of the function's own options.
 
     These stand in the place of that argument, in the command line as in its help.

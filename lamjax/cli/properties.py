@@ -19,7 +19,7 @@ from rich.markup import escape
 from lamjax import checkpoints, data, files, units
 from lamjax.cli import reading, relax_records
 from lamjax.cli.failure import no_memory
-from lamjax.cli.option_groups import grouped
+from lamjax.cli.option_groups import with_groups
 from lamjax.cli.options import Head, Model, NetworkPrecision, Precision
 from lamjax.cli.reading import Start
 from lamjax.data import records
@@ -76,7 +76,7 @@ def survey_settings(
     )
 
 
-@grouped(settings=survey_settings)
+@with_groups(settings=survey_settings)
 def properties(
     model: Model,
     structures: Annotated[list[Path], typer.Argument(help="Files that ASE reads; every frame is a crystal.")],

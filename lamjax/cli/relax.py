@@ -16,7 +16,7 @@ from lamjax import checkpoints, data, files, units
 from lamjax.cli import reading
 from lamjax.cli import relax_records as records
 from lamjax.cli.final_report import at_end
-from lamjax.cli.option_groups import grouped
+from lamjax.cli.option_groups import with_groups
 from lamjax.cli.options import Head, Model, NetworkPrecision, Precision
 from lamjax.cli.processes import join
 from lamjax.cli.reading import Start
@@ -109,7 +109,7 @@ RelaxedFile = Annotated[
 ]
 
 
-@grouped(config=relaxation, place=numbered)
+@with_groups(config=relaxation, place=numbered)
 def relax(
     model: Model,
     structures: Annotated[list[Path], typer.Argument(help="Files that ASE reads; every frame is relaxed.")],
@@ -148,7 +148,7 @@ def relax(
         done = _done(share, out, resume)
         potential, params = checkpoints.load(model, head, np.dtype(precision.value))
         starts, unread = _read(structures, potential.elements, reading.options(elements=elements))
-        # what another process has relaxed stands in its file; without several, all is put together in one
+        # structures relaxed by another process are in its file; a single process puts all into one
         mine = [s for s in starts[share.process :: share.processes] if not _elsewhere(share, done.get(s.source))]
         left = [s for s in mine if s.source not in done]
         made = {"relaxed_by": records.model_name(potential, params)}

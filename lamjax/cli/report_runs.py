@@ -22,7 +22,7 @@ from lamjax.training.structures import StructureTuneConfig
 FORGETTING, ROUNDS = "forgetting.json", "rounds.png"
 WORST = ("structure", "atoms", "Dq before", "Dq after", "RMSD before (Å)", "RMSD after (Å)", "converged after")
 RELAXED = {"before": "before training", "after": "after"}
-MOST_LINES = 6  # of validation.csv that are drawn, of a loss that nothing is known of
+MOST_LINES = 6  # of validation.csv that are drawn for a loss of the user's own
 
 
 def page(folder: Path, end: str) -> str:

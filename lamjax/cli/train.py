@@ -15,7 +15,7 @@ from lamjax.cli import reading
 from lamjax.cli.data import data_table
 from lamjax.cli.final_report import at_end
 from lamjax.cli.interrupted import resumable
-from lamjax.cli.option_groups import grouped
+from lamjax.cli.option_groups import with_groups
 from lamjax.cli.processes import join
 from lamjax.data import ReadOptions, n_batches
 from lamjax.reports import bar, console, table, warnings_as_text
@@ -27,7 +27,7 @@ from lamjax.training.labels import WRITTEN
 from lamjax.training.tasks import Task
 
 
-@grouped(options=reading.options)
+@with_groups(options=reading.options)
 def train(
     config: Annotated[Path | None, typer.Argument(help="YAML file; see --template.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change a key: --set schedule.start_lr=1e-4.")] = None,

@@ -14,7 +14,7 @@ from lamjax.arguments import plain
 from lamjax.config import faults
 
 Config = TypeVar("Config")
-# what may change when a run goes on
+# keys that may change when a run is resumed
 _HARMLESS = {"output", "print_every", "save_every", "keep", "patience", "plots", "tensorboard", "logger", "monitor"}
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 from lamjax.lattice import complete_cell, shortest
 from lamjax.system import System
 
-ROUNDS = 3  # of assigning and of removing the common translation of what is assigned
+ROUNDS = 3  # of assigning atoms and removing their common translation
 
 
 class Match(NamedTuple):

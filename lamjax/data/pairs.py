@@ -22,7 +22,7 @@ from lamjax.system import Labels, System, cast, moved_by, to_ase
 SAME_CELL = 1e-4  # Å; lattice vectors that differ by less are the same
 FAR = 1.5  # Å; an atom that goes farther may be another one: the order of the atoms is looked at
 FARTHEST = 5.0  # Å; atoms that were matched and are farther apart than this are not the same
-STAYS = 0.01  # Å; what is fixed moves no farther than files round
+STAYS = 0.01  # Å; a displacement of fixed atoms that rounding in files explains
 STILL = 1e-3  # Å; an atom that moved less, where others moved more, may have been held
 LARGEST_STRAIN, LARGEST_TURN = 0.5, 0.1  # of a cell between start and target, beyond which it is another one
 REORDERED = "Atoms of the target, in another order than those of the start, were matched to them"
@@ -38,7 +38,7 @@ class Pair(NamedTuple):
     start: System
     target: System  # its own cell; positions as the file gives them, in any image
     fixed: Bool[np.ndarray, "n_atoms 3"]  # True: this Cartesian component does not move
-    labels: Labels  # of the target; what is missing weighs nothing
+    labels: Labels  # of the target; missing ones have weight 0
     source: str  # where it was read, for messages
     info: dict[str, Any]  # relax_id or pair_id and whatever else the file says of the start
 
@@ -275,7 +275,7 @@ def _number(frame: Frame, key: str) -> int:
         raise ValueError(f"{frame.source}: {key} is {frame.info[key]!r}, not a number.") from None
 
 
-# ---- what a pair must be
+# ---- checks of pairs
 
 
 def _checked(ends: _Ends, rules: _Rules, remarks: Remarks) -> Pair:

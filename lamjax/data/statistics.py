@@ -30,7 +30,7 @@ class Bias(NamedTuple):
     """Energy per element from least squares."""
 
     energies: np.ndarray  # (n_types,) eV
-    residual: float  # eV, population standard deviation of what is left of the total energies
+    residual: float  # eV, population standard deviation of the residuals of the total energies
 
 
 def environment_statistics(

@@ -37,7 +37,7 @@ class StructureBatch(NamedTuple):
     neighbors: Neighbors  # of the start
     target: System  # (n_batch, ...), the same atoms in the same places of the arrays; its own cell
     target_neighbors: Neighbors  # as wide as `neighbors`
-    labels: Labels  # of the target; what is missing weighs nothing
+    labels: Labels  # of the target; missing ones have weight 0
     fixed: Bool[Array, "n_batch n_atoms 3"]  # this Cartesian component does not move
     number: Int[Array, " n_batch"] | None = None  # of the pair among those that were packed, from 1; 0: no atoms
 

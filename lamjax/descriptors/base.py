@@ -29,7 +29,7 @@ class Descriptor(NamedTuple):
     config: Any
     shells: tuple[Shell, ...]  # the cutoffs it looks at, widest first
     width: int  # features per atom
-    receptive_field: float  # Å; nothing farther from an atom changes its features
+    receptive_field: float  # Å; atoms farther away do not change the features
     init: Callable  # (key, dtype) -> params
     apply: Callable  # (params, atom_inputs) -> features (n_atoms, width)
     # (params, n_atoms, capacities) -> the least bytes that forces keep in memory; None: never too many

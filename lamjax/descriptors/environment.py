@@ -45,7 +45,7 @@ class Block(NamedTuple):
     sel: int
     zero_mean: bool  # the mean is not subtracted, only the scale is used
     exponential: bool = False  # the kind of the switch
-    stddev: float | None = None  # a constant in place of what the data say
+    stddev: float | None = None  # a constant in place of the data's
 
 
 class Empty(NamedTuple):

@@ -232,7 +232,7 @@ def _directions(rows: np.ndarray, cut: float) -> np.ndarray:
     while True:
         n = min(n, *rows.shape)
         basis = np.linalg.qr(rows @ rng.normal(size=(rows.shape[1], n)))[0]
-        basis = np.linalg.qr(rows @ (rows.T @ basis))[0]  # once more, for what is small
+        basis = np.linalg.qr(rows @ (rows.T @ basis))[0]  # once more, for small singular values
         _, s, v = np.linalg.svd(basis.T @ rows, full_matrices=False)
         rank = max(1, int(np.sum(s > cut * s[0])))
         if rank < n // 2 or n == min(rows.shape):

@@ -18,7 +18,7 @@ from lamjax.distillation.answers import Failed, bare, labelled
 from lamjax.imports import FAILURES
 from lamjax.potential import Potential
 
-ROUNDING: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-4}  # eV, eV/Å, eV/Å³: what differs by more has not the same cause
+ROUNDING: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-4}  # eV, eV/Å, eV/Å³: larger differences are not rounding
 MISSING = (calculators.PropertyNotImplementedError, NotImplementedError)
 
 
@@ -69,7 +69,7 @@ class CalculatorLabeller:
 def results(calculator: Any, atoms: ase.Atoms) -> dict[str, Any]:
     """Energy (eV), forces (eV/Å) and maybe stress (eV/Å³, Voigt) in float64; ValueError for what is no such number."""
     if hasattr(calculator, "reset"):
-        calculator.reset()  # nothing of the frame before
+        calculator.reset()  # forget the frame before
     asked = atoms.copy()
     asked.calc = calculator
     energy, forces = asked.get_potential_energy(), asked.get_forces(apply_constraint=False)

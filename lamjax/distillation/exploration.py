@@ -164,7 +164,7 @@ def perturbed(start: Frame, rng: np.random.Generator, displacement: float, strai
     epsilon = strain * (drawn + drawn.T) / 2
     moved = displacement * rng.normal(size=system.positions.shape)
     if fixed is not None:
-        epsilon, moved = 0 * epsilon, np.where(fixed, 0, moved)  # what is fixed must stay where it is
+        epsilon, moved = 0 * epsilon, np.where(fixed, 0, moved)  # fixed components must not move
     inside = projector(system.cell, system.pbc)
     change = np.eye(3) + inside @ epsilon @ inside
     return system._replace(positions=system.positions @ change + moved, cell=system.cell @ change)

@@ -120,7 +120,7 @@ def _begin(labeller: Labeller, frames: Sequence[Frame], out: Path, resume: bool)
     if out.exists() and not (facts and done == len(frames)):  # else it was killed when all was written
         raise ValueError(f"{out} exists: it would be lost. Choose another output, or remove it.")
     if not facts:
-        partial.unlink(missing_ok=True)  # of a run that was killed before it was known of what
+        partial.unlink(missing_ok=True)  # of a run that was killed before its settings were written
         files.write_facts(files.partial_facts(out), settings)
     return done
 

@@ -30,7 +30,7 @@ from lamjax.training.folder import REPORT, environment
 
 CONFIG, FACTS = "config.json", "facts.json"
 WRITTEN = (CONFIG, FACTS, "round-*", STUDENT, TABLE, PLOT, RESULT, REPORT)
-# what the students of all rounds, and their labels, must share
+# settings that must be the same for the students and labels of all rounds
 KEPT = ("labeller", "members", "seed", "student.base", "student.head", "student.model", "student.precision")
 
 

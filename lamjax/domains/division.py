@@ -14,8 +14,8 @@ from lamjax.lattice import basis, heights, wrap_shift
 from lamjax.system import System
 
 AXIS = "domain"
-MARGIN = 1e-3  # Å that a halo is deeper than it must be: what lies on its border may be rounded either way
-SPARE = 0.1  # Å between what a search looks at in a domain and its images: nothing of them is listed
+MARGIN = 1e-3  # Å that a halo is deeper than needed: positions at its border are rounded
+SPARE = 0.1  # Å beyond the search radius to the images of a domain, so that none of them is listed
 
 
 class Domains(NamedTuple):
@@ -41,7 +41,7 @@ class Geometry(NamedTuple):
     share: Float[Array, "n_atoms 3"]  # 0 to 1
     shift: Int[Array, "n_atoms 3"]  # the lattice vectors that bring an atom there
     depth: Float[Array, " 3"]  # of a halo; 0 in directions that are not divided
-    cell: Float[Array, "3 3"]  # rows span a domain with its halo and a gap, so that nothing sees its image in them
+    cell: Float[Array, "3 3"]  # rows span a domain with its halo and a gap, without images as neighbours
     complete: Bool[Array, ""]  # positions are finite, and the images enough for the halo
 
 
@@ -87,7 +87,7 @@ def geometry(
     low = jnp.min(jnp.where(real, along, jnp.inf), axis=0, initial=jnp.inf)
     high = jnp.max(jnp.where(real, along, -jnp.inf), axis=0, initial=-jnp.inf)
     low, span = jnp.where(pbc, 0, low), jnp.where(pbc, 1, jnp.maximum(high - low, 1e-6))
-    width = span * heights(rows)  # Å, of what is divided
+    width = span * heights(rows)  # Å, of the divided lengths
     deep = jnp.where(domains.divided, (depth + MARGIN) / width, 0)
     whole = pbc & ~domains.divided
     stretch = jnp.where(whole, 1, (1 / np.array(domains.counts) + 2 * deep + (gap + SPARE) / width) * span)

@@ -40,7 +40,7 @@ class DomainLists(NamedTuple):
     atoms: Int[Array, "n_domains capacity"]  # which atom of the structure it is
     images: Int[Array, "n_domains capacity 3"]  # and in which image
     number: Int[Array, "n_domains 2"]  # own atoms, atoms of the halo
-    whole: Verlet  # no neighbours: where the structure was, and what holds for all domains
+    whole: Verlet  # without neighbours: positions at the search, and the values for all domains
 
     @property
     def positions(self) -> Array:

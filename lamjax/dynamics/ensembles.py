@@ -140,7 +140,7 @@ class Integrator(NamedTuple):
     start: Callable  # (key, surroundings, momenta or None) -> state
     step: Callable  # (state, surroundings) -> state
     place: Callable  # (state, system) -> System
-    conserved: Callable  # (state, potential energy, surroundings) -> eV, NaN where nothing is
+    conserved: Callable  # (state, potential energy, surroundings) -> eV, NaN for ensembles without one
 
 
 def integrator(ensemble: Ensemble, shapes: Any) -> Integrator:

@@ -31,7 +31,7 @@ UNITS = {
 }
 LIBVER = ("v110", "v110")  # the first that knows SWMR
 BLOCK = 1 << 18  # bytes of a chunk, about
-MARGIN = 1 << 16  # for what HDF5 writes of itself
+MARGIN = 1 << 16  # for HDF5's own structures
 
 
 def append(path: Path, record: Record, still: dict[str, np.ndarray], timestep: float) -> None:

@@ -20,7 +20,7 @@ class Record(NamedTuple):
     temperature: Float[np.ndarray, " n"]  # K
     stress: Float[np.ndarray, "n 6"]  # eV/Å³, of potential and motion, Voigt, positive in tension; NaN if not periodic
     volume: Float[np.ndarray, " n"]  # Å³
-    conserved: Float[np.ndarray, " n"]  # eV; NaN where nothing is
+    conserved: Float[np.ndarray, " n"]  # eV; NaN for ensembles without one
     positions: Float[np.ndarray, "n n_atoms 3"]  # Å, unwrapped
     momenta: Float[np.ndarray, "n n_atoms 3"]  # sqrt(amu eV), as in ASE
     cell: Float[np.ndarray, "n 3 3"]  # Å

@@ -1,32 +1,29 @@
 """A simulation in chunks: the device moves atoms and keeps their lists, the host looks between chunks."""
 
-import functools
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import ase.data
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, PyTree
 
-from lamjax import numerics, pytree, units
+from lamjax import units
 from lamjax.domains.moving import AnyShapes
 from lamjax.dynamics import ensembles
-from lamjax.dynamics.ensembles import Ensemble, NPTConfig, Surroundings, integrator, thermal_momenta
+from lamjax.dynamics.ensembles import Ensemble, NPTConfig, Surroundings, thermal_momenta
 from lamjax.dynamics.records import Record
+from lamjax.dynamics.stepping import CHUNK, FARTHEST, Span, StepDiagnostics, programs
 from lamjax.neighbors.grid import Spare
 from lamjax.potential import check_elements
-from lamjax.system import MASSES, System, as_jax_casts, check_single, fixed_mask, volume
+from lamjax.system import MASSES, System, as_jax_casts, check_single, fixed_mask
 
 SKIN = 1.0  # Å
 HEADROOM = 1.1  # slots relative to the neighbours of the start: empty ones cost time, and too few become more
 DRIFT = 1e-6  # of the kinetic energy; less of it is left
-FARTHEST = 1.0  # Å in one step; what moves farther has exploded
-CHUNK = 50  # records that one call of the device makes, at most
 TRIES = 5  # times in a row that arrays grow without a step
 
 
@@ -48,43 +45,6 @@ class Simulation(NamedTuple):
     shapes: AnyShapes
     step: int
     n_grown: int = 0  # times that arrays became wider on the way
-
-
-class MDPrograms(NamedTuple):
-    """The compiled programs for an ensemble and shapes of arrays."""
-
-    start: Callable  # (surroundings, momenta, key) -> state, lists, StepDiagnostics
-    chunk: Callable  # (state, surroundings, Span) -> state, lists, step, ok, number of records, records
-    look: Callable  # (state, surroundings) -> StepDiagnostics of the step that is to come
-
-
-class Stepper(NamedTuple):
-    """A step with its neighbour lists."""
-
-    moves: ensembles.Integrator
-    search: Callable  # (lists, system) -> lists, the fullest bin (and domain)
-    step: Callable  # (state, surroundings) -> state, lists, whether it can be trusted
-    moved: Callable  # (state, state after it, system) -> Å of every atom
-
-
-class Span(NamedTuple):
-    """Steps to make, and how many lie between records."""
-
-    first: Any
-    last: Any
-    every: Any
-    n_records: Any
-
-
-class StepDiagnostics(NamedTuple):
-    """Diagnostics of a step: array sizes that it needs, and whether it is sound."""
-
-    system: System  # after it
-    neighbors: Int[Array, " n_shells"]
-    fullest: Int[Array, " n_kinds"]  # bin, and domain where there are several
-    radius: Float[Array, ""]  # Å that the bins let an atom see
-    moved: Float[Array, " n_atoms"]  # Å in the step
-    ok: Bool[Array, ""]
 
 
 def begin(
@@ -127,7 +87,7 @@ def begin(
     shapes, bath = _shapes(ensemble, host, skin, room), ensembles.bath(ensemble.config)
     while True:
         lists = ensemble.evaluator.blank(host, shapes)
-        made = _programs(ensemble, shapes, skin)
+        made = programs(ensemble, shapes, skin)
         around = Surroundings(bath, params, system, lists, fixed)
         state, lists, diagnostics = made.start(around, momenta, jax.random.key(seed))
         simulation = Simulation(state, system, fixed, lists, shapes, 0)
@@ -166,7 +126,7 @@ def like(ensemble: Ensemble, params: PyTree, simulation: Simulation) -> Simulati
     """The simulation with the shapes of its state and lists (jax.ShapeDtypeStruct) in their places."""
     system, shapes = simulation.system, simulation.shapes
     lists = ensemble.evaluator.blank(system, shapes)
-    start, bath = _programs(ensemble, shapes, SKIN).start, ensembles.bath(ensemble.config)
+    start, bath = programs(ensemble, shapes, SKIN).start, ensembles.bath(ensemble.config)
     around = Surroundings(bath, params, system, lists, simulation.fixed)
     state, lists, _ = jax.eval_shape(start, around, system.positions, jax.random.key(0))
     return simulation._replace(state=state, lists=lists)
@@ -193,7 +153,7 @@ def simulate(
     last, failures, ready = simulation.step + n_steps, 0, None
     n_records = CHUNK if math.isinf(seconds) else 1
     while simulation.step < last:
-        made, began = _programs(ensemble, simulation.shapes, skin), time.monotonic()
+        made, began = programs(ensemble, simulation.shapes, skin), time.monotonic()
         n_records = min(n_records, math.ceil(last / every) - simulation.step // every)
         span = Span(simulation.step, last, every, n_records)
         moved = made.chunk(simulation.state, _around(ensemble, params, simulation), span)
@@ -217,7 +177,7 @@ def simulate(
 def observe(ensemble: Ensemble, params: PyTree, simulation: Simulation, skin: float = SKIN) -> Record:
     """The record of the present step of a simulation. Nothing is compiled that `simulate` does not."""
     _check_fits(ensemble, simulation)
-    chunk, around = _programs(ensemble, simulation.shapes, skin).chunk, _around(ensemble, params, simulation)
+    chunk, around = programs(ensemble, simulation.shapes, skin).chunk, _around(ensemble, params, simulation)
     *_, records = chunk(simulation.state, around, Span(simulation.step, simulation.step, 1, 1))
     return Record(*(np.asarray(x)[:1] for x in records))
 
@@ -239,7 +199,7 @@ def _check_fits(ensemble: Ensemble, simulation: Simulation) -> None:
 
 def _wider(ensemble: Ensemble, params: PyTree, simulation: Simulation, skin: float, give_up: bool) -> Simulation:
     """The simulation in arrays for the step that did not fit; DynamicsError if that is not what was wrong."""
-    look = _programs(ensemble, simulation.shapes, skin).look
+    look = programs(ensemble, simulation.shapes, skin).look
     diagnostics = look(simulation.state, _around(ensemble, params, simulation))
     shapes = _grown(ensemble, simulation, diagnostics, skin)
     if shapes == simulation.shapes or give_up:
@@ -266,7 +226,7 @@ def _grown(ensemble: Ensemble, simulation: Simulation, diagnostics: StepDiagnost
     current = jax.tree.map(np.asarray, diagnostics.system)
     if (fits and has_reach) or not np.isfinite(current.positions).all() or not np.isfinite(current.cell).all():
         return shapes
-    # what lies on the cutoff is counted by the host or is not, as rounding goes
+    # by rounding, the host may or may not count pairs at the cutoff itself
     room = tuple(max(n, c) for n, c in zip(wanted, shapes.capacities, strict=True))
     return _shapes(ensemble, current, skin, shapes._replace(capacities=room))
 
@@ -287,137 +247,3 @@ def _why(simulation: Simulation, diagnostics: StepDiagnostics, ensemble: Ensembl
         f"step (now {config.timestep:g} fs), {slower}relax the start first, or look whether the potential knows what "
         "it sees."
     )
-
-
-def _programs(ensemble: Ensemble, shapes: AnyShapes, skin: float) -> MDPrograms:
-    """The programs of an ensemble; those of other temperatures and pressures are the same."""
-    return _compiled(ensembles.in_any_bath(ensemble), shapes, skin)
-
-
-@functools.lru_cache(maxsize=32)
-def _compiled(ensemble: Ensemble, shapes: AnyShapes, skin: float) -> MDPrograms:
-    stepper = _stepper(ensemble, shapes, skin)
-    moves, search = stepper.moves, stepper.search
-
-    def start(around: Surroundings, momenta: Array, key: Array) -> tuple[Any, Any, StepDiagnostics]:
-        system = around.system
-        lists, fullest = search(around.lists, system)
-        state = moves.start(key, around._replace(lists=lists), momenta)
-        finite = jnp.all(jnp.isfinite(state.force))
-        still = jnp.zeros(system.n_atoms)
-        return state, lists, StepDiagnostics(system, lists.largest_counts, fullest, lists.radius, still, finite)
-
-    def look(state: Any, around: Surroundings) -> StepDiagnostics:
-        after, lists, ok = stepper.step(state, around)
-        current = moves.place(after, around.system)
-        lists, fullest = search(lists, current)
-        moved = stepper.moved(state, after, around.system)
-        return StepDiagnostics(current, lists.largest_counts, fullest, lists.radius, moved, ok)
-
-    chunk = _chunk(stepper, _observer(ensemble, shapes, moves))
-    options = numerics.compiler_options()
-    return MDPrograms(*(jax.jit(program, compiler_options=options) for program in (start, chunk, look)))
-
-
-def _stepper(ensemble: Ensemble, shapes: AnyShapes, skin: float) -> Stepper:
-    """Steps that renew the neighbour list where it is stale."""
-    evaluate, moves = ensemble.evaluator, integrator(ensemble, shapes)
-
-    def search(lists: Any, current: System) -> tuple[Any, Array]:
-        return evaluate.search(lists, current, skin, shapes)
-
-    def step(state: Any, around: Surroundings) -> tuple[Any, Any, Array]:
-        """A step and its lists; whether it can be trusted."""
-        after = moves.step(state, around)
-        current = moves.place(after, around.system)
-
-        def again(_: Any) -> tuple[Any, Any]:
-            # where atoms are does not depend on the forces there, which are all that the old list got wrong
-            new = search(around.lists, current)[0]
-            return moves.step(state, around._replace(lists=new)), new
-
-        stale = evaluate.is_stale(around.lists, current)
-        after, lists = jax.lax.cond(stale, again, lambda _: (after, around.lists), None)
-        displacement = moved(state, after, around.system)
-        # what depends on NaN is NaN: an overflow shows in the forces
-        ok = (
-            jnp.all(jnp.isfinite(after.force))
-            & jnp.all(jnp.isfinite(after.momentum))
-            & jnp.all(displacement < FARTHEST)
-        )
-        return after, lists, ok
-
-    def moved(state: Any, after: Any, system: System) -> Array:
-        """Å of every atom, without what a cell does that becomes larger or smaller as a whole."""
-        before, current = moves.place(state, system), moves.place(after, system)
-        scale = (volume(current) / jnp.where(volume(before) > 0, volume(before), 1)) ** (1 / 3)
-        scale = jnp.where(jnp.all(system.pbc), scale, 1)
-        return jnp.linalg.norm(current.positions - scale * before.positions, axis=-1)
-
-    return Stepper(moves, search, step, moved)
-
-
-def _chunk(stepper: Stepper, observe: Callable) -> Callable:
-    """The program of many steps, with a record of every few."""
-
-    def chunk(state: Any, around: Surroundings, span: Span) -> tuple:
-        """Steps from `first` to at most `last`, and a record after every `every`-th, `n_records` of them.
-
-        With `last` equal to `first`, the record there. None of the four is a part of the program.
-        """
-        blank = jax.eval_shape(observe, state, around, span.first)
-        blank = jax.tree.map(lambda x: jnp.zeros((CHUNK, *x.shape), x.dtype), blank)
-
-        def step(carry: tuple) -> tuple:
-            state, lists, k, _, end = carry
-            after, newer, ok = stepper.step(state, around._replace(lists=lists))
-            state, lists = pytree.where(ok, (after, newer), (state, lists))
-            return state, lists, k + ok, ok, end
-
-        def record(carry: tuple) -> tuple:
-            state, lists, now, ok, n, records = carry
-            end = jnp.minimum(span.last, (now // span.every + 1) * span.every)
-            state, lists, now, ok, _ = jax.lax.while_loop(
-                lambda c: c[3] & (c[2] < c[4]), step, (state, lists, now, ok, end)
-            )
-            observed = observe(state, around._replace(lists=lists), now)
-            records = jax.tree.map(lambda all_, x: all_.at[n].set(x), records, observed)
-            return state, lists, now, ok, n + (now == end), records
-
-        start = state, around.lists, span.first, jnp.ones((), bool), jnp.zeros((), jnp.int32), blank
-        return jax.lax.while_loop(lambda c: c[3] & (c[4] < span.n_records), record, start)
-
-    return chunk
-
-
-def _observer(ensemble: Ensemble, shapes: AnyShapes, moves: ensembles.Integrator) -> Callable:
-    """The function (state, surroundings, step) -> Record of one step."""
-    evaluate = ensemble.evaluator
-
-    def observe(state: Any, around: Surroundings, step: Any) -> Record:
-        current = moves.place(state, around.system)
-        predicted, neighbors = evaluate.predict(around.params, current, around.lists, shapes)
-        space: Any = volume(current)
-        velocity = state.momentum / state.mass
-        virial = predicted.virial + velocity.T @ state.momentum  # of the potential and of the motion
-        stress: Any = jnp.where(jnp.all(current.pbc), units.to_voigt(units.virial_to_stress(virial, space)), jnp.nan)
-        kinetic = ensembles.kinetic_energy(state)
-        n_fixed = jnp.sum(around.fixed, axis=0)
-        freedom = ensembles.degrees_of_freedom(ensemble.config, around.system.n_atoms, n_fixed)
-        of_cell: Any = jnp.where(jnp.all(current.pbc), space, jnp.nan)
-        return Record(
-            step=step,
-            potential_energy=predicted.energy,
-            kinetic_energy=kinetic,
-            temperature=2 * kinetic / (jnp.maximum(1, freedom) * units.KB),
-            stress=stress,
-            volume=of_cell,
-            conserved=moves.conserved(state, predicted.energy, around),
-            positions=current.positions,
-            momenta=state.momentum,
-            cell=current.cell,
-            forces=predicted.forces,
-            truncated=neighbors.truncated,
-        )
-
-    return observe

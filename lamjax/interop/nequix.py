@@ -34,7 +34,7 @@ _MODEL = (
     "scale",
     "shift",
 )
-# what says how a model was trained, which changes no energy
+# settings of the training, which change no energy
 _TRAINING = frozenset(
     "state_path resume_from train_path valid_path cache_dir valid_frac avg_n_edges avg_n_nodes max_n_edges max_n_nodes "
     "seed mlp_init_scale optimizer learning_rate warmup_epochs warmup_factor grad_clip_norm weight_decay batch_size "

@@ -214,7 +214,7 @@ def _relaxed(potential, params, batch: PropertyBatch, config: PropertyLossConfig
     What did not converge, or fell apart, is replaced by one that did, so that no NaN reaches a gradient.
     """
     still, shells = jax.lax.stop_gradient, potential.shells
-    relaxation = dataclasses.replace(config.relax, adjoint=Implicit())  # which keeps nothing of the way
+    relaxation = dataclasses.replace(config.relax, adjoint=Implicit())  # which stores no states of the path
     end = still(relax(potential, still(params), batch.start, batch.neighbors, relaxation))
     lists = jax.vmap(lambda n, s: neighbor_lists.update(n, s, shells))(batch.neighbors, end.system)
     counted, cells = end.converged & ~lists.overflow & jnp.any(real(batch.start), axis=-1), batch.cells

@@ -29,7 +29,7 @@ SHAPES = {"lengths": (3,), "elastic_tensor": (6, 6)}
 LARGEST = {name: 3000.0 for name, unit in UNITS.items() if unit is MODULI}  # GPa; diamond has 1100
 ELASTIC = {name for name, unit in UNITS.items() if unit is MODULI}
 VIBRATIONAL = {name for name, unit in UNITS.items() if unit is HEAT}
-SKEW = 0.05  # of the largest constant; what calculations leave of asymmetry is less
+SKEW = 0.05  # of the largest constant; the asymmetry of calculations is less
 DULONG_PETIT = 3 * units.KB * JOULES  # J/(mol K) of an atom: no harmonic crystal holds more
 AWAY = 2.0  # a target volume that many times that of the structure belongs to another cell or has another unit,
 # and a crystal that becomes so much larger or smaller has fallen apart

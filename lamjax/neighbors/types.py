@@ -56,7 +56,7 @@ class Neighbors(NamedTuple):
     largest_counts: Int[Array, "*batch n_shells"]  # largest number of neighbours of an atom within each shell
     overflow: Bool[Array, "*batch"]  # neighbours are missing: the list is too narrow or too few images were searched
     truncated: Bool[Array, "*batch"]  # the model itself drops neighbours beyond its `sel` (as DeePMD-kit does)
-    made_for: MadeFor | None = None  # None: put together by hand, for what is not known
+    made_for: MadeFor | None = None  # None: the shells are not known
     known: Known | None = None  # not None: while lamjax evaluates a potential
 
     found = renamed("found", "largest_counts")

@@ -35,7 +35,7 @@ class ElasticTensor(NamedTuple):
     stable: Bool[Array, ""]  # Born: the tensor is positive definite and no internal mode has negative curvature
     least_curvature: Float[Array, ""]  # eV/Å², of the atoms inside the cell; infinite with one atom
     fmax: Float[Array, ""]  # eV/Å, the largest force that was left
-    stress: Float[Array, "6"]  # GPa, what of the stress is not held up by the pressure
+    stress: Float[Array, "6"]  # GPa, the stress plus the pressure: 0 in equilibrium
     converged: Bool[Array, ""]  # fmax <= config.fmax: else the numbers are those of no relaxed structure
 
 

@@ -26,7 +26,7 @@ from lamjax.system import System, as_system, check_single, fixed_mask, volume
 
 RESPONSE = Implicit(tol=1e-9, max_iterations=1000, curvature=1e-6)
 BLOCK = 32  # Hessian products side by side
-SOFT = 1e-5  # eV/Å²: curvature below which an internal mode is taken for one that costs nothing
+SOFT = 1e-5  # eV/Å²: an internal mode of less curvature counts as free
 
 
 @configuration
@@ -178,12 +178,12 @@ class Inverse(NamedTuple):
     """The inverse of a Hessian on what may change, and what stood in its way."""
 
     matrix: Float[Array, "n n"]  # Å²/eV
-    least: Float[Array, ""]  # eV/Å², the least eigenvalue on what may change; infinite where nothing may
+    least: Float[Array, ""]  # eV/Å², the least eigenvalue over free coordinates; infinite without any
 
 
 def inverse(matrix: Float[Array, "n n"], projector: Float[Array, "n n"], soft: float) -> Inverse:
     """The pseudo-inverse of P H P on the range of P; eigenvalues of a size below `soft` (eV/Å²) are left out."""
-    shift = 1e6  # eV/Å²: what may not change lies above all else
+    shift = 1e6  # eV/Å²: coordinates that are not free get the largest eigenvalues
     n = len(matrix)
     inside = projector @ matrix @ projector + shift * (jnp.eye(n, dtype=matrix.dtype) - projector)
     values, vectors = jnp.linalg.eigh((inside + inside.T) / 2)

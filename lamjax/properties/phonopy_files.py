@@ -51,7 +51,7 @@ def write_phonopy(folder: str | Path, system: System, cells: Supercell, constant
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / "FORCE_CONSTANTS", folder / "phonopy_params.yaml"]
-    write_FORCE_CONSTANTS(made.force_constants, filename=files[0], p2s_map=made.primitive.p2s_map)
+    write_FORCE_CONSTANTS(np.asarray(made.force_constants), filename=files[0], p2s_map=made.primitive.p2s_map)
     made.save(files[1], settings={"force_constants": True})
     return files
 

@@ -28,7 +28,7 @@ class BulkModulus(NamedTuple):
     pressure: Float[Array, ""]  # GPa, -dE/dV
     bulk_modulus: Float[Array, ""]  # GPa, B = -V dP/dV
     derivative: Float[Array, ""]  # B' = dB/dP
-    stable: Bool[Array, ""]  # B > 0, and no curvature of what relaxes on the way is negative
+    stable: Bool[Array, ""]  # B > 0, and no curvature of the relaxing coordinates is negative
     fmax: Float[Array, ""]  # eV/Å
     converged: Bool[Array, ""]
 
@@ -66,7 +66,7 @@ class EquationOfState(NamedTuple):
     energy: Float[Array, ""]  # eV, there
     bulk_modulus: Float[Array, ""]  # GPa
     derivative: Float[Array, ""]  # B'
-    residual: Float[Array, ""]  # eV, root of the mean square of what the fit leaves
+    residual: Float[Array, ""]  # eV, root mean square residual of the fit
     inside: Bool[Array, ""]  # the volume of least energy lies among the volumes
     converged: Bool[Array, " n"]  # of each relaxation
     overflow: Bool[Array, ""]  # neighbours were missing: allocate the list at the smallest volume

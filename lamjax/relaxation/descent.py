@@ -17,7 +17,7 @@ class Descent(NamedTuple):
 
     steps: Steps
     surface: Surface  # its reference has no derivative
-    weights: Weights  # what the descent is differentiated by
+    weights: Weights  # arguments that the descent is differentiated by
     state: Progress
     lists: Any  # of neighbours
     max_steps: int  # of RelaxConfig

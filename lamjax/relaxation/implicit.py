@@ -83,7 +83,7 @@ class Point(NamedTuple):
 class Hessian(NamedTuple):
     """H = ∂²(E + PV)/∂z² at one place, as two linear functions of arrays (n_batch, rows, 3), symmetric each."""
 
-    project: Callable  # v -> v without what cannot change: rigid motions and what is not free
+    project: Callable  # v -> v without rigid motions and components that are not free
     product: Callable  # v -> H v of a projected v, projected (eV/Å² times the unit of v)
 
 

@@ -62,7 +62,7 @@ class Saddle(NamedTuple):
     fmax: Float[Array, ""]  # eV/Å
     curvatures: Float[Array, "2"]  # eV/Å², the two lowest (Ritz values), without rigid motions
     is_saddle: Bool[Array, ""]  # exactly one of them is negative
-    converged: Bool[Array, ""]  # fmax <= the limit, and it is a saddle: else nothing follows the parameters
+    converged: Bool[Array, ""]  # fmax <= the limit, and it is a saddle: else derivatives are 0
 
 
 @dataclass(frozen=True)

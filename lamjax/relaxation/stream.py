@@ -57,7 +57,7 @@ class Job(NamedTuple):
     """A structure that waits or is on its way."""
 
     number: int
-    shape: Shape  # what it needs
+    shape: Shape  # of the arrays that it needs
     traveller: Traveller | None = None  # None: it has not been read yet
     tries: int = 0
 
@@ -72,7 +72,7 @@ class Work(NamedTuple):
     config: RelaxConfig
     n_slots: int | None
     chunk: int
-    like: System | None = None  # what all structures have: frame and atomic parameters, if any
+    like: System | None = None  # a structure with the frame and atomic parameters, if any, that all have
 
 
 @dataclasses.dataclass(eq=False)
@@ -166,7 +166,7 @@ def _run(work: Work, some: list[WaitingBucket], n_batches: int) -> Generator[Out
         while True:
             while len(turns) < n_batches and (bucket := _next(some, [batch.bucket for batch in turns.values()])):
                 begin(ActiveBatch(bucket, None, [None] * bucket.n_slots))
-            yield from finished  # what is done with the results is done while the device works
+            yield from finished  # the caller treats results while the device works
             finished.clear()
             if not turns:
                 return outgrown
@@ -219,7 +219,7 @@ def _bucket(work: Work, shape: Shape, queue: list[Job], n_batches: int) -> Waiti
     n_slots = min(n_slots, -(-len(queue) // n_batches))
     largest = sum(job.shape.n_atoms for job in queue[-n_slots:])
     n_flat = round_up(min(largest, max(shape.n_atoms, LIST.get(backend, MANY))))
-    # two configs that differ in what the programs do not see share them
+    # configs that differ in other settings share programs
     config = dataclasses.replace(work.config, max_steps=0, adjoint=UntilConverged())
     return WaitingBucket(shape, queue, programs(work.potential, config, shape.capacities, n_flat), n_slots)
 

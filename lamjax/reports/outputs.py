@@ -91,7 +91,7 @@ def _node(path: Name) -> tuple[int, int] | None:
 def _written(folder: Path, names: Sequence[str]) -> Iterable[Path]:
     """The files that are in a folder already and that a run writes."""
     for place, folders, files in os.walk(folder):
-        if place == str(folder):  # do not walk through what else lies there
+        if place == str(folder):  # do not walk through other folders there
             folders[:] = [name for name in folders if any(fnmatch(f"{name}/", pattern) for pattern in names)]
         for path in (Path(place) / name for name in files):
             if any(fnmatch(path.relative_to(folder).as_posix(), pattern) for pattern in names):

@@ -23,5 +23,5 @@ from lamjax.training.state import init as init
 from lamjax.training.state import optimizer as optimizer
 from lamjax.training.state import per_member as per_member
 from lamjax.training.state import result as result
-from lamjax.training.step import StepOptions as StepOptions
+from lamjax.training.step import StepSettings as StepSettings
 from lamjax.training.step import make_step as make_step

@@ -199,7 +199,7 @@ def make(loss: Loss, settings: RunConfig, update: optax.GradientTransformation, 
     )
 
 
-Watch = Callable[[Iterator, str, int], Iterator]  # (what comes, description, total) -> the same
+Watch = Callable[[Iterator, str, int], Iterator]  # (items, description, total) -> the same items
 
 
 def events(run: Run, watch: Watch = lambda items, what, n: items) -> Generator[Event, None, Any]:

@@ -32,7 +32,7 @@ def fit(
 
     Save or copy what is to be kept of a state before asking for the next one: its memory is reused.
     `sources[k]` names the frame k, or `sources(batch)` the frames of a batch; `options` are those of
-    `StepOptions`. Raises NonFiniteError that names the frames of the batch.
+    `StepSettings`. Raises NonFiniteError that names the frames of the batch.
     """
     remedy = "It is training.init(params, optimizer)."
     expect(state, TrainState, "fit takes the state of a training second", remedy)

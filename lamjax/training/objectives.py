@@ -34,9 +34,9 @@ class Objective(NamedTuple):
     batches: Callable[[int], Iterator[tuple[Drawn, Any]]]  # number of batches done -> those that follow, of numpy
     names: Callable[[Any], list[str]]  # of the structures in a batch, for messages
     summarise: Callable[[Pending, Any], dict[str, float]]  # (batches, params) -> the metrics of them all, as errors
-    measure: Callable[..., Measured]  # (params, what was measured first, see `first`; watch) -> held-out errors
+    measure: Callable[..., Measured]  # (params, the first measurement, see `first`; watch) -> held-out errors
     score: Callable[[Measured], float | None]  # the smallest is that of the best model; None: nothing was measured
-    first: Measured | None = None  # what was measured before the first step, where the run begins with that
+    first: Measured | None = None  # the measurement before the first step, where the run begins with one
     per_epoch: int | None = None  # updates of an epoch, if its end is an event
     # (records of an epoch) -> the objective with wider arrays, and their shapes in words; None: they are wide enough
     widen: "Callable[[Sequence[Mapping[str, float]]], tuple[Objective, tuple[str, ...]] | None] | None" = None

@@ -42,7 +42,7 @@ class Tables(NamedTuple):
 
     writing: Callable[
         [int], AbstractContextManager[Callable[[RunRecord], None]]
-    ]  # updates done -> what writes a record
+    ]  # updates done -> a function that writes a record
     validations: Callable[[int], list[tuple[int, dict[str, float]]]]  # (step, errors) of those up to a step
     epoch: Callable[[int, int], list[dict[str, float]]]  # (step, updates of an epoch) -> summaries since its beginning
 

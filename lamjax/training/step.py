@@ -33,8 +33,8 @@ class TrainStep:
 
 
 @dataclass(frozen=True)
-class StepOptions:
-    """Options of a training step."""
+class StepSettings:
+    """Settings of a training step."""
 
     lr_ratio: Callable | None = None  # update -> lr/lr_start, handed to the loss
     freeze: tuple[str, ...] = ()  # leaves whose path holds one of these ("descriptor/repinit") never change
@@ -49,16 +49,16 @@ class StepOptions:
 def make_step(loss: Loss, optimizer: optax.GradientTransformation, **options: Any) -> TrainStep:
     """The jitted function (state, batch) -> (state, metrics); the memory of the old state is reused.
 
-    `options` are the fields of `StepOptions`. Statistics are never changed. Metrics gain "loss", "grad_norm" and
+    `options` are the fields of `StepSettings`. Statistics are never changed. Metrics gain "loss", "grad_norm" and
     "finite"; where loss or gradient is not finite the state stays as it was.
     """
-    chosen = StepOptions(**options)
+    chosen = StepSettings(**options)
     placed = {} if chosen.sharding is None else {"out_shardings": (chosen.sharding, chosen.sharding)}
     jit = partial(jax.jit, compiler_options=compiler_options(), **placed)
     return TrainStep(jit(_gradient(loss, chosen)), jit(_update(optimizer, chosen), donate_argnums=0))
 
 
-def _gradient(loss: Loss, options: StepOptions) -> Callable:
+def _gradient(loss: Loss, options: StepSettings) -> Callable:
     """(params, steps done, batch) -> (metrics, gradient)."""
 
     def gradient(params: Params, n_steps: Any, batch: Any) -> tuple[dict, Any]:
@@ -74,7 +74,7 @@ def _gradient(loss: Loss, options: StepOptions) -> Callable:
     return gradient
 
 
-def _update(optimizer: optax.GradientTransformation, options: StepOptions) -> Callable:
+def _update(optimizer: optax.GradientTransformation, options: StepSettings) -> Callable:
     """(state, gradient, loss) -> (state, more metrics)."""
     scales = {**(options.rates or {}), **dict.fromkeys(options.freeze, 0.0)}
 
@@ -90,7 +90,7 @@ def _update(optimizer: optax.GradientTransformation, options: StepOptions) -> Ca
             return TrainState(state.step + 1, params, opt_state, ema)
 
         norm = pytree.global_norm(gradient)
-        finite = jnp.isfinite(value) & jnp.isfinite(norm)  # what is not finite anywhere makes the norm so
+        finite = jnp.isfinite(value) & jnp.isfinite(norm)  # one number that is not finite makes the norm so
         return jax.lax.cond(finite, updated, lambda state: state, state), {"grad_norm": norm, "finite": finite}
 
     return update

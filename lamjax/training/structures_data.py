@@ -176,7 +176,7 @@ def _labelled_steps(files: Sequence[str], pairs: Sequence[Pair], options: ReadOp
 
     frames = []
     for path in files:
-        with contextlib.suppress(ValueError):  # what cannot be read was named when the pairs were
+        with contextlib.suppress(ValueError):  # files that cannot be read were named with the pairs
             read = iterate(path, on_error=lambda error: None, options=options, on_remark=lambda remark: None)
             frames += [frame for frame in read if belongs(frame, path)]
     return sample(frames, MOST)

@@ -44,7 +44,7 @@ class Task(NamedTuple):
     batch_size: int | str
     frames: Sequence[Frame]
     held_out: Sequence[Frame]
-    bias: str  # what happens to the energy per element of a stored model: change, set, keep
+    bias: str  # treatment of the energies per element of a stored model: change, set, keep
     train: Packed
     validation: Packed | None
 

@@ -29,7 +29,7 @@ class Beginning(NamedTuple):
     potential: Potential
     params: Params
     replayed: Potential  # with the head whose labels are replayed
-    sets: Any  # what was read
+    sets: Any  # pairs or crystals, of either kind of run
     replay: Packed | None
     saved: list[int]
 

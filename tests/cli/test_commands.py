@@ -56,8 +56,8 @@ def test_info_prints_versions_and_devices():
 def test_show_prints_heads_elements_and_settings():
     code, output = run("show", WATER)
     assert code == 0
-    for said in ("Default", "dpa2", "repformer.nlayers", "parameters"):
-        assert said in output
+    for part in ("Default", "dpa2", "repformer.nlayers", "parameters"):
+        assert part in output
 
 
 def test_mendable_errors_are_one_message_and_exit_code_two(tmp_path):

@@ -85,7 +85,7 @@ def test_a_model_between_two(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ([SHARED, "x.dp"], "holds one head. Choose it with --heads, one of water, oxide, alloy"),
         ([SHARED, "x.pb"], "must end in .lamjax"),
@@ -95,9 +95,9 @@ def test_a_model_between_two(tmp_path):
         (["nothing.pt", "x.lamjax"], "no such model file"),
     ],
 )
-def test_faults(tmp_path, monkeypatch, arguments, said):
+def test_faults(tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises((ValueError, OSError), match=said):
+    with pytest.raises((ValueError, OSError), match=message):
         run("convert", *arguments)
     assert list(tmp_path.iterdir()) == []
 

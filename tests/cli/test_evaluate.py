@@ -229,7 +229,7 @@ def test_a_prediction_that_is_no_number_is_the_largest_difference():
 
 
 @pytest.mark.parametrize(
-    ("arrays", "said"),
+    ("arrays", "message"),
     [
         (
             {"energy": np.zeros(3)},
@@ -247,9 +247,9 @@ def test_a_prediction_that_is_no_number_is_the_largest_difference():
         ({"energy": np.array([None, "b"], object)}, "not an npz file of plain arrays"),
     ],
 )
-def test_references_that_do_not_fit_say_why(tmp_path, arrays, said):
+def test_references_that_do_not_fit_say_why(tmp_path, arrays, message):
     np.savez(tmp_path / "wrong.npz", **arrays)
-    with pytest.raises(ValueError, match=f"wrong.npz.*{said}"):
+    with pytest.raises(ValueError, match=f"wrong.npz.*{message}"):
         parity.read_reference(tmp_path / "wrong.npz", frames((2, 3)))
 
 

@@ -11,14 +11,14 @@ ORDER = "demo info data show eval report convert train finetune finetune-structu
 ORDER += ["distill", "explore", "label", "relax", "properties", "md"]
 
 
-def said(*arguments, **environment) -> str:
+def shown(*arguments, **environment) -> str:
     done = CliRunner().invoke(cli.app, list(arguments), env={"COLUMNS": "80", "TERM": "dumb", **environment})
     return done.output
 
 
 @pytest.mark.parametrize("arguments", [(), ("-h",), ("--help",)])
 def test_help_shows_every_command_in_the_order_in_which_one_needs_them(arguments):
-    output = said(*arguments)
+    output = shown(*arguments)
     result = re.findall(r"^│ ([a-z][a-z-]*)  +[A-Z]", output, flags=re.MULTILINE)
     assert result == ORDER
     headings = [output.index(heading) for heading in cli.WORKFLOW]
@@ -37,4 +37,4 @@ def test_names_of_commands_are_completed():
 
 
 def test_no_colour_is_written_where_none_is_wanted():
-    assert "\x1b[3" not in said("-h", NO_COLOR="1", FORCE_COLOR="1")
+    assert "\x1b[3" not in shown("-h", NO_COLOR="1", FORCE_COLOR="1")

@@ -36,13 +36,13 @@ def begun(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("tunables", "expected"),
     [(None, "glibc.malloc.hugetlb=1"), ("glibc.malloc.check=1", "glibc.malloc.check=1:glibc.malloc.hugetlb=1")],
 )
-def test_the_command_begins_anew_with_huge_pages(begun, monkeypatch, said, expected):
+def test_the_command_begins_anew_with_huge_pages(begun, monkeypatch, tunables, expected):
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
-    if said:
-        monkeypatch.setenv("GLIBC_TUNABLES", said)
+    if tunables:
+        monkeypatch.setenv("GLIBC_TUNABLES", tunables)
     with pytest.raises(Replaced):
         entry.with_huge_pages()
     ((program, arguments, environment),) = begun

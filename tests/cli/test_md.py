@@ -155,7 +155,7 @@ def test_an_explosion_keeps_the_last_good_structure(folder):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ([], "--steps, or with --time"),
         (["--steps", "5", "--time", "1"], "--steps, or with --time"),
@@ -174,26 +174,26 @@ def test_an_explosion_keeps_the_last_good_structure(folder):
         (["--steps", "5", "--output", "there.h5", "--resume"], "exists without there.restart"),
     ],
 )
-def test_mistakes_are_named(folder, arguments, said):
+def test_mistakes_are_named(folder, arguments, message):
     Path("there.h5").write_text("something of value\n")
     _, _, error = run("si.extxyz", *arguments)
-    assert isinstance(error, ValueError) and said in str(error), error
+    assert isinstance(error, ValueError) and message in str(error), error
     assert Path("there.h5").read_text() == "something of value\n"
     assert not Path("traj.restart").exists()
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda a: [a, a], "2 structures. Choose one"),
         (lambda a: [ase.Atoms("SiAu", [(0, 0, 0), (0, 0, 2.5)])], "Au is not in"),
         (lambda a: [_heavy(a)], "masses of its own"),
     ],
 )
-def test_structures_that_are_not_meant_are_refused(folder, change, said):
+def test_structures_that_are_not_meant_are_refused(folder, change, message):
     ase.io.write("other.extxyz", change(ase.io.read("si.extxyz")))
     _, _, error = run("other.extxyz", "--steps", 5)
-    assert isinstance(error, ValueError) and said in str(error)
+    assert isinstance(error, ValueError) and message in str(error)
 
 
 def _heavy(atoms: ase.Atoms) -> ase.Atoms:

@@ -141,7 +141,7 @@ def test_nothing_to_relax_is_an_error_that_says_why(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--pressure", "1"], "add --cell"),
         (["--processes", "2"], "give both"),
@@ -151,14 +151,14 @@ def test_nothing_to_relax_is_an_error_that_says_why(tmp_path):
         (["--out", "text.extxyz", "--resume"], "not written by"),
     ],
 )
-def test_mistakes_are_named(tmp_path, monkeypatch, arguments, said):
+def test_mistakes_are_named(tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     ase.io.write("start.extxyz", crystals(1))
     ase.io.write("foreign.extxyz", crystals(1))
     for name in ("there.extxyz", "text.extxyz"):
         Path(name).write_text("something of value\n")
     _, _, error = run(BASE, "start.extxyz", *arguments)
-    assert isinstance(error, ValueError) and said in str(error)
+    assert isinstance(error, ValueError) and message in str(error)
     assert Path("text.extxyz").read_text() == "something of value\n"
     assert len(ase.io.read("foreign.extxyz", ":")) == 1
 

@@ -122,7 +122,7 @@ def test_types_of_other_names_are_the_elements_that_are_given(copy, names, given
 
 
 @pytest.mark.parametrize(
-    ("names", "given", "said"),
+    ("names", "given", "message"),
     [
         ("CT OW HW", (), r"type_map.*--elements C,O,H, in a config type_map: \[C, O, H\]"),
         ("D H O", (), "type 'D', which is no chemical symbol"),  # which a model may know apart
@@ -130,10 +130,10 @@ def test_types_of_other_names_are_the_elements_that_are_given(copy, names, given
         ("C OW HW", ("Si", "O", "H"), "the types are C, OW, HW, the elements given for them are Si, O, H"),
     ],
 )
-def test_types_of_other_names_are_refused_with_the_remedy(copy, names, given, said):
+def test_types_of_other_names_are_refused_with_the_remedy(copy, names, given, message):
     folder = copy("methanol")
     (folder / "type_map.raw").write_text(names)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         data.read(folder, options=data.ReadOptions(elements=given))
 
 

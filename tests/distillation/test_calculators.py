@@ -65,7 +65,7 @@ def test_the_energy_is_that_of_which_forces_are_the_derivative():
 
 
 @pytest.mark.parametrize(
-    ("trouble", "said"),
+    ("trouble", "message"),
     [
         ("crash", "RuntimeError: scf did not"),
         ("exit", "SystemExit: 3"),
@@ -73,10 +73,10 @@ def test_the_energy_is_that_of_which_forces_are_the_derivative():
         ("shape", r"the forces has shape \(1, 3\), expected \(4, 3\)"),
     ],
 )
-def test_a_failure_costs_its_frame_and_its_instance(trouble, said):
+def test_a_failure_costs_its_frame_and_its_instance(trouble, message):
     result = labels("Troubled", frames(5, f1=trouble, f3=trouble))
     assert [isinstance(one, Failed) for one in result] == [False, True, False, True, False]
-    with pytest.raises(AssertionError, match=said):
+    with pytest.raises(AssertionError, match=message):
         raise AssertionError(result[1].reason)
 
 
@@ -88,7 +88,7 @@ def test_what_is_not_finite_is_no_label(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "said"),
+    ("name", "options", "message"),
     [
         ("no_such_package.at_all:Calculator", {}, "cannot be imported .*no_such_package.*PYTHONPATH"),
         (f"{FAKE}:Sprong", {}, "has no 'Sprong'. Did you mean Spring"),
@@ -100,8 +100,8 @@ def test_what_is_not_finite_is_no_label(name):
         (f"{FAKE}:", {}, "no calculator"),
     ],
 )
-def test_what_cannot_be_made_is_told_before_the_first_frame(name, options, said):
-    with pytest.raises(ValueError, match=said):
+def test_what_cannot_be_made_is_told_before_the_first_frame(name, options, message):
+    with pytest.raises(ValueError, match=message):
         open_labeller(CalculatorConfig(name, options))
 
 
@@ -124,7 +124,7 @@ def test_reading_a_config_imports_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--labeller", "no_such_package:Thing"], "'no_such_package:Thing' cannot be imported"),
         (["--labeller", f"{FAKE}:Spring", "--option", "strength=2"], "with the options {'strength': 2}"),
@@ -133,14 +133,14 @@ def test_reading_a_config_imports_nothing(tmp_path, monkeypatch):
         (["--option", "a=2"], "--option to a calculator"),
     ],
 )
-def test_distill_takes_a_calculator_in_the_command(tmp_path, monkeypatch, words, said):
+def test_distill_takes_a_calculator_in_the_command(tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "student.yaml").write_text(
         "model: {elements: [Cu], descriptor: {type: dpa1}, heads: [[Default, {}]]}\n"
     )
     ase.io.write("start.extxyz", frames(1))
     code, _, error = invoke("distill", *words, "--student", "student.yaml", "--start", "start.extxyz")
-    assert code and isinstance(error, ValueError) and said in str(error)
+    assert code and isinstance(error, ValueError) and message in str(error)
 
 
 @pytest.mark.parametrize("name", ["morse", "morse_with_parameters"])

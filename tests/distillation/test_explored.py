@@ -154,7 +154,7 @@ def test_an_exploration_goes_on_where_it_was_killed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--relaxations", 1], "need a potential"),
         (["--temperature", 300], "need a potential"),
@@ -166,11 +166,11 @@ def test_an_exploration_goes_on_where_it_was_killed(tmp_path):
         (["--out", "frames.h5"], "must end in .extxyz"),
     ],
 )
-def test_what_cannot_be_explored_is_refused_before_the_work(folder, words, said):
+def test_what_cannot_be_explored_is_refused_before_the_work(folder, words, message):
     before = (folder / "starts.extxyz").read_bytes()
     words = words if "--out" in words else ["--out", "out.extxyz", *words]
     code, _, error = run("starts.extxyz", *words)
-    assert code and isinstance(error, ValueError) and said in str(error)
+    assert code and isinstance(error, ValueError) and message in str(error)
     assert (folder / "starts.extxyz").read_bytes() == before and sorted(p.name for p in folder.iterdir()) == [
         "starts.extxyz"
     ]

@@ -98,9 +98,11 @@ def test_a_calculation_that_crashes_costs_its_frame(tmp_path):
     assert "stress" not in answers[0].calc.results  # it has none
 
 
-@pytest.mark.parametrize(("name", "said"), [("emtt", "Did you mean emt"), ("os", "no calculator"), ("gpaw", "install")])
-def test_only_calculators_are_named(name, said):
-    with pytest.raises(ValueError, match=said):
+@pytest.mark.parametrize(
+    ("name", "message"), [("emtt", "Did you mean emt"), ("os", "no calculator"), ("gpaw", "install")]
+)
+def test_only_calculators_are_named(name, message):
+    with pytest.raises(ValueError, match=message):
         open_labeller(CalculatorConfig(name))
 
 
@@ -203,17 +205,17 @@ def lost(k: int, atoms: ase.Atoms) -> ase.Atoms | None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [(moved, "frame 1: atom 0 is 0.1 Å"), (gold, "other elements"), (lost, "2 frames, 3 were asked"), (wrapped, None)],
 )
-def test_answers_to_other_questions_are_refused(tmp_path, change, said):
+def test_answers_to_other_questions_are_refused(tmp_path, change, message):
     with pytest.raises(Waiting):
         list(FileLabeller().label(frames(), tmp_path))
     answered(tmp_path, change)
-    if said is None:
+    if message is None:
         assert len(list(FileLabeller().label(frames(), tmp_path))) == 3
         return
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         list(FileLabeller().label(frames(), tmp_path))
 
 

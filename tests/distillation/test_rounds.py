@@ -227,7 +227,7 @@ def test_files_are_waited_for(folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--set", "trust={lower: 0.3, upper: 0.1}"], "lower .0.3. must be below upper .0.1."),
         (["--set", "start=[]"], "`start` names no file"),
@@ -239,10 +239,10 @@ def test_files_are_waited_for(folder, tmp_path, monkeypatch):
         (["--set", "student.model.elements=[Au]"], "element Cu is not in the model's type map"),
     ],
 )
-def test_what_cannot_be_is_told(folder, tmp_path, options, said):
+def test_what_cannot_be_is_told(folder, tmp_path, options, message):
     code, _, error = run("--config", folder / "config.yaml", "--out", tmp_path / "run", *options)
     assert code == 1
-    with pytest.raises((ValueError, OSError), match=said):
+    with pytest.raises((ValueError, OSError), match=message):
         raise error
 
 

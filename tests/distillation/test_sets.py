@@ -145,7 +145,7 @@ def test_what_a_potential_does_not_know_costs_its_frame(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--labeller", "emt", "--out", "structures.extxyz"], "one of the inputs"),
         (["--labeller", "emt", "--out", "set.cif"], "must end in .h5"),
@@ -159,13 +159,13 @@ def test_what_a_potential_does_not_know_costs_its_frame(folder, tmp_path):
         (["--labeller", "emtt", "--out", "a.h5"], "Did you mean emt"),
     ],
 )
-def test_what_cannot_be_labelled_is_refused_before_the_work(folder, monkeypatch, words, said):
+def test_what_cannot_be_labelled_is_refused_before_the_work(folder, monkeypatch, words, message):
     monkeypatch.chdir(folder)
     (folder / "there.h5").touch()
     (folder / "half.h5.partial.json").write_text('{"labeller": "lj"}')
     before = (folder / "structures.extxyz").read_bytes()
     code, _, error = run("structures.extxyz", *words)
-    assert code and isinstance(error, ValueError | OSError) and said in str(error)
+    assert code and isinstance(error, ValueError | OSError) and message in str(error)
     assert (folder / "structures.extxyz").read_bytes() == before and not (folder / "a.h5.partial").exists()
 
 

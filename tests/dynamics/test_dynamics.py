@@ -248,7 +248,7 @@ def test_what_is_fixed_holds_its_axes():
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         ({"momenta": np.ones(3)}, r"momenta have shape \(3,\); expected \(32, 3\)"),
         ({"momenta": np.ones((32, 1))}, r"shape \(32, 1\)"),
@@ -262,8 +262,8 @@ def test_what_is_fixed_holds_its_axes():
         ({"temperature": np.nan}, "temperature is nan K"),
     ],
 )
-def test_momenta_that_cannot_be_are_refused(given, said):
-    with pytest.raises(ValueError, match=said):
+def test_momenta_that_cannot_be_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
         dynamics.begin(dynamics.nve(MORSE), PARAMS, lamjax.from_ase(copper()), **given)
 
 
@@ -321,7 +321,7 @@ def test_an_explosion_stops_with_the_last_good_state():
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda s: dynamics.begin(dynamics.nve(MORSE), PARAMS, s), "temperature"),
         (lambda s: dynamics.begin(dynamics.npt(MORSE), PARAMS, s._replace(pbc=np.zeros(3, bool))), "periodic"),
@@ -342,8 +342,8 @@ def test_an_explosion_stops_with_the_last_good_state():
         (lambda s: NVTConfig(thermostat="berendsen"), "berendsen"),
     ],
 )
-def test_mistakes_are_named(make, said):
-    with pytest.raises(ValueError, match=said):
+def test_mistakes_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
         make(lamjax.from_ase(copper()))
 
 

@@ -174,7 +174,7 @@ def test_resuming_an_untouched_simulation_changes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda e, p, s: (dynamics.nve(MORSE, NVEConfig(1.0)), p, s), r"timestep was 2\.0, is 1\.0"),
         (lambda e, p, s: (dynamics.nvt(MORSE, NVTConfig(2.0)), p, s), "ensemble was nve, is nvt"),
@@ -184,12 +184,12 @@ def test_resuming_an_untouched_simulation_changes_nothing(tmp_path):
         (lambda e, p, s: (e, p, lamjax.from_ase(ase.build.bulk("Cu", cubic=True) * (2, 1, 1))), "number of atoms"),
     ],
 )
-def test_a_restart_file_of_another_simulation_is_refused(tmp_path, change, said):
+def test_a_restart_file_of_another_simulation_is_refused(tmp_path, change, message):
     ensemble = ENSEMBLES["nve"]
     simulation, output = start(tmp_path / "run.traj", ensemble)
     output.begin(simulation)
     ensemble, params, system = change(ensemble, PARAMS, copper())
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         dynamics.restore(output.paths.restart, ensemble, params, system)
 
 

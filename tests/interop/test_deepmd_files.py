@@ -144,7 +144,7 @@ def test_tensors_of_no_branch_are_an_error():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda m: m["descriptor"].update(type="se_e2_a"), "'se_e2_a'; supported"),
         (lambda m: m["descriptor"].update(type="dpa4"), "'dpa4'; supported"),
@@ -159,10 +159,10 @@ def test_tensors_of_no_branch_are_an_error():
         (lambda m: m.update(spin={"use_spin": [True]}), "spin"),
     ],
 )
-def test_options_that_are_not_supported_are_refused_by_name(change, said):
+def test_options_that_are_not_supported_are_refused_by_name(change, message):
     c = content()
     change(c["model"]["_extra_state"]["model_params"])
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         state_dict.from_checkpoint(c)
 
 
@@ -395,7 +395,7 @@ def _text(file, name):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (_elsewhere, "in another file"),
         (_raw, "in another file"),
@@ -404,11 +404,11 @@ def _text(file, name):
     ],
     ids=["linked", "external", "huge", "text"],
 )
-def test_arrays_that_are_not_in_the_file(tmp_path, change, said):
+def test_arrays_that_are_not_in_the_file(tmp_path, change, message):
     path = shutil.copy(DPA1, tmp_path / "x.dp")
     with h5py.File(path, "a") as file:
         change(file, "variable_0003")
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         lamjax.load(path)
 
 

@@ -354,7 +354,7 @@ def test_single_precision_stays_single(dtype):
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda a, r: energy_neighbor_list(MORSE, PARAMS, a.numbers, 10.0), "Say fractional_coordinates"),
         (lambda a, r: energy_neighbor_list(MORSE, PARAMS, [29, 0]), "Atom 1 has atomic number 0"),
@@ -368,7 +368,7 @@ def test_single_precision_stays_single(dtype):
         ),
     ],
 )
-def test_mistakes_are_named(make, said):
+def test_mistakes_are_named(make, message):
     atoms = copper()
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         make(atoms, coordinates(atoms, True))

@@ -71,7 +71,7 @@ def test_deuterium_is_hydrogen_where_there_is_no_other(named):
 
 
 @pytest.mark.parametrize(
-    ("names", "elements", "said"),
+    ("names", "elements", "message"),
     [
         (("C_1", "C_2"), {"C_1": "C", "C_2": "C"}, "types C_1 and C_2 are all C.*'C_2': 'Og'"),
         (("OW", "H"), {"OW": "Oxygen"}, "'Oxygen', which is no chemical symbol"),
@@ -80,8 +80,8 @@ def test_deuterium_is_hydrogen_where_there_is_no_other(named):
         (("OW", "X"), {"OW": "O"}, "holds X, which are no chemical"),
     ],
 )
-def test_mappings_that_do_not_say_which_are_refused(named, names, elements, said):
-    with pytest.raises(CheckpointError, match=said):
+def test_mappings_that_do_not_say_which_are_refused(named, names, elements, message):
+    with pytest.raises(CheckpointError, match=message):
         lamjax.load(named(*names), elements=elements)
 
 

@@ -471,10 +471,10 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("said", list(WRONG))
-def test_what_cannot_be_is_refused(said):
-    with pytest.raises(ValueError, match=said):
-        read_config(None, {"base": "a", "pairs": ["b"]} | WRONG[said])
+@pytest.mark.parametrize("message", list(WRONG))
+def test_what_cannot_be_is_refused(message):
+    with pytest.raises(ValueError, match=message):
+        read_config(None, {"base": "a", "pairs": ["b"]} | WRONG[message])
 
 
 def test_partial_groups_keep_the_other_defaults(tmp_path):

@@ -27,7 +27,7 @@ _ALIASES = {
 _LEGACY_DATA = ("systems", "set_prefix", "batch_size", "sys_probs", "sys_weights", "auto_prob", "auto_prob_style")
 _LEGACY_OPTIMIZER = {"opt_type": "type", **{k: k for k in ("weight_decay", "adam_beta1", "adam_beta2")}}
 _WARMUP = ("warmup_steps", "warmup_ratio", "warmup_start_factor")
-# dpa1: what an input file that does not say it means (other than for the class, which models in files were made with)
+# dpa1: defaults of input files, which differ from those of the class that models in files were made with
 _DPA1_DEFAULTS = {"sel": "auto", "neuron": [10, 20, 40], "axis_neuron": 4, "smooth_type_embedding": False}
 _LOSS = {
     *(f"{which}_pref_{term}" for which in ("start", "limit") for term in "efv"),
@@ -54,7 +54,7 @@ class Conversion(NamedTuple):
 
 
 _SECTION, _SHARED = (dict, "keys and values"), ((dict, str), "keys and values, or the name of a shared part")
-_KINDS: dict[str, tuple[Any, str]] = {  # what the value of a key is
+_KINDS: dict[str, tuple[Any, str]] = {  # kinds of the values of keys
     **dict.fromkeys(("model", "training", "learning_rate", "loss", "optimizer", "model_dict", "shared_dict"), _SECTION),
     **dict.fromkeys(("data_dict", "loss_dict", "model_prob", "training_data", "validation_data"), _SECTION),
     **dict.fromkeys(("repinit", "repformer", "repflow", "three_body"), _SECTION),

@@ -28,7 +28,7 @@ COMPRESSED = "tables stand for its embedding nets. Use the model that it was com
 _TEBD = "repformer_add_type_ebd_to_seq"  # the older name of add_tebd_to_repinit_out
 DescriptorConfig = DPA1Config | DPA2Config | DPA3Config
 DPA1_NAMES = ("dpa1", "se_atten", "se_atten_v2")
-_OWN = {"table", "graph"}  # what lamjax's configs say beside DeePMD-kit's options
+_OWN = {"table", "graph"}  # options of lamjax's configs that DeePMD-kit lacks
 # without influence on the function that a model is: training, statistics of a fresh model, where it runs
 _TRAINING = {"seed", "precision", "trainable", "trainable_ln", "ntypes", "type_map", "type"}
 MODEL_KEYS = {

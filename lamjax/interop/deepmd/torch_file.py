@@ -13,7 +13,7 @@ import numpy as np
 from lamjax.interop.deepmd.unpickle import Script, Unpickler
 from lamjax.potential import CheckpointError
 
-# what a file may hold: bytes, or else so many times its own size; more is no model
+# limits of the content of a file: bytes, or so many times its own size; a larger one is no model
 LARGEST, INFLATION = 2**28, 8
 _EXPORTED = re.compile(r"(^|/)extra(_files)?/model\.json$")
 _MODIFIER = re.compile(r"(^|/)extra/data_modifier\.pth$")

@@ -10,7 +10,7 @@ from lamjax.interop.deepmd import audit, options, write
 from lamjax.interop.deepmd.words import short
 from lamjax.potential import DEFAULT_HEAD, CheckpointError, Params, PotentialConfig, check_structure
 
-# what a descriptor's entry holds beside its options
+# keys of a descriptor's entry beside its options
 _STRUCTURE = {
     *("@class", "@version", "@variables", "type_embedding", "env_mat", "embeddings", "embeddings_strip"),
     *("attention_layers", "repinit_args", "repformer_args", "g1_shape_tranform", "tebd_transform"),

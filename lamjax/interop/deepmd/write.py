@@ -311,7 +311,7 @@ class _Writer:
         }
         if c.update_style == "res_residual":
             entries["@variables"] = {}
-        if not updates_pairs:  # the last layer has no use for what would change the pairs
+        if not updates_pairs:  # the last layer does not update the pairs
             entries |= {"update_g2_has_g1g1": False, "update_g2_has_attn": False, "update_h2": False}
         for name, value in params.items():
             if name.endswith("_residual"):

@@ -17,7 +17,7 @@ from lamjax.neighbors import Neighbors, Shell
 from lamjax.potential import Potential
 from lamjax.system import System
 
-FAR = 20.0  # cutoffs: where nothing is felt any more
+FAR = 20.0  # cutoffs, a distance without interaction
 
 
 @configuration

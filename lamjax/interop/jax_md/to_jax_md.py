@@ -172,7 +172,7 @@ def _allocating(
         check_atoms(to_ase(system))
         if np.linalg.det(system.cell) < 0:
             raise ValueError("The box is left-handed: jax-md takes its volume for negative. Swap two lattice vectors.")
-        allocate_neighbors(potential, system)  # names what cannot be evaluated, and what the model drops
+        allocate_neighbors(potential, system)  # raises for unknown elements, warns of neighbours that the model drops
         shapes = _room(evaluate.shapes(system, Spare(skin, headroom, shrinking=1.02)), extra_capacity, shells)
         lists = evaluate.blank(system, shapes)
         lists = jax.jit(evaluate.search, static_argnums=(2, 3))(lists, system, skin, shapes)[0]
