@@ -291,7 +291,7 @@ def _instead(path: Path) -> str:
     """What a file that holds no structures seems to be."""
     with open(path, "rb") as file:
         is_bundle = file.read(13) == b"lamjax bundle"
-    if is_bundle or path.suffix in (".pt", ".dp"):
+    if is_bundle or path.suffix in (".pt", ".pth", ".dp", ".nqx"):
         return "It is a model: a command takes that first, and then files of structures. "
     return "It seems to be a config, not structures. " if path.suffix in (".yaml", ".yml", ".json") else ""
 
