@@ -23,7 +23,8 @@ from lamjax.interop.deepmd import checkpoint as deepmd
 from lamjax.potential import CheckpointError, Params, Potential, PotentialConfig
 
 STRUCTURES = (".extxyz", ".xyz", ".extxyz.gz", ".xyz.gz", ".traj", ".cif", ".vasp", ".h5", "POSCAR", "OUTCAR")
-MODELS = (".lamjax", ".pt", ".dp", ".yaml")
+MODELS = (".lamjax", ".dp", ".pt", ".pth", ".pt2", ".pte", ".yaml", ".yml", ".nqx")
+KINDS = "a lamjax bundle, a DeePMD-kit model (.pt, .pth, .dp, .yaml) or Nequix's .nqx"
 MAGIC = b"lamjax bundle 1\n"
 FACTORY = "factory"  # in the place of a config, where the potential is of one's own
 CARD_HEAD = "default head"  # a card's word for the head that is meant where none is named
@@ -89,7 +90,7 @@ def load(
     elements: Mapping[str, str] | None = None,
     trust: str | Sequence[str] = (),
 ) -> tuple[Potential, Params]:
-    """The potential and parameters of a lamjax bundle or a DeePMD-kit model: `.dp`, `.yaml`, `.pt`, `.pth`, `.pt2`.
+    """The potential and parameters of a lamjax bundle, Nequix's `.nqx`, or DeePMD-kit's `.dp`, `.yaml`, `.pt`, `.pth`.
 
     `path` is a file, the name of a model that comes with lamjax (`shipped`), as in `load("small")`, or a function of
     your own that makes a potential, with its options: `load("package.module:factory,depth=0.5")`.

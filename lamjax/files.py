@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import os
+import shutil
 import signal
 import tempfile
 import threading
@@ -15,20 +16,31 @@ fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place, flushed to disk: `path` is there whole or as it was."""
-    path = Path(path)
+    """A temporary file beside `path` that takes its place, flushed to disk: `path` is there whole or as it was.
+
+    A symbolic link stays one, and who may read a file stays as it was. A device gets the content written to it.
+    """
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    beside = None if is_device(path) else path.parent
+    with tempfile.TemporaryDirectory(dir=beside, prefix=f".{path.name}.") as folder:
+        temporary = Path(folder) / path.name
+        temporary.touch()
         yield temporary
         flush(temporary)
-        os.chmod(temporary, 0o644)
+        if is_device(path):
+            with open(temporary, "rb") as source, open(path, "wb") as target:
+                shutil.copyfileobj(source, target)
+            return
+        if path.is_file():
+            shutil.copymode(path, temporary)
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+
+
+def is_device(path: str | Path) -> bool:
+    """Whether it is a terminal, a pipe or the like, where nothing can be lost and which no file may replace."""
+    path = Path(path)
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ class Frame(NamedTuple):
 
 
 class FrameError(ValueError):
-    """A frame that cannot be used, with what the reader made of it."""
+    """A frame that cannot be used, with what the reader made of it: no atoms where it could not be read."""
 
     def __init__(self, message: str, source: str, atoms: ase.Atoms) -> None:
         super().__init__(message)

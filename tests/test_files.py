@@ -2,13 +2,15 @@
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import ase
 import pytest
 
-from lamjax import files
+from lamjax import data, files
 
 HOLD = """
 import sys, time
@@ -26,6 +28,42 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
         temporary.write_bytes(b"ne")
         raise OSError("disk full")
     assert path.read_bytes() == b"old" and [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+def test_a_link_stays_and_its_file_is_written(tmp_path):
+    (tmp_path / "large disk").mkdir()
+    target, link = tmp_path / "large disk" / "file", tmp_path / "link"
+    link.symlink_to(target)
+    for content in (b"first", b"second"):  # the link leads nowhere at first
+        files.write_atomically(link, content)
+        assert link.is_symlink() and target.read_bytes() == content
+    assert {p.name for p in tmp_path.rglob("*")} == {"large disk", "file", "link"}
+
+
+@pytest.mark.parametrize("mask, mode", [(0o077, 0o600), (0o002, 0o664)])
+def test_who_may_read_a_file_is_what_its_user_has_chosen(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        files.write_atomically(tmp_path / "new", b"")
+        data.write_store(tmp_path / "new.h5", [data.from_atoms(ase.Atoms("H"))])
+        (tmp_path / "old").touch(0o640)
+        (tmp_path / "old").chmod(0o640)
+        files.write_atomically(tmp_path / "old", b"")
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert modes == {"new": mode, "new.h5": mode, "old": 0o640}
+
+
+def test_a_device_is_written_to_and_not_replaced(tmp_path):
+    """A run as root with --output /dev/null took /dev/null from the machine."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    files.write_atomically(pipe, b"content")
+    assert files.is_device(pipe) and os.read(reader, 100) == b"content"
+    os.close(reader)
+    assert list(tmp_path.iterdir()) == [pipe]
 
 
 def test_what_is_cut_must_have_been_longer(tmp_path):

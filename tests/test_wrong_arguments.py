@@ -92,8 +92,12 @@ def test_a_wrong_argument_is_named_with_the_next_step(message):
 def test_a_folder_is_no_model_file_but_those_in_it_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="is a folder, not a model file. No .lamjax"):
         lamjax.load(tmp_path)
+    for name in ("b.nqx", "c.pth", "d.dp", "e.txt"):
+        (tmp_path / name).touch()
+    with pytest.raises(FileNotFoundError, match="It holds b.nqx, c.pth, d.dp: name one"):
+        lamjax.load(tmp_path)
     lamjax.save(tmp_path / "a.lamjax", *PAIR)
-    with pytest.raises(FileNotFoundError, match="It holds a.lamjax: name one"):
+    with pytest.raises(FileNotFoundError, match="It holds a.lamjax, b.nqx, c.pth, d.dp: name one"):
         lamjax.load(tmp_path)
 
 

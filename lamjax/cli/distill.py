@@ -11,7 +11,7 @@ import jax
 import typer
 from rich.markup import escape
 
-from lamjax import distillation
+from lamjax import checkpoints, distillation
 from lamjax.cli import reading
 from lamjax.cli.final_report import at_end
 from lamjax.cli.interrupted import resumable
@@ -32,9 +32,7 @@ COMMAND = "lamjax distill"
 
 @with_groups(options=reading.options)
 def distill(
-    teacher: Annotated[
-        Path | None, typer.Argument(help="The model that labels: a lamjax bundle or DeePMD-kit's .pt, .dp, .yaml.")
-    ] = None,
+    teacher: Annotated[Path | None, typer.Argument(help=f"The model that labels: {checkpoints.KINDS}.")] = None,
     student: Annotated[
         Path | None, typer.Option(help="YAML: model, loss, schedule, steps, ... as for `lamjax train`.")
     ] = None,

@@ -8,9 +8,8 @@ from lamjax import checkpoints
 from lamjax.distillation import CalculatorConfig, TeacherConfig
 from lamjax.training.config import apply
 
-MODELS = (".lamjax", ".dp", ".pt", ".pth", ".pt2", ".pte", ".yaml", ".yml", ".nqx")
 HELP = (
-    "A model file (.lamjax, .dp, .pt, .yaml) or `small`, ASE's name of a calculator (emt, tblite), or a "
+    f"A model (`small`, {checkpoints.KINDS}), ASE's name of a calculator (emt, tblite), or a "
     "class or function that is imported as package.module:name is, for example tblite.ase:TBLite."
 )
 OPTION_HELP = "KEY=VALUE, an argument of the calculator's class or function; repeatable."
@@ -20,7 +19,7 @@ def labeller_config(
     name: str, options: Sequence[str] = (), head: str | None = None, precision: str | None = None
 ) -> TeacherConfig | CalculatorConfig:
     """The config that a command's words mean; ValueError for words that do not go together."""
-    if Path(name).is_file() or Path(name).suffix in MODELS or _is_model(name):
+    if Path(name).is_file() or Path(name).suffix in checkpoints.MODELS or _is_model(name):
         if options:
             raise ValueError(f"--option {options[0]} is for calculators; {name} is a model file.")
         chosen: dict[str, Any] = {} if precision is None else {"precision": precision}

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from lamjax import checkpoints
+
 
 class Precision(StrEnum):
     """The precision of floating-point numbers."""
@@ -14,7 +16,7 @@ class Precision(StrEnum):
     FLOAT64 = "float64"
 
 
-Model = Annotated[Path, typer.Argument(help="small, a lamjax bundle or a DeePMD-kit model (.pt, .dp, .yaml).")]
+Model = Annotated[Path, typer.Argument(help=f"small, {checkpoints.KINDS}.")]
 Head = Annotated[str | None, typer.Option(help="Head of a model that has several.")]
 NetworkPrecision = Annotated[Precision, typer.Option(help="Of the network; positions are float64.")]
 LabellerPrecision = Annotated[Precision | None, typer.Option(help="Of a model; float32 where not given.")]

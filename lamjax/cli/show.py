@@ -1,6 +1,7 @@
 """`lamjax show`: what a model file holds."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import jax
@@ -16,6 +17,7 @@ from lamjax.potential import build
 from lamjax.reports import console, table
 
 MOST = 30  # parameters that are listed
+ENTRIES = 8  # numbers of one fact of a card that are shown
 
 
 def show(
@@ -40,7 +42,31 @@ def show(
 
 def _print_card(stored: Stored) -> None:
     if stored.card:
-        console.print(table("Card", ("what", "value"), [(k, str(v)) for k, v in stored.card.items()]))
+        console.print(table("Card", ("what", "value"), list(_facts(stored.card))))
+
+
+def _facts(card: dict, indent: str = "") -> Iterator[tuple[str, str]]:
+    """A line for each fact of a card; those of a part of it below its name, long rows of numbers cut."""
+    for name, value in card.items():
+        if isinstance(value, dict) and not all(map(_is_number, value.values())):
+            yield f"{indent}{name}", ""
+            yield from _facts(value, f"{indent}  ")
+        else:
+            yield f"{indent}{name}", _in_words(value)
+
+
+def _in_words(value: Any) -> str:
+    """A value of a card as text: numbers with their names, no more than `ENTRIES` of them."""
+    if not isinstance(value, dict | list):
+        return str(value)
+    entries = [f"{name} {x:.6g}" for name, x in value.items()] if isinstance(value, dict) else list(map(str, value))
+    most = ENTRIES if isinstance(value, dict) or all(map(_is_number, value)) else len(entries)
+    more = [f"... ({len(entries)})"] if len(entries) > most else []
+    return ", ".join(entries[:most] + more)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
 
 
 def _facts_of_factory(stored: Stored) -> list[tuple]:

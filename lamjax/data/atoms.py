@@ -16,6 +16,7 @@ from lamjax.system import MASSES, Labels, System, fixed_components, host_system,
 
 PARTIAL = 1e-3  # an occupancy nearer to 1 than this is 1
 CLOSEST = 1e-3  # Å; atoms nearer than this are two atoms on one place
+SHORT = 0.4  # Å; no bond is as short, and no model has learned of one: H2, the shortest, has 0.74 Å
 NEAR = 1.0  # Å; the cutoff of the search for them: one within less takes longer
 SHOWN = 8  # sites that a message lists
 _DEFAULT = ReadOptions()
@@ -62,7 +63,8 @@ def from_atoms(
 def frame_of(atoms: ase.Atoms, dtype: DTypeLike | None, source: str, options: ReadOptions, remarks: Remarks) -> Frame:
     """As `from_atoms`; what is odd goes into the remarks of the file."""
     system = host_system(atoms, dtype)
-    _check_distances(system)
+    if _least_distance(system) < SHORT:
+        remarks.add("warning", *_TOO_NEAR, source=source)
     _check_occupancy(atoms)
     entries = labels.find(atoms, options)
     values = (entries.energy, entries.forces, entries.virial)
@@ -87,6 +89,12 @@ def frame_of(atoms: ase.Atoms, dtype: DTypeLike | None, source: str, options: Re
 _FREE = (
     "the free energy is taken as the energy, not E(sigma -> 0): forces are its derivative",
     "Right for training; --energy-key energy takes the other one.",
+)
+
+
+_TOO_NEAR = (
+    f"two atoms are nearer than {SHORT} Å, shorter than any bond",
+    "Are the positions in Å (1 nm = 10 Å, 1 bohr = 0.529 Å)? What a model says of such a structure means nothing.",
 )
 
 
@@ -212,8 +220,11 @@ def _checked(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
     return value
 
 
-def _check_distances(system: System) -> None:
-    """ValueError if two atoms (of different index; a cell cannot be that short) share a place."""
+def _least_distance(system: System) -> float:
+    """The least distance (Å) of two atoms, inf beyond `NEAR`; ValueError if they share a place.
+
+    Of atoms of different index: a cell cannot be that short.
+    """
     i, j, _, r = pairs(system, NEAR)
     r = np.where(i == j, np.inf, r)
     if (closest := r.min(initial=np.inf)) < CLOSEST:
@@ -222,3 +233,4 @@ def _check_distances(system: System) -> None:
             f"Atoms {i[k]} and {j[k]} are {closest:.2g} Å apart: two atoms on one place. "
             "Remove one of them or the frame."
         )
+    return closest

@@ -7,6 +7,8 @@ from typing import Any, TextIO
 import ase
 import numpy as np
 
+from lamjax.data.text import attempted
+
 SHOWN = 8  # sites that a message lists
 SAME = 1e-3  # places whose fractional coordinates are nearer than this are one
 FULL = 1e-3  # an occupancy nearer to 1 than this is 1
@@ -34,33 +36,37 @@ _NAMES = {  # of CIF and mmCIF; ASE looks for the first of each before others
 }
 
 
-def frames(file: TextIO, note: Callable[..., Any] | None = None) -> Iterator[ase.Atoms]:
-    """The structures of a CIF; ValueError that lists the sites which are partly occupied or disordered.
+def frames(file: TextIO, note: Callable[..., Any] | None = None) -> Iterator[ase.Atoms | ValueError]:
+    """The structures of a CIF; of a data block that describes none the ValueError that says why.
 
     `note(severity, what, remedy)` is called for a space group that leaves the origin open.
     """
     from ase.io.cif import parse_cif
 
     for block in parse_cif(file):
-        if not block.has_structure():
-            continue
-        block = _with_symmetry(block)
-        _check_coordinates(block)
-        if sites := _partial(block):
-            raise ValueError(
-                f"data block {block.name}: {len(sites)} sites are partly occupied or disordered: "
-                f"{', '.join(sites[:SHOWN])}{', ...' if len(sites) > SHOWN else ''}. Choose an ordered structure (a "
-                "supercell with whole atoms and vacancies) and write that."
-            )
-        atoms = _expanded(block)
-        group = atoms.info["spacegroup"].no
-        if note is not None and group in TWO_ORIGINS and not _tells_setting(block):
-            what = f"data block {block.name}: space group {group} without its operations: its first origin is taken"
-            remedy = "Look at the distances of atoms; write the operations to the file, or all atoms in P 1."
-            note("warning", what, remedy)
-        _check_places(block, atoms)
-        atoms.info.pop("occupancy", None)  # of whole sites
-        yield atoms
+        if block.has_structure():
+            yield attempted(_structure, block, note)
+
+
+def _structure(block: Any, note: Callable[..., Any] | None) -> ase.Atoms:
+    """The structure of a data block; ValueError that lists the sites which are partly occupied or disordered."""
+    block = _with_symmetry(block)
+    _check_coordinates(block)
+    if sites := _partial(block):
+        raise ValueError(
+            f"data block {block.name}: {len(sites)} sites are partly occupied or disordered: "
+            f"{', '.join(sites[:SHOWN])}{', ...' if len(sites) > SHOWN else ''}. Choose an ordered structure (a "
+            "supercell with whole atoms and vacancies) and write that."
+        )
+    atoms = _expanded(block)
+    group = atoms.info["spacegroup"].no
+    if note is not None and group in TWO_ORIGINS and not _tells_setting(block):
+        what = f"data block {block.name}: space group {group} without its operations: its first origin is taken"
+        remedy = "Look at the distances of atoms; write the operations to the file, or all atoms in P 1."
+        note("warning", what, remedy)
+    _check_places(block, atoms)
+    atoms.info.pop("occupancy", None)  # of whole sites
+    return atoms
 
 
 def _with_symmetry(block: Any) -> Any:

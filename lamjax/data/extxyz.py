@@ -17,6 +17,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from lamjax import units
 from lamjax.data.symbols import ISOTOPE_MASSES, ISOTOPES
+from lamjax.data.text import attempted
 from lamjax.system import constraints
 
 _BOOLEANS = {"T": True, "F": False} | {w: True for w in ("true", "True", "TRUE")}
@@ -36,9 +37,10 @@ _TENSORS = ("virial", "stress")  # nine numbers, column after column
 
 def frames(
     lines: Iterator[str], note: Callable[..., Any] | None = None, elements: Sequence[str] = ()
-) -> Iterator[ase.Atoms]:
-    """The structures of the lines of a file; ValueError that names the line of what cannot be read.
+) -> Iterator[ase.Atoms | ValueError]:
+    """The structures of the lines of a file; of one that cannot be read the ValueError that names its line.
 
+    Raises ValueError where it is not known where the next one begins.
     `note(severity, what, remedy)` is called for what is odd but readable. `elements` are those of types 1, 2, ... where
     atoms have numbers instead of elements, as in LAMMPS's xyz files.
     """
@@ -55,10 +57,7 @@ def frames(
                 f"line {number}: {n} atoms are announced, {max(len(rows) - 1, 0)} lines of atoms follow: the file is "
                 "cut short."
             )
-        try:
-            yield _frame(rows[0], rows[1:], number + 2, note, elements)
-        except KeyError as error:
-            raise ValueError(f"line {number + 1}: {error}") from error
+        yield attempted(_frame, rows[0], rows[1:], number + 2, note, elements)
 
 
 def header(text: str) -> dict[str, Any]:

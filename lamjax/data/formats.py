@@ -18,9 +18,10 @@ XYZ = (".xyz", ".extxyz")
 _HEAD = 4096  # characters that tell a format
 
 
-def structures(path: Path, options: ReadOptions, note: Callable[..., Any]) -> Iterator[ase.Atoms]:
+def structures(path: Path, options: ReadOptions, note: Callable[..., Any]) -> Iterator[ase.Atoms | ValueError]:
     """The structures of a file: packed by gzip, bzip2, xz or not, with any name. Each format raises its own errors.
 
+    For a structure that cannot be read while those after it can there is its ValueError.
     `note(severity, what, remedy, n=1)` is called for what is odd, or left out, in the file as a whole.
     """
     match kind(path):

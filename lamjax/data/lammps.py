@@ -11,6 +11,7 @@ import numpy as np
 from ase.calculators.lammps import unitconvert
 
 from lamjax.data.symbols import ISOTOPE_MASSES
+from lamjax.data.text import attempted
 
 MASS = 0.1  # amu; a mass that is farther from that of every element is none of them
 _NAMES = ("element", "typelabel", "mass")  # columns that tell the elements
@@ -23,11 +24,12 @@ _STYLES |= dict.fromkeys(("molecular", "bond", "angle"), (2, 6))
 
 def frames(
     lines: Iterator[str], elements: Sequence[str] = (), note: Callable[..., Any] | None = None
-) -> Iterator[ase.Atoms]:
+) -> Iterator[ase.Atoms | ValueError]:
     """The structures of a dump, forces and velocities in eV, Å and ASE's time; a dump says nothing of energies.
 
     `elements` are those of types 1, 2, ...; without, the dump must have a column `element` or `mass`. Units are those
-    of `ITEM: UNITS`, else LAMMPS's metal. ValueError that names the line of a frame that is not whole.
+    of `ITEM: UNITS`, else LAMMPS's metal. Of a frame whose elements are not known the ValueError that names its line.
+    Raises ValueError for one that is not whole.
     """
     units = None
     for number, sections in _sections(lines):
@@ -36,7 +38,7 @@ def frames(
             if units not in _UNITS:
                 known = ", ".join(sorted(_UNITS))
                 raise ValueError(f"line {number}: units {units!r} can't be converted to eV and Å. Known: {known}.")
-        yield _frame(number, sections, units or "metal", elements)
+        yield attempted(_frame, number, sections, units or "metal", elements)
     if units is None and note is not None:
         note("note", "no ITEM: UNITS: taken as LAMMPS's metal units (Å, eV/Å)", "If the run had others, add the item.")
 

@@ -120,9 +120,12 @@ def _parsed(
     known, labels = required
     structures = deepmd.structures(path, known, options.elements) if path.is_dir() else _file(path, options, remarks)
     lacking, others = options.keys(), set()
-    for place, number, atoms in structures:
+    for place, number, one in structures:
         source = f"{place.relative_to(path.parent)} frame {number}"
+        atoms = ase.Atoms() if isinstance(one, ValueError) else one
         try:
+            if isinstance(one, ValueError):
+                raise one
             frame = frame_of(atoms, dtype, source, options, remarks)
             _check_known(atoms.symbols, known)
             _check_labels(atoms, frame, labels)
@@ -251,39 +254,44 @@ def _as_type(frame: Frame, dtype: DTypeLike | None) -> Frame:
     )
 
 
-def _file(path: Path, options: ReadOptions, remarks: Remarks) -> Iterator[tuple[Path, int, ase.Atoms]]:
-    """(file, number, structure) of all its structures, with one kind of error for everything that can be wrong."""
+def _file(path: Path, options: ReadOptions, remarks: Remarks) -> Iterator[tuple[Path, int, ase.Atoms | ValueError]]:
+    """(file, number, structure) of all its structures, with one kind of error for everything that can be wrong.
+
+    It is raised where nothing can be read any more, and stands in the place of a structure before others.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file. Give a structure file, for example extxyz, or a DeePMD folder.")
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty. Was the copy cut short?")
     number = 0
     try:
-        for atoms in formats.structures(path, options, remarks.add):
-            yield path, number, atoms
+        for one in formats.structures(path, options, remarks.add):
+            yield path, number, ValueError(_unreadable(path, one)) if isinstance(one, ValueError) else one
             number += 1
     except GeneratorExit:
         raise
     except Exception as error:  # every reader of ASE has its own exceptions
-        own = type(error) is ValueError and str(error).startswith(("line ", "data block ", "it was taken for "))
-        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
-        reason = f"{kind}{str(error).rstrip('.')}" if str(error) else "it does not have the form of one"
-        hint = "Expected extxyz or another format that ase.io.read knows, packed (.gz, .bz2, .xz) or not."
-        raise ValueError(
-            f"{path}, frame {number}: not readable as a structure file ({reason})."
-            f"{'' if own else f' {_instead(path)}{hint}'}"
-        ) from error
+        raise ValueError(f"{path}, frame {number}: {_unreadable(path, error)}") from error
     if number == 0:
         left = "; ".join(remark.what for remark in remarks.all() if remark.severity == "warning")
         reason = left or f"its {path.stat().st_size} bytes are white space or lack what makes a structure"
         raise ValueError(f"{path}: no structure in it: {reason}. Was the copy cut short, or another file meant?")
 
 
+def _unreadable(path: Path, error: Exception) -> str:
+    """What is said of a structure that cannot be read."""
+    own = type(error) is ValueError and str(error).startswith(("line ", "data block ", "it was taken for "))
+    kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+    reason = f"{kind}{str(error).rstrip('.')}" if str(error) else "it does not have the form of one"
+    hint = "Expected extxyz or another format that ase.io.read knows, packed (.gz, .bz2, .xz) or not."
+    return f"not readable as a structure file ({reason}).{'' if own else f' {_instead(path)}{hint}'}"
+
+
 def _instead(path: Path) -> str:
     """A guess at the kind of a file that holds no structures."""
     with open(path, "rb") as file:
         is_bundle = file.read(13) == b"lamjax bundle"
-    if is_bundle or path.suffix in (".pt", ".dp"):
+    if is_bundle or path.suffix in (".pt", ".pth", ".dp", ".nqx"):
         return "It is a model: a command takes that first, and then files of structures. "
     return "It seems to be a config, not structures. " if path.suffix in (".yaml", ".yml", ".json") else ""
 

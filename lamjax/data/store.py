@@ -7,7 +7,6 @@ that numpy maps them. LMDB needs pickles and a lock file; zarr's chunks are many
 import hashlib
 import json
 import mmap
-import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +20,7 @@ from jax.typing import DTypeLike
 from lamjax.arguments import expect
 from lamjax.data.atoms import fixed_mask
 from lamjax.data.labels import looks_like_label
+from lamjax.files import replacing
 from lamjax.frames import Frame, Subset
 from lamjax.system import PARAMETERS, Labels, System, cast
 
@@ -134,15 +134,11 @@ def write_store(path: str | Path, frames: Iterable[Frame], dtype: DTypeLike | No
     path, dtype = Path(path), np.dtype(dtype)
     if dtype not in (np.float32, np.float64):
         raise ValueError(f"A store holds float32 or float64, not {dtype}.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+    with replacing(path) as temporary, tempfile.TemporaryDirectory(dir=temporary.parent) as folder:
         n, columns, tables = _spool(Path(folder), frames, dtype)
         if n == 0:
             raise ValueError(f"{path}: there is no frame to write.")
-        temporary = Path(folder) / "store"
         _assemble(temporary, Path(folder), columns, tables, dtype)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
     return n
 
 
@@ -268,7 +264,7 @@ def _check_alike(first: Frame, frame: Frame) -> None:
 
 
 def _assemble(target: Path, folder: Path, columns: list[Column], tables: bytes, dtype: np.dtype) -> None:
-    """The columns as contiguous arrays of one HDF5 file, on the disk when this returns."""
+    """The columns as contiguous arrays of one HDF5 file."""
     digest = hashlib.blake2b(digest_size=16)
     with h5py.File(target, "w", libver=("earliest", "v110"), alignment_threshold=1, alignment_interval=64) as file:
         for column in columns:
@@ -285,8 +281,6 @@ def _assemble(target: Path, folder: Path, columns: list[Column], tables: bytes, 
         file.create_dataset("tables", data=np.frombuffer(tables, np.uint8))
         digest.update(tables)
         file.attrs.update(format=FORMAT, version=VERSION, dtype=dtype.name, digest=digest.hexdigest())
-    with open(target, "rb+") as file:
-        os.fsync(file.fileno())
 
 
 def _open(path: Path) -> h5py.File:

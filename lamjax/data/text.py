@@ -4,7 +4,7 @@ import bz2
 import gzip
 import io
 import lzma
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -57,6 +57,14 @@ def readable(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-8", "surrogateescape").decode("latin-1")
     return text
+
+
+def attempted(read: Callable[..., Any], *arguments: Any) -> Any:
+    """What `read` makes of one structure of a file, or its ValueError, after which the next one can be read."""
+    try:
+        return read(*arguments)
+    except ValueError as error:
+        return error
 
 
 def name_unpacked(path: Path) -> str:

@@ -16,7 +16,7 @@ from lamjax.training.run_config import Decay, LabelKeys, PrecisionConfig
 
 @configuration
 class TeacherConfig:
-    """A potential labels: a lamjax bundle or a DeePMD-kit model."""
+    """A potential labels: of a file, or of a function that makes it."""
 
     model: str
     head: str | None = None

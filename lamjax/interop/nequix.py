@@ -6,6 +6,7 @@ Koker et al., arXiv 2508.16067. Nothing of a file is executed.
 import io
 import json
 import re
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,7 +122,7 @@ def _check_kinds(path: Any, header: dict[str, Any]) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _config(path: Any, header: dict[str, Any]) -> PotentialConfig:

@@ -6,12 +6,14 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
+from lamjax.files import is_device
+
 Name = str | Path
 
 
 def check_ending(path: Name, endings: Sequence[str], what: str) -> None:
     """Raise ValueError, with what there is, for a file whose name says another format than is written to it."""
-    if not str(path).endswith(tuple(endings)) and not _is_device(Path(path)):
+    if not str(path).endswith(tuple(endings)) and not is_device(path):
         raise ValueError(f"{path}: the name must end in {_listed(endings)}: {what} written in no other format.")
 
 
@@ -28,7 +30,7 @@ def claim(paths: Iterable[Name], inputs: Iterable[Name] = (), option: str = "out
         if path.is_dir():
             raise ValueError(f"{path} is a folder. Name a file for {option}, for example {path / 'NAME'}.")
     for path in paths:
-        if _is_device(path):
+        if is_device(path):
             continue
         _make(path.parent, option)
         if path.exists() and not os.access(path, os.W_OK):
@@ -74,7 +76,7 @@ class _Files:
 
     def find(self, path: Path) -> Name | None:
         """The name under which this file is among them; None if it is not."""
-        if _is_device(path):
+        if is_device(path):
             return None
         return self.places.get(os.path.realpath(path), self.nodes.get(_node(path)))
 
@@ -113,11 +115,6 @@ def _make(folder: Path, option: str) -> None:
 def _over(path: Path, source: Name, option: str) -> str:
     named = "" if str(path) == str(source) else f" (given as {source})"
     return f"{path} would be written, but it is one of the inputs{named} and would be lost. Choose another {option}."
-
-
-def _is_device(path: Path) -> bool:
-    """Whether it is a terminal, a pipe or the like, where nothing can be lost."""
-    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def _listed(endings: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
+from lamjax.checkpoints import KINDS
 from lamjax.config import configuration, template
 from lamjax.config import files as config_files
 from lamjax.config.files import apply as apply
@@ -74,9 +75,7 @@ class TrainConfig(CommandConfig):
         Field(description="first layers that all heads have in common, or all (see dim_case_embd of a head)"),
     ] = 0
     model: Annotated[PotentialConfig | None, Field(description="a fresh model ...")] = None
-    base: Annotated[
-        str | None, Field(description="... or one to fine-tune: a lamjax bundle or a DeePMD-kit .pt, .dp")
-    ] = None
+    base: Annotated[str | None, Field(description=f"... or one to fine-tune: {KINDS}")] = None
     head: Annotated[str | None, Field(description="its head, where there are several")] = None
     add_heads: Annotated[dict[str, str], Field(description='name -> "random", "mean" or a head of the base')] = field(
         default_factory=dict
@@ -168,7 +167,7 @@ model:                             # a fresh model ...
   heads: [[Default, {neuron: [240, 240, 240]}]]
 """
 _BASE = """\
-# base: model.lamjax               # ... or one to fine-tune: a lamjax bundle or a DeePMD-kit .pt, .dp
+# base: model.lamjax               # ... or one to fine-tune: a lamjax bundle, a DeePMD-kit model or Nequix's .nqx
 # head: Default                    # its head, where there are several
 # add_heads: {new: mean}           # heads to add to it: a copy of a head, the mean of all, or random
 # bias: change                     # energy per element: change (fit of label - prediction), set (fit of labels), keep

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
+from lamjax.checkpoints import KINDS
 from lamjax.config import apply, configuration, merged, validate
 from lamjax.data import frames_per_batch
 from lamjax.losses import LabelLossConfig
@@ -46,7 +47,7 @@ class ReplayConfig:
 class TuneConfig(CommandConfig):
     """A run of fine-tuning a stored model."""
 
-    base: Annotated[str, Field(description="a lamjax bundle or a DeePMD-kit .pt, .dp, .yaml")]
+    base: Annotated[str, Field(description=KINDS)]
     _: KW_ONLY
     head: Annotated[str | None, Field(description="its head, where there are several")] = None
     validation: Annotated[

@@ -12,6 +12,7 @@ import lamjax
 from lamjax import checkpoints, edit
 from lamjax.cli import app
 from lamjax.interop.deepmd import checkpoint
+from lamjax.potential import build
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 SHARED = FIXTURES / "multitask/mt_shared_fitting_case.pt"
@@ -108,6 +109,18 @@ def test_show_says_what_a_checkpoint_holds():
         assert part in output
     alloy = next(line for line in output.splitlines() if "alloy" in line and "24-24-24" in line)
     assert alloy.split("│")[5].split() == ["Nb", "Mo", "Ta", "W"]
+
+
+def test_a_card_is_shown_fact_by_fact(tmp_path):
+    """Parts of a card were printed as Python writes them, with all numbers of 89 elements."""
+    model = checkpoints.read(FIXTURES / "student/s01_strip/model.pt")
+    errors = {"bulk": {"energy (meV/atom)": 75.6, "forces (meV/Å)": 265.0}}
+    card = {"errors": errors, "energies": {str(z): -z / 3 for z in range(1, 90)}, "data": ["a", "b"]}
+    lamjax.save(tmp_path / "m.lamjax", build(model.config), model.params, card)
+    said = " ".join(run("show", tmp_path / "m.lamjax").split())
+    for line in ("errors │ │", "bulk │ energy (meV/atom) 75.6, forces (meV/Å) 265 │", "data │ a, b │", "... (89) │"):
+        assert line in said, said
+    assert "{" not in said and "-10 " not in said
 
 
 def test_show_of_a_student():

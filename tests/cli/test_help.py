@@ -5,7 +5,7 @@ import re
 import pytest
 from typer.testing import CliRunner
 
-from lamjax import cli
+from lamjax import checkpoints, cli
 
 ORDER = "demo info data show eval report convert train finetune finetune-structures finetune-properties".split()
 ORDER += ["distill", "explore", "label", "relax", "properties", "md"]
@@ -28,6 +28,12 @@ def test_help_shows_every_command_in_the_order_in_which_one_needs_them(arguments
 def test_every_command_stands_in_the_workflow_once():
     named = [name for names in cli.WORKFLOW.values() for name in names]
     assert sorted(named) == sorted([*cli.COMMANDS, "data"])
+
+
+@pytest.mark.parametrize("command", ["show", "eval", "relax", "md", "properties", "distill", "explore", "label"])
+def test_every_kind_of_model_file_is_named_where_a_model_is_meant(command):
+    output = " ".join(said(command, "--help", COLUMNS="400").split())
+    assert checkpoints.KINDS in output, output
 
 
 def test_names_of_commands_are_completed():

@@ -94,6 +94,9 @@ def test_what_is_bad_is_reported_and_the_rest_goes_on(tmp_path):
     double = good.copy()
     double.positions[1] = double.positions[0]
     ase.io.write(tmp_path / "mixed.extxyz", [gold, good, double])
+    with open(tmp_path / "mixed.extxyz", "a") as file:
+        file.write("1\n\nX 0 0 0\n")
+        ase.io.write(file, good, format="extxyz")
     out = tmp_path / "relaxed.extxyz"
     files = [tmp_path / "broken.cif", tmp_path / "nowhere.cif", tmp_path / "mixed.extxyz"]
     code, output, _ = run(BASE, *files, "--out", out, "--max-steps", 1)
@@ -107,7 +110,9 @@ def test_what_is_bad_is_reported_and_the_rest_goes_on(tmp_path):
         "failed before the first step",
     ):
         assert message in flat
-    first, kept, last = ase.io.read(out, ":")  # frame by frame what was given
+    first, kept, last, unread, after = ase.io.read(out, ":")  # frame by frame what was given
+    assert len(unread) == 0 and unread.info["failed"] and "'X' is no chemical element" in unread.info["error"]
+    assert after.info["source"].endswith("mixed.extxyz#4") and "failed" not in after.info
     assert kept.info["source"].endswith("mixed.extxyz#1") and kept.info["number"] == 1 and "failed" not in kept.info
     for atoms, start, message in ((first, gold, "Au is not in"), (last, double, "two atoms on one place")):
         assert atoms.info["failed"] and message in atoms.info["error"] and not atoms.info["converged"]
@@ -115,8 +120,8 @@ def test_what_is_bad_is_reported_and_the_rest_goes_on(tmp_path):
         assert atoms.symbols.get_chemical_formula() == start.symbols.get_chemical_formula()
         np.testing.assert_allclose(atoms.positions, start.positions, atol=1e-8)
     rows = table_of(out)
-    assert [row["name"][-1] for row in rows] == ["0", "1", "2"] and [row["number"] for row in rows] == ["0", "1", "2"]
-    assert [row["energy"] != "" for row in rows] == [False, True, False]
+    assert [row["name"][-1] for row in rows] == [row["number"] for row in rows] == ["0", "1", "2", "3", "4"]
+    assert [row["energy"] != "" for row in rows] == [False, True, False, False, True]
     assert rows[2]["error"] == last.info["error"] and rows[1]["error"] == "" and rows[1]["steps"] == "1"
 
 

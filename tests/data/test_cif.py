@@ -119,3 +119,14 @@ def test_what_cannot_be_placed_is_refused(tmp_path, case):
     symmetry, sites, message = WRONG[case]
     with pytest.raises(ValueError, match=rf"a\.cif, frame 0: .*data block x: .*{message}"):
         read(tmp_path, cif(symmetry, sites))
+
+
+def test_blocks_after_one_that_cannot_be_used_are_read(tmp_path):
+    cell = "_space_group_IT_number 1"
+    blocks = [cif(cell, f"{label} 0 0 0").replace("data_x", f"data_{label}") for label in ("Si1", "Va1", "Cu1")]
+    (tmp_path / "several.cif").write_text("\n".join(blocks))
+    errors: list[ValueError] = []
+    frames = list(data.iterate(tmp_path / "several.cif", on_error=errors.append))
+    assert [frame.system.numbers.tolist() for frame in frames] == [[14], [29]]
+    assert [frame.source for frame in frames] == ["several.cif frame 0", "several.cif frame 2"]
+    assert len(errors) == 1 and "frame 1: not readable as a structure file (data block Va1: " in str(errors[0])

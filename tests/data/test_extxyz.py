@@ -1,6 +1,7 @@
 """Extended xyz against ASE's reader, in the dialects that codes write, and where a file is wrong."""
 
 import io
+import re
 
 import ase
 import ase.build
@@ -161,6 +162,23 @@ def test_what_is_wrong_is_named_with_its_line(tmp_path, case):
     (tmp_path / "bad.xyz").write_text(text)
     with pytest.raises(ValueError, match=r"bad\.xyz, frame \d: not readable as a structure file \(" + message):
         data.read(tmp_path / "bad.xyz")
+
+
+SKIPPED = {"short row", "long row", "no number", "no element", "no positions", "eight", "lengths", "twice", "pbc"}
+
+
+@pytest.mark.parametrize("case", sorted(SKIPPED))
+def test_frames_after_one_that_cannot_be_read_are_read(tmp_path, case):
+    """Whoever asks for what is wrong loses that frame alone, under its own number."""
+    text, message = WRONG[case]
+    (tmp_path / "bad.xyz").write_text(GPUMD + text + GPUMD)
+    errors: list[ValueError] = []
+    frames = list(data.iterate(tmp_path / "bad.xyz", on_error=errors.append))
+    assert [frame.source for frame in frames] == ["bad.xyz frame 0", "bad.xyz frame 2"]
+    (error,) = errors
+    assert isinstance(error, data.FrameError) and error.source == "bad.xyz frame 1" and len(error.atoms) == 0
+    number = int(re.search(r"line (\d)", message)[1]) + 4
+    assert f"bad.xyz, frame 1: not readable as a structure file (line {number}: " in str(error)
 
 
 def test_columns_that_a_plain_file_does_not_explain_are_named(tmp_path):

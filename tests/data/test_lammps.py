@@ -53,6 +53,14 @@ def test_types_without_elements_are_refused(tmp_path, columns):
     np.testing.assert_array_equal(frame.system.numbers, [14, 8])
 
 
+def test_frames_after_one_of_unknown_types_are_read(tmp_path):
+    third = dump("id type x y z", rows=["1 1 0 0 0", "2 3 1 1 1"], step=1)
+    path, errors = written(tmp_path, dump("id type x y z") + third + dump("id type x y z", step=2)), []
+    frames = list(data.iterate(path, options=OPTIONS, on_error=errors.append))
+    assert [frame.info["timestep"] for frame in frames] == [0, 2]
+    assert len(errors) == 1 and "frame 1: not readable" in str(errors[0]) and "an atom is of type 3" in str(errors[0])
+
+
 @pytest.mark.parametrize("column", ["element", "mass", "typelabel"])
 def test_elements_that_the_dump_tells(tmp_path, column):
     (frame,) = data.read(written(tmp_path, dump(f"id type {column} x y z")))

@@ -188,6 +188,16 @@ def test_missing_empty_and_foreign_files(tmp_path):
         data.read(tmp_path / "model.bin")
 
 
+@pytest.mark.parametrize("unit, warns", [(1.0, False), (10.0, True)])
+def test_positions_in_another_unit_are_warned_of(tmp_path, unit, warns):
+    """A molecule in nm relaxed to "converged" without a step, where forces of a model have long come to an end."""
+    ase.io.write(tmp_path / "water.extxyz", ase.Atoms("OH2", np.array([(0, 0, 0), (0.96, 0, 0), (0, 0.96, 0)]) / unit))
+    remarks = []
+    list(data.iterate(tmp_path / "water.extxyz", on_remark=remarks.append))
+    told = [remark for remark in remarks if remark.severity == "warning"]
+    assert len(told) == warns and all("nearer than 0.4 Å" in r.what and "10 Å" in r.remedy for r in told)
+
+
 def test_a_damaged_archive_is_named(tmp_path):
     path = written(tmp_path, [crystal()] * 20, "frames.extxyz.gz")
     path.write_bytes(path.read_bytes()[:-30])

@@ -251,7 +251,7 @@ def test_a_folder_that_cannot_be_written_is_no_error(store, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError("read-only")
 
-    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
     assert data.counts(store, (3.0,)).shape == (12, 1)
     assert not Path(f"{store.path}{SIDECAR}").exists()
 

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 
 import jax
 import nequip_reference as reference
@@ -106,6 +107,8 @@ def test_a_bundle_keeps_it_and_its_header(tmp_path, path, model):
 
 def test_commands_take_it_and_write_it(tmp_path, path, weights, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["show", str(path)], env={"COLUMNS": "100"})
+    assert re.search(r"│   cutoff +│ +3.5 │", result.output), result.output  # of the header, a line for each key
     for words in (["show", path], ["convert", path, "m.lamjax"], ["convert", "m.lamjax", "back.nqx"]):
         result = CliRunner().invoke(app, [str(word) for word in words])
         assert result.exit_code == 0, result.output
@@ -147,6 +150,7 @@ def test_fewer_elements_give_the_same_energies(model):
         ({"n_layers": 10**9}, "n_layers is 1000000000, more than 64"),
         ({"n_layers": 3.5}, "n_layers is 3.5, expected a whole number"),
         ({"radial_mlp_size": [6]}, r"radial_mlp_size is \[6\], expected a whole number"),
+        ({"cutoff": 10**400}, "cutoff is 1000*, expected a number"),
         ({"cutoff": {}}, "cutoff is {}, expected a number"),
         ({"scale": float("nan")}, "scale is nan, expected a number"),
         ({"shift": "0.2"}, "shift is '0.2', expected a number"),
