@@ -8,6 +8,7 @@ python -m experiments.properties.run --report               # tables and plot of
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -283,26 +284,28 @@ def tuned_table(results: dict[str, Any], study: str) -> str:
         return ""
     lines = []
     for kind, groups in GROUPS.items():
-        for group, of in groups.items():
-            pairs = [(of(base[kind], run), of(run[kind], run)) for run in runs]
+        for group, chosen in groups.items():
+            pairs = [(chosen(base[kind], run), chosen(run[kind], run)) for run in runs]
             label = f"{group} ({len(pairs[0][0])})"
             for name in (HEAT_CAPACITY,) if "heat" in kind else NAMES:
-                errors = [paired(before, after, name) for before, after in pairs]
-                lines.append([label, f"{name}, MAE", *changed(*zip(*errors, strict=True), digits=2)])
+                absolute, relative = zip(*(paired(*pair, name) for pair in pairs), strict=True)
+                lines.append([label, name, *changed(absolute, 2), *changed(relative, 1)])
             shares = [(100 * unstable(before), 100 * unstable(after)) for before, after in pairs]
-            what = "imaginary frequencies (%)" if "heat" in kind else "unstable (%)"
-            lines.append([label, what, *changed(*zip(*shares, strict=True))])
-    before, after = base["elsewhere"]["rmse_f"], [run["elsewhere"]["rmse_f"] for run in runs]
-    lines.append(["DFT frames elsewhere", "forces, RMSE (meV/Å)", *changed([before] * len(runs), after, digits=1)])
-    header = ["crystals", "of", "before", f"after, mean (range) of {len(runs)} seeds", "change (%)"]
-    return f"**Fine-tuned on {study} of {N_TRAIN} compounds**\n\n" + workflow.markdown(header, lines)
+            lines.append([label, "imaginary frequencies (%)" if "heat" in kind else "unstable (%)", *changed(shares)])
+    forces = [(base["elsewhere"]["rmse_f"], run["elsewhere"]["rmse_f"]) for run in runs]
+    lines.append(["DFT frames elsewhere", "forces, RMSE (meV/Å)", *changed(forces)])
+    header = ["crystals", "of", "MAE before", f"after, mean (range) of {len(runs)} seeds", "change (%)"]
+    header += ["median relative error (%) before", "after", "change (%)"]
+    body = [line + [""] * (len(header) - len(line)) for line in lines]
+    return f"**Fine-tuned on {study} of {N_TRAIN} compounds**\n\n" + workflow.markdown(header, body)
 
 
-def changed(before, after, digits: int = 0) -> list[str]:
-    """Before, after, and the change in %."""
-    before, after = np.asarray(before, float), np.asarray(after, float)
+def changed(pairs: Sequence[tuple[float, float]], digits: int = 0) -> list[str]:
+    """Means over the seeds before and after, and the change in %; the last two with their range."""
+    before, after = np.array(pairs, float).T
     change = 100 * (after / before - 1) if before.all() else np.full(1, np.nan)
-    return [workflow.mean_range(before, digits), workflow.mean_range(after, digits), workflow.mean_range(change)]
+    mean = f"{before.mean():.{digits}f}"
+    return [mean, workflow.mean_range(after, digits), workflow.mean_range(change)]
 
 
 def held_out(rows: list[dict], run: dict) -> list[dict]:
@@ -329,14 +332,19 @@ GROUPS = {
 }
 
 
-def paired(before: list[dict], after: list[dict], name: str) -> tuple[float, float]:
-    """Mean absolute errors of a property over the crystals that are usable before and after."""
+def paired(before: list[dict], after: list[dict], name: str) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Mean absolute and median relative errors (%) before and after, over the crystals that are usable in both."""
     both = [
-        (abs(a[name] - a["reference"][name]), abs(b[name] - b["reference"][name]))
+        (abs(a[name] - a["reference"][name]), abs(b[name] - b["reference"][name]), a["reference"][name])
         for a, b in zip(before, after, strict=True)
         if a["converged"] and a["stable"] and b["converged"] and b["stable"]
     ]
-    return tuple(np.mean(both, axis=0).tolist()) if both else (np.nan, np.nan)
+    if not both:
+        return (np.nan, np.nan), (np.nan, np.nan)
+    *errors, known = np.array(both).T
+    first, second = errors
+    relative = (float(np.median(100 * error / known)) for error in errors)
+    return (float(first.mean()), float(second.mean())), tuple(relative)
 
 
 def parity(path: Path, results: dict[str, Any]) -> None:
