@@ -20,13 +20,14 @@ from lamjax.calculator import Calculator
 from lamjax.cli.relax import labelled
 from lamjax.distillation.exploration import perturbed
 from lamjax.potential import Potential
-from lamjax.relaxation import Relaxation, RelaxConfig, Unrolled
+from lamjax.relaxation import Hybrid, Relaxation, RelaxConfig
 from lamjax.reports import console, outputs, plots, progress, table
 from lamjax.system import to_ase
 
 ASSETS = resources.files("lamjax") / "assets" / "demo"
 RELAX = RelaxConfig(fmax=0.02, max_steps=400)  # how structures are judged: at full convergence
-STEPS = 60  # how far a relaxation is unrolled for its gradient
+BASE, HEAD = "small", "nequix"  # predictions at the level of PBE
+WINDOW = 20  # first steps of a relaxation that are unrolled for its gradient; its end is differentiated as a minimum
 BATCH = 4
 RATE = 5e-4
 KEPT = {"Si": 5.47, "Ge": 5.76, "Li": 3.43, "Mo": 3.16}  # crystals (lattice constants in Å) on which the base is kept
@@ -40,7 +41,7 @@ class Measures(NamedTuple):
     dq: np.ndarray  # (n,) amu^1/2 Å from the DFT-relaxed structure
     rmsd: np.ndarray  # (n,) Å
     force_rmse: float  # eV/Å on all steps of the DFT relaxations
-    elsewhere: float  # eV/Å on crystals of the base's own kind (PBE: Si, Ge, Li, Mo), which it was not trained on
+    elsewhere: float  # eV/Å on other crystals (PBE: Si, Ge, Li, Mo)
 
 
 def demo(
@@ -50,7 +51,7 @@ def demo(
     epochs: Annotated[int, typer.Option(help="Passes over the training relaxations.", min=1)] = 6,
     seed: Annotated[int, typer.Option(help="Seed of the order of the structures.")] = 0,
 ) -> None:
-    """Fine-tune a small pre-trained DPA-2 through its own relaxation, on real silicon defects; a few minutes on a CPU.
+    """Fine-tune the model that comes with lamjax through its own relaxation, on real silicon defects; a few minutes on a CPU.
 
     Held-out defects are relaxed before and after; the table tells how far they end from where DFT relaxes them to.
     """
@@ -62,17 +63,17 @@ def demo(
 def show_effect(out: Path, epochs: int, seed: int) -> None:
     """Relax, fine-tune and relax again; files and a table show the errors before and after."""
     began = time.monotonic()
-    potential, params = checkpoints.load(str(ASSETS / "base.lamjax"))
+    potential, params = checkpoints.load(BASE, HEAD)
     frames = {name: data.read(str(ASSETS / f"si_defects_{name}.extxyz.gz")) for name in ("train", "heldout")}
     pairs = {name: data.pairs_from_frames(f) for name, f in frames.items()}
     labelled_frames = {"paths": frames["heldout"], "elsewhere": data.read(str(ASSETS / "pbe_elsewhere.extxyz.gz"))}
     console.print(
-        f"DPA-2 pre-trained on PBE; {len(pairs['train'])} DFT (LDA) relaxations of silicon defects to learn from, "
-        f"{len(pairs['heldout'])} others held out."
+        f"{BASE}, a DPA-2 for all elements; {len(pairs['train'])} DFT (LDA) relaxations of silicon defects to learn "
+        f"from, {len(pairs['heldout'])} others held out."
     )
     before = judge(potential, params, pairs["heldout"], labelled_frames, "relaxing held-out defects, before")
     params, history = tune(potential, params, pairs["train"], epochs, seed)
-    card = {"what": "the demo's base model, fine-tuned through relaxation on silicon defects", "made by": "lamjax demo"}
+    card = {"what": f"{BASE}, fine-tuned through relaxation on silicon defects", "made by": "lamjax demo"}
     checkpoints.save(out / "tuned.lamjax", potential, params, card)
     after = judge(potential, params, pairs["heldout"], labelled_frames, "relaxing held-out defects, after")
     names = [f"{pair.info['family']} {pair.info['relax_id'][:3]}" for pair in pairs["heldout"]]
@@ -106,11 +107,11 @@ def force_error(potential: Potential, params: PyTree, frames: Sequence[data.Fram
 
 
 def tune(potential: Potential, params: PyTree, pairs: Sequence[data.Pair], epochs: int, seed: int) -> tuple[Any, list]:
-    """Backpropagation through the relaxation: parameters, and the mean Dq (amu^1/2 Å) of every gradient step.
+    """Gradients through first steps and end of relaxations: parameters, and the mean Dq (amu^1/2 Å) of each step.
 
     What the base itself says of a few shaken crystals is mixed in, so that it is not forgotten: no label is needed.
     """
-    config = losses.StructureLossConfig(relax=RelaxConfig(fmax=RELAX.fmax, adjoint=Unrolled(STEPS)))
+    config = losses.StructureLossConfig(relax=RelaxConfig(fmax=RELAX.fmax, adjoint=Hybrid(WINDOW)))
     forces_alone = losses.LabelLossConfig(start_pref_e=0.0, limit_pref_e=0.0, start_pref_f=100.0, limit_pref_f=100.0)
     parts = {"structures": (1.0, losses.structure_loss(potential, config))}
     loss = losses.weighted_sum(parts | {"base": (KEPT_WEIGHT, losses.label_loss(potential, forces_alone))})
@@ -132,7 +133,7 @@ def tune(potential: Potential, params: PyTree, pairs: Sequence[data.Pair], epoch
     state = training.init(params, optimizer)
     history = []
     run = training.fit(loss, state, optimizer, batches)
-    for state, metrics in progress(run, f"{n_steps} gradients through {STEPS} FIRE steps", n_steps):  # noqa: B007
+    for state, metrics in progress(run, f"{n_steps} gradients through relaxations", n_steps):  # noqa: B007
         history.append(float(metrics["structures/dq_mean"]))
     return state.params, history
 
