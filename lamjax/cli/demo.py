@@ -51,7 +51,7 @@ def demo(
     epochs: Annotated[int, typer.Option(help="Passes over the training relaxations.", min=1)] = 6,
     seed: Annotated[int, typer.Option(help="Seed of the order of the structures.")] = 0,
 ) -> None:
-    """Fine-tune the model that comes with lamjax through its own relaxation, on real silicon defects; a few minutes on a CPU.
+    """Fine-tune `small` through its own relaxation, on real silicon defects; about five minutes on a CPU.
 
     Held-out defects are relaxed before and after; the table tells how far they end from where DFT relaxes them to.
     """
