@@ -14,15 +14,19 @@ def with_groups(**groups: Callable[..., Any]) -> Callable[[Callable[..., None]],
     options = {name: inspect.signature(make).parameters for name, make in groups.items()}
 
     def decorated(command: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(command)
-        def run(**given: Any) -> None:
-            made = {name: groups[name](**{key: given.pop(key) for key in own}) for name, own in options.items()}
-            command(**given, **made)
-
         arguments = inspect.signature(command).parameters
         parameters = [one for name in arguments for one in options.get(name, {name: arguments[name]}).values()]
-        keywords = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters]
-        vars(run)["__signature__"] = inspect.Signature(keywords)
+        signature = inspect.Signature([one.replace(kind=one.POSITIONAL_OR_KEYWORD) for one in parameters])
+
+        @functools.wraps(command)
+        def run(*args: Any, **keywords: Any) -> None:
+            given = signature.bind(*args, **keywords)
+            given.apply_defaults()
+            values = given.arguments
+            made = {name: groups[name](**{key: values.pop(key) for key in own}) for name, own in options.items()}
+            command(**values, **made)
+
+        vars(run)["__signature__"] = signature
         return run
 
     return decorated

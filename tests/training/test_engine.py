@@ -88,8 +88,8 @@ def test_patience_ends_a_run_and_the_untrained_model_may_be_the_best(tmp_path):
     training.follow(begin(tmp_path, goal=worse, validate_first=True, patience=2), events.append)
     (stopped,) = [event for event in events if isinstance(event, engine.Stopped)]
     assert (stopped.step, stopped.best_step, stopped.best) == (8, 0, -2.0)
-    records = [event for event in events if isinstance(event, engine.RunRecord)]
-    assert [(record.step, record.best) for record in records if record.validation] == [
+    written = [event for event in events if isinstance(event, engine.RunRecord)]
+    assert [(record.step, record.best) for record in written if record.validation] == [
         (0, True), (4, False), (8, False),
     ]  # fmt: skip
     assert [row["step"] for row in records.until(tmp_path / records.VALIDATION, 99)] == [0, 4, 8]
