@@ -280,7 +280,7 @@ def _around(layer: LayerBlock, edges: Array) -> tuple[Array, Array]:
         for features in (edges, given.nodes)
     ]
     message = layer.act(_on_edges(layer.weights.message, given.message, layer.centre.message, edges))
-    return jnp.concatenate(symmetric, axis=-1), jnp.sum(graph.weight[..., None] * message, axis=1)
+    return jnp.concatenate(symmetric, axis=-1), jnp.einsum("nw,nwc->nc", graph.weight, message)
 
 
 def _new_nodes(p: PyTree, c: RepflowConfig, act: Callable, nodes: Array, symmetric: Array, message: Array) -> Array:
@@ -318,7 +318,7 @@ def _through_angles(layer: LayerBlock, edges: Array, angles: Angles, updated: bo
         own = layer.act(to_angles[0].of(angles))
         new = Angles(combine(c.update_style, p.get("a_residual"), [angles.value(), own]), None)
     messages = layer.act(to_edges.of(new if c.sequential_update else angles))
-    return jnp.sum(weight[:, None, :, None] * messages, axis=2) * weight[..., None], new
+    return jnp.einsum("njk,njkc->njc", weight[:, :, None] * weight[:, None], messages), new
 
 
 def _angle_maps(layer: LayerBlock, edges: Array) -> list[AngleMap]:
