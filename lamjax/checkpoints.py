@@ -121,6 +121,13 @@ def read(
         config = imported.parse(str(path))
         return Stored(config, imported.first_params(config), {}, "function")
     path = locate(path)
+    stored = _opened(path, head, elements)
+    _check_finite(path, stored.params)
+    return stored
+
+
+def _opened(path: Path, head: str | None, elements: Mapping[str, str] | None) -> Stored:
+    """The content of a file, as its kind is read."""
     if is_bundle(path):
         if elements:
             raise CheckpointError(f"{path}: a lamjax bundle, whose types are elements. Leave out `elements`.")
@@ -136,6 +143,16 @@ def read(
         f"{path}: {_describe(path)}. lamjax opens its own bundles (lamjax.save), DeePMD-kit's models (`.dp`, `.yaml`, "
         "checkpoints `.pt`, frozen `.pth`, exported `.pt2` and `.pte`) and Nequix's `.nqx`."
     )
+
+
+def _check_finite(path: Path, params: Params) -> None:
+    """CheckpointError that names the parameters which are NaN or infinite."""
+    named = jax.tree_util.tree_flatten_with_path(params)[0]
+    if wrong := [pytree.path_name(where) for where, x in named if not np.isfinite(np.asarray(x)).all()]:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise CheckpointError(
+            f"{path}: {wrong[0]}{more} holds NaN or infinite numbers: the file is damaged, or its training diverged."
+        )
 
 
 def is_function(path: str | Path) -> bool:

@@ -149,6 +149,21 @@ def test_truncated_dp_file_is_noticed(tmp_path):
         lamjax.load(tmp_path / "cut.dp")
 
 
+def test_parameters_that_are_not_finite_are_refused_by_name(bundle, tmp_path):
+    """Damaged bytes of a DeePMD-kit model, and a model whose training diverged."""
+    content = WATER.read_bytes()
+    with h5py.File(WATER) as file:
+        places: list = []
+        file.visititems(lambda _, x: places.append(x.id.get_offset()) if isinstance(x, h5py.Dataset) else None)
+    place = max(filter(None, places))
+    (tmp_path / "damaged.dp").write_bytes(content[:place] + b"\xff" * 8 + content[place + 8 :])
+    potential, params = lamjax.load(bundle)
+    lamjax.save(tmp_path / "diverged.lamjax", potential, jax.tree.map(lambda x: x * np.inf, params))
+    for name in ("damaged.dp", "diverged.lamjax"):
+        with pytest.raises(CheckpointError, match=rf"{name}: (descriptor|heads)/.* holds NaN or infinite numbers"):
+            lamjax.load(tmp_path / name)
+
+
 def test_foreign_files_are_described(tmp_path):
     class Malice:
         def __reduce__(self):

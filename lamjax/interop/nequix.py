@@ -197,8 +197,6 @@ def _arrays(path: Any, file: Any, shapes: list[tuple[int, ...]]) -> list[np.ndar
             raise CheckpointError(
                 f"{path}: array {number + 1} of {len(shapes)} has shape {array.shape}, its header means {shape}."
             )
-        if not np.isfinite(array).all():
-            raise CheckpointError(f"{path}: array {number + 1} of {len(shapes)} holds NaN or infinite numbers.")
         arrays.append(array)
     if left := file.read().strip(b"\n"):
         raise CheckpointError(f"{path}: {len(left)} bytes follow the last array: more layers than its header says.")

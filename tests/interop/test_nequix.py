@@ -191,7 +191,7 @@ def test_nan_and_objects_are_refused(tmp_path, weights):
     broken = [w.copy() for w in weights]
     broken[5].flat[0] = np.nan
     (tmp_path / "m.nqx").write_bytes(reference.file(reference.header(), broken))
-    with pytest.raises(CheckpointError, match="array 6 .* NaN"):
+    with pytest.raises(CheckpointError, match=r"m\.nqx: descriptor.*layers.* holds NaN or infinite numbers"):
         lamjax.load(tmp_path / "m.nqx")
     broken[5] = np.array([{"a": 1}], dtype=object)
     (tmp_path / "m.nqx").write_bytes(reference.file(reference.header(), broken))
