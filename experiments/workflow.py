@@ -384,9 +384,10 @@ def facts(command: str, seconds: float) -> dict[str, Any]:
 
 
 def mean_range(values: Sequence[float], digits: int = 0) -> str:
-    """Mean and range over the seeds: "12 (10-15)"."""
+    """Mean and range over the seeds: "12 (10-15)"; "-3 (-7 to 2)" where one is negative."""
     low, high = min(values), max(values)
-    return f"{np.mean(values):.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+    between = " to " if low < 0 else "-"
+    return f"{np.mean(values):.{digits}f} ({low:.{digits}f}{between}{high:.{digits}f})"
 
 
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

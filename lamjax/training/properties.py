@@ -131,7 +131,7 @@ def property_objective(config: PropertyTuneConfig, potential: Potential, loss: L
     def measure(params: Any, first: Measured | None, watch: Callable) -> Measured:
         measured: Measured = {}
         if packed.validation and sets.loss is not None:
-            n = n_batches(packed.validation, size)
+            n = sum(len(part.members) for part in packed.validation)
             watched = lambda items: watch(items, "relaxing held-out crystals", n)  # noqa: E731
             held_out = HeldOut(sets.validation, packed.validation, sets.loss, size)
             with numerics.matmul_precision(config.matmul_precision):

@@ -3,7 +3,7 @@
 import csv
 import functools
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,19 +40,23 @@ def _program(potential: Potential, loss: PropertyLossConfig) -> Callable:
 def judge(potential: Potential, params: Any, held_out: HeldOut, watch: Callable = iter) -> Judgement:
     """Every crystal relaxed, its properties, and their errors. A property without a target is given too.
 
-    `watch` gets the iterator of batches and may show its progress.
+    `watch` gets the iterator of crystals and may show its progress.
     """
-    crystals, packed, loss, batch_size = held_out
-    run, judgement = _program(potential, loss), _blank(crystals, loss)
-    members = [k for part in packed for k in part.members]  # the batches follow their order, and may end early
-    shown = crystal_batches(packed, batch_size, None)
-    sizes = [len(part.members[k : k + batch_size]) for part in packed for k in range(0, len(part.members), batch_size)]
-    for batch, size in zip(watch(shown), sizes, strict=True):
-        values = jax.device_get(run(params, batch))
-        for k in range(size):
-            number = members.pop(0)
-            _write(judgement, number, crystals[number], loss, jax.tree.map(lambda x, k=k: x[k], values))
+    judgement = _blank(held_out.crystals, held_out.loss)
+    for number, values in watch(_relaxed(potential, params, held_out)):
+        _write(judgement, number, held_out.crystals[number], held_out.loss, values)
     return judgement
+
+
+def _relaxed(potential: Potential, params: Any, held_out: HeldOut) -> Iterator[tuple[int, Any]]:
+    """The number of each crystal and its properties, batch by batch."""
+    run, size = _program(potential, held_out.loss), held_out.batch_size
+    batches = crystal_batches(held_out.packed, size, None)  # the last one of a shape is filled up
+    members = [part.members[k : k + size] for part in held_out.packed for k in range(0, len(part.members), size)]
+    for numbers, batch in zip(members, batches, strict=True):
+        values = jax.device_get(run(params, batch))
+        for k, number in enumerate(numbers):
+            yield number, jax.tree.map(lambda x, k=k: x[k], values)
 
 
 def _blank(crystals: Sequence[TargetCrystal], loss: PropertyLossConfig) -> Judgement:

@@ -56,6 +56,7 @@ def test_volumes_and_force_constants_are_learned(folder, tuned):
     output, _ = tuned
     for text in ("periodic in three directions; this structure is a molecule", "Left out 1 structures", "epoch 2/2"):
         assert text in output, text
+    assert "relaxing held-out crystals: 2 to do" in output  # crystals, not batches
     for text in ("volume_per_atom MAE (Å³)", "force constants RMSE", "100% converged", "What fine-tuning cost"):
         assert text in output, text
     first, *_, last = properties.validations(folder / "out")
