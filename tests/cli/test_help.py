@@ -32,7 +32,7 @@ def test_every_command_stands_in_the_workflow_once():
 
 @pytest.mark.parametrize("command", ["show", "eval", "relax", "md", "properties", "distill", "explore", "label"])
 def test_every_kind_of_model_file_is_named_where_a_model_is_meant(command):
-    output = " ".join(said(command, "--help", COLUMNS="400").split())
+    output = " ".join(shown(command, "--help", COLUMNS="400").split())
     assert checkpoints.KINDS in output, output
 
 
