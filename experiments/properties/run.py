@@ -36,7 +36,7 @@ TARGETS = [{"name": name, "scale": None} for name in NAMES]
 HEAT_CAPACITY = "heat_capacity_per_atom"
 HEAT = [{"name": HEAT_CAPACITY, "scale": None}]
 DULONG_PETIT = 24.943  # J/mol/K, 3R
-LABEL_KEYS = ("volume_per_atom", "bulk_modulus_GPa", "shear_modulus_GPa", HEAT_CAPACITY)
+ELASTIC_KEYS = ("volume_per_atom", "bulk_modulus_GPa", "shear_modulus_GPa")  # of the labels
 QUICK = 6  # crystals of each benchmark with --quick
 REPLAYED = 200  # frames whose forces the base itself gives
 
@@ -90,13 +90,12 @@ def labelled(study: str, seed: int, work: Path) -> dict[str, str]:
     """The labelled crystals, each a chemistry of its own, to train on, to choose the epoch by, and held out."""
     some = ase.io.read(LABELS, ":")
     some = [some[k] for k in np.random.default_rng(seed).permutation(len(some))]
+    others = (*ELASTIC_KEYS, HEAT_CAPACITY) if STUDIES[study].constants else ("force_constants", "supercell")
     for atoms in some:
         if STUDIES[study].constants:
-            for key in LABEL_KEYS:
-                del atoms.info[key]
             atoms.info["force_constants"] = str(LABELS.parent / atoms.info["force_constants"])
-        else:
-            del atoms.info["force_constants"], atoms.info["supercell"], atoms.info[HEAT_CAPACITY]
+        for key in others:
+            atoms.info.pop(key, None)
     ends = {
         "train": (0, N_TRAIN),
         "validation": (N_TRAIN, N_TRAIN + N_VALIDATION),
@@ -286,7 +285,8 @@ def tuned_table(results: dict[str, Any], study: str) -> str:
     for kind, groups in GROUPS.items():
         for group, chosen in groups.items():
             pairs = [(chosen(base[kind], run), chosen(run[kind], run)) for run in runs]
-            label = f"{group} ({len(pairs[0][0])})"
+            sizes = sorted({len(before) for before, _ in pairs})
+            label = f"{group} ({'-'.join(map(str, sizes[:: max(1, len(sizes) - 1)]))})"
             for name in (HEAT_CAPACITY,) if "heat" in kind else NAMES:
                 absolute, relative = zip(*(paired(*pair, name) for pair in pairs), strict=True)
                 lines.append([label, name, *changed(absolute, 2), *changed(relative, 1)])

@@ -279,7 +279,7 @@ def _file(path: Path, options: ReadOptions, remarks: Remarks) -> Iterator[tuple[
 
 
 def _unreadable(path: Path, error: Exception) -> str:
-    """What is said of a structure that cannot be read."""
+    """The message for a structure that cannot be read."""
     own = type(error) is ValueError and str(error).startswith(("line ", "data block ", "it was taken for "))
     kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
     reason = f"{kind}{str(error).rstrip('.')}" if str(error) else "it does not have the form of one"

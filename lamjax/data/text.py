@@ -60,7 +60,7 @@ def readable(text: str) -> str:
 
 
 def attempted(read: Callable[..., Any], *arguments: Any) -> Any:
-    """What `read` makes of one structure of a file, or its ValueError, after which the next one can be read."""
+    """The result of `read` for one structure of a file, or its ValueError: the next structure can be read still."""
     try:
         return read(*arguments)
     except ValueError as error:

@@ -17,11 +17,13 @@ from lamjax.training.properties_data import (
     column_batches,
     columns,
     crystal_batches,
+    loss_on,
     n_batches,
     pack,
     read_crystals,
     read_sets,
 )
+from lamjax.training.properties_judge import HeldOut, judge
 
 POTENTIAL = many_body.stillinger_weber()
 
@@ -132,6 +134,20 @@ def test_sets_shapes_and_batches(tmp_path):
     np.testing.assert_array_equal(again.targets["bulk_modulus"], epochs[1][1].targets["bulk_modulus"])
     empty = [b for b in epochs[0] if (b.start.numbers == 0).all(axis=1).any()]
     assert empty and all(np.isfinite(b.start.positions).all() for b in empty)
+
+
+def test_every_crystal_is_judged_by_its_own_properties(tmp_path):
+    """Also where a batch is filled up; nothing moves with so large a limit on the forces."""
+    volumes = [a**3 / 8 for a in (5.2, 5.43, 5.6)]
+    frames = [silicon(volume_per_atom_A3=volume) for volume in volumes]
+    for atoms, volume in zip(frames, volumes, strict=True):
+        atoms.set_cell(atoms.cell * (volume * len(atoms) / atoms.get_volume()) ** (1 / 3), scale_atoms=True)
+    config, crystals = read(tmp_path, *frames, relax={"fmax": 1e3}, targets=[{"name": "volume_per_atom"}])
+    loss = loss_on(config, crystals)
+    (packed,) = pack(config, POTENTIAL, loss, [crystals])
+    judgement = judge(POTENTIAL, POTENTIAL.init(), HeldOut(crystals, packed, loss, batch_size=2))
+    np.testing.assert_allclose(judgement["volume_per_atom"], volumes, rtol=1e-5)
+    assert judgement["converged"].all() and np.abs(judgement["error"]).max() < 1e-3
 
 
 def test_columns_of_force_constants(tmp_path):
