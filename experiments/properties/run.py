@@ -145,17 +145,17 @@ def settings(files: dict[str, str], targets: list, output: Path, **more: Any) ->
 
 
 def measured(model, file: str, targets: list) -> dict[str, Any]:
-    """Properties of every crystal of a file, relaxed with a model, and the numbers of its file."""
+    """Properties of every crystal of a file, relaxed with a model, and the numbers of its file, where it has all."""
     began = time.monotonic()
     config = settings({"crystals": [file], "validation": [file]}, targets, Path("unused"))
     potential, params = model
-    some = read_crystals(config, config.crystals, potential)
+    names = [target["name"] for target in targets]
+    some = [one for one in read_crystals(config, config.crystals, potential) if one.targets.keys() >= set(names)]
     loss = loss_on(config, some)
     (packed,) = pack(config, potential, loss, [some])
     judgement = properties_judge.judge(
         potential, params, properties_judge.HeldOut(some, packed, loss, config.batch_size)
     )
-    names = [target["name"] for target in targets]
     rows = [
         {"name": properties_judge.crystal_name(crystal), "formula": str(crystal.info["formula"])}
         | {
